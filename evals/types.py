@@ -1,0 +1,210 @@
+"""The carriers that tasks, samplers, engine and orchestrator share. Plain values: no torch, no transformers, no Ray.
+
+Words: a *problem* becomes a *prompt*; a *chain* turns a prompt into a *sample* by yielding *operations*, of which the
+most common, `Submit`, carries a *request* that the engine answers with a *completion*. A graded sample is a *record*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Hashable, Sequence
+from typing import Any, Literal, NamedTuple, NewType, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ended = Literal["eos", "stop", "length", "floor", "cancelled"]
+"""Why a completion is over: EOS token, stop string, token limit, floor passed, or cancelled by its chain."""
+
+Bound = Literal["length", "nonnull", "constant"]
+"""What is subtracted from the running sum of log Z before it is compared with the floor (see `Request.bound`)."""
+
+Handle = NewType("Handle", int)
+"""Opaque name of a token sequence whose keys and values the engine still holds."""
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one sentence that says what is wrong, where, and the way out.
+
+    The command line prints the sentence without a traceback and exits with code 2.
+    """
+
+
+class Problem(NamedTuple):
+    """One row of a data set in GSM8K's format."""
+
+    problem_id: int
+    """Row in the data set; enters every random key, so it never depends on a limit or an order."""
+    question: str
+    answer: str
+    """The worked solution as the data set has it, `#### gold` included."""
+
+
+class Prompt(NamedTuple):
+    """What a chain continues: token ids and the rules that end an answer, the same for all its requests."""
+
+    token_ids: tuple[int, ...]
+    max_new_tokens: int
+    """Horizon H: an answer of H tokens is complete as it is."""
+    eos_ids: frozenset[int]
+    """Every id that ends an answer; the EOS token is part of the answer and nothing follows it."""
+    stopped: Callable[[Sequence[int]], bool] | None = None
+    """True when the text of these answer tokens contains a stop string. A function of the answer's tokens alone."""
+
+
+class Request(NamedTuple):
+    """Continue `prefix` with tokens of softmax(alpha * logits): all that an engine ever hears (ENGINE.md section 1)."""
+
+    prefix: tuple[int, ...]
+    """Prompt and answer so far, at least one token; the first new token lands at position len(prefix)."""
+    max_new: int
+    """At least 1."""
+    alpha: float
+    """Exponent of the proposal, 1 / temperature; inf is greedy (log_q is then 0 and log_z holds log p)."""
+    key: tuple[int, int, int]
+    """Three 32-bit words of the random counter: problem, sample | try << 16, move. The fourth is position | purpose."""
+    origin: int
+    """Length of the prompt: the position at which the answer starts."""
+    exclude: int | None = None
+    """Token that the first draw, and only the first, must avoid; the recorded log q and log Z are the unrestricted ones."""
+    floor: float = -np.inf
+    """Stop once (sum of log Z after the request's first token) - bound falls below this. Needs alpha >= 1."""
+    bound: Bound = "length"
+    """`length`: log(answer length so far, + 1 while incomplete); `nonnull`: log of l - C_l; `constant`: nothing."""
+    top_k: int = 0
+    """Keep only the k most probable tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens whose mass reaches p; 1 keeps all."""
+    parent: Handle | None = None
+    """Held sequence that starts with `prefix`: its keys and values are used and nothing is prefilled."""
+
+
+class Completion(NamedTuple):
+    """The engine's answer to a request: n new tokens with their statistics."""
+
+    tokens: tuple[int, ...]
+    log_q: NDArray[np.float64]
+    """[n] log of the proposal probability of each token, in nats."""
+    log_z: NDArray[np.float64]
+    """[n] log sum_v p(v | prefix)^alpha at each position, clamped at 0 for alpha >= 1; log p for alpha = inf."""
+    ended: Ended
+    handle: Handle | None
+    """The sequence prefix + tokens, held until kept, dropped or the chain ends; None when cancelled."""
+    prefilled: int
+    """Tokens that had to be run through the model before the first draw, beyond the one fed again (0 with a parent)."""
+
+
+class Submit(NamedTuple):
+    """Ask for a request; its completion comes back as (tag, completion)."""
+
+    tag: Hashable
+    request: Request
+
+
+class Keep(NamedTuple):
+    """This sequence replaces its parent: the parent's handle is released."""
+
+    handle: Handle
+
+
+class Drop(NamedTuple):
+    """Release a held sequence; what it shares with others stays."""
+
+    handle: Handle
+
+
+class Cancel(NamedTuple):
+    """Stop the request of this tag; its completion still arrives, with `ended` = cancelled."""
+
+    tag: Hashable
+
+
+Operation = Submit | Keep | Drop | Cancel
+
+
+class Sample(NamedTuple):
+    """What a chain returns: one complete answer with its per-token statistics and its diagnostics."""
+
+    tokens: tuple[int, ...]
+    log_q: NDArray[np.float64]
+    log_z: NDArray[np.float64]
+    ended: Ended
+    chain: dict[str, Any]
+    """Diagnostics of the sampler as JSON values, e.g. moves, null, accepted, log_p, generated."""
+
+
+Steps = Generator[list[Operation], tuple[Hashable, Completion] | None, Sample]
+"""The generator behind a chain: yields operations; while requests are in flight it is sent one arrival at a time."""
+
+
+class Chain(NamedTuple):
+    """A prompt and the generator that samples an answer to it."""
+
+    prompt: Prompt
+    steps: Steps
+
+
+class Sampler(Protocol):
+    """Makes chains. A sampler is a frozen value; all its randomness comes from the keys it is given."""
+
+    def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
+        """Returns the generator that samples one answer to `prompt`."""
+        ...
+
+
+class Task(Protocol):
+    """Turns problems into prompts and texts into grades. Knows no tokens and no device."""
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]: ...
+
+    def prompt(self, problem: Problem) -> str:
+        """The prompt's text: a pure function of the preset, the seed and the problem."""
+        ...
+
+    def grade(self, problem: Problem, text: str) -> dict[str, Grade]:
+        """Named scores of an answer's text (already cut at the earliest stop string)."""
+        ...
+
+
+class Grade(NamedTuple):
+    """A verdict with its evidence."""
+
+    correct: bool
+    answer: str | None
+    """The extracted answer as the grader saw it; None when there is none (no answer is not the same as wrong)."""
+    kind: str = "number"
+    """What was found: `number`, `none`, and for the numeric grader also `several` or `complex`."""
+
+
+class MemoryReading(NamedTuple):
+    """Memory of one worker at one moment, in bytes; device fields are None on CPU, where `rss_bytes` counts."""
+
+    rss_bytes: int
+    peak_rss_bytes: int
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    peak_bytes: int | None = None
+    free_bytes: int | None = None
+    total_bytes: int | None = None
+
+
+class Record(NamedTuple):
+    """One line of records.jsonl: a finished (problem, sample)."""
+
+    problem_id: int
+    sample_index: int
+    status: Literal["ok", "failed"]
+    text: str
+    token_ids: list[int]
+    ended: str
+    scores: dict[str, dict[str, Any]]
+    """grader -> {correct, answer, kind}."""
+    chain: dict[str, Any]
+    timings: dict[str, float]
+    """start and end in Unix seconds, wall_seconds from submission to sample, queue_seconds before the first draw."""
+    memory: dict[str, Any]
+    tokens: dict[str, int]
+    """prompt, answer (kept), generated (forward rows spent on new tokens), prefilled."""
+    worker: dict[str, Any]
+    """rank, pid, host, attempt."""
+    error: str | None = None
