@@ -1,21 +1,21 @@
-"""Counter-based random numbers: Philox4x32-10 on the host. The one key scheme of the project (DESIGN.md, Random keys).
+"""Counter-based random numbers: Philox4x32-10 on the host. The one key scheme of the project.
 
-A uniform is a pure function of (run seed; problem, sample | try << 16, move, position | purpose << 24). Nothing depends on
-batch, slot, device, order of arrival or restart. Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (SC 2011).
+A uniform is a pure function of (run seed; problem, sample | try << 16, move, position | purpose << 24). Nothing
+depends on batch, slot, device, order of arrival or restart. Source: Salmon et al., Parallel Random Numbers: As Easy
+as 1, 2, 3 (SC 2011).
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-MASK = np.uint64(0xFFFFFFFF)
-MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-WEYL = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+Word = Any  # int or NDArray[np.uint64]
+MASK, M0, M1, W0, W1 = 0xFFFFFFFF, 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
-SHIFT = np.uint64(32)
 
 
 class Purpose(IntEnum):
@@ -29,26 +29,25 @@ class Purpose(IntEnum):
     PICK = 5
 
 
-def philox(seed: int, counter: ArrayLike) -> NDArray[np.uint64]:
-    """Philox4x32-10. `counter` [..., 4] of 32-bit words, `seed` the 64-bit key; returns [..., 4] 32-bit words."""
-    c0, c1, c2, c3 = np.moveaxis(np.asarray(counter, dtype=np.uint64), -1, 0)
-    k0, k1 = np.uint64(seed & 0xFFFFFFFF), np.uint64(seed >> 32 & 0xFFFFFFFF)
+def philox(seed: int, c0: Word, c1: Word, c2: Word, c3: Word) -> tuple[Word, Word, Word, Word]:
+    """Philox4x32-10 of four 32-bit counter words under a 64-bit key; the words are ints or uint64 arrays alike."""
+    k0, k1 = seed & MASK, seed >> 32 & MASK
     for _ in range(ROUNDS):
-        p0, p1 = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2
-        c0, c1, c2, c3 = (p1 >> SHIFT) ^ c1 ^ k0, p1 & MASK, (p0 >> SHIFT) ^ c3 ^ k1, p0 & MASK
-        k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
-    return np.stack(np.broadcast_arrays(c0, c1, c2, c3), axis=-1)
+        p0, p1 = M0 * c0, M1 * c2
+        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & MASK, (p0 >> 32) ^ c3 ^ k1, p0 & MASK
+        k0, k1 = k0 + W0 & MASK, k1 + W1 & MASK
+    return c0, c1, c2, c3
 
 
 def uniforms(seed: int, keys: ArrayLike, positions: ArrayLike, purpose: Purpose = Purpose.TOKEN) -> NDArray[np.float64]:
-    """Uniforms in [0, 1) of 53 bits. `keys` [B, 3] (problem, sample | try << 16, move), `positions` [B]; returns [B]."""
-    keys, positions = np.asarray(keys, dtype=np.uint64), np.asarray(positions, dtype=np.uint64)
-    last = positions | np.uint64(int(purpose) << 24)
-    words = philox(seed, np.concatenate([keys, last[..., None]], axis=-1))
-    high, low = words[..., 0] >> np.uint64(5), words[..., 1] >> np.uint64(6)
-    return (high * np.uint64(1 << 26) + low).astype(np.float64) / float(1 << 53)
+    """Uniforms in [0, 1) of 53 bits: `keys` [B, 3] (problem, sample | try << 16, move), `positions` [B] -> [B]."""
+    words = np.asarray(keys, dtype=np.uint64)
+    last = np.asarray(positions, dtype=np.uint64) | int(purpose) << 24
+    r0, r1, _, _ = philox(seed, words[..., 0], words[..., 1], words[..., 2], last)
+    return ((r0 >> 5) * (1 << 26) + (r1 >> 6)) / float(1 << 53)
 
 
 def uniform(seed: int, key: tuple[int, int, int], position: int, purpose: Purpose) -> float:
-    """One uniform in [0, 1); see `uniforms`."""
-    return float(uniforms(seed, [key], [position], purpose)[0])
+    """One uniform in [0, 1); equals `uniforms` for a batch of one."""
+    r0, r1, _, _ = philox(seed, *key, position | purpose << 24)
+    return ((r0 >> 5) * (1 << 26) + (r1 >> 6)) / float(1 << 53)

@@ -65,7 +65,7 @@ class Request(NamedTuple):
     origin: int
     """Length of the prompt: the position at which the answer starts."""
     exclude: int | None = None
-    """Token that the first draw, and only the first, must avoid; the recorded log q and log Z are the unrestricted ones."""
+    """Token that the first draw, and only the first, must avoid; log q and log Z stay those of the unrestricted law."""
     floor: float = -np.inf
     """Stop once (sum of log Z after the request's first token) - bound falls below this. Needs alpha >= 1."""
     bound: Bound = "length"

@@ -1,0 +1,129 @@
+"""The main path on one device: problem -> prompt -> chain -> sample -> grades -> record.
+
+Knows no Ray and no run directory. This is where tasks, samplers and the engine meet; none of them imports another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import lru_cache
+from typing import Any
+
+from evals.engine.engine import Engine
+from evals.engine.model import Tokenizer
+from evals.stopping import StopStrings, cut
+from evals.types import Chain, Problem, Prompt, Record, Sample, Sampler, Task
+
+
+def start(
+    problem: Problem,
+    sample_index: int,
+    task: Task,
+    sampler: Sampler,
+    engine: Engine,
+    *,
+    max_new_tokens: int,
+    seed: int,
+    worker: Mapping[str, Any],
+) -> Future[Record]:
+    """Begin one (problem, sample) on a started engine; the future yields its record or the exception that ended it.
+
+    `worker` goes into the record as it is: who did the work. Grading happens on the engine's thread, in well under a
+    millisecond per answer.
+    """
+    began = time.time()
+    prompt = make_prompt(task, problem, engine.tokenizer, max_new_tokens)
+    sampling = engine.submit(Chain(prompt, sampler.chain(prompt, seed, problem.problem_id, sample_index)), seed)
+    graded: Future[Record] = Future()
+
+    def finish(done: Future[Sample]) -> None:
+        try:
+            graded.set_result(
+                make_record(problem, sample_index, task, engine, prompt, done.result(), began, dict(worker))
+            )
+        except BaseException as error:  # noqa: BLE001 - whatever it is belongs to whoever waits for the record
+            graded.set_exception(error)
+
+    sampling.add_done_callback(finish)
+    return graded
+
+
+def evaluate(
+    problems: Iterable[Problem],
+    task: Task,
+    sampler: Sampler,
+    engine: Engine,
+    *,
+    max_new_tokens: int,
+    seed: int,
+    num_samples: int = 1,
+) -> Iterator[Record]:
+    """Records of every (problem, sample) in order of completion; the engine must have been started."""
+    pending = {
+        start(problem, index, task, sampler, engine, max_new_tokens=max_new_tokens, seed=seed, worker={})
+        for problem in problems
+        for index in range(num_samples)
+    }
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            yield future.result()
+
+
+def make_prompt(task: Task, problem: Problem, tokenizer: Tokenizer, max_new_tokens: int) -> Prompt:
+    """The problem as token ids, with the rules that end an answer to it."""
+    return Prompt(
+        token_ids=tuple(tokenizer.encode(task.prompt(problem))),
+        max_new_tokens=max_new_tokens,
+        eos_ids=tokenizer.eos_ids,
+        stopped=stop_rule(tuple(task.stop_strings), tokenizer),
+    )
+
+
+@lru_cache(maxsize=16)
+def stop_rule(stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> StopStrings | None:
+    """One rule for all problems, since it learns which tokens can end a stop string."""
+    return StopStrings(stop_strings, tokenizer.decode, tokenizer.vocab_size) if stop_strings else None
+
+
+def answer_text(sample: Sample, prompt: Prompt, stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> str:
+    """What is graded: the answer's text without its EOS token, up to the earliest stop string."""
+    tokens = sample.tokens[:-1] if sample.tokens[-1] in prompt.eos_ids else sample.tokens
+    return cut(tokenizer.decode(tokens), stop_strings)
+
+
+def make_record(
+    problem: Problem,
+    sample_index: int,
+    task: Task,
+    engine: Engine,
+    prompt: Prompt,
+    sample: Sample,
+    began: float,
+    worker: dict[str, Any],
+) -> Record:
+    """Decode, cut, grade and count a finished sample."""
+    ended = time.time()
+    text = answer_text(sample, prompt, task.stop_strings, engine.tokenizer)
+    grades = task.grade(problem, text)
+    return Record(
+        problem_id=problem.problem_id,
+        sample_index=sample_index,
+        status="ok",
+        text=text,
+        token_ids=list(sample.tokens),
+        ended=sample.ended,
+        scores={name: grade._asdict() for name, grade in grades.items()},
+        chain=sample.chain,
+        timings={"start": began, "end": ended, "wall_seconds": ended - began},
+        memory=engine.memory()._asdict(),
+        tokens={
+            "prompt": len(prompt.token_ids),
+            "answer": len(sample.tokens),
+            "generated": sample.chain["generated"],
+            "prefilled": sample.chain["prefilled"],
+        },
+        worker=worker,
+    )

@@ -1,0 +1,41 @@
+"""What every chain needs: asking the engine for one completion, and its words of the random counter."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Hashable
+
+import numpy as np
+
+from evals.types import Completion, Drop, Keep, Operation, Request, Submit
+
+Key = tuple[int, int, int]
+"""Problem, sample | try << 16, move."""
+
+MAX_SAMPLES = 1 << 16
+"""Sample indices share a 32-bit word with the number of the try."""
+
+
+def key(problem_id: int, sample_index: int, move: int) -> Key:
+    """Words of the random counter. Raises ValueError where one does not fit its bits."""
+    if not (0 <= problem_id < 1 << 32 and 0 <= sample_index < MAX_SAMPLES and 0 <= move < 1 << 32):
+        raise ValueError(
+            f"no random key for problem {problem_id}, sample {sample_index}, move {move}: a word overflows"
+        )
+    return problem_id, sample_index, move
+
+
+def ask(
+    request: Request, *first: Keep | Drop
+) -> Generator[list[Operation], tuple[Hashable, Completion] | None, Completion]:
+    """Submit one request, after the operations `first`, and wait for its completion: `c = yield from ask(request)`."""
+    arrival = yield [*first, Submit(request.key[2], request)]
+    if arrival is None:
+        raise RuntimeError("the engine resumed a chain that waits for a completion without one")
+    return arrival[1]
+
+
+def log_p(log_q: np.ndarray, log_z: np.ndarray, alpha: float) -> float:
+    """log p of an answer in nats: (sum log q + sum log Z) / alpha; the sum of log_z alone where alpha is inf."""
+    if np.isinf(alpha):
+        return float(np.sum(log_z))
+    return float((np.sum(log_q) + np.sum(log_z)) / alpha)

@@ -1,0 +1,36 @@
+"""Greedy decoding and sampling at a temperature: chains of one request."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from evals.samplers.base import ask, key, log_p
+from evals.types import Prompt, Request, Sample, Steps
+
+
+class Single(NamedTuple):
+    """One draw of softmax(alpha * logits) per token; alpha = 1 / temperature, inf for greedy.
+
+    With alpha equal to power sampling's and the same seed it is move 0 of that chain, token for token.
+    """
+
+    alpha: float
+
+    def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
+        """One answer to `prompt`; see `evals.types.Sampler`."""
+        completion = yield from ask(
+            Request(
+                prefix=prompt.token_ids,
+                max_new=prompt.max_new_tokens,
+                alpha=self.alpha,
+                key=key(problem_id, sample_index, 0),
+                origin=len(prompt.token_ids),
+            )
+        )
+        tokens, log_q, log_z, ended = completion.tokens, completion.log_q, completion.log_z, completion.ended
+        info = {
+            "generated": len(tokens),
+            "prefilled": completion.prefilled,
+            "log_p": log_p(log_q, log_z, self.alpha),
+        }
+        return Sample(tokens, log_q, log_z, ended, info)
