@@ -16,25 +16,31 @@ class Settings(BaseModel):
 class SamplerConfig(Settings):
     """How one answer is sampled."""
 
-    kind: Literal["power", "temperature", "greedy"] = Field("power", description="power, temperature or greedy")
-    alpha: Annotated[float, Field(ge=1, le=1000)] = Field(4.0, description="exponent of the target p^alpha (power)")
-    num_moves: Annotated[int, Field(ge=0, le=100_000)] = Field(
-        10, description="Metropolis-Hastings moves per answer (power)"
+    kind: Literal["power", "temperature", "greedy"] = Field(default="power", description="power, temperature or greedy")
+    alpha: Annotated[float, Field(ge=1, le=1000)] = Field(
+        default=4.0, description="exponent of the target p^alpha (power)"
     )
-    temperature: Annotated[float, Field(gt=0, le=100)] = Field(1.0, description="temperature (temperature)")
+    num_moves: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=10, description="Metropolis-Hastings moves per answer (power)"
+    )
+    temperature: Annotated[float, Field(gt=0, le=100)] = Field(default=1.0, description="temperature (temperature)")
 
 
 class TaskConfig(Settings):
     """Which problems, how they are put to the model, and how long an answer may be."""
 
-    name: Literal["gsm8k"] = Field("gsm8k", description="format of the data: question, worked answer, #### gold")
-    num_shots: Annotated[int, Field(ge=0, le=64)] = Field(0, description="solved examples in front of each question")
-    train_data: str | None = Field(None, description="where the solved examples come from: JSONL or hub name")
+    name: Literal["gsm8k"] = Field(
+        default="gsm8k", description="format of the data: question, worked answer, #### gold"
+    )
+    num_shots: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=0, description="solved examples in front of each question"
+    )
+    train_data: str | None = Field(default=None, description="where the solved examples come from: JSONL or hub name")
     max_new_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        512, description="longest answer in tokens (the horizon of the target law)"
+        default=512, description="longest answer in tokens (the horizon of the target law)"
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        ("Question:", "</s>", "<|im_end|>"), description="strings that end an answer"
+        default=("Question:", "</s>", "<|im_end|>"), description="strings that end an answer"
     )
 
 
@@ -42,8 +48,10 @@ class EngineConfig(Settings):
     """How the model runs on one device."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU, float32 on a CPU"
+        default="auto", description="auto: bfloat16 on a GPU, float32 on a CPU"
     )
-    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
-    allow_pickle: bool = Field(False, description="accept weights that are not safetensors")
-    prefill_tokens: Annotated[int, Field(ge=16)] = Field(4096, description="prompt tokens per prefill pass (GPU)")
+    trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
+    allow_pickle: bool = Field(default=False, description="accept weights that are not safetensors")
+    prefill_tokens: Annotated[int, Field(ge=16)] = Field(
+        default=4096, description="prompt tokens per prefill pass (GPU)"
+    )

@@ -1,0 +1,181 @@
+r"""The numeric score: find the final answer of a text, read it as a decimal number, compare exactly. Knows no model.
+
+Where the answer is looked for, in this order: the last closed, non-empty `\boxed{}` or `\fbox{}`; the last `####` with
+a digit on its line; the last "answer is", "result =" or the like with a digit in its sentence; the text's last number.
+No tolerance, no rounding, no factor 100: 18.00 is 18, 18.0000001 is not. Every step takes time linear in the text.
+
+An answer of kind `complex` (a fraction, a formula) is not correct here; a symbolic checker decides those later.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from decimal import Decimal
+from typing import NamedTuple
+
+from evals.types import Grade, Problem, UserError
+
+NUMBER = re.compile(
+    r"(?<![\w.,/])([-\u2212]?)[$€£]?([-\u2212]?)((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?![\d/^]|[.,]\d)(\s?(?:%|percent\b))?"
+)
+"""Sign, currency, sign, digits (commas only as exact groups of thousands), per cent."""
+
+BRACE = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\[{}]|([{}])")
+PHRASE = re.compile(r"(?:answer|result)\s*(?:is|:|=)[\s:*]*", re.IGNORECASE)
+SENTENCE_END = re.compile(r"[.!?](?!\w)|\n")
+DIGIT = re.compile(r"\d")
+DIGITS = re.compile(r"\d+(?:\.\d+)?")
+OPERATOR = re.compile(r"[+*/^\\×÷]|[\w)}\]]\s*[-\u2212]")
+UNITS = re.compile(r"(?:[^\W\d_]|[\s$€£.])*")
+WRAPPER = re.compile(r"\\(?:textbf|text|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+SPACE = re.compile(r"\\[ ;]|[\u00a0\u202f\u2009]")
+NOTHING = re.compile(r"\\[!,]|\*\*")
+MAX_NESTING = 4
+"""Wrappers like \\text{\\textbf{18}} are opened this deep; deeper ones stay and make the answer `complex`."""
+
+
+class Found(NamedTuple):
+    """What a text says its answer is: `kind` is number, several, complex or none; `value` is set for a number."""
+
+    kind: str
+    shown: str | None = None
+    value: Decimal | None = None
+    percent: bool = False
+
+
+def numeric(text: str, problem: Problem) -> Grade:
+    """Is the final answer of `text` (already cut at its stop string) the number after `####` in the problem's solution?
+
+    The grade's answer is the number without commas and currency, or what stands in its place if `several` or `complex`.
+    A percentage counts only if the problem asks for one. Raises UserError if the problem's own answer is no number.
+    """
+    found = find(text)
+    correct = found.value == gold(problem) and (not found.percent or asks_percent(problem))
+    return Grade(correct, found.shown, found.kind)
+
+
+def gold(problem: Problem) -> Decimal:
+    """The number after `####` in the problem's solution. Raises UserError if there is none."""
+    written = gold_text(problem)
+    whole = NUMBER.fullmatch(written)
+    if whole is None:
+        raise UserError(
+            f"Problem {problem.problem_id}: the answer after '####' is {written!r}, not a number; correct the data."
+        )
+    return value(whole)
+
+
+def asks_percent(problem: Problem) -> bool:
+    """Is the answer a percentage: in the solution's last line before `####`, or by the question's last sentence?"""
+    solution = problem.answer.rpartition("####")[0].rstrip()
+    last_line = solution.rpartition("\n")[2]
+    plain, written = last_line.replace(",", ""), gold_text(problem).replace(",", "")
+    if re.search(rf"(?<![\d.]){re.escape(written)}\s?(?:%|percent\b)", plain):
+        return True
+    sentences = [part for part in re.split(r"(?<=[.!?])\s+", problem.question.strip()) if part]
+    return bool(sentences) and "percent" in sentences[-1].lower()
+
+
+def gold_text(problem: Problem) -> str:
+    return problem.answer.rpartition("####")[2].strip()
+
+
+def find(text: str) -> Found:
+    """The final answer of a text."""
+    text = cleaned(text)
+    box = last_box(text)
+    if box is not None:
+        return boxed(after_equals(box))
+    for segment in (after_hashes(text), after_phrase(text)):
+        if segment is not None:
+            segment = after_equals(segment)
+            first = NUMBER.search(segment)
+            return number(first) if first else unreadable(segment)
+    numbers = list(NUMBER.finditer(text))
+    return number(numbers[-1]) if numbers else Found("none")
+
+
+def cleaned(text: str) -> str:
+    """The text without the typography of LaTeX and Markdown that can stand inside a number."""
+    text = NOTHING.sub("", SPACE.sub(" ", text))
+    text = text.replace("{,}", ",").replace(r"\$", "$").replace(r"\%", "%")
+    for _ in range(MAX_NESTING):
+        text, opened = WRAPPER.subn(r"\1", text)
+        if not opened:
+            break
+    return text
+
+
+def last_box(text: str) -> str | None:
+    r"""Content of the last `\boxed{...}` that is closed and not empty."""
+    opened: list[tuple[int, bool]] = []
+    best: tuple[int, str] | None = None
+    for token in BRACE.finditer(text):
+        if token[1] or token[2] == "{":
+            opened.append((token.end(), bool(token[1])))
+        elif token[2] == "}" and opened:
+            start, is_box = opened.pop()
+            if is_box and (best is None or start > best[0]):
+                content = text[start : token.start()].strip()
+                best = (start, content) if content else best
+    return best[1] if best else None
+
+
+def after_hashes(text: str) -> str | None:
+    """Rest of the line after the last `####` that a digit follows on its line."""
+    for line in reversed(text.split("\n")):
+        if "####" in line:
+            last_digit = max((match.start() for match in DIGIT.finditer(line)), default=0)
+            hashes = line.rfind("####", 0, last_digit)
+            if hashes >= 0:
+                return line[hashes + len("####") :]
+    return None
+
+
+def after_phrase(text: str) -> str | None:
+    """Rest of the sentence after the last phrase such as "the answer is" that a digit follows in its sentence."""
+    phrases = [match.end() for match in PHRASE.finditer(text)]
+    if not phrases:
+        return None
+    ends = [match.start() for match in SENTENCE_END.finditer(text)] + [len(text)]
+    digits = [match.start() for match in DIGIT.finditer(text)]
+    for start in reversed(phrases):
+        end, digit = ends[bisect_left(ends, start)], bisect_left(digits, start)
+        if digit < len(digits) and digits[digit] < end:
+            return text[start:end]
+    return None
+
+
+def after_equals(segment: str) -> str:
+    """What follows the last `=`, unless no digit does."""
+    rest = segment.rpartition("=")[2]
+    return rest if DIGIT.search(rest) else segment
+
+
+def boxed(content: str) -> Found:
+    """A box must hold exactly one number, with unit words and currency signs around it."""
+    numbers = list(NUMBER.finditer(content))
+    if len(numbers) != 1:
+        return unreadable(content)
+    around = content[: numbers[0].start()] + " " + content[numbers[0].end() :]
+    return number(numbers[0]) if UNITS.fullmatch(around) else unreadable(content)
+
+
+def unreadable(segment: str) -> Found:
+    """`several` for two or more groups of digits that no operator joins, `complex` for all else."""
+    several = len(DIGITS.findall(segment)) >= 2 and not OPERATOR.search(segment)
+    return Found("several" if several else "complex", segment.strip())
+
+
+def number(match: re.Match[str]) -> Found:
+    read = value(match)
+    percent = match[4] is not None
+    return Found("number", f"{read:f}{'%' if percent else ''}", read, percent)
+
+
+def value(match: re.Match[str]) -> Decimal:
+    """The number as written; two signs cancel."""
+    sign = "-" if bool(match[1]) != bool(match[2]) else ""
+    return Decimal(sign + match[3].replace(",", ""))

@@ -1,0 +1,89 @@
+"""Stop strings: where a text ends, and whether a row of tokens has reached one. Knows no model and no task.
+
+A stop string is as absorbing as the EOS token, so the rule below must be a function of the answer's tokens alone: it
+keeps no state between calls except what it has learnt about single tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from evals.types import UserError
+
+UNDECODABLE = "\ufffd"
+"""What a decoder writes for bytes that are no (or not yet a) character."""
+
+MARGIN = 8
+"""Characters of context beyond the longest stop string: a tail that begins inside a character is wrong by at most 3."""
+
+UNKNOWN, INNOCENT, SUSPECT = 0, 1, 2
+
+
+def cut(text: str, stop_strings: Sequence[str]) -> str:
+    """`text` up to the earliest stop string, which is not kept; the whole text if there is none."""
+    found = [position for stop in stop_strings if (position := text.find(stop)) >= 0]
+    return text[: min(found)] if found else text
+
+
+class StopStrings:
+    """Predicate on an answer's token ids: does its decoded text contain a stop string? Made for `Prompt.stopped`.
+
+    It is asked after every token. The last token alone decides almost always (a boolean per vocabulary entry, learnt
+    when first needed); otherwise the end of the answer is decoded, and only a hit or a broken character decodes all of
+    it.
+
+    Exact whenever it was already asked about, and denied, every shorter beginning, as generation does: what is new then
+    ends in the last token. In a byte-level vocabulary a text contains a stop string if and only if its bytes do,
+    because a stop string begins with the first byte of a character, where every decoder starts afresh. So a token whose
+    own text is whole can complete a stop string only if it contains one or begins with the end of one; a token that
+    breaks a character is always looked at. Vocabularies that drop a leading space when they decode are covered by
+    trying both.
+    """
+
+    def __init__(self, stop_strings: Sequence[str], decode: Callable[[Sequence[int]], str], vocab_size: int) -> None:
+        """`decode` maps token ids to text. Raises UserError for a stop string that no answer can be said to contain."""
+        for stop in stop_strings:
+            if not stop or UNDECODABLE in stop:
+                raise UserError(
+                    f"The stop string {stop!r} in task.stop cannot be found in a text: it is empty or has U+FFFD, "
+                    "which stands for undecodable bytes; remove it."
+                )
+        self.stop_strings = tuple(stop_strings)
+        self._decode = decode
+        self._ends = {stop[start:] for stop in self.stop_strings for start in range(len(stop))}
+        self._longest = max(map(len, self.stop_strings), default=0)
+        self._learnt = bytearray(vocab_size)
+
+    def __call__(self, tokens: Sequence[int]) -> bool:
+        """True if the text of `tokens` contains a stop string; see the class for when this is exact."""
+        if not self.stop_strings or not tokens or not self._suspect(tokens[-1]):
+            return False
+        end = self._end(tokens)
+        return (UNDECODABLE in end or self._hit(end)) and self._hit(self._decode(tokens))
+
+    def _hit(self, text: str) -> bool:
+        return any(stop in text for stop in self.stop_strings)
+
+    def _suspect(self, token: int) -> bool:
+        """Can a stop string end within this token?"""
+        if token >= len(self._learnt):  # models have more ids than their tokenizer where the embedding is padded
+            self._learnt.extend(bytes(token + 1 - len(self._learnt)))
+        if self._learnt[token] == UNKNOWN:
+            text = self._decode([token])
+            spellings = (text, " " + text, text.lstrip(" "))
+            completes = UNDECODABLE in text or any(
+                self._hit(spelling) or any(spelling.startswith(end) for end in self._ends) for spelling in spellings
+            )
+            self._learnt[token] = SUSPECT if completes else INNOCENT
+        return self._learnt[token] == SUSPECT
+
+    def _end(self, tokens: Sequence[int]) -> str:
+        """Text of the last tokens, long enough for the longest stop string to end anywhere in the last token."""
+        needed = self._longest + MARGIN + len(self._decode(tokens[-1:]))
+        count = self._longest + MARGIN
+        while count < len(tokens):
+            text = self._decode(tokens[-count:])
+            if len(text) >= needed:
+                return text
+            count *= 2
+        return self._decode(tokens)
