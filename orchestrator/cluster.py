@@ -1,0 +1,216 @@
+"""The crew of Ray actors: one per GPU or per share of the CPUs. The only file that imports Ray; knows no model.
+
+Ray starts processes and carries calls; it restarts and retries nothing (`max_restarts=0`): a death is then known within
+10 ms and with its true cause, and the driver loop decides what becomes of the problems. This file replaces the actor.
+Every RayError except RayTaskError means that the actor is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.job_config import JobConfig
+
+from evals.types import UserError
+from orchestrator.driver import Died, Done, Event, Health, Raised, Ready, Work
+
+MAX_FAILED_STARTS = 3
+BACK_OFF_SECONDS = 0.1, 5.0  # first pause before a replacement, doubled up to the last
+OBJECT_STORE_BYTES = 256 << 20  # records are small; the default, 30 % of RAM, spills out of a small /dev/shm
+CHECKOUT = Path(__file__).parents[1]
+
+
+class Shape(NamedTuple):
+    """How many actors, and what each gets."""
+
+    num_workers: int
+    slots: int
+    use_gpus: bool
+    job_name: str = "powersample"
+    dashboard: bool | None = None
+    """None: if its packages are there."""
+
+
+@dataclass
+class Seat:
+    """The place of one worker, whichever actor holds it at present."""
+
+    rank: int
+    name: str
+    num_starts: int = 0
+    failed_starts: int = 0
+    start_at: float = 0.0
+    """When the next actor may be started (monotonic seconds), while there is none."""
+    actor: Any = None
+    asked: float = 0.0
+    load: Any = None
+    """Pending call of `load`, while it loads."""
+    health: Any = None
+    calls: dict[Any, Work] = field(default_factory=dict)
+
+    @property
+    def ready(self) -> bool:
+        return self.actor is not None and self.load is None
+
+    def refs(self) -> list[Any]:
+        return [ref for ref in (self.load, self.health, *self.calls) if ref is not None]
+
+
+class RayCrew:
+    """Actors of `worker_class(rank, name)`, each loaded with `config`."""
+
+    def __init__(
+        self, worker_class: type, config: Any, shape: Shape, on_ray: Callable[[], None] = lambda: None
+    ) -> None:
+        """`on_ray` is called once Ray is up: signal handlers must be set after it, since Ray overwrites SIGTERM's."""
+        self._class, self._config, self._shape, self._on_ray = worker_class, config, shape, on_ray
+        kind = "gpu" if shape.use_gpus else "cpu"
+        self._seats = [Seat(rank, f"{kind}{rank}") for rank in range(shape.num_workers)]
+        self._events: list[Event] = []
+        self._actor_class: Any = None
+
+    def start(self) -> None:
+        """Start or join Ray and ask for the actors. Raises UserError if the cluster has fewer GPUs than wanted."""
+        start_ray(self._shape)
+        self._on_ray()
+        self._actor_class = actor_class(self._class, self._shape)
+        for seat in self._seats:
+            self._start(seat)
+
+    def free(self) -> int:
+        return sum(self._shape.slots - len(seat.calls) for seat in self._seats if seat.ready)
+
+    def submit(self, work: Work) -> None:
+        seat = min((seat for seat in self._seats if seat.ready), key=lambda seat: len(seat.calls))
+        seat.calls[seat.actor.solve.options(concurrency_group="work").remote(work)] = work
+
+    def ask_health(self) -> None:
+        for seat in self._seats:
+            if seat.ready and seat.health is None:
+                seat.health = seat.actor.health.options(concurrency_group="hb").remote()
+
+    def wait(self, timeout: float) -> list[Event]:
+        for seat in self._seats:
+            if seat.actor is None and time.monotonic() >= seat.start_at:
+                self._start(seat)
+        owners = {ref: seat for seat in self._seats for ref in seat.refs()}
+        if not owners:
+            time.sleep(timeout)
+        elif ray.wait(list(owners), num_returns=1, timeout=timeout)[0]:
+            for ref in ray.wait(list(owners), num_returns=len(owners), timeout=0)[0]:
+                self._collect(owners[ref], ref)
+        events, self._events = self._events, []
+        return events
+
+    def close(self) -> None:
+        ray.shutdown()
+
+    def _start(self, seat: Seat) -> None:
+        seat.num_starts += 1
+        name = seat.name if seat.num_starts == 1 else f"{seat.name}-{seat.num_starts}"
+        seat.actor = self._actor_class.options(name=name).remote(seat.rank, seat.name)
+        seat.asked = time.monotonic()
+        seat.load = seat.actor.load.options(concurrency_group="work").remote(self._config)
+
+    def _collect(self, seat: Seat, ref: Any) -> None:
+        """Turn one finished call into an event; a call whose seat was vacated in this pass is history."""
+        if ref not in seat.refs():
+            return
+        try:
+            answer = ray.get(ref)
+        except RayTaskError as error:  # first: it is also an instance of the exception that the worker raised
+            self._raised(seat, ref, error)
+        except RayError as error:
+            self._down(seat, error)
+        else:
+            self._answered(seat, ref, answer)
+
+    def _answered(self, seat: Seat, ref: Any, answer: Any) -> None:
+        if ref == seat.load:
+            seat.load, seat.failed_starts = None, 0
+            self._events.append(Ready(seat.name, time.monotonic() - seat.asked))
+        elif ref == seat.health:
+            seat.health = None
+            self._events.append(Health(seat.name, answer))
+        else:
+            self._events.append(Done(seat.name, seat.calls.pop(ref), answer))
+
+    def _raised(self, seat: Seat, ref: Any, error: RayTaskError) -> None:
+        """The worker's own code raised; a problem may do that, loading and health may not."""
+        cause = error.cause if isinstance(error.cause, BaseException) else error
+        if isinstance(cause, UserError) and ref == seat.load:
+            raise UserError(str(cause)) from error
+        if ref in seat.calls:
+            self._events.append(Raised(seat.name, seat.calls.pop(ref), f"{type(cause).__name__}: {cause}"))
+        else:
+            self._down(seat, error)
+
+    def _down(self, seat: Seat, error: RayError) -> None:
+        """Vacate the seat and plan a replacement. Raises RuntimeError after MAX_FAILED_STARTS loads that failed."""
+        reason = str(error).strip()
+        ray.kill(seat.actor)
+        if seat.load is not None:
+            seat.failed_starts += 1
+            if seat.failed_starts >= MAX_FAILED_STARTS:
+                raise RuntimeError(
+                    f"worker {seat.name} could not start {seat.failed_starts} times: {reason}"
+                ) from error
+        self._events.append(Died(seat.name, list(seat.calls.values()), reason))
+        first, longest = BACK_OFF_SECONDS
+        seat.start_at = time.monotonic() + min(longest, first * 2**seat.failed_starts)
+        seat.actor = seat.load = seat.health = None
+        seat.calls = {}
+
+
+def start_ray(shape: Shape) -> None:
+    """Join the cluster of RAY_ADDRESS or start a local one, and make sure that it has the GPUs."""
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))}
+    if not shape.use_gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    local: dict[str, Any] = {}
+    if address == "local":  # a driver that joins a cluster must not pass these
+        local = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": shape.dashboard}
+    mask = os.umask(0o077)  # Ray writes its token readable for others otherwise
+    try:
+        ray.init(
+            address=address,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            configure_logging=False,
+            job_config=JobConfig(metadata={"job_name": shape.job_name}, runtime_env={"env_vars": environment}),
+            **local,
+        )
+    except ConnectionError as error:
+        raise UserError(f"No Ray cluster answers at RAY_ADDRESS={address}; start it or unset the variable.") from error
+    finally:
+        os.umask(mask)
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    if shape.use_gpus and num_gpus < shape.num_workers:
+        ray.shutdown()
+        raise UserError(
+            f"POWERSAMPLE_NUM_GPUS asks for {shape.num_workers} GPUs and Ray finds {num_gpus}; ask for at most these."
+        )
+
+
+def actor_class(worker_class: type, shape: Shape) -> Any:
+    """The worker as an actor class. Group sizes are fixed here: a group below `slots` would cap the batch."""
+    cpus = ray.cluster_resources().get("CPU", 1.0)
+    share = cpus / shape.num_workers
+    options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0}
+    if not shape.use_gpus:
+        options = {"num_cpus": whole_or_fraction(share)}
+    options |= {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {"work": shape.slots, "hb": 2}}
+    return ray.remote(**options)(worker_class)
+
+
+def whole_or_fraction(cpus: float) -> float:
+    """Ray takes whole CPUs from 1 on and fractions of 1/10,000 below; rounded down so that all actors find a place."""
+    return int(cpus) if cpus >= 1 else int(cpus * 10_000) / 10_000

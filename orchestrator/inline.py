@@ -1,0 +1,62 @@
+"""One worker in this process, behind the same interface as the Ray actors. Knows no Ray; it survives no crash."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any, Protocol
+
+from evals.types import Record
+from orchestrator.driver import Done, Event, Health, Raised, Ready, Work
+
+
+class LocalWorker(Protocol):
+    """What the crew needs of a worker; `orchestrator.worker.Worker` is one."""
+
+    def load(self, config: Any) -> None: ...
+    def begin(self, work: Work) -> Future[Record]: ...
+    def health(self) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+
+class InlineCrew:
+    """A crew of one. Loading blocks, and what `load` raises comes out of `start`."""
+
+    def __init__(self, worker: LocalWorker, config: Any, slots: int, name: str = "inline") -> None:
+        self._worker, self._config, self._slots, self._name = worker, config, slots, name
+        self._calls: dict[Future[Record], Work] = {}
+        self._events: list[Event] = []
+
+    def start(self) -> None:
+        began = time.monotonic()
+        self._worker.load(self._config)
+        self._events.append(Ready(self._name, time.monotonic() - began))
+
+    def free(self) -> int:
+        return self._slots - len(self._calls)
+
+    def submit(self, work: Work) -> None:
+        try:
+            call = self._worker.begin(work)
+        except Exception as error:  # noqa: BLE001 - reported as this problem's, as it would come from an actor
+            self._events.append(raised(self._name, work, error))
+            return
+        self._calls[call] = work
+
+    def ask_health(self) -> None:
+        self._events.append(Health(self._name, self._worker.health()))
+
+    def wait(self, timeout: float) -> list[Event]:
+        events, self._events = self._events, []
+        for call in wait(self._calls, 0 if events else timeout, return_when=FIRST_COMPLETED).done:
+            work, error = self._calls.pop(call), call.exception()
+            events.append(Done(self._name, work, call.result()) if error is None else raised(self._name, work, error))
+        return events
+
+    def close(self) -> None:
+        self._worker.close()
+
+
+def raised(worker: str, work: Work, error: BaseException) -> Raised:
+    """The event of a problem that raised `error`."""
+    return Raised(worker, work, f"{type(error).__name__}: {error}")

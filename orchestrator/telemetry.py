@@ -1,0 +1,89 @@
+"""What happened while a run ran: `telemetry.jsonl`, one row a line, appended without fsync. Decides nothing.
+
+Rows, told apart by `kind`; every row has `time` in Unix seconds:
+
+- `sample`: one worker's health at one moment: `worker` (its name), `rank`, `pid`, `host`, `device`, `steps`,
+  `active_slots`, `slots`, `generated_tokens`, `memory` {fields of `MemoryReading`, in bytes}, `utilisation` (per cent
+  or None), and what else `Worker.health` says.
+- `event`: `event` names it:
+  - `start`: a process began to work on this run (`pid`, `host`, `owed`, `done`, `num_workers`, `slots`, `inline`);
+  - `phase`: from now on this process does `name`: `setup` (settings, model and data found, checked), `ray` (Ray and the
+    actors start), `load` (weights, self-check), `waiting` (other runs have the workers), `sampling`, `end`;
+  - `spawn`, `ready` (with `seconds` of the load), `death` (with `reason`): a worker's life (`worker`);
+  - `requeue` (its worker died), `retry` (it raised), `failed`: a problem's (`problem_id`, `sample_index`, `reason`);
+  - `torn_tail` (`bytes`): an unfinished line that a crash had left in the log was cut; `stop` (`signal`).
+
+A run that was killed has no `end` row: a phase lasts until the next phase of the same start or until its last row.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from orchestrator.store import cut_torn_tail
+
+PHASES = ("setup", "ray", "load", "sampling")
+
+
+class Telemetry:
+    """Appends rows to one file. Not durable on purpose: losing the last rows of a crash loses no result."""
+
+    def __init__(self, path: Path) -> None:
+        cut_torn_tail(path)
+        self._log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    def sample(self, worker: str, reading: Mapping[str, Any]) -> None:
+        """One worker's health."""
+        self._write({"kind": "sample", "time": time.time(), "worker": worker, **reading})
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Something happened; `time` may be among the fields."""
+        self._write({"kind": "event", "time": time.time(), "event": event, **fields})
+
+    def phase(self, name: str, began: float | None = None) -> None:
+        """The phase `name` begins, now or at `began` (Unix seconds)."""
+        self.event("phase", name=name, time=time.time() if began is None else began)
+
+    def close(self) -> None:
+        os.close(self._log)
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        os.write(self._log, (json.dumps(row) + "\n").encode())
+
+
+def read_telemetry(path: Path) -> list[dict[str, Any]]:
+    """All complete rows of a telemetry file, in order; an empty list where there is none."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def timings(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds of each phase, added up over all starts of the run, whether they ended well or were killed.
+
+    Keys: `setup_seconds`, `ray_seconds`, `load_seconds`, `sampling_seconds`, `total_seconds` (their sum), `num_starts`.
+    """
+    starts: list[list[Mapping[str, Any]]] = []
+    for row in rows:
+        if row.get("event") == "start":
+            starts.append([])
+        if starts:
+            starts[-1].append(row)
+    seconds = dict.fromkeys(PHASES, 0.0)
+    for start in starts:
+        marks = [(row["name"], row["time"]) for row in start if row.get("event") == "phase"]
+        marks.append(("end", max(row["time"] for row in start)))
+        for (name, began), (_, until) in pairwise(marks):
+            if name in seconds:
+                seconds[name] += max(0.0, until - began)
+    return {
+        **{f"{name}_seconds": value for name, value in seconds.items()},
+        "total_seconds": sum(seconds.values()),
+        "num_starts": len(starts),
+    }

@@ -1,0 +1,138 @@
+"""The Ray crew with fake workers: one cluster for the happy path and a killed actor, one for loads that fail."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals.config import SamplerConfig, TaskConfig
+from evals.types import Problem, Record, UserError
+from orchestrator.driver import Done, Event, Health, Ready, Work, drive
+from orchestrator.progress import Progress
+from orchestrator.store import open_store
+from orchestrator.telemetry import Telemetry, read_telemetry
+
+pytestmark = pytest.mark.ray
+
+
+def fake_worker() -> type:
+    """A class of its own scope, so that Ray sends it by value and needs no import of this file."""
+
+    class Fake:
+        def __init__(self, rank: int, name: str) -> None:
+            self.rank, self.name = rank, name
+
+        def __repr__(self) -> str:
+            return self.name
+
+        def load(self, config: str) -> None:
+            if config == "bad model":
+                raise UserError("The model is of an architecture that is not supported.")
+            if config == "broken":
+                raise RuntimeError("no memory")
+
+        def health(self) -> dict[str, Any]:
+            return {"pid": os.getpid(), "rank": self.rank, "cuda": os.environ["CUDA_VISIBLE_DEVICES"]}
+
+        def solve(self, work: Work) -> Record:
+            i = work.problem.problem_id
+            if i == 5:
+                raise ValueError("cannot")
+            if i == 7 and work.attempt == 1:
+                os._exit(1)
+            return Record(i, work.sample_index, "ok", "", [], "eos", {}, {}, {}, {}, {}, {"rank": self.rank})
+
+    return Fake
+
+
+@pytest.fixture
+def crews(monkeypatch: pytest.MonkeyPatch) -> Iterable[Any]:
+    """Makes crews and ends them."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    from orchestrator.cluster import RayCrew, Shape
+
+    made = []
+
+    def make(config: str, **shape: Any) -> RayCrew:
+        made.append(RayCrew(fake_worker(), config, Shape(dashboard=False, **shape)))
+        return made[-1]
+
+    yield make
+    for crew in made:
+        crew.close()
+
+
+class Killer:
+    """A crew in front of another that kills worker cpu1 once, after ten answers."""
+
+    def __init__(self, crew: Any) -> None:
+        self.crew, self.answers, self.killed = crew, 0, False
+        self.pids: dict[str, int] = {}
+        self.seen: list[Event] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.crew, name)
+
+    def wait(self, timeout: float) -> list[Event]:
+        events = self.crew.wait(timeout)
+        self.seen += events
+        self.pids |= {event.worker: event.reading["pid"] for event in events if isinstance(event, Health)}
+        if any(isinstance(event, Ready) for event in events):
+            self.crew.ask_health()
+        self.answers += sum(isinstance(event, Done) for event in events)
+        if not self.killed and self.answers >= 10 and "cpu1" in self.pids:
+            os.kill(self.pids["cpu1"], signal.SIGKILL)
+            self.killed = True
+        return events
+
+
+def works(number: int) -> list[Work]:
+    return [Work(Problem(i, "q", "#### 4"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(number)]
+
+
+def test_a_run_survives_killed_actors(tmp_path: Path, crews: Any) -> None:
+    store = open_store(tmp_path, "f", {})
+    telemetry = Telemetry(store.telemetry_path)
+    crew: Any = Killer(crews("model", num_workers=2, slots=3, use_gpus=False))
+    crew.start()
+    while sum(isinstance(event, Ready) for event in crew.seen) < 2:
+        crew.wait(1.0)
+    drive(crew, store, works(3000), telemetry, Progress("run", 3000, out=io.StringIO()))
+    telemetry.close()
+    store.close()
+    assert sorted(store.records) == [(i, 0) for i in range(3000)]
+    assert {r.problem_id: r.error for r in store.records.values() if r.status == "failed"} == {5: "ValueError: cannot"}
+    rows = read_telemetry(tmp_path / "telemetry.jsonl")
+    assert crew.killed
+    assert len([row for row in rows if row.get("event") == "death"]) == 2
+    assert {event.reading["cuda"] for event in crew.seen if isinstance(event, Health)} == {""}
+
+
+def wait_for_ever(crew: Any) -> None:
+    while True:
+        crew.wait(1.0)
+
+
+def test_failing_loads_end_the_run_with_their_cause(crews: Any) -> None:
+    crew = crews("bad model", num_workers=1, slots=1, use_gpus=False)
+    crew.start()
+    with pytest.raises(UserError, match=r"^The model is of an architecture that is not supported\.$"):
+        wait_for_ever(crew)
+    crew.close()
+    crew = crews("broken", num_workers=1, slots=1, use_gpus=False)
+    crew.start()
+    with pytest.raises(RuntimeError, match=r"cpu0 could not start 3 times: (.|\n)*no memory"):
+        wait_for_ever(crew)
+    crew.close()
+
+
+def test_more_gpus_than_present_fails_fast(crews: Any) -> None:
+    crew = crews("model", num_workers=64, slots=1, use_gpus=True)
+    with pytest.raises(UserError, match="asks for 64 GPUs and Ray finds"):
+        crew.start()

@@ -1,0 +1,252 @@
+"""The driver loop against a simulated crew: order, refill, retries, strikes, stops; telemetry and progress with it."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals.config import SamplerConfig, TaskConfig
+from evals.types import Problem, Record
+from orchestrator.driver import Died, Done, Event, Health, Raised, Work, drive, failed_record
+from orchestrator.inline import InlineCrew
+from orchestrator.progress import Progress
+from orchestrator.store import RunStore, open_store
+from orchestrator.telemetry import Telemetry, read_telemetry, timings
+
+
+def works(number: int) -> list[Work]:
+    return [Work(Problem(i, "q", "#### 4"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(number)]
+
+
+def answered(work: Work, correct: bool = True) -> Record:
+    return failed_record(work, "w", "")._replace(
+        status="ok",
+        ended="eos",
+        error=None,
+        scores={"numeric": {"correct": correct, "answer": "4", "kind": "number"}},
+        worker={"attempt": work.attempt},
+    )
+
+
+class SimulatedCrew:
+    """Answers a random problem in flight at every wait; some problems raise, some kill their worker."""
+
+    def __init__(self, num_workers: int, slots: int, raising: Iterable[int] = (), poison: Iterable[int] = ()) -> None:
+        self.slots, self.raising, self.poison = slots, set(raising), set(poison)
+        self.seats: dict[str, list[Work]] = {f"w{i}": [] for i in range(num_workers)}
+        self.random = random.Random(0)
+        self.submitted: list[int] = []
+        self.asked = 0
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def free(self) -> int:
+        return sum(self.slots - len(seat) for seat in self.seats.values())
+
+    def submit(self, work: Work) -> None:
+        self.submitted.append(work.problem.problem_id)
+        min(self.seats.values(), key=len).append(work)
+
+    def ask_health(self) -> None:
+        self.asked += 1
+
+    def wait(self, timeout: float) -> list[Event]:
+        if not any(self.seats.values()):
+            return []
+        name = self.random.choice([name for name, seat in self.seats.items() if seat])
+        seat = self.seats[name]
+        if killers := self.poison & {work.problem.problem_id for work in seat}:
+            lost, self.seats[name] = seat, []
+            return [Died(name, lost, f"killed by {min(killers)}")]
+        work = seat.pop(self.random.randrange(len(seat)))
+        if work.problem.problem_id in self.raising:
+            return [Raised(name, work, "ValueError: no")]
+        return [Done(name, work, answered(work)), Health(name, {"pid": 1, "memory": {"rss_bytes": 1}})]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterable[RunStore]:
+    store = open_store(tmp_path / "run", "f", {})
+    yield store
+    store.close()
+
+
+def driven(store: RunStore, crew: Any, owed: list[Work], **options: Any) -> list[dict[str, Any]]:
+    telemetry = Telemetry(store.telemetry_path)
+    drive(crew, store, owed, telemetry, Progress("run", len(owed), out=io.StringIO()), **options)
+    telemetry.close()
+    return read_telemetry(store.telemetry_path)
+
+
+def events(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row.get("event") == name]
+
+
+def test_every_problem_once_in_the_given_order_with_all_slots_busy(store: RunStore) -> None:
+    crew = SimulatedCrew(2, 3)
+    rows = driven(store, crew, works(20))
+    assert crew.submitted == list(range(20))
+    assert sorted(store.records) == [(i, 0) for i in range(20)]
+    assert sum(row["kind"] == "sample" for row in rows) == 20
+    assert crew.asked >= 1
+
+
+def test_slots_are_refilled_at_once(store: RunStore) -> None:
+    in_flight = []
+
+    class Watching(SimulatedCrew):
+        def wait(self, timeout: float) -> list[Event]:
+            in_flight.append(sum(map(len, self.seats.values())))
+            return super().wait(timeout)
+
+    driven(store, Watching(2, 3), works(20))
+    assert in_flight == [6] * 15 + [5, 4, 3, 2, 1]
+
+
+def test_a_raising_problem_is_tried_three_times_and_recorded(store: RunStore) -> None:
+    crew = SimulatedCrew(1, 2, raising=[4])
+    rows = driven(store, crew, works(6))
+    assert crew.submitted.count(4) == 3
+    failed = store.records[4, 0]
+    assert (failed.status, failed.error, failed.worker["attempt"]) == ("failed", "ValueError: no", 3)
+    assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [4]
+    assert (len(events(rows, "retry")), len(events(rows, "failed"))) == (2, 1)
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_poison_problem_fails_alone_and_its_neighbours_are_cleared(store: RunStore, slots: int) -> None:
+    rows = driven(store, SimulatedCrew(2, slots, poison=[3]), works(12))
+    assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [3]
+    assert len(store.records) == 12
+    assert "its worker died 4 times" in (store.records[3, 0].error or "")
+    assert len(events(rows, "death")) == 4
+    assert len(events(rows, "requeue")) == sum(row["lost"] for row in events(rows, "death")) - 1
+
+
+def test_lost_problems_go_to_the_front(store: RunStore) -> None:
+    class DiesOnce(SimulatedCrew):
+        def wait(self, timeout: float) -> list[Event]:
+            if self.asked == 1:
+                self.asked += 1
+                lost, self.seats["w0"] = self.seats["w0"], []
+                return [Died("w0", lost, "unplugged")]
+            return super().wait(timeout)
+
+    crew = DiesOnce(1, 3)
+    driven(store, crew, works(6))
+    assert crew.submitted == [0, 1, 2, 0, 1, 2, 3, 4, 5]
+    assert {r.worker["attempt"] for r in store.records.values()} == {1, 2}
+
+
+def test_a_machine_that_kills_every_worker_ends_the_run(store: RunStore) -> None:
+    with pytest.raises(RuntimeError, match="workers died in a row without one answer"):
+        driven(store, SimulatedCrew(1, 2, poison=range(50)), works(50))
+    assert not store.records
+
+
+def test_a_stop_leaves_the_rest_owed(store: RunStore) -> None:
+    crew = SimulatedCrew(1, 4)
+    driven(store, crew, works(20), stopped=lambda: len(store.records) >= 5)
+    assert len(store.records) == 5
+    assert len(store.owed([w.problem for w in works(20)], 1)) == 15
+
+
+class ThreadlessWorker:
+    """Answers when begun; one problem refuses to begin, another fails later."""
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def load(self, config: Any) -> None:
+        assert config == "settings"
+
+    def begin(self, work: Work) -> Future[Record]:
+        if work.problem.problem_id == 1:
+            raise ValueError("too long")
+        future: Future[Record] = Future()
+        if work.problem.problem_id == 2:
+            future.set_exception(RuntimeError("lost"))
+        else:
+            future.set_result(answered(work))
+        return future
+
+    def health(self) -> dict[str, Any]:
+        return {"pid": 7, "generated_tokens": 3}
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_inline_crew(store: RunStore) -> None:
+    worker = ThreadlessWorker()
+    crew = InlineCrew(worker, "settings", 2)
+    crew.start()
+    rows = driven(store, crew, works(5))
+    crew.close()
+    assert {r.problem_id: r.error for r in store.records.values() if r.status == "failed"} == {
+        1: "ValueError: too long",
+        2: "RuntimeError: lost",
+    }
+    assert len(store.records) == 5
+    assert worker.closed
+    assert events(rows, "ready")
+    assert any(row["kind"] == "sample" and row["pid"] == 7 for row in rows)
+
+
+def test_timings_add_up_over_starts_killed_or_not() -> None:
+    def event(time: float, event: str, **fields: Any) -> dict[str, Any]:
+        return {"kind": "event", "time": time, "event": event, **fields}
+
+    rows = [
+        event(0, "start"),
+        event(0, "phase", name="setup"),
+        event(2, "phase", name="ray"),
+        event(5, "phase", name="load"),
+        event(6, "phase", name="sampling"),
+        {"kind": "sample", "time": 16.0},  # killed here
+        event(100, "start"),
+        event(100, "phase", name="setup"),
+        event(101, "phase", name="ray"),
+        event(103, "phase", name="load"),
+        event(107, "phase", name="waiting"),
+        event(200, "phase", name="sampling"),
+        event(205, "phase", name="end"),
+        event(300, "torn_tail", bytes=1),
+    ]
+    assert timings(rows) == {
+        "setup_seconds": 3.0,
+        "ray_seconds": 5.0,
+        "load_seconds": 5.0,
+        "sampling_seconds": 15.0,
+        "total_seconds": 28.0,
+        "num_starts": 2,
+    }
+    assert timings([])["total_seconds"] == 0
+
+
+def test_a_torn_telemetry_row_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "telemetry.jsonl"
+    path.write_text('{"kind": "event", "time": 1, "event": "start"}\n{"kind"')
+    telemetry = Telemetry(path)
+    telemetry.phase("setup", began=4.5)
+    telemetry.close()
+    assert [row["time"] for row in read_telemetry(path)] == [1, 4.5]
+
+
+def test_progress_prints_plain_lines_and_counts_what_was_done() -> None:
+    out = io.StringIO()
+    done = [answered(work, correct=work.problem.problem_id < 2) for work in works(4)]
+    progress = Progress("power", 8, done[:3], out)
+    progress.add(done[3])
+    progress.add(failed_record(works(5)[4], "w", "no"))
+    progress.health("w0", {"pid": 1, "generated_tokens": 0, "memory": {"rss_bytes": 2 << 30}})
+    progress.close()
+    assert out.getvalue().startswith("power: 5 of 8, accuracy 40.0 ± 24.5 %, 2.0 GiB per worker, ")

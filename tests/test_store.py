@@ -1,0 +1,172 @@
+"""The run directory: durable, exactly once, one writer, and never mixed up with another run."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from evals.types import Problem, Record, UserError
+from orchestrator.store import RECORDS, RUN, decode, encode, fresh_directory, open_store, read_records
+
+FINGERPRINT = "0123456789abcdef"
+
+
+def record(problem_id: int, sample_index: int = 0, text: str = "#### 4 — ünïcode\u2028") -> Record:
+    return Record(
+        problem_id=problem_id,
+        sample_index=sample_index,
+        status="ok",
+        text=text,
+        token_ids=[1, 2],
+        ended="eos",
+        scores={"numeric": {"correct": True, "answer": "4", "kind": "number"}},
+        chain={"moves": 10},
+        timings={"start": 1.5, "end": 2.25},
+        memory={"rss_bytes": 1},
+        tokens={"prompt": 3, "answer": 2, "generated": 2, "prefilled": 3},
+        worker={"rank": 0},
+    )
+
+
+def problems(number: int) -> list[Problem]:
+    return [Problem(i, "q", "#### 4") for i in range(number)]
+
+
+def filled(directory: Path, number: int) -> Path:
+    store = open_store(directory, FINGERPRINT, {"config": {}})
+    for i in range(number):
+        assert store.append(record(i))
+    store.close()
+    return directory
+
+
+def test_records_survive_and_the_first_of_a_key_wins(tmp_path: Path) -> None:
+    filled(tmp_path / "a" / "run", 3)
+    store = open_store(tmp_path / "a" / "run", FINGERPRINT, {"config": {}})
+    assert not store.append(record(1, text="second"))
+    assert store.append(record(1, sample_index=1))
+    assert list(store.records) == [(0, 0), (1, 0), (2, 0), (1, 1)]
+    assert store.records[1, 0] == record(1)
+    assert [(p.problem_id, i) for p, i in store.owed(problems(4), 2)] == [(0, 1), (2, 1), (3, 0), (3, 1)]
+    store.close()
+    assert len(read_records(store.directory / RECORDS)) == 4
+
+
+def test_a_second_line_of_a_key_is_ignored(tmp_path: Path) -> None:
+    filled(tmp_path, 2)
+    with (tmp_path / RECORDS).open("ab") as log:
+        log.write(encode(record(0, text="late")))
+    store = open_store(tmp_path, FINGERPRINT, {})
+    assert store.records[0, 0].text == record(0).text
+    store.close()
+
+
+@pytest.mark.parametrize("kept", [1, 40, -2, -1])
+def test_a_torn_tail_is_cut_and_owed_again(tmp_path: Path, kept: int) -> None:
+    log = filled(tmp_path, 3) / RECORDS
+    whole = log.read_bytes()
+    start = whole[:-1].rfind(b"\n") + 1
+    log.write_bytes(whole[:start] + whole[start:][:kept])
+    store = open_store(tmp_path, FINGERPRINT, {})
+    assert store.cut_bytes == len(whole[start:][:kept])
+    assert [p.problem_id for p, _ in store.owed(problems(3), 1)] == [2]
+    assert store.append(record(2))
+    store.close()
+    assert log.read_bytes() == whole
+
+
+@pytest.mark.parametrize("line", [b"{broken", b"[1]", b'{"problem_id": 1}', b"", b"\xff"])
+def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
+    log = filled(tmp_path, 2) / RECORDS
+    lines = log.read_bytes().split(b"\n")
+    log.write_bytes(b"\n".join([lines[0], line, lines[1], b""]))
+    with pytest.raises(UserError, match=r"records\.jsonl, line 2: not a record"):
+        open_store(tmp_path, FINGERPRINT, {})
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    store = open_store(tmp_path, FINGERPRINT, {})
+    with pytest.raises(UserError, match=f"being written by process {os.getpid()} on "):
+        open_store(tmp_path, FINGERPRINT, {})
+    store.close()
+    open_store(tmp_path, FINGERPRINT, {}).close()
+
+
+def test_descriptors_are_not_inherited(tmp_path: Path) -> None:
+    store = open_store(tmp_path, FINGERPRINT, {})
+    assert not os.get_inheritable(store._lock)
+    assert not os.get_inheritable(store._log)
+    store.close()
+
+
+def test_another_fingerprint_is_refused_with_the_ways_out(tmp_path: Path) -> None:
+    open_store(tmp_path, FINGERPRINT, {"config": {"seed": 0, "sampler": {"alpha": 4.0}}}).close()
+    before = (tmp_path / RUN).read_bytes()
+    with pytest.raises(UserError) as caught:
+        open_store(tmp_path, "f" * 16, {"config": {"seed": 0, "sampler": {"alpha": 2.0}}})
+    message = str(caught.value)
+    assert "sampler.alpha: 4.0 there, 2.0 now" in message
+    assert all(way in message for way in ("POWERSAMPLE_RUN_DIR", "--fresh", "--run-dir"))
+    assert "seed" not in message
+    assert (tmp_path / RUN).read_bytes() == before
+
+
+def test_records_without_run_json_are_not_touched(tmp_path: Path) -> None:
+    (tmp_path / RECORDS).write_bytes(encode(record(0))[:-5])
+    with pytest.raises(UserError, match=r"no run\.json"):
+        open_store(tmp_path, FINGERPRINT, {})
+    assert (tmp_path / RECORDS).read_bytes() == encode(record(0))[:-5]
+
+
+def test_a_damaged_run_json_is_refused(tmp_path: Path) -> None:
+    filled(tmp_path, 1)
+    (tmp_path / RUN).write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        open_store(tmp_path, FINGERPRINT, {})
+
+
+def test_run_json_holds_fingerprint_and_what_it_is_given(tmp_path: Path) -> None:
+    open_store(tmp_path, FINGERPRINT, {"config": {"seed": 3}}).close()
+    assert json.loads((tmp_path / RUN).read_text()) == {"config": {"seed": 3}, "fingerprint": FINGERPRINT}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["lock", RECORDS, RUN]
+
+
+def test_an_unwritable_directory_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        open_store(tmp_path / "file" / "run", FINGERPRINT, {})
+
+
+def test_fresh_starts_beside_the_old_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert fresh_directory(run) == run
+    run.mkdir()
+    assert fresh_directory(run) == tmp_path / "run-2"
+    (tmp_path / "run-2").mkdir()
+    assert fresh_directory(run) == tmp_path / "run-3"
+
+
+def test_a_short_write_is_taken_back_and_ends_the_run(tmp_path: Path) -> None:
+    store = open_store(tmp_path, FINGERPRINT, {})
+    store.append(record(0))
+    whole = (tmp_path / RECORDS).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
+    try:
+        with pytest.raises(OSError, match="20 of"):
+            store.append(record(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / RECORDS).read_bytes() == whole
+    assert [p.problem_id for p, _ in store.owed(problems(2), 1)] == [1]
+    store.close()
+
+
+def test_records_are_strict_json() -> None:
+    assert decode(encode(record(5))) == record(5)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        encode(record(0)._replace(timings={"start": float("nan")}))
