@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from math import exp
+from math import exp, fsum, log, log1p
 
 import numpy as np
 import pytest
@@ -11,8 +11,9 @@ from scipy.stats import chisquare
 from toy import ToyEngine, ToyLM
 
 from evals.samplers import metropolis
-from evals.samplers.metropolis import State, cut_position, log_ratio, spliced
+from evals.samplers.metropolis import State, acceptance, cut_position, first_divergence, floor, log_weight, plan
 from evals.samplers.power import Power
+from evals.samplers.single import Single
 
 TOYS = {
     "eos": ToyLM(1, vocabulary=3, horizon=4),
@@ -20,6 +21,7 @@ TOYS = {
     "peaked": ToyLM(3, vocabulary=3, horizon=5, spread=2.5),
     "stop": ToyLM(4, vocabulary=3, horizon=5, stop=(1, 2)),
 }
+SAVINGS = [(False, False), (True, False), (False, True), (True, True)]
 
 
 def state_of(model: ToyLM, answer: tuple[int, ...], alpha: float) -> State:
@@ -28,28 +30,34 @@ def state_of(model: ToyLM, answer: tuple[int, ...], alpha: float) -> State:
     return State(answer, *model.statistics(answer, alpha), ended)
 
 
-def transition_matrix(model: ToyLM, alpha: float, log_ratio=log_ratio) -> tuple[list, np.ndarray]:
-    """P[i, j] of one move, from the kernel's own acceptance ratio and every cut and every ending."""
+def divergence(x: tuple[int, ...], y: tuple[int, ...]) -> int:
+    return next((t for t, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), min(len(x), len(y)))
+
+
+def transition_matrix(model: ToyLM, alpha: float, replay: bool, accept=acceptance) -> tuple[list, np.ndarray]:
+    """P[i, j] of one move, from the kernel's own acceptance, every cut and every ending that q can draw."""
     answers = list(model.complete())
     index = {answer: i for i, answer in enumerate(answers)}
+    states = [state_of(model, answer, alpha) for answer in answers]
     matrix = np.zeros((len(answers), len(answers)))
-    for answer in answers:
-        x, i, length = state_of(model, answer, alpha), index[answer], len(answer)
-        for cut in range(length):
-            for proposal in model.complete(answer[:cut]):
-                y = state_of(model, proposal, alpha)
-                chance = exp(sum(y.log_q[cut:])) / length
-                accept = min(1.0, exp(min(0.0, log_ratio(x, y, cut))))
-                matrix[i, index[proposal]] += chance * accept
-                matrix[i, i] += chance * (1 - accept)
+    for i, x in enumerate(states):
+        for cut in range(len(x.tokens)):
+            for proposal in model.complete(x.tokens[:cut]):
+                j = index[proposal]
+                start = max(cut, divergence(x.tokens, proposal)) if replay else cut
+                chance = exp(fsum(states[j].log_q[cut:])) / len(x.tokens)
+                taken = 1.0 if i == j else accept(x, states[j], start)
+                matrix[i, j] += chance * taken
+                matrix[i, i] += chance * (1 - taken)
     return answers, matrix
 
 
+@pytest.mark.parametrize("replay", [False, True])
 @pytest.mark.parametrize("alpha", [1.0, 2.0, 4.0])
 @pytest.mark.parametrize("toy", TOYS)
-def test_kernel_leaves_p_alpha_invariant(toy: str, alpha: float) -> None:
+def test_kernel_leaves_p_alpha_invariant(toy: str, alpha: float, replay: bool) -> None:
     model = TOYS[toy]
-    answers, matrix = transition_matrix(model, alpha)
+    answers, matrix = transition_matrix(model, alpha, replay)
     target = np.array([model.target(alpha)[x] for x in answers])
     assert {len(x) for x in answers} != {model.horizon}, "the toy must have answers of several lengths"
     np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-12)
@@ -61,39 +69,66 @@ def test_kernel_leaves_p_alpha_invariant(toy: str, alpha: float) -> None:
 @pytest.mark.parametrize("toy", ["eos", "stop"])
 def test_kernel_converges_to_p_alpha_and_to_nothing_else(toy: str) -> None:
     model = TOYS[toy]
-    answers, matrix = transition_matrix(model, 4.0)
+    answers, matrix = transition_matrix(model, 4.0, replay=True)
     stationary = np.linalg.matrix_power(matrix, 1 << 14)[0]
     target = np.array([model.target(4.0)[x] for x in answers])
     assert np.abs(stationary - target).sum() / 2 < 1e-9
 
 
-def without_length_factor(x: State, y: State, cut: int) -> float:
-    return log_ratio(x, y, cut) - np.log(len(x.tokens) / len(y.tokens))
+def wrong(log_ratio):
+    def accept(x: State, y: State, start: int) -> float:
+        right = log_weight(y.log_z[start + 1 :], len(y.tokens)) - floor(x, start, 0.0)
+        return exp(min(0.0, right + log_ratio(x, y, start)))
+
+    return accept
 
 
-def inverted_length_factor(x: State, y: State, cut: int) -> float:
-    return log_ratio(x, y, cut) - 2 * np.log(len(x.tokens) / len(y.tokens))
+MUTANTS = {
+    "no length factor": wrong(lambda x, y, d: log(len(y.tokens) / len(x.tokens))),
+    "inverted length factor": wrong(lambda x, y, d: 2 * log(len(y.tokens) / len(x.tokens))),
+    "state's sum cut at the draft's end": wrong(
+        lambda x, y, d: fsum(x.log_z[d + 1 :]) - fsum(x.log_z[d + 1 : len(y.tokens)])
+    ),
+    "q in the ratio": wrong(lambda x, y, d: fsum(x.log_q[d:]) - fsum(y.log_q[d:])),
+    "q with the wrong sign": wrong(lambda x, y, d: 2 * (fsum(y.log_q[d:]) - fsum(x.log_q[d:]))),
+}
 
 
-def state_sum_cut_at_the_end_of_the_draft(x: State, y: State, cut: int) -> float:
-    return log_ratio(x, y, cut) + sum(x.log_z[cut + 1 :]) - sum(x.log_z[cut + 1 : len(y.tokens)])
-
-
-def wrong_sign_of_q(x: State, y: State, cut: int) -> float:
-    return log_ratio(x, y, cut) + 2 * (sum(y.log_q[cut:]) - sum(x.log_q[cut:]))
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [without_length_factor, inverted_length_factor, state_sum_cut_at_the_end_of_the_draft, wrong_sign_of_q],
-)
-def test_wrong_kernels_are_seen(wrong) -> None:
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_wrong_kernels_are_seen(mutant: str) -> None:
     drift = []
     for model in TOYS.values():
-        answers, matrix = transition_matrix(model, 2.0, wrong)
+        answers, matrix = transition_matrix(model, 2.0, replay=False, accept=MUTANTS[mutant])
         target = np.array([model.target(2.0)[x] for x in answers])
         drift.append(np.abs(target @ matrix - target).sum() / 2)
     assert max(drift) > 1e-4  # the right kernel's is 1e-12
+
+
+@pytest.mark.parametrize("toy", ["eos", "peaked", "stop"])
+def test_replay_proposes_exactly_q(toy: str) -> None:
+    """P(coins hold up to d) * P(coin fails) * (q without x_d) * (q after d) is q, for every proposal."""
+    model = TOYS[toy]
+    for answer in model.complete():
+        x = state_of(model, answer, 4.0)
+        q_x = np.exp(x.log_q)
+        for cut in range(len(answer)):
+            for proposal in model.complete(answer[:cut]):
+                y = state_of(model, proposal, 4.0)
+                d = divergence(answer, proposal)
+                chance = float(np.prod(q_x[cut:d]))
+                if proposal != answer:
+                    masked = np.exp(model.log_law(answer[:d], 4.0)[0])
+                    masked[answer[d]] = 0
+                    chance *= (1 - q_x[d]) * masked[proposal[d]] / masked.sum() * exp(fsum(y.log_q[d + 1 :]))
+                assert chance == pytest.approx(exp(fsum(y.log_q[cut:])), abs=1e-14)
+
+
+def test_coins_stop_at_the_first_that_fails() -> None:
+    log_q = np.log([0.9, 0.5, 0.8, 1.0])
+    assert first_divergence(log_q, 1, np.array([0.4, 0.9, 0.0])) == 2
+    assert first_divergence(log_q, 1, np.array([0.5, 0.0, 0.0])) == 1
+    assert first_divergence(log_q, 1, np.array([0.4, 0.7, 0.999])) == 4
+    assert first_divergence(log_q, 3, np.array([np.nextafter(1, 0)])) == 4
 
 
 def test_shared_prefix_gives_the_identity_of_densities() -> None:
@@ -104,18 +139,13 @@ def test_shared_prefix_gives_the_identity_of_densities() -> None:
         np.testing.assert_allclose(4.0 * model.statistics(answer, 1.0)[0], log_q + log_z, atol=1e-12)
 
 
-def law_of_chain(model: ToyLM, alpha: float, num_moves: int, chains: int) -> Counter:
-    sampler = Power(alpha, num_moves)
-    engine = ToyEngine(model, seed=7)
-    return Counter(engine.run(sampler.chain(model.prompt(), 7, problem_id, 0)).tokens for problem_id in range(chains))
-
-
-def p_value(model: ToyLM, alpha: float, num_moves: int, chains: int) -> float:
-    """Chi-square of independent chains against start * P^N, cells with fewer than five expected pooled."""
-    answers, matrix = transition_matrix(model, alpha)
-    start = np.array([exp(sum(model.statistics(x, alpha)[0])) for x in answers])
-    expected = chains * (start @ np.linalg.matrix_power(matrix, num_moves))
-    seen = law_of_chain(model, alpha, num_moves, chains)
+def p_value(model: ToyLM, sampler: Power, chains: int, seed: int = 7) -> float:
+    """Chi-square of independent production chains against start * P^N, cells with fewer than five expected pooled."""
+    answers, matrix = transition_matrix(model, sampler.alpha, replay=True)
+    start = np.array([exp(fsum(model.statistics(x, sampler.alpha)[0])) for x in answers])
+    expected = chains * (start @ np.linalg.matrix_power(matrix, sampler.num_moves))
+    engine = ToyEngine(model, seed)
+    seen = Counter(engine.run(sampler.chain(model.prompt(), seed, i, 0)).tokens for i in range(chains))
     observed = np.array([seen[x] for x in answers], dtype=float)
     large = expected >= 5
     pooled = [np.append(v[large], v[~large].sum()) for v in (observed, expected)]
@@ -124,22 +154,77 @@ def p_value(model: ToyLM, alpha: float, num_moves: int, chains: int) -> float:
     return float(chisquare(*pooled).pvalue)
 
 
+@pytest.mark.parametrize(("replay", "early"), SAVINGS)
 @pytest.mark.parametrize(("toy", "num_moves"), [("eos", 0), ("eos", 3), ("stop", 2)])
-def test_production_chain_has_the_exact_law(toy: str, num_moves: int) -> None:
-    assert p_value(TOYS[toy], 2.0, num_moves, chains=2_000) > 1e-3
+def test_production_chain_has_the_exact_law(toy: str, num_moves: int, replay: bool, early: bool) -> None:
+    assert p_value(TOYS[toy], Power(2.0, num_moves, replay, early), chains=2_000) > 1e-3
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("replay", "early"), SAVINGS)
 @pytest.mark.parametrize("toy", ["eos", "stop"])
-@pytest.mark.parametrize("num_moves", [0, 1, 3, 10, 30])
-def test_production_chain_has_the_exact_law_20000_chains(toy: str, num_moves: int) -> None:
-    assert p_value(TOYS[toy], 2.0, num_moves, chains=20_000) > 1e-4
+@pytest.mark.parametrize("num_moves", [1, 10, 30])
+def test_production_chain_has_the_exact_law_20000_chains(toy: str, num_moves: int, replay: bool, early: bool) -> None:
+    assert p_value(TOYS[toy], Power(2.0, num_moves, replay, early), chains=20_000) > 1e-4
+
+
+def masked_q_stored(state, start, tokens, log_q, log_z, ended):
+    masked = log_q.copy()
+    masked[0] = log_q[0] - np.log1p(-np.exp(state.log_q[start]))  # q(v) / (1 - q(x_d)), what the draw used
+    return metropolis.spliced(state, start, tokens, masked, log_z, ended)
+
+
+def inverted_length_weight(log_z_after, length: int) -> float:
+    return log_weight(log_z_after, length) + 2 * log(length)
+
+
+def coin_shares_the_token_uniform(seed, key, cut, length):
+    return metropolis.uniforms(seed, np.broadcast_to(key, (length - cut, 3)), np.arange(cut, length))
 
 
 @pytest.mark.slow
-def test_a_chain_without_the_length_factor_fails_the_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evals.samplers.power.log_ratio", without_length_factor)
-    assert p_value(TOYS["eos"], 2.0, 30, chains=20_000) < 1e-6
+@pytest.mark.parametrize(
+    ("name", "mutant"),
+    [
+        ("evals.samplers.power.spliced", masked_q_stored),
+        ("evals.samplers.power.log_weight", inverted_length_weight),
+        ("evals.samplers.metropolis.coins", coin_shares_the_token_uniform),
+        ("evals.samplers.power.key", lambda problem, sample, move: (problem, sample, 0)),
+    ],
+)
+def test_chains_of_wrong_kernels_fail_the_law(name: str, mutant, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(name, mutant)
+    values = [p_value(TOYS[toy], Power(2.0, 30, True, False), chains=20_000) for toy in ("eos", "flat")]
+    assert min(values) < 1e-6
+
+
+def test_early_rejection_changes_no_decision() -> None:
+    saved = 0
+    for toy, replay in [(toy, replay) for toy in TOYS for replay in (False, True)]:
+        model = TOYS[toy]
+        for problem_id in range(60):
+            engines = ToyEngine(model, 1), ToyEngine(model, 1)
+            plain = engines[0].run(Power(4.0, 25, replay, False).chain(model.prompt(), 1, problem_id, 0))
+            early = engines[1].run(Power(4.0, 25, replay, True).chain(model.prompt(), 1, problem_id, 0))
+            assert plain.tokens == early.tokens
+            assert plain.chain["log_p_trace"] == early.chain["log_p_trace"]
+            assert [r[:4] for r in engines[0].requests] == [r[:4] for r in engines[1].requests]
+            saved += plain.chain["generated"] - early.chain["generated"]
+    assert saved > 0
+
+
+def test_replay_spends_no_pass_on_a_null_move() -> None:
+    model = TOYS["peaked"]
+    engine = ToyEngine(model, 3)
+    info = engine.run(Power(4.0, 60).chain(model.prompt(), 3, 0, 0)).chain
+    assert info["null"] > 0
+    assert len(engine.requests) == 1 + info["moves"] - info["null"]
+
+
+def test_alpha_one_accepts_every_draft_of_equal_length() -> None:
+    model = TOYS["eos"]
+    x, y = (state_of(model, a, 1.0) for a in [(1, 2, 0), (1, 1, 0)])
+    assert acceptance(x, y, 1) == pytest.approx(1.0, abs=1e-12)
 
 
 def test_cuts_are_uniform_over_the_tokens() -> None:
@@ -147,19 +232,22 @@ def test_cuts_are_uniform_over_the_tokens() -> None:
     assert cut_position(7, np.nextafter(1, 0)) == 6
 
 
-def test_alpha_one_accepts_every_draft_of_equal_length_and_is_plain_sampling() -> None:
-    model = TOYS["eos"]
-    assert p_value(model, 1.0, 0, chains=2_000) > 1e-3
-    x, y = (state_of(model, a, 1.0) for a in [(1, 2, 0), (1, 1, 0)])
-    assert log_ratio(x, y, 1) == pytest.approx(0, abs=1e-12)
+def test_floor_takes_one_minus_u() -> None:
+    x = state_of(TOYS["eos"], (1, 2, 0), 4.0)
+    assert floor(x, 2, 0.0) == pytest.approx(-log(3))
+    assert floor(x, 2, 0.9) == pytest.approx(log1p(-0.9) - log(3))
 
 
-def test_chain_settles_every_draft_and_restores_without_prefill() -> None:
+@pytest.mark.parametrize(("replay", "early"), SAVINGS)
+def test_chain_settles_every_draft_and_restores_without_prefill(replay: bool, early: bool) -> None:
     model = TOYS["peaked"]
     engine = ToyEngine(model, seed=3)
-    sample = engine.run(Power(4.0, 40).chain(model.prompt(), 3, 11, 2))
+    sample = engine.run(Power(4.0, 40, replay, early).chain(model.prompt(), 3, 11, 2))
     assert all(request.parent is not None for request in engine.requests[1:])
-    assert [request.key for request in engine.requests] == [(11, 2, move) for move in range(41)]
+    moves = [request.key[2] for request in engine.requests]
+    assert moves == sorted(set(moves))
+    assert {request.key[:2] for request in engine.requests} == {(11, 2)}
+    assert len(engine.held) <= 2, "the state, and the last draft until the chain ends"
     info = sample.chain
     assert info["moves"] == 40
     assert 0 < info["accepted"] + info["null"] <= 40
@@ -170,8 +258,6 @@ def test_chain_settles_every_draft_and_restores_without_prefill() -> None:
 
 
 def test_move_zero_is_the_low_temperature_answer() -> None:
-    from evals.samplers.single import Single
-
     model = TOYS["eos"]
     for problem_id in range(50):
         low = ToyEngine(model, 5).run(Single(4.0).chain(model.prompt(), 5, problem_id, 0))
@@ -179,15 +265,7 @@ def test_move_zero_is_the_low_temperature_answer() -> None:
         assert low.tokens == power.tokens
 
 
-def test_splice_keeps_the_statistics_of_the_shared_prefix() -> None:
+def test_a_move_is_a_pure_function_of_state_and_key() -> None:
     x = state_of(TOYS["eos"], (1, 2, 0), 4.0)
-    y = spliced(x, 1, (0,), np.array([-0.5]), np.array([-0.25]), "eos")
-    assert y.tokens == (1, 0)
-    assert y.log_q.tolist() == [x.log_q[0], -0.5]
-    assert y.log_z.tolist() == [x.log_z[0], -0.25]
-
-
-def test_accept_uses_one_minus_u() -> None:
-    assert metropolis.accepts(0.0, 0.0)
-    assert not metropolis.accepts(-1.0, 0.0)
-    assert metropolis.accepts(-1.0, 0.9)
+    assert plan(x, 9, (1, 0, 5), True) == plan(x, 9, (1, 0, 5), True)
+    assert {plan(x, 9, (1, 0, move), True).cut for move in range(40)} == {0, 1, 2}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from math import inf
+from math import log
 
 import numpy as np
 
@@ -74,6 +74,7 @@ class ToyEngine:
     def __init__(self, model: ToyLM, seed: int) -> None:
         self.model, self.seed = model, seed
         self.held: dict[Handle, tuple[int, ...]] = {}
+        self.parents: dict[Handle, Handle] = {}
         self.requests: list[Request] = []
         self.handles = itertools.count()
         self.generated = 0
@@ -87,10 +88,10 @@ class ToyEngine:
                 for operation in operations:
                     if isinstance(operation, Submit):
                         arrival = (operation.tag, self.complete(operation.request))
-                    elif isinstance(operation, Keep | Drop):
-                        assert operation.handle in self.held
-                        if isinstance(operation, Drop):
-                            del self.held[operation.handle]
+                    elif isinstance(operation, Keep):
+                        del self.held[self.parents.pop(operation.handle)]
+                    elif isinstance(operation, Drop):
+                        del self.held[operation.handle]
         except StopIteration as stop:
             return stop.value
 
@@ -102,17 +103,28 @@ class ToyEngine:
         start = len(answer)
         log_q, log_z = [], []
         ended: Ended | None = None
+        running = 0.0
         while ended is None:
             law, normaliser = self.model.log_law(answer, request.alpha)
-            u = uniform(self.seed, request.key, len(answer), Purpose.TOKEN)
-            token = min(int(np.searchsorted(np.cumsum(np.exp(law)), u, side="right")), len(law) - 1)
+            weights = np.exp(law)
+            if len(answer) == start and request.exclude is not None:
+                weights[request.exclude] = 0.0
+            cumulative = np.cumsum(weights)
+            u = uniform(self.seed, request.key, len(answer), Purpose.TOKEN) * cumulative[-1]
+            token = min(int(np.searchsorted(cumulative, u, side="right")), len(law) - 1)
             answer = (*answer, token)
+            if log_z:
+                running += min(normaliser, 0.0)
             log_q.append(law[token])
-            log_z.append(min(normaliser, 0.0) if request.alpha != inf else 0.0)
+            log_z.append(min(normaliser, 0.0))
             ended = self.model.ended(answer)
-        assert len(answer) - start <= request.max_new
+            if ended is None and running - log(len(answer) + 1) < request.floor:
+                ended = "floor"
         self.generated += len(answer) - start
+        assert len(answer) - start <= request.max_new
         handle = Handle(next(self.handles))
+        if request.parent is not None:
+            self.parents[handle] = request.parent
         self.held[handle] = request.prefix + answer[start:]
         prefilled = 0 if request.parent is not None else len(request.prefix) - 1
         return Completion(answer[start:], np.array(log_q), np.array(log_z), ended, handle, prefilled)

@@ -14,7 +14,7 @@ def make_sampler(config: SamplerConfig) -> Sampler:
     """The sampler that `config` describes."""
     match config.kind:
         case "power":
-            return Power(config.alpha, config.num_moves)
+            return Power(config.alpha, config.num_moves, config.replay, config.early_rejection)
         case "temperature":
             return Single(1 / config.temperature)
         case "greedy":
