@@ -1,0 +1,100 @@
+"""Several runs side by side: paired differences on the problems that they share. Pure; knows no files and no layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evals.statistics import Difference, holm, mcnemar_exact, paired_difference
+from evals.types import Record, UserError
+from orchestrator.reduce import HEADLINE, question_means
+
+
+class Run(NamedTuple):
+    """A run as a report needs it."""
+
+    directory: Path
+    summary: Mapping[str, Any]
+    records: Sequence[Record]
+
+
+class Pair(NamedTuple):
+    """A run against the baseline, in the numeric score."""
+
+    label: str
+    difference: Difference
+    only_this: int | None
+    """Problems that only this run has right; None with several samples per problem, as are the next two."""
+    only_baseline: int | None
+    p: float | None
+    """Exact McNemar."""
+    p_holm: float | None
+    """The same, adjusted for the number of comparisons."""
+
+
+class Comparison(NamedTuple):
+    """Runs with their labels, and each but the baseline against it on their common problems."""
+
+    runs: list[tuple[str, Run]]
+    baseline: str
+    num_common: int
+    pairs: list[Pair]
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Compare two or more runs; the baseline is the first one at temperature 1, else the first.
+
+    Raises UserError if they used different data, or share no problem.
+    """
+    check_data(runs)
+    labels = distinct_labels(runs)
+    means = [question_means(run.records, HEADLINE) for run in runs]
+    common = sorted(set(means[0]).intersection(*means[1:]))
+    if not common:
+        raise UserError(
+            f"The runs {', '.join(str(run.directory) for run in runs)} have no answered problem in common, so they "
+            "cannot be compared; finish them, or report them one by one."
+        )
+    base = next((i for i, run in enumerate(runs) if is_plain(run)), 0)
+    rows = [[mean[problem_id] for problem_id in common] for mean in means]
+    single = all(run.summary["num_samples"] == 1 for run in runs)
+    pairs = [pair(labels[i], rows[i], rows[base], single) for i in range(len(runs)) if i != base]
+    if single:
+        adjusted = holm([row.p for row in pairs if row.p is not None])
+        pairs = [row._replace(p_holm=p) for row, p in zip(pairs, adjusted, strict=True)]
+    return Comparison(list(zip(labels, runs, strict=True)), labels[base], len(common), pairs)
+
+
+def pair(label: str, a: Sequence[float], b: Sequence[float], single: bool) -> Pair:
+    """`a` and `b` are question means of this run and the baseline on the same problems; `single`: all are 0 or 1."""
+    difference = paired_difference(a, b)
+    if not single:
+        return Pair(label, difference, None, None, None, None)
+    only_a = sum(x > y for x, y in zip(a, b, strict=True))
+    only_b = sum(x < y for x, y in zip(a, b, strict=True))
+    return Pair(label, difference, only_a, only_b, mcnemar_exact(only_a, only_b), None)
+
+
+def is_plain(run: Run) -> bool:
+    sampler = run.summary["run"]["sampler"]
+    return sampler.get("kind") == "temperature" and sampler.get("temperature") == 1
+
+
+def check_data(runs: Sequence[Run]) -> None:
+    """A problem id means the same problem only within one data set."""
+    hashes = {run.summary["run"]["data_sha256"]: run.directory for run in runs}
+    if len(hashes) > 1:
+        raise UserError(
+            f"The runs {' and '.join(str(directory) for directory in hashes.values())} used different data, so their "
+            "problems cannot be paired; report them one by one."
+        )
+
+
+def distinct_labels(runs: Sequence[Run]) -> list[str]:
+    """The method of each run; where two have the same, the directory's name beside it."""
+    methods = [run.summary["run"]["method"] for run in runs]
+    return [
+        name if methods.count(name) == 1 else f"{name}, {run.directory.name}"
+        for name, run in zip(methods, runs, strict=True)
+    ]

@@ -1,0 +1,273 @@
+"""The reducer: a run's records, telemetry and run.json folded into one summary. Pure; knows no files and no layout.
+
+It reads of run.json: `config` (`sampler`, `task`, `seed`, `num_samples`, `model`, `data`), `num_problems` (of the run,
+after any limit), `fingerprint`, and of `provenance` `model` {name, sha256}, `data` {name, sha256, rows}, `git_commit`,
+`dtype`. What is missing there is None in the summary and "unknown" in a report. The summary is strict JSON.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from math import isnan
+from typing import Any
+
+import numpy as np
+
+from evals.statistics import Z95, mean_and_stderr, wilson
+from evals.types import Record
+from orchestrator.telemetry import timings as phase_timings
+
+GRADERS = ("strict", "flexible", "numeric")
+HEADLINE = "numeric"
+FEW_PROBLEMS = 300
+MAX_QUIET_RATE = 0.02
+"""Share of truncated answers, and of texts without an answer, above which a warning says so."""
+
+
+def summarise(
+    records: Sequence[Record], telemetry: Sequence[Mapping[str, Any]], run: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The summary of a run, whole or not: scores, rates, seconds, tokens, chain statistics, memory, warnings.
+
+    A failed record counts as wrong in every score; rates and means are over the records that are not failed. Figures
+    that there is nothing to compute from are None.
+    """
+    identity = describe(run)
+    done = [record for record in records if record.status == "ok"]
+    num_problems = identity["num_problems"]
+    if num_problems is None:
+        num_problems = len({record.problem_id for record in records})
+    num_samples = identity["num_samples"]
+    timings = time_spent(done, telemetry)
+    tokens = token_counts(done)
+    summary = {
+        "run": identity,
+        "num_problems": num_problems,
+        "num_samples": num_samples,
+        "num_records": len(records),
+        "num_owed": max(0, num_problems * num_samples - len(records)),
+        "num_failed": len(records) - len(done),
+        "failed": sorted([record.problem_id, record.sample_index] for record in records if record.status == "failed"),
+        "accuracy": {name: accuracy(question_means(records, name), num_samples) for name in graders(records)},
+        "no_answer_rate": rate(record.scores[HEADLINE]["kind"] == "none" for record in done),
+        "truncated_rate": rate(truncated(record) for record in done),
+        "right_if_truncated": rate(right(record, HEADLINE) for record in done if truncated(record)),
+        "right_if_finished": rate(right(record, HEADLINE) for record in done if not truncated(record)),
+        "num_disagreements": sum(len({right(record, name) for name in record.scores}) > 1 for record in done),
+        "timings": timings,
+        "tokens": tokens,
+        "throughput": {
+            "tokens_per_second": ratio(tokens["generated"], timings["sampling_seconds"]),
+            "problems_per_second": ratio(len(done), timings["sampling_seconds"]),
+        },
+        "chain": chain_statistics(done),
+        "memory": memory_peaks(done, telemetry),
+    }
+    return {**summary, "warnings": warnings(summary)}
+
+
+def describe(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader must know of a run to trust and repeat it, taken from run.json."""
+    config, provenance = run.get("config", {}), run.get("provenance", {})
+    model, data = provenance.get("model", {}), provenance.get("data", {})
+    task = config.get("task", {})
+    return {
+        "method": method(config.get("sampler", {})),
+        "sampler": config.get("sampler", {}),
+        "task": task.get("name"),
+        "num_shots": task.get("num_shots"),
+        "max_new_tokens": task.get("max_new_tokens"),
+        "num_problems": run.get("num_problems"),
+        "num_samples": config.get("num_samples", 1),
+        "model": model.get("name", config.get("model")),
+        "model_sha256": model.get("sha256"),
+        "data": data.get("name", config.get("data")),
+        "data_sha256": data.get("sha256"),
+        "data_rows": data.get("rows"),
+        "seed": config.get("seed"),
+        "dtype": provenance.get("dtype"),
+        "git_commit": provenance.get("git_commit"),
+        "fingerprint": run.get("fingerprint"),
+    }
+
+
+def method(sampler: Mapping[str, Any]) -> str:
+    """A sampler in a few words."""
+    match sampler.get("kind"):
+        case "power":
+            return f"power (alpha {sampler['alpha']:g}, {sampler['num_moves']} moves)"
+        case "temperature":
+            return f"temperature {sampler['temperature']:g}"
+        case kind:
+            return str(kind or "unknown method")
+
+
+def right(record: Record, grader: str) -> bool:
+    return bool(record.scores.get(grader, {}).get("correct", False))
+
+
+def truncated(record: Record) -> bool:
+    return record.ended == "length"
+
+
+def graders(records: Iterable[Record]) -> list[str]:
+    """The usual scores, then whatever else the records have."""
+    return list(dict.fromkeys([*GRADERS, *(name for record in records for name in record.scores)]))
+
+
+def question_means(records: Iterable[Record], grader: str) -> dict[int, float]:
+    """Problem id -> share of its recorded samples that are right."""
+    verdicts: dict[int, list[bool]] = defaultdict(list)
+    for record in records:
+        verdicts[record.problem_id].append(right(record, grader))
+    return {problem_id: sum(rights) / len(rights) for problem_id, rights in sorted(verdicts.items())}
+
+
+def accuracy(means: Mapping[int, float], num_samples: int) -> dict[str, Any]:
+    """Mean, standard error and 95 % interval: Wilson's for one sample per problem, else normal on question means."""
+    values = list(means.values())
+    mean, stderr = map(number, mean_and_stderr(values))
+    interval: Sequence[float] | None = None
+    if num_samples == 1 and values:
+        interval = wilson(round(sum(values)), len(values))
+    elif mean is not None and stderr is not None:
+        interval = max(0.0, mean - Z95 * stderr), min(1.0, mean + Z95 * stderr)
+    return {
+        "mean": mean,
+        "stderr": stderr,
+        "ci95": None if interval is None else list(interval),
+        "interval": "wilson" if num_samples == 1 else "normal",
+        "n": len(values),
+    }
+
+
+def time_spent(done: Sequence[Record], telemetry: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Seconds of the run's phases over all its starts, and of single answers from submission to record.
+
+    Without telemetry the sampling time is that in which any answer was in flight, and the other phases are None.
+    """
+    seconds: dict[str, Any] = phase_timings(telemetry)
+    if not seconds["sampling_seconds"]:
+        seconds = dict.fromkeys(seconds) | {"sampling_seconds": busy_seconds(done), "num_starts": seconds["num_starts"]}
+    each = [record.timings["wall_seconds"] for record in done if "wall_seconds" in record.timings]
+    quantiles = [float(value) for value in np.quantile(each, [0.5, 0.95, 1.0])] if each else [None] * 3
+    names = ("p50", "p95", "max")
+    return {**seconds, "answer_seconds": {"mean": average(each), **dict(zip(names, quantiles, strict=True))}}
+
+
+def busy_seconds(done: Iterable[Record]) -> float | None:
+    """Length of the union of the records' [start, end]: a pause between two starts of a run does not count."""
+    spans = sorted((record.timings["start"], record.timings["end"]) for record in done if "end" in record.timings)
+    if not spans:
+        return None
+    total, until = 0.0, spans[0][0]
+    for start, end in spans:
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
+def token_counts(done: Sequence[Record]) -> dict[str, Any]:
+    """Sums over all records and means per answer."""
+    names = ("prompt", "answer", "generated", "prefilled")
+    sums = {name: sum(record.tokens.get(name, 0) for record in done) for name in names}
+    return {**sums, **{f"mean_{name}": ratio(total, len(done)) for name, total in sums.items()}}
+
+
+def chain_statistics(done: Iterable[Record]) -> dict[str, Any]:
+    """What the chains did, pooled over all answers; a null move proposes the state itself and is never rejected."""
+    chains = [record.chain for record in done]
+    moving = [chain for chain in chains if chain.get("moves")]
+    moves, null, accepted = (sum(chain[name] for chain in moving) for name in ("moves", "null", "accepted"))
+    moved_tokens = sum(chain["generated"] - chain["initial_tokens"] for chain in moving)
+    return {
+        "moves": moves,
+        "null": null,
+        "accepted": accepted,
+        "acceptance": ratio(accepted, moves - null),
+        "forwards_per_move": ratio(moved_tokens, moves),
+        "mean_log_p_first": average([chain["log_p_first"] for chain in chains if "log_p_first" in chain]),
+        "mean_log_p": average([chain["log_p"] for chain in chains if "log_p" in chain]),
+    }
+
+
+def memory_peaks(done: Iterable[Record], telemetry: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Largest memory of each worker in bytes: the device's where there is one, else the process's resident set."""
+    samples = [row for row in telemetry if row.get("kind") == "sample"]
+    peaks: dict[str, int] = {}
+    kinds: set[str] = set()
+    readings = [(worker_name(row, row.get("worker")), row.get("memory", {})) for row in samples]
+    readings += [(worker_name(record.worker, record.worker.get("name")), record.memory) for record in done]
+    for worker, reading in readings:
+        on_device = reading.get("peak_bytes") is not None
+        peak = reading.get("peak_bytes" if on_device else "peak_rss_bytes")
+        if peak is not None:
+            peaks[worker] = max(peaks.get(worker, 0), peak)
+            kinds.add("device" if on_device else "rss")
+    slots = [row["slots"] for row in samples if "slots" in row]
+    busy = [row["active_slots"] for row in samples if row.get("active_slots")]
+    return {
+        "peak_bytes": dict(sorted(peaks.items())),
+        "largest_peak_bytes": max(peaks.values(), default=None),
+        "kind": kinds.pop() if len(kinds) == 1 else None,
+        "total_bytes": max((reading.get("total_bytes") or 0 for _, reading in readings), default=0) or None,
+        "slots": max(slots, default=None),
+        "mean_active_slots": average(busy),
+    }
+
+
+def worker_name(source: Mapping[str, Any], name: Any) -> str:
+    """A worker's rank if it says one, so that its readings and its records count as the same worker's."""
+    rank = source.get("rank")
+    return str(name if rank is None else rank)
+
+
+def warnings(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader must know before believing the figures, as sentences."""
+    run, found = summary["run"], []
+    if summary["num_owed"]:
+        total = summary["num_records"] + summary["num_owed"]
+        found.append(
+            f"The run is incomplete: {summary['num_records']:,} of {total:,} answers are recorded, so all figures are "
+            "provisional; start it again to finish it."
+        )
+    if failed := summary["num_failed"]:
+        shown = ", ".join(str(problem_id) for problem_id, _ in summary["failed"][:10])
+        what = (
+            "answers failed and count as wrong (problems"
+            if failed > 1
+            else "answer failed and counts as wrong (problem"
+        )
+        found.append(f"{failed:,} {what} {shown}{', …' if failed > 10 else ''}); records.jsonl says why.")
+    if (share := summary["truncated_rate"]) is not None and share > MAX_QUIET_RATE:
+        limit = run["max_new_tokens"]
+        found.append(
+            f"{100 * share:.1f} % of the answers were cut off at the limit{f' of {limit:,} tokens' if limit else ''}; "
+            "a longer task.max_new_tokens would tell whether they are wrong."
+        )
+    if (share := summary["no_answer_rate"]) is not None and share > MAX_QUIET_RATE:
+        found.append(f"In {100 * share:.1f} % of the texts the numeric grader found no answer at all.")
+    if summary["num_problems"] < FEW_PROBLEMS:
+        found.append(
+            f"Fewer than {FEW_PROBLEMS} problems ({summary['num_problems']:,}): the intervals are wide, and small "
+            "differences mean nothing."
+        )
+    return found
+
+
+def rate(flags: Iterable[bool]) -> float | None:
+    return average([float(flag) for flag in flags])
+
+
+def average(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+def number(value: float) -> float | None:
+    """NaN has no place in JSON."""
+    return None if isnan(value) else value

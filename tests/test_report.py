@@ -1,0 +1,284 @@
+"""Reducer, comparison and report on made-up records: exact figures, warnings, files that can be made again."""
+
+import json
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals.statistics import holm, wilson
+from evals.types import Record, UserError
+from orchestrator.compare import Run, compare
+from orchestrator.reduce import summarise
+from orchestrator.report import report, write_report
+from orchestrator.store import encode
+
+POWER = {"kind": "power", "alpha": 4.0, "num_moves": 10}
+PLAIN = {"kind": "temperature", "temperature": 1.0}
+
+
+def make_run(sampler: dict[str, Any] = POWER, num_problems: int | None = 4, **changes: Any) -> dict[str, Any]:
+    config = {
+        "sampler": sampler,
+        "task": {"name": "gsm8k", "num_shots": 0, "max_new_tokens": 256},
+        "model": "models/tiny",
+        "data": "problems.jsonl",
+        "seed": 3,
+        "num_samples": 1,
+    }
+    provenance = {"data": {"name": "problems.jsonl", "sha256": "d" * 64, "rows": 1319}, "git_commit": "c" * 40}
+    return {
+        "config": {**config, **changes},
+        "num_problems": num_problems,
+        "fingerprint": "f" * 64,
+        "provenance": provenance,
+    }
+
+
+def make_record(problem_id: int, correct: bool = True, sample_index: int = 0, **changes: Any) -> Record:
+    score = {"correct": correct, "answer": "18", "kind": "number"}
+    chain = {"moves": 10, "null": 2, "accepted": 4, "generated": 330, "initial_tokens": 80}
+    fields: dict[str, Any] = {
+        "problem_id": problem_id,
+        "sample_index": sample_index,
+        "status": "ok",
+        "text": "#### 18",
+        "token_ids": [5, 6],
+        "ended": "eos",
+        "scores": {"strict": score, "flexible": score, "numeric": score},
+        "chain": {**chain, "log_p_first": -20.0, "log_p": -15.0},
+        "timings": {"start": 100.0 + problem_id, "end": 102.0 + problem_id, "wall_seconds": 2.0 + problem_id},
+        "memory": {"rss_bytes": 900, "peak_rss_bytes": 1000 + problem_id, "peak_bytes": None, "total_bytes": None},
+        "tokens": {"prompt": 50, "answer": 80, "generated": 330, "prefilled": 60},
+        "worker": {"rank": problem_id % 2, "name": f"cpu{problem_id % 2}"},
+    }
+    return Record(**{**fields, **changes})
+
+
+def failed_record(problem_id: int) -> Record:
+    empty: dict[str, Any] = {"scores": {}, "chain": {}, "timings": {}, "memory": {}, "tokens": {}, "token_ids": []}
+    return make_record(problem_id, status="failed", text="", ended="failed", error="it raised", **empty)
+
+
+TELEMETRY = [
+    {"kind": "event", "event": "start", "time": 90.0},
+    {"kind": "event", "event": "phase", "name": "setup", "time": 90.0},
+    {"kind": "event", "event": "phase", "name": "load", "time": 91.0},
+    {"kind": "event", "event": "phase", "name": "sampling", "time": 95.0},
+    {
+        "kind": "sample",
+        "time": 99.0,
+        "worker": "cpu1",
+        "rank": 1,
+        "slots": 10,
+        "active_slots": 4,
+        "memory": {"peak_rss_bytes": 5000, "peak_bytes": None},
+    },
+    {"kind": "event", "event": "phase", "name": "end", "time": 105.0},
+]
+
+
+def test_summary_has_exact_figures() -> None:
+    records = [make_record(0), make_record(1), make_record(2, correct=False, ended="length"), failed_record(3)]
+    summary = summarise(records, TELEMETRY, make_run())
+    assert (summary["num_problems"], summary["num_records"], summary["num_owed"]) == (4, 4, 0)
+    assert (summary["num_failed"], summary["failed"]) == (1, [[3, 0]])
+    for name in ("strict", "flexible", "numeric"):
+        score = summary["accuracy"][name]
+        assert score["mean"] == 0.5
+        assert score["stderr"] == pytest.approx(sqrt(0.25 / 3))
+        assert score["ci95"] == pytest.approx(wilson(2, 4))
+    assert summary["no_answer_rate"] == 0
+    assert summary["truncated_rate"] == pytest.approx(1 / 3)
+    assert (summary["right_if_finished"], summary["right_if_truncated"]) == (1, 0)
+    assert summary["timings"] == {
+        "setup_seconds": 1,
+        "ray_seconds": 0,
+        "load_seconds": 4,
+        "sampling_seconds": 10,
+        "total_seconds": 15,
+        "num_starts": 1,
+        "answer_seconds": {"mean": 3, "p50": 3, "p95": pytest.approx(3.9), "max": 4},
+    }
+    assert summary["tokens"]["generated"] == 990
+    assert summary["tokens"]["mean_answer"] == 80
+    assert summary["throughput"] == {"tokens_per_second": 99, "problems_per_second": 0.3}
+    assert summary["chain"] == {
+        "moves": 30,
+        "null": 6,
+        "accepted": 12,
+        "acceptance": 0.5,
+        "forwards_per_move": 25,
+        "mean_log_p_first": -20,
+        "mean_log_p": -15,
+    }
+    memory = summary["memory"]
+    assert memory["peak_bytes"] == {"0": 1002, "1": 5000}
+    assert (memory["largest_peak_bytes"], memory["kind"], memory["slots"]) == (5000, "rss", 10)
+    assert memory["mean_active_slots"] == 4
+    json.dumps(summary, allow_nan=False)
+
+
+def test_several_samples_count_by_question() -> None:
+    rows = ["1111", "1101", "0100", "0000", "1011", "1111"]
+    records = [make_record(i, bit == "1", k) for i, row in enumerate(rows) for k, bit in enumerate(row)]
+    score = summarise(records, [], make_run(num_problems=6, num_samples=4))["accuracy"]["numeric"]
+    assert (score["mean"], score["stderr"]) == pytest.approx((0.625, 0.167705), abs=1e-6)
+    assert score["ci95"] == pytest.approx([0.625 - 1.96 * 0.167705, 0.625 + 1.96 * 0.167705], abs=1e-4)
+
+
+def test_pauses_are_not_sampling_time() -> None:
+    times = [(100.0, 104.0), (102.0, 105.0), (500.0, 501.0)]
+    records = [
+        make_record(i, timings={"start": start, "end": end, "wall_seconds": end - start})
+        for i, (start, end) in enumerate(times)
+    ]
+    assert summarise(records, [], make_run())["timings"]["sampling_seconds"] == 6
+
+
+def test_summary_of_nothing() -> None:
+    for run in ({}, make_run(), make_run(num_samples=3)):
+        summary = summarise([], [], run)
+        json.dumps(summary, allow_nan=False)
+        assert summary["num_records"] == 0
+        assert summary["accuracy"]["numeric"]["mean"] is None
+        assert summary["chain"]["acceptance"] is None
+
+
+def sentences(records: list[Record], run: dict[str, Any]) -> str:
+    return "\n".join(summarise(records, [], run)["warnings"])
+
+
+def test_warnings() -> None:
+    quiet = [make_record(i) for i in range(300)]
+    assert sentences(quiet, make_run(num_problems=300)) == ""
+    assert "Fewer than 300 problems (299)" in sentences(quiet[:299], make_run(num_problems=299))
+    assert "incomplete: 299 of 300 answers" in sentences(quiet[:299], make_run(num_problems=300))
+    cut = [make_record(i, ended="length") for i in range(7)] + quiet[7:]
+    assert "2.3 % of the answers were cut off at the limit of 256 tokens" in sentences(cut, make_run(num_problems=300))
+    assert sentences([make_record(0, ended="length"), *quiet[1:]], make_run(num_problems=300)) == ""
+    nothing = {"numeric": {"correct": False, "answer": None, "kind": "none"}}
+    empty = [make_record(i, scores=nothing) for i in range(7)] + quiet[7:]
+    assert "In 2.3 % of the texts" in sentences(empty, make_run(num_problems=300))
+    broken = [*quiet[:298], failed_record(298), failed_record(299)]
+    assert "2 answers failed and count as wrong (problems 298, 299)" in sentences(broken, make_run(num_problems=300))
+
+
+def as_run(name: str, sampler: dict[str, Any], verdicts: str, **changes: Any) -> Run:
+    records = [make_record(i, verdict == "1") for i, verdict in enumerate(verdicts) if verdict != " "]
+    run = make_run(sampler, len(verdicts), **changes)
+    return Run(Path(name), summarise(records, [], run), records)
+
+
+def test_comparison_is_paired_and_against_temperature_1() -> None:
+    runs = [as_run("p", POWER, "1" * 12 + "0" * 8 + " "), as_run("t", PLAIN, "0" * 10 + "1" * 4 + "0" * 6 + "1")]
+    comparison = compare(runs)
+    assert (comparison.baseline, comparison.num_common) == ("temperature 1", 20)
+    (pair,) = comparison.pairs
+    assert (pair.only_this, pair.only_baseline, pair.p) == (10, 2, pytest.approx(0.038574, abs=1e-6))
+    assert pair.p_holm == pair.p
+    assert pair.difference.mean == pytest.approx(0.4)
+    assert pair.difference.stderr == pytest.approx(sqrt((12 - 64 / 20) / (20 * 19)))
+
+
+def test_comparison_without_a_plain_run_is_against_the_first() -> None:
+    comparison = compare(
+        [as_run("a", POWER, "1100"), as_run("b", POWER, "1010"), as_run("c", {"kind": "greedy"}, "1111")]
+    )
+    assert comparison.baseline == "power (alpha 4, 10 moves), a"
+    assert [pair.label for pair in comparison.pairs] == ["power (alpha 4, 10 moves), b", "greedy"]
+
+
+def test_what_cannot_be_paired_is_refused() -> None:
+    other = as_run("b", PLAIN, "11")
+    other.summary["run"]["data_sha256"] = "e" * 64
+    with pytest.raises(UserError, match="different data"):
+        compare([as_run("a", POWER, "11"), other])
+    with pytest.raises(UserError, match="no answered problem in common"):
+        compare([as_run("a", POWER, "1 "), as_run("b", PLAIN, " 1")])
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def save(directory: Path, sampler: dict[str, Any], verdicts: str, shuffled: bool = False) -> Path:
+    directory.mkdir()
+    records = [make_record(i, verdict == "1") for i, verdict in enumerate(verdicts)]
+    (directory / "run.json").write_text(json.dumps(make_run(sampler, len(verdicts))), encoding="utf-8")
+    lines = [encode(record) for record in records]
+    (directory / "records.jsonl").write_bytes(b"".join(lines[::-1] if shuffled else lines) + b'{"torn": ')
+    (directory / "telemetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TELEMETRY), encoding="utf-8")
+    return directory
+
+
+def test_report_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = save(tmp_path / "power", POWER, "1101")
+    assert report([str(directory)]) == 0
+    text = capsys.readouterr().out
+    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    assert files["report.md"].decode() == text
+    assert json.loads(files["summary.json"])["accuracy"]["strict"]["mean"] == 0.75
+    for part in (
+        "# gsm8k: tiny, power (alpha 4, 10 moves)",
+        "4 of 4 answers to 4 problems, a subset of 1,319.",
+        "| numeric  | 75.0 % | ± 25.0 |         30.1 to 95.4 % |",
+        "no answer 0.0 %, truncated 0.0 %, failed 0",
+        "15.0 s in all (set-up 1.0 s, load 4.0 s, sampling 10.0 s)",
+        "acceptance 50.0 %",
+        "commit cccccccc, fingerprint ffffffff",
+    ):
+        assert part in text
+    assert "accuracy" not in text.lower()
+    assert max(map(len, text.splitlines())) <= 100
+    (directory / "summary.json").unlink()
+    (directory / "report.md").unlink()
+    assert write_report([directory]) == text
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == files
+
+
+def test_the_order_of_completion_does_not_matter(tmp_path: Path) -> None:
+    a, b = save(tmp_path / "a", POWER, "1101001"), save(tmp_path / "b", POWER, "1101001", shuffled=True)
+    assert write_report([a]) == write_report([b])
+    assert (a / "summary.json").read_bytes() == (b / "summary.json").read_bytes()
+
+
+def test_report_of_several_runs(tmp_path: Path) -> None:
+    power = save(tmp_path / "power", POWER, "1" * 12 + "0" * 8)
+    plain = save(tmp_path / "t1", PLAIN, "0" * 10 + "1" * 4 + "0" * 6)
+    text = write_report([plain, power], tmp_path)
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == text
+    assert all((directory / name).exists() for directory in (power, plain) for name in ("summary.json", "report.md"))
+    assert "# gsm8k: 2 methods on 20 common problems" in text
+    assert "Warning (all runs): Fewer than 300 problems (20)" in text
+    row = next(line for line in text.splitlines() if "+40.0 ±" in line)
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "power (alpha 4, 10 moves)",
+        "+40.0 ± 15.2",
+        "+10.2 to +69.8",
+        "10",
+        "2",
+        "0.0386",
+        "0.0386",
+    ]
+    assert max(map(len, text.splitlines())) <= 100
+    assert write_report([plain, power], tmp_path / "again.md") == text
+    assert (tmp_path / "again.md").read_text(encoding="utf-8") == text
+
+
+def test_report_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(make_run()), encoding="utf-8")
+    text = write_report([tmp_path])
+    assert "0 of 4 answers" in text
+    assert "incomplete" in text
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run directory .*absent"):
+        report([str(tmp_path / "absent")])
+    with pytest.raises(UserError, match=r"no run\.json"):
+        report([str(tmp_path)])
+    assert list(tmp_path.iterdir()) == []
