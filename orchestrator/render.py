@@ -191,7 +191,7 @@ def methods_table(comparison: Comparison) -> str:
 def pairs_table(comparison: Comparison) -> str:
     """One row a run against the baseline."""
     return table(
-        ["method", "difference", "95 % interval", "only it", "only base", "McNemar p", "Holm p"],
+        ["method", "difference", "95 % interval", "won", "lost", "McNemar p", "Holm p"],
         [pair_row(pair) for pair in comparison.pairs],
     )
 
@@ -209,8 +209,8 @@ def pairs_legend(comparison: Comparison) -> str:
     if comparison.pairs[0].p is None:
         return "With several samples per problem the differences are of question means, with a normal interval."
     return (
-        "only it, only base: problems that only this method, or only the baseline, has right. McNemar p: the exact "
-        "test; Holm p: adjusted for the number of rows."
+        "won, lost: problems that only this method, or only the baseline, has right. McNemar p: the exact test; Holm "
+        "p: adjusted for the number of rows."
     )
 
 
