@@ -185,6 +185,8 @@ def chain_statistics(done: Iterable[Record]) -> dict[str, Any]:
         "moves": moves,
         "null": null,
         "accepted": accepted,
+        "rejected_early": sum(chain.get("rejected_early", 0) for chain in moving),
+        "replayed_tokens": sum(chain.get("replayed_tokens", 0) for chain in moving),
         "acceptance": ratio(accepted, moves - null),
         "forwards_per_move": ratio(moved_tokens, moves),
         "mean_log_p_first": average([chain["log_p_first"] for chain in chains if "log_p_first" in chain]),

@@ -127,6 +127,8 @@ def chain(summary: Mapping[str, Any]) -> str:
         f"another answer ({did['null']:,} of {did['moves']:,} proposed the same); "
         f"{figure(did['forwards_per_move'])} tokens generated per move"
     )
+    if did["rejected_early"]:
+        text += f", {did['rejected_early']:,} moves rejected before their end"
     if did["mean_log_p_first"] is not None and did["mean_log_p"] is not None:
         text += f"; mean log p {figure(did['mean_log_p_first'])} at the start, {figure(did['mean_log_p'])} at the end"
     return text + "."

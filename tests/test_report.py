@@ -38,7 +38,15 @@ def make_run(sampler: dict[str, Any] = POWER, num_problems: int | None = 4, **ch
 
 def make_record(problem_id: int, correct: bool = True, sample_index: int = 0, **changes: Any) -> Record:
     score = {"correct": correct, "answer": "18", "kind": "number"}
-    chain = {"moves": 10, "null": 2, "accepted": 4, "generated": 330, "initial_tokens": 80}
+    chain = {
+        "moves": 10,
+        "null": 2,
+        "rejected_early": 1,
+        "replayed_tokens": 7,
+        "accepted": 4,
+        "generated": 330,
+        "initial_tokens": 80,
+    }
     fields: dict[str, Any] = {
         "problem_id": problem_id,
         "sample_index": sample_index,
@@ -108,6 +116,8 @@ def test_summary_has_exact_figures() -> None:
         "moves": 30,
         "null": 6,
         "accepted": 12,
+        "rejected_early": 3,
+        "replayed_tokens": 21,
         "acceptance": 0.5,
         "forwards_per_move": 25,
         "mean_log_p_first": -20,
@@ -229,6 +239,7 @@ def test_report_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         "no answer 0.0 %, truncated 0.0 %, failed 0",
         "15.0 s in all (set-up 1.0 s, load 4.0 s, sampling 10.0 s)",
         "acceptance 50.0 %",
+        "4 moves rejected before their end",
         "commit cccccccc, fingerprint ffffffff",
     ):
         assert part in text
