@@ -161,9 +161,10 @@ def test_production_chain_has_the_exact_law(toy: str, num_moves: int, replay: bo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("replay", "early"), SAVINGS)
-@pytest.mark.parametrize("toy", ["eos", "stop"])
-@pytest.mark.parametrize("num_moves", [1, 10, 30])
+@pytest.mark.parametrize(
+    ("toy", "num_moves", "replay", "early"),
+    [("eos", 3, *savings) for savings in SAVINGS] + [(toy, n, True, True) for toy in ("flat", "stop") for n in (1, 30)],
+)
 def test_production_chain_has_the_exact_law_20000_chains(toy: str, num_moves: int, replay: bool, early: bool) -> None:
     assert p_value(TOYS[toy], Power(2.0, num_moves, replay, early), chains=20_000) > 1e-4
 
