@@ -1,0 +1,223 @@
+"""One frozen value that says what a run is. Knows no file, environment or flag (see settings.py), no torch, no Ray.
+
+`RunConfig` holds what was asked for, `resolve` fills in what depends on the machine, `plan` says which runs that makes,
+and `fingerprint` is what two starts must share to be the same run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from evals.config import EngineConfig, SamplerConfig, TaskConfig
+from evals.types import UserError
+
+RECORD_FORMAT = 1  # raise it when a record of an older version could no longer stand beside a new one
+DEMO = "demo"  # as a model or as data: what evals/demo holds
+DEFAULT_MODEL, DEFAULT_DATA = "Qwen/Qwen2.5-Math-1.5B", "openai/gsm8k"
+DEMO_MAX_NEW_TOKENS = 160  # the embedded model's answers are shorter
+
+
+def refuse_auto(value: Any) -> Any:
+    if value == "auto":
+        raise ValueError("auto is reserved for a later version")
+    return value
+
+
+class RunConfig(BaseSettings):
+    """Everything that can be set. Constructing it reads no environment: settings.py does, and says where it erred."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    mode: Literal["auto", "demo", "run"] = Field(
+        default="auto", description="demo: four samplers on the embedded model; run: one; auto: decided by what is there"
+    )
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]*$", max_length=100)] = Field(
+        default="", description="name of the run, for its default directory (default: that of the file, or of the task)"
+    )
+    model: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description=f"hub name, local folder, or demo (default: {DEFAULT_MODEL})"
+    )
+    model_revision: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="branch, tag or commit of a model from the hub"
+    )
+    data: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description=f"JSONL in GSM8K's format, hub name, or demo (default: {DEFAULT_DATA})"
+    )
+    data_split: Annotated[str, Field(min_length=1)] = Field(
+        default="test", description="split of a data set from the hub"
+    )
+    limit: Annotated[int, Field(ge=1)] | None = Field(default=None, description="only the first so many problems")
+    run_dir: Path | None = Field(default=None, description="where the run is kept (default: runs/NAME-FINGERPRINT)")
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = Field(default=0, description="of every random draw")
+    num_samples: Annotated[int, Field(ge=1, le=65_536)] = Field(default=1, description="answers per problem")
+    batch_size: Annotated[int, Field(ge=1, le=65_536), BeforeValidator(refuse_auto)] = Field(
+        default=10, description="problems at once per worker (slots, refilled as they fall free)"
+    )
+    use_batched: bool = Field(default=True, description="off: one problem at a time per worker")
+    num_gpus: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="GPUs to use, one worker each (default: all present; 0: CPU)"
+    )
+    num_workers: Annotated[int, Field(ge=1, le=1024)] = Field(default=2, description="workers on a machine without GPU")
+    dashboard: bool = Field(default=True, description="Ray's dashboard on 127.0.0.1, if its packages are there")
+    sampler: SamplerConfig = Field(default=SamplerConfig(), description="how an answer is sampled")
+    task: TaskConfig = Field(default=TaskConfig(), description="how problems are put to the model")
+    engine: EngineConfig = Field(default=EngineConfig(), description="how the model runs on a device")
+    fresh: bool = Field(default=False, description="start over in a new directory beside an existing run")
+    inline: bool = Field(default=False, description="one worker in this process, without Ray")
+
+    @property
+    def slots(self) -> int:
+        """Problems at once per worker."""
+        return self.batch_size if self.use_batched else 1
+
+    @property
+    def use_gpus(self) -> bool:
+        return bool(self.num_gpus)
+
+    @property
+    def num_actors(self) -> int:
+        """Workers: one per GPU, or `num_workers` on CPUs; one when inline."""
+        return 1 if self.inline else self.num_gpus or self.num_workers
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def resolve(config: RunConfig, num_gpus_present: int) -> RunConfig:
+    """The configuration with everything decided that depends on the machine; resolving twice changes nothing.
+
+    Decides `num_gpus`, `mode`, `model`, `data`, `name`, and `engine.dtype`. Raises UserError for more GPUs than present
+    and for settings that contradict each other.
+    """
+    num_gpus = num_gpus_present if config.num_gpus is None else config.num_gpus
+    if num_gpus > num_gpus_present:
+        raise UserError(
+            f"POWERSAMPLE_NUM_GPUS (--num-gpus) asks for {num_gpus} GPUs and this machine has {num_gpus_present}; "
+            f"ask for at most {num_gpus_present}, or leave it out to use all."
+        )
+    mode = config.mode
+    if mode == "auto":
+        mode = "demo" if config.model is None and config.data is None and num_gpus == 0 else "run"
+    if mode == "demo":
+        check_demo(config)
+    model, data = (DEMO, DEMO) if mode == "demo" else (config.model or DEFAULT_MODEL, config.data or DEFAULT_DATA)
+    task, engine = config.task, config.engine
+    if model == DEMO and "max_new_tokens" not in task.model_fields_set:
+        task = task.model_copy(update={"max_new_tokens": DEMO_MAX_NEW_TOKENS})
+    if task.num_shots and task.train_data is None and data in (DEMO, DEFAULT_DATA):
+        task = task.model_copy(update={"train_data": data})
+    if engine.dtype == "auto":
+        engine = engine.model_copy(update={"dtype": "bfloat16" if num_gpus else "float32"})
+    decided = {"mode": mode, "model": model, "data": data, "num_gpus": num_gpus, "task": task, "engine": engine}
+    name = config.name or (DEMO if mode == "demo" else f"{task.name}_{config.sampler.kind}")
+    return config.model_copy(update={**decided, "name": name})
+
+
+def check_demo(config: RunConfig) -> None:
+    """Refuse what the demo would have to ignore."""
+    for field in ("model", "data"):
+        if getattr(config, field) not in (None, DEMO):
+            raise UserError(
+                f"mode demo brings its own model and problems but {field} is {getattr(config, field)!r}; leave {field} "
+                "out, or set mode to run."
+            )
+    for field in ("kind", "temperature"):
+        if field in config.sampler.model_fields_set:
+            raise UserError(
+                f"The demo compares four samplers and cannot take sampler.{field}; to run one of them, say which model "
+                "and problems: --model demo --data demo (or a model and a file of your own)."
+            )
+
+
+def plan(config: RunConfig) -> list[RunConfig]:
+    """The runs of a resolved configuration: itself, or in demo mode four that share model, problems and seed."""
+    if config.mode != "demo":
+        return [config]
+    root, asked = config.run_dir or Path("runs/demo"), config.sampler
+    samplers = {
+        "greedy": SamplerConfig(kind="greedy"),
+        "t1": SamplerConfig(kind="temperature", temperature=1.0),
+        "low": SamplerConfig(kind="temperature", temperature=1 / asked.alpha),
+        "power": asked.model_copy(update={"kind": "power"}),
+    }
+    return [
+        config.model_copy(update={"mode": "run", "name": f"{DEMO}/{name}", "run_dir": root / name, "sampler": sampler})
+        for name, sampler in samplers.items()
+    ]
+
+
+def run_directory(config: RunConfig, digest: str) -> Path:
+    """Where a run with this fingerprint is kept."""
+    return config.run_dir or Path("runs") / f"{config.name}-{digest[:8]}"
+
+
+class Provenance(NamedTuple):
+    """What the run's inputs are, apart from their names on this machine."""
+
+    model: str
+    """Digest of a local model's files, or the commit of a model from the hub."""
+    data: str
+    """Digest of all rows, before any limit."""
+    train_data: str | None = None
+    """Digest of the rows that solved examples come from; None without examples."""
+
+
+def fingerprint(config: RunConfig, provenance: Provenance) -> str:
+    """Hex sha256 of all that decides an answer: what two starts must share to be the same run. Needs a resolved config.
+
+    Slots, workers, GPUs, paths and report options are not in it: they may change from one start to the next.
+    """
+    task = config.task.model_dump(exclude={"train_data"})
+    contents = {
+        "record_format": RECORD_FORMAT,
+        **provenance._asdict(),
+        "limit": config.limit,
+        "num_samples": config.num_samples,
+        "task": task,
+        "sampler": active(config.sampler),
+        "seed": config.seed,
+        "dtype": config.engine.dtype,
+    }
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
+
+
+def active(sampler: SamplerConfig) -> dict[str, Any]:
+    """The settings that a sampler of this kind reads."""
+    fields = {
+        "power": {"alpha", "num_moves", "replay", "early_rejection"},
+        "temperature": {"temperature"},
+        "greedy": set(),
+    }
+    return sampler.model_dump(include={"kind"} | fields[sampler.kind])
+
+
+def run_content(
+    config: RunConfig, model: Mapping[str, Any], data: Mapping[str, Any], num_problems: int, environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What run.json says beside the fingerprint: configuration, inputs and where it was made.
+
+    `model` {name, revision, sha256} and `data` {name, sha256, rows} describe the inputs (`ModelSource.describe`,
+    `DataSource.describe`), `num_problems` counts those within the limit, `environment` is `hardware.describe()`.
+    """
+    settings = config.model_dump(mode="json", exclude={"fresh", "inline"})
+    return {
+        "config": {**settings, "sampler": active(config.sampler)},
+        "num_problems": num_problems,
+        "provenance": {
+            "model": dict(model),
+            "data": dict(data),
+            "dtype": config.engine.dtype,
+            "record_format": RECORD_FORMAT,
+            **environment,
+        },
+    }
