@@ -36,7 +36,8 @@ class RunConfig(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     mode: Literal["auto", "demo", "run"] = Field(
-        default="auto", description="demo: four samplers on the embedded model; run: one; auto: decided by what is there"
+        default="auto",
+        description="demo: four samplers on the embedded model; run: one; auto: decided by what is there",
     )
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]*$", max_length=100)] = Field(
         default="", description="name of the run, for its default directory (default: that of the file, or of the task)"
@@ -202,7 +203,11 @@ def active(sampler: SamplerConfig) -> dict[str, Any]:
 
 
 def run_content(
-    config: RunConfig, model: Mapping[str, Any], data: Mapping[str, Any], num_problems: int, environment: Mapping[str, Any]
+    config: RunConfig,
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    num_problems: int,
+    environment: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What run.json says beside the fingerprint: configuration, inputs and where it was made.
 

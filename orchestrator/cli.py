@@ -1,0 +1,140 @@
+"""The command `powersample`: from arguments to an exit code. Knows what to call, and how mistakes are told.
+
+Exit codes: 0 complete, 2 a mistake of the user's (one sentence on stderr), 3 complete with failed problems, 130 and 143
+stopped by a signal; anything else is ours.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+HELP = """powersample: exact power sampling of language models, evaluated on GSM8K-style problems
+
+usage: powersample run [--config FILE] [options]     evaluate; started again, it goes on where it was stopped
+       powersample report RUN [RUN ...]              make summary and report of finished or unfinished runs again
+       powersample --version | --help                (powersample run --help lists all options)
+
+examples:
+  powersample run
+      no GPU: greedy, T = 1, T = 1/alpha and power sampling on the embedded model and problems;
+      GPUs: GSM8K by power sampling on all of them
+  powersample run --config configs/gsm8k_power.yaml --sampler.alpha 4 --num-gpus 2 --batch-size 16 --limit 100
+  powersample run --model path/to/model --data problems.jsonl --run-dir runs/mine
+  powersample report runs/demo/greedy runs/demo/power
+
+Each option is also a variable, --batch-size POWERSAMPLE_BATCH_SIZE and --sampler.alpha POWERSAMPLE_SAMPLER__ALPHA, and
+a key of a YAML file. Options win over variables, variables over the file. Exit codes: 0 complete, 2 refused with one
+sentence, 3 complete but some problems failed, 130 or 143 stopped by a signal (the same command goes on)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` (without the program's name); returns the exit code."""
+    if not evals_is_ours():
+        return 2
+    from evals.types import UserError
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return dispatch(arguments)
+    except UserError as error:
+        print(f"powersample: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("powersample: interrupted before the run began", file=sys.stderr)
+        return 130
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Call what the first argument names."""
+    from evals.types import UserError
+
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    match command:
+        case "run":
+            return run(rest)
+        case "report":
+            return report(rest)
+        case "--version" | "-V":
+            print(f"powersample {version()}")
+        case "--help" | "-h" | "help":
+            print(HELP)
+        case _:
+            from orchestrator.names import suggestion
+
+            near = suggestion(command, ["run", "report", "--version", "--help"])
+            raise UserError(f"unknown command {command}{near}; there are run, report, --version and --help.")
+    return 0
+
+
+def run(flags: list[str]) -> int:
+    """`powersample run`: resolve the configuration for this machine, then hand it to the session."""
+    from orchestrator import hardware
+    from orchestrator.config import resolve
+    from orchestrator.settings import build_config
+
+    try:
+        config = build_config(flags, os.environ)
+    except SystemExit as asked:  # --help has printed the options
+        return int(asked.code or 0)
+    present = hardware.gpus()
+    remote = os.environ.get("RAY_ADDRESS") and config.num_gpus  # a cluster has GPUs of its own; Ray counts them
+    config = resolve(config, int(remote) if remote else len(present))
+    if config.use_gpus and not remote:
+        hardware.check_torch_sees_gpus(present)
+    from orchestrator.session import run as run_session
+
+    return run_session(config)
+
+
+def report(arguments: list[str]) -> int:
+    """`powersample report RUN …`."""
+    from evals.types import UserError
+
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(
+            "usage: powersample report RUN [RUN ...]\n\nMakes summary.json and report.md again; compares several runs."
+        )
+        return 0
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise UserError(f"unknown option {argument}; usage: powersample report RUN [RUN ...].")
+    if not arguments:
+        raise UserError("report needs a run directory, such as `powersample report runs/demo/power`.")
+    from orchestrator.report import report as make
+
+    return make(arguments)
+
+
+def version() -> str:
+    """Version of the installed package, or of the checkout's pyproject.toml when it is run without being installed."""
+    import tomllib
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as installed
+
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    if project.is_file():
+        return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+    try:
+        return installed("powersample")
+    except PackageNotFoundError:
+        return "of unknown version"
+
+
+def evals_is_ours() -> bool:
+    """Another distribution has a package `evals`, too; says on stderr where the wrong one is and how to mend it."""
+    ours = Path(__file__).resolve().parents[1] / "evals"
+    spec = find_spec("evals")
+    places = [Path(place).resolve() for place in spec.submodule_search_locations or ()] if spec else []
+    if ours in places[:1]:
+        return True
+    found = places[0] if places else "nowhere"
+    print(
+        f"powersample: the package evals is imported from {found} instead of powersample's own {ours}; uninstall the "
+        "other (pip uninstall evals), or start from another directory and with a clean PYTHONPATH.",
+        file=sys.stderr,
+    )
+    return False

@@ -1,0 +1,167 @@
+"""What this machine and this checkout are: GPUs (through NVML), CPUs, package versions, git commit. Imports no torch.
+
+CUDA must not be initialised here: a context in the driver would hold memory on a GPU that belongs to a worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pynvml
+
+from evals.types import UserError
+
+CHECKOUT = Path(__file__).parents[1]
+PACKAGES = (
+    "powersample",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "ray",
+    "datasets",
+    "numpy",
+    "pydantic",
+)
+PROBE = "import json, torch; print(json.dumps([torch.cuda.is_available(), torch.__version__, torch.version.cuda]))"
+
+
+class Gpu(NamedTuple):
+    """One GPU as NVML sees it."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_bytes: int
+
+
+def gpus(environ: Mapping[str, str] | None = None) -> list[Gpu]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves to this process; none where there is no NVIDIA driver.
+
+    Raises UserError if there is a driver and it does not answer.
+    """
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        if error.value in (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED):
+            return []
+        raise UserError(
+            f"This machine has an NVIDIA driver that does not answer ({error}); repair it, or hide the GPUs by "
+            "CUDA_VISIBLE_DEVICES= and POWERSAMPLE_NUM_GPUS=0."
+        ) from error
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        present = [
+            Gpu(
+                index,
+                as_text(pynvml.nvmlDeviceGetUUID(handle)),
+                as_text(pynvml.nvmlDeviceGetName(handle)),
+                int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+            )
+            for index, handle in enumerate(handles)
+        ]
+    finally:
+        pynvml.nvmlShutdown()
+    return visible(present, (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES"))
+
+
+def as_text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
+def visible(present: Sequence[Gpu], devices: str | None) -> list[Gpu]:
+    """The GPUs that a value of CUDA_VISIBLE_DEVICES names; like CUDA, it ends at the first that does not exist."""
+    if devices is None:
+        return list(present)
+    seen = []
+    for device in (part.strip() for part in devices.split(",")):
+        match = [gpu for gpu in present if device == str(gpu.index) or (device and gpu.uuid.startswith(device))]
+        if not match:
+            break
+        seen.append(match[0])
+    return seen
+
+
+def check_torch_sees_gpus(present: Sequence[Gpu]) -> None:
+    """Raises UserError if torch, asked in a process of its own, cannot use the GPUs that are there."""
+    probe = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        reason = (probe.stderr.strip().splitlines() or ["no output"])[-1]
+        raise UserError(f"torch cannot be imported by {sys.executable} ({reason}); make the environment again.")
+    available, torch, cuda = json.loads(probe.stdout.strip().splitlines()[-1])
+    if not available:
+        build = f"is built for CUDA {cuda}" if cuda else "is built without CUDA"
+        raise UserError(
+            f"This machine has {len(present)} GPUs ({present[0].name}, driver {driver_version()}) but torch {torch} "
+            f"cannot use them (it {build}); install a torch that fits the driver, or set POWERSAMPLE_NUM_GPUS=0."
+        )
+
+
+def driver_version() -> str:
+    """Version of the NVIDIA driver, `none` without one."""
+    try:
+        pynvml.nvmlInit()
+        try:
+            return as_text(pynvml.nvmlSystemGetDriverVersion())
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return "none"
+
+
+def describe(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Where and with what a run was made: versions, git commit, hardware, Python, command line (JSON values)."""
+    return {
+        "versions": versions(),
+        **git_state(CHECKOUT),
+        "python": platform.python_version(),
+        "command": shlex.join(sys.argv if argv is None else argv),
+        "hardware": {
+            "host": socket.gethostname(),
+            "platform": platform.platform(),
+            "num_cpus": len(os.sched_getaffinity(0)),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "gpus": [gpu._asdict() for gpu in gpus()],
+            "driver": driver_version(),
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that matter; `missing` for one that is not installed as a package."""
+    return {name: installed(name) for name in PACKAGES}
+
+
+def installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "missing"
+
+
+def git_state(checkout: Path) -> dict[str, Any]:
+    """`git_commit` and `git_dirty` of the checkout; None each when it is not one, or there is no git."""
+    commit = git(checkout, "rev-parse", "HEAD") if (checkout / ".git").exists() else None
+    if commit is None:
+        return {"git_commit": None, "git_dirty": None}
+    status = git(checkout, "status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit, "git_dirty": None if status is None else bool(status)}
+
+
+def git(checkout: Path, *arguments: str) -> str | None:
+    """Output of a git command; None if it fails."""
+    try:
+        done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

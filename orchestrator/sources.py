@@ -1,0 +1,211 @@
+"""From names to things: a model's folder and a data set's problems, each with the digest that identifies it.
+
+A name is `demo` (what comes with the project), something on this machine, or something on the Hugging Face hub. Knows
+no tokenizer and no device. What cannot be had is a UserError that names the variable, within seconds also offline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evals.types import Problem, UserError
+from orchestrator.config import DEFAULT_DATA, DEMO
+
+DEMO_FOLDER = Path(__file__).parents[1] / "evals" / "demo"
+DEMO_MODEL, DEMO_PROBLEMS, DEMO_TRAIN = "model", "problems.jsonl", "train.jsonl"  # in DEMO_FOLDER
+GSM8K_REVISION = "cc7b047b6e5bb11b4f1af84efc572db110a51b3c"
+HUB_SECONDS = 10.0
+MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
+PICKLE_FILES = ("*.bin", "*.pt", "*.pth")
+
+
+class ModelSource(NamedTuple):
+    """A model on this machine."""
+
+    folder: str
+    name: str
+    """As it was asked for."""
+    revision: str | None
+    """Commit on the hub; None for a local folder."""
+    digest: str
+    """What the fingerprint takes: the commit, or sha256 over a local folder's files."""
+
+    def describe(self) -> dict[str, Any]:
+        """For run.json."""
+        return {"name": self.name, "revision": self.revision, "sha256": None if self.revision else self.digest}
+
+
+class DataSource(NamedTuple):
+    """Problems in the order of their data set."""
+
+    problems: list[Problem]
+    """Within the limit."""
+    name: str
+    digest: str
+    """sha256 of all rows, the same for a file and the hub, whatever the limit."""
+    num_rows: int
+    """Rows of the whole data set."""
+
+    def describe(self) -> dict[str, Any]:
+        """For run.json."""
+        return {"name": self.name, "sha256": self.digest, "rows": self.num_rows}
+
+
+def resolve_model(
+    name: str, revision: str | None = None, *, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> ModelSource:
+    """The model's folder on this machine, downloaded if need be. Raises UserError naming POWERSAMPLE_MODEL.
+
+    Code and pickled weights are neither fetched nor counted unless asked for.
+    """
+    patterns = [*MODEL_FILES, *(["*.py"] if trust_remote_code else []), *(PICKLE_FILES if allow_pickle else [])]
+    if name == DEMO or is_local(name):
+        folder = DEMO_FOLDER / DEMO_MODEL if name == DEMO else Path(name).expanduser()
+        if revision is not None:
+            raise UserError(
+                f"model_revision={revision} is for models from the hub but the model {name} is local; leave it out."
+            )
+        check_folder(folder, name)
+        return ModelSource(str(folder.resolve()), name, None, folder_digest(folder, patterns))
+    folder, commit = download(name, revision, patterns)
+    check_folder(folder, name)
+    return ModelSource(str(folder), name, commit, commit)
+
+
+def is_local(name: str) -> bool:
+    """A hub name is `owner/name` or a bare word; anything else, and whatever exists here, is a path."""
+    return Path(name).expanduser().exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1
+
+
+def check_folder(folder: Path, name: str) -> None:
+    way_out = "set POWERSAMPLE_MODEL (--model) to a hub name or a folder with config.json, tokenizer and weights"
+    if not folder.is_dir():
+        raise UserError(f"There is no model folder {folder}; {way_out}.")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"The model {name} has no config.json in {folder}; {way_out}.")
+
+
+def folder_digest(folder: Path, patterns: Iterable[str]) -> str:
+    """Hex sha256 over names and contents of the files directly in `folder` that match."""
+    total = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
+        with path.open("rb") as file:
+            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def download(name: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
+    """Folder and commit of a model from the hub; with HF_HUB_OFFLINE=1 only the cache on this machine is looked at."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    wanted: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": ["*/*", "consolidated*"]}
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            revision = HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS).sha
+        folder = Path(snapshot_download(name, revision=revision, **wanted))
+    except Exception as error:  # the hub's client raises errors of several libraries
+        raise UserError(
+            f"The model {name!r} is no folder on this machine and cannot be had from the Hugging Face hub "
+            f"({reason(error)}); set POWERSAMPLE_MODEL (--model) to a hub name that can be reached or a local folder, "
+            "or HF_HUB_OFFLINE=1 if it is in the hub's cache here."
+        ) from error
+    return folder, folder.name
+
+
+def load_problems(data: str, split: str = "test", limit: int | None = None) -> DataSource:
+    """The problems of `demo`, a JSONL file in GSM8K's format, or a data set on the hub; problem_id is the row.
+
+    Raises UserError: unreachable (naming POWERSAMPLE_DATA), empty, or a row that is no problem (file and line named).
+    """
+    if data == DEMO or is_local(data) or data.endswith((".jsonl", ".json")):
+        path = DEMO_FOLDER / (DEMO_TRAIN if split == "train" else DEMO_PROBLEMS) if data == DEMO else Path(data)
+        problems = read_jsonl(path.expanduser())
+    else:
+        problems = [check_row(row, number, f"{data}, row {number}") for number, row in enumerate(hub_rows(data, split))]
+        if not problems:
+            raise UserError(
+                f"The data set {data} has no rows in split {split}; set POWERSAMPLE_DATA (--data) to another."
+            )
+    rows = json.dumps([[problem.question, problem.answer] for problem in problems], ensure_ascii=False)
+    digest = hashlib.sha256(rows.encode("utf-8", "surrogatepass")).hexdigest()
+    return DataSource(problems[:limit], data, digest, len(problems))
+
+
+def read_jsonl(path: Path) -> list[Problem]:
+    """The problems of a JSONL file; blank lines count as lines but not as rows."""
+    way_out = "set POWERSAMPLE_DATA (--data) to a JSONL file in GSM8K's format or a hub name"
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"The data file {path} cannot be read ({error.strerror}); {way_out}.") from error
+    problems: list[Problem] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{where}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8."
+            ) from error
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{where}: not a line of JSON ({error.msg} at column {error.colno}); repair or remove the line."
+            ) from error
+        problems.append(check_row(row, len(problems), where))
+    if not problems:
+        raise UserError(f"The data file {path} has no problems in it; {way_out}.")
+    return problems
+
+
+def check_row(row: Any, problem_id: int, where: str) -> Problem:
+    """A row as a problem: question and answer are texts, and the answer ends in `#### number`."""
+    form = '{"question": "…", "answer": "… #### 42"}'
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where}: a {type(row).__name__} instead of an object such as {form}.")
+    for key in ("question", "answer"):
+        if key not in row:
+            raise UserError(
+                f"{where}: the key {key!r} is missing (it has {', '.join(row) or 'none'}); rows are {form}."
+            )
+        if not isinstance(row[key], str) or not row[key].strip():
+            raise UserError(f"{where}: {key!r} must be a text that is not empty; rows are {form}.")
+    if not row["answer"].rpartition("####")[1] or not row["answer"].rpartition("####")[2].strip():
+        raise UserError(
+            f"{where}: the answer has no `#### number` at its end, so nothing can be graded; rows are {form}."
+        )
+    return Problem(problem_id, row["question"], row["answer"])
+
+
+def hub_rows(name: str, split: str) -> list[dict[str, Any]]:
+    """Rows of a data set from the hub; with HF_HUB_OFFLINE=1 only the cache on this machine is looked at.
+
+    The hub is asked first by one short call: `load_dataset` alone retries for half a minute when offline.
+    """
+    from huggingface_hub import HfApi, constants
+
+    revision, configuration = (GSM8K_REVISION, "main") if name == DEFAULT_DATA else (None, None)
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            HfApi().dataset_info(name, revision=revision, timeout=HUB_SECONDS)
+        import datasets
+
+        loaded = datasets.load_dataset(name, configuration, split=split, revision=revision)
+        return [dict(row) for row in loaded]
+    except Exception as error:  # the hub's client raises errors of several libraries
+        raise UserError(
+            f"The data set {name!r} (split {split}) is no file on this machine and cannot be had from the Hugging Face "
+            f"hub ({reason(error)}); set POWERSAMPLE_DATA (--data) to a JSONL file in GSM8K's format or another hub "
+            "name, or HF_HUB_OFFLINE=1 if it is in the cache here."
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """An exception in a few words, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
