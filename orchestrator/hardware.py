@@ -33,6 +33,10 @@ PACKAGES = (
     "numpy",
     "pydantic",
 )
+NO_DRIVER = (
+    pynvml.nvmlExceptionClass(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND),
+    pynvml.nvmlExceptionClass(pynvml.NVML_ERROR_DRIVER_NOT_LOADED),
+)
 PROBE = "import json, torch; print(json.dumps([torch.cuda.is_available(), torch.__version__, torch.version.cuda]))"
 
 
@@ -52,9 +56,9 @@ def gpus(environ: Mapping[str, str] | None = None) -> list[Gpu]:
     """
     try:
         pynvml.nvmlInit()
+    except NO_DRIVER:
+        return []
     except pynvml.NVMLError as error:
-        if error.value in (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED):
-            return []
         raise UserError(
             f"This machine has an NVIDIA driver that does not answer ({error}); repair it, or hide the GPUs by "
             "CUDA_VISIBLE_DEVICES= and POWERSAMPLE_NUM_GPUS=0."
@@ -85,6 +89,9 @@ def visible(present: Sequence[Gpu], devices: str | None) -> list[Gpu]:
         return list(present)
     seen = []
     for device in (part.strip() for part in devices.split(",")):
+        if device.startswith("MIG-"):
+            seen.append(Gpu(-1, device, "MIG instance", 0))
+            continue
         match = [gpu for gpu in present if device == str(gpu.index) or (device and gpu.uuid.startswith(device))]
         if not match:
             break

@@ -14,7 +14,7 @@ from orchestrator.config import RunConfig, plan
 
 
 def check(config: RunConfig, folder: str, problems: Sequence[Problem], train_problems: Sequence[Problem] = ()) -> int:
-    """Check a resolved configuration against the model in `folder`; returns the tokens of the longest prompt + answer."""
+    """Check a resolved configuration against the model in `folder`; returns the longest prompt + answer in tokens."""
     from evals.engine.model import check_architecture, load_tokenizer
 
     from evals.tasks.gsm8k import make_task
