@@ -24,7 +24,7 @@ def check(config: RunConfig, folder: str, problems: Sequence[Problem], train_pro
             check_writable(run.run_dir)
     if config.run_dir is None:
         check_writable(Path("runs"))
-    limits = check_architecture(folder, config.engine)
+    limits = check_architecture(folder, config.engine.trust_remote_code)
     tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
     task = make_task(config.task, config.seed, train_problems)
     lengths = prompt_lengths(task, problems, tokenizer.encode)

@@ -1,0 +1,183 @@
+"""The command line: what is asked reaches the session, mistakes are one sentence and code 2, never a traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from orchestrator import hardware
+from orchestrator.cli import main
+from orchestrator.config import RunConfig
+from orchestrator.hardware import Gpu
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in list(os.environ):
+        if name.startswith(("POWERSAMPLE_", "RAY_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr(hardware, "gpus", lambda: [])
+
+
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+    """The configurations that reach a session, which ends with code 3."""
+    configs: list[RunConfig] = []
+    stand_in = ModuleType("orchestrator.session")
+    stand_in.__dict__["run"] = lambda config: configs.append(config) or 3
+    monkeypatch.setitem(sys.modules, "orchestrator.session", stand_in)
+    return configs
+
+
+def test_run_hands_over_a_resolved_configuration_and_the_exit_code(
+    session: list[RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POWERSAMPLE_SAMPLER__NUM_MOVES", "2")
+    assert main(["run", "--config", str(ROOT / "configs/gsm8k_power.yaml"), "--sampler.alpha", "2"]) == 3
+    (config,) = session
+    assert (config.mode, config.num_gpus, config.engine.dtype) == ("run", 0, "float32")
+    assert (config.sampler.alpha, config.sampler.num_moves) == (2, 2)
+
+
+def test_nothing_given_is_the_demo_without_gpus_and_gsm8k_with_them(
+    session: list[RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["run"]) == 3
+    monkeypatch.setattr(hardware, "gpus", lambda: [Gpu(i, f"GPU-{i}", "H100", 1) for i in range(2)])
+    monkeypatch.setattr(hardware, "check_torch_sees_gpus", lambda present: None)
+    assert main(["run"]) == 3
+    assert [(config.mode, config.num_gpus) for config in session] == [("demo", 0), ("run", 2)]
+
+
+def test_a_cluster_counts_its_own_gpus(session: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert main(["run", "--num-gpus", "16"]) == 3
+    assert session[0].num_gpus == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--batch-size", "ten"], ["--batch-size=ten"]),
+        (["run", "--batch-size", "0"], ["--batch-size=0"]),
+        (["run", "--batch-size", "auto"], ["reserved"]),
+        (["run", "--nope"], ["--nope"]),
+        (["run", "stray"], ["stray"]),
+        (["run", "--num-gpus", "1"], ["asks for 1 GPUs and this machine has 0"]),
+        (["run", "--mode", "demo", "--model", "x"], ["model is 'x'"]),
+        (["run", "--config", "none.yaml"], ["none.yaml"]),
+        (["rn"], ["rn", "did you mean run?"]),
+        (["report"], ["needs a run directory"]),
+        (["report", "--all"], ["--all"]),
+        (["report", "/no/such/run"], ["/no/such/run"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_code_2(
+    arguments: list[str], words: list[str], session: list[RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("powersample: ")
+    assert err.count("\n") == 1
+    for word in words:
+        assert word in err
+    assert session == []
+
+
+def test_an_unknown_variable_is_refused(
+    session: list[RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("POWERSAMPLE_BATCHSIZE", "3")
+    assert main(["run"]) == 2
+    assert "POWERSAMPLE_BATCHSIZE=3 (did you mean POWERSAMPLE_BATCH_SIZE?)" in capsys.readouterr().err
+    assert session == []
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == main(["report", "--help"]) == main(["run", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "powersample report RUN" in out
+    assert "--sampler.num-moves" in out
+    assert main(["--version"]) == 0
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert capsys.readouterr().out == f"powersample {project['version']}\n"
+
+
+def test_an_interrupt_before_the_run_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> list[Gpu]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hardware, "gpus", interrupted)
+    assert main(["run"]) == 130
+
+
+def start(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": "", **variables}
+    command = [sys.executable, "-m", "orchestrator", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_the_module_works_like_the_command() -> None:
+    done = start("run", "--limit", "none")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("powersample: --limit=none is refused")
+    assert start("--version").stdout.startswith("powersample ")
+
+
+def test_another_package_called_evals_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "evals").mkdir()
+    (tmp_path / "evals/__init__.py").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "orchestrator", "--version"],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert str(tmp_path / "evals") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"MODEL": "/no/such/model", "DATA": "{data}"}, ["/no/such/model", "POWERSAMPLE_MODEL"]),
+        ({"MODEL": "{unsupported}", "DATA": "{data}"}, ["bert"]),
+        ({"MODEL": "demo", "DATA": "{malformed}"}, ["malformed.jsonl, line 2"]),
+        ({"MODEL": "demo", "DATA": "{empty}"}, ["empty.jsonl", "POWERSAMPLE_DATA"]),
+        ({"MODEL": "demo", "DATA": "{data}", "RUN_DIR": "{data}/run"}, ["cannot be written", "POWERSAMPLE_RUN_DIR"]),
+        ({"MODEL": "demo", "DATA": "{data}", "TASK__MAX_NEW_TOKENS": "900000"}, ["context", "max_new_tokens"]),
+    ],
+)
+def test_bad_inputs_end_before_anything_is_written(variables: dict[str, str], words: list[str], tmp_path: Path) -> None:
+    if variables["MODEL"] == "demo" and not (ROOT / "evals/demo/model").exists():
+        pytest.skip("the embedded model is not made yet")
+    row = '{"question": "How many?", "answer": "#### 2"}\n'
+    places = {name: tmp_path / f"{name}.jsonl" for name in ("data", "malformed", "empty")}
+    for name, text in {"data": row, "malformed": row + "{\n", "empty": ""}.items():
+        places[name].write_text(text)
+    places["unsupported"] = tmp_path / "bert"
+    places["unsupported"].mkdir()
+    (tmp_path / "bert/config.json").write_text('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}')
+    before = sorted(tmp_path.rglob("*"))
+    given = {f"POWERSAMPLE_{name}": value.format(**places) for name, value in variables.items()}
+    given.setdefault("POWERSAMPLE_RUN_DIR", str(tmp_path / "run"))
+    done = start("run", **given)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith("powersample: ")
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,0 +1,284 @@
+"""Settings from file, environment and flags; what is decided for a machine; plan and fingerprint."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from evals.config import SamplerConfig
+from evals.types import UserError
+from orchestrator.config import Provenance, RunConfig, fingerprint, plan, resolve, run_content, run_directory
+from orchestrator.names import allowed, known_settings
+from orchestrator.settings import build_config, flag_name, variable_name
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+INPUTS = Provenance("m" * 64, "d" * 64)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_flags_win_over_environment_over_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "x.yaml", "batch_size: 5\nseed: 1\nsampler: {alpha: 9, num_moves: 3, kind: power}\n")
+    environ = {"POWERSAMPLE_BATCH_SIZE": "6", "POWERSAMPLE_SAMPLER__NUM_MOVES": "7", "PATH": "/bin"}
+    config = build_config(["--config", str(file), "--batch-size", "8"], environ)
+    assert (config.batch_size, config.seed, config.name) == (8, 1, "x")
+    assert (config.sampler.alpha, config.sampler.num_moves) == (9, 7)
+    assert build_config([], environ, file).batch_size == 6
+    assert build_config([], {}, file).batch_size == 5
+    assert build_config([], {}).batch_size == 10
+
+
+def test_values_of_every_shape() -> None:
+    environ = {
+        "POWERSAMPLE_USE_BATCHED": "0",
+        "POWERSAMPLE_TASK__STOP": '["a", "b"]',
+        "POWERSAMPLE_MODEL": "",
+        "POWERSAMPLE_PYTHON": "/usr/bin/python3",
+    }
+    config = build_config(["--fresh", "--inline", "--limit=3", "--run-dir", "runs/x"], environ)
+    assert (config.slots, config.task.stop, config.model) == (1, ("a", "b"), None)
+    assert (config.fresh, config.inline, config.limit, config.run_dir) == (True, True, 3, Path("runs/x"))
+    assert build_config(["--no-use-batched", "--task.stop", "a"], {}).task.stop == ("a",)
+    assert build_config(["--no-sampler.replay"], {}).sampler.replay is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "words"),
+    [
+        (["--batch-size", "0"], {}, ["--batch-size=0", "from 1 to"]),
+        (["--batch-size", "ten"], {}, ["--batch-size=ten", "whole number"]),
+        ([], {"BATCH_SIZE": "ten"}, ["POWERSAMPLE_BATCH_SIZE=ten", "from 1 to"]),
+        ([], {"BATCH_SIZE": "auto"}, ["POWERSAMPLE_BATCH_SIZE=auto", "reserved"]),
+        ([], {"BATCHSIZE": "3"}, ["POWERSAMPLE_BATCHSIZE=3", "did you mean POWERSAMPLE_BATCH_SIZE?"]),
+        ([], {"ALPHA": "3"}, ["did you mean POWERSAMPLE_SAMPLER__ALPHA?"]),
+        ([], {"SAMPLER__ALPHA": "0.5"}, ["POWERSAMPLE_SAMPLER__ALPHA=0.5", "from 1 to 1000"]),
+        ([], {"SAMPLER__ALPHA": "nan"}, ["POWERSAMPLE_SAMPLER__ALPHA=nan", "finite"]),
+        ([], {"SAMPLER__KIND": "pwer"}, ["one of power, temperature, greedy"]),
+        ([], {"SAMPLER": "{"}, ["POWERSAMPLE_SAMPLER={", "JSON"]),
+        ([], {"TASK__STOP": "Question:"}, ["POWERSAMPLE_TASK__STOP=Question:", "JSON"]),
+        ([], {"FRESH": "maybe"}, ["POWERSAMPLE_FRESH=maybe", "true or false"]),
+        (["--limit", "0"], {}, ["--limit=0", "from 1"]),
+        (["--seed", "-1"], {}, ["--seed=-1", "from 0"]),
+        (["--sampler.temperature", "0"], {}, ["--sampler.temperature=0", "above 0"]),
+        (["--data", ""], {}, ["--data=", "not empty"]),
+        (["--bath-size", "3"], {}, ["--bath-size", "did you mean --batch-size?"]),
+        (["--batch_size=3"], {}, ["--batch_size", "did you mean --batch-size?"]),
+        (["--alpha", "3"], {}, ["did you mean --sampler.alpha?"]),
+        (["--confg", "x"], {}, ["did you mean --config?"]),
+        (["--limit"], {}, ["--limit", "expected one argument"]),
+        (["stray"], {}, ["stray"]),
+        (["--config"], {}, ["--config needs"]),
+        (["--config", "no/such.yaml"], {}, ["no/such.yaml", "No such file"]),
+    ],
+)
+def test_what_is_wrong_is_named(flags: list[str], environ: dict[str, str], words: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        build_config(flags, {f"POWERSAMPLE_{name}": value for name, value in environ.items()})
+    sentence = str(refused.value)
+    assert "\n" not in sentence
+    assert sentence.endswith((".", ")."))
+    for word in words:
+        assert word in sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sampler:\n  alpah: 3\n", ["sampler.alpah", "did you mean sampler.alpha?", "num_moves"]),
+        ("batchsize: 3\n", ["batchsize", "did you mean batch_size?"]),
+        ("batch_size: 0\n", ["batch_size=0", "from 1 to"]),
+        ("batch_size: yes\n", ["batch_size=true", "whole number"]),
+        ("sampler: {alpha: on}\n", ["sampler.alpha=true", "a number"]),
+        ("sampler: 3\n", ["sampler=3", "a group of"]),
+        ("task: {stop: ['']}\n", ["task.stop", "list of strings"]),
+        ("- 1\n", ["name: value"]),
+        ("a: [1\n", ["not valid YAML", "line 1"]),
+        ("1: 2\n", ["1 is unknown"]),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named_with_the_file(text: str, words: list[str], tmp_path: Path) -> None:
+    file = write(tmp_path / "bad.yaml", text)
+    with pytest.raises(UserError) as refused:
+        build_config([], {}, file)
+    for word in [str(file), *words]:
+        assert word in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_every_setting_has_a_flag_a_variable_and_words() -> None:
+    for name, field in known_settings().items():
+        assert field.description or "." not in name
+        assert allowed(name)
+        assert flag_name(name).islower()
+        assert variable_name(name).isupper()
+    assert variable_name("sampler.num_moves") == "POWERSAMPLE_SAMPLER__NUM_MOVES"
+
+
+def test_constructing_a_configuration_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SEED", "7")
+    monkeypatch.setenv("POWERSAMPLE_SEED", "7")
+    assert RunConfig().seed == 0
+
+
+def test_nothing_given_and_no_gpu_is_the_demo() -> None:
+    config = resolve(RunConfig(), 0)
+    assert (config.mode, config.model, config.data, config.num_gpus) == ("demo", "demo", "demo", 0)
+    assert (config.task.max_new_tokens, config.task.num_shots, config.engine.dtype) == (160, 0, "float32")
+    assert config.num_actors == 2
+    assert resolve(config, 0) == config
+
+
+def test_nothing_given_and_gpus_is_gsm8k_on_all_of_them() -> None:
+    config = resolve(RunConfig(), 8)
+    assert (config.mode, config.model, config.data) == ("run", "Qwen/Qwen2.5-Math-1.5B", "openai/gsm8k")
+    assert (config.num_actors, config.slots, config.engine.dtype) == (8, 10, "bfloat16")
+    assert (config.task.max_new_tokens, config.sampler.alpha, config.sampler.num_moves) == (512, 4, 10)
+    shipped = resolve(build_config([], {}, ROOT / "configs/gsm8k_power.yaml"), 8)
+    assert shipped.model_dump() == config.model_dump()
+
+
+@pytest.mark.parametrize("given", [{"model": "m"}, {"data": "d.jsonl"}])
+def test_a_model_or_data_without_gpus_runs_on_the_cpu(given: dict[str, Any]) -> None:
+    config = resolve(RunConfig(**given), 0)
+    assert config.mode == "run"
+    assert config.model == given.get("model", "Qwen/Qwen2.5-Math-1.5B")
+    assert config.data == given.get("data", "openai/gsm8k")
+    assert (config.use_gpus, config.num_actors) == (False, 2)
+    assert resolve(RunConfig(**given, inline=True), 0).num_actors == 1
+
+
+def test_gpus_are_counted() -> None:
+    assert resolve(RunConfig(num_gpus=2), 8).num_actors == 2
+    assert resolve(RunConfig(num_gpus=0), 8).mode == "demo"
+    with pytest.raises(UserError, match=r"POWERSAMPLE_NUM_GPUS .* asks for 9 GPUs and this machine has 8"):
+        resolve(RunConfig(num_gpus=9), 8)
+
+
+def test_the_demo_refuses_what_it_would_ignore() -> None:
+    with pytest.raises(UserError, match=r"model is 'x'"):
+        resolve(RunConfig(mode="demo", model="x"), 0)
+    with pytest.raises(UserError, match=r"cannot take sampler\.kind"):
+        resolve(build_config(["--sampler.kind", "greedy"], {}), 0)
+    one = resolve(build_config(["--model", "demo", "--data", "demo", "--sampler.kind", "greedy"], {}), 0)
+    assert (one.mode, one.task.max_new_tokens) == ("run", 160)
+
+
+def test_the_demo_is_four_runs_that_differ_in_the_sampler() -> None:
+    runs = plan(resolve(RunConfig(limit=5, sampler=SamplerConfig(alpha=2, num_moves=3)), 0))
+    assert [run.run_dir for run in runs] == [Path("runs/demo") / name for name in ("greedy", "t1", "low", "power")]
+    assert [run.sampler.kind for run in runs] == ["greedy", "temperature", "temperature", "power"]
+    assert [run.sampler.temperature for run in runs[1:3]] == [1, 0.5]
+    assert (runs[3].sampler.alpha, runs[3].sampler.num_moves) == (2, 3)
+    assert {(run.mode, run.limit, run.model) for run in runs} == {("run", 5, "demo")}
+    elsewhere = plan(resolve(RunConfig(run_dir=Path("there")), 0))
+    assert elsewhere[0].run_dir == Path("there/greedy")
+    one = resolve(RunConfig(model="m"), 0)
+    assert plan(one) == [one]
+
+
+def test_the_directory_has_the_names_of_file_and_fingerprint(tmp_path: Path) -> None:
+    file = write(tmp_path / "my run.yaml", "model: m\n")
+    assert run_directory(resolve(build_config([], {}, file), 0), "0123456789") == Path("runs/my-run-01234567")
+    assert run_directory(resolve(RunConfig(model="m"), 0), "abcdefghi") == Path("runs/gsm8k_power-abcdefgh")
+    assert run_directory(RunConfig(run_dir=Path("x")), "abc") == Path("x")
+
+
+def digest(inputs: Provenance = INPUTS, **changes: Any) -> str:
+    return fingerprint(resolve(RunConfig(**{"model": "m", "data": "d", **changes}), 4), inputs)
+
+
+def test_the_fingerprint_is_stable() -> None:
+    assert digest() == "f22465998da303cf181b660f62c113519dc407dbccafad6f34262c3e0329e970"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"batch_size": 3},
+        {"use_batched": False},
+        {"num_gpus": 2},
+        {"num_workers": 4},
+        {"run_dir": Path("x")},
+        {"name": "x"},
+        {"model": "other/name"},
+        {"data": "other.jsonl"},
+        {"dashboard": False},
+        {"fresh": True},
+        {"inline": True},
+        {"sampler": {"temperature": 2.0}},
+        {"task": {"train_data": "somewhere"}},
+        {"engine": {"dtype": "bfloat16"}},
+    ],
+)
+def test_what_may_change_from_one_start_to_the_next(changes: dict[str, Any]) -> None:
+    assert digest(**changes) == digest()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"inputs": INPUTS._replace(model="x")},
+        {"inputs": INPUTS._replace(data="x")},
+        {"inputs": INPUTS._replace(train_data="x")},
+        {"limit": 3},
+        {"seed": 1},
+        {"num_samples": 2},
+        {"num_gpus": 0},
+        {"engine": {"dtype": "float32"}},
+        {"task": {"max_new_tokens": 100}},
+        {"task": {"num_shots": 4}},
+        {"task": {"stop": ["x"]}},
+        {"sampler": {"alpha": 2.0}},
+        {"sampler": {"num_moves": 2}},
+        {"sampler": {"replay": False}},
+        {"sampler": {"kind": "greedy"}},
+    ],
+)
+def test_what_makes_another_run(changes: dict[str, Any]) -> None:
+    assert digest(**changes) != digest()
+
+
+def test_run_json_says_what_the_report_reads() -> None:
+    config = resolve(RunConfig(model="m", data="d", run_dir=Path("x"), fresh=True), 0)
+    model, data = {"name": "m", "revision": None, "sha256": "1"}, {"name": "d", "sha256": "2", "rows": 9}
+    run = json.loads(json.dumps(run_content(config, model, data, 5, {"git_commit": "c"})))
+    assert run["num_problems"] == 5
+    assert run["provenance"] == {
+        "model": model,
+        "data": data,
+        "dtype": "float32",
+        "record_format": 1,
+        "git_commit": "c",
+    }
+    assert run["config"]["sampler"] == SamplerConfig().model_dump(exclude={"temperature"})
+    assert run["config"]["run_dir"] == "x"
+    assert not {"fresh", "inline"} & run["config"].keys()
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_files_open_with_their_command_and_are_valid(file: Path) -> None:
+    assert file.read_text().splitlines()[0] == f"# powersample run --config configs/{file.name}"
+    config = resolve(build_config([], {}, file), 0)
+    assert config.name == file.stem
+    assert config.mode == ("demo" if file.stem == "demo" else "run")
+    assert yaml.safe_load(file.read_text())
+
+
+def test_loading_a_configuration_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from orchestrator.settings import build_config; from orchestrator.config import resolve;"
+        "resolve(build_config(['--limit', '3'], {}, 'configs/demo.yaml'), 0);"
+        "print({'torch', 'ray', 'transformers', 'datasets', 'huggingface_hub'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
