@@ -15,6 +15,7 @@ class LocalWorker(Protocol):
 
     def load(self, config: Any) -> None: ...
     def begin(self, work: Work) -> Future[Record]: ...
+    def failure(self) -> BaseException | None: ...
     def health(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
 
@@ -26,10 +27,12 @@ class InlineCrew:
         self._worker, self._config, self._slots, self._name = worker, config, slots, name
         self._calls: dict[Future[Record], Work] = {}
         self._events: list[Event] = []
+        self._loaded = False
 
     def start(self) -> None:
         began = time.monotonic()
         self._worker.load(self._config)
+        self._loaded = True
         self._events.append(Ready(self._name, time.monotonic() - began))
 
     def free(self) -> int:
@@ -47,14 +50,18 @@ class InlineCrew:
         self._events.append(Health(self._name, self._worker.health()))
 
     def wait(self, timeout: float) -> list[Event]:
+        """Raises RuntimeError if the worker can do nothing any more: here nobody replaces it."""
         events, self._events = self._events, []
         for call in wait(self._calls, 0 if events else timeout, return_when=FIRST_COMPLETED).done:
             work, error = self._calls.pop(call), call.exception()
             events.append(Done(self._name, work, call.result()) if error is None else raised(self._name, work, error))
+        if (failure := self._worker.failure()) is not None:
+            raise RuntimeError(f"the engine has failed: {failure}") from failure
         return events
 
     def close(self) -> None:
-        self._worker.close()
+        if self._loaded:
+            self._worker.close()
 
 
 def raised(worker: str, work: Work, error: BaseException) -> Raised:

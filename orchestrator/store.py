@@ -19,6 +19,16 @@ from evals.types import Problem, Record, UserError
 
 RUN, RECORDS, TELEMETRY, LOCK = "run.json", "records.jsonl", "telemetry.jsonl", "lock"
 
+DECIDING = (
+    *(
+        f"config.{name}"
+        for name in ("model", "data", "limit", "num_samples", "seed", "sampler", "task", "engine.dtype")
+    ),
+    "provenance.model.sha256",
+    "provenance.data.sha256",
+)
+"""What of run.json may make two runs differ, to be named in a refusal; the fingerprint alone decides."""
+
 Key = tuple[int, int]
 """(problem_id, sample_index)."""
 
@@ -221,15 +231,25 @@ def sync_directory(directory: Path) -> None:
 
 
 def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The sentence that refuses a directory of another run, with up to four settings that differ."""
-    old, new = flatten(stored.get("config", {})), flatten(wanted.get("config", {}))
-    differing = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    shown = ", ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} now" for name in differing[:4])
+    """The sentence that refuses a directory of another run, with up to four of the settings that differ."""
+    old, new = flatten(stored), flatten(wanted)
+    names = [name for name in sorted(old.keys() | new.keys()) if name.startswith(DECIDING)]
+    differing = [name for name in names if old.get(name) != new.get(name)]
+    shown = ", ".join(
+        f"{name.removeprefix('config.')}: {short(old.get(name))} there, {short(new.get(name))} now"
+        for name in differing[:4]
+    )
     return (
         f"{directory} holds another run (fingerprint {str(stored.get('fingerprint'))[:8]}, this one is "
         f"{str(wanted['fingerprint'])[:8]}{'; ' + shown if shown else ''}); set POWERSAMPLE_RUN_DIR or --run-dir to "
         "another directory, restore the settings to go on with it, or start over in a new directory with --fresh."
     )
+
+
+def short(value: Any) -> str:
+    """A setting's value in a sentence; of digests and the like the beginning."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:12]}…"
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

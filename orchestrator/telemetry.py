@@ -3,8 +3,8 @@
 Rows, told apart by `kind`; every row has `time` in Unix seconds:
 
 - `sample`: one worker's health at one moment: `worker` (its name), `rank`, `pid`, `host`, `device`, `steps`,
-  `active_slots`, `slots`, `generated_tokens`, `memory` {fields of `MemoryReading`, in bytes}, `utilisation` (per cent
-  or None), and what else `Worker.health` says.
+  `active_slots`, `slots`, `generated_tokens`, `memory` {fields of `MemoryReading`, in bytes}, `utilisation` (0 to 1,
+  None where it cannot be read), and what else `Worker.health` says.
 - `event`: `event` names it:
   - `start`: a process began to work on this run (`pid`, `host`, `owed`, `done`, `num_workers`, `slots`, `inline`);
   - `phase`: from now on this process does `name`: `setup` (settings, model and data found, checked), `ray` (Ray and the

@@ -164,6 +164,7 @@ class ThreadlessWorker:
 
     def __init__(self) -> None:
         self.closed = False
+        self.broken: BaseException | None = None
 
     def load(self, config: Any) -> None:
         assert config == "settings"
@@ -177,6 +178,9 @@ class ThreadlessWorker:
         else:
             future.set_result(answered(work))
         return future
+
+    def failure(self) -> BaseException | None:
+        return self.broken
 
     def health(self) -> dict[str, Any]:
         return {"pid": 7, "generated_tokens": 3}
@@ -199,6 +203,16 @@ def test_inline_crew(store: RunStore) -> None:
     assert worker.closed
     assert events(rows, "ready")
     assert any(row["kind"] == "sample" and row["pid"] == 7 for row in rows)
+
+
+def test_a_failed_engine_ends_an_inline_run_and_fails_no_problem(store: RunStore) -> None:
+    worker = ThreadlessWorker()
+    crew = InlineCrew(worker, "settings", 2)
+    crew.start()
+    worker.broken = ValueError("out of memory")
+    with pytest.raises(RuntimeError, match="the engine has failed: out of memory"):
+        driven(store, crew, works(5))
+    assert not store.records
 
 
 def test_timings_add_up_over_starts_killed_or_not() -> None:

@@ -1,0 +1,253 @@
+"""`powersample run`, from a configuration to an exit code: find, check, lock, start the crew, drive, report.
+
+A session fills one run directory, or several one after the other with the same workers (the demo's four methods). What
+the user got wrong is refused before Ray starts and before anything is written.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evals.types import Problem
+from orchestrator import hardware, preflight
+from orchestrator.config import Provenance, RunConfig, fingerprint, plan, run_content, run_directory
+from orchestrator.driver import Crew, Died, Ready, Work, drive
+from orchestrator.inline import InlineCrew
+from orchestrator.progress import Progress
+from orchestrator.report import write_report
+from orchestrator.sources import DataSource, ModelSource, load_problems, resolve_model
+from orchestrator.store import RunStore, fresh_directory, open_store
+from orchestrator.telemetry import Telemetry
+from orchestrator.worker import Worker, WorkerConfig
+
+FAILED = 3  # exit code of a complete run in which problems were given up
+
+
+class Inputs(NamedTuple):
+    """What was found and checked before anything starts."""
+
+    config: RunConfig
+    model: ModelSource
+    data: DataSource
+    train_problems: tuple[Problem, ...]
+    train_digest: str | None
+    max_length: int
+    """Longest prompt plus answer, in tokens."""
+
+
+class OpenRun(NamedTuple):
+    """A locked run directory with what it still owes."""
+
+    config: RunConfig
+    store: RunStore
+    telemetry: Telemetry
+    owed: list[Work]
+    total: int
+
+    def start(self, began: float, workers: int) -> None:
+        """Say in the telemetry that this process works on the run, since `began` (Unix seconds)."""
+        self.telemetry.event(
+            "start",
+            time=began,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            done=len(self.store.records),
+            owed=len(self.owed),
+            num_workers=workers,
+            slots=self.config.slots,
+            inline=self.config.inline,
+        )
+        self.telemetry.phase("setup", began)
+        if self.store.cut_bytes:
+            self.telemetry.event("torn_tail", bytes=self.store.cut_bytes)
+
+
+class Stop:
+    """False until SIGINT or SIGTERM asks the session to stop; a signal may come twice."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return self.number is not None
+
+    def install(self) -> None:
+        """Take the signals; once more after Ray has started, which takes SIGTERM for itself."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old = signal.signal(number, self._handle)
+            self._old.setdefault(number, old)
+
+    def restore(self) -> None:
+        for number, old in self._old.items():
+            signal.signal(number, old)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.number = number
+
+
+def run(config: RunConfig) -> int:
+    """Do all that a resolved configuration asks for; returns the exit code.
+
+    0 complete, 3 complete but some problems were given up, 128 + number of the signal that stopped it. Raises UserError
+    for what the user can mend and RuntimeError when the workers cannot be kept alive; the records so far are safe.
+    """
+    began = time.time()
+    inputs = find(config)
+    stop = Stop()
+    with ExitStack() as stack:
+        runs = open_runs(inputs, stack)
+        if any(one.owed for one in runs):
+            stop.install()
+            stack.callback(stop.restore)
+            sample([one for one in runs if one.owed], inputs, stop, began)
+        else:
+            say("The run is complete already; this is its report again (--fresh starts over in a new directory).")
+        directories = [one.store.directory for one in runs]
+        done, total = sum(len(one.store.records) for one in runs), sum(one.total for one in runs)
+        if stop.number is not None and done < total:
+            say(
+                f"Stopped by {signal.Signals(stop.number).name} with {done} of {total} answers in "
+                f"{common(directories)}; the same command goes on from there."
+            )
+            return 128 + stop.number
+        print(write_report(directories, common(directories) if len(runs) > 1 else None), end="", flush=True)
+        say(f"Records, summary.json and report.md: {', '.join(map(str, directories))}")
+        failed = any(record.status == "failed" for one in runs for record in one.store.records.values())
+        return FAILED if failed else 0
+
+
+def find(config: RunConfig) -> Inputs:
+    """Find model and data and check that they fit. Raises UserError."""
+    data = load_problems(config.data or "", config.data_split, config.limit)
+    train = None
+    if config.task.num_shots and config.task.train_data is not None:
+        train = load_problems(config.task.train_data, "train")
+    model = resolve_model(
+        config.model or "",
+        config.model_revision,
+        trust_remote_code=config.engine.trust_remote_code,
+        allow_pickle=config.engine.allow_pickle,
+    )
+    train_problems = tuple(train.problems) if train else ()
+    max_length = preflight.check(config, model.folder, data.problems, train_problems)
+    return Inputs(config, model, data, train_problems, train.digest if train else None, max_length)
+
+
+def open_runs(inputs: Inputs, stack: ExitStack) -> list[OpenRun]:
+    """Open and lock the directories of all planned runs; `stack` closes them."""
+    config = inputs.config
+    if config.fresh and config.mode == "demo":
+        config = config.model_copy(update={"run_dir": fresh_directory(config.run_dir or Path("runs/demo"))})
+    environment = hardware.describe()
+    runs = []
+    for one in plan(config):
+        digest = fingerprint(one, Provenance(inputs.model.digest, inputs.data.digest, inputs.train_digest))
+        directory = run_directory(one, digest)
+        if config.fresh and config.mode != "demo":
+            directory = fresh_directory(directory)
+        content = run_content(
+            one, inputs.model.describe(), inputs.data.describe(), len(inputs.data.problems), environment
+        )
+        store = open_store(directory, digest, content)
+        stack.callback(store.close)
+        telemetry = Telemetry(store.telemetry_path)
+        stack.callback(telemetry.close)
+        if store.cut_bytes:
+            say(f"{directory}: cut an unfinished record of {store.cut_bytes} bytes, left by a crash; it is owed again.")
+        owed, total = works(one, inputs.data.problems, store), len(inputs.data.problems) * one.num_samples
+        say(f"{directory}: {total - len(owed)} of {total} answers are there, {len(owed)} are owed.")
+        runs.append(OpenRun(one, store, telemetry, owed, total))
+    return runs
+
+
+def works(config: RunConfig, problems: Sequence[Problem], store: RunStore) -> list[Work]:
+    """What a run owes, the longest question first: what takes long should not begin last."""
+    owed = sorted(store.owed(problems, config.num_samples), key=lambda pair: -len(pair[0].question))
+    return [Work(problem, index, config.sampler, config.task, config.seed) for problem, index in owed]
+
+
+def sample(runs: Sequence[OpenRun], inputs: Inputs, stop: Stop, began: float) -> None:
+    """Work off what the runs owe, one run after the other with the same workers, until done or stopped."""
+    for one in runs:
+        one.start(began, inputs.config.num_actors)
+    crew = make_crew(inputs, stop)
+    with ExitStack() as stack:
+        stack.callback(crew.close)
+        mark(runs, "load" if inputs.config.inline else "ray")
+        crew.start()
+        mark(runs, "load")
+        wait_for_a_worker(crew, runs, stop)
+        mark(runs, "waiting")
+        for one in runs:
+            if stop:
+                break
+            one.telemetry.phase("sampling")
+            progress = Progress(one.config.name, one.total, one.store.records.values())
+            try:
+                drive(crew, one.store, one.owed, one.telemetry, progress, lambda: stop)
+            finally:
+                progress.close()
+            one.telemetry.phase("end")
+        if stop.number is not None:
+            for one in runs:
+                one.telemetry.event("stop", signal=signal.Signals(stop.number).name)
+
+
+def make_crew(inputs: Inputs, stop: Stop) -> Crew:
+    """Ray actors, or one worker in this process."""
+    config = inputs.config
+    settings = WorkerConfig(
+        folder=inputs.model.folder,
+        engine=config.engine,
+        slots=config.slots,
+        max_length=inputs.max_length,
+        device="cuda" if config.use_gpus else "cpu",
+        num_threads=None if config.use_gpus else max(1, len(os.sched_getaffinity(0)) // config.num_actors),
+        train_problems=inputs.train_problems,
+    )
+    if config.inline:
+        return InlineCrew(Worker(0, "inline"), settings, config.slots)
+    from orchestrator.cluster import RayCrew, Shape
+
+    job = f"powersample {config.name} {len(inputs.data.problems)}x{config.num_actors}"
+    shape = Shape(config.num_actors, config.slots, config.use_gpus, job, None if config.dashboard else False)
+    return RayCrew(Worker, settings, shape, on_ray=stop.install)
+
+
+def wait_for_a_worker(crew: Crew, runs: Sequence[OpenRun], stop: Stop) -> None:
+    """Until the first worker has loaded; the others join while it works. Raises what the crew raises."""
+    ready = False
+    while not ready and not stop:
+        for event in crew.wait(0.2):
+            match event:
+                case Ready():
+                    ready = True
+                    for one in runs:
+                        one.telemetry.event("ready", worker=event.worker, seconds=event.seconds)
+                case Died():
+                    say(f"worker {event.worker} did not start, and is started again: {event.reason}")
+                    for one in runs:
+                        one.telemetry.event("death", worker=event.worker, reason=event.reason, lost=0)
+
+
+def mark(runs: Sequence[OpenRun], phase: str) -> None:
+    for one in runs:
+        one.telemetry.phase(phase)
+
+
+def common(directories: Sequence[Path]) -> Path:
+    """The directory itself, or the one that holds all of them."""
+    return directories[0] if len(directories) == 1 else Path(os.path.commonpath(directories))
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,144 @@
+"""The process that owns one device: loads the model, answers and grades problems, tells how it is. Knows no Ray.
+
+Everything heavy is imported by `load`, so that making a worker is instant and a failing load is an ordinary exception.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from evals.config import EngineConfig, TaskConfig
+from evals.samplers.make import make_sampler
+from evals.tasks.gsm8k import make_task
+from evals.types import Problem, Record, Task
+from orchestrator.driver import Work
+from orchestrator.store import encode
+
+ENGINE_FAILED = 1  # exit code
+
+
+class WorkerConfig(NamedTuple):
+    """What every worker of a session loads."""
+
+    folder: str
+    """The model's local folder."""
+    engine: EngineConfig
+    slots: int
+    """Problems at once."""
+    max_length: int
+    """Longest prompt plus answer, in tokens."""
+    device: str
+    """`cuda` or `cpu`."""
+    num_threads: int | None = None
+    """CPU threads of the model's products; None leaves the choice to torch."""
+    train_problems: tuple[Problem, ...] = ()
+    """Where solved examples come from."""
+
+
+class Worker:
+    """One device's worker; `rank` and `name` go into its records."""
+
+    def __init__(self, rank: int, name: str) -> None:
+        self._rank, self._name = rank, name
+        self._tasks: dict[tuple[str, int], Task] = {}
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def load(self, config: WorkerConfig) -> None:
+        """Load the model, check the packed pass against a plain one, start the engine's thread.
+
+        Raises UserError when the model cannot be used here, and whatever else loading raises.
+        """
+        from evals.engine.engine import Engine
+        from evals.engine.model import load_model
+
+        model = load_model(config.folder, config.engine, config.device, config.num_threads)
+        self._engine = Engine(model, config.engine, slots=config.slots, max_length=config.max_length)
+        self._train_problems = config.train_problems
+        self._engine.start()
+
+    def begin(self, work: Work) -> Future[Record]:
+        """Begin one problem; the future has its record, or the exception that ended it.
+
+        What cannot be written down (a number that is not finite, say) is the problem's failure, not the run's.
+        """
+        from evals.evaluate import start
+
+        started = start(
+            work.problem,
+            work.sample_index,
+            self.task(work.task, work.seed),
+            make_sampler(work.sampler),
+            self._engine,
+            max_new_tokens=work.task.max_new_tokens,
+            seed=work.seed,
+            worker={
+                "rank": self._rank,
+                "name": self._name,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "attempt": work.attempt,
+            },
+        )
+        checked: Future[Record] = Future()
+
+        def check(done: Future[Record]) -> None:
+            try:
+                encode(done.result())
+                checked.set_result(done.result())
+            except BaseException as error:  # noqa: BLE001 - whatever it is belongs to whoever waits for the record
+                checked.set_exception(error)
+
+        started.add_done_callback(check)
+        return checked
+
+    def solve(self, work: Work) -> Record:
+        """Answer and grade one problem, waiting for it.
+
+        When the engine's thread has failed (out of memory, a lost CUDA context) no problem is to blame for certain and
+        nothing more can be done here: the process ends, and is replaced.
+        """
+        try:
+            return self.begin(work).result()
+        except Exception:
+            if self.failure() is not None:
+                traceback.print_exception(self.failure(), file=sys.stderr)
+                sys.stderr.flush()
+                os._exit(ENGINE_FAILED)
+            raise
+
+    def task(self, config: TaskConfig, seed: int) -> Task:
+        """The task of these settings, made once."""
+        key = config.model_dump_json(), seed
+        if key not in self._tasks:
+            self._tasks[key] = make_task(config, seed, self._train_problems)
+        return self._tasks[key]
+
+    def failure(self) -> BaseException | None:
+        """What ended the engine's thread; None while it can still work."""
+        return self._engine.failure
+
+    def health(self) -> dict[str, Any]:
+        """Process, counters of the engine, memory in bytes, utilisation of the device."""
+        from evals.engine.memory import utilisation
+
+        device = self._engine.model.device
+        return {
+            "rank": self._rank,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "device": str(device),
+            **self._engine.counters()._asdict(),
+            "memory": self._engine.memory()._asdict(),
+            "utilisation": utilisation(device),
+        }
+
+    def close(self) -> None:
+        """End the engine's thread after its present step; what it had in flight fails."""
+        self._engine.close()
