@@ -1,0 +1,150 @@
+"""The command line as a user types it, on the embedded model: the same answers however the work is cut up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "evals/demo"
+GSM8K = ROOT.parent / "shared/data/gsm8k/test.jsonl"
+GSM8K_MODEL = ROOT.parent / "shared/models/gsm8k-25m"
+
+
+def environment(**variables: object) -> dict[str, str]:
+    """This process's environment without its POWERSAMPLE_ and RAY_ variables, with `variables` set."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
+    return clean | {f"POWERSAMPLE_{name}": str(value) for name, value in variables.items()}
+
+
+def command(*flags: object) -> list[str]:
+    return [sys.executable, "-m", "orchestrator", "run", *map(str, flags)]
+
+
+def run(*flags: object, **variables: object) -> subprocess.CompletedProcess[str]:
+    env = environment(**variables)
+    return subprocess.run(command(*flags), cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
+
+
+def answers(directory: Path) -> dict[tuple[int, int], list[int]]:
+    """(problem, sample) -> tokens; a key that occurs twice is an error."""
+    rows = [json.loads(line) for line in (directory / "records.jsonl").read_text().splitlines()]
+    found = {(row["problem_id"], row["sample_index"]): row["token_ids"] for row in rows}
+    assert len(found) == len(rows), "a record stands twice"
+    return found
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve problems, power sampling, one slot, without Ray."""
+    directory = tmp_path_factory.mktemp("reference") / "run"
+    done = run("--inline", "--run-dir", directory, "--batch-size", 1, **DEMO_RUN)
+    assert done.returncode == 0, done.stderr
+    return directory
+
+
+DEMO_RUN = {"MODEL": DEMO / "model", "DATA": DEMO / "problems.jsonl", "LIMIT": 12, "TASK__MAX_NEW_TOKENS": 160}
+
+
+@pytest.mark.parametrize("slots", [3, 8])
+def test_answers_do_not_depend_on_the_number_of_slots(reference: Path, slots: int, tmp_path: Path) -> None:
+    done = run("--inline", "--run-dir", tmp_path / "run", "--batch-size", slots, **DEMO_RUN)
+    assert done.returncode == 0, done.stderr
+    assert answers(tmp_path / "run") == answers(reference)
+
+
+def test_unbatched_is_one_slot(reference: Path, tmp_path: Path) -> None:
+    done = run("--inline", "--run-dir", tmp_path / "run", "--limit", 3, **DEMO_RUN, USE_BATCHED=0)
+    assert done.returncode == 0, done.stderr
+    few = answers(tmp_path / "run")
+    assert len(few) == 3
+    assert few == {key: tokens for key, tokens in answers(reference).items() if key in few}
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_answers_do_not_depend_on_the_number_of_actors(reference: Path, workers: int, tmp_path: Path) -> None:
+    done = run("--run-dir", tmp_path / "run", "--num-workers", workers, "--batch-size", 3, **DEMO_RUN)
+    assert done.returncode == 0, done.stderr
+    assert answers(tmp_path / "run") == answers(reference)
+
+
+def kill_after(records: int, directory: Path, sent: signal.Signals, *flags: object, **variables: object) -> int:
+    """Start a run, signal it once its log has `records` lines, and return its exit code."""
+    env = environment(**variables)
+    process = subprocess.Popen(
+        command(*flags, "--run-dir", directory), cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    log = directory / "records.jsonl"
+    while not (log.exists() and log.read_bytes().count(b"\n") >= records):
+        assert process.poll() is None, "the run ended before it was to be stopped"
+        time.sleep(0.02)
+    process.send_signal(sent)
+    return process.wait(60)
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_resumes_to_the_same_answers(
+    reference: Path, sent: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    flags = "--inline", "--batch-size", 2
+    assert kill_after(4, tmp_path / "run", sent, *flags, **DEMO_RUN) == code
+    before = (tmp_path / "run/records.jsonl").read_bytes()
+    assert 4 <= before.count(b"\n") < 12
+    (tmp_path / "run/records.jsonl").write_bytes(before + b'{"problem_id": 1')
+    done = run(*flags, "--run-dir", tmp_path / "run", **DEMO_RUN)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/records.jsonl").read_bytes().startswith(before)
+    assert answers(tmp_path / "run") == answers(reference)
+
+
+def test_a_complete_run_started_again_prints_its_report_and_says_so(reference: Path) -> None:
+    began = time.monotonic()
+    again = run("--inline", "--run-dir", reference, "--batch-size", 1, **DEMO_RUN)
+    assert again.returncode == 0, again.stderr
+    assert "complete" in (again.stdout + again.stderr)
+    assert time.monotonic() - began < 60
+
+
+def test_another_configuration_is_refused_with_the_ways_out(reference: Path) -> None:
+    before = {path.name: path.read_bytes() for path in reference.iterdir()}
+    refused = run("--inline", "--run-dir", reference, "--sampler.alpha", 2, **DEMO_RUN)
+    assert refused.returncode == 2
+    assert "--fresh" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert {path.name: path.read_bytes() for path in reference.iterdir() if path.name != "lock"} == {
+        name: content for name, content in before.items() if name != "lock"
+    }
+
+
+def test_summary_has_the_promised_keys(reference: Path) -> None:
+    summary = json.loads((reference / "summary.json").read_text())
+    promised = {"num_problems", "num_records", "accuracy", "no_answer_rate", "truncated_rate", "timings", "tokens"}
+    assert promised | {"throughput", "chain", "memory"} <= set(summary)
+    assert summary["num_problems"] == summary["num_records"] == 12
+    assert set(summary["accuracy"]) == {"strict", "flexible", "numeric"}
+    assert {"mean", "stderr", "ci95"} <= set(summary["accuracy"]["numeric"])
+    assert {"acceptance", "moves", "forwards_per_move"} <= set(summary["chain"])
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_killed_half_way_on_real_gsm8k(tmp_path: Path) -> None:
+    """64 real problems on two actors, killed with -9 half-way, against an undisturbed run of another shape."""
+    if not (GSM8K.exists() and GSM8K_MODEL.exists()):
+        pytest.skip("the GSM8K test set and a model trained on it are not at hand")
+    variables = {"MODEL": GSM8K_MODEL, "DATA": GSM8K, "LIMIT": 64}
+    assert kill_after(32, tmp_path / "killed", signal.SIGKILL, **variables) == -9
+    done = run("--run-dir", tmp_path / "killed", **variables)
+    assert done.returncode == 0, done.stderr
+    undisturbed = run("--inline", "--run-dir", tmp_path / "whole", "--batch-size", 24, **variables)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    assert len(answers(tmp_path / "killed")) == 64
+    assert answers(tmp_path / "killed") == answers(tmp_path / "whole")
