@@ -45,11 +45,13 @@ umask 077
 export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} RAY_USAGE_STATS_ENABLED=0
 
 # Where records appear: the run directory if it is named, else the folder that has all of them.
-records_below=${POWERSAMPLE_RUN_DIR:-runs}
+records_below=${POWERSAMPLE_RUN_DIR:-runs} fresh=${POWERSAMPLE_FRESH:-}
 for ((i = 1; i <= $#; i++)); do
   case ${!i} in
     --run-dir) j=$((i + 1)); records_below=${!j:-$records_below} ;;
     --run-dir=*) records_below=${!i#--run-dir=} ;;
+    --fresh) fresh=1 ;;
+    --no-fresh) fresh='' ;;
   esac
 done
 count_records() { find "$records_below" -name records.jsonl -exec cat {} + 2>/dev/null | wc -l; }
@@ -84,6 +86,10 @@ while [[ -z $asked ]]; do
   case $status in 0 | 2 | 3) exit "$status" ;; esac
   [[ -z $asked ]] || break
   case $status in 130 | 143) exit "$status" ;; esac
+  if [[ -n $fresh && ${fresh,,} != 0 && ${fresh,,} != false ]]; then # a second start would be another new run
+    echo "The driver ended with code $status; go on without --fresh, and with --run-dir set to its directory." >&2
+    exit "$status"
+  fi
   now=$(count_records)
   if ((now > records)); then fruitless=0; else fruitless=$((fruitless + 1)); fi
   records=$now

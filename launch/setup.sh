@@ -51,12 +51,15 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
   fi
 fi
 
+# Whoever names a cache wants it; else packages go nowhere but into .venv.
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+[[ -n ${PIP_CACHE_DIR:-} ]] || export PIP_NO_CACHE_DIR=1
 touch "$unfinished"
 if [[ -f $stamp ]] && grep -q ' dev$' "$stamp"; then extras=dev; fi # tools that are there stay up to date
 say "installing the packages pinned in constraints.txt; the first time takes some minutes (details: $log)"
 began=$SECONDS
 # Downloads of 20 MB and more are worth a line, the rest is in the log.
-if ! (cd "$root" && "$venv/bin/python" -m pip install --no-input --progress-bar off --disable-pip-version-check \
+if ! (cd "$root" && "$venv/bin/python" -m pip install --no-input --progress-bar off \
   -c constraints.txt -e ".${extras:+[$extras]}") > >(tee "$log" | awk '
     /^ *Downloading .*\(([0-9.]+) MB\)/ { size = $0; sub(/.*\(/, "", size); if (size + 0 >= 20) { n = split($2, part, "/"); print "setup:   " part[n] " (" int(size) " MB)"; fflush() } }
     /^Installing collected packages/ { print "setup:   unpacking " split($0, word, ",") " packages"; fflush() }' >&2) 2>"$log.errors"; then

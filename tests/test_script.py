@@ -94,6 +94,13 @@ def test_a_start_with_new_records_forgives_the_fruitless_ones(tmp_path: Path) ->
     assert len(starts(tmp_path)) == 6
 
 
+def test_a_fresh_run_is_not_restarted_as_another_one(tmp_path: Path) -> None:
+    done = start(tmp_path, "1 1", "0", flags=("--fresh",))
+    assert done.returncode == 1
+    assert "--run-dir" in done.stderr
+    assert len(starts(tmp_path)) == 1
+
+
 def test_records_are_found_where_the_flag_puts_them(tmp_path: Path) -> None:
     env = prepare(tmp_path, "1 1", "1 1", "1 1", "1 1", "0")
     env["POWERSAMPLE_RUN_DIR"] = str(tmp_path / "elsewhere")
