@@ -76,6 +76,8 @@ class Request(NamedTuple):
     """Keep the smallest set of tokens whose mass reaches p; 1 keeps all."""
     parent: Handle | None = None
     """Held sequence that starts with `prefix`: its keys and values are used and nothing is prefilled."""
+    carry: float = 0.0
+    """C of the answer's tokens in `prefix`, C_t = q_t (1 + C_{t-1}), C_0 = 0; used by the bound `nonnull` alone."""
 
 
 class Completion(NamedTuple):

@@ -1,0 +1,169 @@
+"""Attention over gathered pages: the function that transformers modules call, and the step that tells it where.
+
+Knows no request and no sampling. Letters in shapes: N packed tokens, G sequences of a block, R query rows of each,
+H query heads, K key/value heads, S keys (a multiple of PAGE), D head size, P pages of the pool.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evals.engine.kv_cache import PAGE
+
+
+class Block:
+    """Query rows that attend alike: G sequences with the same number of pages, R consecutive tokens of each."""
+
+    def __init__(self, rows: slice, pages: Tensor, visible: Tensor) -> None:
+        self.rows = rows
+        """The G * R packed tokens, sequence by sequence."""
+        self.pages = pages
+        """[G, S / PAGE] page numbers, padded with the scratch page."""
+        self.visible = visible
+        """[G, R] number of keys that each query may see: its position + 1."""
+        self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
+        self._gather: dict[int, Tensor] = {}
+
+    def mask(self, window: int, dtype: torch.dtype) -> Tensor:
+        """[G, 1, 1, R, S], 0 where a key is seen and -inf elsewhere; one tensor for all layers of a window."""
+        if (window, dtype) not in self._masks:
+            keys = torch.arange(self.pages.shape[1] * PAGE, device=self.pages.device)
+            visible = self.visible[:, None, None, :, None]
+            hidden = keys >= visible
+            if window:
+                hidden |= keys < visible - window
+            zeros = torch.zeros(hidden.shape, dtype=dtype, device=keys.device)
+            self._masks[window, dtype] = zeros.masked_fill_(hidden, -torch.inf)
+        return self._masks[window, dtype]
+
+    def gather(self, heads: int) -> Tensor:
+        """[G * K * S / PAGE] rows of a [P * K, PAGE * D] view of the pool."""
+        if heads not in self._gather:
+            head = torch.arange(heads, device=self.pages.device)
+            self._gather[heads] = (self.pages[:, None, :] * heads + head[:, None]).flatten()
+        return self._gather[heads]
+
+
+class Step:
+    """One packed forward pass: tokens, where their keys go, and who sees what."""
+
+    def __init__(
+        self, token_ids: Tensor, positions: Tensor, write_at: Tensor, blocks: list[Block], logits_at: Tensor
+    ) -> None:
+        self.token_ids = token_ids
+        """[1, N]."""
+        self.positions = positions
+        """[1, N]."""
+        self.write_at = write_at
+        """[N] page * PAGE + offset."""
+        self.blocks = blocks
+        """They cover the N tokens in order."""
+        self.logits_at = logits_at
+        """Indices of the tokens whose logits are asked for; may be empty."""
+        self._rows: dict[int, Tensor] = {}
+
+    def write_rows(self, heads: int) -> Tensor:
+        """[N * K] rows of a [P * K * PAGE, D] view of the pool."""
+        if heads not in self._rows:
+            page, offset = self.write_at // PAGE, self.write_at % PAGE
+            head = torch.arange(heads, device=page.device)
+            self._rows[heads] = ((page[:, None] * heads + head) * PAGE + offset[:, None]).flatten()
+        return self._rows[heads]
+
+
+class Seat:
+    """What every attention module of a model shares: the step of the forward pass that runs."""
+
+    step: Step
+
+
+class SeamError(Exception):
+    """An attention module asks for something that this attention does not do; the text says what."""
+
+
+def paged_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The function behind `AttentionInterface`: query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H * D].
+
+    `module` carries `k_pages`, `v_pages` ([P, K, PAGE, D]) and `seat`.
+    """
+    if attention_mask is not None:
+        raise SeamError("it builds an attention mask of its own")
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    step: Step = module.seat.step
+    write(step, module.k_pages, k)
+    write(step, module.v_pages, v)
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    q = q * scale
+    outputs = [
+        attend(q[block.rows], module.k_pages, module.v_pages, block, sliding_window or 0, softcap or 0.0)
+        for block in step.blocks
+    ]
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
+
+
+def write(step: Step, pages: Tensor, states: Tensor) -> None:
+    """Store `states` [N, K, D] in the pages."""
+    heads, dim = states.shape[1:]
+    pages.view(-1, dim).index_copy_(0, step.write_rows(heads), states.reshape(-1, dim))
+
+
+def attend(q: Tensor, k_pages: Tensor, v_pages: Tensor, block: Block, window: int, softcap: float) -> Tensor:
+    """Scaled queries [G * R, H, D] -> [G * R, H * D], each over the keys that its row may see.
+
+    The softmax runs in float32. A row's result depends on its own pages alone: measured in float32 on a CPU, batched
+    products give the same bits for every number of sequences.
+    """
+    num, (length, heads, dim) = block.pages.shape[0], q.shape
+    rows, kv_heads = length // num, k_pages.shape[1]
+    group = heads // kv_heads
+    q = q.reshape(num, rows, kv_heads, group, dim).permute(0, 2, 3, 1, 4).reshape(num * kv_heads, group * rows, dim)
+    keys, values = (
+        pages.view(-1, PAGE * dim).index_select(0, block.gather(kv_heads)).view(num * kv_heads, -1, dim)
+        for pages in (k_pages, v_pages)
+    )
+    scores = torch.bmm(q, keys.mT)
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.view(num, kv_heads, group, rows, -1)
+    scores += block.mask(window, scores.dtype)
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
+    mixed = torch.bmm(weights.view(num * kv_heads, group * rows, -1), values)
+    return mixed.view(num, kv_heads, group, rows, dim).permute(0, 3, 1, 2, 4).reshape(length, heads * dim)
+
+
+class Probe(nn.Module):
+    """Records what every attention module is called with, in order; stands in for attention in one forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modules_seen: list[nn.Module] = []
+        self.shapes: set[tuple[int, int, torch.dtype]] = set()
+        self.windows: set[int] = set()
+
+    def attention(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        """Returns zeros. Raises SeamError for what `paged_attention` cannot do."""
+        if attention_mask is not None:
+            raise SeamError("it builds an attention mask of its own")
+        if kwargs.get("s_aux") is not None:
+            raise SeamError("its attention has sinks")
+        if value.shape != key.shape:
+            raise SeamError("its values are not as wide as its keys")
+        self.modules_seen.append(module)
+        self.shapes.add((key.shape[1], key.shape[3], key.dtype))
+        self.windows.add(kwargs.get("sliding_window") or 0)
+        return query.new_zeros(1, query.shape[2], query.shape[1] * query.shape[3]), None

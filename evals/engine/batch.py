@@ -1,0 +1,123 @@
+"""From runs of tokens to one packed step: plain integers in, one transfer to the device. Knows no request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evals.engine.attention import Block, Step
+from evals.engine.kv_cache import PAGE, SCRATCH
+
+
+class Run(NamedTuple):
+    """Consecutive tokens of one sequence; one token for a decode row."""
+
+    tokens: Sequence[int]
+    start: int
+    """Position of the first."""
+    pages: Sequence[int]
+    """Pages of the sequence, at least as far as these tokens reach."""
+
+    @property
+    def positions(self) -> range:
+        return range(self.start, self.start + len(self.tokens))
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that the last token sees."""
+        return (self.start + len(self.tokens) - 1) // PAGE + 1
+
+
+class Layout(NamedTuple):
+    """How rows are laid out on one kind of device."""
+
+    row_unit: int
+    """Rows are padded to a multiple of this ..."""
+    min_rows: int
+    """... and to at least this many."""
+    page_unit: int | None
+    """Single tokens are grouped by their pages, rounded up to a multiple of this; None puts all in one group."""
+
+
+def layout(device: torch.device) -> Layout:
+    """The layout under which a row's result does not depend on its company, where that can be had.
+
+    Measured in float32 on a CPU: a thread's share of a product gives other last bits for 1 to 3 rows than for 4 to 160,
+    which agree; so every thread gets a multiple of 4. The group of a row follows from its own length alone.
+    """
+    if device.type != "cpu":
+        return Layout(row_unit=1, min_rows=1, page_unit=None)
+    return Layout(row_unit=4 * torch.get_num_threads(), min_rows=8, page_unit=4)
+
+
+def pack(runs: Sequence[Run], shape: Layout, device: torch.device, logits: bool = True) -> Step:
+    """One step of ragged runs: single tokens grouped for attention, longer runs a block each, padding rows at the end.
+
+    With `logits` the last token of every run is asked for, in the order of `runs`, followed by the padding rows.
+    """
+    unit = shape.page_unit or max(run.num_pages for run in runs)
+    singles = sorted((i for i, run in enumerate(runs) if len(run.tokens) == 1), key=lambda i: runs[i].num_pages)
+    longs = [i for i, run in enumerate(runs) if len(run.tokens) > 1]
+    padding = padding_rows(sum(len(run.tokens) for run in runs), shape)
+    packed = [*(runs[i] for i in singles), *[idle(runs[singles[-1]] if singles else None)] * padding]
+    groups = [list(group) for _, group in groupby(packed, key=lambda run: -(-run.num_pages // unit))]
+    groups += [[runs[i]] for i in longs]
+    packed += [runs[i] for i in longs]
+    ends = np.cumsum([len(run.tokens) for run in packed]) - 1
+    place = [*singles, *range(len(runs), len(runs) + padding), *longs]
+    last = np.empty_like(ends)
+    last[place] = ends
+    arrays = [
+        np.array([token for run in packed for token in run.tokens]),
+        np.array([position for run in packed for position in run.positions]),
+        np.array([slot for run in packed for slot in write_slots(run)]),
+        last if logits else last[:0],
+        *(array for group in groups for array in plan_block(group, unit)),
+    ]
+    token_ids, positions, write_at, logits_at, *rest = to_device(arrays, device)
+    blocks, row = [], 0
+    for pages, visible in zip(rest[::2], rest[1::2], strict=True):
+        blocks.append(Block(slice(row, row + visible.numel()), pages, visible))
+        row += visible.numel()
+    return Step(token_ids[None], positions[None], write_at, blocks, logits_at)
+
+
+def idle(neighbour: Run | None) -> Run:
+    """A padding row that writes to the scratch page and sits in the attention group of `neighbour`."""
+    if neighbour is None:
+        return Run((0,), 0, (SCRATCH,))
+    return Run((0,), neighbour.start, (SCRATCH,) * neighbour.num_pages)
+
+
+def padding_rows(num_tokens: int, shape: Layout) -> int:
+    """Rows to add so that products have a shape whose rows agree with those of other shapes."""
+    return max(shape.min_rows, -(-num_tokens // shape.row_unit) * shape.row_unit) - num_tokens
+
+
+def plan_block(runs: list[Run], unit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Page numbers [G, S / PAGE] and visible keys [G, R] of runs that share a block."""
+    width = max(run.num_pages for run in runs)
+    if len(runs[0].tokens) == 1:
+        width = -(-width // unit) * unit
+    pages = [[*run.pages[: run.num_pages], *[SCRATCH] * (width - run.num_pages)] for run in runs]
+    return np.array(pages), np.array([[position + 1 for position in run.positions] for run in runs])
+
+
+def write_slots(run: Run) -> list[int]:
+    """Where the keys of a run go: page * PAGE + offset."""
+    return [run.pages[position // PAGE] * PAGE + position % PAGE for position in run.positions]
+
+
+def to_device(arrays: Sequence[NDArray], device: torch.device) -> list[torch.Tensor]:
+    """Arrays of 8-byte numbers as tensors, in one transfer."""
+    packed = torch.from_numpy(np.concatenate([array.ravel().view(np.int64) for array in arrays])).to(device)
+    parts = packed.split([array.size for array in arrays])
+    return [
+        (part.view(torch.float64) if array.dtype == np.float64 else part).view(array.shape)
+        for part, array in zip(parts, arrays, strict=True)
+    ]

@@ -1,0 +1,249 @@
+"""The decoding engine: chains in, samples out, on one device. Knows no sampler, no task and no other device.
+
+Every step seats what waits, prefills the prompts that are new, decodes one token for every slot in one packed pass, and
+hands finished completions to their chains, which ask for more at once. Prompts are prefilled up to their last token;
+that one is fed again as an ordinary decode row, which is also how a request that branches from a held sequence begins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from threading import Condition, Thread
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from evals.config import EngineConfig
+from evals.engine import selfcheck
+from evals.engine.batch import Run, layout, pack, to_device
+from evals.engine.kv_cache import KeysValues, PagePool
+from evals.engine.memory import check_room, read_memory
+from evals.engine.model import Model, Tokenizer
+from evals.engine.sampling import draw
+from evals.engine.scheduler import Live, Running, Scheduler, Seated
+from evals.types import Chain, MemoryReading, Sample
+
+
+class EngineClosed(Exception):  # noqa: N818 - it is no mistake
+    """The engine was closed before this chain ended."""
+
+
+class EngineCounters(NamedTuple):
+    """What an engine has done since it was made, and what it is doing."""
+
+    steps: int
+    active_slots: int
+    slots: int
+    generated_tokens: int
+    prefilled_tokens: int
+    kv_pages_used: int
+    kv_pages: int
+    step_seconds: float
+    """Time spent in steps."""
+
+
+class Engine:
+    """Slots with continuous refill over a paged model."""
+
+    def __init__(
+        self, model: Model, config: EngineConfig, *, slots: int, max_length: int, num_pages: int | None = None
+    ) -> None:
+        """`slots` chains, and requests, at once; `max_length` is the longest prompt plus answer in tokens.
+
+        `num_pages` pages of keys and values; by default every slot has room for its state and a draft of full length.
+        Raises UserError if the model fails the self-check, or if the device has no room for the keys and values;
+        ValueError for sizes below 1 or a `max_length` beyond the model's context.
+        """
+        if slots < 1 or not 1 <= max_length <= model.limits.context_length:
+            raise ValueError(f"{slots} slots, longest sequence {max_length} of {model.limits.context_length}")
+        self.model, self._config = model, config
+        self._layout = layout(model.device)
+        if not model.checked:
+            selfcheck.check(model)
+        per_slot = 2 * PagePool.pages_for(0, max_length)
+        if num_pages is None:
+            num_pages = slots * per_slot + 1
+            check_room(model.device, num_pages * model.cache_shape.page_bytes, slots)
+        self._pool = PagePool(num_pages)
+        self._scheduler = Scheduler(self._pool, slots, max_length, model.limits.vocab_size)
+        self._cache = KeysValues(model.cache_shape, num_pages, model.device)
+        self._steps = self._generated = self._prefilled = 0
+        self._seconds = 0.0
+        self._inbox: list[Live] = []
+        self._changed = Condition()
+        self._thread: Thread | None = None
+        self._closing = False
+        self._failure: BaseException | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.model.tokenizer
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the engine's thread; None while it can still work."""
+        return self._failure
+
+    def submit(self, chain: Chain, seed: int) -> Future[Sample]:
+        """Take a chain; thread-safe. The future has its sample, or what its chain or the engine raised.
+
+        Raises EngineClosed after `close`, RuntimeError after the engine's thread has failed.
+        """
+        live = Live(chain, seed)
+        with self._changed:
+            if self._failure is not None:
+                raise RuntimeError("the engine has failed") from self._failure
+            if self._closing:
+                raise EngineClosed("the engine is closed")
+            self._inbox.append(live)
+            self._changed.notify()
+        return live.future
+
+    def start(self) -> None:
+        """Run the loop in a thread of its own."""
+        if self._thread is not None:
+            raise RuntimeError("the engine has been started already")
+        self._thread = Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End after the present step; chains that have not ended fail with EngineClosed.
+
+        Raises what the engine's thread raised, if it has failed.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+        else:
+            self._finish(EngineClosed("the engine was closed before the chain ended"))
+        if self._failure is not None:
+            raise self._failure
+
+    def run(self, chains: Iterable[Chain], seed: int) -> list[Sample]:
+        """Samples of these chains, in order, without a thread. Raises the first chain's error after all have ended."""
+        if self._thread is not None:
+            raise RuntimeError("the engine's thread is running: use submit")
+        futures = [self.submit(chain, seed) for chain in chains]
+        try:
+            while self._take():
+                self._step()
+        except BaseException as error:
+            self._finish(error)
+            raise
+        return [future.result() for future in futures]
+
+    def counters(self) -> EngineCounters:
+        """May be called from any thread."""
+        return EngineCounters(
+            steps=self._steps,
+            active_slots=len(self._scheduler.slots),
+            slots=self._scheduler.num_slots,
+            generated_tokens=self._generated,
+            prefilled_tokens=self._prefilled,
+            kv_pages_used=self._pool.num_used,
+            kv_pages=self._pool.capacity,
+            step_seconds=self._seconds,
+        )
+
+    def memory(self) -> MemoryReading:
+        """Memory of this process and its device now."""
+        return read_memory(self.model.device)
+
+    def audit(self) -> None:
+        """Recount the pages. Raises RuntimeError if a count is wrong; for tests, between runs."""
+        self._pool.audit()
+
+    def _loop(self) -> None:
+        error: BaseException = EngineClosed("the engine was closed before the chain ended")
+        try:
+            while self._wait():
+                self._step()
+        except BaseException as failure:  # noqa: BLE001 - handed to every chain, and raised by submit and close
+            error = self._failure = failure
+        self._finish(error)
+
+    def _wait(self) -> bool:
+        """Sleep until there is something to do; False when the engine closes."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing or self._inbox or not self._scheduler.idle)
+        return not self._closing and self._take()
+
+    def _take(self) -> bool:
+        """Move new chains to the scheduler; False if there is nothing to do."""
+        with self._changed:
+            arrived, self._inbox = self._inbox, []
+        for live in arrived:
+            self._scheduler.add(live)
+        return not self._scheduler.idle
+
+    def _finish(self, error: BaseException) -> None:
+        """All chains, taken or not, end with this error."""
+        self._take()
+        self._scheduler.fail_all(error)
+
+    @torch.inference_mode()
+    def _step(self) -> None:
+        began = time.perf_counter()
+        self.model.attach(self._cache)
+        seated = self._scheduler.seat()
+        if seated:
+            self._cache.prepare([item.opening for item in seated])
+            self._prefill(seated)
+        if self._scheduler.slots:
+            self._decode(list(self._scheduler.slots))
+        self._steps += 1
+        self._seconds += time.perf_counter() - began
+
+    def _prefill(self, seated: Sequence[Seated]) -> None:
+        """Keys and values of new prompts, all but the last token; in passes of at most `prefill_tokens`.
+
+        A prompt alone in its passes has the same products whatever else runs; on a CPU that is how it is done.
+        """
+        alone = self.model.device.type == "cpu"
+        passes: list[list[Run]] = []
+        room = 0
+        for running, _ in seated:
+            slot = running.slot
+            prompt = slot.request.prefix[: slot.prefilled]
+            self._prefilled += len(prompt)
+            for start in range(0, len(prompt), self._config.prefill_tokens):
+                run = Run(prompt[start : start + self._config.prefill_tokens], start, slot.pages)
+                if alone or start > 0 or len(run.tokens) > room:
+                    passes.append([])
+                    room = self._config.prefill_tokens
+                passes[-1].append(run)
+                room -= len(run.tokens)
+        for runs in passes:
+            self.model.forward(pack(runs, self._layout, self.model.device, logits=False))
+
+    def _decode(self, rows: Sequence[Running]) -> None:
+        """One token for every slot."""
+        slots = [running.slot for running in rows]
+        runs = [Run((slot.token,), slot.position, slot.pages) for slot in slots]
+        logits = self.model.forward(pack(runs, self._layout, self.model.device))[: len(rows)]
+        exclude = np.array([slot.exclude for slot in slots])
+        top_k = np.array([slot.request.top_k for slot in slots])
+        top_p = np.array([slot.request.top_p for slot in slots], dtype=np.float64)
+        truncated = bool(top_k.any() or (top_p < 1).any())
+        alpha = np.array([slot.request.alpha for slot in slots], dtype=np.float64)
+        uniform = np.array([slot.uniform() for slot in slots], dtype=np.float64)
+        alpha_B, uniform_B, exclude_B, top_k_B, top_p_B = to_device(
+            [alpha, uniform, exclude, top_k, top_p], self.model.device
+        )
+        drawn = draw(
+            logits,
+            alpha_B,
+            uniform_B,
+            exclude_B if (exclude >= 0).any() else None,
+            top_k_B if truncated else None,
+            top_p_B if truncated else None,
+        )
+        numbers = torch.stack([drawn.token.double(), drawn.log_q, drawn.log_z]).tolist()
+        self._generated += len(rows)
+        for running, token, log_q, log_z in zip(rows, *numbers, strict=True):
+            self._scheduler.record(running, int(token), log_q, log_z)

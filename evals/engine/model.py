@@ -1,0 +1,250 @@
+"""Transformers models behind the engine's step: the only file that imports transformers.
+
+An attention function registered without a mask function of the same name makes the library build no mask and call ours;
+no cache class and no model code is involved. Keys, values and the step are attributes of the attention modules, found
+by one probe forward. Knows no request and no sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging
+
+from evals.config import EngineConfig
+from evals.engine.attention import Probe, SeamError, Seat, Step, paged_attention
+from evals.engine.gate import ModelLimits, context_length, objection, windows
+from evals.engine.kv_cache import CacheShape, KeysValues
+from evals.engine.linear import pack_linears
+from evals.types import UserError
+
+PAGED, PROBE = "powersample", "powersample-probe"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 2, Phi-3, GPT-2 and most other decoder-only families work"
+
+AttentionInterface.register(PAGED, paged_attention)
+
+
+class Tokenizer:
+    """Text to ids and back, exactly: nothing is added but what the tokenizer itself adds, nothing is cleaned up."""
+
+    def __init__(self, tokenizer: Any, eos_ids: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self.eos_ids = eos_ids
+        """Every id that ends an answer: the tokenizer's, the generation configuration's and the model's."""
+        self.vocab_size: int = len(tokenizer)
+        """Ids that the tokenizer knows; a model may have more."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a raw prompt, with what the tokenizer adds by default (BOS for Llama)."""
+        return self._tokenizer(text)["input_ids"]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """Text of these ids."""
+        return self._tokenizer.decode(
+            list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+
+
+def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer of a local model folder. Raises UserError if there is none that can be used."""
+    config = read_config(folder, trust_remote_code)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"The model folder {folder} has no usable tokenizer ({first_line(error)}); use one written by the "
+            "`save_pretrained` of both model and tokenizer."
+        ) from error
+    ids = as_ids(tokenizer.eos_token_id) | as_ids(getattr(config, "eos_token_id", None))
+    if (Path(folder) / "generation_config.json").is_file():
+        ids |= as_ids(GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id)
+    return Tokenizer(tokenizer, ids)
+
+
+def as_ids(value: Any) -> frozenset[int]:
+    """An id, a list of ids or nothing, as a set."""
+    if value is None:
+        return frozenset()
+    return frozenset([value] if isinstance(value, int) else value)
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's text, without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def read_config(folder: str, trust_remote_code: bool) -> Any:
+    """The configuration in a local folder. Raises UserError where the folder, the file or the model type is missing."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"The model folder {folder} does not exist; set POWERSAMPLE_MODEL to a folder that does.")
+    if not (path / "config.json").is_file():
+        raise UserError(f"The model folder {folder} has no config.json; use one that `save_pretrained` wrote.")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        way_out = "" if trust_remote_code else " (if it brings code of its own: engine.trust_remote_code)"
+        raise UserError(f"The configuration in {folder} cannot be read: {first_line(error)}{way_out}.") from error
+
+
+def check_architecture(folder: str, trust_remote_code: bool = False) -> ModelLimits:
+    """The gate: whether the engine can serve the model in this folder, before its weights are loaded.
+
+    Raises UserError naming folder and architecture.
+    """
+    config = read_config(folder, trust_remote_code)
+    named = (getattr(config, "architectures", None) or [None])[0]
+    remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+    classes: list[Any] = model_classes(config)
+    architecture = named or (classes[0].__name__ if classes else type(config).__name__)
+    if remote and not trust_remote_code:
+        raise refusal(folder, architecture, "it brings Python code of its own; engine.trust_remote_code allows it")
+    if (reason := objection(config)) is not None:
+        raise refusal(folder, architecture, reason)
+    if not remote:
+        chosen = [cls for cls in classes if named in (None, cls.__name__)]
+        if not chosen or not chosen[0].__name__.endswith(("ForCausalLM", "LMHeadModel")):
+            raise refusal(folder, architecture, "it is not a text-only causal language model")
+        if getattr(chosen[0], "_is_stateful", False):
+            raise refusal(folder, architecture, "it keeps a recurrent state, which cannot be rewound")
+        if not chosen[0]._can_set_attn_implementation():
+            raise refusal(folder, architecture, "its attention cannot be replaced (it does not use AttentionInterface)")
+    length = context_length(config)
+    if length is None:
+        raise refusal(folder, architecture, "its configuration names no longest sequence")
+    return ModelLimits(architecture, length, config.vocab_size)
+
+
+def model_classes(config: Any) -> list[Any]:
+    """The library's causal language models of this configuration; none if it knows none."""
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return [] if found is None else list(found) if isinstance(found, tuple) else [found]
+
+
+def refusal(folder: str, architecture: str, reason: str) -> UserError:
+    """The sentence for a model that cannot be served."""
+    return UserError(f"The model in {folder} ({architecture}) cannot be used: {reason}; {FAMILIES}.")
+
+
+class Model:
+    """A causal language model whose attention runs over pages."""
+
+    def __init__(self, network: Any, limits: ModelLimits, tokenizer: Tokenizer | None = None, folder: str = "") -> None:
+        """Install the seam into `network` (a transformers model on its device). Raises UserError if it does not fit."""
+        self.limits, self.folder = limits, folder
+        self._network, self._tokenizer = network, tokenizer
+        self._plain = network.config._attn_implementation
+        self._seat = Seat()
+        self._keeps_logits = network._supports_logits_to_keep()
+        self.device: torch.device = network.device
+        self.checked = False
+        """Whether this model has passed the self-check."""
+        network.eval().requires_grad_(False)
+        pack_linears(network)
+        with torch.inference_mode():
+            self._attention, self.cache_shape = self._probe()
+        self._switch(PAGED)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        if self._tokenizer is None:
+            raise ValueError("this model was made without a tokenizer")
+        return self._tokenizer
+
+    def attach(self, cache: KeysValues) -> None:
+        """Keys and values are written to and read from `cache` from now on."""
+        for index, module in enumerate(self._attention):
+            module.k_pages, module.v_pages = cache.layer(index)
+            module.seat = self._seat
+
+    def forward(self, step: Step) -> Tensor:
+        """Float32 logits [rows asked for, V] of one packed row; writes keys and values of all its tokens."""
+        self._seat.step = step
+        options = {"logits_to_keep": step.logits_at} if self._keeps_logits else {}
+        logits = self._network(
+            input_ids=step.token_ids, position_ids=step.positions, use_cache=False, return_dict=True, **options
+        ).logits[0]
+        return (logits if self._keeps_logits else logits[step.logits_at]).float()
+
+    def plain_logits(self, token_ids: Sequence[int]) -> Tensor:
+        """Float32 logits [N, V] of one sequence by the model as it came: its own attention, no pages. For checks."""
+        self._switch(self._plain)
+        try:
+            ids = torch.tensor([list(token_ids)], device=self.device)
+            return self._network(input_ids=ids, use_cache=False, return_dict=True).logits[0].float()
+        finally:
+            self._switch(PAGED)
+
+    def _switch(self, implementation: str) -> None:
+        self._network.set_attn_implementation(implementation)
+        if self._network.config._attn_implementation != implementation:
+            raise self.refuse("its attention cannot be replaced")
+
+    def refuse(self, reason: str) -> UserError:
+        """The sentence that says that this model cannot be used, and why."""
+        return refusal(self.folder, self.limits.architecture, reason)
+
+    def _probe(self) -> tuple[list[Any], CacheShape]:
+        """One forward pass through a recording attention: its modules in order, and the shape of keys and values."""
+        probe = Probe()
+        AttentionInterface.register(PROBE, probe.attention)
+        try:
+            self._switch(PROBE)
+            ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+            self._network(input_ids=ids, position_ids=torch.arange(2, device=self.device)[None], use_cache=False)
+        except SeamError as error:
+            raise self.refuse(str(error)) from error
+        config = self._network.config
+        modules = probe.modules_seen
+        if len(modules) != config.num_hidden_layers or len(set(map(id, modules))) != len(modules):
+            raise self.refuse(f"{len(modules)} attention calls were seen in {config.num_hidden_layers} layers")
+        if len(probe.shapes) != 1:
+            raise self.refuse("its layers differ in the shape of keys and values")
+        if windows(config) and probe.windows == {0}:
+            raise self.refuse("it does not tell its attention about the sliding window")
+        heads, dim, dtype = probe.shapes.pop()
+        return modules, CacheShape(len(modules), heads, dim, dtype)
+
+
+def load_model(folder: str, config: EngineConfig, device: str | torch.device, num_threads: int | None = None) -> Model:
+    """Tokenizer and weights of a local folder, on `device`, with the attention seam installed.
+
+    `num_threads` sets the CPU threads of this process's products. Raises UserError for what the gate refuses, for
+    weights that are missing or not safetensors, and for a model into which the seam does not fit.
+    """
+    limits = check_architecture(folder, config.trust_remote_code)
+    if not config.allow_pickle and not list(Path(folder).glob("*.safetensors")):
+        raise UserError(
+            f"The model folder {folder} has no safetensors weights; convert them, or set engine.allow_pickle to load "
+            "pickled ones from a source you trust."
+        )
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    device = torch.device(device)
+    automatic = torch.float32 if device.type == "cpu" else torch.bfloat16
+    logging.disable_progress_bar()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=DTYPES.get(config.dtype, automatic),
+            use_safetensors=None if config.allow_pickle else True,
+            trust_remote_code=config.trust_remote_code,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"The model in {folder} cannot be loaded: {first_line(error)}.") from error
+    network, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"The weights in {folder} are incomplete: {missing[0]} and {len(missing) - 1} others are missing."
+        )
+    tokenizer = load_tokenizer(folder, config.trust_remote_code)
+    return Model(network.to(device), limits, tokenizer, folder)
