@@ -23,7 +23,9 @@ class SamplerConfig(Settings):
     num_moves: Annotated[int, Field(ge=0, le=100_000)] = Field(
         default=10, description="Metropolis-Hastings moves per answer (power)"
     )
-    replay: bool = Field(default=True, description="keep the shared beginning of a proposal by coin flips, without the model")
+    replay: bool = Field(
+        default=True, description="keep the shared beginning of a proposal by coin flips, without the model"
+    )
     early_rejection: bool = Field(default=True, description="give a proposal up once it can no longer be accepted")
     temperature: Annotated[float, Field(gt=0, le=100)] = Field(default=1.0, description="temperature (temperature)")
 
