@@ -1,6 +1,6 @@
 """The one progress bar: done, accuracy so far, tokens per second, memory, time left. Plain lines where no terminal is.
 
-Knows records and health readings only. The accuracy shown is a running impression; the report has the real one.
+Knows records and health readings only. The score shown is a running impression; the report has the real one.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Progress:
         if self._num:
             accuracy = self._correct / self._num
             error = math.sqrt(accuracy * (1 - accuracy) / max(1, self._num - 1))
-            parts.append(f"accuracy {100 * accuracy:.1f} ± {100 * error:.1f} %")
+            parts.append(f"{GRADER} {100 * accuracy:.1f} ± {100 * error:.1f} %")
         if self._rates:
             parts.append(f"{sum(self._rates.values()):,.0f} tokens/s")
         if any(self._bytes.values()):

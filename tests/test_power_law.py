@@ -151,7 +151,7 @@ def p_value(model: ToyLM, sampler: Power, chains: int, seed: int = 7) -> float:
     pooled = [np.append(v[large], v[~large].sum()) for v in (observed, expected)]
     if pooled[1][-1] == 0:
         pooled = [v[:-1] for v in pooled]
-    return float(chisquare(*pooled).pvalue)
+    return float(chisquare(pooled[0], pooled[1]).pvalue)
 
 
 @pytest.mark.parametrize(("replay", "early"), SAVINGS)
