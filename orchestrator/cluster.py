@@ -84,8 +84,15 @@ class RayCrew:
         for seat in self._seats:
             self._start(seat)
 
-    def free(self) -> int:
-        return sum(self._shape.slots - len(seat.calls) for seat in self._seats if seat.ready)
+    def free(self, unanswered: int) -> int:
+        """Slots of ready workers; while others load for the first time, none takes more than its even share.
+
+        Otherwise the first to be ready would take a short run for itself. A replacement is not waited for.
+        """
+        slots = self._shape.slots
+        if any(seat.num_starts == 1 and not seat.ready for seat in self._seats):
+            slots = min(slots, -(-unanswered // len(self._seats)))
+        return sum(max(0, slots - len(seat.calls)) for seat in self._seats if seat.ready)
 
     def submit(self, work: Work) -> None:
         seat = min((seat for seat in self._seats if seat.ready), key=lambda seat: len(seat.calls))

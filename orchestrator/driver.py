@@ -88,8 +88,8 @@ class Crew(Protocol):
         """Begin to start the workers; each reports `Ready` once it has loaded."""
         ...
 
-    def free(self) -> int:
-        """How many calls would find a slot now."""
+    def free(self, unanswered: int) -> int:
+        """How many calls may be submitted now, of a run with so many problems waiting or in flight."""
         ...
 
     def submit(self, work: Work) -> None:
@@ -127,9 +127,9 @@ class Drive:
 
     def fill(self) -> None:
         """Hand out work while there are free slots; a suspect only when nothing else runs."""
-        while self.queue and self.crew.free():
+        while self.queue and self.crew.free(len(self.queue) + len(self.in_flight)):
             self.submit(self.queue.popleft())
-        if self.suspects and not self.in_flight and self.crew.free():
+        if self.suspects and not self.in_flight and self.crew.free(1):
             self.submit(self.suspects.popleft())
 
     def submit(self, work: Work) -> None:

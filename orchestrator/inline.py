@@ -35,7 +35,7 @@ class InlineCrew:
         self._loaded = True
         self._events.append(Ready(self._name, time.monotonic() - began))
 
-    def free(self) -> int:
+    def free(self, unanswered: int) -> int:
         return self._slots - len(self._calls)
 
     def submit(self, work: Work) -> None:

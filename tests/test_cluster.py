@@ -55,7 +55,7 @@ def fake_worker() -> type:
 def crews(monkeypatch: pytest.MonkeyPatch) -> Iterable[Any]:
     """Makes crews and ends them."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    from orchestrator.cluster import RayCrew, Shape
+    from orchestrator.cluster import RayCrew, Shape  # not above: it imports Ray, which only these tests need
 
     made = []
 
@@ -124,15 +124,21 @@ def test_failing_loads_end_the_run_with_their_cause(crews: Any) -> None:
     crew.start()
     with pytest.raises(UserError, match=r"^The model is of an architecture that is not supported\.$"):
         wait_for_ever(crew)
-    crew.close()
-    crew = crews("broken", num_workers=1, slots=1, use_gpus=False)
-    crew.start()
+    from ray.exceptions import RayError
+
+    crew._config = "broken"
+    crew._down(crew._seats[0], RayError("as if it had died"))
     with pytest.raises(RuntimeError, match=r"cpu0 could not start 3 times: (.|\n)*no memory"):
         wait_for_ever(crew)
-    crew.close()
 
 
-def test_more_gpus_than_present_fails_fast(crews: Any) -> None:
-    crew = crews("model", num_workers=64, slots=1, use_gpus=True)
-    with pytest.raises(UserError, match="asks for 64 GPUs and Ray finds"):
+def test_more_gpus_than_present_fails_fast(crews: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr("ray.init", lambda **options: calls.append(options))
+    monkeypatch.setattr("ray.shutdown", lambda: calls.append("shutdown"))
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    crew = crews("model", num_workers=3, slots=1, use_gpus=True)
+    with pytest.raises(UserError, match="asks for 3 GPUs and Ray finds 2"):
         crew.start()
+    assert calls[-1] == "shutdown"
+    assert "num_gpus" not in calls[0]

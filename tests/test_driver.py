@@ -48,7 +48,7 @@ class SimulatedCrew:
 
     def close(self) -> None: ...
 
-    def free(self) -> int:
+    def free(self, unanswered: int) -> int:
         return sum(self.slots - len(seat) for seat in self.seats.values())
 
     def submit(self, work: Work) -> None:
@@ -263,4 +263,4 @@ def test_progress_prints_plain_lines_and_counts_what_was_done() -> None:
     progress.add(failed_record(works(5)[4], "w", "no"))
     progress.health("w0", {"pid": 1, "generated_tokens": 0, "memory": {"rss_bytes": 2 << 30}})
     progress.close()
-    assert out.getvalue().startswith("power: 5 of 8, accuracy 40.0 ± 24.5 %, 2.0 GiB per worker, ")
+    assert out.getvalue().startswith("power: 5 of 8, numeric 40.0 ± 24.5 %, 2.0 GiB per worker, ")

@@ -1,14 +1,24 @@
-"""A driver killed with -9 at a given number of records, and started again: the same records, none twice."""
+"""Runs that stop and start again: killed with -9 at a given number of records, by signals, complete, or refused."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from evals.types import Record
+from evals.rng import Purpose, uniform
+from evals.types import Record, UserError
+from orchestrator import session, sources
+from orchestrator.config import RunConfig, resolve
+from orchestrator.driver import Work
 from orchestrator.store import RECORDS, TELEMETRY, read_records
 from orchestrator.telemetry import read_telemetry, timings
 
@@ -114,3 +124,138 @@ def test_a_complete_run_owes_nothing(tmp_path: Path, undisturbed: dict[tuple[int
     assert run(tmp_path) == 0
     assert (tmp_path / RECORDS).read_bytes() == before
     assert by_key(tmp_path) == undisturbed
+
+
+class FakeWorker:
+    """Answers at once, from random keys; problem 3 raises while `broken`."""
+
+    broken = False
+    signal_at: int | None = None
+
+    def __init__(self, rank: int, name: str) -> None:
+        self.answers = 0
+
+    def load(self, config: Any) -> None: ...
+
+    def begin(self, work: Work) -> Future[Record]:
+        future: Future[Record] = Future()
+        i = work.problem.problem_id
+        if self.broken and i == 3:
+            future.set_exception(ValueError("cannot"))
+            return future
+        self.answers += 1
+        if self.answers == self.signal_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        u = uniform(work.seed, (i, work.sample_index, 0), 0, Purpose.TOKEN)
+        score = {"correct": u < 0.5, "answer": "4", "kind": "number"}
+        future.set_result(
+            Record(
+                problem_id=i,
+                sample_index=work.sample_index,
+                status="ok",
+                text=f"{work.sampler.kind} #### 4",
+                token_ids=[int(9 * u)],
+                ended="eos",
+                scores=dict.fromkeys(("strict", "flexible", "numeric"), score),
+                chain={},
+                timings={"start": 1.0, "end": 2.0, "wall_seconds": 1.0},
+                memory={},
+                tokens={"prompt": 1, "answer": 1, "generated": 1, "prefilled": 1},
+                worker={"rank": 0},
+            )
+        )
+        return future
+
+    def failure(self) -> BaseException | None:
+        return None
+
+    def health(self) -> dict[str, Any]:
+        return {"rank": 0, "pid": os.getpid()}
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs a session on eight problems in `tmp_path` with a fake worker, model and preflight."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"question": "q" * i, "answer": "#### 4"}) + "\n" for i in range(1, 9)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "Worker", FakeWorker)
+    monkeypatch.setattr(session.preflight, "check", lambda *_: 100)
+    monkeypatch.setattr(sources, "DEMO_FOLDER", tmp_path)
+    monkeypatch.setattr(sources, "DEMO_PROBLEMS", "data.jsonl")
+
+    def run(**settings: Any) -> int:
+        inputs = {} if settings.get("mode") == "demo" else {"model": str(model), "data": str(data)}
+        return session.run(resolve(RunConfig(inline=True, num_gpus=0, **inputs, **settings), 0))
+
+    return run
+
+
+def test_a_session_reports_and_a_second_start_reprints(
+    start: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(run_dir=tmp_path / "run") == 0
+    first = capsys.readouterr()
+    records = (tmp_path / "run" / RECORDS).read_bytes()
+    assert "8 of 8" in first.out
+    assert start(run_dir=tmp_path / "run") == 0
+    again = capsys.readouterr()
+    assert again.out == first.out
+    assert "complete already" in again.err
+    assert (tmp_path / "run" / RECORDS).read_bytes() == records
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["num_records"] == 8
+
+
+def test_the_longest_question_goes_first(start: Callable[..., int], tmp_path: Path) -> None:
+    start(run_dir=tmp_path / "run", batch_size=1)
+    assert [r.problem_id for r in read_records(tmp_path / "run" / RECORDS)] == list(range(7, -1, -1))
+
+
+def test_another_configuration_is_refused_and_fresh_starts_beside(start: Callable[..., int], tmp_path: Path) -> None:
+    assert start(run_dir=tmp_path / "run") == 0
+    with pytest.raises(UserError, match=r"seed: 0 there, 1 now.*--fresh"):
+        start(run_dir=tmp_path / "run", seed=1)
+    assert start(run_dir=tmp_path / "run", batch_size=3, use_batched=False) == 0
+    assert start(run_dir=tmp_path / "run", seed=1, fresh=True) == 0
+    assert len(by_key(tmp_path / "run-2")) == 8
+
+
+def test_failed_problems_give_exit_code_3(
+    start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeWorker, "broken", True)
+    assert start(run_dir=tmp_path / "run") == 3
+    assert [k for k, r in by_key(tmp_path / "run").items() if r.status == "failed"] == [(3, 0)]
+
+
+def test_the_demo_fills_four_directories_with_one_crew(
+    start: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(mode="demo") == 0
+    names = ["greedy", "t1", "low", "power"]
+    assert all(len(by_key(tmp_path / "runs/demo" / name)) == 8 for name in names)
+    assert (tmp_path / "runs/demo/report.md").read_text() == capsys.readouterr().out
+    (tmp_path / "runs/demo/low" / RECORDS).write_bytes(b"")
+    assert start(mode="demo") == 0
+    spent = {name: timings(read_telemetry(tmp_path / "runs/demo" / name / TELEMETRY)) for name in names}
+    assert [spent[name]["num_starts"] for name in names] == [1, 1, 2, 1]
+    assert start(mode="demo", fresh=True) == 0
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["demo", "demo-2"]
+
+
+def test_a_signal_stops_the_session_and_says_how_to_go_on(
+    start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(FakeWorker, "signal_at", 3)
+    assert start(run_dir=tmp_path / "run", batch_size=1) == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "Stopped by SIGTERM with 3 of 8 answers" in capsys.readouterr().err
+    monkeypatch.setattr(FakeWorker, "signal_at", None)
+    assert start(run_dir=tmp_path / "run") == 0
+    assert len(by_key(tmp_path / "run")) == 8
