@@ -8,6 +8,7 @@ Every RayError except RayTaskError means that the actor is gone.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from orchestrator.driver import Died, Done, Event, Health, Raised, Ready, Work
 
 MAX_FAILED_STARTS = 3
 BACK_OFF_SECONDS = 0.1, 5.0  # first pause before a replacement, doubled up to the last
+CONNECT_SECONDS = 10.0
 OBJECT_STORE_BYTES = 256 << 20  # records are small; the default, 30 % of RAM, spills out of a small /dev/shm
 CHECKOUT = Path(__file__).parents[1]
 
@@ -182,6 +184,8 @@ def start_ray(shape: Shape) -> None:
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))}
     if not shape.use_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""
+    if address != "local":
+        check_reachable(address)
     local: dict[str, Any] = {}
     if address == "local":  # a driver that joins a cluster must not pass these
         local = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": shape.dashboard}
@@ -205,6 +209,19 @@ def start_ray(shape: Shape) -> None:
         raise UserError(
             f"POWERSAMPLE_NUM_GPUS asks for {shape.num_workers} GPUs and Ray finds {num_gpus}; ask for at most these."
         )
+
+
+def check_reachable(address: str) -> None:
+    """Raises UserError if nothing listens at host:port; Ray itself would go on trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return  # `auto` and the like name no place
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"No Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS to start Ray here."
+        ) from error
 
 
 def actor_class(worker_class: type, shape: Shape) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,11 @@ def test_more_gpus_than_present_fails_fast(crews: Any, monkeypatch: pytest.Monke
         crew.start()
     assert calls[-1] == "shutdown"
     assert "num_gpus" not in calls[0]
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once(crews: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:  # bound and not listening: whoever connects is refused
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed.getsockname()[1]}")
+        with pytest.raises(UserError, match=r"No Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:\d+ \(.*refused"):
+            crews("model", num_workers=1, slots=1, use_gpus=False).start()
