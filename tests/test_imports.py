@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = {"evals/demo/train.py", "evals/demo/grow.py"}  # run by hand, imported by nothing
+SCRIPTS = {"evals/demo/train.py", "evals/demo/measure.py", "evals/demo/grow.py"}  # run by hand, imported by no package
 ONLY = {"ray": ["orchestrator/cluster.py"], "transformers": ["evals/engine/model.py"], "torch": ["evals/engine/"]}
 SIBLINGS = ["evals/tasks/", "evals/samplers/", "evals/engine/"]
 
