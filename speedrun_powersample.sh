@@ -40,9 +40,7 @@ fi
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
 # --- 2. run, and 3. report -----------------------------------------------------------------------------------------------
-# Nobody else may read what Ray and the run write, and nobody without the token may give Ray work.
-umask 077
-export RAY_AUTH_MODE=${RAY_AUTH_MODE:-token} RAY_USAGE_STATS_ENABLED=0
+umask 077 # nobody else may read what Ray and the run write
 
 # Where records appear: the run directory if it is named, else the folder that has all of them.
 records_below=${POWERSAMPLE_RUN_DIR:-runs} fresh=${POWERSAMPLE_FRESH:-}

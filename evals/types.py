@@ -203,7 +203,7 @@ class Record(NamedTuple):
     """grader -> {correct, answer, kind}."""
     chain: dict[str, Any]
     timings: dict[str, float]
-    """start and end in Unix seconds, wall_seconds from submission to sample, queue_seconds before the first draw."""
+    """start and end in Unix seconds, wall_seconds between them: from submission to grades."""
     memory: dict[str, Any]
     tokens: dict[str, int]
     """prompt, answer (kept), generated (forward rows spent on new tokens), prefilled."""

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+GPU_DEFAULT = Path(__file__).parents[1] / "configs/gsm8k_power.yaml"
+"""What runs on a machine with GPUs unless --config names another file."""
+
 HELP = """powersample: exact power sampling of language models, evaluated on GSM8K-style problems
 
 usage: powersample run [--config FILE] [options]     evaluate; started again, it goes on where it was stopped
@@ -26,9 +29,11 @@ examples:
   powersample run --model path/to/model --data problems.jsonl --run-dir runs/mine
   powersample report runs/demo/greedy runs/demo/power
 
-Each option is also a variable, --batch-size POWERSAMPLE_BATCH_SIZE and --sampler.alpha POWERSAMPLE_SAMPLER__ALPHA, and
-a key of a YAML file. Options win over variables, variables over the file. Exit codes: 0 complete, 2 refused with one
-sentence, 3 complete but some problems failed, 130 or 143 stopped by a signal (the same command goes on)."""
+Each option but --config is also a variable, --batch-size POWERSAMPLE_BATCH_SIZE and --sampler.alpha
+POWERSAMPLE_SAMPLER__ALPHA, and a key of a YAML file. Options win over variables, variables over the file.
+
+Exit codes: 0 complete, 2 refused with one sentence, 3 complete but some problems failed, 130 or 143 stopped by a signal
+(the same command goes on)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,11 +81,13 @@ def run(flags: list[str]) -> int:
     from orchestrator.config import resolve
     from orchestrator.settings import build_config
 
+    present = hardware.gpus()
     try:
         config = build_config(flags, os.environ)
+        if present and config.num_gpus != 0 and config.mode != "demo":  # a file that --config names takes its place
+            config = build_config(flags, os.environ, GPU_DEFAULT)
     except SystemExit as asked:  # --help has printed the options
         return int(asked.code or 0)
-    present = hardware.gpus()
     remote = os.environ.get("RAY_ADDRESS") and config.num_gpus  # a cluster has GPUs of its own; Ray counts them
     config = resolve(config, int(remote) if remote else len(present))
     if config.use_gpus and not remote:

@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# Read when Ray is imported: nobody without the token may give Ray work, and nothing is reported to anybody.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.job_config import JobConfig
@@ -220,21 +224,17 @@ def check_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except OSError as error:
         raise UserError(
-            f"No Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, or unset RAY_ADDRESS to start Ray here."
+            f"No Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, or unset the variable."
         ) from error
 
 
 def actor_class(worker_class: type, shape: Shape) -> Any:
     """The worker as an actor class. Group sizes are fixed here: a group below `slots` would cap the batch."""
     cpus = ray.cluster_resources().get("CPU", 1.0)
-    share = cpus / shape.num_workers
+    # At most one CPU each, so that every actor finds a node; Ray counts in 1/10,000, rounded down here so that all fit.
+    share = min(1.0, int(cpus / shape.num_workers * 10_000) / 10_000)
     options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0}
     if not shape.use_gpus:
-        options = {"num_cpus": whole_or_fraction(share)}
+        options = {"num_cpus": share}
     options |= {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {"work": shape.slots, "hb": 2}}
     return ray.remote(**options)(worker_class)
-
-
-def whole_or_fraction(cpus: float) -> float:
-    """Ray takes whole CPUs from 1 on and fractions of 1/10,000 below; rounded down so that all actors find a place."""
-    return int(cpus) if cpus >= 1 else int(cpus * 10_000) / 10_000

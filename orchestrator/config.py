@@ -101,6 +101,12 @@ def resolve(config: RunConfig, num_gpus_present: int) -> RunConfig:
     and for settings that contradict each other.
     """
     num_gpus = num_gpus_present if config.num_gpus is None else config.num_gpus
+    if config.inline:
+        if config.num_gpus is not None and config.num_gpus > 1:
+            raise UserError(
+                f"--inline runs one worker but --num-gpus (POWERSAMPLE_NUM_GPUS) is {config.num_gpus}; leave one out."
+            )
+        num_gpus = min(num_gpus, 1)
     if num_gpus > num_gpus_present:
         raise UserError(
             f"POWERSAMPLE_NUM_GPUS (--num-gpus) asks for {num_gpus} GPUs and this machine has {num_gpus_present}; "

@@ -55,7 +55,21 @@ def test_nothing_given_is_the_demo_without_gpus_and_gsm8k_with_them(
     monkeypatch.setattr(hardware, "gpus", lambda: [Gpu(i, f"GPU-{i}", "H100", 1) for i in range(2)])
     monkeypatch.setattr(hardware, "check_torch_sees_gpus", lambda present: None)
     assert main(["run"]) == 3
-    assert [(config.mode, config.num_gpus) for config in session] == [("demo", 0), ("run", 2)]
+    assert main(["run", "--num-gpus", "0"]) == 3
+    assert [(config.mode, config.num_gpus) for config in session] == [("demo", 0), ("run", 2), ("demo", 0)]
+
+
+def test_with_gpus_the_shipped_file_decides(
+    session: list[RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hardware, "gpus", lambda: [Gpu(0, "GPU-0", "H100", 1)])
+    monkeypatch.setattr(hardware, "check_torch_sees_gpus", lambda present: None)
+    (tmp_path / "edited.yaml").write_text("sampler:\n  num_moves: 77\n")
+    monkeypatch.setattr("orchestrator.cli.GPU_DEFAULT", tmp_path / "edited.yaml")
+    assert main(["run"]) == 3
+    (tmp_path / "other.yaml").write_text("sampler:\n  num_moves: 5\n")
+    assert main(["run", "--config", str(tmp_path / "other.yaml")]) == 3
+    assert [config.sampler.num_moves for config in session] == [77, 5]
 
 
 def test_a_cluster_counts_its_own_gpus(session: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:

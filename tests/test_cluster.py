@@ -6,6 +6,8 @@ import io
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -151,3 +153,10 @@ def test_an_address_where_nobody_listens_is_refused_at_once(crews: Any, monkeypa
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed.getsockname()[1]}")
         with pytest.raises(UserError, match=r"No Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:\d+ \(.*refused"):
             crews("model", num_workers=1, slots=1, use_gpus=False).start()
+
+
+def test_ray_is_closed_to_strangers_and_reports_to_nobody() -> None:
+    code = "import os, orchestrator.cluster; print(os.environ['RAY_AUTH_MODE'], os.environ['RAY_USAGE_STATS_ENABLED'])"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    out = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["token", "0"]

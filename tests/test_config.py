@@ -160,6 +160,9 @@ def test_a_model_or_data_without_gpus_runs_on_the_cpu(given: dict[str, Any]) -> 
 def test_gpus_are_counted() -> None:
     assert resolve(RunConfig(num_gpus=2), 8).num_actors == 2
     assert resolve(RunConfig(num_gpus=0), 8).mode == "demo"
+    assert resolve(RunConfig(inline=True), 8).num_gpus == 1
+    with pytest.raises(UserError, match=r"--inline runs one worker"):
+        resolve(RunConfig(inline=True, num_gpus=2), 8)
     with pytest.raises(UserError, match=r"POWERSAMPLE_NUM_GPUS .* asks for 9 GPUs and this machine has 8"):
         resolve(RunConfig(num_gpus=9), 8)
 
