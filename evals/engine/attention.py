@@ -95,7 +95,7 @@ def paged_attention(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The function behind `AttentionInterface`: query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H * D].
+    """The function behind `AttentionInterface`: query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H, D].
 
     `module` carries `k_pages`, `v_pages` ([P, K, PAGE, D]) and `seat`.
     """
@@ -121,7 +121,7 @@ def write(step: Step, pages: Tensor, states: Tensor) -> None:
 
 
 def attend(q: Tensor, k_pages: Tensor, v_pages: Tensor, block: Block, window: int, softcap: float) -> Tensor:
-    """Scaled queries [G * R, H, D] -> [G * R, H * D], each over the keys that its row may see.
+    """Scaled queries [G * R, H, D] -> [G * R, H, D], each over the keys that its row may see.
 
     The softmax runs in float32. A row's result depends on its own pages alone: measured in float32 on a CPU, batched
     products give the same bits for every number of sequences.
@@ -141,7 +141,7 @@ def attend(q: Tensor, k_pages: Tensor, v_pages: Tensor, block: Block, window: in
     scores += block.mask(window, scores.dtype)
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
     mixed = torch.bmm(weights.view(num * kv_heads, group * rows, -1), values)
-    return mixed.view(num, kv_heads, group, rows, dim).permute(0, 3, 1, 2, 4).reshape(length, heads * dim)
+    return mixed.view(num, kv_heads, group, rows, dim).permute(0, 3, 1, 2, 4).reshape(length, heads, dim)
 
 
 class Probe(nn.Module):
@@ -166,4 +166,4 @@ class Probe(nn.Module):
         self.modules_seen.append(module)
         self.shapes.add((key.shape[1], key.shape[3], key.dtype))
         self.windows.add(kwargs.get("sliding_window") or 0)
-        return query.new_zeros(1, query.shape[2], query.shape[1] * query.shape[3]), None
+        return query.new_zeros(query.transpose(1, 2).shape), None

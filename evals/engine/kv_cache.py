@@ -199,4 +199,4 @@ class KeysValues:
         self.tensor.index_fill_(2, self._index(pages), value)
 
     def _index(self, pages: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(pages, device=self.tensor.device)
+        return torch.tensor(pages, dtype=torch.long, device=self.tensor.device)

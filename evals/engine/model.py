@@ -106,14 +106,14 @@ def check_architecture(folder: str, trust_remote_code: bool = False) -> ModelLim
     architecture = named or (classes[0].__name__ if classes else type(config).__name__)
     if remote and not trust_remote_code:
         raise refusal(folder, architecture, "it brings Python code of its own; engine.trust_remote_code allows it")
+    chosen = [cls for cls in classes if named in (None, cls.__name__)]
+    if any(getattr(cls, "_is_stateful", False) for cls in chosen):
+        raise refusal(folder, architecture, "it keeps a recurrent state, which cannot be rewound")
     if (reason := objection(config)) is not None:
         raise refusal(folder, architecture, reason)
     if not remote:
-        chosen = [cls for cls in classes if named in (None, cls.__name__)]
         if not chosen or not chosen[0].__name__.endswith(("ForCausalLM", "LMHeadModel")):
             raise refusal(folder, architecture, "it is not a text-only causal language model")
-        if getattr(chosen[0], "_is_stateful", False):
-            raise refusal(folder, architecture, "it keeps a recurrent state, which cannot be rewound")
         if not chosen[0]._can_set_attn_implementation():
             raise refusal(folder, architecture, "its attention cannot be replaced (it does not use AttentionInterface)")
     length = context_length(config)

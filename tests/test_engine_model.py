@@ -1,0 +1,241 @@
+"""The seam: parity with plain forward passes for several families, the gate, loading, and the self-check's teeth."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import CONFIGS, CONTEXT, FAMILIES, VOCABULARY, assert_statistics, engine, make, prompt, request, sample
+from tokenizers import Tokenizer as Fast
+from tokenizers import models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from evals.config import EngineConfig
+from evals.engine import attention, selfcheck
+from evals.engine.gate import context_length, objection
+from evals.engine.linear import PackedLinear, packing_available
+from evals.engine.model import check_architecture, load_model, load_tokenizer
+from evals.samplers.power import Power
+from evals.types import Chain, Drop, Keep, Submit, UserError
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_statistics_equal_a_plain_forward(family: str) -> None:
+    """Prompts on both sides of windows and pages; a rewind, a drop, a keep and a rewind of the kept draft."""
+    pair = make(family)
+    seen = []
+
+    def script(index: int, length: int) -> Any:
+        to = prompt(index, length)
+
+        def ask(**fields: Any) -> Any:
+            asked = request(to, key=(index, 0, len(seen)), **fields)
+            (_, found) = yield [Submit(0, asked)]
+            seen.append((asked, found))
+            assert len(found.tokens) == asked.max_new
+            return found, asked.prefix + found.tokens
+
+        first, tokens = yield from ask(max_new=30)
+        draft, _ = yield from ask(max_new=20, prefix=tokens[: length + 9], parent=first.handle)
+        yield [Drop(draft.handle)]
+        draft, tokens = yield from ask(max_new=25, prefix=tokens[: length + 3], parent=first.handle, alpha=1.0)
+        yield [Keep(draft.handle)]
+        again, _ = yield from ask(max_new=8, prefix=tokens[: length + 20], parent=draft.handle, alpha=math.inf)
+        return sample(again)
+
+    on = engine(pair.model)
+    on.run([Chain(prompt(), script(i, length)) for i, length in enumerate((1, 5, 16, 17, 40))], seed=3)
+    assert len(seen) == 20
+    for asked, found in seen:
+        assert_statistics(pair, asked.prefix, found, asked.alpha)
+        assert found.prefilled == (0 if asked.parent is not None else len(asked.prefix) - 1)
+    on.audit()
+    assert on.counters().kv_pages_used == 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_self_check_passes_with_room(family: str) -> None:
+    pair = make(family)
+    with torch.inference_mode():
+        error, allowed, _ = selfcheck.compare(pair.model)
+    assert error < allowed / 5
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "mistral"])
+def test_a_chain_of_power_sampling_equals_plain_statistics(family: str) -> None:
+    pair = make(family)
+    to = prompt(1, 10, max_new=48, eos=[2, 3])
+    steps = Power(2.0, 12).chain(to, 5, 0, 0)
+    found = engine(pair.model).run([Chain(to, steps)], 5)[0]
+    assert found.chain["accepted"] > 0
+    logits = pair.logits([*to.token_ids, *found.tokens])[len(to.token_ids) - 1 : -1].double()
+    log_p = logits.log_softmax(-1)
+    log_z = torch.logsumexp(2 * log_p, -1).numpy()
+    chosen = log_p.gather(-1, torch.tensor(found.tokens)[:, None])[:, 0].numpy()
+    np.testing.assert_allclose(found.log_z, log_z, atol=1e-4)
+    np.testing.assert_allclose(found.log_q, 2 * chosen - log_z, atol=1e-4)
+
+
+def test_a_broken_seam_fails_the_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = make("llama")
+    plain = attention.write
+
+    def shifted(step: Any, pages: torch.Tensor, states: torch.Tensor) -> None:
+        plain(step, pages, states.roll(1, 0))
+
+    monkeypatch.setattr(attention, "write", shifted)
+    with pytest.raises(UserError, match=r"tiny llama \(LlamaForCausalLM\).*disagrees"):
+        engine(pair.model)
+
+
+def test_packed_linears_replace_ordinary_ones() -> None:
+    if not packing_available():
+        pytest.skip("this build of torch has no packed product")
+    network: Any = make("qwen2").model._network
+    assert isinstance(network.lm_head, PackedLinear)
+    linear = torch.nn.Linear(24, 40)
+    x = torch.randn(1, 9, 24)
+    assert torch.allclose(PackedLinear(linear)(x), linear(x), atol=1e-6)
+
+
+# --- the gate ---------------------------------------------------------------------------------------------------------
+
+
+def write_config(folder: Path, **config: Any) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
+    "falcon": ({"model_type": "falcon", "architectures": ["FalconForCausalLM"]}, "FalconForCausalLM.*attention"),
+    "bloom": ({"model_type": "bloom", "architectures": ["BloomForCausalLM"]}, "BloomForCausalLM.*attention"),
+    "bert": ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "BertForMaskedLM.*not a text-only causal"),
+    "t5": ({"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}, "T5.*encoder-decoder"),
+    "mamba": ({"model_type": "mamba", "architectures": ["MambaForCausalLM"]}, "MambaForCausalLM.*recurrent"),
+    "lfm2": (
+        {"model_type": "lfm2", "architectures": ["Lfm2ForCausalLM"], "full_attn_idxs": [1], "num_hidden_layers": 2},
+        "Lfm2ForCausalLM.*layers of type conv",
+    ),
+    "qwen3_next": (
+        {"model_type": "qwen3_next", "architectures": ["Qwen3NextForCausalLM"]},
+        "Qwen3NextForCausalLM.*recurrent",
+    ),
+    "gpt_oss": ({"model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"]}, "GptOssForCausalLM.*sinks"),
+    "dynamic": (
+        {
+            "model_type": "llama",
+            "architectures": ["LlamaForCausalLM"],
+            "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+        },
+        "LlamaForCausalLM.*`dynamic`",
+    ),
+    "remote": (
+        {
+            "model_type": "llama",
+            "architectures": ["MyLM"],
+            "auto_map": {"AutoModelForCausalLM": "modeling_my.MyLM"},
+        },
+        "MyLM.*trust_remote_code",
+    ),
+    "unknown": ({"model_type": "no_such_model"}, "cannot be read.*trust_remote_code"),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_architectures_are_refused_before_loading(name: str, tmp_path: Path) -> None:
+    config, message = UNSUPPORTED[name]
+    folder = write_config(tmp_path / "model", **config)
+    for call in (check_architecture, lambda f: load_model(f, EngineConfig(), "cpu")):
+        with pytest.raises(UserError, match=message) as caught:
+            call(folder)
+        assert folder in str(caught.value)
+
+
+def test_folders_that_are_no_models(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"does not exist; set POWERSAMPLE_MODEL"):
+        check_architecture(str(tmp_path / "absent"))
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        check_architecture(str(tmp_path))
+    (tmp_path / "config.json").write_text("{not json")
+    with pytest.raises(UserError, match="cannot be read"):
+        check_architecture(str(tmp_path))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_supported_families_pass_the_gate(family: str, tmp_path: Path) -> None:
+    config = CONFIGS[family]()
+    config.architectures = [type(AutoModelForCausalLM.from_config(config)).__name__]
+    config.save_pretrained(tmp_path)
+    limits = check_architecture(str(tmp_path))
+    assert limits == (config.architectures[0], CONTEXT, VOCABULARY)
+
+
+def test_longrope_counts_up_to_its_original_length() -> None:
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    config = SimpleNamespace(model_type="phi3", max_position_embeddings=131072, rope_parameters=rope)
+    assert objection(config) is None
+    assert context_length(config) == 4096
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved model whose tokenizer adds a first token, with several EOS ids in three places."""
+    pair = make("llama")
+    pair.network.generation_config.eos_token_id = [2, 5]
+    pair.network.save_pretrained(tmp_path)
+    words = ["<pad>", "<s>", "</s>", "<unk>", *(f"w{i}" for i in range(VOCABULARY - 4))]
+    fast = Fast(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    PreTrainedTokenizerFast(tokenizer_object=fast, bos_token="<s>", eos_token="w2").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_the_tokenizer_adds_what_it_adds_and_cleans_nothing(folder: Path) -> None:
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.encode("w0 w1") == [1, 4, 5]
+    assert tokenizer.decode([1, 4, 5]) == "<s> w0 w1"
+    assert tokenizer.decode([1, 4, 5], skip_special_tokens=True) == "w0 w1"
+    assert tokenizer.eos_ids == {2, 5, 6}
+    assert tokenizer.vocab_size == VOCABULARY
+
+
+def test_a_saved_model_loads_and_runs(folder: Path) -> None:
+    model = load_model(str(folder), EngineConfig(), "cpu")
+    assert model.limits == ("LlamaForCausalLM", CONTEXT, VOCABULARY)
+    assert model.cache_shape.dtype == torch.float32
+    on = engine(model)
+    assert on.tokenizer is model.tokenizer
+    assert on.memory().rss_bytes > 0
+
+
+def test_weights_that_are_missing_or_pickled_are_refused(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(weights)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"incomplete: model\.layers\.1\.mlp\.up_proj\.weight"):
+        load_model(str(folder), EngineConfig(), "cpu")
+    weights.unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"no safetensors weights.*allow_pickle"):
+        load_model(str(folder), EngineConfig(), "cpu")
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match="no usable tokenizer"):
+        load_tokenizer(str(folder))

@@ -1,0 +1,179 @@
+"""The page pool against a model of it: random opens, keeps, drops, forks and cancels over real tensors."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from evals.engine.kv_cache import PAGE, SCRATCH, CacheShape, KeysValues, PagePool
+from evals.types import Handle
+
+SHAPE = CacheShape(num_layers=1, num_heads=1, head_dim=1, dtype=torch.float32)
+
+
+class Mirror:
+    """What every held sequence should contain, beside a pool and its tensors; freed pages become NaN at once."""
+
+    def __init__(self, num_pages: int, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.pool = PagePool(num_pages)
+        self.cache = KeysValues(SHAPE, num_pages, torch.device("cpu"))
+        self.numbers = self.cache.tensor.view(2, num_pages, PAGE)
+        self.running: dict[Handle, tuple[list[float], int, int]] = {}  # content, first position of its own, limit
+        self.ended: dict[Handle, list[float]] = {}  # content: one number per token, the last one not written
+        self.parents: dict[Handle, Handle] = {}
+        self.pages: dict[Handle, tuple[int, ...]] = {}
+        self.counter = 0.0
+
+    def open(self) -> None:
+        parent = self.random.choice([None, *self.ended]) if self.ended else None
+        inherited = self.ended[parent] if parent is not None else []
+        start = self.random.randint(1, len(inherited)) - 1 if inherited else 0
+        limit = start + 1 + self.random.randint(1, 70)
+        needed = self.pool.pages_for(start, limit)
+        if needed > self.pool.num_free:
+            with pytest.raises(MemoryError):
+                self.pool.open(parent, start, limit)
+            return
+        before = self.pool.num_free
+        opening = self.pool.open(parent, start, limit)
+        assert before - self.pool.num_free == needed == len(opening.fresh)
+        self.cache.prepare([opening])
+        assert torch.isfinite(self.numbers[:, list(opening.pages)]).all()
+        self.pages[opening.handle] = opening.pages
+        self.running[opening.handle] = (inherited[:start], start, limit)
+        if parent is not None:
+            self.parents[opening.handle] = parent
+
+    def write(self) -> None:
+        """A few steps of one running sequence; a full one ends."""
+        if not self.running:
+            return
+        handle = self.random.choice(list(self.running))
+        content, start, limit = self.running[handle]
+        for _ in range(self.random.randint(1, 25)):
+            if len(content) == limit - 1:
+                break
+            self.counter += 1
+            page, offset = self.pages[handle][len(content) // PAGE], len(content) % PAGE
+            self.numbers[:, page, offset] = torch.tensor([self.counter, -self.counter])
+            content.append(self.counter)
+        if len(content) == limit - 1 or (len(content) > start and self.random.random() < 0.5):
+            self.pool.end(handle, len(content) + 1)
+            self.pages[handle] = self.pages[handle][: -(-len(content) // PAGE)]
+            self.ended[handle] = [*content, 0.0]
+            del self.running[handle]
+
+    def keep(self) -> None:
+        drafts = [handle for handle in self.ended if handle in self.parents]
+        if drafts:
+            draft = self.random.choice(drafts)
+            parent = self.parents.pop(draft)
+            alive = parent in self.ended
+            assert self.pool.keep(draft) == (parent if alive else None)
+            if alive:
+                self.forget(parent)
+
+    def drop(self) -> None:
+        if self.ended:
+            handle = self.random.choice(list(self.ended))
+            self.pool.drop(handle)
+            self.forget(handle)
+
+    def cancel(self) -> None:
+        if self.running:
+            handle = self.random.choice(list(self.running))
+            del self.running[handle]
+            self.pool.drop(handle)
+            self.forget(handle)
+
+    def fork(self) -> None:
+        if self.ended and len(self.ended) < 12:
+            handle = self.random.choice(list(self.ended))
+            twin = self.pool.fork(handle)
+            self.ended[twin], self.pages[twin] = list(self.ended[handle]), self.pages[handle]
+
+    def forget(self, handle: Handle) -> None:
+        self.ended.pop(handle, None)
+        self.parents.pop(handle, None)
+        del self.pages[handle]
+
+    def check(self) -> None:
+        """The pool agrees, what is held is intact, and what is free is poisoned."""
+        owned = {page for pages in self.pages.values() for page in pages}
+        assert SCRATCH not in owned
+        assert self.pool.num_used == len(owned)
+        free = [page for page in range(1, self.pool.num_pages) if page not in owned]
+        self.cache.fill(free, torch.nan)
+        contents = {handle: content for handle, (content, _, _) in self.running.items()}
+        contents |= {handle: content[:-1] for handle, content in self.ended.items()}
+        for handle, content in contents.items():
+            stored = self.numbers[:, list(self.pages[handle])].flatten(1)[:, : len(content)]
+            assert stored.tolist() == [content, [-number for number in content]]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_operations_agree_with_the_model(seed: int) -> None:
+    mirror = Mirror(num_pages=48, seed=seed)
+    moves = [mirror.open, mirror.write, mirror.write, mirror.keep, mirror.drop, mirror.cancel, mirror.fork]
+    weights = [4, 5, 5, 2, 2, 1, 1]
+    for _ in range(5_000):
+        mirror.random.choices(moves, weights)[0]()
+        mirror.check()
+        mirror.pool.audit()
+    for handle in [*mirror.running, *mirror.ended]:
+        mirror.pool.drop(handle)
+    assert mirror.pool.num_used == 0
+    mirror.pool.audit()
+
+
+def test_whole_pages_are_shared_and_the_partial_one_is_copied() -> None:
+    pool = PagePool(16)
+    first = pool.open(None, 0, 60)
+    assert first.copy is None
+    pool.end(first.handle, 60)
+    draft = pool.open(first.handle, 35, 60)
+    assert draft.pages[:2] == first.pages[:2]
+    assert draft.copy == (first.pages[2], draft.pages[2])
+    assert draft.fresh == draft.pages[2:]
+    whole = pool.open(first.handle, 32, 60)
+    assert whole.copy is None
+    assert whole.pages[:2] == first.pages[:2]
+
+
+def test_surplus_returns_when_a_sequence_ends() -> None:
+    pool = PagePool(20)
+    opening = pool.open(None, 0, 200)
+    assert pool.num_used == 13
+    pool.end(opening.handle, 18)  # 17 tokens are written
+    assert pool.num_used == 2
+    pool.drop(opening.handle)
+    assert pool.num_used == 0
+
+
+def test_misuse_is_refused() -> None:
+    pool = PagePool(4)
+    opening = pool.open(None, 0, 20)
+    pool.end(opening.handle, 10)
+    with pytest.raises(ValueError, match="do not reach position 30"):
+        pool.open(opening.handle, 30, 40)
+    pool.drop(opening.handle)
+    for call in (pool.drop, pool.keep, pool.fork):
+        with pytest.raises(ValueError, match="not held"):
+            call(opening.handle)
+    with pytest.raises(ValueError, match="scratch"):
+        PagePool(1)
+
+
+def test_the_audit_finds_a_wrong_count() -> None:
+    pool = PagePool(4)
+    pool.open(None, 0, 20)
+    pool._count[1] += 1
+    with pytest.raises(RuntimeError, match="page 1 counts 2 owners and has 1"):
+        pool.audit()
+
+
+def test_page_bytes() -> None:
+    assert CacheShape(28, 2, 128, torch.bfloat16).page_bytes == 28 * 1024 * PAGE

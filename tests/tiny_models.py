@@ -1,0 +1,138 @@
+"""Random models of a few thousand parameters, and chains that are scripts: what the engine's tests are made of."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+    StableLmConfig,
+)
+
+from evals.config import EngineConfig
+from evals.engine.engine import Engine
+from evals.engine.gate import ModelLimits
+from evals.engine.model import Model
+from evals.types import Chain, Completion, Operation, Prompt, Request, Sample, Steps, Submit
+
+torch.set_num_threads(1)  # the models are so small that threads only wait for each other
+VOCABULARY = 61
+CONTEXT = 256
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": CONTEXT,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "qwen2": lambda: Qwen2Config(**SIZES),
+    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=16),
+    "llama": lambda: LlamaConfig(**SIZES),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT,
+        bos_token_id=1, eos_token_id=2,
+    ),
+    "gemma2": lambda: Gemma2Config(**SIZES, head_dim=8, sliding_window=7, attn_logit_softcapping=5.0),
+    "mistral": lambda: MistralConfig(**SIZES, sliding_window=9),
+    "phi3": lambda: Phi3Config(**SIZES),
+    "stablelm": lambda: StableLmConfig(**SIZES),
+}  # fmt: skip
+FAMILIES = list(CONFIGS)
+
+
+class Pair(NamedTuple):
+    """A model with the seam, and an untouched copy of its network."""
+
+    model: Model
+    network: Any
+
+    def logits(self, tokens: Sequence[int]) -> torch.Tensor:
+        """[N, V] of a plain forward pass."""
+        with torch.inference_mode():
+            return self.network(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float()
+
+
+def make(family: str, seed: int = 0, spread: float = 0.2) -> Pair:
+    """`spread` is the standard deviation of the weights: the larger, the surer the model is of its tokens."""
+    torch.manual_seed(seed)
+    config = CONFIGS[family]()
+    config.initializer_range = spread
+    network = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    limits = ModelLimits(type(network).__name__, CONTEXT, VOCABULARY)
+    return Pair(Model(copy.deepcopy(network), limits, folder=f"tiny {family}"), network)
+
+
+def engine(
+    model: Model, slots: int = 4, max_length: int = 160, num_pages: int | None = None, **settings: Any
+) -> Engine:
+    return Engine(model, EngineConfig(**settings), slots=slots, max_length=max_length, num_pages=num_pages)
+
+
+def prompt(seed: int = 0, length: int = 12, max_new: int = 40, eos: Iterable[int] = (), **rest: Any) -> Prompt:
+    tokens = np.random.default_rng(seed).integers(3, VOCABULARY, length)
+    return Prompt(tuple(int(t) for t in tokens), max_new, frozenset(eos), **rest)
+
+
+def request(to: Prompt, max_new: int | None = None, alpha: float = 2.0, **fields: Any) -> Request:
+    """A first request, unless `fields` say otherwise."""
+    defaults = {"prefix": to.token_ids, "key": (0, 0, 0), "origin": len(to.token_ids)}
+    return Request(max_new=max_new or to.max_new_tokens, alpha=alpha, **(defaults | fields))
+
+
+def sample(of: Completion | None = None, **info: Any) -> Sample:
+    """The end of a script."""
+    if of is None:
+        return Sample((), np.array([]), np.array([]), "eos", info)
+    return Sample(of.tokens, of.log_q, of.log_z, of.ended, info)
+
+
+def single(asked: Request) -> Steps:
+    """A chain of one request; its sample carries the completion."""
+    arrival = yield [Submit("only", asked)]
+    assert arrival is not None
+    return sample(arrival[1], completion=arrival[1])
+
+
+def run_one(on: Engine, asked: Request, to: Prompt, seed: int = 0) -> Completion:
+    """One request, alone."""
+    return on.run([Chain(to, single(asked))], seed)[0].chain["completion"]
+
+
+Script = Generator[list[Operation], tuple[Hashable, Completion] | None, Sample]
+
+
+def expected(pair: Pair, prefix: Sequence[int], found: Completion, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+    """log q and log Z of a completion's tokens, from one plain forward pass."""
+    logits = pair.logits([*prefix, *found.tokens])[len(prefix) - 1 : -1].double()
+    log_p = logits.log_softmax(-1)
+    chosen = log_p.gather(-1, torch.tensor(found.tokens)[:, None])[:, 0].numpy()
+    if np.isinf(alpha):
+        return np.zeros(len(found.tokens)), chosen
+    log_z = torch.logsumexp(alpha * log_p, -1).numpy()
+    return alpha * chosen - log_z, log_z
+
+
+def assert_statistics(
+    pair: Pair, prefix: Sequence[int], found: Completion, alpha: float, tolerance: float = 1e-4
+) -> None:
+    """log q and log Z of a completion equal those of a plain forward pass."""
+    log_q, log_z = expected(pair, prefix, found, alpha)
+    np.testing.assert_allclose(found.log_q, log_q, atol=tolerance)
+    np.testing.assert_allclose(found.log_z, log_z, atol=tolerance)
