@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evals.grading.numeric import gold
 from evals.types import Problem, UserError
 from orchestrator.config import DEFAULT_DATA, DEMO
 
@@ -164,7 +165,7 @@ def read_jsonl(path: Path) -> list[Problem]:
 
 
 def check_row(row: Any, problem_id: int, where: str) -> Problem:
-    """A row as a problem: question and answer are texts, and the answer ends in `#### number`."""
+    """A row as a problem: question and answer are texts, and the answer ends in a `#### number` that can be graded."""
     form = '{"question": "…", "answer": "… #### 42"}'
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: a {type(row).__name__} instead of an object such as {form}.")
@@ -179,7 +180,13 @@ def check_row(row: Any, problem_id: int, where: str) -> Problem:
         raise UserError(
             f"{where}: the answer has no `#### number` at its end, so nothing can be graded; rows are {form}."
         )
-    return Problem(problem_id, row["question"], row["answer"])
+    problem = Problem(problem_id, row["question"], row["answer"])
+    try:
+        gold(problem)
+    except UserError as error:  # which knows the problem but not where it stands
+        written = problem.answer.rpartition("####")[2].strip()
+        raise UserError(f"{where}: the answer after `####` is {written!r}, not a number; rows are {form}.") from error
+    return problem
 
 
 def hub_rows(name: str, split: str) -> list[dict[str, Any]]:

@@ -169,8 +169,9 @@ def test_another_package_called_evals_is_noticed(tmp_path: Path) -> None:
     [
         ({"MODEL": "/no/such/model", "DATA": "{data}"}, ["/no/such/model", "POWERSAMPLE_MODEL"]),
         ({"MODEL": "{unsupported}", "DATA": "{data}"}, ["bert"]),
-        ({"MODEL": "demo", "DATA": "{malformed}"}, ["malformed.jsonl, line 2"]),
-        ({"MODEL": "demo", "DATA": "{empty}"}, ["empty.jsonl", "POWERSAMPLE_DATA"]),
+        ({"MODEL": "{unsupported}", "DATA": "{malformed}"}, ["malformed.jsonl, line 2"]),
+        ({"MODEL": "{unsupported}", "DATA": "{words}"}, ["words.jsonl, line 2", "'two', not a number"]),
+        ({"MODEL": "{unsupported}", "DATA": "{empty}"}, ["empty.jsonl", "POWERSAMPLE_DATA"]),
         ({"MODEL": "demo", "DATA": "{data}", "RUN_DIR": "{data}/run"}, ["cannot be written", "POWERSAMPLE_RUN_DIR"]),
         ({"MODEL": "demo", "DATA": "{data}", "TASK__MAX_NEW_TOKENS": "900000"}, ["context", "max_new_tokens"]),
     ],
@@ -179,8 +180,9 @@ def test_bad_inputs_end_before_anything_is_written(variables: dict[str, str], wo
     if variables["MODEL"] == "demo" and not (ROOT / "evals/demo/model").exists():
         pytest.skip("the embedded model is not made yet")
     row = '{"question": "How many?", "answer": "#### 2"}\n'
-    places = {name: tmp_path / f"{name}.jsonl" for name in ("data", "malformed", "empty")}
-    for name, text in {"data": row, "malformed": row + "{\n", "empty": ""}.items():
+    texts = {"data": row, "malformed": row + "{\n", "words": row + row.replace("2", "two"), "empty": ""}
+    places = {name: tmp_path / f"{name}.jsonl" for name in texts}
+    for name, text in texts.items():
         places[name].write_text(text)
     places["unsupported"] = tmp_path / "bert"
     places["unsupported"].mkdir()

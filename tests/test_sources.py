@@ -74,6 +74,8 @@ def test_the_digest_is_of_all_rows_and_of_nothing_else(tmp_path: Path) -> None:
         ({**ROW, "answer": 2}, ["line 2", "'answer' must be a text"]),
         ({**ROW, "answer": "Two."}, ["line 2", "#### number"]),
         ({**ROW, "answer": "Two. ####"}, ["line 2", "#### number"]),
+        ({**ROW, "answer": "#### two"}, ["line 2", "'two', not a number"]),
+        ({**ROW, "answer": "#### 1/2"}, ["line 2", "'1/2', not a number"]),
     ],
 )
 def test_a_bad_line_is_named_with_its_file(line: Any, words: list[str], tmp_path: Path) -> None:
