@@ -26,6 +26,7 @@ from evals.types import UserError
 
 PAGED, PROBE = "powersample", "powersample-probe"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 2, Phi-3, GPT-2 and most other decoder-only families work"
 
 AttentionInterface.register(PAGED, paged_attention)
@@ -56,6 +57,8 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Tokenizer:
     """The tokenizer of a local model folder. Raises UserError if there is none that can be used."""
     config = read_config(folder, trust_remote_code)
     try:
+        if not any(file for pattern in TOKENIZER_FILES for file in Path(folder).glob(pattern)):
+            raise OSError("no file of it is there")  # some versions of the library would make up an empty one
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
