@@ -1,13 +1,16 @@
 """What is checked before anything starts: the model can be run, every problem fits it, results can be written.
 
-Reads the model's configuration and tokenizer, never its weights. Every refusal is a UserError; nothing is created.
+Reads the model's configuration, its tokenizer and of its weights the headers, never a tensor. Every refusal is a
+UserError; nothing is created.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from evals.types import Problem, Task, UserError
 from orchestrator.config import RunConfig, plan
@@ -24,10 +27,65 @@ def check(config: RunConfig, folder: str, problems: Sequence[Problem], train_pro
     if config.run_dir is None:
         check_writable(Path("runs"))
     limits = check_architecture(folder, config.engine.trust_remote_code)
+    check_weights(Path(folder), config.engine.allow_pickle)
     tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
     task = make_task(config.task, config.seed, train_problems)
     lengths = prompt_lengths(task, problems, tokenizer.encode)
     return check_lengths(lengths, config.task.max_new_tokens, limits.context_length)
+
+
+def check_weights(folder: Path, allow_pickle: bool) -> None:
+    """Raises UserError unless the weights that transformers would load from `folder` are all there and whole.
+
+    It prefers one file to shards and safetensors to pickle; of a pickled file nothing can be known without loading it.
+    """
+    named = read_json(folder / "config.json").get("transformers_weights")
+    names = [named] if isinstance(named, str) else ["model.safetensors", "model.safetensors.index.json"]
+    if allow_pickle:
+        names += ["pytorch_model.bin", "pytorch_model.bin.index.json"]
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise UserError(
+            f"The model folder {folder} has no weights ({' or '.join(names)}); download or convert them"
+            + ("." if allow_pickle else ", or set engine.allow_pickle to load pickled ones from a source you trust.")
+        )
+    for file in shards(found) if found.suffix == ".json" else [found]:
+        if not file.is_file():
+            raise UserError(
+                f"The weights in {folder} are incomplete: {found.name} names {file.name}; download it again."
+            )
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index of sharded weights names."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{index} has no weight_map from tensors to files; download it again.")
+    return [index.parent / name for name in sorted(set(names.values()))]
+
+
+def check_safetensors(file: Path) -> None:
+    """Raises UserError unless the header can be read and the file is as long as it says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"The weights {file} are damaged or cut off ({error}); download the file again.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError if the file holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); download it again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object; download it again.")
+    return content
 
 
 def prompt_lengths(task: Task, problems: Iterable[Problem], encode: Callable[[str], Sequence[int]]) -> dict[int, int]:

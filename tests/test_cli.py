@@ -169,6 +169,7 @@ def test_another_package_called_evals_is_noticed(tmp_path: Path) -> None:
     [
         ({"MODEL": "/no/such/model", "DATA": "{data}"}, ["/no/such/model", "POWERSAMPLE_MODEL"]),
         ({"MODEL": "{unsupported}", "DATA": "{data}"}, ["bert"]),
+        ({"MODEL": "{cut}", "DATA": "{data}"}, ["cut/model.safetensors", "damaged or cut off"]),
         ({"MODEL": "{unsupported}", "DATA": "{malformed}"}, ["malformed.jsonl, line 2"]),
         ({"MODEL": "{unsupported}", "DATA": "{words}"}, ["words.jsonl, line 2", "'two', not a number"]),
         ({"MODEL": "{unsupported}", "DATA": "{empty}"}, ["empty.jsonl", "POWERSAMPLE_DATA"]),
@@ -187,6 +188,10 @@ def test_bad_inputs_end_before_anything_is_written(variables: dict[str, str], wo
     places["unsupported"] = tmp_path / "bert"
     places["unsupported"].mkdir()
     (tmp_path / "bert/config.json").write_text('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}')
+    places["cut"] = tmp_path / "cut"
+    places["cut"].mkdir()
+    (tmp_path / "cut/config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    (tmp_path / "cut/model.safetensors").write_bytes(b"\x20\0\0\0\0\0\0\0{")
     before = sorted(tmp_path.rglob("*"))
     given = {f"POWERSAMPLE_{name}": value.format(**places) for name, value in variables.items()}
     given.setdefault("POWERSAMPLE_RUN_DIR", str(tmp_path / "run"))

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
 from huggingface_hub import constants
+from safetensors.numpy import save_file
 
 from evals.config import TaskConfig
 from evals.tasks.gsm8k import make_task
@@ -223,6 +225,59 @@ def test_the_whole_check_on_a_real_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Problem 2 does not fit the model"):
         preflight.check(config, str(GSM8K_MODEL), long)
     assert list(tmp_path.iterdir()) == []
+
+
+def weights(path: Path, **files: bytes | None) -> Path:
+    """A model folder with a good model.safetensors, and `files` (dots as __) beside, or instead, or left out."""
+    path.mkdir()
+    save_file({"w": np.zeros(100, dtype=np.float32)}, path / "model.safetensors")
+    (path / "config.json").write_text("{}")
+    for name, content in files.items():
+        file = path / name.replace("__", ".")
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+    return path
+
+
+def whole(path: Path) -> bytes:
+    return (weights(path) / "model.safetensors").read_bytes()
+
+
+def test_weights_must_be_there(tmp_path: Path) -> None:
+    preflight.check_weights(weights(tmp_path / "good"), False)
+    pickled = weights(tmp_path / "pickled", model__safetensors=None, pytorch_model__bin=b"p")
+    with pytest.raises(UserError, match=r"pickled has no weights .*model\.safetensors.*engine\.allow_pickle"):
+        preflight.check_weights(pickled, False)
+    preflight.check_weights(pickled, True)
+    with pytest.raises(UserError, match=r"none has no weights"):
+        preflight.check_weights(weights(tmp_path / "none", model__safetensors=None), True)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 30, -1])
+def test_weights_that_are_cut_off_are_named(kept: int, tmp_path: Path) -> None:
+    content = whole(tmp_path / "whole")
+    folder = weights(tmp_path / "cut", model__safetensors=content[:kept])
+    with pytest.raises(UserError, match=r"cut/model\.safetensors are damaged or cut off") as refused:
+        preflight.check_weights(folder, False)
+    assert "\n" not in str(refused.value)
+
+
+def test_every_shard_of_an_index_must_be_there_and_whole(tmp_path: Path) -> None:
+    shard = whole(tmp_path / "whole")
+    index = json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "1.safetensors"}}).encode()
+    files = {"model__safetensors": None, "model__safetensors__index__json": index, "1__safetensors": shard}
+    preflight.check_weights(weights(tmp_path / "good", **files, **{"2__safetensors": shard}), False)
+    with pytest.raises(UserError, match=r"incomplete: model\.safetensors\.index\.json names 2\.safetensors"):
+        preflight.check_weights(weights(tmp_path / "missing", **files), False)
+    with pytest.raises(UserError, match=r"2\.safetensors are damaged or cut off"):
+        preflight.check_weights(weights(tmp_path / "cut", **files, **{"2__safetensors": shard[:-1]}), False)
+    for number, broken in enumerate((b"{", b"[]", b"{}")):
+        with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
+            preflight.check_weights(
+                weights(tmp_path / str(number), **{**files, "model__safetensors__index__json": broken}), False
+            )
 
 
 GPUS = [Gpu(index, f"GPU-{index}{index}ab", "H100", 80 << 30) for index in range(4)]
