@@ -39,11 +39,9 @@ class RunStore:
     def __init__(self, directory: Path, run: dict[str, Any], lock: int) -> None:
         self.directory = directory
         self.run = run
-        self.records: dict[Key, Record] = {}
         self.cut_bytes = cut_torn_tail(directory / RECORDS)
         """Length of an unfinished last line that a crash had left and that was cut off."""
-        for record in read_records(directory / RECORDS):
-            self.records.setdefault((record.problem_id, record.sample_index), record)
+        self.records = first_records(directory / RECORDS)
         self._lock = lock
         self._log = os.open(directory / RECORDS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         self._size = os.fstat(self._log).st_size
@@ -95,25 +93,52 @@ def open_store(directory: Path, fingerprint: str, run: Mapping[str, Any]) -> Run
     `run` is what run.json will say of a new run (resolved configuration, provenance); an existing run.json is kept.
     Raises UserError: not writable, held by another process, a run of another fingerprint, or a damaged file.
     """
-    wanted = {**run, "fingerprint": fingerprint}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             take_lock(lock, directory)
-            return RunStore(directory, claim(directory, wanted), lock)
+            return RunStore(directory, claim(directory, {**run, "fingerprint": fingerprint}), lock)
         except BaseException:
             os.close(lock)
             raise
     except OSError as error:
-        raise UserError(
-            f"The run directory {directory} cannot be written ({error.strerror}); choose another by "
-            "POWERSAMPLE_RUN_DIR or --run-dir."
-        ) from error
+        raise UserError(unusable(directory, error)) from error
+
+
+def check_store(directory: Path, fingerprint: str, run: Mapping[str, Any]) -> None:
+    """Raises the UserError with which `open_store` would refuse these arguments now, and writes nothing."""
+    try:
+        check_lock(directory)
+        stored_run(directory, {**run, "fingerprint": fingerprint})
+        first_records(directory / RECORDS)
+    except OSError as error:
+        raise UserError(unusable(directory, error)) from error
+
+
+def unusable(directory: Path, error: OSError) -> str:
+    """The sentence that refuses a directory which the system does not let us use."""
+    return (
+        f"The run directory {directory} cannot be written ({error.strerror}); choose another by POWERSAMPLE_RUN_DIR "
+        "or --run-dir."
+    )
 
 
 def claim(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """What run.json says, written now if the directory is new. Raises UserError if it says another fingerprint."""
+    """What run.json says, written now if the directory is new. Raises UserError if it says another fingerprint.
+
+    A run without one answer is nobody's: another fingerprint takes its directory over, and its telemetry goes.
+    """
+    stored = stored_run(directory, wanted)
+    if stored is not None:
+        return stored
+    (directory / TELEMETRY).unlink(missing_ok=True)
+    write_atomically(directory / RUN, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+    return wanted
+
+
+def stored_run(directory: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What run.json says of the wanted run; None if the directory may be taken. Raises UserError if it is another's."""
     stored = read_run(directory)
     if stored is None:
         if (directory / RECORDS).exists():
@@ -121,11 +146,17 @@ def claim(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
                 f"{directory} has a {RECORDS} but no {RUN} that says whose it is; move it away or choose another "
                 "directory by POWERSAMPLE_RUN_DIR or --run-dir."
             )
-        write_atomically(directory / RUN, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
-        return wanted
-    if stored.get("fingerprint") != wanted["fingerprint"]:
+        return None
+    if stored.get("fingerprint") == wanted["fingerprint"]:
+        return stored
+    if has_answer(directory / RECORDS):
         raise UserError(other_run(directory, stored, wanted))
-    return stored
+    return None
+
+
+def has_answer(path: Path) -> bool:
+    """Is there a complete line in this log?"""
+    return path.exists() and b"\n" in path.read_bytes()
 
 
 def fresh_directory(directory: Path) -> Path:
@@ -142,13 +173,32 @@ def take_lock(lock: int, directory: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
-        raise UserError(
-            f"The run in {directory} is being written by {holder}; wait for it, stop it, or choose another directory "
-            "by POWERSAMPLE_RUN_DIR or --run-dir."
-        ) from error
+        raise UserError(held(lock, directory)) from error
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+def check_lock(directory: Path) -> None:
+    """Raises UserError if a process holds the run; takes and changes nothing."""
+    try:
+        lock = os.open(directory / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(held(lock, directory)) from error
+    finally:
+        os.close(lock)
+
+
+def held(lock: int, directory: Path) -> str:
+    """The sentence that refuses a run which another process writes."""
+    holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
+    return (
+        f"The run in {directory} is being written by {holder}; wait for it, stop it, or choose another directory "
+        "by POWERSAMPLE_RUN_DIR or --run-dir."
+    )
 
 
 def read_run(directory: Path) -> dict[str, Any] | None:
@@ -182,6 +232,14 @@ def read_records(path: Path) -> list[Record]:
                 "again), or start over with --fresh."
             ) from error
     return records
+
+
+def first_records(path: Path) -> dict[Key, Record]:
+    """The records of a log that count, in its order: the first of each key."""
+    first: dict[Key, Record] = {}
+    for record in read_records(path):
+        first.setdefault((record.problem_id, record.sample_index), record)
+    return first
 
 
 def encode(record: Record) -> bytes:

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from evals.types import Problem, Record, UserError
-from orchestrator.store import RECORDS, RUN, decode, encode, fresh_directory, open_store, read_records
+from orchestrator.store import (
+    RECORDS,
+    RUN,
+    TELEMETRY,
+    check_store,
+    decode,
+    encode,
+    fresh_directory,
+    open_store,
+    read_records,
+)
 
 FINGERPRINT = "0123456789abcdef"
 
@@ -104,7 +114,9 @@ def test_descriptors_are_not_inherited(tmp_path: Path) -> None:
 
 
 def test_another_fingerprint_is_refused_with_the_ways_out(tmp_path: Path) -> None:
-    open_store(tmp_path, FINGERPRINT, {"config": {"seed": 0, "sampler": {"alpha": 4.0}}}).close()
+    store = open_store(tmp_path, FINGERPRINT, {"config": {"seed": 0, "sampler": {"alpha": 4.0}}})
+    store.append(record(0))
+    store.close()
     before = (tmp_path / RUN).read_bytes()
     with pytest.raises(UserError) as caught:
         open_store(tmp_path, "f" * 16, {"config": {"seed": 0, "sampler": {"alpha": 2.0}}})
@@ -113,6 +125,41 @@ def test_another_fingerprint_is_refused_with_the_ways_out(tmp_path: Path) -> Non
     assert all(way in message for way in ("POWERSAMPLE_RUN_DIR", "--fresh", "--run-dir"))
     assert "seed" not in message
     assert (tmp_path / RUN).read_bytes() == before
+
+
+@pytest.mark.parametrize("log", [None, b"", b'{"problem_id": 1, "sam'])
+def test_a_run_without_one_answer_is_nobodys(tmp_path: Path, log: bytes | None) -> None:
+    open_store(tmp_path, FINGERPRINT, {"config": {"seed": 0}}).close()
+    (tmp_path / TELEMETRY).write_text("{}\n")
+    if log is None:
+        (tmp_path / RECORDS).unlink()
+    else:
+        (tmp_path / RECORDS).write_bytes(log)
+    store = open_store(tmp_path, "f" * 16, {"config": {"seed": 1}})
+    assert store.append(record(0))
+    store.close()
+    assert json.loads((tmp_path / RUN).read_text()) == {"config": {"seed": 1}, "fingerprint": "f" * 16}
+    assert not (tmp_path / TELEMETRY).exists()
+    assert [r.problem_id for r in read_records(tmp_path / RECORDS)] == [0]
+
+
+def test_a_check_refuses_what_opening_would_and_writes_nothing(tmp_path: Path) -> None:
+    check_store(tmp_path / "new", FINGERPRINT, {})
+    assert list(tmp_path.iterdir()) == []
+    store = open_store(tmp_path, FINGERPRINT, {})
+    store.append(record(0))
+    with pytest.raises(UserError, match=f"being written by process {os.getpid()} on "):
+        check_store(tmp_path, FINGERPRINT, {})
+    store.close()
+    check_store(tmp_path, FINGERPRINT, {})
+    with (tmp_path / RECORDS).open("ab") as log:
+        log.write(b"{broken\n")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match="another run"):
+        check_store(tmp_path, "f" * 16, {})
+    with pytest.raises(UserError, match="line 2: not a record"):
+        check_store(tmp_path, FINGERPRINT, {})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_records_without_run_json_are_not_touched(tmp_path: Path) -> None:
@@ -137,8 +184,9 @@ def test_run_json_holds_fingerprint_and_what_it_is_given(tmp_path: Path) -> None
 
 def test_an_unwritable_directory_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        open_store(tmp_path / "file" / "run", FINGERPRINT, {})
+    for use in (open_store, check_store):
+        with pytest.raises(UserError, match="cannot be written"):
+            use(tmp_path / "file" / "run", FINGERPRINT, {})
 
 
 def test_fresh_starts_beside_the_old_run(tmp_path: Path) -> None:
