@@ -26,12 +26,15 @@ MAX_QUIET_RATE = 0.02
 
 
 def summarise(
-    records: Sequence[Record], telemetry: Sequence[Mapping[str, Any]], run: Mapping[str, Any]
+    records: Sequence[Record],
+    telemetry: Sequence[Mapping[str, Any]],
+    run: Mapping[str, Any],
+    num_damaged_telemetry: int = 0,
 ) -> dict[str, Any]:
     """The summary of a run, whole or not: scores, rates, seconds, tokens, chain statistics, memory, warnings.
 
     A failed record counts as wrong in every score; rates and means are over the records that are not failed. Figures
-    that there is nothing to compute from are None.
+    that there is nothing to compute from are None. `num_damaged_telemetry` counts the telemetry rows that were skipped.
     """
     identity = describe(run)
     done = [record for record in records if record.status == "ok"]
@@ -63,6 +66,7 @@ def summarise(
         },
         "chain": chain_statistics(done),
         "memory": memory_peaks(done, telemetry),
+        "num_damaged_telemetry": num_damaged_telemetry,
     }
     return {**summary, "warnings": warnings(summary)}
 
@@ -250,6 +254,11 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
         )
     if (share := summary["no_answer_rate"]) is not None and share > MAX_QUIET_RATE:
         found.append(f"In {100 * share:.1f} % of the texts the numeric grader found no answer at all.")
+    if damaged := summary["num_damaged_telemetry"]:
+        found.append(
+            f"{damaged:,} damaged {'lines' if damaged > 1 else 'line'} of telemetry.jsonl could not be read: seconds "
+            "and memory may be too low; the scores are not affected."
+        )
     if summary["num_problems"] < FEW_PROBLEMS:
         found.append(
             f"Fewer than {FEW_PROBLEMS} problems ({summary['num_problems']:,}): the intervals are wide, and small "

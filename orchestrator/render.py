@@ -84,10 +84,9 @@ def answers(summary: Mapping[str, Any]) -> str:
         f"failed {summary['num_failed']:,}; the scores disagree on {summary['num_disagreements']:,}."
     )
     if summary["truncated_rate"]:
-        text += (
-            f" {HEADLINE.capitalize()} score of finished answers {percent(summary['right_if_finished'])} %, "
-            f"of truncated ones {percent(summary['right_if_truncated'])} %."
-        )
+        finished = summary["right_if_finished"]
+        others = "" if finished is None else f"finished answers {percent(finished)} %, of "
+        text += f" {HEADLINE.capitalize()} score of {others}truncated ones {percent(summary['right_if_truncated'])} %."
     return text
 
 

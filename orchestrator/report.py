@@ -13,8 +13,8 @@ from evals.types import UserError
 from orchestrator.compare import Run, compare
 from orchestrator.reduce import summarise
 from orchestrator.render import comparison_report, run_report
-from orchestrator.store import RECORDS, RUN, TELEMETRY, read_records, read_run, write_atomically
-from orchestrator.telemetry import read_telemetry
+from orchestrator.store import RECORDS, RUN, TELEMETRY, first_records, read_run, write_atomically
+from orchestrator.telemetry import scan_telemetry
 
 SUMMARY, REPORT = "summary.json", "report.md"
 
@@ -57,11 +57,10 @@ def read(directory: Path) -> Run:
     run = read_run(directory)
     if run is None:
         raise UserError(f"{directory} is not a run directory (it has no {RUN}); give the directory of one run.")
-    first = {}
-    for record in read_records(directory / RECORDS):
-        first.setdefault((record.problem_id, record.sample_index), record)
+    first = first_records(directory / RECORDS)
     records = [first[key] for key in sorted(first)]  # the order of completion must not reach the last digit of a mean
-    return Run(directory, summarise(records, read_telemetry(directory / TELEMETRY), run), records)
+    telemetry, num_damaged = scan_telemetry(directory / TELEMETRY)
+    return Run(directory, summarise(records, telemetry, run, num_damaged), records)
 
 
 def write(path: Path, text: str) -> None:

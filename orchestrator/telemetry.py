@@ -6,10 +6,11 @@ Rows, told apart by `kind`; every row has `time` in Unix seconds:
   `active_slots`, `slots`, `generated_tokens`, `memory` {fields of `MemoryReading`, in bytes}, `utilisation` (0 to 1,
   None where it cannot be read), and what else `Worker.health` says.
 - `event`: `event` names it:
-  - `start`: a process began to work on this run (`pid`, `host`, `owed`, `done`, `num_workers`, `slots`, `inline`);
+  - `start`: a process began to work on this run (`pid`, `host`, `owed`, `done`, `num_workers`, `slots`, `inline`, and
+    what it runs: `git_commit`, `git_dirty`, `versions` of the packages);
   - `phase`: from now on this process does `name`: `setup` (settings, model and data found, checked), `ray` (Ray and the
     actors start), `load` (weights, self-check), `waiting` (other runs have the workers), `sampling`, `end`;
-  - `spawn`, `ready` (with `seconds` of the load), `death` (with `reason`): a worker's life (`worker`);
+  - `ready` (with `seconds` of the load), `death` (with `reason`): a worker's life (`worker`);
   - `requeue` (its worker died), `retry` (it raised), `failed`: a problem's (`problem_id`, `sample_index`, `reason`);
   - `torn_tail` (`bytes`): an unfinished line that a crash had left in the log was cut; `stop` (`signal`).
 
@@ -58,10 +59,36 @@ class Telemetry:
 
 
 def read_telemetry(path: Path) -> list[dict[str, Any]]:
-    """All complete rows of a telemetry file, in order; an empty list where there is none."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+    """All rows of a telemetry file that can be read, in order; an empty list where there is none."""
+    return scan_telemetry(path)[0]
+
+
+def scan_telemetry(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows that can be read, in order, and the number of lines that cannot; what follows the last newline is not.
+
+    A damaged line is no reason to refuse a report: no result depends on it.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    rows = [row for line in lines if (row := parse(line)) is not None]
+    return rows, len(lines) - len(rows)
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """One row; None if the line is none or lacks what every row of its kind has."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("time"), int | float):
+        return None
+    match row.get("kind"), row.get("event"):
+        case "sample", _:
+            whole = isinstance(row.get("memory", {}), dict)
+        case "event", "phase":
+            whole = isinstance(row.get("name"), str)
+        case kind, _:
+            whole = kind == "event"
+    return row if whole else None
 
 
 def timings(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from evals.statistics import holm, wilson
 from evals.types import Record, UserError
 from orchestrator.compare import Run, compare
 from orchestrator.reduce import summarise
+from orchestrator.render import run_report
 from orchestrator.report import report, write_report
 from orchestrator.store import encode
 
@@ -136,6 +137,15 @@ def test_several_samples_count_by_question() -> None:
     score = summarise(records, [], make_run(num_problems=6, num_samples=4))["accuracy"]["numeric"]
     assert (score["mean"], score["stderr"]) == pytest.approx((0.625, 0.167705), abs=1e-6)
     assert score["ci95"] == pytest.approx([0.625 - 1.96 * 0.167705, 0.625 + 1.96 * 0.167705], abs=1e-4)
+
+
+def test_a_share_of_nothing_is_not_mentioned() -> None:
+    cut = [make_record(i, ended="length") for i in range(4)]
+    text = " ".join(run_report(summarise(cut, [], make_run())).split())
+    assert "Numeric score of truncated ones 100.0 %." in text
+    assert "finished" not in text
+    text = " ".join(run_report(summarise([*cut, make_record(4)], [], make_run(num_problems=5))).split())
+    assert "Numeric score of finished answers 100.0 %, of truncated ones 100.0 %." in text
 
 
 def test_pauses_are_not_sampling_time() -> None:
@@ -285,6 +295,30 @@ def test_report_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
     text = write_report([tmp_path])
     assert "0 of 4 answers" in text
     assert "incomplete" in text
+
+
+def test_damaged_telemetry_is_skipped_and_said(tmp_path: Path) -> None:
+    directory = save(tmp_path / "run", POWER, "1101")
+    good = write_report([directory])
+    log = directory / "telemetry.jsonl"
+    first, *others = log.read_bytes().splitlines(keepends=True)
+    damaged = (
+        b'{"kind": "event", "ti',
+        b"\xff",
+        b"",
+        b"[1]",
+        b'{"kind": "event"}',
+        b'{"kind": "event", "event": "phase", "time": 1}',
+        b'{"kind": "sample", "time": 1, "memory": 3}',
+        b'{"time": 1}',
+    )
+    log.write_bytes(b"".join([first, *(line + b"\n" for line in damaged), *others]))
+    text = write_report([directory])
+    summary = json.loads((directory / "summary.json").read_text())
+    assert summary["num_damaged_telemetry"] == len(damaged)
+    assert any("8 damaged lines of telemetry.jsonl could not be read" in line for line in summary["warnings"])
+    assert "15.0 s in all (set-up 1.0 s, load 4.0 s, sampling 10.0 s)" in text
+    assert "damaged" not in good
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
