@@ -1,21 +1,22 @@
 """The one progress bar: done, accuracy so far, tokens per second, memory, time left. Plain lines where no terminal is.
 
-Knows records and health readings only. The score shown is a running impression; the report has the real one.
+Knows records and health readings only. The score shown is the report's headline, over the answers so far.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from evals.statistics import mean_and_stderr
 from evals.types import Record
+from orchestrator.reduce import HEADLINE, right
 
-GRADER = "numeric"
 BAR_SECONDS, LINE_SECONDS = 0.5, 10.0
 
 
@@ -26,7 +27,8 @@ class Progress:
         self._out = sys.stderr if out is None else out
         self._name = name
         self._total = total
-        self._num = self._correct = 0
+        self._num = 0
+        self._verdicts: dict[int, list[bool]] = defaultdict(list)
         for record in done:
             self._count(record)
         self._initial = self._num
@@ -76,14 +78,14 @@ class Progress:
 
     def _count(self, record: Record) -> None:
         self._num += 1
-        self._correct += bool(record.scores.get(GRADER, {}).get("correct", False))
+        self._verdicts[record.problem_id].append(right(record, HEADLINE))
 
     def _figures(self) -> str:
         parts = []
         if self._num:
-            accuracy = self._correct / self._num
-            error = math.sqrt(accuracy * (1 - accuracy) / max(1, self._num - 1))
-            parts.append(f"{GRADER} {100 * accuracy:.1f} ± {100 * error:.1f} %")
+            mean, stderr = mean_and_stderr([sum(rights) / len(rights) for rights in self._verdicts.values()])
+            error = f" ± {100 * stderr:.1f}" if len(self._verdicts) > 1 else ""
+            parts.append(f"{HEADLINE} {100 * mean:.1f}{error} %")
         if self._rates:
             parts.append(f"{sum(self._rates.values()):,.0f} tokens/s")
         if any(self._bytes.values()):

@@ -20,6 +20,7 @@ from orchestrator.telemetry import timings as phase_timings
 
 GRADERS = ("strict", "flexible", "numeric")
 HEADLINE = "numeric"
+"""The score that comparisons and the progress bar show."""
 FEW_PROBLEMS = 300
 MAX_QUIET_RATE = 0.02
 """Share of truncated answers, and of texts without an answer, above which a warning says so."""
