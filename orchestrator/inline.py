@@ -50,14 +50,21 @@ class InlineCrew:
         self._events.append(Health(self._name, self._worker.health()))
 
     def wait(self, timeout: float) -> list[Event]:
-        """Raises RuntimeError if the worker can do nothing any more: here nobody replaces it."""
+        """Raises RuntimeError if the worker can do nothing any more: here nobody replaces it.
+
+        Answers from before the failure come out first; of what raises no problem is to blame, so it stays owed.
+        """
         events, self._events = self._events, []
         for call in wait(self._calls, 0 if events else timeout, return_when=FIRST_COMPLETED).done:
             work, error = self._calls.pop(call), call.exception()
             events.append(Done(self._name, work, call.result()) if error is None else raised(self._name, work, error))
-        if (failure := self._worker.failure()) is not None:
-            raise RuntimeError(f"the engine has failed: {failure}") from failure
-        return events
+        failure = self._worker.failure()
+        if failure is None:
+            return events
+        answered: list[Event] = [event for event in events if isinstance(event, Done)]
+        if answered:
+            return answered
+        raise RuntimeError(f"the engine has failed: {failure}") from failure
 
     def close(self) -> None:
         if self._loaded:

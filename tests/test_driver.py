@@ -16,6 +16,7 @@ from evals.types import Problem, Record
 from orchestrator.driver import Died, Done, Event, Health, Raised, Work, drive, failed_record
 from orchestrator.inline import InlineCrew
 from orchestrator.progress import Progress
+from orchestrator.reduce import HEADLINE, accuracy, question_means
 from orchestrator.store import RunStore, open_store
 from orchestrator.telemetry import Telemetry, read_telemetry, timings
 
@@ -205,14 +206,26 @@ def test_inline_crew(store: RunStore) -> None:
     assert any(row["kind"] == "sample" and row["pid"] == 7 for row in rows)
 
 
-def test_a_failed_engine_ends_an_inline_run_and_fails_no_problem(store: RunStore) -> None:
-    worker = ThreadlessWorker()
-    crew = InlineCrew(worker, "settings", 2)
+class FailingWorker(ThreadlessWorker):
+    """Answers problem 0; at problem 1 the engine fails, and whatever is in flight or begins then raises."""
+
+    def begin(self, work: Work) -> Future[Record]:
+        future: Future[Record] = Future()
+        if work.problem.problem_id == 0 and self.broken is None:
+            future.set_result(answered(work))
+        else:
+            self.broken = ValueError("out of memory")
+            future.set_exception(self.broken)
+        return future
+
+
+def test_a_failed_engine_ends_an_inline_run_after_its_last_answers_and_fails_no_problem(store: RunStore) -> None:
+    crew = InlineCrew(FailingWorker(), "settings", 2)
     crew.start()
-    worker.broken = ValueError("out of memory")
     with pytest.raises(RuntimeError, match="the engine has failed: out of memory"):
         driven(store, crew, works(5))
-    assert not store.records
+    assert [(key, record.status) for key, record in store.records.items()] == [((0, 0), "ok")]
+    assert events(read_telemetry(store.telemetry_path), "retry") == []
 
 
 def test_timings_add_up_over_starts_killed_or_not() -> None:
@@ -264,3 +277,17 @@ def test_progress_prints_plain_lines_and_counts_what_was_done() -> None:
     progress.health("w0", {"pid": 1, "generated_tokens": 0, "memory": {"rss_bytes": 2 << 30}})
     progress.close()
     assert out.getvalue().startswith("power: 5 of 8, numeric 40.0 ± 24.5 %, 2.0 GiB per worker, ")
+
+
+def test_progress_shows_the_headline_with_the_error_of_the_report() -> None:
+    out = io.StringIO()
+    records = [answered(work, correct=work.problem.problem_id < 1) for work in works(4) for _ in range(2)]
+    progress = Progress("power", 8, records[:2], out)
+    progress.close()
+    for record in records[2:]:
+        progress.add(record)
+    progress.close()
+    score = accuracy(question_means(records, HEADLINE), 2)
+    first, last = out.getvalue().splitlines()
+    assert first == f"power: 2 of 8, {HEADLINE} 100.0 %"
+    assert last == f"power: 8 of 8, {HEADLINE} {100 * score['mean']:.1f} ± {100 * score['stderr']:.1f} %"
