@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +24,13 @@ from orchestrator.inline import InlineCrew
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
 from orchestrator.sources import DataSource, ModelSource, load_problems, resolve_model
-from orchestrator.store import RunStore, fresh_directory, open_store
+from orchestrator.store import RunStore, check_store, fresh_directory, open_store
 from orchestrator.telemetry import Telemetry
 from orchestrator.worker import Worker, WorkerConfig
 
 FAILED = 3  # exit code of a complete run in which problems were given up
+ONE_STOP_SECONDS = 1.0  # a terminal, a shell and a job manager may each pass the same Ctrl-C on
+WAITING_SECONDS = 30.0  # between two lines that say what is waited for
 
 
 class Inputs(NamedTuple):
@@ -43,6 +45,16 @@ class Inputs(NamedTuple):
     """Longest prompt plus answer, in tokens."""
 
 
+class Planned(NamedTuple):
+    """A run before its directory is opened."""
+
+    config: RunConfig
+    directory: Path
+    fingerprint: str
+    content: dict[str, Any]
+    """What run.json will say."""
+
+
 class OpenRun(NamedTuple):
     """A locked run directory with what it still owes."""
 
@@ -52,8 +64,8 @@ class OpenRun(NamedTuple):
     owed: list[Work]
     total: int
 
-    def start(self, began: float, workers: int) -> None:
-        """Say in the telemetry that this process works on the run, since `began` (Unix seconds)."""
+    def start(self, began: float, workers: int, software: Mapping[str, Any]) -> None:
+        """Say in the telemetry that this process works on the run, since `began` (Unix seconds), by `software`."""
         self.telemetry.event(
             "start",
             time=began,
@@ -64,6 +76,7 @@ class OpenRun(NamedTuple):
             num_workers=workers,
             slots=self.config.slots,
             inline=self.config.inline,
+            **software,
         )
         self.telemetry.phase("setup", began)
         if self.store.cut_bytes:
@@ -71,10 +84,11 @@ class OpenRun(NamedTuple):
 
 
 class Stop:
-    """False until SIGINT or SIGTERM asks the session to stop; a signal may come twice."""
+    """False until SIGINT or SIGTERM asks the session to stop. A second request ends the process, whatever blocks it."""
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._asked = 0.0
         self._old: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
@@ -91,7 +105,12 @@ class Stop:
             signal.signal(number, old)
 
     def _handle(self, number: int, frame: object) -> None:
-        self.number = number
+        now = time.monotonic()
+        if self.number is None:
+            self.number, self._asked = number, now
+        elif now - self._asked >= ONE_STOP_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
 
 
 def run(config: RunConfig) -> int:
@@ -101,14 +120,18 @@ def run(config: RunConfig) -> int:
     for what the user can mend and RuntimeError when the workers cannot be kept alive; the records so far are safe.
     """
     began = time.time()
-    inputs = find(config)
+    inputs, environment = find(config), hardware.describe()
     stop = Stop()
     with ExitStack() as stack:
-        runs = open_runs(inputs, stack)
+        runs = open_runs(plan_runs(inputs, environment), inputs.data.problems, stack)
         if any(one.owed for one in runs):
             stop.install()
             stack.callback(stop.restore)
-            sample([one for one in runs if one.owed], inputs, stop, began)
+            software = {name: environment[name] for name in ("git_commit", "git_dirty", "versions")}
+            owing = [one for one in runs if one.owed]
+            for one in owing:
+                one.start(began, config.num_actors, software)
+            sample(owing, inputs, stop)
         else:
             say("The run is complete already; this is its report again (--fresh starts over in a new directory).")
         directories = [one.store.directory for one in runs]
@@ -116,7 +139,7 @@ def run(config: RunConfig) -> int:
         if stop.number is not None and done < total:
             say(
                 f"Stopped by {signal.Signals(stop.number).name} with {done} of {total} answers in "
-                f"{common(directories)}; the same command goes on from there."
+                f"{common(directories)}; {way_on(config, common(directories))}."
             )
             return 128 + stop.number
         print(write_report(directories, common(directories) if len(runs) > 1 else None), end="", flush=True)
@@ -142,13 +165,18 @@ def find(config: RunConfig) -> Inputs:
     return Inputs(config, model, data, train_problems, train.digest if train else None, max_length)
 
 
-def open_runs(inputs: Inputs, stack: ExitStack) -> list[OpenRun]:
-    """Open and lock the directories of all planned runs; `stack` closes them."""
-    config = inputs.config
+def way_on(config: RunConfig, directory: Path) -> str:
+    """How to go on with a run that was stopped: a second fresh start would be another run."""
+    if config.fresh:
+        return f"--run-dir {directory} without --fresh (variables: without POWERSAMPLE_FRESH) goes on from there"
+    return "the same command goes on from there"
+
+
+def plan_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[Planned]:
+    """The planned runs with their directories, of which none is made here."""
+    config, planned = inputs.config, []
     if config.fresh and config.mode == "demo":
         config = config.model_copy(update={"run_dir": fresh_directory(config.run_dir or Path("runs/demo"))})
-    environment = hardware.describe()
-    runs = []
     for one in plan(config):
         digest = fingerprint(one, Provenance(inputs.model.digest, inputs.data.digest, inputs.train_digest))
         directory = run_directory(one, digest)
@@ -157,15 +185,26 @@ def open_runs(inputs: Inputs, stack: ExitStack) -> list[OpenRun]:
         content = run_content(
             one, inputs.model.describe(), inputs.data.describe(), len(inputs.data.problems), environment
         )
+        planned.append(Planned(one, directory, digest, content))
+    return planned
+
+
+def open_runs(planned: Sequence[Planned], problems: Sequence[Problem], stack: ExitStack) -> list[OpenRun]:
+    """Open and lock the directories of all planned runs, or of none; `stack` closes them. Raises UserError."""
+    if len(planned) > 1:
+        for one in planned:
+            check_store(one.directory, one.fingerprint, one.content)
+    runs = []
+    for config, directory, digest, content in planned:
         store = open_store(directory, digest, content)
         stack.callback(store.close)
         telemetry = Telemetry(store.telemetry_path)
         stack.callback(telemetry.close)
         if store.cut_bytes:
             say(f"{directory}: cut an unfinished record of {store.cut_bytes} bytes, left by a crash; it is owed again.")
-        owed, total = works(one, inputs.data.problems, store), len(inputs.data.problems) * one.num_samples
+        owed, total = works(config, problems, store), len(problems) * config.num_samples
         say(f"{directory}: {total - len(owed)} of {total} answers are there, {len(owed)} are owed.")
-        runs.append(OpenRun(one, store, telemetry, owed, total))
+        runs.append(OpenRun(config, store, telemetry, owed, total))
     return runs
 
 
@@ -175,10 +214,8 @@ def works(config: RunConfig, problems: Sequence[Problem], store: RunStore) -> li
     return [Work(problem, index, config.sampler, config.task, config.seed) for problem, index in owed]
 
 
-def sample(runs: Sequence[OpenRun], inputs: Inputs, stop: Stop, began: float) -> None:
+def sample(runs: Sequence[OpenRun], inputs: Inputs, stop: Stop) -> None:
     """Work off what the runs owe, one run after the other with the same workers, until done or stopped."""
-    for one in runs:
-        one.start(began, inputs.config.num_actors)
     crew = make_crew(inputs, stop)
     with ExitStack() as stack:
         stack.callback(crew.close)
@@ -224,9 +261,16 @@ def make_crew(inputs: Inputs, stop: Stop) -> Crew:
 
 
 def wait_for_a_worker(crew: Crew, runs: Sequence[OpenRun], stop: Stop) -> None:
-    """Until the first worker has loaded; the others join while it works. Raises what the crew raises."""
-    ready = False
+    """Until the first worker has loaded; the others join while it works. Raises what the crew raises.
+
+    An actor stays pending for as long as others have the device: that, too, is said now and then.
+    """
+    config, began, ready = runs[0].config, time.monotonic(), False
+    said = began
     while not ready and not stop:
+        if (now := time.monotonic()) - said >= WAITING_SECONDS:
+            said = now
+            say(waiting(config, now - began))
         for event in crew.wait(0.2):
             match event:
                 case Ready():
@@ -237,6 +281,16 @@ def wait_for_a_worker(crew: Crew, runs: Sequence[OpenRun], stop: Stop) -> None:
                     say(f"worker {event.worker} did not start, and is started again: {event.reason}")
                     for one in runs:
                         one.telemetry.event("death", worker=event.worker, reason=event.reason, lost=0)
+
+
+def waiting(config: RunConfig, seconds: float) -> str:
+    """What has been waited for so long."""
+    workers = f"{config.num_actors} worker{'s' if config.num_actors > 1 else ''}"
+    devices = "GPUs" if config.use_gpus else "CPUs"
+    return (
+        f"Waiting for {workers} to load {config.model}, {seconds:.0f} s so far; if {devices} are busy, Ray gives them "
+        "when they are free."
+    )
 
 
 def mark(runs: Sequence[OpenRun], phase: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from evals.types import Record, UserError
 from orchestrator import session, sources
 from orchestrator.config import RunConfig, resolve
 from orchestrator.driver import Work
-from orchestrator.store import RECORDS, TELEMETRY, read_records
+from orchestrator.store import RECORDS, RUN, TELEMETRY, open_store, read_records
 from orchestrator.telemetry import read_telemetry, timings
 
 ROOT = Path(__file__).parents[1]
@@ -248,6 +249,76 @@ def test_the_demo_fills_four_directories_with_one_crew(
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["demo", "demo-2"]
 
 
+def files(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_demo_whose_last_directory_is_refused_makes_none_of_the_others(
+    start: Callable[..., int], tmp_path: Path
+) -> None:
+    power = tmp_path / "runs/demo/power"
+    assert start(run_dir=power) == 0
+    before = files(tmp_path)
+    with pytest.raises(UserError, match="demo/power holds another run"):
+        start(mode="demo", seed=1)
+    store = open_store(power, json.loads((power / RUN).read_text())["fingerprint"], {})
+    with pytest.raises(UserError, match="demo/power is being written by"):
+        start(mode="demo")
+    store.close()
+    assert files(tmp_path) == {**before, power / "lock": b""}
+    assert [path.name for path in (tmp_path / "runs/demo").iterdir()] == ["power"]
+
+
+def test_a_refused_start_does_not_block_its_remedy(
+    start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(worker: FakeWorker, config: Any) -> None:
+        raise UserError("the model cannot be loaded here")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(FakeWorker, "load", refuse)
+        with pytest.raises(UserError, match="cannot be loaded"):
+            start(run_dir=tmp_path / "run")
+    assert start(run_dir=tmp_path / "run", seed=1) == 0
+    assert json.loads((tmp_path / "run" / RUN).read_text())["config"]["seed"] == 1
+    assert timings(read_telemetry(tmp_path / "run" / TELEMETRY))["num_starts"] == 1
+
+
+def test_every_start_says_commit_and_versions(
+    start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for commit in ("a" * 40, "b" * 40):
+        described = {"git_commit": commit, "git_dirty": False, "versions": {"torch": commit[:1]}, "hardware": {}}
+        monkeypatch.setattr(session.hardware, "describe", lambda described=described: described)
+        monkeypatch.setattr(FakeWorker, "signal_at", 3 if commit.startswith("a") else None)
+        start(run_dir=tmp_path / "run", batch_size=1)
+    starts = [row for row in read_telemetry(tmp_path / "run" / TELEMETRY) if row.get("event") == "start"]
+    assert [(row["git_commit"][0], row["git_dirty"], row["versions"]) for row in starts] == [
+        ("a", False, {"torch": "a"}),
+        ("b", False, {"torch": "b"}),
+    ]
+
+
+@pytest.mark.parametrize("mode", ["run", "demo"])
+def test_a_stopped_fresh_run_goes_on_in_its_directory(
+    mode: str,
+    start: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert start(run_dir=tmp_path / "run", mode=mode) == 0
+    monkeypatch.setattr(FakeWorker, "signal_at", 3)
+    capsys.readouterr()
+    assert start(run_dir=tmp_path / "run", mode=mode, batch_size=1, fresh=True) == 143
+    said = capsys.readouterr().err
+    assert f"--run-dir {tmp_path / 'run-2'} without --fresh" in said
+    assert "same command" not in said
+    monkeypatch.setattr(FakeWorker, "signal_at", None)
+    assert start(run_dir=tmp_path / "run-2", mode=mode) == 0
+    assert not (tmp_path / "run-3").exists()
+
+
 def test_a_signal_stops_the_session_and_says_how_to_go_on(
     start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,7 +326,7 @@ def test_a_signal_stops_the_session_and_says_how_to_go_on(
     monkeypatch.setattr(FakeWorker, "signal_at", 3)
     assert start(run_dir=tmp_path / "run", batch_size=1) == 143
     assert signal.getsignal(signal.SIGTERM) == before
-    assert "Stopped by SIGTERM with 3 of 8 answers" in capsys.readouterr().err
+    assert re.search(r"Stopped by SIGTERM with 3 of 8 answers in .*; the same command goes on", capsys.readouterr().err)
     monkeypatch.setattr(FakeWorker, "signal_at", None)
     assert start(run_dir=tmp_path / "run") == 0
     assert len(by_key(tmp_path / "run")) == 8

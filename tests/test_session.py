@@ -1,0 +1,90 @@
+"""What a session says while it waits for workers, and what it does when it is asked to stop."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator import session
+from orchestrator.config import RunConfig, resolve
+from orchestrator.driver import Event, Ready
+from orchestrator.session import OpenRun, Stop, wait_for_a_worker
+from orchestrator.store import open_store
+from orchestrator.telemetry import Telemetry, read_telemetry
+
+ROOT = Path(__file__).parents[1]
+
+BLOCKED = """
+import signal, sys
+from orchestrator import session
+session.ONE_STOP_SECONDS = float(sys.argv[1])
+stop = session.Stop()
+stop.install()
+for number in sys.argv[2:]:
+    signal.raise_signal(int(number))
+    print(bool(stop), flush=True)
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_request_ends_a_process_that_is_blocked(second: signal.Signals) -> None:
+    command = [sys.executable, "-c", BLOCKED, "0", str(int(signal.SIGINT)), str(int(second))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (-second, "True\n"), done.stderr
+
+
+def test_one_request_that_arrives_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "ONE_STOP_SECONDS", 1000.0)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    stop = Stop()
+    assert not stop
+    stop.install()
+    try:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)  # what a start script adds to a terminal's Ctrl-C
+        assert stop.number == signal.SIGINT
+    finally:
+        stop.restore()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+class Pending:
+    """A crew whose only worker is ready at the third look."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+
+    def start(self) -> None: ...
+    def free(self, unanswered: int) -> int:
+        return 0
+
+    def submit(self, work: Any) -> None: ...
+    def ask_health(self) -> None: ...
+    def close(self) -> None: ...
+
+    def wait(self, timeout: float) -> list[Event]:
+        self.looks += 1
+        return [Ready("gpu0", 2.5)] if self.looks == 3 else []
+
+
+@pytest.mark.parametrize(("interval", "lines"), [(0.0, 3), (1000.0, 0)])
+def test_what_is_waited_for_is_said(
+    interval: float, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(session, "WAITING_SECONDS", interval)
+    config = resolve(RunConfig(model="owner/name", data="d.jsonl", num_gpus=4), 4)
+    store = open_store(tmp_path, "f", {})
+    telemetry = Telemetry(store.telemetry_path)
+    wait_for_a_worker(Pending(), [OpenRun(config, store, telemetry, [], 8)], Stop())
+    telemetry.close()
+    store.close()
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == lines
+    for line in said:
+        assert line.startswith("Waiting for 4 workers to load owner/name, 0 s so far; if GPUs are busy, Ray gives")
+    assert [row["event"] for row in read_telemetry(tmp_path / "telemetry.jsonl")] == ["ready"]
