@@ -97,7 +97,10 @@ def test_a_broken_seam_fails_the_self_check(monkeypatch: pytest.MonkeyPatch) -> 
 def test_packed_linears_replace_ordinary_ones() -> None:
     if not packing_available():
         pytest.skip("this build of torch has no packed product")
-    network: Any = make("qwen2").model._network
+    model = make("qwen2").model
+    network: Any = model._network
+    assert not isinstance(network.lm_head, PackedLinear), "the self-check compares with the model as it came"
+    selfcheck.check(model)
     assert isinstance(network.lm_head, PackedLinear)
     linear = torch.nn.Linear(24, 40)
     x = torch.randn(1, 9, 24)

@@ -177,3 +177,19 @@ def test_the_audit_finds_a_wrong_count() -> None:
 
 def test_page_bytes() -> None:
     assert CacheShape(28, 2, 128, torch.bfloat16).page_bytes == 28 * 1024 * PAGE
+
+
+def test_a_page_released_and_lent_again_is_copied_before_it_is_cleared() -> None:
+    """A draft opens, its parent is dropped, and the next sequence gets the very page that the draft copies from."""
+    pool = PagePool(4)
+    cache = KeysValues(CacheShape(1, 1, 2, torch.float32), pool.num_pages, torch.device("cpu"))
+    parent = pool.open(None, 0, 9)
+    cache.fill(parent.pages, 7.0)
+    pool.end(parent.handle, 9)
+    draft = pool.open(parent.handle, 5, 9)
+    pool.drop(parent.handle)
+    other = pool.open(None, 0, 9)
+    assert other.pages == parent.pages
+    cache.prepare([draft, other])
+    assert (cache.tensor[:, :, draft.pages[0]] == 7.0).all()
+    assert (cache.tensor[:, :, other.pages[0]] == 0.0).all()

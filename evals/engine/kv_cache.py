@@ -180,19 +180,20 @@ class KeysValues:
         return self.tensor[0, index], self.tensor[1, index]
 
     def prepare(self, openings: Sequence[Opening]) -> None:
-        """Clear the pages that new sequences own, and copy those that they share in part.
+        """Copy the pages that new sequences share in part, and clear the others that they own.
 
+        Copies come first: a page that is copied from may have been released since, and be one of those to clear.
         Attention reads whole pages and masks what is not visible; a NaN that an earlier sequence left would pass the
         mask.
         """
         copies = [opening.copy for opening in openings if opening.copy is not None]
         copied = {to for _, to in copies}
         clear = [page for opening in openings for page in opening.fresh if page not in copied]
-        if clear:
-            self.fill(clear, 0.0)
         if copies:
             sources, targets = (self._index(pages) for pages in zip(*copies, strict=True))
             self.tensor.index_copy_(2, targets, self.tensor.index_select(2, sources))
+        if clear:
+            self.fill(clear, 0.0)
 
     def fill(self, pages: Sequence[int], value: float) -> None:
         """Set every number in these pages."""

@@ -150,7 +150,6 @@ class Model:
         self.checked = False
         """Whether this model has passed the self-check."""
         network.eval().requires_grad_(False)
-        pack_linears(network)
         with torch.inference_mode():
             self._attention, self.cache_shape = self._probe()
         self._switch(PAGED)
@@ -176,8 +175,12 @@ class Model:
         ).logits[0]
         return (logits if self._keeps_logits else logits[step.logits_at]).float()
 
+    def pack(self) -> None:
+        """Put the faster products in place, where there are any; after that `plain_logits` uses them too."""
+        pack_linears(self._network)
+
     def plain_logits(self, token_ids: Sequence[int]) -> Tensor:
-        """Float32 logits [N, V] of one sequence by the model as it came: its own attention, no pages. For checks."""
+        """Float32 logits [N, V] of one sequence by its own attention, no pages; before `pack`, the model as it came."""
         self._switch(self._plain)
         try:
             ids = torch.tensor([list(token_ids)], device=self.device)

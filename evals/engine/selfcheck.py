@@ -44,6 +44,7 @@ def compare(model: Model) -> tuple[float, float, str]:
     sequences = [token_ids(total, 7 + i, model.limits.vocab_size) for i in range(2)]
     draft = [*sequences[1][:REWIND_TO], *token_ids(STEPS, 3, model.limits.vocab_size)]
     plain = [model.plain_logits(tokens) for tokens in (*sequences, draft)]
+    model.pack()
     found = paged(model, sequences, draft)
     ours = torch.stack([logits for _, _, logits in found])
     theirs = torch.stack([plain[which][position] for which, position, _ in found])
