@@ -84,9 +84,11 @@ def answers(summary: Mapping[str, Any]) -> str:
         f"failed {summary['num_failed']:,}; the scores disagree on {summary['num_disagreements']:,}."
     )
     if summary["truncated_rate"]:
-        finished = summary["right_if_finished"]
-        others = "" if finished is None else f"finished answers {percent(finished)} %, of "
-        text += f" {HEADLINE.capitalize()} score of {others}truncated ones {percent(summary['right_if_truncated'])} %."
+        finished, cut = percent(summary["right_if_finished"]), percent(summary["right_if_truncated"])
+        each = f"truncated answers {cut} %"
+        if summary["right_if_finished"] is not None:
+            each = f"finished answers {finished} %, of truncated ones {cut} %"
+        text += f" {HEADLINE.capitalize()} score of {each}."
     return text
 
 

@@ -142,7 +142,7 @@ def test_several_samples_count_by_question() -> None:
 def test_a_share_of_nothing_is_not_mentioned() -> None:
     cut = [make_record(i, ended="length") for i in range(4)]
     text = " ".join(run_report(summarise(cut, [], make_run())).split())
-    assert "Numeric score of truncated ones 100.0 %." in text
+    assert "Numeric score of truncated answers 100.0 %." in text
     assert "finished" not in text
     text = " ".join(run_report(summarise([*cut, make_record(4)], [], make_run(num_problems=5))).split())
     assert "Numeric score of finished answers 100.0 %, of truncated ones 100.0 %." in text
