@@ -106,11 +106,9 @@ def test_a_stopped_run_resumes_to_the_same_answers(
 
 
 def test_a_complete_run_started_again_prints_its_report_and_says_so(reference: Path) -> None:
-    began = time.monotonic()
     again = run("--inline", "--run-dir", reference, "--batch-size", 1, **DEMO_RUN)
     assert again.returncode == 0, again.stderr
     assert "complete" in (again.stdout + again.stderr)
-    assert time.monotonic() - began < 60
 
 
 def test_another_configuration_is_refused_with_the_ways_out(reference: Path) -> None:
