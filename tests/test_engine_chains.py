@@ -28,7 +28,13 @@ def power_chains(count: int, moves: int = 6) -> list[Chain]:
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_the_same_bits_for_any_number_of_slots(family: str, threads: int) -> None:
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_same_bits_for_any_number_of_slots(
+    packed: bool, family: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ordinary products, which processors without packed ones use, give other bits for 1 to 3 rows than for more."""
+    if not packed:
+        monkeypatch.setattr("evals.engine.model.pack_linears", lambda network: None)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -20,7 +20,7 @@ from evals.config import EngineConfig
 from evals.engine import attention, selfcheck
 from evals.engine.gate import context_length, objection
 from evals.engine.linear import PackedLinear, packing_available
-from evals.engine.model import check_architecture, load_model, load_tokenizer
+from evals.engine.model import Model, check_architecture, load_model, load_tokenizer
 from evals.samplers.power import Power
 from evals.types import Chain, Drop, Keep, Submit, UserError
 
@@ -82,8 +82,13 @@ def test_a_chain_of_power_sampling_equals_plain_statistics(family: str) -> None:
     np.testing.assert_allclose(found.log_q, 2 * chosen - log_z, atol=1e-4)
 
 
-def test_a_broken_seam_fails_the_self_check(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_broken_seam_fails_the_self_check(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = make("llama")
+    model = Model(pair.network.to(dtype), pair.model.limits, folder="tiny llama")
+    with torch.inference_mode():
+        error, allowed, _ = selfcheck.compare(model)
+    assert error < allowed
     plain = attention.write
 
     def shifted(step: Any, pages: torch.Tensor, states: torch.Tensor) -> None:
@@ -91,7 +96,7 @@ def test_a_broken_seam_fails_the_self_check(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(attention, "write", shifted)
     with pytest.raises(UserError, match=r"tiny llama \(LlamaForCausalLM\).*disagrees"):
-        engine(pair.model)
+        engine(model)
 
 
 def test_packed_linears_replace_ordinary_ones() -> None:

@@ -179,9 +179,12 @@ class Model:
         """Put the faster products in place, where there are any; after that `plain_logits` uses them too."""
         pack_linears(self._network)
 
-    def plain_logits(self, token_ids: Sequence[int]) -> Tensor:
-        """Float32 logits [N, V] of one sequence by its own attention, no pages; before `pack`, the model as it came."""
-        self._switch(self._plain)
+    def plain_logits(self, token_ids: Sequence[int], eager: bool = False) -> Tensor:
+        """Float32 logits [N, V] of one sequence by its own attention, no pages; before `pack`, the model as it came.
+
+        `eager` takes the library's attention in plain products instead of the one that the model came with.
+        """
+        self._switch("eager" if eager else self._plain)
         try:
             ids = torch.tensor([list(token_ids)], device=self.device)
             return self._network(input_ids=ids, use_cache=False, return_dict=True).logits[0].float()
