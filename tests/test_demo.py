@@ -29,11 +29,11 @@ from evals.demo.problems import (
     demo_rows,
     held_out,
     held_out_rows,
-    library,
     row,
     training_rows,
     validation_rows,
 )
+from evals.demo.scenarios import library
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem
 

@@ -7,7 +7,8 @@ weights: the grown model answers the demo's problems as the demo model does, and
     python evals/demo/grow.py OUT --size 0.5b        # also 1.5b and 7b; 1.3, 3.6 and 15 GB of bfloat16
 
 Layers, hidden size, MLP, vocabulary and KV bytes a token are those of Qwen2.5; 1.5b and 7b have twice as many heads of
-half the size (64). Why the function is kept:
+half the size (64), and the head is never tied. Logits agree to 1e-4 in float32; in bfloat16, where the scaled norms are
+rounded once more, log p differed by 0.002 nats in the mean and 0.03 at most. Why the function is kept:
 - New hidden units are zero in the embedding and in every matrix that writes to the residual stream, so they stay zero.
 - RMSNorm divides by the root mean square over all units. With d of D units in use it is sqrt(d/D) of what it was; norm
   weights times sqrt(d/D) and epsilon times d/D undo that exactly.
