@@ -78,13 +78,14 @@ def dispatch(arguments: list[str]) -> int:
 def run(flags: list[str]) -> int:
     """`powersample run`: resolve the configuration for this machine, then hand it to the session."""
     from orchestrator import hardware
-    from orchestrator.config import resolve
+    from orchestrator.config import DEMO, resolve
     from orchestrator.settings import build_config
 
     present = hardware.gpus()
     try:
         config = build_config(flags, os.environ)
-        if present and config.num_gpus != 0 and config.mode != "demo":  # a file that --config names takes its place
+        for_demo = DEMO in (config.mode, config.model)
+        if present and config.num_gpus != 0 and not for_demo:  # a file that --config names takes its place
             config = build_config(flags, os.environ, GPU_DEFAULT)
     except SystemExit as asked:  # --help has printed the options
         return int(asked.code or 0)
