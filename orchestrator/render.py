@@ -46,7 +46,7 @@ def comparison_report(comparison: Comparison) -> str:
         ),
         pairs_table(comparison),
         wrapped(pairs_legend(comparison)),
-        "\n".join(item(line) for line in dict.fromkeys(provenance(run.summary) for _, run in comparison.runs)),
+        item(provenance(*(run.summary for _, run in comparison.runs))),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -154,20 +154,23 @@ def memory(summary: Mapping[str, Any]) -> str:
     return text + "."
 
 
-def provenance(summary: Mapping[str, Any]) -> str:
-    """Where the figures come from."""
-    run = summary["run"]
+def provenance(*summaries: Mapping[str, Any]) -> str:
+    """Where the figures come from; where runs differ, what each of them says, in their order."""
+    runs = [summary["run"] for summary in summaries]
     facts = {
-        "model": f"{run['model'] or 'unknown'}{short(run['model_sha256'], ' ({})')}",
-        "data": f"{run['data'] or 'unknown'}{short(run['data_sha256'], ' (sha256 {})')}",
-        "dtype": run["dtype"],
-        "shots": run["num_shots"],
-        "limit": None if run["max_new_tokens"] is None else f"{run['max_new_tokens']:,} tokens",
-        "seed": run["seed"],
-        "commit": short(run["git_commit"]) or "unknown",
-        "fingerprint": short(run["fingerprint"]) or "unknown",
+        "model": [f"{run['model'] or 'unknown'}{short(run['model_sha256'], ' ({})')}" for run in runs],
+        "data": [f"{run['data'] or 'unknown'}{short(run['data_sha256'], ' (sha256 {})')}" for run in runs],
+        "dtype": [run["dtype"] for run in runs],
+        "shots": [run["num_shots"] for run in runs],
+        "limit": [run["max_new_tokens"] and f"{run['max_new_tokens']:,} tokens" for run in runs],
+        "seed": [run["seed"] for run in runs],
+        "commit": [short(run["git_commit"]) or "unknown" for run in runs],
+        "fingerprint": [short(run["fingerprint"]) or "unknown" for run in runs],
     }
-    return "Provenance: " + ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact is not None) + "."
+    known = {name: dict.fromkeys(said for said in all_said if said is not None) for name, all_said in facts.items()}
+    return (
+        "Provenance: " + ", ".join(f"{name} {' / '.join(map(str, said))}" for name, said in known.items() if said) + "."
+    )
 
 
 def shared_warnings(comparison: Comparison) -> dict[str, list[str]]:

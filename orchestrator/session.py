@@ -28,6 +28,9 @@ from orchestrator.store import RunStore, check_store, fresh_directory, open_stor
 from orchestrator.telemetry import Telemetry
 from orchestrator.worker import Worker, WorkerConfig
 
+MAX_CPU_THREADS = 2
+"""From 4 threads on, products were measured to differ in the last bit from those of 1 to 3: answers would then depend on
+the number of workers. More workers use more cores just as well."""
 FAILED = 3  # exit code of a complete run in which problems were given up
 ONE_STOP_SECONDS = 1.0  # a terminal, a shell and a job manager may each pass the same Ctrl-C on
 WAITING_SECONDS = 30.0  # between two lines that say what is waited for
@@ -248,7 +251,7 @@ def make_crew(inputs: Inputs, stop: Stop) -> Crew:
         slots=config.slots,
         max_length=inputs.max_length,
         device="cuda" if config.use_gpus else "cpu",
-        num_threads=None if config.use_gpus else max(1, len(os.sched_getaffinity(0)) // config.num_actors),
+        num_threads=None if config.use_gpus else cpu_threads(config.num_actors),
         train_problems=inputs.train_problems,
     )
     if config.inline:
@@ -258,6 +261,11 @@ def make_crew(inputs: Inputs, stop: Stop) -> Crew:
     job = f"powersample {config.name} {len(inputs.data.problems)}x{config.num_actors}"
     shape = Shape(config.num_actors, config.slots, config.use_gpus, job, None if config.dashboard else False)
     return RayCrew(Worker, settings, shape, on_ray=stop.install)
+
+
+def cpu_threads(num_workers: int) -> int:
+    """Threads of each CPU worker: its share of the cores, at most MAX_CPU_THREADS."""
+    return max(1, min(MAX_CPU_THREADS, len(os.sched_getaffinity(0)) // num_workers))
 
 
 def wait_for_a_worker(crew: Crew, runs: Sequence[OpenRun], stop: Stop) -> None:
