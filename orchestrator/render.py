@@ -9,6 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from orchestrator.compare import Comparison, Pair
+from orchestrator.config import DEMO
 from orchestrator.reduce import HEADLINE
 
 WIDTH = 100
@@ -28,9 +29,10 @@ def run_report(summary: Mapping[str, Any]) -> str:
 
 def comparison_report(comparison: Comparison) -> str:
     """The report of several runs on the same problems."""
-    first = comparison.runs[0][1].summary["run"]
+    runs = [run.summary["run"] for _, run in comparison.runs]
+    models = " / ".join(dict.fromkeys(model_name(run) for run in runs))
     parts = [
-        f"# {first['task']}: {len(comparison.runs)} methods on {comparison.num_common:,} common problems",
+        f"# {problems_name(runs[0])}, {models}: {len(runs)} methods on {comparison.num_common:,} common problems",
         "\n".join(
             item(f"Warning ({'all runs' if len(labels) == len(comparison.runs) else '; '.join(labels)}): {sentence}")
             for sentence, labels in shared_warnings(comparison).items()
@@ -53,7 +55,7 @@ def comparison_report(comparison: Comparison) -> str:
 
 def title(summary: Mapping[str, Any]) -> str:
     run = summary["run"]
-    return f"{run['task'] or 'unknown task'}: {base_name(run['model'])}, {run['method']}"
+    return f"{problems_name(run)}: {model_name(run)}, {run['method']}"
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -280,5 +282,10 @@ def short(digest: str | None, form: str = "{}") -> str:
     return form.format(digest[:8]) if digest else ""
 
 
-def base_name(model: str | None) -> str:
-    return PurePath(model).name if model else "unknown model"
+def model_name(run: Mapping[str, Any]) -> str:
+    return "embedded model" if run["model"] == DEMO else PurePath(run["model"] or "unknown model").name
+
+
+def problems_name(run: Mapping[str, Any]) -> str:
+    """What was answered; the task alone would let the embedded problems pass for GSM8K."""
+    return "embedded problems" if run["data"] == DEMO else PurePath(run["data"] or "unknown problems").name

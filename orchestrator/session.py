@@ -29,8 +29,8 @@ from orchestrator.telemetry import Telemetry
 from orchestrator.worker import Worker, WorkerConfig
 
 MAX_CPU_THREADS = 2
-"""From 4 threads on, products were measured to differ in the last bit from those of 1 to 3: answers would then depend on
-the number of workers. More workers use more cores just as well."""
+"""From 4 threads on, products were measured to differ in the last bit from those of 1 to 3: answers would depend on the
+number of workers. More workers use more cores just as well."""
 FAILED = 3  # exit code of a complete run in which problems were given up
 ONE_STOP_SECONDS = 1.0  # a terminal, a shell and a job manager may each pass the same Ctrl-C on
 WAITING_SECONDS = 30.0  # between two lines that say what is waited for

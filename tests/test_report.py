@@ -243,7 +243,7 @@ def test_report_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert files["report.md"].decode() == text
     assert json.loads(files["summary.json"])["accuracy"]["strict"]["mean"] == 0.75
     for part in (
-        "# gsm8k: tiny, power (alpha 4, 10 moves)",
+        "# problems.jsonl: tiny, power (alpha 4, 10 moves)",
         "4 of 4 answers to 4 problems, a subset of 1,319.",
         "| numeric  | 75.0 % | ± 25.0 |         30.1 to 95.4 % |",
         "no answer 0.0 %, truncated 0.0 %, failed 0",
@@ -273,7 +273,7 @@ def test_report_of_several_runs(tmp_path: Path) -> None:
     text = write_report([plain, power], tmp_path)
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == text
     assert all((directory / name).exists() for directory in (power, plain) for name in ("summary.json", "report.md"))
-    assert "# gsm8k: 2 methods on 20 common problems" in text
+    assert "# problems.jsonl, tiny: 2 methods on 20 common problems" in text
     assert "Warning (all runs): Fewer than 300 problems (20)" in text
     row = next(line for line in text.splitlines() if "+40.0 ±" in line)
     assert [cell.strip() for cell in row.split("|")[1:-1]] == [
