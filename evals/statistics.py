@@ -52,7 +52,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     p, z2 = successes / n, Z95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # at 0 and n the formula gives 0 and 1 exactly, up to rounding
+    return 0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:

@@ -83,3 +83,9 @@ def test_mcnemar_check_values(b: int, c: int, p: float) -> None:
 def test_mcnemar_equals_scipy() -> None:
     for b, c in ((0, 1), (0, 9), (3, 4), (200, 260), (900, 1000)):
         assert mcnemar_exact(b, c) == pytest.approx(binomtest(min(b, c), b + c).pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 7, 64, 1319])
+def test_wilson_touches_its_ends_exactly(n: int) -> None:
+    assert wilson(0, n)[0] == 0.0
+    assert wilson(n, n)[1] == 1.0
