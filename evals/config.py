@@ -56,6 +56,4 @@ class EngineConfig(Settings):
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
     allow_pickle: bool = Field(default=False, description="accept weights that are not safetensors")
-    prefill_tokens: Annotated[int, Field(ge=16)] = Field(
-        default=4096, description="prompt tokens per prefill pass"
-    )
+    prefill_tokens: Annotated[int, Field(ge=16)] = Field(default=4096, description="prompt tokens per prefill pass")
