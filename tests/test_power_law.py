@@ -139,13 +139,17 @@ def test_shared_prefix_gives_the_identity_of_densities() -> None:
         np.testing.assert_allclose(4.0 * model.statistics(answer, 1.0)[0], log_q + log_z, atol=1e-12)
 
 
-def p_value(model: ToyLM, sampler: Power, chains: int, seed: int = 7) -> float:
-    """Chi-square of independent production chains against start * P^N, cells with fewer than five expected pooled."""
+def drawn(model: ToyLM, sampler: Power, count: int, seed: int = 7) -> Counter:
+    """Answers of independent production chains on the scripted engine."""
+    engine = ToyEngine(model, seed)
+    return Counter(engine.run(sampler.chain(model.prompt(), seed, i, 0)).tokens for i in range(count))
+
+
+def p_value(model: ToyLM, sampler: Power, seen: Counter) -> float:
+    """Chi-square of answers against start * P^N, cells with fewer than five expected pooled."""
     answers, matrix = transition_matrix(model, sampler.alpha, replay=True)
     start = np.array([exp(fsum(model.statistics(x, sampler.alpha)[0])) for x in answers])
-    expected = chains * (start @ np.linalg.matrix_power(matrix, sampler.num_moves))
-    engine = ToyEngine(model, seed)
-    seen = Counter(engine.run(sampler.chain(model.prompt(), seed, i, 0)).tokens for i in range(chains))
+    expected = seen.total() * (start @ np.linalg.matrix_power(matrix, sampler.num_moves))
     observed = np.array([seen[x] for x in answers], dtype=float)
     large = expected >= 5
     pooled = [np.append(v[large], v[~large].sum()) for v in (observed, expected)]
@@ -157,7 +161,8 @@ def p_value(model: ToyLM, sampler: Power, chains: int, seed: int = 7) -> float:
 @pytest.mark.parametrize(("replay", "early"), SAVINGS)
 @pytest.mark.parametrize(("toy", "num_moves"), [("eos", 0), ("eos", 3), ("stop", 2)])
 def test_production_chain_has_the_exact_law(toy: str, num_moves: int, replay: bool, early: bool) -> None:
-    assert p_value(TOYS[toy], Power(2.0, num_moves, replay, early), chains=2_000) > 1e-3
+    sampler = Power(2.0, num_moves, replay, early)
+    assert p_value(TOYS[toy], sampler, drawn(TOYS[toy], sampler, 2_000)) > 1e-3
 
 
 @pytest.mark.slow
@@ -166,7 +171,8 @@ def test_production_chain_has_the_exact_law(toy: str, num_moves: int, replay: bo
     [("eos", 3, *savings) for savings in SAVINGS] + [(toy, n, True, True) for toy in ("flat", "stop") for n in (1, 30)],
 )
 def test_production_chain_has_the_exact_law_20000_chains(toy: str, num_moves: int, replay: bool, early: bool) -> None:
-    assert p_value(TOYS[toy], Power(2.0, num_moves, replay, early), chains=20_000) > 1e-4
+    sampler = Power(2.0, num_moves, replay, early)
+    assert p_value(TOYS[toy], sampler, drawn(TOYS[toy], sampler, 20_000)) > 1e-4
 
 
 def masked_q_stored(state, start, tokens, log_q, log_z, ended):
@@ -195,7 +201,8 @@ def coin_shares_the_token_uniform(seed, key, cut, length):
 )
 def test_chains_of_wrong_kernels_fail_the_law(name: str, mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(name, mutant)
-    values = [p_value(TOYS[toy], Power(2.0, 30, True, False), chains=20_000) for toy in ("eos", "flat")]
+    sampler = Power(2.0, 30, True, False)
+    values = [p_value(TOYS[toy], sampler, drawn(TOYS[toy], sampler, 20_000)) for toy in ("eos", "flat")]
     assert min(values) < 1e-6
 
 

@@ -1,0 +1,77 @@
+"""The law of the whole: production chains on the production engine and a real transformer that can be enumerated."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from test_power_law import SAVINGS, p_value
+from toy import EOS, ToyLM
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from evals.config import EngineConfig
+from evals.engine.engine import Engine
+from evals.engine.gate import ModelLimits
+from evals.engine.model import Model
+from evals.samplers.power import Power
+from evals.types import Chain
+
+HORIZON, SEED, SLOTS = 4, 11, 128
+PROMPT_IDS = (1, 3, 2)
+
+
+@pytest.fixture(scope="module")
+def network() -> Qwen2ForCausalLM:
+    """A transformer of four tokens, the first of which ends an answer."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=4, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32, initializer_range=0.35, pad_token_id=None,
+        bos_token_id=None, eos_token_id=EOS,
+    )  # fmt: skip
+    return Qwen2ForCausalLM._from_config(config, attn_implementation="eager").eval()
+
+
+@pytest.fixture(scope="module")
+def law(network: Qwen2ForCausalLM) -> ToyLM:
+    """The same model as a table: the logits after every prefix, by plain forward passes."""
+    toy = ToyLM(0, vocabulary=4, horizon=HORIZON)
+    with torch.inference_mode():
+        for prefix in toy.table:
+            toy.table[prefix] = network(torch.tensor([[*PROMPT_IDS, *prefix]])).logits[0, -1].double().numpy()
+    return toy
+
+
+@pytest.fixture(scope="module")
+def engine(network: Qwen2ForCausalLM, law: ToyLM) -> Engine:
+    model = Model(network, ModelLimits("Qwen2ForCausalLM", 32, 4), folder="four tokens")
+    return Engine(model, EngineConfig(), slots=SLOTS, max_length=len(PROMPT_IDS) + HORIZON)
+
+
+def drawn(engine: Engine, law: ToyLM, sampler: Power, count: int) -> Counter:
+    prompt = law.prompt()._replace(token_ids=PROMPT_IDS)
+    chains = [Chain(prompt, sampler.chain(prompt, SEED, i, 0)) for i in range(count)]
+    samples = engine.run(chains, SEED)
+    engine.audit()
+    return Counter(sample.tokens for sample in samples)
+
+
+def test_the_toy_is_spread_out(law: ToyLM) -> None:
+    target = law.target(2.0)
+    assert len(target) == 121
+    assert max(target.values()) < 0.5
+    assert len({len(x) for x in target}) == HORIZON
+
+
+@pytest.mark.parametrize(("replay", "early"), [(False, False), (True, True)])
+def test_chains_on_the_engine_have_the_exact_law(engine: Engine, law: ToyLM, replay: bool, early: bool) -> None:
+    sampler = Power(2.0, 2, replay, early)
+    assert p_value(law, sampler, drawn(engine, law, sampler, 2_000)) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("replay", "early"), SAVINGS)
+def test_20000_chains_on_the_engine_have_the_exact_law(engine: Engine, law: ToyLM, replay: bool, early: bool) -> None:
+    sampler = Power(2.0, 6, replay, early)
+    assert p_value(law, sampler, drawn(engine, law, sampler, 20_000)) > 1e-3
