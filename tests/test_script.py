@@ -114,10 +114,19 @@ def test_records_are_found_where_the_flag_puts_them(tmp_path: Path) -> None:
 def test_both_signals_reach_the_driver_as_sigterm(sent: signal.Signals, code: int, tmp_path: Path) -> None:
     env = prepare(tmp_path, "wait", "0")
     os.mkfifo(tmp_path / "ready")
-    script = subprocess.Popen(["bash", SCRIPT], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
-    (tmp_path / "ready").read_text()  # returns once the driver has its trap
-    script.send_signal(sent)
-    _, stderr = script.communicate(timeout=30)
+    script = subprocess.Popen(
+        ["bash", SCRIPT],
+        cwd=tmp_path,
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        # as a terminal starts it: bash cannot trap a signal that was ignored when it began, as in background jobs
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
+    )
+    with script:
+        (tmp_path / "ready").read_text()  # returns once the driver has its trap
+        script.send_signal(sent)
+        _, stderr = script.communicate(timeout=30)
     assert script.returncode == code, stderr
     assert (tmp_path / "signals").read_text() == "TERM\n"
     assert len(starts(tmp_path)) == 1
