@@ -25,7 +25,7 @@ test-gpu:  # on a machine with a CUDA device
 	$(PYTHON) -m pytest -m gpu --timeout 600
 
 bench: setup
-	$(PYTHON) benchmarks/sampler.py --help
+	$(PYTHON) benchmarks/sampler.py
 
 demo:
 	bash speedrun_powersample.sh

@@ -93,9 +93,14 @@ def run(flags: list[str]) -> int:
     config = resolve(config, int(remote) if remote else len(present))
     if config.use_gpus and not remote:
         hardware.check_torch_sees_gpus(present)
+    from orchestrator.driver import WorkersLost
     from orchestrator.session import run as run_session
 
-    return run_session(config)
+    try:
+        return run_session(config)
+    except WorkersLost as lost:
+        print(f"powersample: {lost}; the answers so far are kept, start again to go on.", file=sys.stderr)
+        return 1
 
 
 def report(arguments: list[str]) -> int:

@@ -24,11 +24,14 @@ from ray.exceptions import RayError, RayTaskError
 from ray.job_config import JobConfig
 
 from evals.types import UserError
-from orchestrator.driver import Died, Done, Event, Health, Raised, Ready, Work
+from orchestrator.driver import Died, Done, Event, Health, Raised, Ready, Work, WorkersLost
 
 MAX_FAILED_STARTS = 3
 BACK_OFF_SECONDS = 0.1, 5.0  # first pause before a replacement, doubled up to the last
 CONNECT_SECONDS = 10.0
+NODES_SECONDS = 2.0
+HEALTH_CHECK = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 2000, "failure_threshold": 3}
+"""Of nodes by a local Ray: a dead one is known after 3 s instead of 13 s, a frozen one after 9 s instead of 63 s."""
 OBJECT_STORE_BYTES = 256 << 20  # records are small; the default, 30 % of RAM, spills out of a small /dev/shm
 CHECKOUT = Path(__file__).parents[1]
 
@@ -81,6 +84,7 @@ class RayCrew:
         self._seats = [Seat(rank, f"{kind}{rank}") for rank in range(shape.num_workers)]
         self._events: list[Event] = []
         self._actor_class: Any = None
+        self._nodes_at = 0.0
 
     def start(self) -> None:
         """Start or join Ray and ask for the actors. Raises UserError if the cluster has fewer GPUs than wanted."""
@@ -110,6 +114,7 @@ class RayCrew:
                 seat.health = seat.actor.health.options(concurrency_group="hb").remote()
 
     def wait(self, timeout: float) -> list[Event]:
+        self._check_nodes()
         for seat in self._seats:
             if seat.actor is None and time.monotonic() >= seat.start_at:
                 self._start(seat)
@@ -121,6 +126,14 @@ class RayCrew:
                 self._collect(owners[ref], ref)
         events, self._events = self._events, []
         return events
+
+    def _check_nodes(self) -> None:
+        """Raises WorkersLost where no node is left: nobody answers, and no replacement would ever come."""
+        if time.monotonic() < self._nodes_at:
+            return
+        self._nodes_at = time.monotonic() + NODES_SECONDS
+        if not any(node["Alive"] for node in ray.nodes()):
+            raise WorkersLost("Ray's node is gone (one of its own processes died), and no worker can be started on it")
 
     def close(self) -> None:
         ray.shutdown()
@@ -166,15 +179,13 @@ class RayCrew:
             self._down(seat, error)
 
     def _down(self, seat: Seat, error: RayError) -> None:
-        """Vacate the seat and plan a replacement. Raises RuntimeError after MAX_FAILED_STARTS loads that failed."""
+        """Vacate the seat and plan a replacement. Raises WorkersLost after MAX_FAILED_STARTS loads that failed."""
         reason = str(error).strip()
         ray.kill(seat.actor)
         if seat.load is not None:
             seat.failed_starts += 1
             if seat.failed_starts >= MAX_FAILED_STARTS:
-                raise RuntimeError(
-                    f"worker {seat.name} could not start {seat.failed_starts} times: {reason}"
-                ) from error
+                raise WorkersLost(f"worker {seat.name} could not start {seat.failed_starts} times: {reason}") from error
         self._events.append(Died(seat.name, list(seat.calls.values()), reason))
         first, longest = BACK_OFF_SECONDS
         seat.start_at = time.monotonic() + min(longest, first * 2**seat.failed_starts)
@@ -192,6 +203,8 @@ def start_ray(shape: Shape) -> None:
         check_reachable(address)
     local: dict[str, Any] = {}
     if address == "local":  # a driver that joins a cluster must not pass these
+        for name, value in HEALTH_CHECK.items():
+            os.environ.setdefault(f"RAY_health_check_{name}", str(value))
         local = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": shape.dashboard}
     mask = os.umask(0o077)  # Ray writes its token readable for others otherwise
     try:

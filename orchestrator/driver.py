@@ -25,6 +25,10 @@ HEALTH_SECONDS = 2.0
 WAIT_SECONDS = 0.2  # how long a signal may go unnoticed
 
 
+class WorkersLost(Exception):  # noqa: N818 - it says what is the matter
+    """The workers cannot be kept alive; what is recorded is safe, and another start goes on."""
+
+
 class Work(NamedTuple):
     """One call of a worker: answer and grade a problem once."""
 
@@ -184,7 +188,7 @@ class Drive:
         self.telemetry.event("death", worker=event.worker, reason=event.reason, lost=len(event.lost))
         self.barren_deaths += bool(event.lost)
         if self.barren_deaths >= MAX_BARREN_DEATHS:
-            raise RuntimeError(
+            raise WorkersLost(
                 f"{self.barren_deaths} workers died in a row without one answer; the last: {event.reason}"
             )
         for work in reversed(event.lost):

@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, Protocol
 
 from evals.types import Record
-from orchestrator.driver import Done, Event, Health, Raised, Ready, Work
+from orchestrator.driver import Done, Event, Health, Raised, Ready, Work, WorkersLost
 
 
 class LocalWorker(Protocol):
@@ -50,7 +50,7 @@ class InlineCrew:
         self._events.append(Health(self._name, self._worker.health()))
 
     def wait(self, timeout: float) -> list[Event]:
-        """Raises RuntimeError if the worker can do nothing any more: here nobody replaces it.
+        """Raises WorkersLost if the worker can do nothing any more: here nobody replaces it.
 
         Answers from before the failure come out first; of what raises no problem is to blame, so it stays owed.
         """
@@ -64,7 +64,7 @@ class InlineCrew:
         answered: list[Event] = [event for event in events if isinstance(event, Done)]
         if answered:
             return answered
-        raise RuntimeError(f"the engine has failed: {failure}") from failure
+        raise WorkersLost(f"the engine has failed: {failure}") from failure
 
     def close(self) -> None:
         if self._loaded:

@@ -120,7 +120,7 @@ def run(config: RunConfig) -> int:
     """Do all that a resolved configuration asks for; returns the exit code.
 
     0 complete, 3 complete but some problems were given up, 128 + number of the signal that stopped it. Raises UserError
-    for what the user can mend and RuntimeError when the workers cannot be kept alive; the records so far are safe.
+    for what the user can mend and WorkersLost when the workers cannot be kept alive; the records so far are safe.
     """
     began = time.time()
     inputs, environment = find(config), hardware.describe()

@@ -16,7 +16,7 @@ import pytest
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record, UserError
-from orchestrator.driver import Done, Event, Health, Ready, Work, drive
+from orchestrator.driver import Done, Event, Health, Ready, Work, WorkersLost, drive
 from orchestrator.progress import Progress
 from orchestrator.store import open_store
 from orchestrator.telemetry import Telemetry, read_telemetry
@@ -131,7 +131,7 @@ def test_failing_loads_end_the_run_with_their_cause(crews: Any) -> None:
 
     crew._config = "broken"
     crew._down(crew._seats[0], RayError("as if it had died"))
-    with pytest.raises(RuntimeError, match=r"cpu0 could not start 3 times: (.|\n)*no memory"):
+    with pytest.raises(WorkersLost, match=r"cpu0 could not start 3 times: (.|\n)*no memory"):
         wait_for_ever(crew)
 
 
@@ -160,3 +160,14 @@ def test_ray_is_closed_to_strangers_and_reports_to_nobody() -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     out = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["token", "0"]
+
+
+def test_a_dead_node_ends_the_run_instead_of_waiting_for_ever(crews: Any) -> None:
+    crew = crews("model", num_workers=1, slots=1, use_gpus=False)
+    crew.start()
+    while not any(isinstance(event, Ready) for event in crew.wait(1.0)):
+        pass
+    ray = sys.modules["ray"]
+    ray._private.worker._global_node.kill_raylet()
+    with pytest.raises(WorkersLost, match="Ray's node is gone"):
+        wait_for_ever(crew)

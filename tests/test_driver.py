@@ -13,7 +13,7 @@ import pytest
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
-from orchestrator.driver import Died, Done, Event, Health, Raised, Work, drive, failed_record
+from orchestrator.driver import Died, Done, Event, Health, Raised, Work, WorkersLost, drive, failed_record
 from orchestrator.inline import InlineCrew
 from orchestrator.progress import Progress
 from orchestrator.reduce import HEADLINE, accuracy, question_means
@@ -148,7 +148,7 @@ def test_lost_problems_go_to_the_front(store: RunStore) -> None:
 
 
 def test_a_machine_that_kills_every_worker_ends_the_run(store: RunStore) -> None:
-    with pytest.raises(RuntimeError, match="workers died in a row without one answer"):
+    with pytest.raises(WorkersLost, match="workers died in a row without one answer"):
         driven(store, SimulatedCrew(1, 2, poison=range(50)), works(50))
     assert not store.records
 
@@ -222,7 +222,7 @@ class FailingWorker(ThreadlessWorker):
 def test_a_failed_engine_ends_an_inline_run_after_its_last_answers_and_fails_no_problem(store: RunStore) -> None:
     crew = InlineCrew(FailingWorker(), "settings", 2)
     crew.start()
-    with pytest.raises(RuntimeError, match="the engine has failed: out of memory"):
+    with pytest.raises(WorkersLost, match="the engine has failed: out of memory"):
         driven(store, crew, works(5))
     assert [(key, record.status) for key, record in store.records.items()] == [((0, 0), "ok")]
     assert events(read_telemetry(store.telemetry_path), "retry") == []
