@@ -89,20 +89,52 @@ def read_flags(flags: Sequence[str]) -> Given:
         if flag.startswith("--") and name not in known | {"--help"}:
             near = suggestion(name, known | {"--config"})
             raise UserError(f"Unknown option {name}{near}; `powersample run --help` lists all options.")
+    lists, rest = take_lists(flags)
     try:
         source = CliSettingsSource(
             RunConfig,
             cli_prog_name="powersample run [--config FILE]",
-            cli_parse_args=list(flags),
+            cli_parse_args=rest,
             cli_kebab_case=True,
             cli_implicit_flags=True,
             cli_hide_none_type=True,
             cli_exit_on_error=False,
         )
-        return Given(source(), flag_name)
+        return Given(merge(source(), lists), flag_name)
     except SettingsError as error:
         reason = str(error).removeprefix("error parsing CLI: ")
         raise UserError(f"Command line: {reason}; `powersample run --help` lists all options.") from error
+
+
+def take_lists(flags: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Settings that are lists, and the other flags. A value that begins with `[` is JSON, any other is one string.
+
+    Repeated flags add up. pydantic-settings would split a value at its commas and keep the backslashes of JSON.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    names = [name for name in known_settings() if is_json(name)]
+    for name in names:
+        parser.add_argument(flag_name(name), dest=name, action="append")
+    try:
+        found, rest = parser.parse_known_args(list(flags))
+    except argparse.ArgumentError as error:
+        raise UserError(f"Command line: {error}; `powersample run --help` lists all options.") from error
+    values: dict[str, Any] = {}
+    for name in names:
+        texts = getattr(found, name)
+        if texts is not None:
+            group, _, key = name.rpartition(".")
+            items = {key: [item for text in texts for item in list_items(name, text)]}
+            values = merge(values, {group: items} if group else items)
+    return values, rest
+
+
+def list_items(name: str, text: str) -> list[Any]:
+    """What one flag adds to the list `name`."""
+    if not text.startswith("["):
+        return [text]
+    check_json(flag_name(name), text, name)
+    return json.loads(text)
 
 
 def read_environment(environ: Mapping[str, str]) -> Given:

@@ -285,3 +285,22 @@ def test_loading_a_configuration_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("stop", [["apples", "\n\n"], ["c\td", "é"], ["a,b"], ["-"]])
+def test_stop_strings_mean_the_same_as_flag_variable_and_file(stop: list[str], tmp_path: Path) -> None:
+    text = json.dumps(stop)
+    (tmp_path / "run.yaml").write_text(json.dumps({"task": {"stop": stop}}))
+    configs = [
+        build_config(["--task.stop", text], {}),
+        build_config([f"--task.stop={text}", "--limit", "3"], {}),
+        build_config([], {"POWERSAMPLE_TASK__STOP": text}),
+        build_config([], {}, tmp_path / "run.yaml"),
+    ]
+    assert [config.task.stop for config in configs] == [tuple(stop)] * 4
+
+
+def test_a_stop_flag_is_one_string_or_a_list_and_adds_up() -> None:
+    assert build_config(["--task.stop", "a,b", "--task.stop", '["c", "d"]'], {}).task.stop == ("a,b", "c", "d")
+    with pytest.raises(UserError, match=r'--task\.stop=\["a is not valid JSON'):
+        build_config(["--task.stop", '["a'], {})
