@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Settings(BaseModel):
@@ -13,21 +13,91 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+SamplerKind = Literal["power", "paper", "temperature", "greedy", "best_of", "majority", "snis", "smc"]
+
+READS: dict[SamplerKind, frozenset[str]] = {
+    "power": frozenset(
+        {
+            "alpha", "num_moves", "num_effective_moves", "blocks", "cuts", "entropy_power", "replay",
+            "early_rejection",
+        }
+    ),
+    "paper": frozenset({"alpha", "num_moves", "top_k", "replay", "early_rejection"}),
+    "temperature": frozenset({"temperature", "top_k"}),
+    "greedy": frozenset(),
+    "best_of": frozenset({"alpha", "num_candidates"}),
+    "majority": frozenset({"temperature", "num_candidates"}),
+    "snis": frozenset({"alpha", "num_candidates"}),
+    "smc": frozenset({"alpha", "num_candidates", "smc_ramp", "smc_interval", "smc_threshold"}),
+}  # fmt: skip
+"""The settings that each kind of sampler reads; setting another one is a mistake."""
+
+
 class SamplerConfig(Settings):
     """How one answer is sampled."""
 
-    kind: Literal["power", "temperature", "greedy"] = Field(default="power", description="power, temperature or greedy")
-    alpha: Annotated[float, Field(ge=1, le=1000)] = Field(
-        default=4.0, description="exponent of the target p^alpha (power)"
+    kind: SamplerKind = Field(
+        default="power",
+        description="power (exact Metropolis-Hastings for p^alpha), paper (the published code's rules, biased), "
+        "temperature, greedy, best_of (candidates of temperature 1/alpha, the likeliest), majority (vote), snis "
+        "(candidates weighted by p^alpha), smc (particles)",
     )
+    alpha: Annotated[float, Field(ge=1, le=1000)] = Field(default=4.0, description="exponent of the target p^alpha")
     num_moves: Annotated[int, Field(ge=0, le=100_000)] = Field(
-        default=10, description="Metropolis-Hastings moves per answer (power)"
+        default=10, description="Metropolis-Hastings moves per answer (power) or per block (paper)"
+    )
+    num_effective_moves: Annotated[int, Field(ge=0, le=100_000)] | None = Field(
+        default=None, description="instead of num_moves: moves of the kernel that never proposes the state itself"
+    )
+    blocks: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=1, description="stages of growing length that lead up to the last one, num_moves moves each"
+    )
+    cuts: Literal["uniform", "entropy"] = Field(
+        default="uniform", description="where a move cuts: uniform, or entropy (more often where the model is unsure)"
+    )
+    entropy_power: Annotated[float, Field(ge=0, le=10)] = Field(
+        default=1.0, description="exponent of the entropy in the weight of a cut (cuts = entropy)"
     )
     replay: bool = Field(
         default=True, description="keep the shared beginning of a proposal by coin flips, without the model"
     )
     early_rejection: bool = Field(default=True, description="give a proposal up once it can no longer be accepted")
-    temperature: Annotated[float, Field(gt=0, le=100)] = Field(default=1.0, description="temperature (temperature)")
+    temperature: Annotated[float, Field(gt=0, le=100)] = Field(
+        default=1.0, description="temperature of the draws (temperature, majority)"
+    )
+    top_k: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="draw among the k most probable tokens only; 0: all (default: 50 for paper, else 0)"
+    )
+    num_candidates: Annotated[int, Field(ge=1, le=4096)] = Field(
+        default=16, description="answers drawn per sample (best_of, majority, snis), or particles (smc)"
+    )
+    smc_ramp: Annotated[int, Field(ge=1)] = Field(
+        default=32, description="tokens over which the exponent rises from 1 to alpha (1: constant)"
+    )
+    smc_interval: Annotated[int, Field(ge=1)] = Field(default=16, description="tokens between two looks at the weights")
+    smc_threshold: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="resample below this effective share of the particles"
+    )
+
+    @model_validator(mode="after")
+    def _refuse_what_is_not_read(self) -> Self:
+        for name in sorted(SamplerConfig.model_fields.keys() - READS[self.kind] - {"kind"}):
+            if getattr(self, name) != SamplerConfig.model_fields[name].default:
+                readers = ", ".join(kind for kind, fields in READS.items() if name in fields)
+                raise ValueError(f"kind {self.kind} does not read {name}; it belongs to {readers}")
+        if self.num_effective_moves is not None and self.num_moves != SamplerConfig.model_fields["num_moves"].default:
+            raise ValueError("num_moves and num_effective_moves exclude each other; set one")
+        if self.num_effective_moves is not None and not self.replay:
+            raise ValueError("num_effective_moves needs replay: whether a move is null is known by its coins")
+        if self.num_effective_moves is not None and self.cuts != "uniform":
+            raise ValueError("num_effective_moves goes with uniform cuts only")
+        if self.entropy_power != SamplerConfig.model_fields["entropy_power"].default and self.cuts != "entropy":
+            raise ValueError("entropy_power needs cuts = entropy")
+        return self
+
+    def read(self) -> dict[str, Any]:
+        """The kind and the settings that it reads: what tells one sampler from another."""
+        return self.model_dump(include={"kind"} | READS[self.kind])
 
 
 class TaskConfig(Settings):
@@ -56,4 +126,7 @@ class EngineConfig(Settings):
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
     allow_pickle: bool = Field(default=False, description="accept weights that are not safetensors")
+    prefetch: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=4, description="drafts of one chain at once where slots would stand idle (0: one); changes no answer"
+    )
     prefill_tokens: Annotated[int, Field(ge=16)] = Field(default=4096, description="prompt tokens per prefill pass")

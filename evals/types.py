@@ -49,6 +49,9 @@ class Prompt(NamedTuple):
     """Every id that ends an answer; the EOS token is part of the answer and nothing follows it."""
     stopped: Callable[[Sequence[int]], bool] | None = None
     """True when the text of these answer tokens contains a stop string. A function of the answer's tokens alone."""
+    vote: Callable[[Sequence[int]], str | None] | None = None
+    """The final answer that these answer tokens come to, normalised so that equal answers are equal strings; None where
+    there is none. What a majority is counted over."""
 
 
 class Request(NamedTuple):
@@ -93,6 +96,8 @@ class Completion(NamedTuple):
     """The sequence prefix + tokens, held until kept, dropped or the chain ends; None when cancelled."""
     prefilled: int
     """Tokens that had to be run through the model before the first draw, beyond the one fed again (0 with a parent)."""
+    idle: int = 0
+    """Slots that stood idle when this arrived: how many more requests the chain may have in flight at nobody's cost."""
 
 
 class Submit(NamedTuple):
@@ -132,6 +137,9 @@ class Sample(NamedTuple):
     ended: Ended
     chain: dict[str, Any]
     """Diagnostics of the sampler as JSON values, e.g. moves, null, accepted, log_p, generated."""
+    weighted: tuple[tuple[tuple[int, ...], float], ...] = ()
+    """Answers with weights that sum to 1, whose mean correctness estimates what the single answer's does, with less
+    variance: the states a chain visited, or candidates by weight. Empty where there is nothing beside the answer."""
 
 
 Steps = Generator[list[Operation], tuple[Hashable, Completion] | None, Sample]

@@ -155,7 +155,7 @@ def plan(config: RunConfig) -> list[RunConfig]:
         "greedy": SamplerConfig(kind="greedy"),
         "t1": SamplerConfig(kind="temperature", temperature=1.0),
         "low": SamplerConfig(kind="temperature", temperature=1 / asked.alpha),
-        "power": asked.model_copy(update={"kind": "power"}),
+        "power": asked,
     }
     return [
         config.model_copy(update={"mode": "run", "name": f"{DEMO}/{name}", "run_dir": root / name, "sampler": sampler})
@@ -191,21 +191,11 @@ def fingerprint(config: RunConfig, provenance: Provenance) -> str:
         "limit": config.limit,
         "num_samples": config.num_samples,
         "task": task,
-        "sampler": active(config.sampler),
+        "sampler": config.sampler.read(),
         "seed": config.seed,
         "dtype": config.engine.dtype,
     }
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
-
-
-def active(sampler: SamplerConfig) -> dict[str, Any]:
-    """The settings that a sampler of this kind reads."""
-    fields = {
-        "power": {"alpha", "num_moves", "replay", "early_rejection"},
-        "temperature": {"temperature"},
-        "greedy": set(),
-    }
-    return sampler.model_dump(include={"kind"} | fields[sampler.kind])
 
 
 def run_content(
@@ -222,7 +212,7 @@ def run_content(
     """
     settings = config.model_dump(mode="json", exclude={"fresh", "inline"})
     return {
-        "config": {**settings, "sampler": active(config.sampler)},
+        "config": {**settings, "sampler": config.sampler.read()},
         "num_problems": num_problems,
         "provenance": {
             "model": dict(model),

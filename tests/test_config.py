@@ -63,7 +63,7 @@ def test_values_of_every_shape() -> None:
         ([], {"ALPHA": "3"}, ["did you mean POWERSAMPLE_SAMPLER__ALPHA?"]),
         ([], {"SAMPLER__ALPHA": "0.5"}, ["POWERSAMPLE_SAMPLER__ALPHA=0.5", "from 1 to 1000"]),
         ([], {"SAMPLER__ALPHA": "nan"}, ["POWERSAMPLE_SAMPLER__ALPHA=nan", "finite"]),
-        ([], {"SAMPLER__KIND": "pwer"}, ["one of power, temperature, greedy"]),
+        ([], {"SAMPLER__KIND": "pwer"}, ["one of power, paper, temperature, greedy"]),
         ([], {"SAMPLER": "{"}, ["POWERSAMPLE_SAMPLER={", "JSON"]),
         ([], {"TASK__STOP": "Question:"}, ["POWERSAMPLE_TASK__STOP=Question:", "JSON"]),
         ([], {"FRESH": "maybe"}, ["POWERSAMPLE_FRESH=maybe", "true or false"]),

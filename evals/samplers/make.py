@@ -19,3 +19,5 @@ def make_sampler(config: SamplerConfig) -> Sampler:
             return Single(1 / config.temperature)
         case "greedy":
             return Single(inf)
+        case kind:
+            raise ValueError(f"there is no sampler of kind {kind} yet")
