@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 
 class Settings(BaseModel):
@@ -31,6 +32,11 @@ READS: dict[SamplerKind, frozenset[str]] = {
     "smc": frozenset({"alpha", "num_candidates", "smc_ramp", "smc_interval", "smc_threshold"}),
 }  # fmt: skip
 """The settings that each kind of sampler reads; setting another one is a mistake."""
+
+
+def conflict(reason: str, *settings: str) -> PydanticCustomError:
+    """Why these settings do not go together; their names are in the context, for who knows where they were set."""
+    return PydanticCustomError("conflict", "{reason}", {"reason": reason, "settings": settings})
 
 
 class SamplerConfig(Settings):
@@ -81,18 +87,22 @@ class SamplerConfig(Settings):
 
     @model_validator(mode="after")
     def _refuse_what_is_not_read(self) -> Self:
-        for name in sorted(SamplerConfig.model_fields.keys() - READS[self.kind] - {"kind"}):
-            if getattr(self, name) != SamplerConfig.model_fields[name].default:
+        usual = {name: field.default for name, field in SamplerConfig.model_fields.items()}
+        for name in sorted(usual.keys() - READS[self.kind] - {"kind"}):
+            if getattr(self, name) != usual[name]:
                 readers = ", ".join(kind for kind, fields in READS.items() if name in fields)
-                raise ValueError(f"kind {self.kind} does not read {name}; it belongs to {readers}")
-        if self.num_effective_moves is not None and self.num_moves != SamplerConfig.model_fields["num_moves"].default:
-            raise ValueError("num_moves and num_effective_moves exclude each other; set one")
-        if self.num_effective_moves is not None and not self.replay:
-            raise ValueError("num_effective_moves needs replay: whether a move is null is known by its coins")
-        if self.num_effective_moves is not None and self.cuts != "uniform":
-            raise ValueError("num_effective_moves goes with uniform cuts only")
-        if self.entropy_power != SamplerConfig.model_fields["entropy_power"].default and self.cuts != "entropy":
-            raise ValueError("entropy_power needs cuts = entropy")
+                reason = f"kind {self.kind} does not read {name}, which belongs to {readers}"
+                raise conflict(f"{reason}; leave {name} out or choose such a kind", name, "kind")
+        if self.num_effective_moves is not None:
+            if self.num_moves != usual["num_moves"]:
+                raise conflict("they exclude each other; set one", "num_moves", "num_effective_moves")
+            if not self.replay:
+                reason = "whether a move is null is known by the coins of replay; leave one out"
+                raise conflict(reason, "num_effective_moves", "replay")
+            if self.cuts != "uniform":
+                raise conflict("num_effective_moves needs cuts = uniform", "num_effective_moves", "cuts")
+        if self.entropy_power != usual["entropy_power"] and self.cuts != "entropy":
+            raise conflict("entropy_power needs cuts = entropy", "entropy_power", "cuts")
         return self
 
     def read(self) -> dict[str, Any]:

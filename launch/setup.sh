@@ -39,6 +39,11 @@ if command -v flock >/dev/null; then
   is_ready && exit 0
 fi
 
+place=$root
+[[ ! -e $venv ]] || place=$venv
+[[ -w $place ]] || fail "$place cannot be written by $(id -un), so no environment can be made in it; use a copy of the" \
+  "checkout that can be written, or name an interpreter that has all packages by POWERSAMPLE_PYTHON."
+
 [[ ! -e $unfinished ]] || { say "the last set-up was interrupted; starting again"; rm -rf "$venv"; }
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
   python=$(find_python) || fail "Python 3.11, 3.12 or 3.13 is needed and python3 is $(python3 --version 2>&1 || true);" \
@@ -47,7 +52,8 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
   rm -rf "$venv"
   if ! reason=$("$python" -m venv "$venv" 2>&1); then
     rm -rf "$venv"
-    fail "$python cannot make an environment: ${reason##*$'\n'} (on Debian and Ubuntu: apt install python3-venv)"
+    [[ $reason != *ensurepip* ]] || reason="it has no ensurepip (on Debian and Ubuntu: apt install python3-venv)"
+    fail "$python cannot make an environment in $venv: ${reason##*$'\n'}"
   fi
 fi
 

@@ -77,18 +77,20 @@ def dispatch(arguments: list[str]) -> int:
 
 def run(flags: list[str]) -> int:
     """`powersample run`: resolve the configuration for this machine, then hand it to the session."""
+    if {"--help", "-h"} & set(flags):
+        from orchestrator.flags import help_text
+
+        print(help_text())
+        return 0
     from orchestrator import hardware
     from orchestrator.config import DEMO, resolve
     from orchestrator.settings import build_config
 
     present = hardware.gpus()
-    try:
-        config = build_config(flags, os.environ)
-        for_demo = DEMO in (config.mode, config.model)
-        if present and config.num_gpus != 0 and not for_demo:  # a file that --config names takes its place
-            config = build_config(flags, os.environ, GPU_DEFAULT)
-    except SystemExit as asked:  # --help has printed the options
-        return int(asked.code or 0)
+    config = build_config(flags, os.environ)
+    for_demo = DEMO in (config.mode, config.model)
+    if present and config.num_gpus != 0 and not for_demo:  # a file that --config names takes its place
+        config = build_config(flags, os.environ, GPU_DEFAULT)
     remote = os.environ.get("RAY_ADDRESS") and config.num_gpus  # a cluster has GPUs of its own; Ray counts them
     config = resolve(config, int(remote) if remote else len(present))
     if config.use_gpus and not remote:

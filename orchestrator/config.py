@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from evals.config import EngineConfig, SamplerConfig, TaskConfig
+from evals.config import READS, EngineConfig, SamplerConfig, TaskConfig
 from evals.types import UserError
 
 RECORD_FORMAT = 1  # raise it when a record of an older version could no longer stand beside a new one
@@ -31,7 +31,10 @@ def refuse_auto(value: Any) -> Any:
 
 
 class RunConfig(BaseSettings):
-    """Everything that can be set. Constructing it reads no environment: settings.py does, and says where it erred."""
+    """Everything that can be set. Constructing it reads no environment: settings.py does, and says where it erred.
+
+    The descriptions are what `powersample run --help` prints.
+    """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
@@ -40,13 +43,14 @@ class RunConfig(BaseSettings):
         description="demo: four samplers on the embedded model; run: one; auto: decided by what is there",
     )
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]*$", max_length=100)] = Field(
-        default="", description="name of the run, for its default directory (default: that of the file, or of the task)"
+        default="",
+        description="first part of the name of its directory (default: that of the --config file, or of the task)",
     )
     model: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description=f"hub name, local folder, or demo (default: {DEFAULT_MODEL})"
     )
     model_revision: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="branch, tag or commit of a model from the hub"
+        default=None, description="branch, tag or commit of a model from the hub (default: main)"
     )
     data: Annotated[str, Field(min_length=1)] | None = Field(
         default=None, description=f"JSONL in GSM8K's format, hub name, or demo (default: {DEFAULT_DATA})"
@@ -54,18 +58,26 @@ class RunConfig(BaseSettings):
     data_split: Annotated[str, Field(min_length=1)] = Field(
         default="test", description="split of a data set from the hub"
     )
-    limit: Annotated[int, Field(ge=1)] | None = Field(default=None, description="only the first so many problems")
-    run_dir: Path | None = Field(default=None, description="where the run is kept (default: runs/NAME-FINGERPRINT)")
-    seed: Annotated[int, Field(ge=0, lt=2**64)] = Field(default=0, description="of every random draw")
-    num_samples: Annotated[int, Field(ge=1, le=65_536)] = Field(default=1, description="answers per problem")
+    limit: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="only the first so many problems (default: all)"
+    )
+    run_dir: Path | None = Field(
+        default=None,
+        description="where the run is kept (default: runs/NAME-FINGERPRINT; for the demo runs/demo, or "
+        "runs/demo-DIGEST where its settings are not the usual ones)",
+    )
+    seed: Annotated[int, Field(ge=0, le=2**64 - 1)] = Field(default=0, description="seed of every random draw")
+    num_samples: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        default=1, description="answers per problem, each a sample of its own; from several come pass@k and maj@k"
+    )
     batch_size: Annotated[int, Field(ge=1, le=65_536), BeforeValidator(refuse_auto)] = Field(
         default=10, description="problems at once per worker (slots, refilled as they fall free)"
     )
-    use_batched: bool = Field(default=True, description="off: one problem at a time per worker")
+    use_batched: bool = Field(default=True, description="several problems at once; off: one at a time per worker")
     num_gpus: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="GPUs to use, one worker each (default: all present; 0: CPU)"
+        default=None, description="GPUs to use, one worker each; 0: CPUs (default: all that are there)"
     )
-    num_workers: Annotated[int, Field(ge=1, le=1024)] = Field(default=2, description="workers on a machine without GPU")
+    num_workers: Annotated[int, Field(ge=1, le=1024)] = Field(default=2, description="workers where no GPU is used")
     dashboard: bool = Field(default=True, description="Ray's dashboard on 127.0.0.1, if its packages are there")
     sampler: SamplerConfig = Field(default=SamplerConfig(), description="how an answer is sampled")
     task: TaskConfig = Field(default=TaskConfig(), description="how problems are put to the model")
@@ -108,9 +120,12 @@ def resolve(config: RunConfig, num_gpus_present: int) -> RunConfig:
             )
         num_gpus = min(num_gpus, 1)
     if num_gpus > num_gpus_present:
+        has, way_out = "none (or CUDA_VISIBLE_DEVICES hides them)", "leave it out to run on CPUs"
+        if num_gpus_present:
+            has, way_out = str(num_gpus_present), f"ask for at most {num_gpus_present}, or leave it out to use all"
         raise UserError(
-            f"POWERSAMPLE_NUM_GPUS (--num-gpus) asks for {num_gpus} GPUs and this machine has {num_gpus_present}; "
-            f"ask for at most {num_gpus_present}, or leave it out to use all."
+            f"POWERSAMPLE_NUM_GPUS (--num-gpus) asks for {num_gpus} GPU{'s' if num_gpus > 1 else ''} but this machine "
+            f"has {has}; {way_out}."
         )
     mode = config.mode
     if mode == "auto":
@@ -138,19 +153,20 @@ def check_demo(config: RunConfig) -> None:
                 f"mode demo brings its own model and problems but {field} is {getattr(config, field)!r}; leave {field} "
                 "out, or set mode to run."
             )
-    for field in ("kind", "temperature"):
-        if field in config.sampler.model_fields_set:
-            raise UserError(
-                f"The demo compares four samplers and cannot take sampler.{field}; to run one of them, say which model "
-                "and problems: --model demo --data demo (or a model and a file of your own)."
-            )
+    sampler = config.sampler
+    unfit = sorted(sampler.model_fields_set - READS["power"] - ({"kind"} if sampler.kind == "power" else set()))
+    if unfit:
+        raise UserError(
+            f"The demo compares greedy, two temperatures and power sampling and cannot take sampler.{unfit[0]}; "
+            "leave it out, or run one sampler alone by --model demo --data demo (or a model and data of your own)."
+        )
 
 
 def plan(config: RunConfig) -> list[RunConfig]:
     """The runs of a resolved configuration: itself, or in demo mode four that share model, problems and seed."""
     if config.mode != "demo":
         return [config]
-    root, asked = config.run_dir or Path("runs/demo"), config.sampler
+    root, asked = config.run_dir or demo_directory(config), config.sampler
     samplers = {
         "greedy": SamplerConfig(kind="greedy"),
         "t1": SamplerConfig(kind="temperature", temperature=1.0),
@@ -161,6 +177,16 @@ def plan(config: RunConfig) -> list[RunConfig]:
         config.model_copy(update={"mode": "run", "name": f"{DEMO}/{name}", "run_dir": root / name, "sampler": sampler})
         for name, sampler in samplers.items()
     ]
+
+
+def demo_directory(config: RunConfig) -> Path:
+    """`runs/demo` for the usual demo, else `runs/demo-DIGEST`: demos whose answers differ never share a directory."""
+
+    def answers(demo: RunConfig) -> str:
+        return fingerprint(demo, Provenance(DEMO, DEMO, demo.task.train_data))
+
+    digest = answers(config)
+    return Path("runs") / (DEMO if digest == answers(resolve(RunConfig(), 0)) else f"{DEMO}-{digest[:8]}")
 
 
 def run_directory(config: RunConfig, digest: str) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -34,10 +34,20 @@ def as_group(annotation: Any) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
+def is_list(name: str) -> bool:
+    """Whether a setting is a list of texts."""
+    return get_origin(known_settings()[name].annotation) is tuple
+
+
 def is_json(name: str) -> bool:
     """Whether the environment gives this setting as JSON: groups and lists."""
+    return is_list(name) or as_group(known_settings()[name].annotation) is not None
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """The values of a setting that is one of a few words; empty for any other."""
     annotation = known_settings()[name].annotation
-    return as_group(annotation) is not None or get_origin(annotation) is tuple
+    return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def allowed(name: str) -> str:
@@ -56,13 +66,25 @@ def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     if origin is tuple:
-        return 'a list of strings, in JSON such as ["Question:"]'
+        return 'a list of strings that are not empty, in JSON such as ["Question:"]'
     if (group := as_group(annotation)) is not None:
         return "a group of " + ", ".join(group.model_fields)
     if annotation in (int, float):
         return ("a whole number" if annotation is int else "a number") + bounds(metadata)
-    words = {bool: "true or false", Path: "a path", str: "a text that is not empty"}
-    return words.get(annotation, str(annotation))
+    if annotation is str:
+        return text(metadata)
+    return {bool: "true or false", Path: "a path"}.get(annotation, str(annotation))
+
+
+def text(metadata: Iterable[Any]) -> str:
+    """A string in words: the characters of its pattern `^[...]*$` and its longest length, where there are any."""
+    pattern = next((meta.pattern for meta in metadata if getattr(meta, "pattern", None)), None)
+    longest = next((meta.max_length for meta in metadata if isinstance(meta, MaxLen)), None)
+    return (
+        "a text "
+        + (f"of the characters {pattern.strip('^[]*$')}" if pattern else "that is not empty")
+        + (f", at most {longest} of them" if longest else "")
+    )
 
 
 def bounds(metadata: Iterable[Any]) -> str:
@@ -81,15 +103,19 @@ def bounds(metadata: Iterable[Any]) -> str:
 
 
 def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """`, did you mean X?` for the nearest of `known`, compared without their common prefix; empty if none is near."""
-    near = max(known, key=lambda other: likeness(name.removeprefix(prefix), other.removeprefix(prefix)))
-    close = likeness(name.removeprefix(prefix), near.removeprefix(prefix)) >= CLOSE
-    return f" (did you mean {near}?)" if close else ""
+    """` (did you mean X?)` for the nearest of `known`, compared without their common prefix; empty if none is near."""
+    likenesses = {other: likeness(name.removeprefix(prefix), other.removeprefix(prefix)) for other in sorted(known)}
+    near = max(likenesses, key=lambda other: likenesses[other], default="")
+    return f" (did you mean {near}?)" if likenesses.get(near, 0) >= CLOSE else ""
 
 
 def likeness(a: str, b: str) -> float:
-    """Of the whole names, or of their last parts (`alpha` and `sampler.alpha` are one thought), from 0 to 1."""
+    """Of the whole names, or of their last parts (`alpha` and `sampler.alpha` are one thought), from 0 to 1.
+
+    Of names in the same group only the last parts count.
+    """
     a, b = (text.lower().replace("__", ".").strip("-").replace("-", "_") for text in (a, b))
-    whole = SequenceMatcher(None, a, b).ratio()
     last = SequenceMatcher(None, a.rpartition(".")[2], b.rpartition(".")[2]).ratio()
-    return max(whole, 0.95 * last)
+    if "." in a and a.rpartition(".")[0] == b.rpartition(".")[0]:
+        return last
+    return max(SequenceMatcher(None, a, b).ratio(), 0.95 * last)

@@ -73,7 +73,7 @@ def resolve_model(
         check_folder(folder, name)
         return ModelSource(str(folder.resolve()), name, None, folder_digest(folder, patterns))
     folder, commit = download(name, revision, patterns)
-    check_folder(folder, name)
+    check_folder(folder, name, commit)
     return ModelSource(str(folder), name, commit, commit)
 
 
@@ -82,12 +82,14 @@ def is_local(name: str) -> bool:
     return Path(name).expanduser().exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
-def check_folder(folder: Path, name: str) -> None:
+def check_folder(folder: Path, name: str, commit: str | None = None) -> None:
+    """Raises UserError unless `folder`, which has the model `name` (at a commit on the hub), can be one."""
     way_out = "set POWERSAMPLE_MODEL (--model) to a hub name or a folder with config.json, tokenizer and weights"
     if not folder.is_dir():
         raise UserError(f"There is no model folder {folder}; {way_out}.")
     if not (folder / "config.json").is_file():
-        raise UserError(f"The model {name} has no config.json in {folder}; {way_out}.")
+        model = f"model {name} on the hub (commit {commit[:8]})" if commit else f"folder {folder}"
+        raise UserError(f"The {model} has no config.json, so it is no model for transformers; {way_out}.")
 
 
 def folder_digest(folder: Path, patterns: Iterable[str]) -> str:
@@ -110,9 +112,8 @@ def download(name: str, revision: str | None, patterns: list[str]) -> tuple[Path
         folder = Path(snapshot_download(name, revision=revision, **wanted))
     except Exception as error:  # the hub's client raises errors of several libraries
         raise UserError(
-            f"The model {name!r} is no folder on this machine and cannot be had from the Hugging Face hub "
-            f"({reason(error)}); set POWERSAMPLE_MODEL (--model) to a hub name that can be reached or a local folder, "
-            "or HF_HUB_OFFLINE=1 if it is in the hub's cache here."
+            f"The model {name!r} is no folder on this machine and {unavailable(error)}; set POWERSAMPLE_MODEL "
+            f"(--model) to a local folder or another hub name, or {other_way()}."
         ) from error
     return folder, folder.name
 
@@ -206,10 +207,25 @@ def hub_rows(name: str, split: str) -> list[dict[str, Any]]:
         return [dict(row) for row in loaded]
     except Exception as error:  # the hub's client raises errors of several libraries
         raise UserError(
-            f"The data set {name!r} (split {split}) is no file on this machine and cannot be had from the Hugging Face "
-            f"hub ({reason(error)}); set POWERSAMPLE_DATA (--data) to a JSONL file in GSM8K's format or another hub "
-            "name, or HF_HUB_OFFLINE=1 if it is in the cache here."
+            f"The data set {name!r} (split {split}) is no file on this machine and {unavailable(error)}; set "
+            f"POWERSAMPLE_DATA (--data) to a JSONL file in GSM8K's format or another hub name, or {other_way()}."
         ) from error
+
+
+def unavailable(error: BaseException) -> str:
+    """Why a thing on the hub cannot be had, as the end of a clause."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "is not in the hub's cache on this machine, beyond which HF_HUB_OFFLINE forbids to look"
+    return f"cannot be had from the Hugging Face hub ({reason(error)})"
+
+
+def other_way() -> str:
+    """What else to set where a thing on the hub cannot be had."""
+    from huggingface_hub import constants
+
+    return "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "set HF_HUB_OFFLINE=1 if it is in the hub's cache"
 
 
 def reason(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -11,11 +12,13 @@ from types import ModuleType
 import pytest
 
 from orchestrator import hardware
-from orchestrator.cli import main
+from orchestrator.cli import HELP, main
 from orchestrator.config import RunConfig
+from orchestrator.flags import EXAMPLES, help_text
 from orchestrator.hardware import Gpu
 
 ROOT = Path(__file__).parents[1]
+EXAMPLE = "  powersample "  # how a line of an example begins
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +89,7 @@ def test_a_cluster_counts_its_own_gpus(session: list[RunConfig], monkeypatch: py
         (["run", "--batch-size", "auto"], ["reserved"]),
         (["run", "--nope"], ["--nope"]),
         (["run", "stray"], ["stray"]),
-        (["run", "--num-gpus", "1"], ["asks for 1 GPUs and this machine has 0"]),
+        (["run", "--num-gpus", "1"], ["asks for 1 GPU but this machine has none", "leave it out to run on CPUs"]),
         (["run", "--mode", "demo", "--model", "x"], ["model is 'x'"]),
         (["run", "--config", "none.yaml"], ["none.yaml"]),
         (["rn"], ["rn", "did you mean run?"]),
@@ -122,9 +125,22 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "powersample report RUN" in out
     assert "--sampler.num-moves" in out
+    assert main(["run", "--limit", "3", "-h"]) == 0
+    assert capsys.readouterr().out == help_text() + "\n"
     assert main(["--version"]) == 0
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert capsys.readouterr().out == f"powersample {project['version']}\n"
+
+
+def test_every_example_of_the_help_is_accepted(session: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(hardware, "gpus", lambda: [Gpu(i, f"GPU-{i}", "H100", 1) for i in range(2)])
+    monkeypatch.setattr(hardware, "check_torch_sees_gpus", lambda present: None)
+    examples = [shlex.split(line)[1:] for line in f"{HELP}\n{EXAMPLES}".splitlines() if line.startswith(EXAMPLE)]
+    runs = [arguments for arguments in examples if arguments[0] == "run"]
+    assert len(runs) > 8
+    assert [main(arguments) for arguments in runs] == [3] * len(runs)
+    assert len(session) == len(runs)
 
 
 def test_an_interrupt_before_the_run_is_130(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from evals.config import SamplerConfig
+from evals.config import READS, SamplerConfig
 from evals.types import UserError
 from orchestrator.config import Provenance, RunConfig, fingerprint, plan, resolve, run_content, run_directory
 from orchestrator.names import allowed, known_settings
@@ -62,8 +63,16 @@ def test_values_of_every_shape() -> None:
         ([], {"BATCHSIZE": "3"}, ["POWERSAMPLE_BATCHSIZE=3", "did you mean POWERSAMPLE_BATCH_SIZE?"]),
         ([], {"ALPHA": "3"}, ["did you mean POWERSAMPLE_SAMPLER__ALPHA?"]),
         ([], {"SAMPLER__ALPHA": "0.5"}, ["POWERSAMPLE_SAMPLER__ALPHA=0.5", "from 1 to 1000"]),
-        ([], {"SAMPLER__ALPHA": "nan"}, ["POWERSAMPLE_SAMPLER__ALPHA=nan", "finite"]),
-        ([], {"SAMPLER__KIND": "pwer"}, ["one of power, paper, temperature, greedy"]),
+        ([], {"SAMPLER__ALPHA": "nan"}, ["POWERSAMPLE_SAMPLER__ALPHA=nan", "from 1 to 1000"]),
+        ([], {"SAMPLER__KIND": "pwer"}, ["did you mean power?", "one of power, paper, temperature, greedy"]),
+        ([], {"SAMPLER__FOO": "3"}, ["POWERSAMPLE_SAMPLER__FOO=3; unset it"]),
+        ([], {"SAMPLER": "3"}, ["POWERSAMPLE_SAMPLER=3", "a group of kind, alpha"]),
+        ([], {"ENGINE__PREFETCH": "100"}, ["POWERSAMPLE_ENGINE__PREFETCH=100", "from 0 to 64"]),
+        (["--seed", str(2**64)], {}, ["from 0 to 18446744073709551615"]),
+        (["--name", "a b"], {}, ["--name=a b", "the characters A-Za-z0-9._/-, at most 100"]),
+        (["--sampler.num_moves", "5"], {}, ["did you mean --sampler.num-moves?"]),
+        (["--sampler", "{}"], {}, ["--sampler (a group of settings, such as --sampler.kind)"]),
+        (["--fresh=true"], {}, ["--fresh takes no value; write --fresh or --no-fresh"]),
         ([], {"SAMPLER": "{"}, ["POWERSAMPLE_SAMPLER={", "JSON"]),
         ([], {"TASK__STOP": "Question:"}, ["POWERSAMPLE_TASK__STOP=Question:", "JSON"]),
         ([], {"FRESH": "maybe"}, ["POWERSAMPLE_FRESH=maybe", "true or false"]),
@@ -75,8 +84,8 @@ def test_values_of_every_shape() -> None:
         (["--batch_size=3"], {}, ["--batch_size", "did you mean --batch-size?"]),
         (["--alpha", "3"], {}, ["did you mean --sampler.alpha?"]),
         (["--confg", "x"], {}, ["did you mean --config?"]),
-        (["--limit"], {}, ["--limit", "expected one argument"]),
-        (["stray"], {}, ["stray"]),
+        (["--limit"], {}, ["--limit needs a value: a whole number from 1"]),
+        (["stray"], {}, ["stray belongs to no option"]),
         (["--config"], {}, ["--config needs"]),
         (["--config", "no/such.yaml"], {}, ["no/such.yaml", "No such file"]),
     ],
@@ -85,10 +94,55 @@ def test_what_is_wrong_is_named(flags: list[str], environ: dict[str, str], words
     with pytest.raises(UserError) as refused:
         build_config(flags, {f"POWERSAMPLE_{name}": value for name, value in environ.items()})
     sentence = str(refused.value)
-    assert "\n" not in sentence
     assert sentence.endswith((".", ")."))
     for word in words:
         assert word in sentence
+    for phrase in ("\n", "Input should", "should have", "Value error", "None", "valid dictionary"):
+        assert phrase not in sentence
+    assert sentence.count("allowed:") <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (
+            ["--sampler.kind", "greedy", "--sampler.alpha", "2"],
+            "--sampler.alpha=2 and --sampler.kind=greedy do not go together: kind greedy does not read alpha, which "
+            "belongs to power, paper, best_of, snis, smc; leave alpha out or choose such a kind.",
+        ),
+        (
+            ["--config", "configs/gsm8k_greedy.yaml", "--sampler.alpha", "2"],
+            "--sampler.alpha=2 and configs/gsm8k_greedy.yaml: sampler.kind=greedy do not go together: kind greedy does "
+            "not read alpha, which belongs to power, paper, best_of, snis, smc; leave alpha out or choose such a kind.",
+        ),
+        (
+            ["--sampler.top-k", "8"],
+            "--sampler.top-k=8 is refused: kind power does not read top_k, which belongs to paper, temperature; leave "
+            "top_k out or choose such a kind.",
+        ),
+        (
+            ["--sampler.num-moves", "5", "--sampler.num-effective-moves", "5"],
+            "--sampler.num-moves=5 and --sampler.num-effective-moves=5 do not go together: they exclude each other; "
+            "set one.",
+        ),
+        (
+            ["--sampler.entropy-power", "2"],
+            "--sampler.entropy-power=2 is refused: entropy_power needs cuts = entropy.",
+        ),
+    ],
+)
+def test_samplers_settings_that_do_not_go_together(
+    flags: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError) as refused:
+        build_config(flags, {})
+    assert str(refused.value) == sentence
+
+
+def test_a_conflict_names_the_variable_that_it_comes_from() -> None:
+    with pytest.raises(UserError, match=r"^POWERSAMPLE_SAMPLER__ALPHA=2 and POWERSAMPLE_SAMPLER__KIND=greedy do not"):
+        build_config([], {"POWERSAMPLE_SAMPLER__ALPHA": "2", "POWERSAMPLE_SAMPLER__KIND": "greedy"})
 
 
 @pytest.mark.parametrize(
@@ -102,7 +156,11 @@ def test_what_is_wrong_is_named(flags: list[str], environ: dict[str, str], words
         ("sampler: 3\n", ["sampler=3", "a group of"]),
         ("task: {stop: ['']}\n", ["task.stop", "list of strings"]),
         ("- 1\n", ["name: value"]),
-        ("a: [1\n", ["not valid YAML", "line 1"]),
+        ("a: [1\n", ["bad.yaml, line 2: not valid YAML"]),
+        ("seed: 1\n\tlimit: 3\n", ["bad.yaml, line 2: not valid YAML"]),
+        ("seed: 2024-13-45\n", ["not valid YAML", "in quotes"]),
+        ("seed: null\n", ["seed=null"]),
+        ("\0", ["not a text", "configs/gsm8k_power.yaml"]),
         ("1: 2\n", ["1 is unknown"]),
     ],
 )
@@ -115,6 +173,11 @@ def test_what_is_wrong_in_a_file_is_named_with_the_file(text: str, words: list[s
     assert "\n" not in str(refused.value)
 
 
+def test_a_binary_file_is_no_configuration() -> None:
+    with pytest.raises(UserError, match=r"python\S* is not a text in UTF-8; name a YAML file such as configs/"):
+        build_config(["--config", sys.executable], {})
+
+
 def test_every_setting_has_a_flag_a_variable_and_words() -> None:
     for name, field in known_settings().items():
         assert field.description or "." not in name
@@ -122,6 +185,51 @@ def test_every_setting_has_a_flag_a_variable_and_words() -> None:
         assert flag_name(name).islower()
         assert variable_name(name).isupper()
     assert variable_name("sampler.num_moves") == "POWERSAMPLE_SAMPLER__NUM_MOVES"
+
+
+OTHER: dict[str, Any] = {
+    "sampler.kind": "smc", "sampler.alpha": 2.0, "sampler.num_moves": 3, "sampler.num_effective_moves": 3,
+    "sampler.blocks": 4, "sampler.cuts": "entropy", "sampler.entropy_power": 2.0, "sampler.replay": False,
+    "sampler.early_rejection": False, "sampler.temperature": 0.5, "sampler.top_k": 7, "sampler.num_candidates": 8,
+    "sampler.smc_ramp": 5, "sampler.smc_interval": 6, "sampler.smc_threshold": 0.25, "task.name": "gsm8k",
+    "task.num_shots": 2, "task.train_data": "t.jsonl", "task.max_new_tokens": 9, "task.stop": ["a", "b"],
+    "engine.dtype": "float16", "engine.trust_remote_code": True, "engine.allow_pickle": True, "engine.prefetch": 2,
+    "engine.prefill_tokens": 64, "num_samples": 4,
+}  # fmt: skip
+"""A value of every nested setting, in most cases not the default."""
+
+
+def beside(name: str) -> dict[str, Any]:
+    """What else must be set for a setting to be read."""
+    group, _, key = name.rpartition(".")
+    if group != "sampler" or key == "kind":
+        return {}
+    kind = next(kind for kind in READS if key in READS[kind])
+    return {"sampler.kind": kind, **({"sampler.cuts": "entropy"} if key == "entropy_power" else {})}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_every_nested_setting_works_as_flag_variable_and_key(name: str, tmp_path: Path) -> None:
+    settings = {**beside(name), name: OTHER[name]}
+    environ = {variable_name(k): v if isinstance(v, str) else json.dumps(v) for k, v in settings.items()}
+    flags: list[str] = []
+    content: dict[str, Any] = {}
+    for key, value in settings.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        flag = flag_name(key)
+        flags += [flag if value else "--no-" + flag[2:]] if isinstance(value, bool) else [flag, text]
+        group, _, inner = key.rpartition(".")
+        (content.setdefault(group, {}) if group else content)[inner] = value
+    file = write(tmp_path / "one.yaml", yaml.safe_dump(content))
+    for config in (build_config(flags, {}), build_config([], environ), build_config([], {}, file)):
+        found = config.model_dump(mode="json")
+        for part in name.split("."):
+            found = found[part]
+        assert found == OTHER[name]
+
+
+def test_no_nested_setting_is_left_out() -> None:
+    assert {name for name in known_settings() if "." in name} == OTHER.keys() - {"num_samples"}
 
 
 def test_constructing_a_configuration_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,8 +271,12 @@ def test_gpus_are_counted() -> None:
     assert resolve(RunConfig(inline=True), 8).num_gpus == 1
     with pytest.raises(UserError, match=r"--inline runs one worker"):
         resolve(RunConfig(inline=True, num_gpus=2), 8)
-    with pytest.raises(UserError, match=r"POWERSAMPLE_NUM_GPUS .* asks for 9 GPUs and this machine has 8"):
+    with pytest.raises(
+        UserError, match=r"POWERSAMPLE_NUM_GPUS .* asks for 9 GPUs but this machine has 8; .* at most 8"
+    ):
         resolve(RunConfig(num_gpus=9), 8)
+    with pytest.raises(UserError, match=r"asks for 2 GPUs but this machine has none .*; leave it out to run on CPUs"):
+        resolve(RunConfig(num_gpus=2), 0)
 
 
 def test_the_demo_refuses_what_it_would_ignore() -> None:
@@ -172,13 +284,18 @@ def test_the_demo_refuses_what_it_would_ignore() -> None:
         resolve(RunConfig(mode="demo", model="x"), 0)
     with pytest.raises(UserError, match=r"cannot take sampler\.kind"):
         resolve(build_config(["--sampler.kind", "greedy"], {}), 0)
+    for flags in (["--sampler.temperature", "1"], ["--sampler.kind", "smc", "--sampler.smc-ramp", "8"]):
+        with pytest.raises(UserError, match=r"cannot take sampler\.(temperature|kind); leave it out, or run one"):
+            resolve(build_config(flags, {}), 0)
+    assert resolve(build_config(["--sampler.kind", "power", "--sampler.blocks", "2"], {}), 0).mode == "demo"
     one = resolve(build_config(["--model", "demo", "--data", "demo", "--sampler.kind", "greedy"], {}), 0)
     assert (one.mode, one.task.max_new_tokens) == ("run", 160)
 
 
 def test_the_demo_is_four_runs_that_differ_in_the_sampler() -> None:
+    usual = plan(resolve(RunConfig(), 0))
+    assert [run.run_dir for run in usual] == [Path("runs/demo") / name for name in ("greedy", "t1", "low", "power")]
     runs = plan(resolve(RunConfig(limit=5, sampler=SamplerConfig(alpha=2, num_moves=3)), 0))
-    assert [run.run_dir for run in runs] == [Path("runs/demo") / name for name in ("greedy", "t1", "low", "power")]
     assert [run.sampler.kind for run in runs] == ["greedy", "temperature", "temperature", "power"]
     assert [run.sampler.temperature for run in runs[1:3]] == [1, 0.5]
     assert (runs[3].sampler.alpha, runs[3].sampler.num_moves) == (2, 3)
@@ -187,6 +304,31 @@ def test_the_demo_is_four_runs_that_differ_in_the_sampler() -> None:
     assert elsewhere[0].run_dir == Path("there/greedy")
     one = resolve(RunConfig(model="m"), 0)
     assert plan(one) == [one]
+
+
+def demo_root(**settings: Any) -> Path:
+    (root,) = {(run.run_dir or Path()).parent for run in plan(resolve(RunConfig(**settings), 0))}
+    return root
+
+
+def test_a_demo_with_other_answers_has_a_directory_of_its_own() -> None:
+    others: list[dict[str, Any]] = [
+        {"limit": 20},
+        {"seed": 1},
+        {"num_samples": 2},
+        {"sampler": {"alpha": 2}},
+        {"sampler": {"alpha": 2}, "limit": 20},
+        {"task": {"max_new_tokens": 100}},
+        {"task": {"num_shots": 1}},
+        {"task": {"num_shots": 1, "train_data": "t.jsonl"}},
+        {"engine": {"dtype": "bfloat16"}},
+    ]
+    roots = [demo_root(**settings) for settings in others]
+    assert len({*roots, Path("runs/demo")}) == len(others) + 1
+    assert all(re.fullmatch(r"runs/demo-[0-9a-f]{8}", str(root)) for root in roots)
+    assert demo_root(limit=20, run_dir=Path("x")) == Path("x")
+    for same in ({"batch_size": 3}, {"num_workers": 4}, {"sampler": {"alpha": 4}}, {"inline": True}):
+        assert demo_root(**same) == Path("runs/demo")
 
 
 def test_the_directory_has_the_names_of_file_and_fingerprint(tmp_path: Path) -> None:
@@ -273,7 +415,14 @@ def test_shipped_files_open_with_their_command_and_are_valid(file: Path) -> None
     config = resolve(build_config([], {}, file), 0)
     assert config.name == file.stem
     assert config.mode == ("demo" if file.stem == "demo" else "run")
-    assert yaml.safe_load(file.read_text())
+    assert config.sampler.model_fields_set - {"kind"} <= READS[config.sampler.kind]
+    if config.mode == "run":
+        assert (config.model, config.data) == ("Qwen/Qwen2.5-Math-1.5B", "openai/gsm8k")
+        assert (config.task.num_shots, config.task.max_new_tokens) == (0, 512)
+
+
+def test_every_kind_of_sampler_has_a_file() -> None:
+    assert {build_config([], {}, file).sampler.kind for file in CONFIGS} == READS.keys()
 
 
 def test_loading_a_configuration_imports_nothing_heavy() -> None:

@@ -116,6 +116,23 @@ def test_what_the_hub_would_have_is_refused_with_the_variables() -> None:
         resolve_model("Qwen/Qwen2.5-Math-1.5B")
 
 
+@pytest.mark.parametrize("find", [load_problems, resolve_model])
+def test_offline_on_purpose_is_not_told_to_go_offline(find: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def not_in_the_cache(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Couldn't reach the hub: offline mode is enabled")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets, "load_dataset", not_in_the_cache)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", not_in_the_cache)
+    with pytest.raises(
+        UserError, match=r"not in the hub's cache on this machine.*or unset HF_HUB_OFFLINE\.$"
+    ) as refused:
+        find("someone/nothing")
+    assert "HF_HUB_OFFLINE=1" not in str(refused.value)
+
+
 def test_gsm8k_comes_from_the_hub_at_one_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
@@ -171,8 +188,9 @@ def test_a_model_that_is_not_there_or_not_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no model folder /no/such/model; set POWERSAMPLE_MODEL"):
         resolve_model("/no/such/model")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"no config\.json"):
+    with pytest.raises(UserError, match=r"^The folder \S+ has no config\.json, .*; set POWERSAMPLE_MODEL") as refused:
         resolve_model(str(tmp_path / "empty"))
+    assert str(refused.value).count(str(tmp_path / "empty")) == 1
     with pytest.raises(UserError, match=r"model_revision=main"):
         resolve_model(str(model_folder(tmp_path / "m")), "main")
 
@@ -214,7 +232,7 @@ def test_run_directories_that_cannot_be_made(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_the_whole_check_on_a_real_model(tmp_path: Path) -> None:
+def test_the_whole_check_on_a_real_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     if not GSM8K_MODEL.exists():
         pytest.skip("a model trained on GSM8K is not at hand")
     config = resolve(RunConfig(model=str(GSM8K_MODEL), data="x", run_dir=tmp_path / "run"), 0)
@@ -224,6 +242,7 @@ def test_the_whole_check_on_a_real_model(tmp_path: Path) -> None:
     long = [*problems, Problem(2, "dog " * 5000, "#### 8")]
     with pytest.raises(UserError, match=r"Problem 2 does not fit the model"):
         preflight.check(config, str(GSM8K_MODEL), long)
+    assert "longer than" not in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

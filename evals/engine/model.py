@@ -43,8 +43,8 @@ class Tokenizer:
         """Ids that the tokenizer knows; a model may have more."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a raw prompt, with what the tokenizer adds by default (BOS for Llama)."""
-        return self._tokenizer(text)["input_ids"]
+        """Ids of a raw prompt, with what the tokenizer adds by default (BOS for Llama), however long."""
+        return self._tokenizer(text, verbose=False)["input_ids"]  # the preflight says what is too long
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of these ids."""
