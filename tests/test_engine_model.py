@@ -152,7 +152,9 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
         },
         "MyLM.*trust_remote_code",
     ),
-    "unknown": ({"model_type": "no_such_model"}, "cannot be read.*trust_remote_code"),
+    "unknown": ({"model_type": "no_such_model"}, "`no_such_model`.*choose another model"),
+    "own code": ({"model_type": "x", "auto_map": {"AutoConfig": "a.B"}}, "own; engine.trust_remote_code=true runs it"),
+    "a wrong type": ({"model_type": "llama", "hidden_size": "x"}, "config.json cannot be used: .*hidden_size.* int"),
 }
 
 
@@ -172,7 +174,7 @@ def test_folders_that_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no config\.json"):
         check_architecture(str(tmp_path))
     (tmp_path / "config.json").write_text("{not json")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"config\.json cannot be used: .*not a valid JSON file; choose another"):
         check_architecture(str(tmp_path))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -92,9 +93,15 @@ def read_config(folder: str, trust_remote_code: bool) -> Any:
         raise UserError(f"The model folder {folder} has no config.json; use one that `save_pretrained` wrote.")
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        way_out = "" if trust_remote_code else " (if it brings code of its own: engine.trust_remote_code)"
-        raise UserError(f"The configuration in {folder} cannot be read: {first_line(error)}{way_out}.") from error
+    except (OSError, ValueError, ImportError, KeyError, StrictDataclassError) as error:
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) else None  # which says what was expected
+        reason, way_out = first_line(cause or error), "choose another model, or download it again if it should be one"
+        if "custom code" in reason:
+            reason, way_out = (
+                "it brings Python code of its own",
+                "engine.trust_remote_code=true runs it if you trust it",
+            )
+        raise UserError(f"{path / 'config.json'} cannot be used: {reason}; {way_out}.") from error
 
 
 def check_architecture(folder: str, trust_remote_code: bool = False) -> ModelLimits:
@@ -108,7 +115,7 @@ def check_architecture(folder: str, trust_remote_code: bool = False) -> ModelLim
     classes: list[Any] = model_classes(config)
     architecture = named or (classes[0].__name__ if classes else type(config).__name__)
     if remote and not trust_remote_code:
-        raise refusal(folder, architecture, "it brings Python code of its own; engine.trust_remote_code allows it")
+        raise refusal(folder, architecture, "it brings Python code of its own; engine.trust_remote_code=true allows it")
     chosen = [cls for cls in classes if named in (None, cls.__name__)]
     if any(getattr(cls, "_is_stateful", False) for cls in chosen):
         raise refusal(folder, architecture, "it keeps a recurrent state, which cannot be rewound")
