@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Word = Any  # int or NDArray[np.uint64]
+Word = Any  # int, NDArray[np.uint64] or an int64 tensor
 MASK, M0, M1, W0, W1 = 0xFFFFFFFF, 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
 
@@ -29,12 +29,15 @@ class Purpose(IntEnum):
     PICK = 5
 
 
-def philox(seed: int, c0: Word, c1: Word, c2: Word, c3: Word) -> tuple[Word, Word, Word, Word]:
-    """Philox4x32-10 of four 32-bit counter words under a 64-bit key; the words are ints or uint64 arrays alike."""
+def philox(seed: Word, c0: Word, c1: Word, c2: Word, c3: Word) -> tuple[Word, Word, Word, Word]:
+    """Philox4x32-10 of four 32-bit counter words under a 64-bit key.
+
+    Ints, uint64 arrays and int64 tensors alike; of the latter, products wrap and shifts keep the sign, hence the masks.
+    """
     k0, k1 = seed & MASK, seed >> 32 & MASK
     for _ in range(ROUNDS):
         p0, p1 = M0 * c0, M1 * c2
-        c0, c1, c2, c3 = (p1 >> 32) ^ c1 ^ k0, p1 & MASK, (p0 >> 32) ^ c3 ^ k1, p0 & MASK
+        c0, c1, c2, c3 = (p1 >> 32 & MASK) ^ c1 ^ k0, p1 & MASK, (p0 >> 32 & MASK) ^ c3 ^ k1, p0 & MASK
         k0, k1 = k0 + W0 & MASK, k1 + W1 & MASK
     return c0, c1, c2, c3
 

@@ -17,7 +17,7 @@ from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from evals.config import EngineConfig
-from evals.engine import attention, selfcheck
+from evals.engine import seam, selfcheck
 from evals.engine.gate import context_length, objection
 from evals.engine.linear import PackedLinear, packing_available
 from evals.engine.model import Model, check_architecture, load_model, load_tokenizer
@@ -89,12 +89,12 @@ def test_a_broken_seam_fails_the_self_check(dtype: torch.dtype, monkeypatch: pyt
     with torch.inference_mode():
         error, allowed, _ = selfcheck.compare(model)
     assert error < allowed
-    plain = attention.write
+    plain = seam.attention
 
-    def shifted(step: Any, pages: torch.Tensor, states: torch.Tensor) -> None:
-        plain(step, pages, states.roll(1, 0))
+    def shifted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return plain(q, k.roll(1, 0), v.roll(1, 0), *rest)
 
-    monkeypatch.setattr(attention, "write", shifted)
+    monkeypatch.setattr(seam, "attention", shifted)
     with pytest.raises(UserError, match=r"tiny llama \(LlamaForCausalLM\).*disagrees"):
         engine(model)
 

@@ -1,15 +1,12 @@
-"""Attention over gathered pages: the function that transformers modules call, and the step that tells it where.
-
-Knows no request and no sampling. Letters in shapes: N packed tokens, G sequences of a block, R query rows of each,
+"""Attention over gathered pages in plain products, for any device. Knows no model, no request and no sampling.
+ Letters in shapes: N packed tokens, G sequences of a block, R query rows of each,
 H query heads, K key/value heads, S keys (a multiple of PAGE), D head size, P pages of the pool.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evals.engine.kv_cache import PAGE
 
@@ -74,50 +71,19 @@ class Step:
         return self._rows[heads]
 
 
-class Seat:
-    """What every attention module of a model shares: the step of the forward pass that runs."""
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, step: Step, scale: float, window: int, cap: float
+) -> Tensor:
+    """Store keys and values [N, K, D] of a step's tokens, then let every query [N, H, D] see its own: [N, H, D].
 
-    step: Step
-
-
-class SeamError(Exception):
-    """An attention module asks for something that this attention does not do; the text says what."""
-
-
-def paged_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """The function behind `AttentionInterface`: query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H, D].
-
-    `module` carries `k_pages`, `v_pages` ([P, K, PAGE, D]) and `seat`.
+    `k_pages` and `v_pages` [P, K, PAGE, D]; `window` 0 and `cap` 0 mean none.
     """
-    if attention_mask is not None:
-        raise SeamError("it builds an attention mask of its own")
-    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
-    step: Step = module.seat.step
-    write(step, module.k_pages, k)
-    write(step, module.v_pages, v)
-    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    for pages, states in ((k_pages, k), (v_pages, v)):
+        heads, dim = states.shape[1:]
+        pages.view(-1, dim).index_copy_(0, step.write_rows(heads), states.reshape(-1, dim))
     q = q * scale
-    outputs = [
-        attend(q[block.rows], module.k_pages, module.v_pages, block, sliding_window or 0, softcap or 0.0)
-        for block in step.blocks
-    ]
-    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs))[None], None
-
-
-def write(step: Step, pages: Tensor, states: Tensor) -> None:
-    """Store `states` [N, K, D] in the pages."""
-    heads, dim = states.shape[1:]
-    pages.view(-1, dim).index_copy_(0, step.write_rows(heads), states.reshape(-1, dim))
+    outputs = [attend(q[block.rows], k_pages, v_pages, block, window, cap) for block in step.blocks]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def attend(q: Tensor, k_pages: Tensor, v_pages: Tensor, block: Block, window: int, softcap: float) -> Tensor:
@@ -142,28 +108,3 @@ def attend(q: Tensor, k_pages: Tensor, v_pages: Tensor, block: Block, window: in
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
     mixed = torch.bmm(weights.view(num * kv_heads, group * rows, -1), values)
     return mixed.view(num, kv_heads, group, rows, dim).permute(0, 3, 1, 2, 4).reshape(length, heads, dim)
-
-
-class Probe(nn.Module):
-    """Records what every attention module is called with, in order; stands in for attention in one forward pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.modules_seen: list[nn.Module] = []
-        self.shapes: set[tuple[int, int, torch.dtype]] = set()
-        self.windows: set[int] = set()
-
-    def attention(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        """Returns zeros. Raises SeamError for what `paged_attention` cannot do."""
-        if attention_mask is not None:
-            raise SeamError("it builds an attention mask of its own")
-        if kwargs.get("s_aux") is not None:
-            raise SeamError("its attention has sinks")
-        if value.shape != key.shape:
-            raise SeamError("its values are not as wide as its keys")
-        self.modules_seen.append(module)
-        self.shapes.add((key.shape[1], key.shape[3], key.dtype))
-        self.windows.add(kwargs.get("sliding_window") or 0)
-        return query.new_zeros(query.transpose(1, 2).shape), None

@@ -13,16 +13,18 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
 from evals.config import EngineConfig
-from evals.engine.attention import Probe, SeamError, Seat, Step, paged_attention
+from evals.engine.attention import Step
 from evals.engine.gate import ModelLimits, context_length, objection, windows
+from evals.engine.kernel_steps import PromptStep, RowsStep
 from evals.engine.kv_cache import CacheShape, KeysValues
 from evals.engine.linear import pack_linears
+from evals.engine.seam import Probe, SeamError, Seat, paged_attention
 from evals.types import UserError
 
 PAGED, PROBE = "powersample", "powersample-probe"
@@ -158,7 +160,7 @@ class Model:
         """Whether this model has passed the self-check."""
         network.eval().requires_grad_(False)
         with torch.inference_mode():
-            self._attention, self.cache_shape = self._probe()
+            self._attention, self.cache_shape, self.num_query_heads = self._probe()
         self._switch(PAGED)
 
     @property
@@ -181,6 +183,30 @@ class Model:
             input_ids=step.token_ids, position_ids=step.positions, use_cache=False, return_dict=True, **options
         ).logits[0]
         return (logits if self._keeps_logits else logits[step.logits_at]).float()
+
+    def logits(self, step: RowsStep) -> Tensor:
+        """Logits [B, V] of every row, in the model's own type; reads nothing on the host."""
+        self._seat.step = step
+        return self._network(
+            input_ids=step.token_ids[None], position_ids=step.positions[None], use_cache=False, return_dict=True
+        ).logits[0]
+
+    def fill(self, step: PromptStep) -> None:
+        """Keys and values of prompt tokens; reads nothing on the host."""
+        self._seat.step = step
+        self._network.base_model(
+            input_ids=step.token_ids[None], position_ids=step.positions[None], use_cache=False, return_dict=True
+        )
+
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers: the members of the one list of modules whose members hold one attention module each."""
+        attention = set(map(id, self._attention))
+        for module in self._network.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == len(self._attention):
+                held = [sum(id(part) in attention for part in layer.modules()) for layer in module]
+                if set(held) == {1}:
+                    return list(module)
+        raise self.refuse("its decoder layers cannot be told apart")
 
     def pack(self) -> None:
         """Put the faster products in place, where there are any; after that `plain_logits` uses them too."""
@@ -207,8 +233,8 @@ class Model:
         """The sentence that says that this model cannot be used, and why."""
         return refusal(self.folder, self.limits.architecture, reason)
 
-    def _probe(self) -> tuple[list[Any], CacheShape]:
-        """One forward pass through a recording attention: its modules in order, and the shape of keys and values."""
+    def _probe(self) -> tuple[list[Any], CacheShape, int]:
+        """One forward pass through a recording attention: its modules, the shape of keys and values, query heads."""
         probe = Probe()
         AttentionInterface.register(PROBE, probe.attention)
         try:
@@ -221,12 +247,12 @@ class Model:
         modules = probe.modules_seen
         if len(modules) != config.num_hidden_layers or len(set(map(id, modules))) != len(modules):
             raise self.refuse(f"{len(modules)} attention calls were seen in {config.num_hidden_layers} layers")
-        if len(probe.shapes) != 1:
-            raise self.refuse("its layers differ in the shape of keys and values")
+        if len(probe.shapes) != 1 or len(probe.query_heads) != 1:
+            raise self.refuse("its layers differ in the shape of queries, keys or values")
         if windows(config) and probe.windows == {0}:
             raise self.refuse("it does not tell its attention about the sliding window")
         heads, dim, dtype = probe.shapes.pop()
-        return modules, CacheShape(len(modules), heads, dim, dtype)
+        return modules, CacheShape(len(modules), heads, dim, dtype), probe.query_heads.pop()
 
 
 def load_model(folder: str, config: EngineConfig, device: str | torch.device, num_threads: int | None = None) -> Model:

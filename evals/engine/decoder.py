@@ -1,0 +1,220 @@
+"""Decoding on a CUDA device: a whole step in one CUDA graph, results one step behind. Knows no chain and no page pool.
+
+`step` launches the next token of every row and returns those of the launch before, so that the host decides while the
+device works. A row whose request has ended meanwhile costs that one token, which nobody hears of; it writes to pages
+that are still its own, because what the host frees is reused only by work that is enqueued later on the same stream.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evals.engine import rows
+from evals.engine.batch import Run, write_slots
+from evals.engine.kernel_steps import PromptStep, RowsStep
+from evals.engine.kernels.draw import draw
+from evals.engine.kernels.prefill import plan_tiles, tile_tokens
+from evals.engine.model import Model
+from evals.engine.rows import Rows
+from evals.engine.sampling import Draw
+from evals.engine.sampling import draw as draw_truncated
+from evals.engine.scheduler import Running
+from evals.rng import Purpose, philox
+
+BUCKETS = (8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
+"""Rows that a step computes: the smallest that covers the rows in use."""
+PROMPT_TOKENS = (64, 256, 1024, 4096)
+"""Tokens that a prompt pass is padded to."""
+RUNS_PER_TOKEN = 1 / 16
+"""Runs that a prompt pass has room for, by its tokens; a pass of more and shorter runs takes a larger size."""
+RESULTS = 2
+"""Host buffers in turn: one is read while the device fills the other."""
+
+
+class Drawn(NamedTuple):
+    """One token of one request."""
+
+    running: Running
+    token: int
+    log_q: float
+    log_z: float
+
+
+class Launch(NamedTuple):
+    """A step that the device works on."""
+
+    occupied: list[tuple[int, Running]]
+    results: Tensor
+    """int64 [3, rows] on the host, complete once `done`: token, and the bits of log q and log Z."""
+    done: torch.cuda.Event | None
+    """None where the work was done at once."""
+
+
+class Decoder:
+    """The device's side of an engine: rows of requests, advanced one token a step, and prompts in passes of their own.
+
+    With `graphs` every shape is captured when it is first needed and replayed from then on.
+    """
+
+    def __init__(self, model: Model, num_rows: int, max_pages: int, graphs: bool) -> None:
+        """`num_rows` requests at once, each of at most `max_pages` pages; the model's cache is attached already."""
+        self._model, self._device, self._graphs = model, model.device, graphs
+        self._heights = sorted({bucket for bucket in BUCKETS if bucket < num_rows} | {num_rows})
+        self._rows = Rows(num_rows, max_pages)
+        self._scalars = self._zeros(rows.KEY, num_rows)
+        self._keys = self._zeros(num_rows, 3)
+        self._table = self._zeros(num_rows, max_pages, dtype=torch.int32)
+        self._arrivals = self._zeros(num_rows * model.cache_shape.num_heads, dtype=torch.int32)
+        self._drawn = self._zeros(3, num_rows)
+        pinned = self._device.type == "cuda"
+        self._results = [torch.zeros((3, num_rows), dtype=torch.long, pin_memory=pinned) for _ in range(RESULTS)]
+        self._turn = 0
+        self._launched: Launch | None = None
+        self._tile = tile_tokens(model.num_query_heads, model.cache_shape.num_heads)
+        self._prompts: dict[int, Tensor] = {}
+        self._captured: dict[tuple, torch.cuda.CUDAGraph] = {}
+        self._memory = torch.cuda.graph_pool_handle() if graphs else None
+        self.waited_seconds = 0.0
+        """Time that the host has waited for the device."""
+
+    def step(self, slots: Sequence[Running]) -> list[Drawn]:
+        """Launch the next token of these requests; returns the tokens of the launch before."""
+        patch = self._rows.update(slots)
+        if patch is not None:
+            index, values = send(patch.rows, self._device), send(patch.values, self._device)
+            self._scalars.index_copy_(1, index, values[:, : rows.KEY].T)
+            self._keys.index_copy_(0, index, values[:, rows.KEY : rows.TABLE])
+            self._table.index_copy_(0, index, values[:, rows.TABLE :].int())
+        before, self._launched = self._launched, self._launch() if slots else None
+        if before is None:
+            return []
+        began = time.perf_counter()
+        drawn = read(before)
+        self.waited_seconds += time.perf_counter() - began
+        return drawn
+
+    def prefill(self, runs: Sequence[Run]) -> None:
+        """Keys and values of these tokens, all in one pass, padded to one of a few sizes."""
+        count = max(sum(len(run.tokens) for run in runs), round(len(runs) / RUNS_PER_TOKEN))
+        size = next((size for size in PROMPT_TOKENS if size >= count), count)
+        if size not in self._prompts:
+            self._prompts[size] = send(self._pack([], size), self._device)
+        self._prompts[size].copy_(send(self._pack(runs, size), self._device))
+        self._run(("prompts", size), lambda: self._model.fill(self._unpack(size)))
+
+    def _launch(self) -> Launch:
+        """Enqueue one step over as many rows as are in use, and the copy of its results."""
+        height = next(height for height in self._heights if height >= self._rows.height)
+        truncated = self._rows.truncated
+        self._run(("rows", height, truncated), lambda: self._advance(height, truncated))
+        self._turn = (self._turn + 1) % RESULTS
+        results = self._results[self._turn]
+        results.copy_(self._drawn, non_blocking=True)
+        done = None
+        if self._device.type == "cuda":
+            done = torch.cuda.Event()
+            done.record()
+        return Launch(self._rows.occupied, results, done)
+
+    def _advance(self, height: int, truncated: bool) -> None:
+        """One token for the first `height` rows, all on the device: forward pass, draw, next input, end."""
+        scalars = self._scalars[:, :height]
+        token, position = scalars[rows.TOKEN], scalars[rows.POSITION]
+        logits = self._model.logits(RowsStep(token, position, self._table[:height], self._arrivals))
+        new = self._draw(logits, scalars, self._keys[:height], self._drawn[:, :height], truncated)
+        ended = (new == scalars[rows.EOS : rows.KEY]).any(0)
+        goes_on = (scalars[rows.LIVE] != 0) & ~ended & (position < scalars[rows.LIMIT])
+        token.copy_(torch.where(goes_on, new, token))  # a frozen row feeds its last token again
+        position.add_(goes_on)
+        scalars[rows.LIVE].copy_(goes_on)
+        scalars[rows.EXCLUDE].fill_(-1)
+
+    def _draw(self, logits: Tensor, scalars: Tensor, keys: Tensor, out: Tensor, truncated: bool) -> Tensor:
+        """Draw into `out`; returns the tokens [rows]."""
+        place = scalars[rows.POSITION] + 1 - scalars[rows.ORIGIN]
+        alpha, exclude = scalars[rows.ALPHA].view(torch.float64), scalars[rows.EXCLUDE]
+        if not truncated:
+            return draw(logits, alpha, exclude, scalars[rows.SEED], keys, place, out).token
+        r0, r1, _, _ = philox(scalars[rows.SEED], keys[:, 0], keys[:, 1], keys[:, 2], place | Purpose.TOKEN << 24)
+        uniform = ((r0 >> 5) * (1 << 26) + (r1 >> 6)).double() / (1 << 53)
+        top_p = scalars[rows.TOP_P].view(torch.float64)
+        drawn: Draw = draw_truncated(logits.float(), alpha, uniform, exclude, scalars[rows.TOP_K], top_p)
+        out.copy_(torch.stack([drawn.token, drawn.log_q.view(torch.long), drawn.log_z.view(torch.long)]))
+        return drawn.token
+
+    def _run(self, key: tuple, work: Callable[[], None]) -> None:
+        """Do `work` on the device: by its graph, captured when first needed, or kernel by kernel."""
+        if not self._graphs:
+            work()
+            return
+        if key not in self._captured:
+            self._captured[key] = self._capture(work)
+        self._captured[key].replay()
+
+    def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """A graph of `work`. What compiles or allocates at first use does so before, on rows that are idle."""
+        states = (self._scalars, self._keys, self._table)
+        kept = [state.clone() for state in states]
+        for state in states:
+            state.zero_()
+        work()
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._memory):
+            work()
+        for state, values in zip(states, kept, strict=True):
+            state.copy_(values)
+        return graph
+
+    def _pack(self, runs: Sequence[Run], size: int) -> NDArray[np.int64]:
+        """A prompt pass in one array: tokens, positions, places to write at, page tables, tiles; see `_unpack`."""
+        num_runs, num_tiles, width = self._prompt_shape(size)
+        tokens, table, tiles = np.zeros((3, size)), np.zeros((num_runs, width)), np.zeros((num_tiles, 4))
+        tokens[2] = -1
+        if runs:
+            filled = np.hstack([[run.tokens, run.positions, write_slots(run)] for run in runs])
+            tokens[:, : filled.shape[1]] = filled
+        for line, run in zip(table, runs, strict=False):
+            line[: run.num_pages] = run.pages[: run.num_pages]
+        found = plan_tiles([run.start for run in runs], [len(run.tokens) for run in runs], self._tile)
+        tiles[: len(found)] = found
+        return np.concatenate([part.astype(np.int64).ravel() for part in (tokens, table, tiles)])
+
+    def _unpack(self, size: int) -> PromptStep:
+        """Views of what `_pack` made, on the device."""
+        num_runs, num_tiles, width = self._prompt_shape(size)
+        tokens, table, tiles = self._prompts[size].split([3 * size, num_runs * width, num_tiles * 4])
+        token_ids, positions, write_at = tokens.view(3, size)
+        return PromptStep(
+            token_ids, positions, write_at, table.view(num_runs, width).int(), tiles.view(num_tiles, 4).int()
+        )
+
+    def _prompt_shape(self, size: int) -> tuple[int, int, int]:
+        """Runs, tiles and pages of a run that a pass of `size` tokens has room for."""
+        num_runs = max(1, round(size * RUNS_PER_TOKEN))
+        return num_runs, num_runs + size // self._tile, self._table.shape[1]
+
+    def _zeros(self, *shape: int, dtype: torch.dtype = torch.long) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self._device)
+
+
+def send(array: NDArray[np.int64], device: torch.device) -> Tensor:
+    """`array` on the device once the device gets there; the allocator keeps the pinned copy until then."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def read(launch: Launch) -> list[Drawn]:
+    """The tokens of a launch, once it is done."""
+    if launch.done is not None:
+        launch.done.synchronize()
+    tokens = launch.results[0].tolist()
+    log_q, log_z = launch.results[1:].view(torch.float64).tolist()
+    return [Drawn(running, tokens[row], log_q[row], log_z[row]) for row, running in launch.occupied]
