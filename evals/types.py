@@ -95,7 +95,8 @@ class Completion(NamedTuple):
     handle: Handle | None
     """The sequence prefix + tokens, held until kept, dropped or the chain ends; None when cancelled."""
     prefilled: int
-    """Tokens that had to be run through the model before the first draw, beyond the one fed again (0 with a parent)."""
+    """Tokens that had to be run through the model before the first draw, beyond the one fed again: none with a parent,
+    and none of a prefix whose keys and values another request has left."""
     idle: int = 0
     """Slots that stood idle when this arrived: how many more requests the chain may have in flight at nobody's cost."""
 
@@ -151,10 +152,19 @@ class Chain(NamedTuple):
 
     prompt: Prompt
     steps: Steps
+    sequences: int = 2
+    """Most sequences of full length that it needs at once, the one that grows included: those that it holds and those
+    that its requests branch from. Completions of requests younger than its oldest in flight do not count. The engine
+    keeps room for as many; a chain that needs more may fail."""
 
 
 class Sampler(Protocol):
     """Makes chains. A sampler is a frozen value; all its randomness comes from the keys it is given."""
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences one of its chains needs at once; see `Chain.sequences`."""
+        ...
 
     def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
         """Returns the generator that samples one answer to `prompt`."""
@@ -173,6 +183,10 @@ class Task(Protocol):
 
     def grade(self, problem: Problem, text: str) -> dict[str, Grade]:
         """Named scores of an answer's text (already cut at the earliest stop string)."""
+        ...
+
+    def vote(self, text: str) -> str | None:
+        """The final answer of such a text, normalised so that equal answers are equal strings; None if there is none."""
         ...
 
 

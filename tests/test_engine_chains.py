@@ -13,7 +13,7 @@ from tiny_models import Pair, assert_statistics, engine, make, prompt, request, 
 
 from evals.engine.engine import Engine, EngineClosed
 from evals.samplers.power import Power
-from evals.types import Cancel, Chain, Drop, Keep, Sample, Submit
+from evals.types import Cancel, Chain, Drop, Keep, Sample, Submit, UserError
 
 
 @pytest.fixture(scope="module")
@@ -304,13 +304,22 @@ def test_a_request_that_no_page_will_ever_come_free_for(pair: Pair) -> None:
     assert on.counters().kv_pages_used == 0
 
 
-def test_a_request_larger_than_the_pool_fails_at_once(pair: Pair) -> None:
-    on = engine(pair.model, num_pages=4)
+def test_a_chain_larger_than_the_pool_is_refused(pair: Pair) -> None:
+    on = engine(pair.model, num_pages=6)
     to = prompt(9, 16, max_new=60)
-    with pytest.raises(ValueError, match="needs 5 pages, the pool has 3"):
+    message = "room for 2 sequences at once, 10 pages of keys and values, and there are 5; take fewer candidates"
+    with pytest.raises(UserError, match=message):
         run_one(on, request(to), to)
     assert on.counters().kv_pages_used == 0
-    assert len(run_one(on, request(to, 30), to).tokens) == 30
+    assert len(on.run([Chain(to, single(request(to)), sequences=1)], 0)[0].tokens) == 60
+
+
+def test_a_request_longer_than_its_chain_said_fails_where_the_pool_cannot_hold_it(pair: Pair) -> None:
+    on = engine(pair.model, num_pages=7)
+    to = prompt(9, 16, max_new=20)
+    with pytest.raises(RuntimeError, match="needs 7 pages of keys.*holds more than the 2 sequences, 6 pages"):
+        run_one(on, request(to, 90), to)
+    assert on.counters().kv_pages_used == 0
 
 
 def test_a_small_pool_gives_the_same_tokens(pair: Pair) -> None:

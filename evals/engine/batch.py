@@ -42,17 +42,25 @@ class Layout(NamedTuple):
     """... and to at least this many."""
     page_unit: int | None
     """Single tokens are grouped by their pages, rounded up to a multiple of this; None puts all in one group."""
+    chunk: int | None
+    """Prompts are written in passes of their own, cut at multiples of this many tokens; None packs them together."""
+
+    @property
+    def share_unit(self) -> int:
+        """Pages in which prompts can be shared: what a pass of its own writes is the same whoever runs it."""
+        return (self.chunk or PAGE) // PAGE
 
 
 def layout(device: torch.device) -> Layout:
     """The layout under which a row's result does not depend on its company, where that can be had.
 
     Measured in float32 on a CPU: a thread's share of a product gives other last bits for 1 to 3 rows than for 4 to 160,
-    which agree; so every thread gets a multiple of 4. The group of a row follows from its own length alone.
+    which agree; so every thread gets a multiple of 4. The group of a row follows from its own length alone. Prompts are
+    cut at fixed positions, so that one that is shared in part has the very passes of one that is not.
     """
     if device.type != "cpu":
-        return Layout(row_unit=1, min_rows=1, page_unit=None)
-    return Layout(row_unit=4 * torch.get_num_threads(), min_rows=8, page_unit=4)
+        return Layout(row_unit=1, min_rows=1, page_unit=None, chunk=None)
+    return Layout(row_unit=4 * torch.get_num_threads(), min_rows=8, page_unit=4, chunk=64)
 
 
 def pack(runs: Sequence[Run], shape: Layout, device: torch.device, logits: bool = True) -> Step:
@@ -85,6 +93,31 @@ def pack(runs: Sequence[Run], shape: Layout, device: torch.device, logits: bool 
         blocks.append(Block(slice(row, row + visible.numel()), pages, visible))
         row += visible.numel()
     return Step(token_ids[None], positions[None], write_at, blocks, logits_at)
+
+
+def prompt_passes(prompts: Sequence[Run], shape: Layout, max_tokens: int) -> list[list[Run]]:
+    """Passes of at most `max_tokens` tokens that write these prompts; a prompt may share pages that one before writes.
+
+    What a run reads and other runs write has been written by an earlier pass.
+    """
+    passes: list[list[Run]] = []
+    room, written = 0, set[int]()
+    for prompt in prompts:
+        for run in chunks(prompt, shape.chunk or max_tokens):
+            read = run.pages[: -(-run.start // PAGE)]
+            if shape.chunk or len(run.tokens) > room or not written.isdisjoint(read):
+                passes.append([])
+                room, written = max_tokens, set()
+            passes[-1].append(run)
+            room -= len(run.tokens)
+            written.update(run.pages[run.start // PAGE : run.num_pages])
+    return passes
+
+
+def chunks(run: Run, size: int) -> list[Run]:
+    """A run cut into runs of `size` tokens and a rest."""
+    cuts = range(0, len(run.tokens), size)
+    return [Run(run.tokens[cut : cut + size], run.start + cut, run.pages) for cut in cuts]
 
 
 def idle(neighbour: Run | None) -> Run:

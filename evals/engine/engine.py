@@ -18,12 +18,14 @@ import torch
 
 from evals.config import EngineConfig
 from evals.engine import selfcheck
-from evals.engine.batch import Run, layout, pack, to_device
+from evals.engine.batch import Run, layout, pack, prompt_passes, to_device
+from evals.engine.chains import Live, Running
 from evals.engine.kv_cache import KeysValues, PagePool
 from evals.engine.memory import check_room, read_memory
 from evals.engine.model import Model, Tokenizer
 from evals.engine.sampling import draw
-from evals.engine.scheduler import Live, Running, Scheduler, Seated
+from evals.engine.scheduler import Scheduler
+from evals.engine.seating import Seated
 from evals.types import Chain, MemoryReading, Sample
 
 
@@ -39,6 +41,8 @@ class EngineCounters(NamedTuple):
     slots: int
     generated_tokens: int
     prefilled_tokens: int
+    evicted_requests: int
+    """Requests that gave way to others and started again."""
     kv_pages_used: int
     kv_pages: int
     step_seconds: float
@@ -53,7 +57,7 @@ class Engine:
     ) -> None:
         """`slots` chains, and requests, at once; `max_length` is the longest prompt plus answer in tokens.
 
-        `num_pages` pages of keys and values; by default every slot has room for its state and a draft of full length.
+        `num_pages` pages of keys and values; by default every slot has room for a state and a draft of full length.
         Raises UserError if the model fails the self-check, or if the device has no room for the keys and values;
         ValueError for sizes below 1 or a `max_length` beyond the model's context.
         """
@@ -67,7 +71,7 @@ class Engine:
         if num_pages is None:
             num_pages = slots * per_slot + 1
             check_room(model.device, num_pages * model.cache_shape.page_bytes, slots)
-        self._pool = PagePool(num_pages)
+        self._pool = PagePool(num_pages, self._layout.share_unit)
         self._scheduler = Scheduler(self._pool, slots, max_length, model.limits.vocab_size)
         self._cache = KeysValues(model.cache_shape, num_pages, model.device)
         self._steps = self._generated = self._prefilled = 0
@@ -145,6 +149,7 @@ class Engine:
             slots=self._scheduler.num_slots,
             generated_tokens=self._generated,
             prefilled_tokens=self._prefilled,
+            evicted_requests=self._scheduler.seating.evicted,
             kv_pages_used=self._pool.num_used,
             kv_pages=self._pool.capacity,
             step_seconds=self._seconds,
@@ -200,25 +205,15 @@ class Engine:
         self._seconds += time.perf_counter() - began
 
     def _prefill(self, seated: Sequence[Seated]) -> None:
-        """Keys and values of new prompts, all but the last token; in passes of at most `prefill_tokens`.
-
-        A prompt alone in its passes has the same products whatever else runs; on a CPU that is how it is done.
-        """
-        alone = self.model.device.type == "cpu"
-        passes: list[list[Run]] = []
-        room = 0
+        """Keys and values of new prompts, all but the last token and what they share with others."""
+        prompts = []
         for running, _ in seated:
             slot = running.slot
-            prompt = slot.request.prefix[: slot.prefilled]
-            self._prefilled += len(prompt)
-            for start in range(0, len(prompt), self._config.prefill_tokens):
-                run = Run(prompt[start : start + self._config.prefill_tokens], start, slot.pages)
-                if alone or start > 0 or len(run.tokens) > room:
-                    passes.append([])
-                    room = self._config.prefill_tokens
-                passes[-1].append(run)
-                room -= len(run.tokens)
-        for runs in passes:
+            end = len(slot.request.prefix) - 1
+            start = end - slot.prefilled
+            prompts.append(Run(slot.request.prefix[start:end], start, slot.pages))
+            self._prefilled += slot.prefilled
+        for runs in prompt_passes(prompts, self._layout, self._config.prefill_tokens):
             self.model.forward(pack(runs, self._layout, self.model.device, logits=False))
 
     def _decode(self, rows: Sequence[Running]) -> None:

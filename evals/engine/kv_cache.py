@@ -1,9 +1,10 @@
 """The page pool: which sequence owns which pages of keys and values. Knows no model, no chain and no request.
 
-A sequence is a list of pages of `PAGE` tokens. Once it has ended nobody writes to it again, so that sequences share
-whole pages by counting references; a draft copies the one page that it shares in part. A draft reserves pages up to its
-limit when it opens and returns the surplus when it ends: nothing grows in flight, so nothing is ever preempted.
-Page numbers never reach arithmetic, so that results do not depend on the allocation.
+A sequence is a list of pages of `PAGE` tokens. Nobody writes to a page that is shared, so that sequences share whole
+pages by counting references; a draft copies the one page that it shares in part. A draft reserves pages up to its limit
+when it opens and returns the surplus when it ends: nothing grows in flight. Full pages of prompts are found again by
+their tokens (prefix.py) as long as somebody owns them. Page numbers never reach arithmetic, so that results do not
+depend on the allocation.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from evals.engine.prefix import PrefixIndex
 from evals.types import Handle
 
 PAGE = 16
@@ -36,10 +38,13 @@ class Opening(NamedTuple):
 
 
 class PagePool:
-    """Bookkeeping of pages: open, end, keep, drop, fork, and an audit. Plain Python; not thread-safe."""
+    """Bookkeeping of pages: open, end, keep, drop, fork, share, and an audit. Plain Python; not thread-safe."""
 
-    def __init__(self, num_pages: int) -> None:
-        """`num_pages` counts the scratch page. Raises ValueError for less than two."""
+    def __init__(self, num_pages: int, share_unit: int = 1) -> None:
+        """`num_pages` counts the scratch page; prompts are shared in whole units of `share_unit` pages.
+
+        Raises ValueError for less than two pages.
+        """
         if num_pages < 2:
             raise ValueError(f"a pool of {num_pages} pages has none to lend: one is the scratch page")
         self.num_pages = num_pages
@@ -47,6 +52,7 @@ class PagePool:
         self._count = [0] * num_pages
         self._pages: dict[Handle, list[int]] = {}
         self._parent: dict[Handle, Handle] = {}
+        self._prefixes = PrefixIndex(PAGE, share_unit)
         self._next = 0
 
     @property
@@ -81,13 +87,28 @@ class PagePool:
         shared, rest = divmod(position, PAGE)
         if position > 0 and len(inherited) < shared + (rest > 0):
             raise ValueError(f"the parent holds {len(inherited)} pages, which do not reach position {position}")
-        needed = self.pages_for(position, limit)
-        if needed > len(self._free):
-            raise MemoryError(f"{needed} pages are needed and {len(self._free)} are free")
-        fresh = [self._free.pop() for _ in range(needed)]
+        fresh = self._take(self.pages_for(position, limit))
         handle = self._add([*inherited[:shared], *fresh], parent if replaces is None else replaces)
         copy = (inherited[shared], fresh[0]) if rest else None
         return Opening(handle, tuple(self._pages[handle]), tuple(fresh), copy)
+
+    def open_prompt(self, prefix: Sequence[int], limit: int) -> tuple[Opening, int]:
+        """A sequence that is to hold `prefix` and grow to `limit` tokens, and how many of them are there already.
+
+        It shares the longest prefix that somebody's pages hold; the rest, up to the last token, the caller has to write
+        before anything reads it, whereupon others may share it too. Raises MemoryError as `open` does.
+        """
+        written = prefix[:-1]
+        shared = self._prefixes.find(written)
+        needed = self.pages_for(len(shared) * PAGE, limit)
+        fresh = self._take(needed)
+        handle = self._add([*shared, *fresh], None)
+        self._prefixes.add(written, self._pages[handle])
+        return Opening(handle, tuple(self._pages[handle]), tuple(fresh), None), len(shared) * PAGE
+
+    def distinct(self, handles: Iterable[Handle]) -> int:
+        """Pages that these sequences have together."""
+        return len(set().union(*(self._pages_of(handle) for handle in handles)))
 
     def end(self, handle: Handle, length: int) -> None:
         """The sequence has ended with `length` tokens, the last of them not written: its surplus pages go back."""
@@ -130,11 +151,18 @@ class PagePool:
                 raise RuntimeError(f"page {page} is {'both free and owned' if page in free else 'lost'}")
         if counted[SCRATCH] or SCRATCH in free:
             raise RuntimeError("the scratch page was given away")
+        if dead := self._prefixes.pages() & free:
+            raise RuntimeError(f"page {min(dead)} is free and can be found by its tokens")
 
     def _pages_of(self, handle: Handle) -> list[int]:
         if handle not in self._pages:
             raise ValueError(f"sequence {handle} is not held: it was released, or never was")
         return self._pages[handle]
+
+    def _take(self, count: int) -> list[int]:
+        if count > len(self._free):
+            raise MemoryError(f"{count} pages are needed and {len(self._free)} are free")
+        return [self._free.pop() for _ in range(count)]
 
     def _add(self, pages: Sequence[int], parent: Handle | None) -> Handle:
         handle = Handle(self._next)
@@ -150,6 +178,7 @@ class PagePool:
         for page in pages:
             self._count[page] -= 1
             if self._count[page] == 0:
+                self._prefixes.forget(page)
                 self._free.append(page)
 
 

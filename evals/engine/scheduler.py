@@ -1,24 +1,23 @@
-"""Chains and slots: who runs, who waits, who owns which sequence. Plain Python: no device, no thread.
+"""Chains as they run: their operations carried out, their completions handed over. Plain Python: no device, no thread.
 
-A chain is started when fewer than `num_slots` chains are alive. Its requests are seated in order of arrival, as soon as
-a slot and the pages up to the request's limit are free; a chain may have several in flight. When a chain ends, in
-whatever way, everything it holds is released.
+A chain is started when fewer than `num_slots` chains are alive and the pages that it needs can be kept for it; who sits
+is decided in seating.py. When a chain ends, in whatever way, everything it holds is released.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from concurrent.futures import Future
-from typing import NamedTuple
+from itertools import islice
 
 import numpy as np
 
-from evals.engine.kv_cache import Opening, PagePool
+from evals.engine.chains import Flight, Held, Live, Running
+from evals.engine.kv_cache import PagePool
 from evals.engine.request import Slot, validate
+from evals.engine.seating import Seated, Seating
 from evals.types import (
     Cancel,
-    Chain,
     Completion,
     Drop,
     Ended,
@@ -26,45 +25,9 @@ from evals.types import (
     Keep,
     Operation,
     Request,
-    Sample,
     Submit,
+    UserError,
 )
-
-
-class Live:
-    """A chain with its future and what it owns."""
-
-    def __init__(self, chain: Chain, seed: int) -> None:
-        self.chain, self.seed = chain, seed
-        self.future: Future[Sample] = Future()
-        self.held: dict[Handle, tuple[int, ...]] = {}
-        """Tokens of every sequence that the chain may name."""
-        self.waiting: dict[Hashable, Waiting] = {}
-        self.running: dict[Hashable, Running] = {}
-
-
-class Waiting(NamedTuple):
-    """A request without a slot. `lease` holds what it shares with its parent, so that the parent may be dropped."""
-
-    live: Live
-    tag: Hashable
-    request: Request
-    lease: Handle | None
-
-
-class Running(NamedTuple):
-    """A request in a slot."""
-
-    live: Live
-    slot: Slot
-    handle: Handle
-
-
-class Seated(NamedTuple):
-    """A request that has just got its slot: its pages have to be prepared, and filled unless it has a parent."""
-
-    running: Running
-    opening: Opening
 
 
 class Scheduler:
@@ -72,51 +35,51 @@ class Scheduler:
 
     def __init__(self, pool: PagePool, num_slots: int, max_length: int, vocab_size: int) -> None:
         self.pool, self.num_slots = pool, num_slots
+        self.seating = Seating(pool, num_slots)
         self._max_length, self._vocab_size = max_length, vocab_size
         self._new: deque[Live] = deque()
-        self._queue: deque[Waiting] = deque()
-        self._alive: set[Live] = set()
-        self.slots: list[Running] = []
+        self._submitted = 0
+
+    @property
+    def slots(self) -> list[Running]:
         """What runs, in order of seating."""
+        return self.seating.slots
 
     @property
     def idle(self) -> bool:
         """True if nothing runs, waits or is to be started."""
-        return not (self._alive or self._new)
+        return not (self.seating.alive or self._new)
 
     def add(self, live: Live) -> None:
         """Take a chain; it starts when its turn comes."""
+        live.guarantee(self._max_length)
         self._new.append(live)
 
     def seat(self) -> list[Seated]:
-        """Start chains and seat requests, as many as there is room for, in order of arrival.
+        """Seat heads, then start chains, then seat extras, as many as there is room for.
 
-        A request that waits for pages while nothing runs waits for ever, since only a chain that goes on gives pages
-        back; its chain fails.
+        A head that waits although nothing runs waits for ever, since only a chain that goes on gives pages back; its
+        chain, which asks for more than it was guaranteed, fails.
         """
         seated: list[Seated] = []
         while True:
-            self._start_chains()
-            while self._queue and len(self.slots) < self.num_slots and self._fits(self._queue[0]):
-                seated.append(self._open(self._queue.popleft()))
-            if self.slots or not self._queue:
+            seated += self.seating.seat_heads()
+            stuck = self.seating.waiting_heads()
+            if stuck and self.slots:
                 return seated
-            head = self._queue[0]
-            self._fail(
-                head.live,
-                RuntimeError(
-                    f"a request needs {self._needs(head)} pages of keys and values; {self.pool.num_free} of "
-                    f"{self.pool.capacity} are free and nothing runs that could free more"
-                ),
-            )
+            if stuck:
+                self._fail(stuck[-1].live, self._out_of_pages(stuck[-1]))
+            elif not self._start_next():
+                return seated + self.seating.seat_extras(within_guarantee=bool(self._new))
 
     def record(self, running: Running, token: int, log_q: float, log_z: float) -> None:
         """A drawn token of a running request; if that ends it, its chain goes on at once.
 
-        A request that its chain has cancelled within the same step is passed over.
+        A request that its chain has cancelled within the same step, or that has been sent back, is passed over.
         """
         live, slot = running.live, running.slot
-        if live.running.get(slot.tag) is not running:
+        flight = live.flights.get(slot.tag)
+        if flight is None or flight.running is not running:
             return
         try:
             ended = slot.add(token, log_q, log_z)
@@ -124,29 +87,62 @@ class Scheduler:
             self._fail(live, error)
             return
         if ended is not None:
-            self._leave(running)
+            self.seating.leave(flight)
             tokens = slot.request.prefix + tuple(slot.tokens)
             self.pool.end(running.handle, len(tokens))
-            live.held[running.handle] = tokens
-            self._advance(live, (slot.tag, completion(slot, ended, running.handle)))
+            live.held[running.handle] = Held(tokens, flight.number)
+            self._advance(live, (slot.tag, completion(slot, ended, running.handle, self._idle_slots())))
 
     def fail_all(self, error: BaseException) -> None:
         """Every chain ends with this error."""
         while self._new:
             live = self._new.popleft()
             if live.future.set_running_or_notify_cancel():
-                self._alive.add(live)
-        for live in list(self._alive):
+                self._fail(live, error)
+        for live in list(self.seating.alive):
             self._fail(live, error)
 
-    def _start_chains(self) -> None:
-        while self._new and len(self._alive) < self.num_slots:
-            live = self._new.popleft()
-            if live.future.set_running_or_notify_cancel():
-                self._alive.add(live)
-                self._advance(live, None)
-            else:
-                live.chain.steps.close()
+    def _start_next(self) -> bool:
+        """Start the chain whose turn it is, or pass it over if nobody wants it any more; False if it has to wait."""
+        if not self._new:
+            return False
+        live = self._new[0]
+        refusal = self._refusal(live)
+        if refusal is None and not self.seating.enter(live):
+            return False
+        self._new.popleft()
+        if not live.future.set_running_or_notify_cancel():
+            self._release(live)
+            live.chain.steps.close()
+        elif refusal is not None:
+            self._fail(live, refusal)
+        else:
+            self._advance(live, None)
+        return True
+
+    def _refusal(self, live: Live) -> UserError | None:
+        """Why the chain can never start."""
+        if live.guaranteed <= self.pool.capacity:
+            return None
+        return UserError(
+            f"an answer needs room for {live.chain.sequences} sequences at once, {live.guaranteed} pages of keys and "
+            f"values, and there are {self.pool.capacity}; take fewer candidates (sampler.num_candidates), shorter "
+            "answers (task.max_new_tokens) or more slots (POWERSAMPLE_BATCH_SIZE)."
+        )
+
+    def _out_of_pages(self, flight: Flight) -> RuntimeError:
+        live = flight.live
+        return RuntimeError(
+            f"a request needs {flight.pages} pages of keys and values; {self.pool.num_free} of {self.pool.capacity} "
+            f"are free and nothing runs that could free more: its chain holds more than the {live.chain.sequences} "
+            f"sequences, {live.guaranteed} pages, that it was to need"
+        )
+
+    def _idle_slots(self) -> int:
+        """Slots that stand idle and that no head and no new chain will take."""
+        seating = self.seating
+        free = self.num_slots - len(seating.slots) - len(seating.waiting_heads())
+        return max(free - seating.could_enter(list(islice(self._new, self.num_slots))), 0) if free > 0 else 0
 
     def _advance(self, live: Live, arrival: tuple[Hashable, Completion] | None) -> None:
         """Send an arrival to the chain and do what it asks for, until it waits for something in flight."""
@@ -158,10 +154,11 @@ class Scheduler:
                     cancelled = self._perform(live, operation)
                     if cancelled is not None:
                         arrivals.append(cancelled)
-                if not (arrivals or live.running or live.waiting):
+                if not (arrivals or live.flights):
                     if not operations:
                         raise RuntimeError("the chain waits, and has nothing in flight")
                     arrivals.append(None)
+            self.seating.recount(live)
         except StopIteration as stop:
             self._release(live)
             live.future.set_result(stop.value)
@@ -189,82 +186,41 @@ class Scheduler:
         return None
 
     def _submit(self, live: Live, tag: Hashable, request: Request) -> None:
-        if tag in live.waiting or tag in live.running:
+        if tag in live.flights:
             raise ValueError(f"the tag {tag!r} is in flight already")
         validate(request, self._max_length, self._vocab_size)
         lease = None
         if request.parent is not None:
             self._own(live, request.parent)
-            if live.held[request.parent][: len(request.prefix)] != request.prefix:
+            if live.held[request.parent].tokens[: len(request.prefix)] != request.prefix:
                 raise ValueError("the parent's tokens do not start with the request's prefix")
             lease = self.pool.fork(request.parent)
-        waiting = Waiting(live, tag, request, lease)
-        live.waiting[tag] = waiting
-        self._queue.append(waiting)
-        if self._needs(waiting) > self.pool.capacity:
-            raise ValueError(f"a request needs {self._needs(waiting)} pages, the pool has {self.pool.capacity}")
+        self._submitted += 1
+        live.add(Flight(live, tag, request, self._submitted, lease))
 
     def _own(self, live: Live, handle: Handle) -> None:
         if handle not in live.held:
             raise ValueError(f"the chain does not hold sequence {handle}")
 
-    def _cancel(self, live: Live, tag: Hashable) -> tuple[Hashable, Completion] | None:
-        if tag in live.waiting:
-            waiting = live.waiting[tag]
-            self._forget(waiting)
-            slot = Slot(tag, waiting.request, live.chain.prompt, live.seed)
-        elif tag in live.running:
-            running = live.running[tag]
-            slot = running.slot
-            self._leave(running)
-            self.pool.drop(running.handle)
-        else:
+    def _cancel(self, live: Live, tag: Hashable) -> tuple[Hashable, Completion]:
+        if tag not in live.flights:
             raise ValueError(f"nothing with the tag {tag!r} is in flight")
-        return tag, completion(slot, "cancelled", None)
+        flight = live.flights[tag]
+        self._give_up(flight)
+        unseated = Slot(tag, flight.request, live.chain.prompt, live.seed)
+        slot = unseated if flight.running is None else flight.running.slot
+        return tag, completion(slot, "cancelled", None, self._idle_slots())
 
-    def _needs(self, waiting: Waiting) -> int:
-        request = waiting.request
-        length = len(request.prefix)
-        start = 0 if waiting.lease is None else length - 1
-        return self.pool.pages_for(start, length + request.max_new)
-
-    def _fits(self, waiting: Waiting) -> bool:
-        return self._needs(waiting) <= self.pool.num_free
-
-    def _open(self, waiting: Waiting) -> Seated:
-        live, tag, request, lease = waiting
-        length = len(request.prefix)
-        start = 0 if lease is None else length - 1
-        opening = self.pool.open(lease, start, length + request.max_new, replaces=request.parent)
-        del live.waiting[tag]
-        if lease is not None:
-            self.pool.drop(lease)
-        slot = Slot(tag, request, live.chain.prompt, live.seed)
-        slot.pages = opening.pages
-        slot.prefilled = 0 if lease is not None else length - 1
-        running = Running(live, slot, opening.handle)
-        live.running[tag] = running
-        self.slots.append(running)
-        return Seated(running, opening)
-
-    def _leave(self, running: Running) -> None:
-        del running.live.running[running.slot.tag]
-        self.slots.remove(running)
-
-    def _forget(self, waiting: Waiting) -> None:
-        del waiting.live.waiting[waiting.tag]
-        self._queue.remove(waiting)
-        if waiting.lease is not None:
-            self.pool.drop(waiting.lease)
+    def _give_up(self, flight: Flight) -> None:
+        self.seating.leave(flight)
+        if flight.running is not None:
+            self.pool.drop(flight.running.handle)
 
     def _release(self, live: Live) -> None:
         """Give back everything that a chain holds or has in flight."""
-        self._alive.discard(live)
-        for waiting in list(live.waiting.values()):
-            self._forget(waiting)
-        for running in list(live.running.values()):
-            self._leave(running)
-            self.pool.drop(running.handle)
+        self.seating.alive.pop(live, None)
+        for flight in list(live.flights.values()):
+            self._give_up(flight)
         for handle in live.held:
             self.pool.drop(handle)
         live.held.clear()
@@ -278,7 +234,7 @@ class Scheduler:
         live.future.set_exception(error)
 
 
-def completion(slot: Slot, ended: Ended, handle: Handle | None) -> Completion:
+def completion(slot: Slot, ended: Ended, handle: Handle | None, idle: int) -> Completion:
     """What a slot has drawn, as its chain hears of it."""
     return Completion(
         tokens=tuple(slot.tokens),
@@ -287,4 +243,5 @@ def completion(slot: Slot, ended: Ended, handle: Handle | None) -> Completion:
         ended=ended,
         handle=handle,
         prefilled=slot.prefilled,
+        idle=idle,
     )

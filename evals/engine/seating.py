@@ -1,0 +1,148 @@
+"""Who sits: which requests get slots and pages, and which give way. Plain Python: no device, no chain's code.
+
+A chain's oldest request in flight is its *head*. Heads come first, in order of arrival; as fewer chains are alive than
+there are slots, or as many, every head gets a slot. *Extras*, the younger requests of a chain, sit only in slots that
+nobody else can use, and give way to heads and new chains, the youngest first: their pages are dropped, and they start
+again later, with the same keys and so with the same tokens. Pages are given within the claims of chains.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from evals.engine.chains import Flight, Live, Running
+from evals.engine.kv_cache import Opening, PagePool
+from evals.engine.request import Slot
+
+
+class Seated(NamedTuple):
+    """A request that has just got its slot: its pages have to be prepared, and filled unless it has a parent."""
+
+    running: Running
+    opening: Opening
+
+
+class Seating:
+    """Slots, pages and the chains that are alive."""
+
+    def __init__(self, pool: PagePool, num_slots: int) -> None:
+        self.pool, self.num_slots = pool, num_slots
+        self.alive: dict[Live, None] = {}
+        self.slots: list[Running] = []
+        """What runs, in order of seating."""
+        self.evicted = 0
+        """Requests that were sent back to wait."""
+
+    def enter(self, live: Live) -> bool:
+        """Admit a chain, unless a slot for its head or the pages guaranteed to it cannot be had now."""
+        if len(self.alive) == self.num_slots or not self._make_room(live, live.guaranteed):
+            return False
+        self.alive[live] = None
+        live.claim = live.guaranteed
+        return True
+
+    def could_enter(self, lives: list[Live]) -> int:
+        """How many of these chains, in order, could enter as things are."""
+        room = self.pool.capacity - sum(live.claim for live in self.alive)
+        for count, live in enumerate(lives[: self.num_slots - len(self.alive)]):
+            room -= live.guaranteed
+            if room < 0:
+                return count
+        return min(len(lives), self.num_slots - len(self.alive))
+
+    def recount(self, live: Live) -> None:
+        """To be called when what a chain has or asks for has changed."""
+        live.claim = live.claims(self.pool)
+
+    def waiting_heads(self) -> list[Flight]:
+        """In order of arrival."""
+        heads = [head for live in self.alive if (head := live.head) is not None and head.running is None]
+        return sorted(heads, key=lambda flight: flight.number)
+
+    def seat_heads(self) -> list[Seated]:
+        """All heads that wait; only one that wants more than its chain was guaranteed may have to wait on."""
+        seated = []
+        for flight in self.waiting_heads():
+            if self._make_room(flight.live, flight.live.claims(self.pool, flight)):
+                if len(self.slots) == self.num_slots:
+                    extra = self._youngest(self.alive)
+                    assert extra is not None, "there are as many slots as heads"
+                    self.evict(extra)
+                seated.append(self.open(flight))
+        return seated
+
+    def seat_extras(self, within_guarantee: bool) -> list[Seated]:
+        """Younger requests in slots that stand idle, in order of arrival, from pages that no chain is guaranteed.
+
+        With `within_guarantee` only from what is guaranteed to their own chain, since somebody waits for the others.
+        """
+        if len(self.slots) == self.num_slots:
+            return []
+        waiting = [flight for live in self.alive for flight in live.flights.values() if flight.running is None]
+        free = 0 if within_guarantee else self.pool.capacity - sum(live.claim for live in self.alive)
+        seated: list[Seated] = []
+        blocked: set[Live] = set()
+        for flight in sorted(waiting, key=lambda flight: flight.number):
+            live = flight.live
+            if len(self.slots) == self.num_slots or live in blocked:
+                continue
+            more = live.claims(self.pool, flight) - live.claim
+            if more <= max(free, 0):
+                free += live.claim
+                seated.append(self.open(flight))
+                free -= live.claim
+            else:
+                blocked.add(live)
+        return seated
+
+    def open(self, flight: Flight) -> Seated:
+        """Give a request a slot and its pages."""
+        live, request = flight.live, flight.request
+        slot = Slot(flight.tag, request, live.chain.prompt, live.seed)
+        if flight.lease is None:
+            opening, present = self.pool.open_prompt(request.prefix, flight.limit)
+            slot.prefilled = len(request.prefix) - 1 - present
+        else:
+            opening = self.pool.open(flight.lease, flight.start, flight.limit, replaces=request.parent)
+        slot.pages = opening.pages
+        flight.running = Running(live, slot, opening.handle)
+        self.slots.append(flight.running)
+        self.recount(live)
+        return Seated(flight.running, opening)
+
+    def leave(self, flight: Flight) -> None:
+        """A request is over, or given up: it leaves its chain, and its slot if it has one; its sequence stays."""
+        del flight.live.flights[flight.tag]
+        if flight.running is not None:
+            self.slots.remove(flight.running)
+        if flight.lease is not None:
+            self.pool.drop(flight.lease)
+
+    def evict(self, flight: Flight) -> None:
+        """Send a running request back to wait; what it has drawn so far it will draw again."""
+        assert flight.running is not None, "only what runs can be sent back"
+        self.slots.remove(flight.running)
+        self.pool.drop(flight.running.handle)
+        flight.running = None
+        self.evicted += 1
+        self.recount(flight.live)
+
+    def _make_room(self, live: Live, claim: int) -> bool:
+        """Whether the claim of `live` may become `claim`, after sending back extras of chains that claim too much."""
+        if claim <= live.claim:
+            return True
+        others = [other for other in self.alive if other is not live]
+        if claim + sum(other.guaranteed for other in others) > self.pool.capacity:
+            return False
+        while claim + sum(other.claim for other in others) > self.pool.capacity:
+            extra = self._youngest([other for other in others if other.claim > other.guaranteed])
+            if extra is None:
+                return False
+            self.evict(extra)
+        return True
+
+    def _youngest(self, lives: Iterable[Live]) -> Flight | None:
+        """The youngest running extra of these chains."""
+        flights = [f for live in lives for f in live.flights.values() if f.running is not None and not f.is_head]
+        return max(flights, key=lambda flight: flight.number, default=None)
