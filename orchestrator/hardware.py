@@ -108,8 +108,9 @@ def check_torch_sees_gpus(present: Sequence[Gpu]) -> None:
     available, torch, cuda = json.loads(probe.stdout.strip().splitlines()[-1])
     if not available:
         build = f"is built for CUDA {cuda}" if cuda else "is built without CUDA"
+        count = f"{len(present)} GPU{'s' if len(present) > 1 else ''}"
         raise UserError(
-            f"This machine has {len(present)} GPUs ({present[0].name}, driver {driver_version()}) but torch {torch} "
+            f"This machine has {count} ({present[0].name}, driver {driver_version()}) but torch {torch} "
             f"cannot use them (it {build}); install a torch that fits the driver, or set POWERSAMPLE_NUM_GPUS=0."
         )
 

@@ -31,7 +31,7 @@ def check(config: RunConfig, folder: str, problems: Sequence[Problem], train_pro
     tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
     task = make_task(config.task, config.seed, train_problems)
     lengths = prompt_lengths(task, problems, tokenizer.encode)
-    return check_lengths(lengths, config.task.max_new_tokens, limits.context_length)
+    return check_lengths(lengths, config.task.max_new_tokens, limits.context_length, config.task.num_shots)
 
 
 def check_weights(folder: Path, allow_pickle: bool) -> None:
@@ -97,7 +97,7 @@ def prompt_lengths(task: Task, problems: Iterable[Problem], encode: Callable[[st
     return lengths
 
 
-def check_lengths(lengths: dict[int, int], max_new_tokens: int, context_length: int) -> int:
+def check_lengths(lengths: dict[int, int], max_new_tokens: int, context_length: int, num_shots: int = 0) -> int:
     """The longest prompt plus `max_new_tokens`. Raises UserError if that is beyond the model's context."""
     problem_id = max(lengths, key=lambda key: lengths[key])
     longest = lengths[problem_id]
@@ -105,10 +105,11 @@ def check_lengths(lengths: dict[int, int], max_new_tokens: int, context_length: 
         num = sum(length + max_new_tokens > context_length for length in lengths.values())
         room = context_length - longest
         lower = f"lower task.max_new_tokens to {room} or less, " if room > 0 else ""
+        fewer = f"use fewer than {num_shots} examples (task.num_shots), " if num_shots else ""
         raise UserError(
             f"Problem {problem_id} does not fit the model: its prompt of {longest} tokens plus task.max_new_tokens "
-            f"{max_new_tokens} is more than the context of {context_length} ({num} of {len(lengths)} problems do not "
-            f"fit); {lower}use fewer task.num_shots, or choose a model with a longer context."
+            f"{max_new_tokens} is more than the context of {context_length} ({num} of {len(lengths)} problems are too "
+            f"long); {lower}{fewer}leave the problem out of the data, or choose a model with a longer context."
         )
     return longest + max_new_tokens
 

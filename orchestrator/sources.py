@@ -217,7 +217,7 @@ def unavailable(error: BaseException) -> str:
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return "is not in the hub's cache on this machine, beyond which HF_HUB_OFFLINE forbids to look"
+        return "not in the hub's cache, and the hub is not asked because HF_HUB_OFFLINE is set"
     return f"cannot be had from the Hugging Face hub ({reason(error)})"
 
 

@@ -126,9 +126,7 @@ def test_offline_on_purpose_is_not_told_to_go_offline(find: Any, monkeypatch: py
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(datasets, "load_dataset", not_in_the_cache)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", not_in_the_cache)
-    with pytest.raises(
-        UserError, match=r"not in the hub's cache on this machine.*or unset HF_HUB_OFFLINE\.$"
-    ) as refused:
+    with pytest.raises(UserError, match=r"not in the hub's cache, and .*or unset HF_HUB_OFFLINE\.$") as refused:
         find("someone/nothing")
     assert "HF_HUB_OFFLINE=1" not in str(refused.value)
 
@@ -212,8 +210,11 @@ def test_the_embedded_model_and_problems() -> None:
 
 def test_longest_prompt_and_answer_must_fit_the_context() -> None:
     assert preflight.check_lengths({0: 5, 7: 30}, 100, 130) == 130
-    with pytest.raises(UserError, match=r"Problem 7 .* 30 tokens .* 100 .* 129 \(1 of 2 .* to 99 or less"):
+    with pytest.raises(UserError, match=r"Problem 7 .* 30 tokens .* 100 .* 129 \(1 of 2 .* to 99 or less") as refused:
         preflight.check_lengths({0: 5, 7: 30}, 100, 129)
+    assert "num_shots" not in str(refused.value)
+    with pytest.raises(UserError, match=r"; use fewer than 4 examples \(task\.num_shots\), leave the problem out"):
+        preflight.check_lengths({7: 30}, 100, 20, num_shots=4)
 
 
 def test_prompts_are_measured_as_they_will_be_put() -> None:
@@ -315,6 +316,8 @@ def test_gpus_that_torch_cannot_use_are_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(hardware, "driver_version", lambda: "580.1")
     with pytest.raises(UserError, match=r"4 GPUs \(H100, driver 580\.1\) but torch 2\.13\.0 .* without CUDA"):
         hardware.check_torch_sees_gpus(GPUS)
+    with pytest.raises(UserError, match=r"has 1 GPU \(H100"):
+        hardware.check_torch_sees_gpus(GPUS[:1])
     monkeypatch.setattr(hardware, "PROBE", 'print(\'[true, "2.13.0", "13.0"]\')')
     hardware.check_torch_sees_gpus(GPUS)
     monkeypatch.setattr(hardware, "PROBE", "raise ImportError('libcudart')")
