@@ -1,0 +1,156 @@
+"""The kernels in Triton's interpreter, on tiny shapes.
+
+Run by test_kernels_triton.py in a process of its own, because the interpreter has to be asked for before Triton is
+imported; by hand: TRITON_INTERPRET=1 pytest tests/kernels_interpreted.py. The interpreter has no products of bfloat16.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from kernel_cases import (
+    EDGES,
+    Attention,
+    check_copies,
+    check_decode,
+    check_decode_alone,
+    check_draw,
+    check_prefill,
+    draw_both,
+    make_rows,
+)
+
+from evals import rng
+from evals.engine.kernels.uniform import uniform
+
+INF = float("inf")
+TYPES = [torch.float32, torch.float16]
+
+
+@triton.jit
+def uniform_kernel(seeds, keys, positions, out):
+    row = tl.program_id(0)
+    words = tl.load(keys + row * 3), tl.load(keys + row * 3 + 1), tl.load(keys + row * 3 + 2)
+    tl.store(out + row, uniform(tl.load(seeds + row), words[0], words[1], words[2], tl.load(positions + row)))
+
+
+def test_uniforms_equal_the_hosts_to_the_bit() -> None:
+    generator = np.random.default_rng(0)
+    seeds, keys = generator.integers(-(2**63), 2**63 - 1, 40), generator.integers(0, 2**32, (40, 3))
+    seeds[:2], keys[:2] = (0, -1), 0
+    positions = generator.integers(0, 2**24, 40)
+    out = torch.empty(40, dtype=torch.float64)
+    uniform_kernel[(40,)](torch.from_numpy(seeds), torch.from_numpy(keys), torch.from_numpy(positions), out)
+    for row in range(40):
+        assert out[row] == rng.uniforms(int(seeds[row]) % 2**64, keys[row], positions[row])
+
+
+@pytest.mark.parametrize("group", range(1, 9))
+def test_decode_of_every_head_ratio(group: int) -> None:
+    check_decode(Attention(2 * group, 2, 16), [0, 3, 40, 70], split=32)
+
+
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
+def test_decode_of_every_head_size(dim: int) -> None:
+    check_decode(Attention(2, 1, dim), [17, 70], split=32)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_decode_around_the_sizes_of_pages_blocks_and_splits(dtype: torch.dtype) -> None:
+    check_decode(Attention(7, 1, 64, dtype), EDGES)
+
+
+@pytest.mark.parametrize("window", [1, 2, 16, 17, 48, 1000])
+@pytest.mark.parametrize("softcap", [0.0, 3.0])
+def test_decode_with_window_and_softcap(window: int, softcap: float) -> None:
+    check_decode(Attention(4, 2, 16, torch.float32, window, softcap), [0, 15, 16, 17, 47, 48, 49, 100], split=32)
+
+
+@pytest.mark.parametrize("split", [64, 128])
+def test_decode_of_random_lengths(split: int) -> None:
+    lengths = np.random.default_rng(split).integers(0, 300, 6).tolist()
+    check_decode(Attention(6, 2, 32), lengths, split=split)
+
+
+def test_a_decoded_row_is_the_same_alone() -> None:
+    check_decode_alone(Attention(6, 2, 64, torch.float16), [0, 5, 31, 32, 33, 90], split=32)
+    check_decode_alone(Attention(3, 1, 32, torch.float32, 20, 5.0), [5, 33, 90], split=32)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 64), (7, 1, 80), (16, 2, 16)])
+def test_prefill_of_ragged_runs(heads: int, kv_heads: int, dim: int, dtype: torch.dtype) -> None:
+    check_prefill(Attention(heads, kv_heads, dim, dtype), [0, 5, 30, 64], [40, 1, 20, 17])
+
+
+@pytest.mark.parametrize("window", [1, 16, 33])
+def test_prefill_with_window_and_softcap(window: int) -> None:
+    check_prefill(Attention(4, 2, 16, torch.float32, window, 4.0), [0, 5, 80], [70, 3, 20])
+
+
+@pytest.mark.parametrize("dtype", [*TYPES, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [2, 31, 512, 5003])
+def test_draws_equal_the_twins(vocabulary: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(vocabulary)
+    logits = (4 * torch.randn(24, vocabulary, generator=generator)).to(dtype)
+    assert check_draw(logits, make_rows(logits, [1.0, 4.0, 0.7, INF, 10.0]), chunk=512) <= 1
+
+
+def test_draws_of_a_large_vocabulary() -> None:
+    logits = 2 * torch.randn(2, 151_936, generator=torch.Generator().manual_seed(1))
+    assert check_draw(logits, make_rows(logits, [1.0, 4.0])) <= 1
+
+
+@pytest.mark.parametrize("alpha", [1.0, 4.0, INF])
+def test_draws_at_the_edges(alpha: float) -> None:
+    logits = torch.full((8, 700), -INF)
+    logits[0, 600] = 0.0  # all mass on one token
+    logits[1, [0, 699]] = torch.tensor([1.0, -3000.0])
+    logits[2, 10:530] = 2.0  # ties over a chunk's end
+    logits[3, [5, 300]] = torch.tensor([3.0, 1.0])  # the excluded one has nearly all
+    logits[4] = torch.arange(700) * -1e4
+    logits[5] = 3e30
+    logits[6, 300:] = 1e4
+    logits[7, 256:512] = 0.0
+    rows = make_rows(logits, [alpha])
+    rows.exclude[:] = torch.tensor([-1, -1, 529, 5, 1, -1, 699, 256])
+    assert check_draw(logits, rows, chunk=256) == 0
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, for what NaN and infinity do
+@pytest.mark.parametrize("alpha", [0.5, 4.0, INF])
+def test_a_row_that_cannot_be_drawn_says_so(alpha: float) -> None:
+    logits = torch.zeros(6, 700)
+    logits[0, 300] = torch.nan
+    logits[1] = -INF
+    logits[2, 1:] = -INF  # its only token is excluded
+    logits[3, 0] = torch.nan  # and excluded
+    logits[4, 3] = INF
+    rows = make_rows(logits, [alpha])
+    rows.exclude[:] = torch.tensor([-1, -1, 0, 0, -1, 7])
+    ours, theirs = draw_both(logits, rows, chunk=256)
+    assert ours.log_q.isnan().tolist() == theirs.log_q.isnan().tolist() == [True, True, True, True, True, False]
+    assert ((ours.token >= 0) & (ours.token < 700)).all()
+
+
+def test_alpha_one_has_log_z_zero_to_the_bit() -> None:
+    logits = 3 * torch.randn(6, 700, generator=torch.Generator().manual_seed(3))
+    assert draw_both(logits, make_rows(logits, [1.0]), chunk=256)[0].log_z.eq(0).all()
+
+
+def test_a_draw_does_not_feel_its_company() -> None:
+    logits = 3 * torch.randn(5, 700, generator=torch.Generator().manual_seed(4))
+    rows = make_rows(logits, [1.0, 4.0, INF])
+    together, _ = draw_both(logits, rows, chunk=256)
+    for row in range(5):
+        one = slice(row, row + 1)
+        alone, _ = draw_both(logits[one], type(rows)(*(x[one] for x in rows)), chunk=256)
+        assert [float(x[0]) for x in alone] == [float(x[row]) for x in together]
+
+
+@pytest.mark.parametrize("dim", [20, 64])
+def test_pages_are_copied_in_order(dim: int) -> None:
+    check_copies(shape=(2, 3, 9, 2, 16, dim))
