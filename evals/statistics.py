@@ -1,4 +1,4 @@
-"""Errors, intervals and paired tests of accuracies: pure functions of numbers. Knows no record and no run.
+"""Errors, intervals and paired tests of accuracies, pass@k and maj@k: pure functions of numbers. Knows no record.
 
 Means are over questions; with several samples per question the value of a question is the mean of its samples. Normal
 approximations follow Miller, Adding Error Bars to Evals (arXiv 2411.00640).
@@ -7,6 +7,7 @@ approximations follow Miller, Adding Error Bars to Evals (arXiv 2411.00640).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import comb, nan, sqrt
 from typing import NamedTuple
 
@@ -15,6 +16,12 @@ from numpy.typing import ArrayLike
 
 Z95 = 1.959963984540054
 """The 97.5 % quantile of the normal law."""
+NUM_FLIPS = 9_999
+"""Random sign patterns of a permutation test; where no more than these exist, all are tried."""
+MAX_EXACT_VOTES = 64
+"""Samples up to which the expected majority is summed exactly; its cost grows with their cube."""
+NUM_BALLOTS = 2_000
+"""Random subsets where it is not."""
 
 
 class Difference(NamedTuple):
@@ -59,13 +66,18 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
     """A - B on the same questions: `a` [n] and `b` [n] hold the question means of two methods, in the same order.
 
-    Its error is far smaller than that of two separate accuracies, because hard questions are hard for both. Raises
-    ValueError if the lengths differ.
+    Its error is far smaller than that of two separate accuracies, because hard questions are hard for both. Where all
+    n differences are equal their spread says nothing; the interval then allows for the share of other questions that
+    Wilson's interval does at 0 of n, whatever their difference. Raises ValueError if the lengths differ.
     """
     if len(a) != len(b):
         raise ValueError(f"{len(a)} against {len(b)} questions: a paired comparison needs the same ones")
+    n = len(a)
     mean, stderr = mean_and_stderr(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64))
-    return Difference(mean, stderr, mean - Z95 * stderr, mean + Z95 * stderr, len(a))
+    if n > 1 and stderr == 0:
+        other = wilson(0, n)[1]
+        return Difference(mean, stderr, (1 - other) * mean - other, (1 - other) * mean + other, n)
+    return Difference(mean, stderr, mean - Z95 * stderr, mean + Z95 * stderr, n)
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
@@ -78,6 +90,25 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     return min(1.0, 2 * tail / 2**n)
 
 
+def sign_flip(differences: ArrayLike) -> float:
+    """Two-sided p of the paired permutation test: is the mean of `differences` [n] far from 0 for random signs of them?
+
+    All patterns of signs where there are at most NUM_FLIPS of them, else (1 + hits) / (NUM_FLIPS + 1) over random ones
+    from a fixed seed. For differences of -1, 0 and 1 it tests the same as `mcnemar_exact`.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    sizes = np.sort(np.abs(values[values != 0]))  # sorted: p must not depend on the order of the questions
+    n = len(sizes)
+    exact = 2**n <= NUM_FLIPS
+    if exact:
+        negative = np.arange(2**n)[:, None] >> np.arange(n) & 1
+    else:
+        negative = np.random.default_rng(0).integers(0, 2, size=(NUM_FLIPS, n), dtype=np.int8)
+    sums = sizes.sum() - 2 * (negative @ sizes)
+    hits = int(np.sum(np.abs(sums) >= abs(values.sum()) - 1e-9))
+    return hits / 2**n if exact else (1 + hits) / (NUM_FLIPS + 1)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p values adjusted for how many there are, in the same order (Holm, Scandinavian J. of Statistics, 1979)."""
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
@@ -86,3 +117,49 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
         adjusted[i] = largest
     return adjusted
+
+
+def pass_at_k(right: int, n: int, k: int) -> float:
+    """Chance that k of the n samples of a question, drawn without replacement, hold one of the `right` ones.
+
+    1 - C(n - right, k) / C(n, k), the unbiased estimator of Chen et al. (arXiv 2107.03374). Raises ValueError unless
+    1 <= k <= n and 0 <= right <= n.
+    """
+    if not (1 <= k <= n and 0 <= right <= n):
+        raise ValueError(f"{right} right of {n} samples, {k} drawn")
+    return 1 - comb(n - right, k) / comb(n, k)
+
+
+def maj_at_k(right: int, wrong: Sequence[int], silent: int, k: int, key: Sequence[int] = ()) -> float:
+    """Expected score of a majority vote of k of a question's n samples, drawn without replacement.
+
+    `right` samples have the right answer, `wrong` counts those of each other answer, `silent` have none and do not
+    vote. A tie of t answers that holds the right one scores 1 / t. Exact up to MAX_EXACT_VOTES samples, else the mean
+    over NUM_BALLOTS subsets whose randomness depends on `key` alone. Raises ValueError unless 1 <= k <= n.
+    """
+    n = right + sum(wrong) + silent
+    if not 1 <= k <= n:
+        raise ValueError(f"{k} drawn of {n} samples")
+    if n <= MAX_EXACT_VOTES:
+        return _exact_majority(right, tuple(sorted(wrong)), silent, k)
+    draws = np.random.default_rng(list(key)).multivariate_hypergeometric([right, silent, *wrong], k, size=NUM_BALLOTS)
+    mine, others = draws[:, :1], draws[:, 2:]
+    ties = np.sum(others == mine, axis=1)
+    return float(np.mean(np.where((mine[:, 0] > 0) & np.all(others <= mine, axis=1), 1 / (1 + ties), 0.0)))
+
+
+@lru_cache(maxsize=1 << 16)  # many questions are answered alike, and the scores of one question even more so
+def _exact_majority(right: int, wrong: tuple[int, ...], silent: int, k: int) -> float:
+    """`maj_at_k` by counting subsets: those with j right ones and no other answer above j, by how many others tie."""
+    total = 0.0
+    for j in range(1, min(right, k) + 1):
+        ways = {(0, 0): comb(right, j)}  # (samples drawn from the other answers, answers that tie) -> subsets
+        for count in wrong:
+            grown: dict[tuple[int, int], int] = {}
+            for (drawn, ties), subsets in ways.items():
+                for more in range(min(count, j, k - j - drawn) + 1):
+                    place = drawn + more, ties + (more == j)
+                    grown[place] = grown.get(place, 0) + subsets * comb(count, more)
+            ways = grown
+        total += sum(many * comb(silent, k - j - drawn) / (1 + ties) for (drawn, ties), many in ways.items())
+    return total / comb(right + sum(wrong) + silent, k)

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evals.statistics import Difference, holm, mcnemar_exact, paired_difference
+from evals.statistics import Difference, holm, mcnemar_exact, paired_difference, sign_flip
 from evals.types import Record, UserError
-from orchestrator.reduce import HEADLINE, question_means
+from orchestrator.scores import HEADLINE, question_means
 
 
 class Run(NamedTuple):
@@ -20,32 +20,36 @@ class Run(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A run against the baseline, in the numeric score."""
+    """A run against another, in the numeric score."""
 
     label: str
+    against: str
     difference: Difference
     only_this: int | None
-    """Problems that only this run has right; None with several samples per problem, as are the next two."""
-    only_baseline: int | None
-    p: float | None
-    """Exact McNemar."""
-    p_holm: float | None
-    """The same, adjusted for the number of comparisons."""
+    """Problems that only this run has right; None with several samples per problem, as is the next."""
+    only_other: int | None
+    p: float
+    """Exact McNemar; with several samples per problem the sign-flip permutation test."""
+    p_holm: float
+    """The same, adjusted for the number of all pairs of the comparison."""
 
 
 class Comparison(NamedTuple):
-    """Runs with their labels, and each but the baseline against it on their common problems."""
+    """Runs with their labels, and the pairs of them that are compared on their common problems."""
 
     runs: list[tuple[str, Run]]
     baseline: str
     num_common: int
+    single: bool
+    """One sample per problem in every run."""
     pairs: list[Pair]
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    """Compare two or more runs; the baseline is the first one at temperature 1, else the first.
+    """Compare two or more runs: each with the baseline, and each of power sampling with every other method.
 
-    Raises UserError if they used different data, or share no problem.
+    The baseline is the first run at temperature 1, else the first. Raises UserError if they used different data, or
+    share no problem.
     """
     check_data(runs)
     labels = distinct_labels(runs)
@@ -56,24 +60,36 @@ def compare(runs: Sequence[Run]) -> Comparison:
             f"The runs {', '.join(str(run.directory) for run in runs)} have no answered problem in common, so they "
             "cannot be compared; finish them, or report them one by one."
         )
-    base = next((i for i, run in enumerate(runs) if is_plain(run)), 0)
     rows = [[mean[problem_id] for problem_id in common] for mean in means]
     single = all(run.summary["num_samples"] == 1 for run in runs)
-    pairs = [pair(labels[i], rows[i], rows[base], single) for i in range(len(runs)) if i != base]
-    if single:
-        adjusted = holm([row.p for row in pairs if row.p is not None])
-        pairs = [row._replace(p_holm=p) for row, p in zip(pairs, adjusted, strict=True)]
-    return Comparison(list(zip(labels, runs, strict=True)), labels[base], len(common), pairs)
+    base = next((i for i, run in enumerate(runs) if is_plain(run)), 0)
+    pairs = [pair((labels[i], labels[j]), rows[i], rows[j], single) for i, j in chosen_pairs(runs, base)]
+    adjusted = holm([row.p for row in pairs])
+    pairs = [row._replace(p_holm=p) for row, p in zip(pairs, adjusted, strict=True)]
+    return Comparison(list(zip(labels, runs, strict=True)), labels[base], len(common), single, pairs)
 
 
-def pair(label: str, a: Sequence[float], b: Sequence[float], single: bool) -> Pair:
-    """`a` and `b` are question means of this run and the baseline on the same problems; `single`: all are 0 or 1."""
+def chosen_pairs(runs: Sequence[Run], base: int) -> list[tuple[int, int]]:
+    """Which runs are compared; no more than are asked about, since every pair makes Holm's p values larger."""
+    pairs = [(i, base) for i in range(len(runs)) if i != base]
+    others = [j for j in range(len(runs)) if j != base and not is_power(runs[j])]
+    return pairs + [(i, j) for i in range(len(runs)) if i != base and is_power(runs[i]) for j in others]
+
+
+def pair(labels: tuple[str, str], a: Sequence[float], b: Sequence[float], single: bool) -> Pair:
+    """`a` and `b` are question means of two runs on the same problems; `single`: all are 0 or 1. `p_holm` is p."""
     difference = paired_difference(a, b)
     if not single:
-        return Pair(label, difference, None, None, None, None)
+        p = sign_flip([x - y for x, y in zip(a, b, strict=True)])
+        return Pair(*labels, difference, None, None, p, p)
     only_a = sum(x > y for x, y in zip(a, b, strict=True))
     only_b = sum(x < y for x, y in zip(a, b, strict=True))
-    return Pair(label, difference, only_a, only_b, mcnemar_exact(only_a, only_b), None)
+    p = mcnemar_exact(only_a, only_b)
+    return Pair(*labels, difference, only_a, only_b, p, p)
+
+
+def is_power(run: Run) -> bool:
+    return run.summary["run"]["sampler"].get("kind") == "power"
 
 
 def is_plain(run: Run) -> bool:

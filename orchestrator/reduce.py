@@ -7,20 +7,16 @@ after any limit), `fingerprint`, and of `provenance` `model` {name, sha256}, `da
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from math import isnan
 from typing import Any
 
 import numpy as np
 
-from evals.statistics import Z95, mean_and_stderr, wilson
 from evals.types import Record
+from orchestrator.diagnostics import average, chain_statistics, chain_warnings
+from orchestrator.scores import HEADLINE, accuracy, at_k, graders, question_means, right
 from orchestrator.telemetry import timings as phase_timings
 
-GRADERS = ("strict", "flexible", "numeric")
-HEADLINE = "numeric"
-"""The score that comparisons and the progress bar show."""
 FEW_PROBLEMS = 300
 MAX_QUIET_RATE = 0.02
 """Share of truncated answers, and of texts without an answer, above which a warning says so."""
@@ -54,6 +50,7 @@ def summarise(
         "num_failed": len(records) - len(done),
         "failed": sorted([record.problem_id, record.sample_index] for record in records if record.status == "failed"),
         "accuracy": {name: accuracy(question_means(records, name), num_samples) for name in graders(records)},
+        **at_k(records, num_samples),
         "no_answer_rate": rate(record.scores[HEADLINE]["kind"] == "none" for record in done),
         "truncated_rate": rate(truncated(record) for record in done),
         "right_if_truncated": rate(right(record, HEADLINE) for record in done if truncated(record)),
@@ -65,7 +62,7 @@ def summarise(
             "tokens_per_second": ratio(tokens["generated"], timings["sampling_seconds"]),
             "problems_per_second": ratio(len(done), timings["sampling_seconds"]),
         },
-        "chain": chain_statistics(done),
+        "chain": chain_statistics(records),
         "memory": memory_peaks(done, telemetry),
         "num_damaged_telemetry": num_damaged_telemetry,
     }
@@ -98,53 +95,41 @@ def describe(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def method(sampler: Mapping[str, Any]) -> str:
-    """A sampler in a few words."""
+    """A sampler in a few words, the same wherever its result appears."""
     match sampler.get("kind"):
         case "power":
-            return f"power (alpha {sampler['alpha']:g}, {sampler['num_moves']} moves)"
+            return f"power ({', '.join(power_settings(sampler))})"
+        case "paper":
+            return f"paper (alpha {sampler['alpha']:g}, biased, for comparison only)"
         case "temperature":
-            return f"temperature {sampler['temperature']:g}"
+            top_k = sampler.get("top_k")
+            return f"temperature {sampler['temperature']:g}{f', top {top_k}' if top_k else ''}"
+        case "best_of":
+            return f"best of {sampler['num_candidates']} by log p (alpha {sampler['alpha']:g})"
+        case "majority":
+            return f"majority of {sampler['num_candidates']} (temperature {sampler['temperature']:g})"
+        case "snis":
+            return f"SNIS of {sampler['num_candidates']} (alpha {sampler['alpha']:g})"
+        case "smc":
+            return f"SMC of {sampler['num_candidates']} (alpha {sampler['alpha']:g})"
         case kind:
             return str(kind or "unknown method")
 
 
-def right(record: Record, grader: str) -> bool:
-    return bool(record.scores.get(grader, {}).get("correct", False))
+def power_settings(sampler: Mapping[str, Any]) -> list[str]:
+    """Alpha and moves of a chain, and what departs from the plain kernel."""
+    effective, blocks = sampler.get("num_effective_moves"), sampler.get("blocks", 1)
+    said = [f"alpha {sampler['alpha']:g}"]
+    said.append(f"{sampler['num_moves']} moves" if effective is None else f"{effective} effective moves")
+    if blocks > 1:
+        said.append(f"{blocks} blocks")
+    if sampler.get("cuts", "uniform") != "uniform":
+        said.append(f"{sampler['cuts']} cuts")
+    return said
 
 
 def truncated(record: Record) -> bool:
     return record.ended == "length"
-
-
-def graders(records: Iterable[Record]) -> list[str]:
-    """The usual scores, then whatever else the records have."""
-    return list(dict.fromkeys([*GRADERS, *(name for record in records for name in record.scores)]))
-
-
-def question_means(records: Iterable[Record], grader: str) -> dict[int, float]:
-    """Problem id -> share of its recorded samples that are right."""
-    verdicts: dict[int, list[bool]] = defaultdict(list)
-    for record in records:
-        verdicts[record.problem_id].append(right(record, grader))
-    return {problem_id: sum(rights) / len(rights) for problem_id, rights in sorted(verdicts.items())}
-
-
-def accuracy(means: Mapping[int, float], num_samples: int) -> dict[str, Any]:
-    """Mean, standard error and 95 % interval: Wilson's for one sample per problem, else normal on question means."""
-    values = list(means.values())
-    mean, stderr = map(number, mean_and_stderr(values))
-    interval: Sequence[float] | None = None
-    if num_samples == 1 and values:
-        interval = wilson(round(sum(values)), len(values))
-    elif mean is not None and stderr is not None:
-        interval = max(0.0, mean - Z95 * stderr), min(1.0, mean + Z95 * stderr)
-    return {
-        "mean": mean,
-        "stderr": stderr,
-        "ci95": None if interval is None else list(interval),
-        "interval": "wilson" if num_samples == 1 else "normal",
-        "n": len(values),
-    }
 
 
 def time_spent(done: Sequence[Record], telemetry: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -174,29 +159,12 @@ def busy_seconds(done: Iterable[Record]) -> float | None:
 
 
 def token_counts(done: Sequence[Record]) -> dict[str, Any]:
-    """Sums over all records and means per answer."""
+    """Sums over all records, means per answer, and the cost of a problem with all its recorded samples."""
     names = ("prompt", "answer", "generated", "prefilled")
     sums = {name: sum(record.tokens.get(name, 0) for record in done) for name in names}
-    return {**sums, **{f"mean_{name}": ratio(total, len(done)) for name, total in sums.items()}}
-
-
-def chain_statistics(done: Iterable[Record]) -> dict[str, Any]:
-    """What the chains did, pooled over all answers; a null move proposes the state itself and is never rejected."""
-    chains = [record.chain for record in done]
-    moving = [chain for chain in chains if chain.get("moves")]
-    moves, null, accepted = (sum(chain[name] for chain in moving) for name in ("moves", "null", "accepted"))
-    moved_tokens = sum(chain["generated"] - chain["initial_tokens"] for chain in moving)
-    return {
-        "moves": moves,
-        "null": null,
-        "accepted": accepted,
-        "rejected_early": sum(chain.get("rejected_early", 0) for chain in moving),
-        "replayed_tokens": sum(chain.get("replayed_tokens", 0) for chain in moving),
-        "acceptance": ratio(accepted, moves - null),
-        "forwards_per_move": ratio(moved_tokens, moves),
-        "mean_log_p_first": average([chain["log_p_first"] for chain in chains if "log_p_first" in chain]),
-        "mean_log_p": average([chain["log_p"] for chain in chains if "log_p" in chain]),
-    }
+    means = {f"mean_{name}": ratio(total, len(done)) for name, total in sums.items()}
+    num_problems = len({record.problem_id for record in done})
+    return {**sums, **means, "generated_per_problem": ratio(sums["generated"], num_problems)}
 
 
 def memory_peaks(done: Iterable[Record], telemetry: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -255,6 +223,7 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
         )
     if (share := summary["no_answer_rate"]) is not None and share > MAX_QUIET_RATE:
         found.append(f"In {100 * share:.1f} % of the texts the numeric grader found no answer at all.")
+    found += chain_warnings(summary["chain"], run["sampler"].get("kind"))
     if damaged := summary["num_damaged_telemetry"]:
         found.append(
             f"{damaged:,} damaged {'lines' if damaged > 1 else 'line'} of telemetry.jsonl could not be read: seconds "
@@ -272,14 +241,5 @@ def rate(flags: Iterable[bool]) -> float | None:
     return average([float(flag) for flag in flags])
 
 
-def average(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
-
-
 def ratio(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
-
-
-def number(value: float) -> float | None:
-    """NaN has no place in JSON."""
-    return None if isnan(value) else value

@@ -1,4 +1,5 @@
-"""Derived files of finished or unfinished runs: summary.json and report.md, made again from the log at any time.
+"""Derived files of finished or unfinished runs, made again from the log at any time: summary.json and report.md, and
+for several runs their comparison with its figure.
 
 Reads run.json, records.jsonl and telemetry.jsonl and never writes to them. Knows no worker; layout is render.py's.
 """
@@ -10,13 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evals.types import UserError
-from orchestrator.compare import Run, compare
+from orchestrator.compare import Comparison, Run, compare
+from orchestrator.figures import accuracy_figure
 from orchestrator.reduce import summarise
-from orchestrator.render import comparison_report, run_report
+from orchestrator.render import run_report
+from orchestrator.render_comparison import comparison_report
 from orchestrator.store import RECORDS, RUN, TELEMETRY, first_records, read_run, write_atomically
 from orchestrator.telemetry import scan_telemetry
 
-SUMMARY, REPORT = "summary.json", "report.md"
+SUMMARY, REPORT, FIGURE = "summary.json", "report.md", "accuracy.svg"
 
 
 def report(paths: Sequence[str]) -> int:
@@ -31,23 +34,40 @@ def report(paths: Sequence[str]) -> int:
 def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
     """Write summary.json and report.md into every run directory; return what to print.
 
-    For several runs that is their comparison, which also goes to `out` (a file, or a directory for its report.md).
-    Raises UserError for a directory that is missing or holds no run, and for runs that cannot be compared.
+    For several runs that is their comparison, which also goes to `out`: a file, or a directory for its report.md; by
+    default the directory that holds the first run. Its figure lies beside it. Raises UserError for a directory that is
+    missing or holds no run, for runs that cannot be compared, and where a file that is no comparison is in the way.
     """
     if not run_dirs:
         raise UserError("No run directory was given; name at least one, as in `powersample report runs/demo/power`.")
     runs = [read(directory) for directory in run_dirs]
     texts = [run_report(run.summary) for run in runs]
-    comparison = comparison_report(compare(runs)) if len(runs) > 1 else None
+    comparison = compare(runs) if len(runs) > 1 else None
+    if comparison is not None:
+        out = run_dirs[0].resolve().parent if out is None else out
+        out = out / REPORT if out.is_dir() else out
+        check_place(out)
     for run, text in zip(runs, texts, strict=True):
         summary = json.dumps(run.summary, indent=2, ensure_ascii=False, allow_nan=False)
         write(run.directory / SUMMARY, summary + "\n")
         write(run.directory / REPORT, text)
-    if comparison is None:
-        return texts[0]
-    if out is not None:
-        write(out / REPORT if out.is_dir() else out, comparison)
-    return comparison
+    return texts[0] if comparison is None or out is None else write_comparison(comparison, out)
+
+
+def write_comparison(comparison: Comparison, out: Path) -> str:
+    """Write a comparison to the file `out` and its figure beside it; return the text."""
+    plot = accuracy_figure([(label, run.summary) for label, run in comparison.runs])
+    text = comparison_report(comparison, FIGURE if plot else None)
+    write(out, text)
+    if plot:
+        write(out.parent / FIGURE, plot)
+    return text
+
+
+def check_place(out: Path) -> None:
+    """Raises UserError if `out` is something else than the comparison of an earlier report."""
+    if out.exists() and " methods on " not in out.read_text(encoding="utf-8", errors="replace").partition("\n")[0]:
+        raise UserError(f"{out} is in the way of the comparison and is none itself; move it to another place.")
 
 
 def read(directory: Path) -> Run:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from evals.statistics import holm, wilson
+from evals.statistics import wilson
 from evals.types import Record, UserError
-from orchestrator.compare import Run, compare
+from orchestrator.compare import Run
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
 from orchestrator.report import report, write_report
@@ -113,7 +113,8 @@ def test_summary_has_exact_figures() -> None:
     assert summary["tokens"]["generated"] == 990
     assert summary["tokens"]["mean_answer"] == 80
     assert summary["throughput"] == {"tokens_per_second": 99, "problems_per_second": 0.3}
-    assert summary["chain"] == {
+    assert summary["tokens"]["generated_per_problem"] == 330
+    known = {
         "moves": 30,
         "null": 6,
         "accepted": 12,
@@ -124,6 +125,8 @@ def test_summary_has_exact_figures() -> None:
         "mean_log_p_first": -20,
         "mean_log_p": -15,
     }
+    assert {name: summary["chain"][name] for name in known} == known
+    assert (summary["pass_at_k"], summary["maj_at_k"]) == ({}, {})
     memory = summary["memory"]
     assert memory["peak_bytes"] == {"0": 1002, "1": 5000}
     assert (memory["largest_peak_bytes"], memory["kind"], memory["slots"]) == (5000, "rss", 10)
@@ -191,38 +194,17 @@ def as_run(name: str, sampler: dict[str, Any], verdicts: str, **changes: Any) ->
     return Run(Path(name), summarise(records, [], run), records)
 
 
-def test_comparison_is_paired_and_against_temperature_1() -> None:
-    runs = [as_run("p", POWER, "1" * 12 + "0" * 8 + " "), as_run("t", PLAIN, "0" * 10 + "1" * 4 + "0" * 6 + "1")]
-    comparison = compare(runs)
-    assert (comparison.baseline, comparison.num_common) == ("temperature 1", 20)
-    (pair,) = comparison.pairs
-    assert (pair.only_this, pair.only_baseline, pair.p) == (10, 2, pytest.approx(0.038574, abs=1e-6))
-    assert pair.p_holm == pair.p
-    assert pair.difference.mean == pytest.approx(0.4)
-    assert pair.difference.stderr == pytest.approx(sqrt((12 - 64 / 20) / (20 * 19)))
-
-
-def test_comparison_without_a_plain_run_is_against_the_first() -> None:
-    comparison = compare(
-        [as_run("a", POWER, "1100"), as_run("b", POWER, "1010"), as_run("c", {"kind": "greedy"}, "1111")]
-    )
-    assert comparison.baseline == "power (alpha 4, 10 moves), a"
-    assert [pair.label for pair in comparison.pairs] == ["power (alpha 4, 10 moves), b", "greedy"]
-
-
-def test_what_cannot_be_paired_is_refused() -> None:
-    other = as_run("b", PLAIN, "11")
-    other.summary["run"]["data_sha256"] = "e" * 64
-    with pytest.raises(UserError, match="different data"):
-        compare([as_run("a", POWER, "11"), other])
-    with pytest.raises(UserError, match="no answered problem in common"):
-        compare([as_run("a", POWER, "1 "), as_run("b", PLAIN, " 1")])
-
-
-def test_holm() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
+def test_scores_that_agree_are_shown_once() -> None:
+    text = run_report(as_run("p", POWER, "1100").summary)
+    assert "strict, flexible and numeric agree on every answer" in text
+    assert "| strict" not in text
+    wrong = {"correct": False, "answer": "x", "kind": "number"}
+    scores = make_record(0).scores | {"strict": wrong}
+    summary = summarise([make_record(0, scores=scores), make_record(1)], [], make_run(num_problems=2))
+    text = run_report(summary)
+    assert "agree on every answer" not in text
+    assert "the scores disagree on 1" in " ".join(text.split())
+    assert all(f"| {name}" in text for name in ("strict", "flexible", "numeric"))
 
 
 def save(directory: Path, sampler: dict[str, Any], verdicts: str, shuffled: bool = False) -> Path:
@@ -245,14 +227,14 @@ def test_report_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     for part in (
         "# problems.jsonl: tiny, power (alpha 4, 10 moves)",
         "4 of 4 answers to 4 problems, a subset of 1,319.",
-        "| numeric  | 75.0 % | ± 25.0 |         30.1 to 95.4 % |",
+        "| numeric | 75.0 % | ± 25.0 |         30.1 to 95.4 % |",
         "no answer 0.0 %, truncated 0.0 %, failed 0",
         "15.0 s in all (set-up 1.0 s, load 4.0 s, sampling 10.0 s)",
         "acceptance 50.0 %",
         "4 moves rejected before their end",
         "commit cccccccc, fingerprint ffffffff",
     ):
-        assert part in text
+        assert part in text or part in " ".join(text.split())
     assert "accuracy" not in text.lower()
     assert max(map(len, text.splitlines())) <= 100
     (directory / "summary.json").unlink()
@@ -265,29 +247,6 @@ def test_the_order_of_completion_does_not_matter(tmp_path: Path) -> None:
     a, b = save(tmp_path / "a", POWER, "1101001"), save(tmp_path / "b", POWER, "1101001", shuffled=True)
     assert write_report([a]) == write_report([b])
     assert (a / "summary.json").read_bytes() == (b / "summary.json").read_bytes()
-
-
-def test_report_of_several_runs(tmp_path: Path) -> None:
-    power = save(tmp_path / "power", POWER, "1" * 12 + "0" * 8)
-    plain = save(tmp_path / "t1", PLAIN, "0" * 10 + "1" * 4 + "0" * 6)
-    text = write_report([plain, power], tmp_path)
-    assert (tmp_path / "report.md").read_text(encoding="utf-8") == text
-    assert all((directory / name).exists() for directory in (power, plain) for name in ("summary.json", "report.md"))
-    assert "# problems.jsonl, tiny: 2 methods on 20 common problems" in text
-    assert "Warning (all runs): Fewer than 300 problems (20)" in text
-    row = next(line for line in text.splitlines() if "+40.0 ±" in line)
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
-        "power (alpha 4, 10 moves)",
-        "+40.0 ± 15.2",
-        "+10.2 to +69.8",
-        "10",
-        "2",
-        "0.0386",
-        "0.0386",
-    ]
-    assert max(map(len, text.splitlines())) <= 100
-    assert write_report([plain, power], tmp_path / "again.md") == text
-    assert (tmp_path / "again.md").read_text(encoding="utf-8") == text
 
 
 def test_report_of_a_run_that_has_just_begun(tmp_path: Path) -> None:

@@ -1,12 +1,25 @@
 """Statistics against values computed by hand and by scipy."""
 
+from collections import Counter
+from itertools import combinations
 from math import isnan, sqrt
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, permutation_test
 
-from evals.statistics import mcnemar_exact, mean_and_stderr, paired_difference, wilson
+import evals.statistics as statistics
+from evals.statistics import (
+    maj_at_k,
+    mcnemar_exact,
+    mean_and_stderr,
+    paired_difference,
+    pass_at_k,
+    sign_flip,
+    wilson,
+)
 
 
 def question_means(rows: str) -> list[float]:
@@ -89,3 +102,87 @@ def test_mcnemar_equals_scipy() -> None:
 def test_wilson_touches_its_ends_exactly(n: int) -> None:
     assert wilson(0, n)[0] == 0.0
     assert wilson(n, n)[1] == 1.0
+
+
+def test_equal_differences_are_not_certainty() -> None:
+    n = 200
+    other = wilson(0, n)[1]
+    assert paired_difference([0.0] * n, [0.0] * n)[:4] == pytest.approx((0, 0, -other, other))
+    assert paired_difference([1.0] * n, [0.0] * n)[:4] == pytest.approx((1, 0, 1 - 2 * other, 1))
+    assert all(map(isnan, paired_difference([1.0], [0.0])[1:4]))
+
+
+def test_sign_flip() -> None:
+    assert sign_flip(np.subtract(A, B)) == pytest.approx(4 / 64)
+    assert sign_flip([0.0] * 50) == 1
+    assert sign_flip([]) == 1
+    differences = np.random.default_rng(5).integers(-4, 5, size=12) / 4
+
+    def mean(values: np.ndarray, axis: int) -> np.ndarray:
+        return values.mean(axis=axis)
+
+    exact = permutation_test((differences,), mean, permutation_type="samples", vectorized=True, n_resamples=10_000)
+    assert sign_flip(differences) == pytest.approx(exact.pvalue)
+
+
+def test_sign_flip_by_random_signs_is_near_mcnemar() -> None:
+    won, lost = 30, 14
+    p = sign_flip([1.0] * won + [-1.0] * lost + [0.0] * 1000)
+    exact = mcnemar_exact(won, lost)
+    assert p == pytest.approx(exact, abs=4 * sqrt(exact / statistics.NUM_FLIPS))
+    assert p == sign_flip([0.0] * 7 + [-1.0] * lost + [1.0] * won), "another order of the same questions"
+    assert sign_flip([1.0] * 200) == 1 / (statistics.NUM_FLIPS + 1)
+
+
+def test_pass_at_k_check_values() -> None:
+    shown = [0.375, 0.642857, 0.821429, 0.928571, 0.982143, 1, 1, 1]
+    assert [pass_at_k(3, 8, k) for k in range(1, 9)] == pytest.approx(shown, abs=1e-6)
+    for k, mean, stderr in ((1, 0.625, 0.167705), (2, 0.75, 0.170783), (3, 0.791667, 0.163512), (4, 5 / 6, 1 / 6)):
+        found = mean_and_stderr([pass_at_k(round(4 * share), 4, k) for share in A])
+        assert found == pytest.approx((mean, stderr), abs=1e-6)
+    assert pass_at_k(1, 65_536, 1) == 1 / 65_536
+    for wrong in ((1, 4, 5), (1, 4, 0), (5, 4, 1), (-1, 4, 1)):
+        with pytest.raises(ValueError, match="drawn"):
+            pass_at_k(*wrong)
+
+
+def test_maj_at_k_check_values() -> None:
+    assert maj_at_k(2, [2], 0, 4) == 1 / 2
+    assert maj_at_k(1, [], 3, 4) == 1
+    assert maj_at_k(1, [1, 1], 0, 3) == pytest.approx(1 / 3)
+    assert maj_at_k(0, [], 4, 2) == 0
+    with pytest.raises(ValueError, match="5 drawn of 4"):
+        maj_at_k(1, [1, 1], 1, 5)
+
+
+def brute_force(answers: str, k: int) -> tuple[float, float]:
+    """pass@k and maj@k over all k-subsets; `r` is the right answer, a space none."""
+    passes, votes = [], []
+    for subset in combinations(answers, k):
+        passes.append("r" in subset)
+        count = Counter(answer for answer in subset if answer != " ")
+        best = [answer for answer in count if count[answer] == max(count.values())]
+        votes.append(1 / len(best) if "r" in best else 0)
+    return float(np.mean(passes)), float(np.mean(votes))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.text("rabc ", min_size=1, max_size=9), st.data())
+def test_pass_and_maj_are_the_means_over_all_subsets(answers: str, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, len(answers)))
+    right, silent = answers.count("r"), answers.count(" ")
+    wrong = [answers.count(name) for name in "abc"]
+    found = pass_at_k(right, len(answers), k), maj_at_k(right, wrong, silent, k)
+    assert found == pytest.approx(brute_force(answers, k))
+
+
+def test_maj_at_k_of_many_samples_is_estimated_by_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = (20, [15, 8, 5, 3, 3, 2, 2, 1, 1], 4)
+    exact = maj_at_k(*counts, 16)
+    monkeypatch.setattr(statistics, "MAX_EXACT_VOTES", 16)
+    found = maj_at_k(*counts, 16, key=(7, 16))
+    assert found == pytest.approx(exact, abs=4 * 0.5 / sqrt(statistics.NUM_BALLOTS))
+    assert found == maj_at_k(*counts, 16, key=(7, 16))
+    assert found != maj_at_k(*counts, 16, key=(8, 16))
+    assert maj_at_k(65_536, [], 0, 4096, key=(1, 2)) == 1
+    assert maj_at_k(0, [], 100, 8) == 0

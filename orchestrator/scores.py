@@ -1,0 +1,151 @@
+"""Scores of records: question means, accuracies, pass@k and maj@k. Pure; knows no files and no layout.
+
+A failed record has no scores and counts as wrong everywhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
+from math import isnan
+from typing import Any
+
+from evals.grading.strict_flexible import normalised
+from evals.statistics import Z95, maj_at_k, mean_and_stderr, pass_at_k, wilson
+from evals.types import Record
+
+GRADERS = ("strict", "flexible", "numeric")
+HEADLINE = "numeric"
+"""The score that comparisons and the progress bar show."""
+ROUNDING = 1e-12
+"""A standard error below this is none."""
+
+
+def right(record: Record, grader: str) -> bool:
+    return bool(record.scores.get(grader, {}).get("correct", False))
+
+
+def graders(records: Iterable[Record]) -> list[str]:
+    """The usual scores, then whatever else the records have."""
+    return list(dict.fromkeys([*GRADERS, *(name for record in records for name in record.scores)]))
+
+
+def by_problem(records: Iterable[Record]) -> dict[int, list[Record]]:
+    """Problem id -> its records, ids in order."""
+    found: dict[int, list[Record]] = defaultdict(list)
+    for record in records:
+        found[record.problem_id].append(record)
+    return dict(sorted(found.items()))
+
+
+def question_means(records: Iterable[Record], grader: str) -> dict[int, float]:
+    """Problem id -> share of its recorded samples that are right."""
+    return {
+        problem_id: sum(right(record, grader) for record in samples) / len(samples)
+        for problem_id, samples in by_problem(records).items()
+    }
+
+
+def accuracy(means: Mapping[int, float], num_samples: int) -> dict[str, Any]:
+    """The estimate of a score from its question means, which are 0 or 1 for one sample per problem."""
+    return estimate(list(means.values()), binary=num_samples == 1)
+
+
+def estimate(values: Sequence[float], binary: bool = False) -> dict[str, Any]:
+    """Mean of question values in [0, 1], its standard error and 95 % interval: Wilson's if `binary`, else normal.
+
+    Equal values have no spread, but what is known of the next question is not certain: the interval then allows for the
+    share of other questions that Wilson's does at 0 of n, whatever their value. For all 0 or all 1 that is Wilson's.
+    """
+    mean, stderr = map(number, mean_and_stderr(values))
+    interval: Sequence[float] | None = None
+    by_wilson = binary or (stderr is not None and stderr < ROUNDING)
+    if binary and values:
+        interval = wilson(round(sum(values)), len(values))
+    elif mean is not None and stderr is not None and by_wilson:
+        other = wilson(0, len(values))[1]
+        interval = (1 - other) * mean, (1 - other) * mean + other
+    elif mean is not None and stderr is not None:
+        interval = max(0.0, mean - Z95 * stderr), min(1.0, mean + Z95 * stderr)
+    return {
+        "mean": mean,
+        "stderr": stderr,
+        "ci95": None if interval is None else list(interval),
+        "interval": "wilson" if by_wilson else "normal",
+        "n": len(values),
+    }
+
+
+def expected_correctness(records: Sequence[Record]) -> dict[str, Any]:
+    """grader -> mean correctness of the answers that the samplers weighted, with its error, as far as they report it.
+
+    It estimates what the accuracy does with less variance (Rao-Blackwell). See `estimate`.
+    """
+    names = dict.fromkeys(name for record in records for name in record.chain.get("expected_correct", {}))
+    found = {}
+    for name in names:
+        known = [record for record in records if record.status == "failed" or reports(record, name)]
+        found[name] = estimate(
+            [
+                sum(record.chain["expected_correct"][name] for record in samples if reports(record, name))
+                / len(samples)
+                for samples in by_problem(known).values()
+            ]
+        )
+    return found
+
+
+def reports(record: Record, grader: str) -> bool:
+    return grader in record.chain.get("expected_correct", {})
+
+
+def at_k(records: Sequence[Record], num_samples: int) -> dict[str, dict[str, Any]]:
+    """`pass_at_k` and `maj_at_k`: grader -> k -> `estimate`, for k = 1, 2, 4, … up to `num_samples`.
+
+    Errors are of question values, hence clustered by problem. A problem with fewer than k recorded samples is left out.
+    Both are empty for one sample per problem.
+    """
+    sizes = [1 << i for i in range(num_samples.bit_length())] if num_samples > 1 else []
+    found: dict[str, dict[str, Any]] = {"pass_at_k": {}, "maj_at_k": {}}
+    for grader in graders(records) if sizes else []:
+        tallies = {problem_id: tally(samples, grader) for problem_id, samples in by_problem(records).items()}
+        passes, votes = found["pass_at_k"].setdefault(grader, {}), found["maj_at_k"].setdefault(grader, {})
+        for k in sizes:
+            enough = {i: counts for i, counts in tallies.items() if total(*counts) >= k}
+            passes[str(k)] = estimate([pass_at_k(counts[0], total(*counts), k) for counts in enough.values()])
+            votes[str(k)] = estimate([maj_at_k(*counts, k, key=(i, k)) for i, counts in enough.items()])
+    return found
+
+
+def tally(samples: Iterable[Record], grader: str) -> tuple[int, list[int], int]:
+    """A problem's samples as a vote sees them: how many are right, how many give each wrong answer, how many none."""
+    num_right, silent, wrong = 0, 0, Counter[str]()
+    for record in samples:
+        answer = record.scores.get(grader, {}).get("answer")
+        if right(record, grader):
+            num_right += 1
+        elif answer is None:
+            silent += 1
+        else:
+            wrong[ballot(answer, grader)] += 1
+    return num_right, sorted(wrong.values()), silent
+
+
+def ballot(answer: str, grader: str) -> str:
+    """An answer in the form in which equal answers are equal strings: 18.0 votes for 18."""
+    if grader != HEADLINE:
+        return normalised(answer)
+    try:
+        return str(Decimal(answer).normalize())
+    except InvalidOperation:
+        return answer
+
+
+def total(num_right: int, wrong: Sequence[int], silent: int) -> int:
+    return num_right + sum(wrong) + silent
+
+
+def number(value: float) -> float | None:
+    """NaN has no place in JSON."""
+    return None if isnan(value) else value

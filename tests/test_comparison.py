@@ -1,0 +1,130 @@
+"""Comparisons of runs: which pairs, which tests, how it reads, and where it is written."""
+
+from math import sqrt
+from pathlib import Path
+
+import pytest
+from test_report import PLAIN, POWER, as_run, make_record, make_run, save
+
+from evals.statistics import holm
+from evals.types import UserError
+from orchestrator.compare import Run, compare
+from orchestrator.reduce import summarise
+from orchestrator.render import run_report
+from orchestrator.render_comparison import comparison_report
+from orchestrator.report import write_report
+
+
+def test_comparison_is_paired_and_against_temperature_1() -> None:
+    runs = [as_run("p", POWER, "1" * 12 + "0" * 8 + " "), as_run("t", PLAIN, "0" * 10 + "1" * 4 + "0" * 6 + "1")]
+    comparison = compare(runs)
+    assert (comparison.baseline, comparison.num_common) == ("temperature 1", 20)
+    (pair,) = comparison.pairs
+    assert (pair.only_this, pair.only_other, pair.p) == (10, 2, pytest.approx(0.038574, abs=1e-6))
+    assert pair.p_holm == pair.p
+    assert pair.difference.mean == pytest.approx(0.4)
+    assert pair.difference.stderr == pytest.approx(sqrt((12 - 64 / 20) / (20 * 19)))
+
+
+def test_comparison_without_a_plain_run_is_against_the_first() -> None:
+    comparison = compare(
+        [as_run("a", POWER, "1100"), as_run("b", POWER, "1010"), as_run("c", {"kind": "greedy"}, "1111")]
+    )
+    assert comparison.baseline == "power (alpha 4, 10 moves), a"
+    a, b = "power (alpha 4, 10 moves), a", "power (alpha 4, 10 moves), b"
+    assert [(pair.label, pair.against) for pair in comparison.pairs] == [(b, a), ("greedy", a), (b, "greedy")]
+
+
+def test_power_is_compared_with_every_other_method_as_well() -> None:
+    """Each pair once, and Holm's p values over all that are printed."""
+    verdicts = {"greedy": "1" * 25 + "0" * 15, "t1": "0" * 30 + "1" * 10, "low": "1" * 20 + "0" * 20}
+    samplers = {"greedy": {"kind": "greedy"}, "t1": PLAIN, "low": {"kind": "temperature", "temperature": 0.25}}
+    runs = [as_run(name, samplers[name], verdicts[name]) for name in samplers]
+    comparison = compare([*runs, as_run("power", POWER, "1" * 32 + "0" * 8)])
+    low, power = "temperature 0.25", "power (alpha 4, 10 moves)"
+    plain = [("greedy", "temperature 1"), (low, "temperature 1"), (power, "temperature 1")]
+    assert [(pair.label, pair.against) for pair in comparison.pairs] == [*plain, (power, "greedy"), (power, low)]
+    assert [pair.p_holm for pair in comparison.pairs] == holm([pair.p for pair in comparison.pairs])
+    assert (comparison.pairs[3].only_this, comparison.pairs[3].only_other) == (7, 0)
+    text = comparison_report(comparison, None)
+    assert f"The same of **{power}** against other methods:" in text
+    assert "adjusted for all 5 pairs of this report" in text
+
+
+def test_several_samples_are_compared_by_a_permutation_test() -> None:
+    rows = {"p": (POWER, "1111 1101 0100 0000 1011 1111"), "t": (PLAIN, "1101 1001 0000 0000 1001 1110")}
+    runs = []
+    for name, (sampler, bits) in rows.items():
+        records = [make_record(i, bit == "1", k) for i, row in enumerate(bits.split()) for k, bit in enumerate(row)]
+        run = make_run(sampler, 6, num_samples=4)
+        runs.append(Run(Path(name), summarise(records, [], run), records))
+    comparison = compare(runs)
+    (pair,) = comparison.pairs
+    assert (pair.only_this, pair.only_other, pair.p) == (None, None, 1 / 16)
+    text = comparison_report(comparison, None)
+    assert "| power (alpha 4, 10 moves) | +20.8 ± 4.2 | +12.7 to +29.0 |      0.0625 | 0.0625 |" in text
+    assert "|        1,320 |" not in text
+    assert "1,320" in text, "tokens of a problem: four samples of 330"
+
+
+def test_no_right_answer_is_no_certainty() -> None:
+    runs = [as_run("p", POWER, "0" * 50), as_run("t", PLAIN, "0" * 50)]
+    assert "| numeric | 0.0 % |   - |           0.0 to 7.1 % |" in run_report(runs[0].summary)
+    text = comparison_report(compare(runs), None)
+    assert "| 0.0 (0.0 to 7.1) |" in text
+    assert "the 95 % interval (Wilson) instead" in " ".join(text.split())
+    assert "|       +0.0 |  -7.1 to +7.1 |   0 |    0 |         1 |      1 |" in text
+    assert "± 0.0" not in text
+
+
+def test_what_cannot_be_paired_is_refused() -> None:
+    other = as_run("b", PLAIN, "11")
+    other.summary["run"]["data_sha256"] = "e" * 64
+    with pytest.raises(UserError, match="different data"):
+        compare([as_run("a", POWER, "11"), other])
+    with pytest.raises(UserError, match="no answered problem in common"):
+        compare([as_run("a", POWER, "1 "), as_run("b", PLAIN, " 1")])
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_report_of_several_runs(tmp_path: Path) -> None:
+    power = save(tmp_path / "power", POWER, "1" * 12 + "0" * 8)
+    plain = save(tmp_path / "t1", PLAIN, "0" * 10 + "1" * 4 + "0" * 6)
+    text = write_report([plain, power], tmp_path)
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == text
+    assert all((directory / name).exists() for directory in (power, plain) for name in ("summary.json", "report.md"))
+    assert "# problems.jsonl, tiny: 2 methods on 20 common problems" in text
+    assert "Warning (all runs): Fewer than 300 problems (20)" in text
+    row = next(line for line in text.splitlines() if "+40.0 ±" in line)
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == [
+        "power (alpha 4, 10 moves)",
+        "+40.0 ± 15.2",
+        "+10.2 to +69.8",
+        "10",
+        "2",
+        "0.0386",
+        "0.0386",
+    ]
+    assert "](accuracy.svg)" in text
+    assert (tmp_path / "accuracy.svg").read_text(encoding="utf-8").startswith("<svg ")
+    assert max(map(len, text.splitlines())) <= 100
+    assert write_report([plain, power], tmp_path / "again.md") == text
+    assert (tmp_path / "again.md").read_text(encoding="utf-8") == text
+
+
+def test_the_comparison_lies_beside_the_runs_and_replaces_no_other_file(tmp_path: Path) -> None:
+    runs = [save(tmp_path / "power", POWER, "1100"), save(tmp_path / "t1", PLAIN, "1000")]
+    text = write_report(runs)
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == text
+    assert write_report(runs) == text
+    (tmp_path / "report.md").write_text("# My thesis\n", encoding="utf-8")
+    (runs[0] / "report.md").unlink()
+    with pytest.raises(UserError, match=r"report\.md is in the way of the comparison"):
+        write_report(runs)
+    assert (tmp_path / "report.md").read_text(encoding="utf-8") == "# My thesis\n"
+    assert not (runs[0] / "report.md").exists(), "refused before anything is written"
