@@ -1,37 +1,53 @@
 """The Metropolis-Hastings kernel for p(x)^alpha over complete answers, as pure functions. Knows no engine and no chain.
 
-One move: cut the answer x at a position drawn uniformly from its L tokens, draw a new ending from the tempered law
-q(v | h) = softmax(alpha * logits) until the answer x' is complete, accept with probability min(1, r), where
+One move: cut the answer x at position m with probability g_m / G(x), G(x) = sum of all g; draw a new ending from the
+tempered law q(v | h) = softmax(alpha * logits) until the answer x' is complete; accept it with probability min(1, r),
 
-    r = W(x') / W(x),    log W(x) = sum_{t > d} log Z_t - log L,    d = first position at which x' and x differ.
+    r = W(x') / W(x),    log W(x) = sum_{t > d} log Z_t - log G(x),    d = first position at which x' and x differ.
 
 log Z_t = log sum_v p(v | h_t)^alpha depends on the prefix alone, and alpha log p(x_t | h_t) is log q(x_t | h_t) plus
-log Z_t, so that all q cancel; up to d both answers share the prefix, so that these log Z cancel too. L in W is there
-because a cut has probability 1 / L in x and 1 / L' in x'; without it the stationary law is L(x) p(x)^alpha.
+log Z_t, so that all q cancel; up to d both answers share the prefix, so that these log Z cancel too. G is there because
+x' is cut at m with probability g_m / G(x'); without it, uniform cuts would have the stationary law L(x) p(x)^alpha.
+
+Cuts, all exact:
+    uniform   g = 1, G = L, the number of tokens
+    entropy   g_t = (-log Z_t)^kappa + EVERYWHERE: more often where the model is unsure (log Z is (1 - alpha) times the
+              Renyi entropy of order alpha); a function of the prefix, so that g_m of the chosen cut cancels
+    nonnull   g_m = 1 - prod_{t >= m} q_t, the chance that a new ending differs from the old one; the move is then drawn
+              given that it does differ. Such moves may be counted: stopping the kernel of uniform cuts after so many
+              moves that differ would not sample p^alpha.
 
 Replay: the tokens of x were drawn from the same q as a new ending is, so that the new ending keeps x_t with
 probability q(x_t | h_t), decided by a coin, and at the first coin that fails draws from q without x_t. This is q
 exactly, and needs no forward pass for what is kept. If no coin fails, x' = x: a null move.
 
-Early rejection: u is drawn first. log r >= log u is the same as log W(x') >= floor with floor = log u + log W(x); as
-every log Z <= 0 for alpha >= 1, an unfinished x' that has passed the floor can be given up without changing a decision.
+Early rejection: u is drawn first. Acceptance is log W(x') >= log u + log W(x). All log Z <= 0 for alpha >= 1 and G(x')
+has a lower bound that only grows with x', so an unfinished x' below this floor is given up without changing a decision.
 """
 
 from __future__ import annotations
 
-from math import exp, fsum, log, log1p
-from typing import NamedTuple
+from math import exp, fsum, inf, log, log1p
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evals.rng import Purpose, uniform, uniforms
 from evals.samplers.base import Key
-from evals.types import Ended
+from evals.types import Bound, Completion, Ended
+
+Cuts = Literal["uniform", "entropy", "nonnull"]
+
+EVERYWHERE = 0.01
+"""Added to every weight of an entropy cut, so that every position can be cut."""
+
+SLACK = 1e-6
+"""Nats by which an engine's floor lies below the decision's, whose sums round otherwise; the decision is made here."""
 
 
 class State(NamedTuple):
-    """A complete answer with the statistics of its L tokens under the unrestricted proposal."""
+    """An answer with the statistics of its L tokens under the unrestricted proposal."""
 
     tokens: tuple[int, ...]
     log_q: NDArray[np.float64]
@@ -40,7 +56,7 @@ class State(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a move asks for before any token is drawn."""
+    """What a move is before any token is drawn."""
 
     cut: int
     """0-based position of the cut."""
@@ -48,26 +64,97 @@ class Plan(NamedTuple):
     """First position that is drawn anew; equal to the answer's length for a null move."""
     exclude: int | None
     """The token that a failed coin excludes at `start`."""
-    floor: float
-    """The draft is accepted iff its log weight reaches this."""
+    log_u: float
+    """The draft is accepted iff its log r reaches this."""
 
     def null(self, state: State) -> bool:
-        """True when every coin held: the proposal is the state itself."""
+        """True when the proposal is known to be the state itself."""
         return self.start == len(state.tokens)
 
 
-def plan(state: State, seed: int, key: Key, replay: bool) -> Plan:
-    """The move that `key` names, from `state`: its cut, its coins and its floor. A pure function."""
-    length = len(state.tokens)
-    cut = cut_position(length, uniform(seed, key, 0, Purpose.CUT))
-    start = first_divergence(state.log_q, cut, coins(seed, key, cut, length)) if replay else cut
-    exclude = state.tokens[start] if replay and start < length else None
-    return Plan(cut, start, exclude, floor(state, start, uniform(seed, key, 0, Purpose.ACCEPT)))
+class Limits(NamedTuple):
+    """When an engine ends a draft; fields of `evals.types.Request`."""
+
+    max_new: int
+    floor: float
+    bound: Bound
+    carry: float = 0.0
 
 
-def cut_position(length: int, u: float) -> int:
-    """The cut (0-based) of a uniform u in [0, 1): uniform over the answer's tokens."""
-    return int(length * u)
+class Kernel(NamedTuple):
+    """One exact kernel for answers that are complete at EOS, at a stop string or at `horizon` tokens."""
+
+    horizon: int
+    cuts: Cuts = "uniform"
+    entropy_power: float = 1.0
+    replay: bool = True
+    """Has to be on for nonnull cuts."""
+
+    def plan(self, state: State, seed: int, key: Key) -> Plan:
+        """The move that `key` names: its cut, its coins and its u. A pure function."""
+        length = len(state.tokens)
+        log_u = log1p(-uniform(seed, key, 0, Purpose.ACCEPT))
+        weights = self.cut_weights(state)
+        if not weights.any():  # nonnull cuts where every q is 1: no other answer can be drawn
+            return Plan(length, length, None, log_u)
+        cut = cut_position(weights, uniform(seed, key, 0, Purpose.CUT))
+        if self.cuts == "nonnull":
+            start = certain_divergence(state.log_q, cut, uniform(seed, key, 0, Purpose.COIN))
+        elif self.replay:
+            start = first_divergence(state.log_q, cut, coins(seed, key, cut, length))
+        else:
+            start = cut
+        exclude = state.tokens[start] if self.replay and start < length else None
+        return Plan(cut, start, exclude, log_u)
+
+    def cut_weights(self, state: State) -> NDArray[np.float64]:
+        """[L] g of every position."""
+        match self.cuts:
+            case "uniform":
+                return np.ones(len(state.tokens))
+            case "entropy":
+                return np.maximum(-state.log_z, 0.0) ** self.entropy_power + EVERYWHERE
+            case "nonnull":
+                return -np.expm1(np.minimum(log_q_from(state.log_q), 0.0))
+
+    def log_normaliser(self, state: State) -> float:
+        """log G of an answer, -inf where G is 0."""
+        total = float(np.sum(self.cut_weights(state)))
+        return log(total) if total > 0 else -inf
+
+    def log_weight(self, state: State, start: int) -> float:
+        """log W of an answer in nats, of the log Z after position `start`."""
+        return fsum(state.log_z[start + 1 :]) - self.log_normaliser(state)
+
+    def log_ratio(self, state: State, draft: State, start: int) -> float:
+        """log r of a complete draft that shares the tokens before `start`."""
+        return self.log_weight(draft, start) - self.log_weight(state, start)
+
+    def limits(self, state: State, plan: Plan) -> Limits:
+        """What ends the draft of `plan`: the horizon, and the floor with a lower bound of G that suits the cuts."""
+        start = plan.start
+        room = self.horizon - start
+        floor = plan.log_u + self.log_weight(state, start) - SLACK
+        match self.cuts:
+            case "uniform":
+                return Limits(room, floor, "length")
+            case "entropy":  # G of the draft is at least that of what it shares with the state
+                shared = float(np.sum(self.cut_weights(state)[: start + 1]))
+                return Limits(room, floor + log(shared), "constant")
+            case "nonnull":  # C of the kept prefix: sum over m of q_m ... q_{start - 1}
+                return Limits(room, floor, "nonnull", float(np.sum(np.exp(log_q_from(state.log_q[:start])))))
+
+
+def chance(log_ratio: float) -> float:
+    """min(1, r)."""
+    return exp(min(0.0, log_ratio))
+
+
+def cut_position(weights: NDArray[np.float64], u: float) -> int:
+    """The position (0-based) that a uniform u in [0, 1) picks by weight; never one of weight 0."""
+    cumulative = np.cumsum(weights)
+    found = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
+    return min(found, int(np.flatnonzero(weights)[-1]))
 
 
 def coins(seed: int, key: Key, cut: int, length: int) -> NDArray[np.float64]:
@@ -82,37 +169,26 @@ def first_divergence(log_q: NDArray[np.float64], cut: int, flips: NDArray[np.flo
     return cut + int(np.argmax(failed)) if failed.any() else len(log_q)
 
 
-def log_weight(log_z_after: NDArray[np.float64], length: int) -> float:
-    """log W of an answer of `length` tokens: sum of log Z after its first new token, less log length, in nats.
-
-    Adds from left to right in float64, as the engine does when it compares a growing draft with the floor.
-    """
-    total = 0.0
-    for value in log_z_after.tolist():
-        total += value
-    return total - log(length)
+def certain_divergence(log_q: NDArray[np.float64], cut: int, u: float) -> int:
+    """The first position whose coin fails, given that one from the cut on does, by inverse CDF of a u in [0, 1)."""
+    failed_by = -np.expm1(np.cumsum(np.minimum(log_q[cut:], 0.0)))
+    return cut + int(np.argmax(failed_by > u * failed_by[-1]))
 
 
-def floor(state: State, start: int, u: float) -> float:
-    """log u + log W(state) for a u in [0, 1), taken as 1 - u so that its logarithm is finite."""
-    return log1p(-u) + fsum(state.log_z[start + 1 :]) - log(len(state.tokens))
+def log_q_from(log_q: NDArray[np.float64]) -> NDArray[np.float64]:
+    """[L] sum of log q from every position to the end."""
+    return np.cumsum(log_q[::-1])[::-1]
 
 
-def acceptance(state: State, draft: State, start: int) -> float:
-    """min(1, r) of a complete draft that shares the tokens before `start`; for tests and estimators."""
-    length = len(draft.tokens)
-    return exp(min(0.0, log_weight(draft.log_z[start + 1 :], length) - floor(state, start, 0.0)))
-
-
-def spliced(state: State, start: int, tokens: tuple[int, ...], log_q: NDArray, log_z: NDArray, ended: Ended) -> State:
-    """The answer that keeps the first `start` tokens of `state` and goes on with a completion's tokens and statistics.
+def spliced(state: State, start: int, draft: Completion) -> State:
+    """The answer that keeps the first `start` tokens of `state` and goes on with a completion's.
 
     At `start` both share the prefix: the stored log Z stays, as recomputing it could differ in rounding.
     """
     kept = state.log_z[: start + 1]
     return State(
-        tokens=state.tokens[:start] + tokens,
-        log_q=np.concatenate([state.log_q[:start], log_q]),
-        log_z=np.concatenate([kept, log_z[len(kept) - start :]]),
-        ended=ended,
+        tokens=state.tokens[:start] + draft.tokens,
+        log_q=np.concatenate([state.log_q[:start], draft.log_q]),
+        log_z=np.concatenate([kept, draft.log_z[len(kept) - start :]]),
+        ended=draft.ended,
     )

@@ -1,0 +1,67 @@
+"""The published rules of power sampling by blocks, for comparison. They do not leave p^alpha invariant.
+
+Source: Karan & Du, Reasoning with Sampling (2025), as in the code that they published. Knows no batch, slot or device.
+
+Block by block the answer grows by at most `block` tokens from its current length, and then makes `num_moves` moves.
+A move cuts uniformly and redraws until EOS or until the *current* length, which a proposal never exceeds; the ratio has
+no length factor, and the state's sum of log Z is *cut at the proposal's end*. After the block at whose end the answer
+has ended it is returned, however early that is.
+
+What differs from that code: draws are keyed; EOS is looked for in the answer alone, and is any token of the model's
+list; a stop string, which that code does not have, ends an answer as an EOS token does.
+"""
+
+from __future__ import annotations
+
+from math import fsum
+from typing import NamedTuple
+
+from evals.samplers.base import Key
+from evals.samplers.metropolis import SLACK, Kernel, Limits, Plan, State
+from evals.samplers.walk import Draws, Walk
+from evals.types import Prompt, Steps
+
+
+class PaperRule(NamedTuple):
+    """The published move."""
+
+    replay: bool = True
+
+    def plan(self, state: State, seed: int, key: Key) -> Plan:
+        """A uniform cut, with coins if there is replay: the law of the proposal is that of redrawing from the cut."""
+        return Kernel(len(state.tokens), replay=self.replay).plan(state, seed, key)
+
+    def limits(self, state: State, plan: Plan) -> Limits:
+        """The current length, and a floor that is safe: cutting the state's sum can only lower the ratio."""
+        start = plan.start
+        floor = plan.log_u + fsum(state.log_z[start + 1 :]) - SLACK
+        return Limits(len(state.tokens) - start, floor, "constant")
+
+    def log_ratio(self, state: State, draft: State, start: int) -> float:
+        """Sum of log Z' - log Z after `start`, up to the draft's end."""
+        return fsum(draft.log_z[start + 1 :]) - fsum(state.log_z[start + 1 : len(draft.tokens)])
+
+
+class Paper(NamedTuple):
+    """`num_moves` moves in every block of `block` tokens, among the `top_k` likeliest tokens (0: all)."""
+
+    alpha: float
+    num_moves: int = 10
+    replay: bool = True
+    early_rejection: bool = True
+    top_k: int = 50
+    block: int = 192
+    prefetch: int = 0
+
+    sequences = 2  # the state and a draft
+
+    def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
+        """One answer to `prompt`; see `evals.types.Sampler`."""
+        draws = Draws(self.alpha, self.early_rejection, self.prefetch, self.top_k)
+        walk = Walk(draws, prompt, seed, problem_id, sample_index)
+        for _ in range(0, prompt.max_new_tokens, self.block):
+            yield from walk.extend(min(len(walk.state.tokens) + self.block, prompt.max_new_tokens))
+            yield from walk.moves(PaperRule(self.replay), self.num_moves)
+            if walk.state.ended != "length":
+                break
+        return walk.sample()._replace(weighted=())  # no law that they would estimate
