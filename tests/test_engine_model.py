@@ -103,7 +103,7 @@ def test_packed_linears_replace_ordinary_ones() -> None:
     if not packing_available():
         pytest.skip("this build of torch has no packed product")
     model = make("qwen2").model
-    network: Any = model._network
+    network: Any = model.network
     assert not isinstance(network.lm_head, PackedLinear), "the self-check compares with the model as it came"
     selfcheck.check(model)
     assert isinstance(network.lm_head, PackedLinear)

@@ -205,8 +205,11 @@ class KeysValues:
         )
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one layer, each [pages, heads, PAGE, head_dim]."""
-        return self.tensor[0, index], self.tensor[1, index]
+        """Keys and values of one layer, each [pages, heads, PAGE, head_dim] and by all appearances alone in its memory.
+
+        A compiler that sees two tensors of one storage being written to copies the storage to keep them apart.
+        """
+        return apart(self.tensor[0, index]), apart(self.tensor[1, index])
 
     def prepare(self, openings: Sequence[Opening]) -> None:
         """Copy the pages that new sequences share in part, and clear the others that they own.
@@ -230,3 +233,10 @@ class KeysValues:
 
     def _index(self, pages: Sequence[int]) -> torch.Tensor:
         return torch.tensor(pages, dtype=torch.long, device=self.tensor.device)
+
+
+def apart(part: torch.Tensor) -> torch.Tensor:
+    """The same memory as this contiguous part of a tensor, as a storage of its own."""
+    start = part.storage_offset() * part.itemsize
+    storage = part.untyped_storage()[start : start + part.numel() * part.itemsize]
+    return torch.empty(0, dtype=part.dtype, device=part.device).set_(storage, 0, part.shape, part.stride())

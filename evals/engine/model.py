@@ -150,8 +150,8 @@ class Model:
 
     def __init__(self, network: Any, limits: ModelLimits, tokenizer: Tokenizer | None = None, folder: str = "") -> None:
         """Install the seam into `network` (a transformers model on its device). Raises UserError if it does not fit."""
-        self.limits, self.folder = limits, folder
-        self._network, self._tokenizer = network, tokenizer
+        self.limits, self.folder, self.network = limits, folder, network
+        self._tokenizer = tokenizer
         self._plain = network.config._attn_implementation
         self._seat = Seat()
         self._keeps_logits = network._supports_logits_to_keep()
@@ -179,7 +179,7 @@ class Model:
         """Float32 logits [rows asked for, V] of one packed row; writes keys and values of all its tokens."""
         self._seat.step = step
         options = {"logits_to_keep": step.logits_at} if self._keeps_logits else {}
-        logits = self._network(
+        logits = self.network(
             input_ids=step.token_ids, position_ids=step.positions, use_cache=False, return_dict=True, **options
         ).logits[0]
         return (logits if self._keeps_logits else logits[step.logits_at]).float()
@@ -187,21 +187,21 @@ class Model:
     def logits(self, step: RowsStep) -> Tensor:
         """Logits [B, V] of every row, in the model's own type; reads nothing on the host."""
         self._seat.step = step
-        return self._network(
+        return self.network(
             input_ids=step.token_ids[None], position_ids=step.positions[None], use_cache=False, return_dict=True
         ).logits[0]
 
     def fill(self, step: PromptStep) -> None:
         """Keys and values of prompt tokens; reads nothing on the host."""
         self._seat.step = step
-        self._network.base_model(
+        self.network.base_model(
             input_ids=step.token_ids[None], position_ids=step.positions[None], use_cache=False, return_dict=True
         )
 
     def layers(self) -> list[nn.Module]:
         """The decoder layers: the members of the one list of modules whose members hold one attention module each."""
         attention = set(map(id, self._attention))
-        for module in self._network.modules():
+        for module in self.network.modules():
             if isinstance(module, nn.ModuleList) and len(module) == len(self._attention):
                 held = [sum(id(part) in attention for part in layer.modules()) for layer in module]
                 if set(held) == {1}:
@@ -210,7 +210,7 @@ class Model:
 
     def pack(self) -> None:
         """Put the faster products in place, where there are any; after that `plain_logits` uses them too."""
-        pack_linears(self._network)
+        pack_linears(self.network)
 
     def plain_logits(self, token_ids: Sequence[int], eager: bool = False) -> Tensor:
         """Float32 logits [N, V] of one sequence by its own attention, no pages; before `pack`, the model as it came.
@@ -220,13 +220,13 @@ class Model:
         self._switch("eager" if eager else self._plain)
         try:
             ids = torch.tensor([list(token_ids)], device=self.device)
-            return self._network(input_ids=ids, use_cache=False, return_dict=True).logits[0].float()
+            return self.network(input_ids=ids, use_cache=False, return_dict=True).logits[0].float()
         finally:
             self._switch(PAGED)
 
     def _switch(self, implementation: str) -> None:
-        self._network.set_attn_implementation(implementation)
-        if self._network.config._attn_implementation != implementation:
+        self.network.set_attn_implementation(implementation)
+        if self.network.config._attn_implementation != implementation:
             raise self.refuse("its attention cannot be replaced")
 
     def refuse(self, reason: str) -> UserError:
@@ -240,10 +240,10 @@ class Model:
         try:
             self._switch(PROBE)
             ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
-            self._network(input_ids=ids, position_ids=torch.arange(2, device=self.device)[None], use_cache=False)
+            self.network(input_ids=ids, position_ids=torch.arange(2, device=self.device)[None], use_cache=False)
         except SeamError as error:
             raise self.refuse(str(error)) from error
-        config = self._network.config
+        config = self.network.config
         modules = probe.modules_seen
         if len(modules) != config.num_hidden_layers or len(set(map(id, modules))) != len(modules):
             raise self.refuse(f"{len(modules)} attention calls were seen in {config.num_hidden_layers} layers")
