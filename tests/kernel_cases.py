@@ -172,6 +172,9 @@ class Rows(NamedTuple):
     key: Tensor
     position: Tensor
 
+    def to(self, device: torch.device | str) -> Rows:
+        return Rows(*(x.to(device) for x in self))
+
     @property
     def uniform(self) -> Tensor:
         """[B] float64, by the host's generator."""
@@ -202,8 +205,7 @@ def make_rows(logits: Tensor, alphas: list[float], seed: int = 0) -> Rows:
 
 def draw_both(logits: Tensor, rows: Rows, chunk: int) -> tuple[sampling.Draw, sampling.Draw]:
     """The kernel's draw and the twin's in float64, both on the host."""
-    device = logits.device
-    found = draw.draw(logits, *(x.to(device) for x in rows), chunk=chunk)
+    found = draw.draw(logits, *rows.to(logits.device), chunk=chunk)
     expected = sampling.draw(logits.cpu().float(), rows.alpha, rows.uniform, rows.exclude)
     return sampling.Draw(*(x.cpu() for x in found)), expected
 

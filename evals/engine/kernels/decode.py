@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from evals.engine.kernels.launch import OPTIONS
 from evals.engine.kernels.softmax import absorb, capped, normalised
 from evals.engine.kv_cache import PAGE
 
@@ -67,7 +68,7 @@ def decode(
     shape = (rows * heads * splits,) if splits > 1 else (1,)
     tops, totals = (torch.empty(shape, dtype=torch.float32, device=q.device) for _ in range(2))
     mixed = torch.empty(*shape, dim, dtype=torch.float32, device=q.device)
-    constants: dict[str, Any] = {
+    constants: dict[str, Any] = OPTIONS | {
         "KV_HEADS": kv_heads, "GROUP": group, "ROWS": max(16, triton.next_power_of_2(group)), "DIM": dim,
         "WIDTH": width, "PAGE": PAGE, "BLOCK": block, "SPLIT": tuning.split, "SPLITS": splits, "WINDOW": window > 0,
         "SOFTCAP": softcap > 0, "num_warps": tuning.num_warps, "num_stages": tuning.num_stages,

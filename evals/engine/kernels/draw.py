@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from evals.engine.kernels.launch import OPTIONS
 from evals.engine.kernels.uniform import uniform
 from evals.engine.sampling import Draw
 
@@ -48,7 +49,7 @@ def draw(
     drawn = Draw(out[0], out[1].view(torch.float64), out[2].view(torch.float64))
     tops, plains, tempereds = torch.empty(3, rows, chunks, dtype=torch.float32, device=logits_BV.device)
     bests = torch.empty(rows, chunks, dtype=torch.int32, device=logits_BV.device)
-    constants: dict[str, Any] = {"CHUNK": chunk, "num_warps": 8}
+    constants: dict[str, Any] = OPTIONS | {"CHUNK": chunk, "num_warps": 8}
     all_chunks: dict[str, Any] = {"CHUNKS": max(2, triton.next_power_of_2(chunks))}
     partials[rows, chunks](
         logits_BV, alpha_B, exclude_B, tops, plains, tempereds, bests, logits_BV.stride(0), vocabulary, chunks,

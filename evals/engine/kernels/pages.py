@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from evals.engine.kernels.launch import OPTIONS
+
 
 def copy_pages(cache: Tensor, pairs: Tensor) -> None:
     """Copy pages inside `cache` [2, layers, pages, heads, PAGE, head_dim], contiguous, in the order of `pairs`.
@@ -19,7 +21,7 @@ def copy_pages(cache: Tensor, pairs: Tensor) -> None:
     layers, num_pages = cache.shape[0] * cache.shape[1], cache.shape[2]
     size = cache[0, 0, 0].numel()
     piece = min(2048, triton.next_power_of_2(size))
-    constants: dict[str, Any] = {"SIZE": size, "PIECE": piece, "num_warps": 4}
+    constants: dict[str, Any] = OPTIONS | {"SIZE": size, "PIECE": piece, "num_warps": 4}
     copy_pieces[layers, triton.cdiv(size, piece)](cache, pairs, pairs.shape[0], num_pages * size, **constants)
 
 

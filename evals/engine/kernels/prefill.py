@@ -20,6 +20,7 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evals.engine.kernels.launch import OPTIONS
 from evals.engine.kernels.softmax import absorb, normalised
 from evals.engine.kv_cache import PAGE
 
@@ -66,7 +67,7 @@ def prefill(
     kv_heads = k_pages.shape[1]
     group, width = heads // kv_heads, triton.next_power_of_2(dim)
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    constants: dict[str, Any] = {
+    constants: dict[str, Any] = OPTIONS | {
         "KV_HEADS": kv_heads, "GROUP": group, "PADDED": triton.next_power_of_2(group), "DIM": dim, "WIDTH": width,
         "TOKENS": tile_tokens(heads, kv_heads), "PAGE": PAGE, "WINDOW": window > 0, "SOFTCAP": softcap > 0,
         "BLOCK": min(64, max(16, BLOCK_BYTES // (width * q.element_size()))),

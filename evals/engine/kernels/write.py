@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from evals.engine.kernels.launch import OPTIONS
 from evals.engine.kv_cache import PAGE
 
 
@@ -18,7 +19,7 @@ def write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, write_at: Tens
     one, except where nobody reads it.
     """
     tokens, kv_heads, dim = k.shape
-    constants: dict[str, Any] = {
+    constants: dict[str, Any] = OPTIONS | {
         "KV_HEADS": kv_heads, "DIM": dim, "WIDTH": triton.next_power_of_2(dim), "PAGE": PAGE, "num_warps": 1
     }  # fmt: skip
     write_token[tokens, kv_heads](
