@@ -53,6 +53,8 @@ def chain_statistics(records: Sequence[Record]) -> dict[str, Any]:
         "max_drift": max(reported(chains, "drift_max"), default=None),
         "ess": average(effective_sizes(chains)),
         "ess_share": average(effective_shares(chains)),
+        "vote_share": average([max(votes.values(), default=0) / many for votes, many in elections(chains)]),
+        "silent_share": average([1 - sum(votes.values()) / many for votes, many in elections(chains)]),
         "log_z_sum_first_sd": spread_within(done, "log_z_sum_first"),
         "log_p_by_move": log_p_by_move(chains),
         "log_p_rise": log_p_rise(done),
@@ -133,6 +135,11 @@ def effective_shares(chains: Iterable[Chain]) -> list[float]:
         (chain.get("ess", chain.get("ess_final")), chain.get("candidates", chain.get("particles"))) for chain in chains
     ]
     return [size / many for size, many in pairs if size is not None and many]
+
+
+def elections(chains: Iterable[Chain]) -> list[tuple[Mapping[str, int], int]]:
+    """The votes for each answer, and how many candidates could vote."""
+    return [(chain["votes"], chain["candidates"]) for chain in chains if {"votes", "candidates"} <= chain.keys()]
 
 
 def endings(done: Sequence[Record]) -> dict[str, float]:

@@ -30,6 +30,8 @@ def moves(chain: Chain) -> str:
     if chain["naive_per_move"] is not None:
         least = "at least " if chain["rejected_early"] else ""
         text += f", by the kernel without replay and early rejection {least}{figure(chain['naive_per_move'])}"
+    if chain["forwards_to_naive"] is not None:
+        text += f" ({'at most ' if chain['rejected_early'] else ''}{percent(chain['forwards_to_naive'])} % of that)"
     if chain["mean_cut"] is not None:
         text += f"; cut at {percent(chain['mean_cut'])} % of the answer on average"
     if chain["mean_divergence"] is not None:
@@ -89,6 +91,9 @@ def weights(chain: Chain) -> str:
         text += f", resampled {figure(chain['mean_resampled'])} times"
     if chain["mean_log_z_hat"] is not None:
         text += f"; estimated log of the sum of p^alpha {figure(chain['mean_log_z_hat'])}"
+    if chain["vote_share"] is not None:
+        text += f"; {percent(chain['vote_share'])} % of them gave the winning answer"
+        text += f", {percent(chain['silent_share'])} % none"
     return text + "."
 
 
@@ -99,8 +104,8 @@ def endings(chain: Chain) -> str:
 
 
 def drift(chain: Chain) -> str:
-    """How far recomputed log q were from the stored ones that decide a replay."""
+    """How far recomputed statistics of tokens were from the stored ones that decide a replay."""
     if chain["max_drift"] is None:
         return ""
     mean = "" if chain["mean_drift"] is None else f", {chain['mean_drift']:.2g} on average"
-    return f"Drift between stored and recomputed log q: at most {chain['max_drift']:.2g} nats{mean}."
+    return f"Drift of recomputed against stored log probabilities: at most {chain['max_drift']:.2g} nats{mean}."

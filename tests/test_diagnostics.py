@@ -84,7 +84,7 @@ def test_report_of_a_chain() -> None:
     for part in (
         "30 moves, 40.0 % of them null",
         "acceptance 50.0 % of the others",
-        "12.0 tokens generated per move, by the kernel without replay and early rejection at least 40.0",
+        "12.0 tokens generated per move, by the kernel without replay and early rejection at least 40.0 (at most 30.0 %",
         "cut at 50.0 % of the answer on average, first difference at 70.0 %",
         "Saved: 270 tokens by replay, at least 180 by early rejection; 6 moves rejected before their end; 36 tokens",
         "-20.0 at the start, -14.0 at the end",
@@ -164,6 +164,10 @@ def test_weighted_candidates() -> None:
     text = text_of([make_record(0, chain=smc)], {"kind": "smc", "alpha": 4.0, "num_candidates": 8})
     assert "8.00 particles per answer, effective sample size 6.00 (75.0 %), resampled 2.00 times" in text
     assert "sum of p^alpha -9.50" in text
+    vote = {"candidates": 16, "votes": {"18": 8, "3": 4}, "generated": 900}
+    majority = {"kind": "majority", "temperature": 1.0, "num_candidates": 16}
+    text = text_of([make_record(0, chain=vote), make_record(1, chain={**vote, "votes": {}})], majority)
+    assert "16.0 candidates per answer; 25.0 % of them gave the winning answer, 62.5 % none." in text
 
 
 @pytest.mark.parametrize(
