@@ -108,9 +108,15 @@ def check_data(runs: Sequence[Run]) -> None:
 
 
 def distinct_labels(runs: Sequence[Run]) -> list[str]:
-    """The method of each run; where two have the same, the directory's name beside it."""
+    """The method of each run; where two have the same, the directory's name beside it, or its path if that is the same.
+
+    Raises UserError if a run is given twice.
+    """
+    if len({run.directory.resolve() for run in runs}) < len(runs):
+        raise UserError("A run is named twice, and would be compared with itself; name each run once.")
     methods = [run.summary["run"]["method"] for run in runs]
+    named = [(method, run.directory.name) for method, run in zip(methods, runs, strict=True)]
     return [
-        name if methods.count(name) == 1 else f"{name}, {run.directory.name}"
-        for name, run in zip(methods, runs, strict=True)
+        method if methods.count(method) == 1 else f"{method}, {name if named.count((method, name)) == 1 else directory}"
+        for (method, name), directory in zip(named, (run.directory for run in runs), strict=True)
     ]

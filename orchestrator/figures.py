@@ -25,14 +25,15 @@ Labelled = Sequence[tuple[str, Mapping[str, Any]]]
 def accuracy_figure(runs: Labelled) -> str | None:
     """SVG text of the headline score against generated tokens per problem, with one more panel for each varied setting.
 
-    Bars are one standard error, or the 95 % interval where all answers are right or all wrong. Runs without answers are
-    left out; None if none is left.
+    With several samples per problem the tokens are those of one, which is what the score is of. Bars are one standard
+    error, or the 95 % interval where all answers are right or all wrong. Runs without answers are left out; None if
+    none is left.
     """
-    known = [(label, summary) for label, summary in runs if summary["tokens"]["generated_per_problem"]]
+    known = [(label, summary) for label, summary in runs if summary["tokens"]["mean_generated"]]
     if not known:
         return None
     by_cost = [
-        Series(f"{i}  {label}", [point(summary, summary["tokens"]["generated_per_problem"], str(i))])
+        Series(f"{i}  {label}", [point(summary, summary["tokens"]["mean_generated"], str(i))])
         for i, (label, summary) in enumerate(known, 1)
     ]
     panels = [Panel("Score and cost", "tokens generated per problem", SCORE, by_cost)]
@@ -58,7 +59,7 @@ def sweeps(runs: Labelled, setting: str) -> list[Series]:
         values = {summary["run"]["sampler"][setting] for summary in group}
         if len(values) > 1:
             points = [
-                point(summary, summary["run"]["sampler"][setting], f"{summary['tokens']['generated_per_problem']:,.0f}")
+                point(summary, summary["run"]["sampler"][setting], f"{summary['tokens']['mean_generated']:,.0f}")
                 for summary in sorted(group, key=lambda summary: summary["run"]["sampler"][setting])
             ]
             found.append(Series(series_name(dict(others), groups), points, joined=True))
@@ -77,5 +78,5 @@ def point(summary: Mapping[str, Any], x: float, mark: str = "") -> Point:
     """The headline score in %, with one standard error."""
     score = summary["accuracy"][HEADLINE]
     mean, error = score["mean"], score["stderr"]
-    low, high = (mean - error, mean + error) if error else score["ci95"]
+    low, high = (mean - error, mean + error) if error else score["ci95"] or (mean, mean)
     return Point(x, 100 * mean, 100 * low, 100 * high, mark)

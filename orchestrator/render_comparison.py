@@ -52,9 +52,9 @@ def methods_table(comparison: Comparison) -> str:
         scores = [run.summary["accuracy"].get(name) for name in names]
         scores += [expected_score(run.summary)] if expected else []
         count, spent = run.summary["tokens"], run.summary["timings"]["sampling_seconds"]
-        figures = [count["mean_answer"], count["generated_per_problem"], spent]
+        figures = [count["mean_answer"], count["mean_generated"], spent]
         rows.append([label, *("-" if score is None else with_error(score) for score in scores), *map(figure, figures)])
-    head = ["method", *names, *(["expected"] if expected else []), "answer", "tokens/problem", "run seconds"]
+    head = ["method", *names, *(["expected"] if expected else []), "length", "tokens/problem", "run seconds"]
     return table(head, rows)
 
 
@@ -72,8 +72,8 @@ def methods_legend(summaries: Sequence[Mapping[str, Any]]) -> str:
     if any(expected_score(summary) for summary in summaries):
         said.append("expected: % right of all answers that the sampler weighted, by weight")
     said += [
-        "answer: tokens of the final answer, mean",
-        "tokens/problem: tokens generated to get there, all samples of a problem together, mean",
+        "length: tokens of the final answer, mean",
+        "tokens/problem: tokens generated to get one answer to a problem, mean",
         "run seconds: wall time of sampling of the whole run, not of a problem",
     ]
     return ". ".join(said) + "."
@@ -110,10 +110,15 @@ def pairs_table(comparison: Comparison, first: str, rows: Sequence[tuple[str, Pa
 def cells(pair: Pair) -> list[str]:
     """A pair's difference with its error, its interval, its counts and its p values."""
     mean, stderr, low, high, n = pair.difference
-    interval = f"{100 * low:+.1f} to {100 * high:+.1f}" if n > 1 else "unknown"
+    interval = f"{points(low)} to {points(high)}" if n > 1 else "unknown"
     error = "" if stderr == 0 else f" ± {100 * stderr:.1f}" if n > 1 else " ± unknown"
     counts = [f"{count:,}" for count in (pair.only_this, pair.only_other) if count is not None]
-    return [f"{100 * mean:+.1f}{error}", interval, *counts, f"{pair.p:.3g}", f"{pair.p_holm:.3g}"]
+    return [f"{points(mean)}{error}", interval, *counts, f"{pair.p:.3g}", f"{pair.p_holm:.3g}"]
+
+
+def points(difference: float) -> str:
+    """A signed difference in points, never -0.0."""
+    return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
 def pairs_legend(comparison: Comparison) -> str:

@@ -8,10 +8,10 @@ from test_report import PLAIN, POWER, as_run, make_record, make_run, save
 
 from evals.statistics import holm
 from evals.types import UserError
-from orchestrator.compare import Run, compare
+from orchestrator.compare import Run, compare, distinct_labels
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
-from orchestrator.render_comparison import comparison_report
+from orchestrator.render_comparison import comparison_report, points
 from orchestrator.report import write_report
 
 
@@ -63,8 +63,12 @@ def test_several_samples_are_compared_by_a_permutation_test() -> None:
     assert (pair.only_this, pair.only_other, pair.p) == (None, None, 1 / 16)
     text = comparison_report(comparison, None)
     assert "| power (alpha 4, 10 moves) | +20.8 ± 4.2 | +12.7 to +29.0 |      0.0625 | 0.0625 |" in text
-    assert "|        1,320 |" not in text
-    assert "1,320" in text, "tokens of a problem: four samples of 330"
+    assert "|            330 |" in text, "tokens of one sample, since the score is of one"
+    assert runs[0].summary["tokens"]["generated_per_problem"] == 4 * 330
+
+
+def test_differences_never_read_minus_zero() -> None:
+    assert [points(value) for value in (-0.0, -0.0004, 0.0, 0.125)] == ["+0.0", "+0.0", "+0.0", "+12.5"]
 
 
 def test_no_right_answer_is_no_certainty() -> None:
@@ -75,6 +79,15 @@ def test_no_right_answer_is_no_certainty() -> None:
     assert "the 95 % interval (Wilson) instead" in " ".join(text.split())
     assert "|       +0.0 |  -7.1 to +7.1 |   0 |    0 |         1 |      1 |" in text
     assert "± 0.0" not in text
+
+
+def test_labels_tell_runs_apart() -> None:
+    names = ("a/power", "b/power", "b/other", "g")
+    runs = [as_run(name, {"kind": "greedy"} if name == "g" else POWER, "10") for name in names]
+    method = "power (alpha 4, 10 moves)"
+    assert distinct_labels(runs) == [f"{method}, a/power", f"{method}, b/power", f"{method}, other", "greedy"]
+    with pytest.raises(UserError, match="named twice"):
+        compare([runs[0], runs[1], as_run("b/../a/power", POWER, "10")])
 
 
 def test_what_cannot_be_paired_is_refused() -> None:

@@ -84,7 +84,8 @@ def test_report_of_a_chain() -> None:
     for part in (
         "30 moves, 40.0 % of them null",
         "acceptance 50.0 % of the others",
-        "12.0 tokens generated per move, by the kernel without replay and early rejection at least 40.0 (at most 30.0 %",
+        "12.0 tokens generated per move, by the kernel without replay and early rejection at least 40.0",
+        "(at most 30.0 % of that)",
         "cut at 50.0 % of the answer on average, first difference at 70.0 %",
         "Saved: 270 tokens by replay, at least 180 by early rejection; 6 moves rejected before their end; 36 tokens",
         "-20.0 at the start, -14.0 at the end",

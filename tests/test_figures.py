@@ -5,9 +5,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from test_report import PLAIN, POWER, as_run
+from test_report import PLAIN, POWER, as_run, make_record, make_run
 
 from orchestrator.figures import accuracy_figure
+from orchestrator.reduce import summarise
 from orchestrator.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Panel, Point, Series, axis, figure
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -81,6 +82,12 @@ def test_text_is_escaped_and_long_legends_fit() -> None:
     lowest = max(float(node.get("y", 0)) for node in root.iter(f"{SVG}text"))
     assert lowest < height / 2
     assert all(float(node.get("x", 0)) < WIDTH for node in root.iter(f"{SVG}text"))
+
+
+def test_one_problem_has_no_interval() -> None:
+    records = [make_record(0, sample_index=k) for k in range(2)]
+    summary = summarise(records, [], make_run(num_problems=1, num_samples=2))
+    assert accuracy_figure([("power", summary)] * 2) is not None
 
 
 def test_nothing_to_show() -> None:
