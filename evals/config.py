@@ -136,6 +136,11 @@ class EngineConfig(Settings):
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
     allow_pickle: bool = Field(default=False, description="accept weights that are not safetensors")
+    execution: Literal["auto", "compiled", "graphs", "eager"] = Field(
+        default="auto",
+        description="how a GPU runs its steps: compiled layers in CUDA graphs, CUDA graphs, or kernel by kernel; auto "
+        "and compiled take the next where one is not possible",
+    )
     prefetch: Annotated[int, Field(ge=0, le=64)] = Field(
         default=4, description="drafts of one chain at once where slots would stand idle (0: one); changes no answer"
     )

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from evals.engine import rows
 from evals.engine.batch import Run, write_slots
+from evals.engine.chains import Drawn, Running
 from evals.engine.kernel_steps import PromptStep, RowsStep
 from evals.engine.kernels.draw import draw
 from evals.engine.kernels.prefill import plan_tiles, tile_tokens
+from evals.engine.kv_cache import PAGE, SCRATCH
 from evals.engine.model import Model
 from evals.engine.rows import Rows
 from evals.engine.sampling import Draw
 from evals.engine.sampling import draw as draw_truncated
-from evals.engine.scheduler import Running
 from evals.rng import Purpose, philox
 
 BUCKETS = (8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
@@ -38,15 +39,6 @@ RESULTS = 2
 """Host buffers in turn: one is read while the device fills the other."""
 
 
-class Drawn(NamedTuple):
-    """One token of one request."""
-
-    running: Running
-    token: int
-    log_q: float
-    log_z: float
-
-
 class Launch(NamedTuple):
     """A step that the device works on."""
 
@@ -57,14 +49,15 @@ class Launch(NamedTuple):
     """None where the work was done at once."""
 
 
-class Decoder:
+class GraphDecoder:
     """The device's side of an engine: rows of requests, advanced one token a step, and prompts in passes of their own.
 
     With `graphs` every shape is captured when it is first needed and replayed from then on.
     """
 
-    def __init__(self, model: Model, num_rows: int, max_pages: int, graphs: bool) -> None:
+    def __init__(self, model: Model, num_rows: int, max_pages: int, name: str, graphs: bool = True) -> None:
         """`num_rows` requests at once, each of at most `max_pages` pages; the model's cache is attached already."""
+        self.name = name
         self._model, self._device, self._graphs = model, model.device, graphs
         self._heights = sorted({bucket for bucket in BUCKETS if bucket < num_rows} | {num_rows})
         self._rows = Rows(num_rows, max_pages)
@@ -103,11 +96,22 @@ class Decoder:
     def prefill(self, runs: Sequence[Run]) -> None:
         """Keys and values of these tokens, all in one pass, padded to one of a few sizes."""
         count = max(sum(len(run.tokens) for run in runs), round(len(runs) / RUNS_PER_TOKEN))
-        size = next((size for size in PROMPT_TOKENS if size >= count), count)
+        size = next(
+            (size for size in PROMPT_TOKENS if size >= count), -(-count // PROMPT_TOKENS[-1]) * PROMPT_TOKENS[-1]
+        )
         if size not in self._prompts:
             self._prompts[size] = send(self._pack([], size), self._device)
         self._prompts[size].copy_(send(self._pack(runs, size), self._device))
         self._run(("prompts", size), lambda: self._model.fill(self._unpack(size)))
+
+    def warm_up(self) -> None:
+        """Compile and capture what a run is sure to need: steps of all rows, the largest and smallest prompt pass."""
+        for size in (PROMPT_TOKENS[-1], PROMPT_TOKENS[0]):
+            self.prefill([Run((0,) * PAGE, 0, (SCRATCH,))] * (size // PAGE))
+        height = self._heights[-1]
+        self._run(("rows", height, False), lambda: self._advance(height, False))
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def _launch(self) -> Launch:
         """Enqueue one step over as many rows as are in use, and the copy of its results."""

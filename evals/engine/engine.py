@@ -13,17 +13,16 @@ from concurrent.futures import Future
 from threading import Condition, Thread
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from evals.config import EngineConfig
 from evals.engine import selfcheck
-from evals.engine.batch import Run, layout, pack, prompt_passes, to_device
-from evals.engine.chains import Live, Running
+from evals.engine.accelerate import fastest
+from evals.engine.batch import Run, layout, prompt_passes
+from evals.engine.chains import Live
 from evals.engine.kv_cache import KeysValues, PagePool
 from evals.engine.memory import check_room, read_memory
 from evals.engine.model import Model, Tokenizer
-from evals.engine.sampling import draw
 from evals.engine.scheduler import Scheduler
 from evals.engine.seating import Seated
 from evals.types import Chain, MemoryReading, Sample
@@ -74,6 +73,8 @@ class Engine:
         self._pool = PagePool(num_pages, self._layout.share_unit)
         self._scheduler = Scheduler(self._pool, slots, max_length, model.limits.vocab_size)
         self._cache = KeysValues(model.cache_shape, num_pages, model.device)
+        model.attach(self._cache)
+        self._decoder = fastest(model, config, slots, PagePool.pages_for(0, max_length))
         self._steps = self._generated = self._prefilled = 0
         self._seconds = 0.0
         self._inbox: list[Live] = []
@@ -85,6 +86,11 @@ class Engine:
     @property
     def tokenizer(self) -> Tokenizer:
         return self.model.tokenizer
+
+    @property
+    def execution(self) -> str:
+        """How steps run: compiled, graphs or eager (see `accelerate.fastest`)."""
+        return self._decoder.name
 
     @property
     def failure(self) -> BaseException | None:
@@ -199,8 +205,9 @@ class Engine:
         if seated:
             self._cache.prepare([item.opening for item in seated])
             self._prefill(seated)
-        if self._scheduler.slots:
-            self._decode(list(self._scheduler.slots))
+        for drawn in self._decoder.step(self._scheduler.slots):
+            self._generated += drawn.running.current
+            self._scheduler.record(*drawn)
         self._steps += 1
         self._seconds += time.perf_counter() - began
 
@@ -214,31 +221,4 @@ class Engine:
             prompts.append(Run(slot.request.prefix[start:end], start, slot.pages))
             self._prefilled += slot.prefilled
         for runs in prompt_passes(prompts, self._layout, self._config.prefill_tokens):
-            self.model.forward(pack(runs, self._layout, self.model.device, logits=False))
-
-    def _decode(self, rows: Sequence[Running]) -> None:
-        """One token for every slot."""
-        slots = [running.slot for running in rows]
-        runs = [Run((slot.token,), slot.position, slot.pages) for slot in slots]
-        logits = self.model.forward(pack(runs, self._layout, self.model.device))[: len(rows)]
-        exclude = np.array([slot.exclude for slot in slots])
-        top_k = np.array([slot.request.top_k for slot in slots])
-        top_p = np.array([slot.request.top_p for slot in slots], dtype=np.float64)
-        truncated = bool(top_k.any() or (top_p < 1).any())
-        alpha = np.array([slot.request.alpha for slot in slots], dtype=np.float64)
-        uniform = np.array([slot.uniform() for slot in slots], dtype=np.float64)
-        alpha_B, uniform_B, exclude_B, top_k_B, top_p_B = to_device(
-            [alpha, uniform, exclude, top_k, top_p], self.model.device
-        )
-        drawn = draw(
-            logits,
-            alpha_B,
-            uniform_B,
-            exclude_B if (exclude >= 0).any() else None,
-            top_k_B if truncated else None,
-            top_p_B if truncated else None,
-        )
-        numbers = torch.stack([drawn.token.double(), drawn.log_q, drawn.log_z]).tolist()
-        self._generated += len(rows)
-        for running, token, log_q, log_z in zip(rows, *numbers, strict=True):
-            self._scheduler.record(running, int(token), log_q, log_z)
+            self._decoder.prefill(runs)

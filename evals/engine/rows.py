@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from evals.engine.chains import Running
 from evals.engine.kv_cache import SCRATCH
-from evals.engine.scheduler import Running
 from evals.types import Handle
 
 (TOKEN, POSITION, LIMIT, LIVE, EXCLUDE, ALPHA, TOP_K, TOP_P, SEED, ORIGIN, EOS) = range(11)

@@ -77,10 +77,10 @@ class Scheduler:
 
         A request that its chain has cancelled within the same step, or that has been sent back, is passed over.
         """
-        live, slot = running.live, running.slot
-        flight = live.flights.get(slot.tag)
-        if flight is None or flight.running is not running:
+        if not running.current:
             return
+        live, slot = running.live, running.slot
+        flight = live.flights[slot.tag]
         try:
             ended = slot.add(token, log_q, log_z)
         except Exception as error:  # noqa: BLE001 - a stop rule is the chain's own code
