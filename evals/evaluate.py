@@ -6,7 +6,8 @@ Knows no Ray and no run directory. This is where tasks, samplers and the engine 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import lru_cache
 from typing import Any
@@ -35,7 +36,8 @@ def start(
     """
     began = time.time()
     prompt = make_prompt(task, problem, engine.tokenizer, max_new_tokens)
-    sampling = engine.submit(Chain(prompt, sampler.chain(prompt, seed, problem.problem_id, sample_index)), seed)
+    steps = sampler.chain(prompt, seed, problem.problem_id, sample_index)
+    sampling = engine.submit(Chain(prompt, steps, sampler.sequences), seed)
     graded: Future[Record] = Future()
 
     def finish(done: Future[Sample]) -> None:
@@ -79,6 +81,7 @@ def make_prompt(task: Task, problem: Problem, tokenizer: Tokenizer, max_new_toke
         max_new_tokens=max_new_tokens,
         eos_ids=tokenizer.eos_ids,
         stopped=stop_rule(tuple(task.stop_strings), tokenizer),
+        vote=lambda tokens: task.vote(answer_text(tokens, task, tokenizer)),
     )
 
 
@@ -88,10 +91,22 @@ def stop_rule(stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> StopString
     return StopStrings(stop_strings, tokenizer.decode, tokenizer.vocab_size) if stop_strings else None
 
 
-def answer_text(sample: Sample, prompt: Prompt, stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> str:
-    """What is graded: the answer's text without its EOS token, up to the earliest stop string."""
-    tokens = sample.tokens[:-1] if sample.tokens[-1] in prompt.eos_ids else sample.tokens
-    return cut(tokenizer.decode(tokens), stop_strings)
+def answer_text(tokens: Sequence[int], task: Task, tokenizer: Tokenizer) -> str:
+    """What is graded: a complete answer's text without its EOS token, up to the earliest stop string."""
+    ended = tokens[-1] in tokenizer.eos_ids
+    return cut(tokenizer.decode(tokens[:-1] if ended else tokens), task.stop_strings)
+
+
+def expected_correct(problem: Problem, sample: Sample, task: Task, tokenizer: Tokenizer) -> dict[str, float]:
+    """grader -> share of the weight that lies on right answers. Equal answers are graded once."""
+    weights: defaultdict[tuple[int, ...], float] = defaultdict(float)
+    for tokens, weight in sample.weighted:
+        weights[tokens] += weight
+    shares: defaultdict[str, float] = defaultdict(float)
+    for tokens, weight in weights.items():
+        for name, grade in task.grade(problem, answer_text(tokens, task, tokenizer)).items():
+            shares[name] += weight * grade.correct
+    return dict(shares)
 
 
 def make_record(
@@ -106,8 +121,11 @@ def make_record(
 ) -> Record:
     """Decode, cut, grade and count a finished sample."""
     ended = time.time()
-    text = answer_text(sample, prompt, task.stop_strings, engine.tokenizer)
+    text = answer_text(sample.tokens, task, engine.tokenizer)
     grades = task.grade(problem, text)
+    chain = dict(sample.chain)
+    if sample.weighted:
+        chain["expected_correct"] = expected_correct(problem, sample, task, engine.tokenizer)
     return Record(
         problem_id=problem.problem_id,
         sample_index=sample_index,
@@ -116,7 +134,7 @@ def make_record(
         token_ids=list(sample.tokens),
         ended=sample.ended,
         scores={name: grade._asdict() for name, grade in grades.items()},
-        chain=sample.chain,
+        chain=chain,
         timings={"start": began, "end": ended, "wall_seconds": ended - began},
         memory=engine.memory()._asdict(),
         tokens={

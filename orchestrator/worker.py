@@ -61,6 +61,7 @@ class Worker:
         model = load_model(config.folder, config.engine, config.device, config.num_threads)
         self._engine = Engine(model, config.engine, slots=config.slots, max_length=config.max_length)
         self._train_problems = config.train_problems
+        self._prefetch = config.engine.prefetch
         self._engine.start()
 
     def begin(self, work: Work) -> Future[Record]:
@@ -74,7 +75,7 @@ class Worker:
             work.problem,
             work.sample_index,
             self.task(work.task, work.seed),
-            make_sampler(work.sampler),
+            make_sampler(work.sampler, self._prefetch),
             self._engine,
             max_new_tokens=work.task.max_new_tokens,
             seed=work.seed,

@@ -15,6 +15,11 @@ class Single(NamedTuple):
     """
 
     alpha: float
+    top_k: int = 0
+    """Draws are among the k most probable tokens; 0: all."""
+
+    sequences = 1
+    """See `evals.types.Sampler`."""
 
     def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
         """One answer to `prompt`; see `evals.types.Sampler`."""
@@ -25,6 +30,7 @@ class Single(NamedTuple):
                 alpha=self.alpha,
                 key=key(problem_id, sample_index, 0),
                 origin=len(prompt.token_ids),
+                top_k=self.top_k,
             )
         )
         tokens, log_q, log_z, ended = completion.tokens, completion.log_q, completion.log_z, completion.ended

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from evals.config import TaskConfig
-from evals.grading.numeric import numeric
+from evals.grading.numeric import find, numeric
 from evals.grading.strict_flexible import flexible, strict
 from evals.rng import Purpose, uniform
 from evals.types import Grade, Problem, Task, UserError
@@ -49,6 +49,18 @@ class Gsm8k(NamedTuple):
             "flexible": flexible(text, problem.answer),
             "numeric": numeric(text, problem),
         }
+
+    def vote(self, text: str) -> str | None:
+        """The number that the numeric score finds, written as all its equals are: 18 for 18.00, 18% for 18.0 per cent.
+
+        None where there is no number, or none that can be read.
+        """
+        found = find(text)
+        if found.value is None:
+            return None
+        digits = f"{found.value:f}"
+        digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
+        return ("0" if not found.value else digits) + ("%" if found.percent else "")
 
 
 def make_task(config: TaskConfig, seed: int, train_problems: Sequence[Problem] | None = None) -> Task:

@@ -1,0 +1,103 @@
+"""Several independent answers to one prompt, of which one is chosen. Knows no batch, slot or device.
+
+K answers are drawn from q(v | h) = softmax(alpha * logits) and one of them is taken:
+
+    best_of    the likeliest, argmax of log p(x) = (sum log q + sum log Z) / alpha
+    snis       drawn with probability w_k / sum w, log w_k = sum log Z: p(x)^alpha / q(x), so that the law tends to
+               p^alpha as K grows (self-normalised importance sampling)
+    majority   the first with the answer that most candidates come to (self-consistency)
+
+Candidate k is keyed by move k, so that candidate 0 is the run at temperature 1 / alpha token for token.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from evals.rng import Purpose, uniform
+from evals.samplers.base import key, log_p
+from evals.samplers.gather import gather
+from evals.samplers.weights import effective_size, normalised, pick
+from evals.types import Completion, Prompt, Request, Sample, Steps, Submit
+
+
+class Choice(NamedTuple):
+    """Which candidate was taken, with what the rule has to say about it."""
+
+    index: int
+    info: dict[str, Any]
+    weighted: tuple[tuple[tuple[int, ...], float], ...] = ()
+
+
+class Candidates(NamedTuple):
+    """`num_candidates` draws at alpha = 1 / temperature and one of the module's rules."""
+
+    rule: Literal["best_of", "snis", "majority"]
+    alpha: float
+    num_candidates: int
+
+    sequences = 2
+    """See `evals.types.Sampler`: the one that grows and the one that ended last."""
+
+    def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
+        """One answer to `prompt`; see `evals.types.Sampler`."""
+        moves = range(self.num_candidates)
+        found = yield from gather(
+            [Submit(move, self.request(prompt, key(problem_id, sample_index, move))) for move in moves], hold=False
+        )
+        drawn = [found[move] for move in moves]
+        match self.rule:
+            case "best_of":
+                choice = Choice(likeliest(drawn, self.alpha), {})
+            case "snis":
+                choice = by_weight(drawn, uniform(seed, key(problem_id, sample_index, 0), 0, Purpose.PICK))
+            case "majority":
+                choice = by_vote(drawn, prompt, self.alpha)
+        tokens, log_q, log_z, ended, *_ = drawn[choice.index]
+        info = {
+            "candidates": len(drawn),
+            "generated": sum(len(one.tokens) for one in drawn),
+            "prefilled": sum(one.prefilled for one in drawn),
+            "log_p": log_p(log_q, log_z, self.alpha),
+            **choice.info,
+        }
+        return Sample(tokens, log_q, log_z, ended, info, choice.weighted)
+
+    def request(self, prompt: Prompt, words: tuple[int, int, int]) -> Request:
+        """A whole answer."""
+        return Request(prompt.token_ids, prompt.max_new_tokens, self.alpha, words, origin=len(prompt.token_ids))
+
+
+def likeliest(drawn: Sequence[Completion], alpha: float) -> int:
+    """The candidate of the largest log p; the first of equals."""
+    return int(np.argmax([log_p(one.log_q, one.log_z, alpha) for one in drawn]))
+
+
+def by_weight(drawn: Sequence[Completion], u: float) -> Choice:
+    """A candidate drawn by its weight with the uniform `u`; reports the effective sample size and all the weights."""
+    weights = normalised([float(np.sum(one.log_z)) for one in drawn])
+    weighted = tuple((one.tokens, weight) for one, weight in zip(drawn, weights.tolist(), strict=True))
+    return Choice(pick(weights, u), {"ess": effective_size(weights)}, weighted)
+
+
+def by_vote(drawn: Sequence[Completion], prompt: Prompt, alpha: float) -> Choice:
+    """The first candidate with the answer that most come to; a candidate without an answer does not vote.
+
+    Of answers with as many votes that of the larger total probability wins, log sum p(x) over its candidates, and of
+    equals again the one that came first. Where nobody votes it is candidate 0. Raises ValueError if the prompt has no
+    rule to tell answers by.
+    """
+    if prompt.vote is None:
+        raise ValueError("a majority needs a prompt that says what answers come to (Prompt.vote)")
+    ballots = [prompt.vote(one.tokens) for one in drawn]
+    votes = Counter(ballot for ballot in ballots if ballot is not None)
+    mass = dict.fromkeys(votes, -np.inf)
+    for one, ballot in zip(drawn, ballots, strict=True):
+        if ballot is not None:
+            mass[ballot] = np.logaddexp(mass[ballot], log_p(one.log_q, one.log_z, alpha))
+    winner = max(votes, key=lambda ballot: (votes[ballot], mass[ballot]), default=None)
+    return Choice(0 if winner is None else ballots.index(winner), {"votes": dict(votes)})
