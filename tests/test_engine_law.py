@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from test_power_law import SAVINGS, p_value
+from law import SAVINGS, p_value
 from toy import EOS, ToyLM
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -64,10 +64,23 @@ def test_the_toy_is_spread_out(law: ToyLM) -> None:
     assert len({len(x) for x in target}) == HORIZON
 
 
+KINDS = {
+    "nonnull": Power(2.0, 0, num_effective_moves=2),
+    "entropy": Power(2.0, 2, cuts="entropy"),
+    "blocks": Power(2.0, 2, blocks=2),
+    "blocks, nonnull, prefetch": Power(2.0, 0, num_effective_moves=2, blocks=2, prefetch=4),
+}
+
+
 @pytest.mark.parametrize(("replay", "early"), [(False, False), (True, True)])
 def test_chains_on_the_engine_have_the_exact_law(engine: Engine, law: ToyLM, replay: bool, early: bool) -> None:
     sampler = Power(2.0, 2, replay, early)
     assert p_value(law, sampler, drawn(engine, law, sampler, 2_000)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chains_of_every_kernel_on_the_engine_have_their_exact_law(engine: Engine, law: ToyLM, kind: str) -> None:
+    assert p_value(law, KINDS[kind], drawn(engine, law, KINDS[kind], 1_000)) > 1e-3
 
 
 @pytest.mark.slow
@@ -75,3 +88,9 @@ def test_chains_on_the_engine_have_the_exact_law(engine: Engine, law: ToyLM, rep
 def test_20000_chains_on_the_engine_have_the_exact_law(engine: Engine, law: ToyLM, replay: bool, early: bool) -> None:
     sampler = Power(2.0, 6, replay, early)
     assert p_value(law, sampler, drawn(engine, law, sampler, 20_000)) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_20000_chains_of_every_kernel_on_the_engine_have_their_exact_law(engine: Engine, law: ToyLM, kind: str) -> None:
+    assert p_value(law, KINDS[kind], drawn(engine, law, KINDS[kind], 20_000)) > 1e-3

@@ -1,168 +1,37 @@
-"""The kernel leaves p^alpha invariant, by enumeration; the production chain has the law start * P^N, by simulation."""
+"""The production chain has the exact law of its kernels and stages, by simulation on the scripted engine."""
 
 from __future__ import annotations
 
-from collections import Counter
-from math import exp, fsum, log, log1p
-
 import numpy as np
 import pytest
-from scipy.stats import chisquare
-from toy import ToyEngine, ToyLM
+from law import SAVINGS, TOYS, drawn, law, p_value
+from toy import EOS, ToyEngine, ToyLM
 
-from evals.samplers import metropolis
-from evals.samplers.metropolis import State, acceptance, cut_position, first_divergence, floor, log_weight, plan
 from evals.samplers.power import Power
 from evals.samplers.single import Single
+from evals.stopping import StopStrings
+from evals.types import Prompt
 
-TOYS = {
-    "eos": ToyLM(1, vocabulary=3, horizon=4),
-    "flat": ToyLM(2, vocabulary=4, horizon=3, spread=0.3),
-    "peaked": ToyLM(3, vocabulary=3, horizon=5, spread=2.5),
-    "stop": ToyLM(4, vocabulary=3, horizon=5, stop=(1, 2)),
+SAMPLERS = {
+    "nonnull": Power(2.0, 0, num_effective_moves=3),
+    "entropy": Power(2.0, 3, cuts="entropy"),
+    "entropy, power 3, no replay": Power(2.0, 3, replay=False, cuts="entropy", entropy_power=3.0),
+    "blocks": Power(2.0, 2, blocks=3),
+    "blocks, nonnull": Power(2.0, 0, num_effective_moves=2, blocks=2),
+    "blocks, entropy": Power(2.0, 2, blocks=2, cuts="entropy"),
 }
-SAVINGS = [(False, False), (True, False), (False, True), (True, True)]
-
-
-def state_of(model: ToyLM, answer: tuple[int, ...], alpha: float) -> State:
-    ended = model.ended(answer)
-    assert ended is not None
-    return State(answer, *model.statistics(answer, alpha), ended)
-
-
-def divergence(x: tuple[int, ...], y: tuple[int, ...]) -> int:
-    return next((t for t, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), min(len(x), len(y)))
-
-
-def transition_matrix(model: ToyLM, alpha: float, replay: bool, accept=acceptance) -> tuple[list, np.ndarray]:
-    """P[i, j] of one move, from the kernel's own acceptance, every cut and every ending that q can draw."""
-    answers = list(model.complete())
-    index = {answer: i for i, answer in enumerate(answers)}
-    states = [state_of(model, answer, alpha) for answer in answers]
-    matrix = np.zeros((len(answers), len(answers)))
-    for i, x in enumerate(states):
-        for cut in range(len(x.tokens)):
-            for proposal in model.complete(x.tokens[:cut]):
-                j = index[proposal]
-                start = max(cut, divergence(x.tokens, proposal)) if replay else cut
-                chance = exp(fsum(states[j].log_q[cut:])) / len(x.tokens)
-                taken = 1.0 if i == j else accept(x, states[j], start)
-                matrix[i, j] += chance * taken
-                matrix[i, i] += chance * (1 - taken)
-    return answers, matrix
-
-
-@pytest.mark.parametrize("replay", [False, True])
-@pytest.mark.parametrize("alpha", [1.0, 2.0, 4.0])
-@pytest.mark.parametrize("toy", TOYS)
-def test_kernel_leaves_p_alpha_invariant(toy: str, alpha: float, replay: bool) -> None:
-    model = TOYS[toy]
-    answers, matrix = transition_matrix(model, alpha, replay)
-    target = np.array([model.target(alpha)[x] for x in answers])
-    assert {len(x) for x in answers} != {model.horizon}, "the toy must have answers of several lengths"
-    np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-12)
-    np.testing.assert_allclose(target @ matrix, target, atol=1e-12)
-    flow = target[:, None] * matrix
-    np.testing.assert_allclose(flow, flow.T, atol=1e-14)
-
-
-@pytest.mark.parametrize("toy", ["eos", "stop"])
-def test_kernel_converges_to_p_alpha_and_to_nothing_else(toy: str) -> None:
-    model = TOYS[toy]
-    answers, matrix = transition_matrix(model, 4.0, replay=True)
-    stationary = np.linalg.matrix_power(matrix, 1 << 14)[0]
-    target = np.array([model.target(4.0)[x] for x in answers])
-    assert np.abs(stationary - target).sum() / 2 < 1e-9
-
-
-def wrong(log_ratio):
-    def accept(x: State, y: State, start: int) -> float:
-        right = log_weight(y.log_z[start + 1 :], len(y.tokens)) - floor(x, start, 0.0)
-        return exp(min(0.0, right + log_ratio(x, y, start)))
-
-    return accept
-
-
-MUTANTS = {
-    "no length factor": wrong(lambda x, y, d: log(len(y.tokens) / len(x.tokens))),
-    "inverted length factor": wrong(lambda x, y, d: 2 * log(len(y.tokens) / len(x.tokens))),
-    "state's sum cut at the draft's end": wrong(
-        lambda x, y, d: fsum(x.log_z[d + 1 :]) - fsum(x.log_z[d + 1 : len(y.tokens)])
-    ),
-    "q in the ratio": wrong(lambda x, y, d: fsum(x.log_q[d:]) - fsum(y.log_q[d:])),
-    "q with the wrong sign": wrong(lambda x, y, d: 2 * (fsum(y.log_q[d:]) - fsum(x.log_q[d:]))),
-}
-
-
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_wrong_kernels_are_seen(mutant: str) -> None:
-    drift = []
-    for model in TOYS.values():
-        answers, matrix = transition_matrix(model, 2.0, replay=False, accept=MUTANTS[mutant])
-        target = np.array([model.target(2.0)[x] for x in answers])
-        drift.append(np.abs(target @ matrix - target).sum() / 2)
-    assert max(drift) > 1e-4  # the right kernel's is 1e-12
-
-
-@pytest.mark.parametrize("toy", ["eos", "peaked", "stop"])
-def test_replay_proposes_exactly_q(toy: str) -> None:
-    """P(coins hold up to d) * P(coin fails) * (q without x_d) * (q after d) is q, for every proposal."""
-    model = TOYS[toy]
-    for answer in model.complete():
-        x = state_of(model, answer, 4.0)
-        q_x = np.exp(x.log_q)
-        for cut in range(len(answer)):
-            for proposal in model.complete(answer[:cut]):
-                y = state_of(model, proposal, 4.0)
-                d = divergence(answer, proposal)
-                chance = float(np.prod(q_x[cut:d]))
-                if proposal != answer:
-                    masked = np.exp(model.log_law(answer[:d], 4.0)[0])
-                    masked[answer[d]] = 0
-                    chance *= (1 - q_x[d]) * masked[proposal[d]] / masked.sum() * exp(fsum(y.log_q[d + 1 :]))
-                assert chance == pytest.approx(exp(fsum(y.log_q[cut:])), abs=1e-14)
-
-
-def test_coins_stop_at_the_first_that_fails() -> None:
-    log_q = np.log([0.9, 0.5, 0.8, 1.0])
-    assert first_divergence(log_q, 1, np.array([0.4, 0.9, 0.0])) == 2
-    assert first_divergence(log_q, 1, np.array([0.5, 0.0, 0.0])) == 1
-    assert first_divergence(log_q, 1, np.array([0.4, 0.7, 0.999])) == 4
-    assert first_divergence(log_q, 3, np.array([np.nextafter(1, 0)])) == 4
-
-
-def test_shared_prefix_gives_the_identity_of_densities() -> None:
-    """alpha log p = log q + log Z, token by token (Rényi identity)."""
-    model = TOYS["peaked"]
-    for answer in model.complete():
-        log_q, log_z = model.statistics(answer, 4.0)
-        np.testing.assert_allclose(4.0 * model.statistics(answer, 1.0)[0], log_q + log_z, atol=1e-12)
-
-
-def drawn(model: ToyLM, sampler: Power, count: int, seed: int = 7) -> Counter:
-    """Answers of independent production chains on the scripted engine."""
-    engine = ToyEngine(model, seed)
-    return Counter(engine.run(sampler.chain(model.prompt(), seed, i, 0)).tokens for i in range(count))
-
-
-def p_value(model: ToyLM, sampler: Power, seen: Counter) -> float:
-    """Chi-square of answers against start * P^N, cells with fewer than five expected pooled."""
-    answers, matrix = transition_matrix(model, sampler.alpha, replay=True)
-    start = np.array([exp(fsum(model.statistics(x, sampler.alpha)[0])) for x in answers])
-    expected = seen.total() * (start @ np.linalg.matrix_power(matrix, sampler.num_moves))
-    observed = np.array([seen[x] for x in answers], dtype=float)
-    large = expected >= 5
-    pooled = [np.append(v[large], v[~large].sum()) for v in (observed, expected)]
-    if pooled[1][-1] == 0:
-        pooled = [v[:-1] for v in pooled]
-    return float(chisquare(pooled[0], pooled[1]).pvalue)
 
 
 @pytest.mark.parametrize(("replay", "early"), SAVINGS)
 @pytest.mark.parametrize(("toy", "num_moves"), [("eos", 0), ("eos", 3), ("stop", 2)])
 def test_production_chain_has_the_exact_law(toy: str, num_moves: int, replay: bool, early: bool) -> None:
     sampler = Power(2.0, num_moves, replay, early)
-    assert p_value(TOYS[toy], sampler, drawn(TOYS[toy], sampler, 2_000)) > 1e-3
+    assert p_value(TOYS[toy], sampler, drawn(TOYS[toy], sampler, 1_000)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_chains_of_every_kernel_have_their_exact_law(kind: str) -> None:
+    assert p_value(TOYS["stop"], SAMPLERS[kind], drawn(TOYS["stop"], SAMPLERS[kind], 2_000)) > 1e-3
 
 
 @pytest.mark.slow
@@ -175,45 +44,33 @@ def test_production_chain_has_the_exact_law_20000_chains(toy: str, num_moves: in
     assert p_value(TOYS[toy], sampler, drawn(TOYS[toy], sampler, 20_000)) > 1e-4
 
 
-def masked_q_stored(state, start, tokens, log_q, log_z, ended):
-    masked = log_q.copy()
-    masked[0] = log_q[0] - np.log1p(-np.exp(state.log_q[start]))  # q(v) / (1 - q(x_d)), what the draw used
-    return metropolis.spliced(state, start, tokens, masked, log_z, ended)
-
-
-def inverted_length_weight(log_z_after, length: int) -> float:
-    return log_weight(log_z_after, length) + 2 * log(length)
-
-
-def coin_shares_the_token_uniform(seed, key, cut, length):
-    return metropolis.uniforms(seed, np.broadcast_to(key, (length - cut, 3)), np.arange(cut, length))
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "mutant"),
-    [
-        ("evals.samplers.power.spliced", masked_q_stored),
-        ("evals.samplers.power.log_weight", inverted_length_weight),
-        ("evals.samplers.metropolis.coins", coin_shares_the_token_uniform),
-        ("evals.samplers.power.key", lambda problem, sample, move: (problem, sample, 0)),
-    ],
-)
-def test_chains_of_wrong_kernels_fail_the_law(name: str, mutant, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(name, mutant)
-    sampler = Power(2.0, 30, True, False)
-    values = [p_value(TOYS[toy], sampler, drawn(TOYS[toy], sampler, 20_000)) for toy in ("eos", "flat")]
-    assert min(values) < 1e-6
+@pytest.mark.parametrize("toy", ["eos", "flat", "stop", "forbidden"])
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_20000_chains_of_every_kernel_have_their_exact_law(kind: str, toy: str) -> None:
+    assert p_value(TOYS[toy], SAMPLERS[kind], drawn(TOYS[toy], SAMPLERS[kind], 20_000)) > 1e-4
 
 
-def test_early_rejection_changes_no_decision() -> None:
+def test_stages_and_kernels_approach_p_alpha() -> None:
+    """The exact laws of the samplers, as their moves grow."""
+    target = TOYS["stop"].target(2.0)
+    for kind, sampler in SAMPLERS.items():
+        field = "num_moves" if sampler.num_effective_moves is None else "num_effective_moves"
+        near, far = (law(TOYS["stop"], sampler._replace(**{field: n})) for n in (1000, 1))
+        assert sum(abs(near[x] - target[x]) for x in target) < 1e-6, kind
+        assert sum(abs(far[x] - target[x]) for x in target) > 1e-2, kind
+
+
+@pytest.mark.parametrize("sampler", [Power(4.0, 25), Power(4.0, 25, replay=False), *SAMPLERS.values()])
+def test_early_rejection_gives_the_same_chains_for_fewer_tokens(sampler: Power) -> None:
     saved = 0
-    for toy, replay in [(toy, replay) for toy in TOYS for replay in (False, True)]:
-        model = TOYS[toy]
-        for problem_id in range(60):
+    for model in TOYS.values():
+        for problem_id in range(12):
             engines = ToyEngine(model, 1), ToyEngine(model, 1)
-            plain = engines[0].run(Power(4.0, 25, replay, False).chain(model.prompt(), 1, problem_id, 0))
-            early = engines[1].run(Power(4.0, 25, replay, True).chain(model.prompt(), 1, problem_id, 0))
+            plain, early = (
+                engine.run(sampler._replace(alpha=4.0, early_rejection=on).chain(model.prompt(), 1, problem_id, 0))
+                for engine, on in zip(engines, (False, True), strict=True)
+            )
             assert plain.tokens == early.tokens
             assert plain.chain["log_p_trace"] == early.chain["log_p_trace"]
             assert [r[:4] for r in engines[0].requests] == [r[:4] for r in engines[1].requests]
@@ -229,40 +86,56 @@ def test_replay_spends_no_pass_on_a_null_move() -> None:
     assert len(engine.requests) == 1 + info["moves"] - info["null"]
 
 
-def test_alpha_one_accepts_every_draft_of_equal_length() -> None:
-    model = TOYS["eos"]
-    x, y = (state_of(model, a, 1.0) for a in [(1, 2, 0), (1, 1, 0)])
-    assert acceptance(x, y, 1) == pytest.approx(1.0, abs=1e-12)
+def test_the_kernel_without_null_moves_has_none() -> None:
+    model = TOYS["peaked"]
+    engine = ToyEngine(model, 3)
+    info = engine.run(Power(4.0, 0, num_effective_moves=40).chain(model.prompt(), 3, 0, 0)).chain
+    assert (info["null"], info["moves"], info["effective"]) == (0, 40, 40)
+    assert len(engine.requests) == 41
 
 
-def test_cuts_are_uniform_over_the_tokens() -> None:
-    assert Counter(cut_position(4, u / 64) for u in range(64)) == {0: 16, 1: 16, 2: 16, 3: 16}
-    assert cut_position(7, np.nextafter(1, 0)) == 6
-
-
-def test_floor_takes_one_minus_u() -> None:
-    x = state_of(TOYS["eos"], (1, 2, 0), 4.0)
-    assert floor(x, 2, 0.0) == pytest.approx(-log(3))
-    assert floor(x, 2, 0.9) == pytest.approx(log1p(-0.9) - log(3))
-
-
-@pytest.mark.parametrize(("replay", "early"), SAVINGS)
-def test_chain_settles_every_draft_and_restores_without_prefill(replay: bool, early: bool) -> None:
+@pytest.mark.parametrize("sampler", [*SAMPLERS.values(), *(Power(4.0, 40, *savings) for savings in SAVINGS)])
+def test_chain_settles_every_draft_and_restores_without_prefill(sampler: Power) -> None:
     model = TOYS["peaked"]
     engine = ToyEngine(model, seed=3)
-    sample = engine.run(Power(4.0, 40, replay, early).chain(model.prompt(), 3, 11, 2))
+    sampler = sampler._replace(alpha=4.0)
+    sample = engine.run(sampler.chain(model.prompt(), 3, 11, 2))
     assert all(request.parent is not None for request in engine.requests[1:])
     moves = [request.key[2] for request in engine.requests]
     assert moves == sorted(set(moves))
     assert {request.key[:2] for request in engine.requests} == {(11, 2)}
     assert len(engine.held) <= 2, "the state, and the last draft until the chain ends"
     info = sample.chain
-    assert info["moves"] == 40
-    assert 0 < info["accepted"] + info["null"] <= 40
-    assert info["prefilled"] == 0
+    assert info["moves"] == sampler.moves_per_stage * sampler.blocks
     assert info["generated"] == engine.generated
+    assert info["prefilled"] == 0
     np.testing.assert_allclose(sample.log_q, model.statistics(sample.tokens, 4.0)[0], atol=1e-12)
     np.testing.assert_allclose(sample.log_z, model.statistics(sample.tokens, 4.0)[1], atol=1e-12)
+
+
+def test_stages_grow_the_answer_and_extend_only_what_has_not_ended() -> None:
+    model = ToyLM(8, vocabulary=3, horizon=6)
+    sampler = Power(2.0, 4, blocks=3)
+    extended = 0
+    for problem_id in range(40):
+        engine = ToyEngine(model, 1)
+        sample = engine.run(sampler.chain(model.prompt(), 1, problem_id, 0))
+        free = [request for request in engine.requests if request.floor == -np.inf]
+        assert [request.max_new for request in free] == [2] * len(free)
+        assert len(sample.chain["log_p_trace"]) == 12 + len(free)
+        assert sample.chain["initial_tokens"] <= 2 * len(free)
+        assert model.ended(sample.tokens) == sample.ended
+        extended += len(free) - 1
+    assert extended > 10
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    for sampler in (
+        Power(2.0, 0, replay=False, num_effective_moves=1),
+        Power(2.0, 0, num_effective_moves=1, cuts="entropy"),
+    ):
+        with pytest.raises(ValueError, match="replay and uniform cuts"):
+            ToyEngine(TOYS["eos"], 1).run(sampler.chain(TOYS["eos"].prompt(), 1, 0, 0))
 
 
 def test_move_zero_is_the_low_temperature_answer() -> None:
@@ -273,7 +146,56 @@ def test_move_zero_is_the_low_temperature_answer() -> None:
         assert low.tokens == power.tokens
 
 
-def test_a_move_is_a_pure_function_of_state_and_key() -> None:
-    x = state_of(TOYS["eos"], (1, 2, 0), 4.0)
-    assert plan(x, 9, (1, 0, 5), True) == plan(x, 9, (1, 0, 5), True)
-    assert {plan(x, 9, (1, 0, move), True).cut for move in range(40)} == {0, 1, 2}
+@pytest.mark.parametrize("sampler", [Power(1.0, 20), Power(1.0, 0, num_effective_moves=20), Power(1.0, 9, blocks=2)])
+def test_alpha_one_gives_up_no_draft_that_is_not_longer(sampler: Power) -> None:
+    """All log Z are 0: what can refuse a draft is the factor G(x) / G(x') alone, so with one length nothing is."""
+    model = ToyLM(2, vocabulary=3, horizon=4)
+    for prefix, logits in model.table.items():
+        logits[EOS] = -np.inf if len(prefix) < 3 else logits[EOS]
+    for problem_id in range(20):
+        info = ToyEngine(model, 1).run(sampler.chain(model.prompt(), 1, problem_id, 0)).chain
+        assert info["log_z_sum"] == pytest.approx(0.0, abs=1e-12)
+        if sampler.num_effective_moves is None:
+            assert info["accepted"] == info["effective"] > 0
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_large_alpha_overflows_nowhere(kind: str) -> None:
+    """At alpha = 1000 only near-ties of the most probable tokens are ever drawn."""
+    model = TOYS["flat"]
+    sampler = SAMPLERS[kind]._replace(alpha=1000.0)
+    best = max(model.target(1.0).values())
+    for early in (False, True):
+        for problem_id in range(10):
+            chain = sampler._replace(early_rejection=early).chain(model.prompt(), 1, problem_id, 0)
+            sample = ToyEngine(model, 1).run(chain)
+            assert np.isfinite(sample.chain["log_p"])
+            assert sample.chain["log_p"] <= np.log(best) + 1e-9
+            assert sum(weight for _, weight in sample.weighted) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_an_answer_may_be_one_token_or_end_at_the_horizon(kind: str) -> None:
+    model = TOYS["flat"]
+    ends = [ToyEngine(model, 2).run(SAMPLERS[kind].chain(model.prompt(), 2, i, 0)) for i in range(80)]
+    assert any(sample.tokens == (EOS,) for sample in ends)
+    assert any(sample.ended == "length" and len(sample.tokens) == model.horizon for sample in ends)
+    assert all(EOS not in sample.tokens[:-1] for sample in ends)
+
+
+@pytest.mark.parametrize("kind", SAMPLERS)
+def test_a_stop_string_that_begins_inside_a_token_ends_an_answer(kind: str) -> None:
+    """ "bc" ends within "ca" of "b" + "ca", and within "abc"; the law is that of answers that end there."""
+    texts = ["", "b", "ca", "abc"]
+    rule = StopStrings(("bc",), lambda tokens: "".join(texts[token] for token in tokens), 4)
+
+    class Spelt(ToyLM):
+        def prompt(self) -> Prompt:
+            return super().prompt()._replace(stopped=rule)
+
+        def stopped(self, answer) -> bool:
+            return "bc" in "".join(texts[token] for token in answer)
+
+    model = Spelt(3, vocabulary=4, horizon=3, spread=0.5, stop=("bc",))
+    assert {model.ended(x) for x in model.complete()} == {"eos", "stop", "length"}
+    assert p_value(model, SAMPLERS[kind], drawn(model, SAMPLERS[kind], 600)) > 1e-3

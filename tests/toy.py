@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-from collections.abc import Iterator, Sequence
-from math import log
+from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
-from evals.rng import Purpose, uniform
-from evals.types import Completion, Drop, Ended, Handle, Keep, Prompt, Request, Sample, Steps, Submit
+from evals.engine.request import Slot
+from evals.types import Cancel, Completion, Drop, Ended, Handle, Keep, Prompt, Request, Sample, Steps, Submit
 
 EOS = 0
 PROMPT = (9,)
 
 
 class ToyLM:
-    """Random logits for every prefix over `vocabulary` tokens (0 ends the answer), answers cut at `horizon`."""
+    """Random logits for every prefix over `vocabulary` tokens (0 ends the answer), answers cut at `horizon`.
 
-    def __init__(self, seed: int, vocabulary: int = 3, horizon: int = 4, spread: float = 1.0, stop: tuple = ()) -> None:
+    With `forbidden` that share of the logits is -inf, though never all of a prefix.
+    """
+
+    def __init__(
+        self, seed: int, vocabulary: int = 3, horizon: int = 4, spread: float = 1.0, stop: tuple = (),
+        forbidden: float = 0.0,
+    ) -> None:  # fmt: skip
         self.vocabulary, self.horizon, self.stop = vocabulary, horizon, stop
         rng = np.random.default_rng(seed)
         self.table = {
@@ -26,6 +32,8 @@ class ToyLM:
             for n in range(horizon)
             for prefix in itertools.product(range(vocabulary), repeat=n)
         }
+        for logits in self.table.values() if forbidden else ():
+            logits[1:][rng.random(vocabulary - 1) < forbidden] = -np.inf
 
     def prompt(self) -> Prompt:
         return Prompt(PROMPT, self.horizon, frozenset({EOS}), self.stopped if self.stop else None)
@@ -41,20 +49,28 @@ class ToyLM:
             return "stop"
         return "length" if len(answer) == self.horizon else None
 
-    def log_law(self, prefix: tuple[int, ...], alpha: float) -> tuple[np.ndarray, float]:
-        """log q over the vocabulary and log Z at this prefix."""
+    def at(self, horizon: int) -> ToyLM:
+        """The same model with answers cut at another horizon."""
+        other = copy.copy(self)
+        other.horizon = horizon
+        return other
+
+    def log_law(self, prefix: tuple[int, ...], alpha: float, top_k: int = 0) -> tuple[np.ndarray, float]:
+        """log q over the vocabulary (of the `top_k` likeliest tokens, if not 0) and log Z at this prefix."""
         logits = self.table[prefix]
         log_p = logits - np.logaddexp.reduce(logits)
-        log_z = float(np.logaddexp.reduce(alpha * log_p))
-        return alpha * log_p - log_z, log_z
+        kept = log_p if not top_k else np.where(log_p >= np.sort(log_p)[-top_k:][0], log_p, -np.inf)
+        log_z = float(np.logaddexp.reduce(alpha * kept))
+        return alpha * kept - log_z, log_z
 
     def complete(self, prefix: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
-        """Every complete answer that starts with `prefix`."""
+        """Every complete answer that starts with `prefix` and can be drawn."""
         if self.ended(prefix):
             yield prefix
             return
         for token in range(self.vocabulary):
-            yield from self.complete((*prefix, token))
+            if self.table[prefix][token] > -np.inf:
+                yield from self.complete((*prefix, token))
 
     def statistics(self, answer: tuple[int, ...], alpha: float) -> tuple[np.ndarray, np.ndarray]:
         laws = [self.log_law(answer[:t], alpha) for t in range(len(answer))]
@@ -69,62 +85,83 @@ class ToyLM:
 
 
 class ToyEngine:
-    """Answers the requests of one chain at a time, token by token, with the engine's keys and rules."""
+    """Answers the requests of one chain at a time with the engine's own slots: its keys, its limits, its floor.
 
-    def __init__(self, model: ToyLM, seed: int) -> None:
-        self.model, self.seed = model, seed
+    `slots` is the most that run at once; those that the chain does not use stand idle. Completions arrive in an order
+    that `order` shuffles, cancelled ones too.
+    """
+
+    def __init__(self, model: ToyLM, seed: int, slots: int = 1, order: int = 0) -> None:
+        self.model, self.seed, self.slots = model, seed, slots
+        self.order = np.random.default_rng(order)
         self.held: dict[Handle, tuple[int, ...]] = {}
         self.parents: dict[Handle, Handle] = {}
         self.requests: list[Request] = []
         self.handles = itertools.count()
-        self.generated = 0
+        self.generated = self.most = 0
+        self.laws: dict[tuple, tuple[np.ndarray, float]] = {}
 
-    def run(self, steps: Steps) -> Sample:
+    def run(self, steps: Steps, prompt: Prompt | None = None) -> Sample:
+        prompt = prompt or self.model.prompt()
+        flying: dict[Hashable, Request] = {}
+        cancelled: list[tuple[Hashable, Completion]] = []
         arrival = None
         try:
             while True:
-                operations = steps.send(arrival)
-                arrival = None
-                for operation in operations:
-                    if isinstance(operation, Submit):
-                        arrival = (operation.tag, self.complete(operation.request))
-                    elif isinstance(operation, Keep):
-                        del self.held[self.parents.pop(operation.handle)]
-                    elif isinstance(operation, Drop):
-                        del self.held[operation.handle]
+                for operation in steps.send(arrival):
+                    match operation:
+                        case Submit(tag, request):
+                            assert tag not in flying
+                            if request.parent is not None:
+                                assert self.held[request.parent][: len(request.prefix)] == request.prefix
+                            self.requests.append(request)
+                            flying[tag] = request
+                        case Keep(handle):
+                            self.held.pop(self.parents.pop(handle), None)
+                        case Drop(handle):
+                            del self.held[handle]
+                        case Cancel(tag):
+                            del flying[tag]
+                            nothing = np.zeros(0)
+                            cancelled.append((tag, Completion((), nothing, nothing, "cancelled", None, 0)))
+                self.most = max(self.most, len(flying))
+                if cancelled:
+                    arrival = cancelled.pop(int(self.order.integers(len(cancelled))))
+                else:
+                    tag = list(flying)[int(self.order.integers(min(len(flying), self.slots)))]
+                    done = self.complete(flying.pop(tag), prompt)
+                    arrival = (tag, done._replace(idle=max(self.slots - len(flying), 0)))
         except StopIteration as stop:
             return stop.value
 
-    def complete(self, request: Request) -> Completion:
-        self.requests.append(request)
-        if request.parent is not None:
-            assert self.held[request.parent][: len(request.prefix)] == request.prefix
+    def complete(self, request: Request, prompt: Prompt) -> Completion:
+        slot = Slot(None, request, prompt, self.seed)
+        start = len(request.prefix)
         answer = request.prefix[request.origin :]
-        start = len(answer)
-        log_q, log_z = [], []
         ended: Ended | None = None
-        running = 0.0
         while ended is None:
-            law, normaliser = self.model.log_law(answer, request.alpha)
-            weights = np.exp(law)
-            if len(answer) == start and request.exclude is not None:
-                weights[request.exclude] = 0.0
-            cumulative = np.cumsum(weights)
-            u = uniform(self.seed, request.key, len(answer), Purpose.TOKEN) * cumulative[-1]
-            token = min(int(np.searchsorted(cumulative, u, side="right")), len(law) - 1)
+            token, log_q, log_z = self.draw(answer, request, slot)
+            ended = slot.add(token, log_q, log_z)
             answer = (*answer, token)
-            if log_z:
-                running += min(normaliser, 0.0)
-            log_q.append(law[token])
-            log_z.append(min(normaliser, 0.0))
-            ended = self.model.ended(answer)
-            if ended is None and running - log(len(answer) + 1) < request.floor:
-                ended = "floor"
-        self.generated += len(answer) - start
-        assert len(answer) - start <= request.max_new
+        self.generated += len(slot.tokens)
+        assert len(slot.tokens) <= request.max_new
         handle = Handle(next(self.handles))
         if request.parent is not None:
             self.parents[handle] = request.parent
-        self.held[handle] = request.prefix + answer[start:]
-        prefilled = 0 if request.parent is not None else len(request.prefix) - 1
-        return Completion(answer[start:], np.array(log_q), np.array(log_z), ended, handle, prefilled)
+        self.held[handle] = request.prefix + tuple(slot.tokens)
+        prefilled = 0 if request.parent is not None else start - 1
+        return Completion(tuple(slot.tokens), np.array(slot.log_q), np.array(slot.log_z), ended, handle, prefilled)
+
+    def draw(self, answer: tuple[int, ...], request: Request, slot: Slot) -> tuple[int, float, float]:
+        """Inverse CDF of the slot's uniform; log q and log Z of the law without the exclusion."""
+        where = (answer, request.alpha, request.top_k)
+        if where not in self.laws:
+            self.laws[where] = self.model.log_law(*where)
+        law, log_z = self.laws[where]
+        weights = np.exp(law)
+        if slot.exclude >= 0:
+            weights[slot.exclude] = 0.0
+        cumulative = np.cumsum(weights)
+        found = int(np.searchsorted(cumulative, slot.uniform() * cumulative[-1], side="right"))
+        token = min(found, int(np.flatnonzero(weights)[-1]))
+        return token, float(law[token]), min(log_z, 0.0)

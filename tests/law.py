@@ -1,0 +1,141 @@
+"""Exact laws on enumerable models: the transition matrix of a kernel, the law of a sampler's answer, its chi-square."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from math import exp, fsum
+
+import numpy as np
+from scipy.stats import chisquare
+from toy import ToyEngine, ToyLM
+
+from evals.samplers.metropolis import Kernel, State, chance
+from evals.samplers.power import Power
+
+TOYS = {
+    "eos": ToyLM(1, vocabulary=3, horizon=4),
+    "flat": ToyLM(2, vocabulary=4, horizon=3, spread=0.3),
+    "peaked": ToyLM(3, vocabulary=3, horizon=5, spread=2.5),
+    "stop": ToyLM(4, vocabulary=3, horizon=5, stop=(1, 2)),
+    "forbidden": ToyLM(5, vocabulary=4, horizon=4, forbidden=0.4),
+    "long": ToyLM(6, vocabulary=2, horizon=6),
+}
+SAVINGS = [(False, False), (True, False), (False, True), (True, True)]
+"""replay, early_rejection."""
+KERNELS = {
+    "uniform": Kernel(0),
+    "uniform, no replay": Kernel(0, replay=False),
+    "entropy": Kernel(0, "entropy", 1.0),
+    "entropy, power 4, no replay": Kernel(0, "entropy", 4.0, replay=False),
+    "entropy, power 0.5": Kernel(0, "entropy", 0.5),
+    "nonnull": Kernel(0, "nonnull"),
+}
+
+Answer = tuple[int, ...]
+Matrix = tuple[list[Answer], np.ndarray]
+
+
+def state_of(model: ToyLM, answer: Answer, alpha: float) -> State:
+    ended = model.ended(answer)
+    assert ended is not None
+    log_q, log_z = model.statistics(answer, alpha)
+    return State(answer, log_q, np.minimum(log_z, 0.0), ended)
+
+
+def divergence(x: Answer, y: Answer) -> int:
+    return next((t for t, (a, b) in enumerate(zip(x, y, strict=False)) if a != b), min(len(x), len(y)))
+
+
+def endings(model: ToyLM, x: Answer, start: int, alpha: float, exclude: int | None) -> Iterator[tuple[Answer, float]]:
+    """Every answer that shares x before `start`, with its chance; the first draw avoids `exclude`."""
+    first = np.exp(model.log_law(x[:start], alpha)[0])
+    if exclude is not None:
+        first[exclude] = 0.0
+    for y in model.complete(x[:start]):
+        if y[start] != exclude:
+            rest = fsum(model.statistics(y, alpha)[0][start + 1 :])
+            yield y, float(first[y[start]] / first.sum()) * exp(rest)
+
+
+def proposals(model: ToyLM, alpha: float, kernel: Kernel, x: State) -> Iterator[tuple[Answer, int, float]]:
+    """Every (proposal, start, chance) of a move from x, as cuts, coins and draws make them; null moves too."""
+    weights = kernel.cut_weights(x)
+    q, length = np.exp(x.log_q), len(x.tokens)
+    for cut in np.flatnonzero(weights):
+        cutting = float(weights[cut] / weights.sum())
+        if not kernel.replay:
+            for y, drawn in endings(model, x.tokens, cut, alpha, None):
+                yield y, cut, cutting * drawn
+            continue
+        holding = 1.0
+        scale = 1.0 if kernel.cuts != "nonnull" else 1 / weights[cut]
+        for start in range(cut, length):
+            for y, drawn in endings(model, x.tokens, start, alpha, x.tokens[start]) if q[start] < 1 else ():
+                yield y, start, cutting * holding * (1 - q[start]) * scale * drawn
+            holding *= q[start]
+        if kernel.cuts != "nonnull":
+            yield x.tokens, length, cutting * holding
+
+
+def transition_matrix(model: ToyLM, alpha: float, kernel: Kernel) -> Matrix:
+    """P[i, j] of one move, by the kernel's own cuts and acceptance."""
+    kernel = kernel._replace(horizon=model.horizon)
+    answers = list(model.complete())
+    index = {answer: i for i, answer in enumerate(answers)}
+    states = [state_of(model, answer, alpha) for answer in answers]
+    matrix = np.zeros((len(answers), len(answers)))
+    for i, x in enumerate(states):
+        if not kernel.cut_weights(x).any():
+            matrix[i, i] = 1.0
+        for y, start, proposed in proposals(model, alpha, kernel, x):
+            j = index[y]
+            taken = 1.0 if i == j else chance(kernel.log_ratio(x, states[j], start))
+            matrix[i, j] += proposed * taken
+            matrix[i, i] += proposed * (1 - taken)
+    return answers, matrix
+
+
+def target_of(model: ToyLM, alpha: float, answers: list[Answer]) -> np.ndarray:
+    target = model.target(alpha)
+    return np.array([target[x] for x in answers])
+
+
+def law(model: ToyLM, sampler: Power) -> dict[Answer, float]:
+    """The exact law of the sampler's answer: draws of q and powers of transition matrices, stage by stage."""
+    found: dict[Answer, float] = {(): 1.0}
+    for horizon in sampler.horizons(model.horizon):
+        stage = model.at(horizon)
+        extended: Counter = Counter()
+        for x, mass in found.items():
+            for y in stage.complete(x):
+                extended[y] += mass * exp(fsum(stage.statistics(y, sampler.alpha)[0][len(x) :]))
+        answers, matrix = transition_matrix(stage, sampler.alpha, sampler.kernel(horizon))
+        start = np.array([extended[x] for x in answers])
+        moved = start @ np.linalg.matrix_power(matrix, sampler.moves_per_stage)
+        found = dict(zip(answers, moved, strict=True))
+    return found
+
+
+def drawn(model: ToyLM, sampler: Power, count: int, seed: int = 7) -> Counter:
+    """Answers of independent production chains on the scripted engine."""
+    engine = ToyEngine(model, seed)
+    return Counter(engine.run(sampler.chain(model.prompt(), seed, i, 0)).tokens for i in range(count))
+
+
+def chi_square(expected: dict[Answer, float], seen: Counter) -> float:
+    """p-value of answers against a law, cells with fewer than five expected pooled."""
+    assert seen.keys() <= expected.keys()
+    counts = seen.total() * np.array(list(expected.values()))
+    observed = np.array([seen[x] for x in expected], dtype=float)
+    large = counts >= 5
+    pooled = [np.append(v[large], v[~large].sum()) for v in (observed, counts)]
+    if pooled[1][-1] < 1e-9:
+        assert pooled[0][-1] == 0
+        pooled = [v[:-1] for v in pooled]
+    return float(chisquare(pooled[0], pooled[1], sum_check=False).pvalue)
+
+
+def p_value(model: ToyLM, sampler: Power, seen: Counter) -> float:
+    """Chi-square of answers against the exact law of the sampler."""
+    return chi_square(law(model, sampler), seen)
