@@ -6,6 +6,8 @@ imported; by hand: TRITON_INTERPRET=1 pytest tests/kernels_interpreted.py. The i
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,7 @@ from kernel_cases import (
 )
 
 from evals import rng
+from evals.engine.kernels.draw import first_above
 from evals.engine.kernels.uniform import uniform
 
 INF = float("inf")
@@ -118,6 +121,28 @@ def test_draws_at_the_edges(alpha: float) -> None:
     rows = make_rows(logits, [alpha])
     rows.exclude[:] = torch.tensor([-1, -1, 529, 5, 1, -1, 699, 256])
     assert check_draw(logits, rows, chunk=256) == 0
+
+
+@triton.jit
+def search_kernel(weights, target, found, before, SIZE: tl.constexpr):
+    index = tl.arange(0, SIZE)
+    place, passed = first_above(tl.load(weights + index), tl.load(target), index, SIZE)
+    tl.store(found, place)
+    tl.store(before, passed)
+
+
+@pytest.mark.parametrize(
+    ("target", "place", "passed"),
+    [(0.0, 2, 0.0), (0.999, 2, 0.0), (1.0, 3, 1.0), (3.0, 5, 3.0), (5.999, 5, 3.0), (6.0, 5, 3.0), (7.0, 5, 3.0)],
+)
+def test_the_search_never_ends_at_a_place_without_weight(target: float, place: int, passed: float) -> None:
+    weights = torch.tensor([0, 0, 1, 2, 0, 3, 0, 0], dtype=torch.float64)
+    size: dict[str, Any] = {"SIZE": 8}
+    found, before = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.float64)
+    search_kernel[(1,)](weights, torch.tensor([target], dtype=torch.float64), found, before, **size)
+    assert (int(found), float(before)) == (place, passed)
+    search_kernel[(1,)](weights * 0, torch.tensor([target], dtype=torch.float64), found, before, **size)
+    assert int(found) == 0
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, for what NaN and infinity do

@@ -53,7 +53,7 @@ def decode(
     """Store k and v of the token at each row's position, and attend over all keys up to it: [B, H, D].
 
     `q` [B, H, D], `k` and `v` [B, K, D], the last dimension contiguous; `k_pages` and `v_pages` [P, K, PAGE, D];
-    `pages` int32 [B, W]; `positions` int32 [B], below 0 for a row that is to be left alone (its result is 0);
+    `pages` int32 [B, W]; `positions` int32 or int64 [B], below 0 for a row that is to be left alone (its result is 0);
     `arrivals` int32, at least [B * K] zeros, zero again afterwards, for all layers of a stream alike. `window` 0 and
     `softcap` 0.0 mean none. Nothing is read on the host; shapes and pointers are all that a CUDA graph captures.
     No row may read what another row of the same call writes.
