@@ -191,3 +191,14 @@ def test_on_the_engine_for_any_number_of_slots(kind) -> None:
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             assert_same(one, two, but=("prefilled",))
+
+
+def test_the_prompt_is_computed_once_on_any_number_of_slots() -> None:
+    """But for the part of it that does not fill whole pages: 89 tokens and four times the last 25 of them."""
+    model = tiny_models.make("llama", seed=1).model
+    to = tiny_models.prompt(1, 90, max_new=24, eos=[2, 7])
+    sampler = Candidates("best_of", 2.0, 5)
+    for slots in (1, 3, 8):
+        engine = tiny_models.engine(model, slots=slots, max_length=114)
+        (sample,) = engine.run([Chain(to, sampler.chain(to, 1, 0, 0), sampler.sequences)], seed=1)
+        assert sample.chain["prefilled"] == 89 + 4 * 25

@@ -8,13 +8,16 @@ import pytest
 import torch
 from law import SAVINGS, p_value
 from toy import EOS, ToyLM
+from toy_crowd import distance, enumerated, mean_weights
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from evals.config import EngineConfig
 from evals.engine.engine import Engine
 from evals.engine.gate import ModelLimits
 from evals.engine.model import Model
+from evals.samplers.candidates import Candidates
 from evals.samplers.power import Power
+from evals.samplers.smc import Smc
 from evals.types import Chain
 
 HORIZON, SEED, SLOTS = 4, 11, 128
@@ -81,6 +84,22 @@ def test_chains_on_the_engine_have_the_exact_law(engine: Engine, law: ToyLM, rep
 @pytest.mark.parametrize("kind", KINDS)
 def test_chains_of_every_kernel_on_the_engine_have_their_exact_law(engine: Engine, law: ToyLM, kind: str) -> None:
     assert p_value(law, KINDS[kind], drawn(engine, law, KINDS[kind], 1_000)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["snis", "smc"])
+def test_weighted_answers_on_the_engine_approach_p_alpha(engine: Engine, law: ToyLM, kind: str) -> None:
+    answers, target, _, _ = enumerated(law, 2.0)
+    prompt = law.prompt()._replace(token_ids=PROMPT_IDS)
+    found = []
+    for count, chains in ((1, 800), (8, 200), (128, 40)):
+        sampler = Candidates("snis", 2.0, count) if kind == "snis" else Smc(2.0, count, 2, 1, 0.9)
+        steps = [sampler.chain(prompt, SEED, i, 0) for i in range(chains)]
+        samples = engine.run([Chain(prompt, each, sampler.sequences) for each in steps], SEED)
+        found.append(distance(mean_weights(samples, answers), target))
+        engine.audit()
+    assert engine.counters().kv_pages_used == 0
+    assert found == sorted(found, reverse=True)
+    assert found[0] > 0.1 > 0.04 > found[-1]
 
 
 @pytest.mark.slow
