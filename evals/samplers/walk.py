@@ -93,28 +93,26 @@ class Walk:
         plans: list[Plan] = []
         """Of moves first, first + 1, …, null ones included."""
         drafts: dict[Hashable, Completion] = {}
-        waiting = 0
-        """Drafts asked for and not decided yet, arrived or not."""
+        undecided = 0
+        """Drafts asked for, arrived or not."""
         while self.move < end:
             ahead = first + len(plans)
-            if ahead < end and (not waiting or (waiting <= self.draws.prefetch and self._flying < self._room)):
-                plans.append(rule.plan(state, self.seed, self._key(ahead)))
-                if not plans[-1].null(state):
-                    self._submit(ahead, plans[-1].start, plans[-1].exclude, rule.limits(state, plans[-1]))
-                    waiting += 1
-                continue
-            plan = plans[self.move - first]
-            if plan.null(state):
+            plan = plans[self.move - first] if self.move < ahead else None
+            if plan is not None and plan.null(state):
                 self.trace.add_null(state, plan)
                 self.move += 1
-            elif self.move in drafts:
-                accepted = self._decide(rule, plan, drafts.pop(self.move))
-                waiting -= 1
+            elif plan is not None and self.move in drafts:
+                undecided -= 1
                 self.move += 1
-                if accepted:
+                if self._decide(rule, plan, drafts.pop(self.move - 1)):
                     later = range(self.move, ahead)
                     self._discard([n for n in later if not plans[n - first].null(state)], drafts)
                     return
+            elif ahead < end and (not undecided or (undecided <= self.draws.prefetch and self._flying < self._room)):
+                plans.append(rule.plan(state, self.seed, self._key(ahead)))
+                if not plans[-1].null(state):
+                    self._submit(ahead, plans[-1].start, plans[-1].exclude, rule.limits(state, plans[-1]))
+                    undecided += 1
             else:
                 number, draft = yield from self._arrival()
                 drafts[number] = draft
