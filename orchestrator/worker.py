@@ -38,6 +38,8 @@ class WorkerConfig(NamedTuple):
     """CPU threads of the model's products; None leaves the choice to torch."""
     train_problems: tuple[Problem, ...] = ()
     """Where solved examples come from."""
+    sequences: int = 2
+    """Most sequences of full length that one answer needs at once; see `evals.types.Sampler`."""
 
 
 class Worker:
@@ -59,7 +61,9 @@ class Worker:
         from evals.engine.model import load_model
 
         model = load_model(config.folder, config.engine, config.device, config.num_threads)
-        self._engine = Engine(model, config.engine, slots=config.slots, max_length=config.max_length)
+        self._engine = Engine(
+            model, config.engine, slots=config.slots, max_length=config.max_length, sequences=config.sequences
+        )
         self._train_problems = config.train_problems
         self._prefetch = config.engine.prefetch
         self._engine.start()

@@ -10,7 +10,8 @@ import tiny_models
 from toy import ToyLM
 from toy_crowd import Crowd, assert_same, distance, enumerated, mean_weights
 
-from evals.config import SamplerConfig
+from evals.config import EngineConfig, SamplerConfig
+from evals.engine.engine import Engine
 from evals.samplers.make import make_sampler
 from evals.samplers.single import Single
 from evals.samplers.smc import MAX_PARTICLES, Particle, Smc
@@ -178,7 +179,7 @@ def test_on_the_engine_for_any_number_of_slots(threshold: float) -> None:
     sampler = make_sampler(config)
     results = []
     for slots in (1, 3, 8):
-        engine = tiny_models.engine(model, slots=slots, max_length=64, num_pages=80)
+        engine = Engine(model, EngineConfig(), slots=slots, max_length=64, sequences=sampler.sequences)
         prompts = [tiny_models.prompt(i, 17 + i, max_new=40, eos=[2, 7]) for i in range(4)]
         chains = [Chain(to, sampler.chain(to, 1, i, 0), sampler.sequences) for i, to in enumerate(prompts)]
         results.append(engine.run(chains, seed=1))

@@ -52,11 +52,19 @@ class Engine:
     """Slots with continuous refill over a paged model."""
 
     def __init__(
-        self, model: Model, config: EngineConfig, *, slots: int, max_length: int, num_pages: int | None = None
+        self,
+        model: Model,
+        config: EngineConfig,
+        *,
+        slots: int,
+        max_length: int,
+        num_pages: int | None = None,
+        sequences: int = 2,
     ) -> None:
         """`slots` chains, and requests, at once; `max_length` is the longest prompt plus answer in tokens.
 
-        `num_pages` pages of keys and values; by default every slot has room for a state and a draft of full length.
+        `num_pages` pages of keys and values; by default every slot has room for a state and a draft of full length,
+        and all together for the `sequences` that one chain may need at once.
         Raises UserError if the model fails the self-check, or if the device has no room for the keys and values;
         ValueError for sizes below 1 or a `max_length` beyond the model's context.
         """
@@ -66,9 +74,8 @@ class Engine:
         self._layout = layout(model.device)
         if not model.checked:
             selfcheck.check(model)
-        per_slot = 2 * PagePool.pages_for(0, max_length)
         if num_pages is None:
-            num_pages = slots * per_slot + 1
+            num_pages = max(2 * slots, sequences) * PagePool.pages_for(0, max_length) + 1
             check_room(model.device, num_pages * model.cache_shape.page_bytes, slots)
         self._pool = PagePool(num_pages, self._layout.share_unit)
         self._scheduler = Scheduler(self._pool, slots, max_length, model.limits.vocab_size)
