@@ -186,7 +186,7 @@ class Task(Protocol):
         ...
 
     def vote(self, text: str) -> str | None:
-        """The final answer of such a text, normalised so that equal answers are equal strings; None if there is none."""
+        """The final answer of such a text, equal strings for equal answers; None where there is none."""
         ...
 
 
