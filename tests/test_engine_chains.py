@@ -13,7 +13,7 @@ from tiny_models import Pair, assert_statistics, engine, make, prompt, request, 
 
 from evals.engine.engine import Engine, EngineClosed
 from evals.samplers.power import Power
-from evals.types import Cancel, Chain, Drop, Keep, Sample, Submit, UserError
+from evals.types import Cancel, Chain, Completion, Drop, Keep, Operation, Prompt, Sample, Submit, UserError
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,83 @@ def test_cancel_waiting_and_running(pair: Pair) -> None:
     assert (got[3].ended, got[3].tokens, got[3].handle) == ("cancelled", (), None)
     assert on.counters().kv_pages_used == 0
     on.audit()
+
+
+def speculating(to: Prompt, problem: int, ahead: int, moves: int) -> Any:
+    """Moves one after the other, `ahead` more of them in flight as if the earlier ones were rejected."""
+    (_, found) = yield [Submit(0, request(to, key=(problem, 0, 0)))]
+    answer, handle, trace, version = found.tokens, found.handle, [found], 0
+    operations: list[Operation] = []
+    flying: set[int] = set()
+    done: dict[int, Completion] = {}
+    for move in range(1, moves + 1):
+        for later in range(move, min(move + ahead, moves) + 1):
+            if later not in flying and later not in done:
+                cut = later * 7 % len(answer)
+                asked = request(
+                    to, to.max_new_tokens - cut, prefix=to.token_ids + answer[:cut], key=(problem, 0, later)
+                )  # fmt: skip
+                operations.append(Submit((version, later), asked._replace(parent=handle)))
+                flying.add(later)
+        while move not in done:
+            (of, later), found = yield operations
+            operations = []
+            if of == version:
+                flying.discard(later)
+                done[later] = found
+        draft = done.pop(move)
+        assert draft.handle is not None
+        trace.append(draft)
+        if sum(draft.tokens) % 3:
+            operations.append(Drop(draft.handle))
+            continue
+        answer, handle = answer[: move * 7 % len(answer)] + draft.tokens, draft.handle
+        operations += [Keep(handle), *(Drop(d.handle) for d in done.values() if d.handle is not None)]
+        operations += [Cancel((version, later)) for later in flying]
+        version += 1
+        flying, done = set(), {}
+    return sample(trace=[(c.tokens, c.log_q.tobytes(), c.log_z.tobytes(), c.ended) for c in trace])
+
+
+def test_the_same_bits_with_and_without_further_requests_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For any number of slots, with extras that give way, and with NaN in every page that is free."""
+    model = make("llama", seed=1).model
+    prompts = [prompt(i // 2, 5 + 40 * (i // 2), 30, eos=[2, 7]) for i in range(7)]
+    plain, on = model.forward, engine(model, slots=1)
+
+    def forward(step: Any) -> torch.Tensor:
+        on._cache.fill(on._pool._free, torch.nan)
+        return plain(step)
+
+    monkeypatch.setattr(model, "forward", forward)
+    found, evicted = [], 0
+    for slots, ahead in [(1, 0), (3, 0), (8, 0), (3, 1), (8, 4)]:
+        on = engine(model, slots)
+        chains = [Chain(to, speculating(to, i, ahead, 10)) for i, to in enumerate(prompts)]
+        futures = [on.submit(chain, 1) for chain in chains[:3]]
+        chains[3].steps.close()
+        chains[3] = Chain(prompts[3], late(on, chains[4:], futures, speculating(prompts[3], 3, ahead, 10)))
+        futures.append(on.submit(chains[3], 1))
+        on.run([], 1)
+        found.append([future.result().chain["trace"] for future in futures])
+        evicted += on.counters().evicted_requests
+        assert on.counters().kv_pages_used == 0
+        on.audit()
+    assert evicted > 0
+    assert all(other == found[0] for other in found[1:])
+
+
+def late(on: Engine, chains: list[Chain], futures: list[Future[Sample]], steps: Any) -> Any:
+    """Runs `steps`, and hands in other chains once it has its third arrival."""
+    arrival = None
+    for count in range(1_000):
+        if count == 3:
+            futures += [on.submit(chain, 1) for chain in chains]
+        try:
+            arrival = yield steps.send(arrival)
+        except StopIteration as stop:
+            return stop.value
+    raise AssertionError("the chain does not end")
 
 
 def test_a_chain_without_requests_ends_at_once(pair: Pair) -> None:
@@ -317,7 +394,7 @@ def test_a_chain_larger_than_the_pool_is_refused(pair: Pair) -> None:
 def test_a_request_longer_than_its_chain_said_fails_where_the_pool_cannot_hold_it(pair: Pair) -> None:
     on = engine(pair.model, num_pages=7)
     to = prompt(9, 16, max_new=20)
-    with pytest.raises(RuntimeError, match="needs 7 pages of keys.*holds more than the 2 sequences, 6 pages"):
+    with pytest.raises(RuntimeError, match=r"needs 7 pages of keys.*holds more than the 2 sequences, 6 pages"):
         run_one(on, request(to, 90), to)
     assert on.counters().kv_pages_used == 0
 

@@ -136,7 +136,7 @@ class Wanderer:
                 continue
             choice = self.random.random()
             kept = self.needed() | {found.handle}
-            if asked.parent in self.base and choice < 0.4:
+            if asked.parent is not None and asked.parent in self.base and choice < 0.4:
                 self.operations.append(Keep(found.handle))
                 del self.base[asked.parent]
             elif len(kept) > self.room or choice < 0.7:
@@ -206,7 +206,7 @@ def test_extras_and_evictions_happen_in_the_random_test() -> None:
         drive = Drive(num_pages, slots)
         drive.run(wanderers(drive, 1, 30, needs=(2,)), every)
         assert drive.extras > 500
-        assert drive.seating.evicted > 5
+        assert drive.seating.evicted > 3
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -309,3 +309,53 @@ def test_extras_do_not_keep_a_new_chain_from_its_pages() -> None:
     drive.run()
     assert first.future.result().chain["order"] == [0, 1, 2, 3]
     assert second.future.result().chain["order"] == [0, 1]
+
+
+def late(to: Prompt, news: list[int], state: int = 0) -> Script:
+    """Holds a state of `state` tokens; drops what it asks for in order, not before all that is older has arrived."""
+    if state:
+        yield [Submit("state", request(to, state))]
+    operations: list[Operation] = [Submit(tag, request(to, new, key=(0, 0, tag))) for tag, new in enumerate(news)]
+    done: dict[Hashable, Completion] = {}
+    settled = 0
+    while settled < len(news):
+        arrival = yield operations
+        assert arrival is not None
+        done[arrival[0]] = arrival[1]
+        operations = []
+        while settled in done:
+            handle = done[settled].handle
+            assert handle is not None
+            operations.append(Drop(handle))
+            settled += 1
+    return sample()
+
+
+def test_extras_take_no_pages_that_a_new_chain_waits_for() -> None:
+    drive = Drive(num_pages=19, slots=4)
+    to = prompt(0, 4, max_new=60)
+    first = drive.add(late(to, [58, 50, 50, 58, 12]), to)
+    drive.seat()
+    while 1 in first.flights:
+        drive.seat()
+        drive.draw()
+    drive.add(submits(1, to), to)  # 8 pages; requests 1 and 2 hold 8, and 0 has 4
+    drive.seat()
+    assert (drive.tags(), drive.seating.evicted) == ([0, 3], 0)
+    drive.run()
+
+
+def test_a_request_does_not_give_way_for_pages_that_its_chain_will_want_back() -> None:
+    """Request 2 took a page before 1 has ended: once 0 has ended the chain cannot go on without all that 1 needs."""
+    drive = Drive(num_pages=18, slots=3)
+    to, short = prompt(0, 4, max_new=90), prompt(1, 4, max_new=12)
+    first = drive.add(late(to, [10, 90, 2], state=90), to)  # 6 pages of 12 guaranteed; 1, 6 and 1 page
+    while 0 not in first.flights or 2 in first.flights:
+        drive.seat()
+        drive.draw()
+    drive.add(submits(1, short, new=12), short)  # 2 pages
+    drive.add(submits(1, short, new=12), short, sequences=4)  # 4 pages
+    drive.seat()
+    assert (drive.tags(), first.claim, drive.seating.evicted) == ([0, 1, 0], 14, 0)
+    drive.run()
+    assert first.future.result()

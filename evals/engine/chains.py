@@ -102,18 +102,20 @@ class Live:
         self.flights[flight.tag] = flight
         self.full = max(self.full, PagePool.pages_for(0, flight.limit))
 
-    def claims(self, pool: PagePool, joining: Flight | None = None) -> int:
-        """Pages that are not free to others; with `joining`, if that request got its pages now.
+    def claims(self, pool: PagePool, joining: Flight | None = None, *, extras: bool = True) -> int:
+        """Pages that are not free to others.
+
+        With `joining`, if that request got its pages now; without `extras`, if the extras that run gave theirs back.
 
         A request that waits is owed its pages if a younger one, running or done, has got some: it came first, and the
         chain may need its completion before it gives back what the younger one took.
         """
-        running = [flight for flight in self.flights.values() if flight.running is not None]
+        running = [f for f in self.flights.values() if f.running is not None and (extras or f.is_head)]
         numbers = [held.number for held in self.held.values()] + [flight.number for flight in running]
         if joining is not None:
             numbers.append(joining.number)
         newest = max(numbers, default=-1)
-        owed = [f.pages for f in self.flights.values() if f.running is None and f.number <= newest]
+        owed = [f.pages for f in self.flights.values() if f not in running and f.number <= newest]
         handles = [*self.held, *(f.running.handle for f in running if f.running is not None)]
         for flight in self.flights.values():
             if flight.lease is not None and flight.request.parent not in self.held:

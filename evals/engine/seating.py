@@ -129,16 +129,17 @@ class Seating:
         self.recount(flight.live)
 
     def _make_room(self, live: Live, claim: int) -> bool:
-        """Whether the claim of `live` may become `claim`, after sending back extras of chains that claim too much."""
+        """Whether the claim of `live` may become `claim`, after sending back as many extras of others as that takes."""
         if claim <= live.claim:
             return True
         others = [other for other in self.alive if other is not live]
-        if claim + sum(other.guaranteed for other in others) > self.pool.capacity:
+        overdrawn = [other for other in others if other.claim > other.guaranteed]
+        room = self.pool.capacity - sum(other.claim for other in others)
+        if claim > room + sum(other.claim - other.claims(self.pool, extras=False) for other in overdrawn):
             return False
-        while claim + sum(other.claim for other in others) > self.pool.capacity:
-            extra = self._youngest([other for other in others if other.claim > other.guaranteed])
-            if extra is None:
-                return False
+        while claim > self.pool.capacity - sum(other.claim for other in others):
+            extra = self._youngest(overdrawn)
+            assert extra is not None, "without extras there is room"
             self.evict(extra)
         return True
 
