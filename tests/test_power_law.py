@@ -45,8 +45,11 @@ def test_production_chain_has_the_exact_law_20000_chains(toy: str, num_moves: in
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("toy", ["eos", "flat", "stop", "forbidden"])
-@pytest.mark.parametrize("kind", SAMPLERS)
+@pytest.mark.parametrize(
+    ("kind", "toy"),
+    [(kind, "stop") for kind in SAMPLERS]
+    + [(kind, toy) for kind in ("nonnull", "entropy", "blocks") for toy in ("flat", "forbidden")],
+)
 def test_20000_chains_of_every_kernel_have_their_exact_law(kind: str, toy: str) -> None:
     assert p_value(TOYS[toy], SAMPLERS[kind], drawn(TOYS[toy], SAMPLERS[kind], 20_000)) > 1e-4
 
