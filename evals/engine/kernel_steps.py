@@ -23,7 +23,7 @@ class RowsStep(NamedTuple):
     table: Tensor
     """[B, W] int32."""
     arrivals: Tensor
-    """[B * K] or more int32, zeros between two layers."""
+    """int32, zeros between two layers, as many as the largest step of the run has rows times key/value heads."""
 
 
 class PromptStep(NamedTuple):
@@ -47,9 +47,10 @@ def attend_rows(
     arrivals: Tensor, scale: float, window: int, softcap: float,
 ) -> Tensor:  # fmt: skip
     """Store keys and values [B, K, D] at their positions, then let every query [B, H, D] see its own sequence."""
-    from evals.engine.kernels.decode import decode
+    from evals.engine.kernels.decode import decode, tuned
 
-    return decode(q, k, v, k_pages, v_pages, table, positions, arrivals, scale, window, softcap)
+    tuning = tuned(arrivals.numel())
+    return decode(q, k, v, k_pages, v_pages, table, positions, arrivals, scale, window, softcap, tuning)
 
 
 @torch.library.custom_op("powersample::attend_prompts", mutates_args=("k_pages", "v_pages"))
