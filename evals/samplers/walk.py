@@ -89,30 +89,28 @@ class Walk:
 
     def _until_accepted(self, rule: Rule, end: int) -> Segment:
         """Moves from the present state, in order, up to the first that is accepted; at most to `end`."""
-        state, first = self.state, self.move
-        plans: list[Plan] = []
-        """Of moves first, first + 1, …, null ones included."""
+        state = self.state
+        plans: dict[int, Plan] = {}
         drafts: dict[Hashable, Completion] = {}
-        undecided = 0
-        """Drafts asked for, arrived or not."""
+        ahead, undecided = self.move, 0  # the next move to be planned; drafts asked for and not decided
         while self.move < end:
-            ahead = first + len(plans)
-            plan = plans[self.move - first] if self.move < ahead else None
+            plan = plans.get(self.move)
             if plan is not None and plan.null(state):
                 self.trace.add_null(state, plan)
                 self.move += 1
             elif plan is not None and self.move in drafts:
-                undecided -= 1
+                accepted = self._decide(rule, plan, drafts.pop(self.move))
                 self.move += 1
-                if self._decide(rule, plan, drafts.pop(self.move - 1)):
-                    later = range(self.move, ahead)
-                    self._discard([n for n in later if not plans[n - first].null(state)], drafts)
+                undecided -= 1
+                if accepted:
+                    self._discard([n for n in range(self.move, ahead) if not plans[n].null(state)], drafts)
                     return
             elif ahead < end and (not undecided or (undecided <= self.draws.prefetch and self._flying < self._room)):
-                plans.append(rule.plan(state, self.seed, self._key(ahead)))
-                if not plans[-1].null(state):
-                    self._submit(ahead, plans[-1].start, plans[-1].exclude, rule.limits(state, plans[-1]))
+                plan = plans[ahead] = rule.plan(state, self.seed, self._key(ahead))
+                if not plan.null(state):
+                    self._submit(ahead, plan.start, plan.exclude, rule.limits(state, plan))
                     undecided += 1
+                ahead += 1
             else:
                 number, draft = yield from self._arrival()
                 drafts[number] = draft
