@@ -33,15 +33,21 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # --- 1. set-up ---------------------------------------------------------------------------------------------------------
 bash "$root/launch/setup.sh" || exit
 python=${POWERSAMPLE_PYTHON:-$root/.venv/bin/python}
-if ! command -v "$python" >/dev/null; then
-  echo "POWERSAMPLE_PYTHON=$python is no program that can be started; name an interpreter or unset it." >&2
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+needs='import importlib.util as util, orchestrator.settings
+for name in ("torch", "transformers", "ray", "datasets", "tqdm"):
+    if not util.find_spec(name): raise ModuleNotFoundError(f"No module named {name!r}")
+print("fit")'
+answer=$("$python" -P -c "$needs" 2>&1)
+answer=${answer##*$'\n'}
+if [[ $answer != fit ]]; then
+  answer=${answer##*: }
+  echo "The interpreter $python cannot import powersample (${answer:-it says nothing}); set POWERSAMPLE_PYTHON to one that has the" \
+    "packages of constraints.txt, or unset it and remove $root/.venv to have an environment made." >&2
   exit 2
 fi
-export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
 # --- 2. run, and 3. report -----------------------------------------------------------------------------------------------
-umask 077 # nobody else may read what Ray and the run write
-
 # Where records appear: the run directory if it is named, else the folder that has all of them.
 records_below=${POWERSAMPLE_RUN_DIR:-runs} fresh=${POWERSAMPLE_FRESH:-}
 for ((i = 1; i <= $#; i++)); do
@@ -68,7 +74,7 @@ await() { # waits until process $1 has ended; its exit code is in $status
   local before
   while :; do
     before=$signals
-    wait "$1"
+    wait "$1" 2>/dev/null # bash's own line about a process that was killed
     status=$?
     [[ $signals == "$before" ]] && return
   done
@@ -96,7 +102,7 @@ while [[ -z $asked ]]; do
     exit "$status"
   fi
   pause=${POWERSAMPLE_RESTART_SECONDS:-10}
-  echo "The driver ended with code $status; $records records are kept. Starting it again in $pause s (Ctrl-C: no)." >&2
+  echo "The driver ended with code $status; what is recorded is kept. Starting it again in $pause s (Ctrl-C: no)." >&2
   sleep "$pause" &
   driver=$!
   await "$driver"

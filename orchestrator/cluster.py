@@ -32,7 +32,10 @@ CONNECT_SECONDS = 10.0
 NODES_SECONDS = 2.0
 HEALTH_CHECK = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 2000, "failure_threshold": 3}
 """Of nodes by a local Ray: a dead one is known after 3 s instead of 13 s, a frozen one after 9 s instead of 63 s."""
+STILL_SECONDS = 1800.0
+"""A worker that neither loads nor gets on for so long counts as dead; no load of a model and no step takes as long."""
 OBJECT_STORE_BYTES = 256 << 20  # records are small; the default, 30 % of RAM, spills out of a small /dev/shm
+LOCAL = "local"  # an address of Ray's: a cluster of this process's own
 CHECKOUT = Path(__file__).parents[1]
 
 
@@ -59,6 +62,11 @@ class Seat:
     """When the next actor may be started (monotonic seconds), while there is none."""
     actor: Any = None
     asked: float = 0.0
+    moved: float = 0.0
+    """When it last got on (monotonic seconds): asked for, placed, loaded, given its first work, a step, an answer."""
+    steps: Any = None
+    placed: Any = None
+    """Pending call that is answered once its process runs; it has no place while others have the device."""
     load: Any = None
     """Pending call of `load`, while it loads."""
     health: Any = None
@@ -69,7 +77,7 @@ class Seat:
         return self.actor is not None and self.load is None
 
     def refs(self) -> list[Any]:
-        return [ref for ref in (self.load, self.health, *self.calls) if ref is not None]
+        return [ref for ref in (self.placed, self.load, self.health, *self.calls) if ref is not None]
 
 
 class RayCrew:
@@ -106,6 +114,8 @@ class RayCrew:
 
     def submit(self, work: Work) -> None:
         seat = min((seat for seat in self._seats if seat.ready), key=lambda seat: len(seat.calls))
+        if not seat.calls:
+            seat.moved = time.monotonic()
         seat.calls[seat.actor.solve.options(concurrency_group="work").remote(work)] = work
 
     def ask_health(self) -> None:
@@ -115,6 +125,7 @@ class RayCrew:
 
     def wait(self, timeout: float) -> list[Event]:
         self._check_nodes()
+        self._check_stillness()
         for seat in self._seats:
             if seat.actor is None and time.monotonic() >= seat.start_at:
                 self._start(seat)
@@ -135,6 +146,15 @@ class RayCrew:
         if not any(node["Alive"] for node in ray.nodes()):
             raise WorkersLost("Ray's node is gone (one of its own processes died), and no worker can be started on it")
 
+    def _check_stillness(self) -> None:
+        """Give workers up that stand still. In a cluster of others' waiting for a place is no fault."""
+        joined = ray_address() != LOCAL
+        for seat in self._seats:
+            busy = seat.calls or (seat.load is not None and not (joined and seat.placed is not None))
+            if busy and time.monotonic() - seat.moved > STILL_SECONDS:
+                doing = "answer a problem" if seat.ready else "load the model"
+                self._down(seat, TimeoutError(f"it began to {doing} and did not get on for {STILL_SECONDS:.0f} s"))
+
     def close(self) -> None:
         ray.shutdown()
 
@@ -142,7 +162,8 @@ class RayCrew:
         seat.num_starts += 1
         name = seat.name if seat.num_starts == 1 else f"{seat.name}-{seat.num_starts}"
         seat.actor = self._actor_class.options(name=name).remote(seat.rank, seat.name)
-        seat.asked = time.monotonic()
+        seat.asked = seat.moved = time.monotonic()
+        seat.placed = seat.actor.__ray_ready__.remote()
         seat.load = seat.actor.load.options(concurrency_group="work").remote(self._config)
 
     def _collect(self, seat: Seat, ref: Any) -> None:
@@ -159,12 +180,19 @@ class RayCrew:
             self._answered(seat, ref, answer)
 
     def _answered(self, seat: Seat, ref: Any, answer: Any) -> None:
-        if ref == seat.load:
-            seat.load, seat.failed_starts = None, 0
-            self._events.append(Ready(seat.name, time.monotonic() - seat.asked))
-        elif ref == seat.health:
+        now = time.monotonic()
+        if ref == seat.health:
             seat.health = None
+            if answer.get("steps") != seat.steps:
+                seat.steps, seat.moved = answer.get("steps"), now
             self._events.append(Health(seat.name, answer))
+            return
+        seat.moved = now
+        if ref == seat.placed:
+            seat.placed = None
+        elif ref == seat.load:
+            seat.load, seat.failed_starts = None, 0
+            self._events.append(Ready(seat.name, now - seat.asked))
         else:
             self._events.append(Done(seat.name, seat.calls.pop(ref), answer))
 
@@ -178,7 +206,7 @@ class RayCrew:
         else:
             self._down(seat, error)
 
-    def _down(self, seat: Seat, error: RayError) -> None:
+    def _down(self, seat: Seat, error: Exception) -> None:
         """Vacate the seat and plan a replacement. Raises WorkersLost after MAX_FAILED_STARTS loads that failed."""
         reason = str(error).strip()
         ray.kill(seat.actor)
@@ -189,24 +217,26 @@ class RayCrew:
         self._events.append(Died(seat.name, list(seat.calls.values()), reason))
         first, longest = BACK_OFF_SECONDS
         seat.start_at = time.monotonic() + min(longest, first * 2**seat.failed_starts)
-        seat.actor = seat.load = seat.health = None
+        seat.actor = seat.placed = seat.load = seat.health = None
         seat.calls = {}
 
 
 def start_ray(shape: Shape) -> None:
-    """Join the cluster of RAY_ADDRESS or start a local one, and make sure that it has the GPUs."""
-    address = os.environ.get("RAY_ADDRESS") or "local"
+    """Join the cluster of RAY_ADDRESS or start a local one, and make sure that it has the GPUs.
+
+    Raises UserError for what the user can mend, WorkersLost where Ray does not come up.
+    """
+    address = ray_address()
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))}
     if not shape.use_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    if address != "local":
-        check_reachable(address)
+    check_address()
     local: dict[str, Any] = {}
-    if address == "local":  # a driver that joins a cluster must not pass these
+    if address == LOCAL:  # a driver that joins a cluster must not pass these
         for name, value in HEALTH_CHECK.items():
             os.environ.setdefault(f"RAY_health_check_{name}", str(value))
         local = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": shape.dashboard}
-    mask = os.umask(0o077)  # Ray writes its token readable for others otherwise
+    mask = os.umask(0o077)  # nobody else may read Ray's token and its logs
     try:
         ray.init(
             address=address,
@@ -218,6 +248,13 @@ def start_ray(shape: Shape) -> None:
         )
     except ConnectionError as error:
         raise UserError(f"No Ray cluster answers at RAY_ADDRESS={address}; start it or unset the variable.") from error
+    except OSError as error:
+        raise UserError(
+            f"Ray cannot start ({error}); it keeps its token in ~/.ray (HOME) and its sockets and logs in /tmp/ray "
+            "(RAY_TMPDIR): set these variables to directories that can be written."
+        ) from error
+    except Exception as error:  # Ray raises bare ones where a process of its own does not come up
+        raise WorkersLost(f"Ray did not start: {error}") from error
     finally:
         os.umask(mask)
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -228,14 +265,22 @@ def start_ray(shape: Shape) -> None:
         )
 
 
-def check_reachable(address: str) -> None:
-    """Raises UserError if nothing listens at host:port; Ray itself would go on trying for minutes."""
+def ray_address() -> str:
+    """Where Ray is to be found; LOCAL for one of our own."""
+    return os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def check_address() -> None:
+    """Raises UserError if nothing listens at RAY_ADDRESS; Ray itself would go on trying for minutes."""
+    address = ray_address()
+    if address in (LOCAL, "auto"):
+        return  # these name no place
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdecimal():
-        return  # `auto` and the like name no place
+    if not host or not port.isdecimal():
+        raise UserError(f"RAY_ADDRESS={address} is no address; write it as HOST:PORT, or unset the variable.")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise UserError(
             f"No Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, or unset the variable."
         ) from error

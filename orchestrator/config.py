@@ -30,6 +30,13 @@ def refuse_auto(value: Any) -> Any:
     return value
 
 
+def refuse_empty(value: Any) -> Any:
+    """An empty path would be the current directory."""
+    if value == "":
+        raise ValueError("must not be empty; name a directory, or leave it out")
+    return value
+
+
 class RunConfig(BaseSettings):
     """Everything that can be set. Constructing it reads no environment: settings.py does, and says where it erred.
 
@@ -61,7 +68,7 @@ class RunConfig(BaseSettings):
     limit: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="only the first so many problems (default: all)"
     )
-    run_dir: Path | None = Field(
+    run_dir: Annotated[Path, BeforeValidator(refuse_empty)] | None = Field(
         default=None,
         description="where the run is kept (default: runs/NAME-FINGERPRINT; for the demo runs/demo, or "
         "runs/demo-DIGEST where its settings are not the usual ones)",

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evals.types import UserError
+from orchestrator.claim import RECORDS, RUN, TELEMETRY, read_run
 from orchestrator.compare import Comparison, Run, compare
+from orchestrator.durable import write_atomically
 from orchestrator.figures import accuracy_figure
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
 from orchestrator.render_comparison import comparison_report
-from orchestrator.store import RECORDS, RUN, TELEMETRY, first_records, read_run, write_atomically
+from orchestrator.store import first_records
 from orchestrator.telemetry import scan_telemetry
 
 SUMMARY, REPORT, FIGURE = "summary.json", "report.md", "accuracy.svg"

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evals.samplers.make import make_sampler
 from evals.types import Problem
 from orchestrator import hardware, preflight
 from orchestrator.config import Provenance, RunConfig, fingerprint, plan, run_content, run_directory
@@ -24,6 +25,7 @@ from orchestrator.inline import InlineCrew
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
 from orchestrator.sources import DataSource, ModelSource, load_problems, resolve_model
+from orchestrator.stop import Stop
 from orchestrator.store import RunStore, check_store, fresh_directory, open_store
 from orchestrator.telemetry import Telemetry
 from orchestrator.worker import Worker, WorkerConfig
@@ -32,7 +34,6 @@ MAX_CPU_THREADS = 2
 """From 4 threads on, products were measured to differ in the last bit from those of 1 to 3: answers would depend on the
 number of workers. More workers use more cores just as well."""
 FAILED = 3  # exit code of a complete run in which problems were given up
-ONE_STOP_SECONDS = 1.0  # a terminal, a shell and a job manager may each pass the same Ctrl-C on
 WAITING_SECONDS = 30.0  # between two lines that say what is waited for
 
 
@@ -86,36 +87,6 @@ class OpenRun(NamedTuple):
             self.telemetry.event("torn_tail", bytes=self.store.cut_bytes)
 
 
-class Stop:
-    """False until SIGINT or SIGTERM asks the session to stop. A second request ends the process, whatever blocks it."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._asked = 0.0
-        self._old: dict[int, Any] = {}
-
-    def __bool__(self) -> bool:
-        return self.number is not None
-
-    def install(self) -> None:
-        """Take the signals; once more after Ray has started, which takes SIGTERM for itself."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            old = signal.signal(number, self._handle)
-            self._old.setdefault(number, old)
-
-    def restore(self) -> None:
-        for number, old in self._old.items():
-            signal.signal(number, old)
-
-    def _handle(self, number: int, frame: object) -> None:
-        now = time.monotonic()
-        if self.number is None:
-            self.number, self._asked = number, now
-        elif now - self._asked >= ONE_STOP_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-
 def run(config: RunConfig) -> int:
     """Do all that a resolved configuration asks for; returns the exit code.
 
@@ -123,6 +94,10 @@ def run(config: RunConfig) -> int:
     for what the user can mend and WorkersLost when the workers cannot be kept alive; the records so far are safe.
     """
     began = time.time()
+    if os.environ.get("RAY_ADDRESS") and not config.inline:
+        from orchestrator.cluster import check_address
+
+        check_address()
     inputs, environment = find(config), hardware.describe()
     stop = Stop()
     with ExitStack() as stack:
@@ -253,6 +228,7 @@ def make_crew(inputs: Inputs, stop: Stop) -> Crew:
         device="cuda" if config.use_gpus else "cpu",
         num_threads=None if config.use_gpus else cpu_threads(config.num_actors),
         train_problems=inputs.train_problems,
+        sequences=make_sampler(config.sampler).sequences,
     )
     if config.inline:
         return InlineCrew(Worker(0, "inline"), settings, config.slots)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ DEMO_FOLDER = Path(__file__).parents[1] / "evals" / "demo"
 DEMO_MODEL, DEMO_PROBLEMS, DEMO_TRAIN = "model", "problems.jsonl", "train.jsonl"  # in DEMO_FOLDER
 GSM8K_REVISION = "cc7b047b6e5bb11b4f1af84efc572db110a51b3c"
 HUB_SECONDS = 10.0
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write one alone, UTF-8 and tokenizers cannot
 MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 PICKLE_FILES = ("*.bin", "*.pt", "*.pth")
 
@@ -133,7 +135,7 @@ def load_problems(data: str, split: str = "test", limit: int | None = None) -> D
                 f"The data set {data} has no rows in split {split}; set POWERSAMPLE_DATA (--data) to another."
             )
     rows = json.dumps([[problem.question, problem.answer] for problem in problems], ensure_ascii=False)
-    digest = hashlib.sha256(rows.encode("utf-8", "surrogatepass")).hexdigest()
+    digest = hashlib.sha256(rows.encode()).hexdigest()
     return DataSource(problems[:limit], data, digest, len(problems))
 
 
@@ -159,6 +161,8 @@ def read_jsonl(path: Path) -> list[Problem]:
             raise UserError(
                 f"{where}: not a line of JSON ({error.msg} at column {error.colno}); repair or remove the line."
             ) from error
+        except (ValueError, RecursionError) as error:  # a number of too many digits, brackets in too many brackets
+            raise UserError(f"{where}: no problem can be read from it ({error}); repair or remove the line.") from error
         problems.append(check_row(row, len(problems), where))
     if not problems:
         raise UserError(f"The data file {path} has no problems in it; {way_out}.")
@@ -177,6 +181,10 @@ def check_row(row: Any, problem_id: int, where: str) -> Problem:
             )
         if not isinstance(row[key], str) or not row[key].strip():
             raise UserError(f"{where}: {key!r} must be a text that is not empty; rows are {form}.")
+        if SURROGATE.search(row[key]):
+            raise UserError(
+                f"{where}: {key!r} has half a character (\\ud800 to \\udfff alone); repair or remove the row."
+            )
     if not row["answer"].rpartition("####")[1] or not row["answer"].rpartition("####")[2].strip():
         raise UserError(
             f"{where}: the answer has no `#### number` at its end, so nothing can be graded; rows are {form}."

@@ -21,23 +21,30 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from orchestrator.store import cut_torn_tail
+from orchestrator.durable import cut_torn_tail, write_whole
 
 PHASES = ("setup", "ray", "load", "sampling")
 
 
 class Telemetry:
-    """Appends rows to one file. Not durable on purpose: losing the last rows of a crash loses no result."""
+    """Appends rows to one file. Not durable on purpose: losing rows loses no result, so where one cannot be written the
+    run goes on without them and says so once."""
 
     def __init__(self, path: Path) -> None:
-        cut_torn_tail(path)
-        self._log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._path = path
+        self._log: int | None = None
+        try:
+            cut_torn_tail(path)
+            self._log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        except OSError as error:
+            self._give_up(error)
 
     def sample(self, worker: str, reading: Mapping[str, Any]) -> None:
         """One worker's health."""
@@ -52,10 +59,21 @@ class Telemetry:
         self.event("phase", name=name, time=time.time() if began is None else began)
 
     def close(self) -> None:
-        os.close(self._log)
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        os.write(self._log, (json.dumps(row) + "\n").encode())
+        if self._log is None:
+            return
+        try:
+            write_whole(self._log, (json.dumps(row) + "\n").encode())
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        print(f"{self._path} cannot be written ({error.strerror}): going on without telemetry.", file=sys.stderr)
+        self.close()
 
 
 def read_telemetry(path: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import pytest
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record, UserError
-from orchestrator.driver import Done, Event, Health, Ready, Work, WorkersLost, drive
+from orchestrator.driver import Died, Done, Event, Health, Ready, Work, WorkersLost, drive
 from orchestrator.progress import Progress
 from orchestrator.store import open_store
 from orchestrator.telemetry import Telemetry, read_telemetry
@@ -85,6 +85,9 @@ class Killer:
     def wait(self, timeout: float) -> list[Event]:
         events = self.crew.wait(timeout)
         self.seen += events
+        for event in events:
+            if isinstance(event, Died):
+                self.pids.pop(event.worker, None)
         self.pids |= {event.worker: event.reading["pid"] for event in events if isinstance(event, Health)}
         if any(isinstance(event, Ready) for event in events):
             self.crew.ask_health()
@@ -162,12 +165,20 @@ def test_ray_is_closed_to_strangers_and_reports_to_nobody() -> None:
     assert out.stdout.split() == ["token", "0"]
 
 
-def test_a_dead_node_ends_the_run_instead_of_waiting_for_ever(crews: Any) -> None:
+def test_a_dead_agent_takes_its_node_along_and_ends_the_run_instead_of_waiting_for_ever(crews: Any) -> None:
     crew = crews("model", num_workers=1, slots=1, use_gpus=False)
     crew.start()
     while not any(isinstance(event, Ready) for event in crew.wait(1.0)):
         pass
-    ray = sys.modules["ray"]
-    ray._private.worker._global_node.kill_raylet()
+    raylet = sys.modules["ray"]._private.worker._global_node.all_processes["raylet"][0].process.pid
+    os.kill(child(raylet, b"ray::DashboardAgent"), signal.SIGKILL)
     with pytest.raises(WorkersLost, match="Ray's node is gone"):
         wait_for_ever(crew)
+
+
+def child(parent: int, title: bytes) -> int:
+    """The process of that title that `parent` started."""
+    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title):
+            return int(pid)
+    raise AssertionError(f"no {title!r} below {parent}")

@@ -18,9 +18,10 @@ import pytest
 from evals.rng import Purpose, uniform
 from evals.types import Record, UserError
 from orchestrator import session, sources
+from orchestrator.claim import RECORDS, RUN, TELEMETRY
 from orchestrator.config import RunConfig, resolve
 from orchestrator.driver import Work
-from orchestrator.store import RECORDS, RUN, TELEMETRY, open_store, read_records
+from orchestrator.store import open_store, read_records
 from orchestrator.telemetry import read_telemetry, timings
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,8 @@ import pytest
 from orchestrator import session
 from orchestrator.config import RunConfig, resolve
 from orchestrator.driver import Event, Ready
-from orchestrator.session import OpenRun, Stop, wait_for_a_worker
+from orchestrator.session import OpenRun, wait_for_a_worker
+from orchestrator.stop import Stop
 from orchestrator.store import open_store
 from orchestrator.telemetry import Telemetry, read_telemetry
 
@@ -21,9 +22,9 @@ ROOT = Path(__file__).parents[1]
 
 BLOCKED = """
 import signal, sys
-from orchestrator import session
-session.ONE_STOP_SECONDS = float(sys.argv[1])
-stop = session.Stop()
+from orchestrator import stop as stops
+stops.ONE_STOP_SECONDS = float(sys.argv[1])
+stop = stops.Stop()
 stop.install()
 for number in sys.argv[2:]:
     signal.raise_signal(int(number))
@@ -39,7 +40,7 @@ def test_a_second_request_ends_a_process_that_is_blocked(second: signal.Signals)
 
 
 def test_one_request_that_arrives_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "ONE_STOP_SECONDS", 1000.0)
+    monkeypatch.setattr("orchestrator.stop.ONE_STOP_SECONDS", 1000.0)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     stop = Stop()
     assert not stop

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from evals.types import Problem, Record, UserError
-from orchestrator.store import (
-    RECORDS,
-    RUN,
-    TELEMETRY,
-    check_store,
-    decode,
-    encode,
-    fresh_directory,
-    open_store,
-    read_records,
-)
+from orchestrator.claim import RECORDS, RUN, TELEMETRY
+from orchestrator.durable import write_atomically
+from orchestrator.store import check_store, decode, encode, fresh_directory, open_store, read_records
 
 FINGERPRINT = "0123456789abcdef"
 
@@ -205,13 +200,75 @@ def test_a_short_write_is_taken_back_and_ends_the_run(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
     try:
-        with pytest.raises(OSError, match="20 of"):
+        with pytest.raises(UserError, match=r"records\.jsonl \(File too large\); the 1 before it are kept: make room"):
             store.append(record(1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert (tmp_path / RECORDS).read_bytes() == whole
     assert [p.problem_id for p, _ in store.owed(problems(2), 1)] == [1]
     store.close()
+
+
+def test_a_failed_sync_takes_the_record_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(tmp_path, FINGERPRINT, {})
+    store.append(record(0))
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fsync", fail)
+        with pytest.raises(UserError, match="Input/output error"):
+            store.append(record(1))
+    assert [r.problem_id for r in read_records(tmp_path / RECORDS)] == [0]
+    store.close()
+
+
+def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_atomically(tmp_path / RUN, "old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / RUN, "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {RUN: "old"}
+
+
+def test_what_a_killed_process_left_is_removed_and_a_living_one_is_not_disturbed(tmp_path: Path) -> None:
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    dead, living, other = (tmp_path / f".{RUN}.{end}" for end in (killed.pid, os.getppid(), "bak"))
+    for path in (dead, living, other):
+        path.write_text("half")
+    write_atomically(tmp_path / RUN, "new")
+    assert sorted(tmp_path.iterdir()) == sorted([living, other, tmp_path / RUN])
+
+
+def test_files_follow_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        filled(tmp_path / "run", 1)
+    finally:
+        os.umask(old)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "run").iterdir()} == {0o640}
+
+
+@pytest.mark.parametrize("use", [open_store, check_store])
+def test_runs_do_not_lie_inside_one_another(use: Any, tmp_path: Path) -> None:
+    filled(tmp_path / "demo" / "greedy", 1)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        UserError, match=r"demo holds the directory of another run, greedy; choose a new one by .*/demo/"
+    ):
+        use(tmp_path / "demo", FINGERPRINT, {})
+    with pytest.raises(UserError, match=r"deep/run lies inside the run .*demo/greedy; choose one beside it by POWER"):
+        use(tmp_path / "demo" / "greedy" / "deep" / "run", FINGERPRINT, {})
+    assert sorted(tmp_path.rglob("*")) == before
+    use(tmp_path / "demo" / "power", FINGERPRINT, {})
 
 
 def test_records_are_strict_json() -> None:

@@ -1,0 +1,162 @@
+"""Whose a run directory is: one writer at a time, one fingerprint, and no run inside another. Knows no record.
+
+`run.json` says what the run is (its `fingerprint` decides who may go on with it), `lock` names the process that writes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evals.types import UserError
+from orchestrator.durable import write_atomically
+
+RUN, RECORDS, TELEMETRY, LOCK = "run.json", "records.jsonl", "telemetry.jsonl", "lock"
+
+DECIDING = (
+    *(
+        f"config.{name}"
+        for name in ("model", "data", "limit", "num_samples", "seed", "sampler", "task", "engine.dtype")
+    ),
+    "provenance.model.sha256",
+    "provenance.data.sha256",
+)
+"""What of run.json may make two runs differ, to be named in a refusal; the fingerprint alone decides."""
+
+
+def check_place(directory: Path) -> None:
+    """Raises UserError if runs would lie inside one another: nobody could tell whose files are whose."""
+    place = directory.resolve()
+    outer = next((parent for parent in place.parents if is_run(parent)), None)
+    if outer is not None:
+        raise UserError(
+            f"The run directory {directory} lies inside the run {outer}; choose one beside it by POWERSAMPLE_RUN_DIR "
+            "or --run-dir."
+        )
+    inner = next((found.parent for found in sorted(place.glob(f"*/{RUN}")) if is_run(found.parent)), None)
+    if inner is not None:
+        raise UserError(
+            f"The run directory {directory} holds the directory of another run, {inner.name}; choose a new one by "
+            f"POWERSAMPLE_RUN_DIR or --run-dir, such as {directory / 'NAME'}."
+        )
+
+
+def is_run(directory: Path) -> bool:
+    return (directory / RUN).is_file() and (directory / RECORDS).is_file()
+
+
+def claim(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """What run.json says, written now if the directory is new. Raises UserError if it says another fingerprint.
+
+    A run without one answer is nobody's: another fingerprint takes its directory over, and its telemetry goes.
+    """
+    stored = stored_run(directory, wanted)
+    if stored is not None:
+        return stored
+    (directory / TELEMETRY).unlink(missing_ok=True)
+    write_atomically(directory / RUN, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+    return wanted
+
+
+def stored_run(directory: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What run.json says of the wanted run; None if the directory may be taken. Raises UserError if it is another's."""
+    stored = read_run(directory)
+    if stored is None:
+        if (directory / RECORDS).exists():
+            raise UserError(
+                f"{directory} has a {RECORDS} but no {RUN} that says whose it is; move it away or choose another "
+                "directory by POWERSAMPLE_RUN_DIR or --run-dir."
+            )
+        return None
+    if stored.get("fingerprint") == wanted["fingerprint"]:
+        return stored
+    if has_answer(directory / RECORDS):
+        raise UserError(other_run(directory, stored, wanted))
+    return None
+
+
+def has_answer(path: Path) -> bool:
+    """Is there a complete line in this log?"""
+    return path.exists() and b"\n" in path.read_bytes()
+
+
+def read_run(directory: Path) -> dict[str, Any] | None:
+    """What run.json says; None where there is none. Raises UserError if it is damaged."""
+    try:
+        run = json.loads((directory / RUN).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(
+            f"{directory / RUN} is not valid JSON ({error}); restore it or choose another directory."
+        ) from error
+    if not isinstance(run, dict):
+        raise UserError(f"{directory / RUN} is not a JSON object; restore it or choose another directory.")
+    return run
+
+
+def take_lock(lock: int, directory: Path) -> None:
+    """Lock the open lock file and write into it who holds it. Raises UserError naming the holder."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(held(lock, directory)) from error
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+def check_lock(directory: Path) -> None:
+    """Raises UserError if a process holds the run; takes and changes nothing."""
+    try:
+        lock = os.open(directory / LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(held(lock, directory)) from error
+    finally:
+        os.close(lock)
+
+
+def held(lock: int, directory: Path) -> str:
+    """The sentence that refuses a run which another process writes."""
+    holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
+    return (
+        f"The run in {directory} is being written by {holder}; wait for it, stop it, or choose another directory "
+        "by POWERSAMPLE_RUN_DIR or --run-dir."
+    )
+
+
+def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The sentence that refuses a directory of another run, with up to four of the settings that differ."""
+    old, new = flatten(stored), flatten(wanted)
+    names = [name for name in sorted(old.keys() | new.keys()) if name.startswith(DECIDING)]
+    differing = [name for name in names if old.get(name) != new.get(name)]
+    shown = ", ".join(
+        f"{name.removeprefix('config.')}: {short(old.get(name))} there, {short(new.get(name))} now"
+        for name in differing[:4]
+    )
+    return (
+        f"{directory} holds another run (fingerprint {str(stored.get('fingerprint'))[:8]}, this one is "
+        f"{str(wanted['fingerprint'])[:8]}{'; ' + shown if shown else ''}); set POWERSAMPLE_RUN_DIR or --run-dir to "
+        "another directory, restore the settings to go on with it, or start over in a new directory with --fresh."
+    )
+
+
+def short(value: Any) -> str:
+    """A setting's value in a sentence; of digests and the like the beginning."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:12]}…"
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{prefix}.{key}".lstrip(".")).items()}

@@ -1,0 +1,59 @@
+"""Files that are whole after a crash, and that say what a full disk did. Knows no run and no record."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_whole(descriptor: int, data: bytes) -> None:
+    """Write all of `data`, or raise OSError: after a short write the rest is tried, so that the system says why."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def cut_torn_tail(path: Path) -> int:
+    """Cut what follows the last newline of a log, if it exists; returns the number of bytes cut."""
+    if not path.exists():
+        return 0
+    with path.open("rb+") as log:
+        content = log.read()
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            log.truncate(end)
+            os.fsync(log.fileno())
+    return len(content) - end
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text`: after a crash or an OSError it is the old file or the new one, whole."""
+    remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what `write_atomically` left beside `path` when its process was killed."""
+    for temporary in path.parent.glob(f".{path.name}.*"):
+        pid = temporary.name.rpartition(".")[2]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            temporary.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the creation or renaming of files in `directory` durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

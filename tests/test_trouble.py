@@ -1,0 +1,231 @@
+"""What goes wrong around a run ends in one sentence: full disks, unusable places, workers that stand still."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals.config import SamplerConfig, TaskConfig
+from evals.engine.engine import EngineCounters
+from evals.types import Problem, UserError
+from orchestrator.driver import Died, Event, Ready, Work, WorkersLost
+from orchestrator.sources import load_problems
+from orchestrator.store import open_store
+from orchestrator.telemetry import Telemetry, read_telemetry
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "evals/demo"
+
+LIMITED = """
+import resource, sys
+from orchestrator.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def run(
+    directory: Path, *flags: object, limit: int | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Four demo problems inline; no file may grow beyond `limit` bytes, as on a disk that is full."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
+    entry = ["-m", "orchestrator"] if limit is None else ["-c", LIMITED, str(limit)]
+    inputs = ["--model", DEMO / "model", "--data", DEMO / "problems.jsonl", "--task.max-new-tokens", 160]
+    settings = [*inputs, "--limit", 4, "--num-gpus", 0, "--run-dir", directory, *flags]
+    return subprocess.run(
+        [sys.executable, *entry, "run", *map(str, settings)],
+        cwd=ROOT,
+        env=clean | {"OMP_NUM_THREADS": "1"} | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_a_full_disk_ends_the_run_with_one_sentence_and_what_is_recorded_is_kept(tmp_path: Path) -> None:
+    full = run(tmp_path / "run", "--inline", "--batch-size", 1, "--sampler.kind", "greedy", limit=3000)
+    assert full.returncode == 2, full.stderr
+    last = full.stderr.splitlines()[-1]
+    assert last.startswith(
+        f"powersample: A record cannot be written to {tmp_path}/run/records.jsonl (File too large); "
+    )
+    kept = (tmp_path / "run/records.jsonl").read_bytes()
+    assert 0 < len(kept) <= 3000
+    assert kept.endswith(b"\n")
+    assert "Traceback" not in full.stderr
+    again = run(tmp_path / "run", "--inline", "--sampler.kind", "greedy")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run/records.jsonl").read_bytes().startswith(kept)
+
+
+def test_telemetry_that_cannot_be_written_is_said_once_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    telemetry = Telemetry(tmp_path / "telemetry.jsonl")
+    telemetry.event("start")
+
+    def fail(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", fail)
+        telemetry.event("lost")
+    telemetry.event("lost, too")
+    telemetry.close()
+    expected = f"{tmp_path}/telemetry.jsonl cannot be written (No space left on device): going on without telemetry.\n"
+    assert capsys.readouterr().err == expected
+    assert [row["event"] for row in read_telemetry(tmp_path / "telemetry.jsonl")] == ["start"]
+    (tmp_path / "directory").mkdir()
+    telemetry = Telemetry(tmp_path / "directory")
+    telemetry.event("lost")
+    telemetry.close()
+    assert "(Is a directory): going on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('{"question": "half \\ud800", "answer": "#### 4"}', r"'question' has half a character"),
+        ("[" * 100_000, "maximum recursion depth"),
+        ('{"question": "q", "answer": "#### 4", "id": ' + "1" * 5000 + "}", "digits"),
+    ],
+)
+def test_lines_that_break_a_parser_are_named(line: str, why: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"question": "q", "answer": "#### 4"}\n' + line + "\n")
+    with pytest.raises(UserError, match=rf"data\.jsonl, line 2: .*{why}.*; repair or remove"):
+        load_problems(str(path))
+
+
+def test_an_empty_run_directory_is_not_the_current_one() -> None:
+    refused = run(Path(), "--run-dir", "")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("powersample: --run-dir= is refused: must not be empty")
+
+
+def test_an_address_without_ray_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with socket.socket() as closed:  # bound and not listening: whoever connects is refused
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        refused = run(tmp_path / "run", RAY_ADDRESS=address)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"powersample: No Ray cluster answers at RAY_ADDRESS={address} (")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("address", ["nohost", "host:port", "127.0.0.1:99999999999"])
+def test_what_is_no_address_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestrator.cluster import check_address
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=f"RAY_ADDRESS={address}.*unset the variable"):
+        check_address()
+
+
+@pytest.mark.ray
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refused = run(tmp_path / "run", HOME=str(tmp_path / "file" / "home"))
+    assert refused.returncode == 2, refused.stderr
+    last = refused.stderr.splitlines()[-1]
+    assert last.startswith("powersample: Ray cannot start ([Errno 20] Not a directory: ")
+    assert "HOME" in last
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.ray
+def test_ray_that_does_not_come_up_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    from orchestrator.cluster import Shape, start_ray
+
+    def fail(**options: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.init", fail)
+    with pytest.raises(WorkersLost, match=r"^Ray did not start: The current node timed out during startup\.$"):
+        start_ray(Shape(1, 1, False))
+
+
+def still_worker() -> type:
+    """A class of its own scope, so that Ray sends it by value: it never loads, or loads and never answers."""
+
+    class Still:
+        def __init__(self, rank: int, name: str) -> None:
+            import threading
+
+            self.never = threading.Event()
+
+        def load(self, config: str) -> None:
+            if config == "load":
+                self.never.wait()
+
+        def health(self) -> dict[str, Any]:
+            return {"steps": 1}
+
+        def solve(self, work: Work) -> None:
+            self.never.wait()
+
+    return Still
+
+
+@pytest.fixture
+def crew(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    from orchestrator.cluster import RayCrew, Shape
+
+    crew = RayCrew(still_worker(), request.param, Shape(1, 1, False, dashboard=False))
+    crew.start()
+    yield crew
+    crew.close()
+
+
+def until(crew: Any, kind: type[Event]) -> Any:
+    while True:
+        for event in crew.wait(0.1):
+            if isinstance(event, kind):
+                return event
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("crew", ["solve"], indirect=True)
+def test_a_worker_that_takes_no_step_counts_as_dead(crew: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    until(crew, Ready)
+    work = Work(Problem(0, "q", "#### 4"), 0, SamplerConfig(), TaskConfig(), 0)
+    crew.submit(work)
+    monkeypatch.setattr("orchestrator.cluster.STILL_SECONDS", 0.5)
+    event = until(crew, Died)
+    assert event == Died("cpu0", [work], "it began to answer a problem and did not get on for 0 s")
+    monkeypatch.setattr("orchestrator.cluster.STILL_SECONDS", 1800.0)
+    until(crew, Ready)
+    crew._config = "load"
+    monkeypatch.setattr("orchestrator.cluster.STILL_SECONDS", 0.5)
+    crew._down(crew._seats[0], TimeoutError("killed for the test"))
+    with pytest.raises(
+        WorkersLost, match="cpu0 could not start 3 times: it began to load the model and did not get on"
+    ):
+        until(crew, Ready)
+
+
+def test_health_tells_the_steps_by_which_a_worker_is_judged() -> None:
+    assert "steps" in EngineCounters._fields
+
+
+def test_a_demo_directory_is_not_taken_by_another_run(tmp_path: Path) -> None:
+    store = open_store(tmp_path / "demo/greedy", "f", {})
+    store.close()
+    before = sorted(tmp_path.rglob("*"))
+    refused = run(tmp_path / "demo", "--inline")
+    assert refused.returncode == 2
+    assert json.dumps(refused.stderr).count("holds the directory of another run, greedy") == 1
+    assert sorted(tmp_path.rglob("*")) == before
