@@ -1,9 +1,12 @@
-"""What replay and early rejection save: generated tokens of the same chains, counted four ways.
+"""What replay, early rejection and prefetch save: tokens of the same chains counted four ways, and seconds at the tail.
 
     python benchmarks/sampler.py --model FOLDER --data FILE.jsonl --limit 200 --moves 10
+    python benchmarks/sampler.py --limit 4 --slots 16 --prefetch 4
 
-Two runs with the same keys make the same decisions, with and without early rejection; both replay. The naive kernel
-would have drawn the replayed tokens as well, so its count for the same cuts and proposals is exact, not estimated.
+Two runs with the same keys, with and without early rejection, make the same decisions, which is checked move by move
+(`differing_chains`; on a GPU products round differently in another batch, so there it need not be 0); both replay. The
+naive kernel would have drawn the replayed tokens as well, so its count for the same cuts and proposals is exact, not
+estimated. Its own chain draws other proposals: `--measure-naive` runs it, too, as a check of that count.
 Ends with one JSON line.
 """
 
@@ -11,7 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from tqdm import tqdm
 
@@ -21,11 +28,47 @@ from evals.engine.model import load_model
 from evals.evaluate import evaluate
 from evals.samplers.make import make_sampler
 from evals.tasks.gsm8k import make_task
-from evals.types import Record
+from evals.types import Problem, Record, UserError
+from orchestrator.preflight import check_lengths, prompt_lengths
 from orchestrator.sources import load_problems, resolve_model
 
+REPEATS = 3  # of a timed run; the fastest counts
+DECISIONS = ("moves", "null", "accepted", "mean_cut", "log_p_trace")
+"""What a chain says of its moves: where they cut, and log p after each of them."""
 
-def main() -> None:
+Run = Callable[..., list[Record]]
+"""`run(label, prefetch=0, replay=..., early_rejection=...)`: one record per problem, in their order."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what `argv` asks for; returns the exit code."""
+    args = parse(argv)
+    try:
+        problems = load_problems(args.data, "test", args.limit).problems
+        model = load_model(resolve_model(args.model).folder, EngineConfig(), args.device)
+        task = make_task(TaskConfig(max_new_tokens=args.max_new_tokens), seed=0)
+        lengths = prompt_lengths(task, problems, model.tokenizer.encode)
+        longest = check_lengths(lengths, args.max_new_tokens, model.limits.context_length)
+        engine = Engine(model, EngineConfig(), slots=args.slots, max_length=longest)
+    except UserError as error:
+        print(f"sampler.py: {error}", file=sys.stderr)
+        return 2
+    engine.start()
+    run = partial(run_chains, engine, task, problems, args)
+    found = savings(run, len(problems))
+    if args.measure_naive:
+        found |= measured(run)
+    if args.prefetch:
+        found |= prefetch_gain(run, args.prefetch)
+    engine.close()
+    print(json.dumps(found))
+    if args.device == "cpu" and any(found[name] for name in found if name.endswith("differing_chains")):
+        print("sampler.py: chains decided differently, which in float32 on a CPU is an error", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="local folder, hub name, or demo")
     parser.add_argument("--data", default="demo", help="JSONL in GSM8K's format, hub name, or demo")
@@ -35,50 +78,106 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--max-new-tokens", type=int, default=320)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    args = parser.parse_args()
-    problems = load_problems(args.data, "test", args.limit).problems
-    model = load_model(resolve_model(args.model).folder, EngineConfig(), args.device)
-    task = make_task(TaskConfig(max_new_tokens=args.max_new_tokens), seed=0)
+    parser.add_argument("--measure-naive", action="store_true", help="run the kernels without replay, too")
+    parser.add_argument(
+        "--prefetch", type=int, default=0, metavar="K", help="time the run with K drafts ahead, too; fewer problems "
+        "than slots show the gain"
+    )  # fmt: skip
+    return parser.parse_args(argv)
 
-    def run(early_rejection: bool) -> list[Record]:
-        sampler = SamplerConfig(alpha=args.alpha, num_moves=args.moves, early_rejection=early_rejection)
-        engine = Engine(model, EngineConfig(), slots=args.slots, max_length=model.limits.context_length)
-        engine.start()
-        records = evaluate(problems, task, make_sampler(sampler), engine, max_new_tokens=args.max_new_tokens, seed=0)
-        label = "both" if early_rejection else "replay"
-        found = sorted(tqdm(records, desc=label, total=len(problems)), key=lambda record: record.problem_id)
-        engine.close()
-        return found
 
-    def total(records: list[Record], name: str) -> int:
-        return sum(record.chain[name] for record in records)
+def run_chains(
+    engine: Engine,
+    task: Any,
+    problems: Sequence[Problem],
+    args: argparse.Namespace,
+    label: str,
+    prefetch: int = 0,
+    *,
+    replay: bool = True,
+    early_rejection: bool = True,
+) -> list[Record]:
+    """One record per problem, in their order, from power sampling."""
+    config = SamplerConfig(alpha=args.alpha, num_moves=args.moves, replay=replay, early_rejection=early_rejection)
+    sampler = make_sampler(config, prefetch)
+    records = evaluate(problems, task, sampler, engine, max_new_tokens=args.max_new_tokens, seed=0)
+    return sorted(tqdm(records, desc=label, total=len(problems)), key=lambda record: record.problem_id)
 
+
+def savings(run: Run, num_problems: int) -> dict[str, Any]:
+    """Tokens that the moves drew under the four settings, for the decisions of one and the same chain."""
     began = time.monotonic()
-    replay, both = run(early_rejection=False), run(early_rejection=True)
-    if [r.token_ids for r in replay] != [r.token_ids for r in both]:
-        raise SystemExit("early rejection changed an answer: that is an error")
-    first, kept = total(both, "initial_tokens"), total(both, "replayed_tokens")
-    replay_tokens, both_tokens = (total(records, "generated") - first for records in (replay, both))
-    naive_tokens = replay_tokens + kept
-    print(
-        json.dumps(
-            {
-                "initial_tokens": first,
-                "naive_tokens": naive_tokens,
-                "early_rejection_tokens": both_tokens + kept,
-                "replay_tokens": replay_tokens,
-                "both_tokens": both_tokens,
-                "ratio": round(both_tokens / naive_tokens, 4) if naive_tokens else None,
-                "moves": total(both, "moves"),
-                "null_moves": total(both, "null"),
-                "accepted": total(both, "accepted"),
-                "rejected_early": total(both, "rejected_early"),
-                "problems": len(problems),
-                "seconds": round(time.monotonic() - began, 1),
-            }
-        )
+    replay, both = run("replay", early_rejection=False), run("both")
+    kept = total(both, "replayed_tokens")
+    naive_tokens, both_tokens = total(replay, "naive_tokens"), move_tokens(both)
+    return {
+        "initial_tokens": total(both, "initial_tokens"),
+        "naive_tokens": naive_tokens,
+        "early_rejection_tokens": both_tokens + kept,
+        "replay_tokens": move_tokens(replay),
+        "both_tokens": both_tokens,
+        "ratio": round(both_tokens / naive_tokens, 4) if naive_tokens else None,
+        "moves": total(both, "moves"),
+        "null_moves": total(both, "null"),
+        "accepted": total(both, "accepted"),
+        "rejected_early": total(both, "rejected_early"),
+        "problems": num_problems,
+        "differing_chains": differing(replay, both),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def measured(run: Run) -> dict[str, Any]:
+    """Tokens that the moves of the kernels without replay draw in their own chains, of the same law."""
+    naive = run("naive", replay=False, early_rejection=False)
+    early = run("early rejection", replay=False)
+    return {
+        "measured_naive_tokens": move_tokens(naive),
+        "measured_early_rejection_tokens": move_tokens(early),
+        "measured_differing_chains": differing(naive, early),
+    }
+
+
+def prefetch_gain(run: Run, prefetch: int) -> dict[str, Any]:
+    """Seconds with no draft ahead and with `prefetch` of them, each the fastest of REPEATS, and what ran for nothing.
+
+    They take turns, so that what else the machine does falls on both alike.
+    """
+    seconds: dict[int, list[float]] = {0: [], prefetch: []}
+    records: dict[int, list[Record]] = {}
+    for _ in range(REPEATS):
+        for ahead in seconds:
+            began = time.monotonic()
+            records[ahead] = run(f"prefetch {ahead}", ahead)
+            seconds[ahead].append(time.monotonic() - began)
+    best = {ahead: min(times) for ahead, times in seconds.items()}
+    return {
+        "prefetch": prefetch,
+        "prefetch_0_seconds": round(best[0], 3),
+        "prefetch_seconds": round(best[prefetch], 3),
+        "prefetch_speedup": round(best[0] / best[prefetch], 3),
+        "generated_tokens": total(records[prefetch], "generated"),
+        "discarded_tokens": total(records[prefetch], "discarded_tokens"),
+        "prefetch_differing_chains": differing(records[0], records[prefetch]),
+    }
+
+
+def differing(one: Sequence[Record], other: Sequence[Record]) -> int:
+    """Problems whose chains did not decide every move alike and come to the same answer, token for token."""
+    return sum(
+        a.token_ids != b.token_ids or any(a.chain[name] != b.chain[name] for name in DECISIONS)
+        for a, b in zip(one, other, strict=True)
     )
 
 
+def move_tokens(records: Sequence[Record]) -> int:
+    """Tokens drawn after the first answers."""
+    return total(records, "generated") - total(records, "initial_tokens")
+
+
+def total(records: Sequence[Record], name: str) -> int:
+    return sum(record.chain[name] for record in records)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
