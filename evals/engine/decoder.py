@@ -19,6 +19,7 @@ from torch import Tensor
 from evals.engine import rows
 from evals.engine.batch import Run, write_slots
 from evals.engine.chains import Drawn, Running
+from evals.engine.idle import IdleClock
 from evals.engine.kernel_steps import PromptStep, RowsStep
 from evals.engine.kernels.draw import draw
 from evals.engine.kernels.prefill import plan_tiles, tile_tokens
@@ -76,15 +77,18 @@ class GraphDecoder:
         self._memory = torch.cuda.graph_pool_handle() if graphs else None
         self.waited_seconds = 0.0
         """Time that the host has waited for the device."""
+        self.idle = IdleClock(self._device)
+        """Time that the device has waited for the host."""
 
     def step(self, slots: Sequence[Running]) -> list[Drawn]:
         """Launch the next token of these requests; returns the tokens of the launch before."""
         patch = self._rows.update(slots)
         if patch is not None:
-            index, values = send(patch.rows, self._device), send(patch.values, self._device)
-            self._scalars.index_copy_(1, index, values[:, : rows.KEY].T)
-            self._keys.index_copy_(0, index, values[:, rows.KEY : rows.TABLE])
-            self._table.index_copy_(0, index, values[:, rows.TABLE :].int())
+            with self.idle.work():
+                index, values = send(patch.rows, self._device), send(patch.values, self._device)
+                self._scalars.index_copy_(1, index, values[:, : rows.KEY].T)
+                self._keys.index_copy_(0, index, values[:, rows.KEY : rows.TABLE])
+                self._table.index_copy_(0, index, values[:, rows.TABLE :].int())
         before, self._launched = self._launched, self._launch() if slots else None
         if before is None:
             return []
@@ -101,12 +105,14 @@ class GraphDecoder:
         )
         if size not in self._prompts:
             self._prompts[size] = send(self._pack([], size), self._device)
-        self._prompts[size].copy_(send(self._pack(runs, size), self._device))
-        self._run(("prompts", size), lambda: self._model.fill(self._unpack(size)))
+        packed = self._pack(runs, size)
+        with self.idle.work():
+            self._prompts[size].copy_(send(packed, self._device))
+            self._run(("prompts", size), lambda: self._model.fill(self._unpack(size)))
 
-    def warm_up(self) -> None:
+    def warm_up(self, prefill_tokens: int = PROMPT_TOKENS[-1]) -> None:
         """Compile and capture what a run is sure to need: steps of all rows, the largest and smallest prompt pass."""
-        for size in (PROMPT_TOKENS[-1], PROMPT_TOKENS[0]):
+        for size in (prefill_tokens, PROMPT_TOKENS[0]):
             self.prefill([Run((0,) * PAGE, 0, (SCRATCH,))] * (size // PAGE))
         height = self._heights[-1]
         self._run(("rows", height, False), lambda: self._advance(height, False))
@@ -117,10 +123,11 @@ class GraphDecoder:
         """Enqueue one step over as many rows as are in use, and the copy of its results."""
         height = next(height for height in self._heights if height >= self._rows.height)
         truncated = self._rows.truncated
-        self._run(("rows", height, truncated), lambda: self._advance(height, truncated))
         self._turn = (self._turn + 1) % RESULTS
         results = self._results[self._turn]
-        results.copy_(self._drawn, non_blocking=True)
+        with self.idle.work():
+            self._run(("rows", height, truncated), lambda: self._advance(height, truncated))
+            results.copy_(self._drawn, non_blocking=True)
         done = None
         if self._device.type == "cuda":
             done = torch.cuda.Event()

@@ -20,6 +20,8 @@ class EagerDecoder:
     """Packed passes of the model; every number that leaves the device is waited for."""
 
     name = "eager"
+    idle = None
+    """Nothing is enqueued ahead, so that the device waits for the host in every step."""
 
     def __init__(self, model: Model) -> None:
         self._model, self._layout = model, layout(model.device)

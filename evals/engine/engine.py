@@ -20,6 +20,7 @@ from evals.engine import selfcheck
 from evals.engine.accelerate import fastest
 from evals.engine.batch import Run, layout, prompt_passes
 from evals.engine.chains import Live
+from evals.engine.idle import IdleClock
 from evals.engine.kv_cache import KeysValues, PagePool
 from evals.engine.memory import check_room, read_memory
 from evals.engine.model import Model, Tokenizer
@@ -98,6 +99,11 @@ class Engine:
     def execution(self) -> str:
         """How steps run: compiled, graphs or eager (see `accelerate.fastest`)."""
         return self._decoder.name
+
+    @property
+    def idle(self) -> IdleClock | None:
+        """The time that the device has waited for the host; None where steps are not enqueued ahead (eager)."""
+        return self._decoder.idle
 
     @property
     def failure(self) -> BaseException | None:

@@ -175,6 +175,11 @@ class Model:
             module.k_pages, module.v_pages = cache.layer(index)
             module.seat = self._seat
 
+    def detach(self) -> None:
+        """Let go of the keys and values."""
+        for module in self._attention:
+            module.k_pages = module.v_pages = None
+
     def forward(self, step: Step) -> Tensor:
         """Float32 logits [rows asked for, V] of one packed row; writes keys and values of all its tokens."""
         self._seat.step = step
@@ -290,3 +295,11 @@ def load_model(folder: str, config: EngineConfig, device: str | torch.device, nu
         )
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
     return Model(network.to(device), limits, tokenizer, folder)
+
+
+def random_model(kind: str, sizes: dict[str, Any], dtype: str, device: str) -> Model:
+    """A model of the library's type `kind` with random weights, made on the device; it has no tokenizer."""
+    config = AutoConfig.for_model(kind, **sizes)
+    with torch.device(device):
+        network = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+    return Model(network, ModelLimits(type(network).__name__, config.max_position_embeddings, config.vocab_size))
