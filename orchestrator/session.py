@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -193,28 +193,36 @@ def works(config: RunConfig, problems: Sequence[Problem], store: RunStore) -> li
 
 
 def sample(runs: Sequence[OpenRun], inputs: Inputs, stop: Stop) -> None:
-    """Work off what the runs owe, one run after the other with the same workers, until done or stopped."""
-    crew = make_crew(inputs, stop)
+    """Work off what the runs owe with one crew, until done or stopped."""
     with ExitStack() as stack:
-        stack.callback(crew.close)
-        mark(runs, "load" if inputs.config.inline else "ray")
-        crew.start()
-        mark(runs, "load")
-        wait_for_a_worker(crew, runs, stop)
-        mark(runs, "waiting")
-        for one in runs:
-            if stop:
-                break
-            one.telemetry.phase("sampling")
-            progress = Progress(one.config.name, one.total, one.store.records.values())
-            try:
-                drive(crew, one.store, one.owed, one.telemetry, progress, lambda: stop)
-            finally:
-                progress.close()
-            one.telemetry.phase("end")
+        crew = start_crew(runs, inputs, stop, stack)
+        work_off(crew, runs, stop)
         if stop.number is not None:
             for one in runs:
                 one.telemetry.event("stop", signal=signal.Signals(stop.number).name)
+
+
+def start_crew(runs: Sequence[OpenRun], inputs: Inputs, stop: Stop, stack: ExitStack) -> Crew:
+    """A crew with a worker that has loaded; `stack` ends it. The time goes into the telemetry of `runs`."""
+    crew = make_crew(inputs, stop)
+    stack.callback(crew.close)
+    mark(runs, "load" if inputs.config.inline else "ray")
+    crew.start()
+    mark(runs, "load")
+    wait_for_a_worker(crew, runs, stop)
+    mark(runs, "waiting")
+    return crew
+
+
+def work_off(crew: Crew, runs: Sequence[OpenRun], stop: Stop) -> None:
+    """What the runs owe, one run after the other with the same workers; more runs may follow on the same crew."""
+    for one in runs:
+        if stop:
+            return
+        one.telemetry.phase("sampling")
+        with closing(Progress(one.config.name, one.total, one.store.records.values())) as progress:
+            drive(crew, one.store, one.owed, one.telemetry, progress, lambda: stop)
+        one.telemetry.phase("end")
 
 
 def make_crew(inputs: Inputs, stop: Stop) -> Crew:
