@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -36,6 +36,7 @@ REPEATS = 3  # of a timed run; the fastest counts
 DECISIONS = ("moves", "null", "accepted", "mean_cut", "log_p_trace")
 """What a chain says of its moves: where they cut, and log p after each of them."""
 
+T = TypeVar("T", int, float)
 Run = Callable[..., list[Record]]
 """`run(label, prefetch=0, replay=..., early_rejection=...)`: one record per problem, in their order."""
 
@@ -72,18 +73,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", help="local folder, hub name, or demo")
     parser.add_argument("--data", default="demo", help="JSONL in GSM8K's format, hub name, or demo")
-    parser.add_argument("--limit", type=int, default=200, help="problems")
-    parser.add_argument("--moves", type=int, default=10, help="moves per answer")
-    parser.add_argument("--alpha", type=float, default=4.0)
-    parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--max-new-tokens", type=int, default=320)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--limit", type=at_least(1), default=200, help="problems")
+    parser.add_argument("--moves", type=at_least(0), default=10, help="moves per answer")
+    parser.add_argument("--alpha", type=at_least(1.0), default=4.0)
+    parser.add_argument("--slots", type=at_least(1), default=16)
+    parser.add_argument("--max-new-tokens", type=at_least(1), default=320)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--measure-naive", action="store_true", help="run the kernels without replay, too")
-    parser.add_argument(
-        "--prefetch", type=int, default=0, metavar="K", help="time the run with K drafts ahead, too; fewer problems "
-        "than slots show the gain"
-    )  # fmt: skip
+    ahead = "time the run with K drafts ahead, too; fewer problems than slots show the gain"
+    parser.add_argument("--prefetch", type=at_least(0), default=0, metavar="K", help=ahead)
     return parser.parse_args(argv)
+
+
+def at_least(low: T) -> Callable[[str], T]:
+    """The type of an argument that is no smaller than `low`."""
+
+    def number(text: str) -> T:
+        value = type(low)(text)
+        if not value >= low:
+            raise argparse.ArgumentTypeError(f"{text} is less than {low}")
+        return value
+
+    return number
 
 
 def run_chains(
