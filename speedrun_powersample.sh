@@ -64,6 +64,7 @@ count_records() { find "$records_below" -name records.jsonl -exec cat {} + 2>/de
 # is started again, as long as that adds records. Signals are passed on as SIGTERM: a background process ignores SIGINT
 # until it has a handler. A trapped signal ends `wait` early, hence the count of signals.
 driver='' asked='' signals=0 fruitless=0
+# shellcheck disable=SC2317  # called by the traps
 stop() {
   asked=$1 signals=$((signals + 1))
   [[ -z $driver ]] || kill -TERM "$driver" 2>/dev/null

@@ -194,7 +194,7 @@ OTHER: dict[str, Any] = {
     "sampler.smc_ramp": 5, "sampler.smc_interval": 6, "sampler.smc_threshold": 0.25, "task.name": "gsm8k",
     "task.num_shots": 2, "task.train_data": "t.jsonl", "task.max_new_tokens": 9, "task.stop": ["a", "b"],
     "engine.dtype": "float16", "engine.trust_remote_code": True, "engine.allow_pickle": True, "engine.prefetch": 2,
-    "engine.prefill_tokens": 64, "num_samples": 4,
+    "engine.prefill_tokens": 64, "engine.execution": "eager", "num_samples": 4,
 }  # fmt: skip
 """A value of every nested setting, in most cases not the default."""
 
