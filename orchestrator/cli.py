@@ -19,6 +19,7 @@ HELP = """powersample: exact power sampling of language models, evaluated on GSM
 
 usage: powersample run [--config FILE] [options]     evaluate; started again, it goes on where it was stopped
        powersample report RUN [RUN ...]              make summary and report of finished or unfinished runs again
+       powersample watch RUN [--once]                show a run that another terminal drives, or one frame of it
        powersample --version | --help                (powersample run --help lists all options)
 
 examples:
@@ -63,6 +64,8 @@ def dispatch(arguments: list[str]) -> int:
             return run(rest)
         case "report":
             return report(rest)
+        case "watch":
+            return watch(rest)
         case "--version" | "-V":
             print(f"powersample {version()}")
         case "--help" | "-h" | "help":
@@ -70,8 +73,8 @@ def dispatch(arguments: list[str]) -> int:
         case _:
             from orchestrator.names import suggestion
 
-            near = suggestion(command, ["run", "report", "--version", "--help"])
-            raise UserError(f"unknown command {command}{near}; there are run, report, --version and --help.")
+            near = suggestion(command, ["run", "report", "watch", "--version", "--help"])
+            raise UserError(f"unknown command {command}{near}; there are run, report, watch, --version and --help.")
     return 0
 
 
@@ -95,7 +98,7 @@ def run(flags: list[str]) -> int:
     config = resolve(config, int(remote) if remote else len(present))
     if config.use_gpus and not remote:
         hardware.check_torch_sees_gpus(present)
-    from orchestrator.driver import WorkersLost
+    from orchestrator.crew import WorkersLost
     from orchestrator.session import run as run_session
 
     try:
@@ -122,6 +125,22 @@ def report(arguments: list[str]) -> int:
     from orchestrator.report import report as make
 
     return make(arguments)
+
+
+def watch(arguments: list[str]) -> int:
+    """`powersample watch RUN`."""
+    from evals.types import UserError
+
+    usage = "usage: powersample watch RUN [--once]"
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(f"{usage}\n\nShows bar and workers of a run until it ends or Ctrl-C; --once shows it as it is now.")
+        return 0
+    places = [argument for argument in arguments if argument != "--once"]
+    if len(places) != 1 or places[0].startswith("-"):
+        raise UserError(f"watch takes one run directory, such as runs/demo/power; {usage}.")
+    from orchestrator.watch import watch as show
+
+    return show(Path(places[0]), "--once" in arguments)
 
 
 def version() -> str:

@@ -154,7 +154,6 @@ class Drive:
                 self.telemetry.event("ready", worker=event.worker, seconds=event.seconds)
             case Health():
                 self.telemetry.sample(event.worker, event.reading)
-                self.progress.health(event.worker, event.reading)
 
     def finish(self, work: Work, record: Record) -> None:
         """Write the record down, then let the bar know."""

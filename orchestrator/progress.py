@@ -1,7 +1,9 @@
-"""The one progress bar: done, accuracy so far, tokens per second, memory, time left. Plain lines where no terminal is.
+"""One run as it goes: done, accuracy so far, tokens per second, time left, and a line for each worker.
 
-Knows records and health readings only. The score shown is the report's headline, over the answers so far. Tokens per
-second are those of the last moments while the run goes on, and the mean over this start of the run in its last state.
+Knows records and telemetry rows only, whether they come from the driver or out of a run directory. On a terminal one
+bar with a table below it, elsewhere plain lines. The score shown is the report's headline, over the answers so far.
+Tokens per second are those of the last moments while the run goes on, and the mean over this start of the run in its
+last state.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from orchestrator.layout import percent, with_error
 from orchestrator.scores import HEADLINE, accuracy, right
 
 BAR_SECONDS, LINE_SECONDS = 0.5, 10.0
+MAX_ROWS = 16  # workers in the table below the bar; more would leave no room for anything else
+HEAD = f"{'worker':<12} {'slots':>9} {'tokens/s':>9} {'memory':>18} {'device':>7}"
 
 
 class Progress:
@@ -34,10 +38,9 @@ class Progress:
             self._count(record)
         self._initial = self._num
         self._began = self._printed = time.monotonic()
-        self._workers: dict[str, tuple[Any, float, int]] = {}
-        self._rates: dict[str, float] = {}
-        self._bytes: dict[str, int] = {}
+        self._workers: dict[str, Mapping[str, Any]] = {}
         self._bar = None
+        self._rows: list[Any] = []
         if self._out.isatty():
             self._bar = tqdm(
                 total=total, initial=self._initial, desc=name, unit="problem", file=self._out, dynamic_ncols=True
@@ -50,30 +53,33 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
 
-    def health(self, worker: str, reading: Mapping[str, Any]) -> None:
-        """Take tokens per second and memory from a worker's counters."""
-        now, pid, tokens = time.monotonic(), reading.get("pid"), reading.get("generated_tokens", 0)
-        last = self._workers.get(worker)
-        if last is not None and last[0] == pid and now > last[1]:
-            self._rates[worker] = (tokens - last[2]) / (now - last[1])
-        self._workers[worker] = pid, now, tokens
-        memory = reading.get("memory", {})
-        reserved = memory.get("reserved_bytes")
-        self._bytes[worker] = memory.get("rss_bytes", 0) if reserved is None else reserved
+    def row(self, row: Mapping[str, Any]) -> None:
+        """One more row of the telemetry."""
+        if row["kind"] == "sample":
+            self._workers[row["worker"]] = row
+        elif row["event"] == "death":
+            self._workers.pop(row.get("worker", ""), None)
 
     def refresh(self) -> None:
-        """Redraw the bar, or print a line, if the last one is old enough."""
+        """Redraw bar and table, or print a line, if the last ones are old enough."""
         age = time.monotonic() - self._printed
         if self._bar is not None and age >= BAR_SECONDS:
             self._printed += age
             self._bar.set_postfix_str(self._figures(self._speed()))
+            self._draw_table()
         elif self._bar is None and age >= LINE_SECONDS:
             self._line(self._speed())
 
+    def frame(self) -> str:
+        """The present state as lines of text: what is done, then the workers."""
+        return "\n".join([self._state(self._speed()), *self._table()])
+
     def close(self) -> None:
-        """The last state stays on the screen."""
+        """The last state stays on the screen; the table goes."""
         elapsed = time.monotonic() - self._began
         speed = f"{self._tokens / elapsed:,.0f} tokens/s on average" if self._tokens and elapsed else ""
+        for row in reversed(self._rows):
+            row.close()
         if self._bar is not None:
             self._bar.set_postfix_str(self._figures(speed))
             self._bar.close()
@@ -86,12 +92,13 @@ class Progress:
 
     def _speed(self) -> str:
         """Of the window between the last two readings of each worker."""
-        return f"{sum(self._rates.values()):,.0f} tokens/s" if self._rates else ""
+        rates = [reading["tokens_per_second"] for reading in self._workers.values() if "tokens_per_second" in reading]
+        return f"{sum(rates):,.0f} tokens/s" if rates else ""
 
     def _figures(self, speed: str) -> str:
         parts = [self._score(), speed]
-        if any(self._bytes.values()):
-            parts.append(f"{max(self._bytes.values()) / 2**30:.1f} GiB per worker")
+        if largest := max((held(reading) for reading in self._workers.values()), default=0):
+            parts.append(f"{largest / 2**30:.1f} GiB per worker")
         return ", ".join(part for part in parts if part)
 
     def _score(self) -> str:
@@ -101,10 +108,57 @@ class Progress:
         score = accuracy(means, max(map(len, self._verdicts.values())))
         return f"{HEADLINE} {with_error(score) if score['n'] > 1 else percent(score['mean'])} %"
 
-    def _line(self, speed: str) -> None:
-        self._printed = time.monotonic()
-        elapsed, new = self._printed - self._began, self._num - self._initial
+    def _state(self, speed: str) -> str:
+        elapsed, new = time.monotonic() - self._began, self._num - self._initial
         parts = [f"{self._name}: {self._num} of {self._total}", self._figures(speed)]
         if new and self._num < self._total:
             parts.append(f"{elapsed * (self._total - self._num) / new:.0f} s left")
-        print(", ".join(part for part in parts if part), file=self._out, flush=True)
+        return ", ".join(part for part in parts if part)
+
+    def _line(self, speed: str) -> None:
+        self._printed = time.monotonic()
+        print(self._state(speed), file=self._out, flush=True)
+
+    def _table(self) -> list[str]:
+        """A head and a line for each worker; nothing before the first has said how it is."""
+        lines = [worker_line(worker, self._workers[worker]) for worker in sorted(self._workers, key=by_number)]
+        if len(lines) > MAX_ROWS:
+            lines[MAX_ROWS - 1 :] = [f"and {len(lines) - MAX_ROWS + 1} more"]
+        return [HEAD, *lines] if lines else []
+
+    def _draw_table(self) -> None:
+        """Lines below the bar, each a bar of tqdm's that is nothing but its text."""
+        lines = self._table()
+        lines += [""] * (len(self._rows) - len(lines))
+        for i, line in enumerate(lines):
+            if i == len(self._rows):
+                self._rows.append(
+                    tqdm(total=0, bar_format="{desc}", position=i + 1, leave=False, file=self._out, dynamic_ncols=True)
+                )
+            self._rows[i].set_description_str(line)
+
+
+def worker_line(worker: str, reading: Mapping[str, Any]) -> str:
+    """One worker: slots in use, tokens per second, memory used of all that its device has, utilisation."""
+    memory = reading.get("memory", {})
+    used = memory["total_bytes"] - memory["free_bytes"] if memory.get("total_bytes") else memory.get("rss_bytes")
+    total = f" of {memory['total_bytes'] / 2**30:.1f}" if memory.get("total_bytes") else ""
+    busy, speed = reading.get("utilisation"), reading.get("tokens_per_second")
+    slots = f"{reading['active_slots']} of {reading['slots']}" if "slots" in reading else "-"
+    return (
+        f"{worker:<12} {slots:>9} {'-' if speed is None else f'{speed:,.0f}':>9} "
+        f"{'-' if used is None else f'{used / 2**30:.1f}{total} GiB':>18} {'-' if busy is None else f'{busy:.0%}':>7}"
+    )
+
+
+def held(reading: Mapping[str, Any]) -> int:
+    """Bytes that the worker's process holds: of its device where it has one, else of the host."""
+    memory = reading.get("memory", {})
+    reserved = memory.get("reserved_bytes")
+    return memory.get("rss_bytes", 0) if reserved is None else reserved
+
+
+def by_number(worker: str) -> tuple[str, int]:
+    """gpu2 before gpu10."""
+    kind = worker.rstrip("0123456789")
+    return kind, int(worker[len(kind) :] or 0)

@@ -221,6 +221,7 @@ def work_off(crew: Crew, runs: Sequence[OpenRun], stop: Stop) -> None:
             return
         one.telemetry.phase("sampling")
         with closing(Progress(one.config.name, one.total, one.store.records.values())) as progress:
+            one.telemetry.listeners.append(progress.row)
             drive(crew, one.store, one.owed, one.telemetry, progress, lambda: stop)
         one.telemetry.phase("end")
 

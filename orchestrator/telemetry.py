@@ -3,15 +3,19 @@
 Rows, told apart by `kind`; every row has `time` in Unix seconds:
 
 - `sample`: one worker's health at one moment: `worker` (its name), `rank`, `pid`, `host`, `device`, `steps`,
-  `active_slots`, `slots`, `generated_tokens`, `memory` {fields of `MemoryReading`, in bytes}, `utilisation` (0 to 1,
-  None where it cannot be read), and what else `Worker.health` says.
-- `event`: `event` names it:
+  `active_slots`, `slots`, `generated_tokens`, `memory` {fields of `MemoryReading`, in bytes}; of the whole device, None
+  where NVML does not say: `utilisation` (0 to 1), `nvml_used_bytes`, `power_watts`, `temperature_celsius`; and what
+  else `Worker.health` says. Over the time since the worker's last row: `tokens_per_second`, and `waiting_fraction` (the
+  share in which the device waited for the host) where the engine counts `idle_seconds`.
+- `event`: `event` names it; `reason` says why, where there is a reason:
   - `start`: a process began to work on this run (`pid`, `host`, `owed`, `done`, `num_workers`, `slots`, `inline`, and
     what it runs: `git_commit`, `git_dirty`, `versions` of the packages);
   - `phase`: from now on this process does `name`: `setup` (settings, model and data found, checked), `ray` (Ray and the
     actors start), `load` (weights, self-check), `waiting` (other runs have the workers), `sampling`, `end`;
-  - `ready` (with `seconds` of the load), `death` (with `reason`): a worker's life (`worker`);
-  - `requeue` (its worker died), `retry` (it raised), `failed`: a problem's (`problem_id`, `sample_index`, `reason`);
+  - of a `worker`: `spawn` (for the `number`-th time), `ready` (with `seconds` of the load), `death` (by its `cause`),
+    `hang`, `oom`, `slots` (it takes another number), `lost` (it has no device to work on);
+  - `requeue` (its worker died), `retry` (it raised), `failed`: a problem's (`problem_id`, `sample_index`);
+  - `tail`: `seconds` from the first slot without work to the end;
   - `torn_tail` (`bytes`): an unfinished line that a crash had left in the log was cut; `stop` (`signal`).
 
 A run that was killed has no `end` row: a phase lasts until the next phase of the same start or until its last row.
@@ -23,7 +27,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,6 +42,9 @@ class Telemetry:
     run goes on without them and says so once."""
 
     def __init__(self, path: Path) -> None:
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
+        """Told of every row, written or not."""
+        self._last: dict[str, Mapping[str, Any]] = {}
         self._path = path
         self._log: int | None = None
         try:
@@ -46,9 +53,13 @@ class Telemetry:
         except OSError as error:
             self._give_up(error)
 
-    def sample(self, worker: str, reading: Mapping[str, Any]) -> None:
-        """One worker's health."""
-        self._write({"kind": "sample", "time": time.time(), "worker": worker, **reading})
+    def sample(self, worker: str, reading: Mapping[str, Any]) -> dict[str, Any]:
+        """One worker's health; returns its row."""
+        row = {"kind": "sample", "time": time.time(), "worker": worker, **reading}
+        row |= rates(self._last.get(worker, {}), row)
+        self._last[worker] = row
+        self._write(row)
+        return row
 
     def event(self, event: str, **fields: Any) -> None:
         """Something happened; `time` may be among the fields."""
@@ -64,6 +75,8 @@ class Telemetry:
             self._log = None
 
     def _write(self, row: Mapping[str, Any]) -> None:
+        for listener in self.listeners:
+            listener(row)
         if self._log is None:
             return
         try:
@@ -74,6 +87,19 @@ class Telemetry:
     def _give_up(self, error: OSError) -> None:
         print(f"{self._path} cannot be written ({error.strerror}): going on without telemetry.", file=sys.stderr)
         self.close()
+
+
+def rates(last: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, float]:
+    """What the counters of two samples of one worker say of the time between them; nothing across a restart."""
+    seconds = row["time"] - last.get("time", row["time"])
+    if seconds <= 0 or last.get("pid") != row.get("pid"):
+        return {}
+    names = {"tokens_per_second": "generated_tokens", "waiting_fraction": "idle_seconds"}
+    return {
+        name: (row[counter] - last[counter]) / seconds
+        for name, counter in names.items()
+        if row.get(counter) is not None and last.get(counter) is not None
+    }
 
 
 def read_telemetry(path: Path) -> list[dict[str, Any]]:

@@ -233,10 +233,9 @@ def test_the_last_line_of_progress_has_the_runs_mean_speed(monkeypatch: pytest.M
     monkeypatch.setattr("orchestrator.progress.time.monotonic", lambda: now[0])
     out = io.StringIO()
     progress = Progress("power", 2, [make_record(0)], out)
-    progress.health("w0", {"pid": 1, "generated_tokens": 0})
     now[0] += 10
     progress.add(make_record(1, correct=False))
-    progress.health("w0", {"pid": 1, "generated_tokens": 7000})
+    progress.row({"kind": "sample", "worker": "w0", "tokens_per_second": 700.0})
     progress.refresh()
     now[0] += 23
     progress.close()

@@ -274,7 +274,7 @@ def test_progress_prints_plain_lines_and_counts_what_was_done() -> None:
     progress = Progress("power", 8, done[:3], out)
     progress.add(done[3])
     progress.add(failed_record(works(5)[4], "w", "no"))
-    progress.health("w0", {"pid": 1, "generated_tokens": 0, "memory": {"rss_bytes": 2 << 30}})
+    progress.row({"kind": "sample", "worker": "w0", "memory": {"rss_bytes": 2 << 30}})
     progress.close()
     assert out.getvalue().startswith("power: 5 of 8, numeric 40.0 ± 24.5 %, 2.0 GiB per worker, ")
 

@@ -1,0 +1,118 @@
+"""`powersample watch RUN`: the bar and the table of a run that another process drives, from the run's files alone.
+
+Reads run.json, records.jsonl and telemetry.jsonl as they grow; writes nothing and takes no lock.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from evals.types import Record, UserError
+from orchestrator.claim import RECORDS, RUN, TELEMETRY, read_run
+from orchestrator.progress import Progress
+from orchestrator.store import decode
+from orchestrator.telemetry import parse
+
+LOOK_SECONDS = 0.5
+SILENT_SECONDS = 60.0
+"""A run that samples writes a row every few seconds; one that loads may be silent, and so is one that was killed."""
+
+
+class Tail:
+    """The complete lines that a growing file has gained since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def lines(self) -> list[bytes]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return whole.split(b"\n")[:-1]
+
+
+class Watched:
+    """A run directory being read. Raises UserError if it is none."""
+
+    def __init__(self, directory: Path) -> None:
+        run = read_run(directory) if directory.is_dir() else None
+        if run is None:
+            raise UserError(f"{directory} is not a run directory (it has no {RUN}); give the directory of one run.")
+        self._directory = directory
+        self._records, self._rows = Tail(directory / RECORDS), Tail(directory / TELEMETRY)
+        self.total = run["num_problems"] * run["config"]["num_samples"]
+        self._keys: set[tuple[int, int]] = set()
+        self.phase, self.last_time = "", 0.0
+        done = self.new_records()
+        self.progress = Progress(run["config"].get("name") or directory.name, self.total, done, sys.stdout)
+        self.look()
+
+    @property
+    def complete(self) -> bool:
+        return len(self._keys) >= self.total
+
+    @property
+    def active(self) -> bool:
+        """Is there anything to wait for?"""
+        return not self.complete and self.phase not in ("end", "stopped")
+
+    def silence(self) -> str:
+        """A sentence if a run that should be active has said nothing for a while."""
+        seconds = time.time() - self.last_time
+        if not self.active or seconds < SILENT_SECONDS:
+            return ""
+        return f"Nothing new for {seconds:.0f} s: it loads, or it was killed and goes on when it is started again."
+
+    def new_records(self) -> list[Record]:
+        """The first record of every key that was not known before."""
+        found = []
+        for line in self._records.lines():
+            try:
+                record = decode(line)
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{self._directory / RECORDS} has a line that is no record ({error}).") from error
+            key = record.problem_id, record.sample_index
+            if key not in self._keys:
+                self._keys.add(key)
+                found.append(record)
+        return found
+
+    def look(self) -> None:
+        """Take in what the files have gained."""
+        for record in self.new_records():
+            self.progress.add(record)
+        for line in self._rows.lines():
+            row = parse(line)
+            if row is None:
+                continue
+            self.progress.row(row)
+            self.last_time = row["time"]
+            if row.get("event") in ("phase", "stop"):
+                self.phase = row["name"] if row["event"] == "phase" else "stopped"
+
+
+def watch(directory: Path, once: bool, sleep: Callable[[float], object] = time.sleep) -> int:
+    """Show the run until it is complete or stopped, or until Ctrl-C; with `once` as it is now. Returns 0."""
+    watched = Watched(directory)
+    if once:
+        print("\n".join(filter(None, (watched.progress.frame(), watched.silence()))))
+        return 0
+    said = ""
+    try:
+        while watched.active:
+            if not said and (said := watched.silence()):
+                print(said, file=sys.stderr)
+            sleep(LOOK_SECONDS)
+            watched.look()
+            watched.progress.refresh()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+    watched.progress.close()
+    return 0

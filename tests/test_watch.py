@@ -1,0 +1,146 @@
+"""The live view: the table of workers on a terminal, and `powersample watch` on files that another process writes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import make_record, make_run
+
+from evals.types import UserError
+from orchestrator.cli import main
+from orchestrator.progress import MAX_ROWS, Progress
+from orchestrator.store import encode
+from orchestrator.telemetry import Telemetry, rates, read_telemetry
+from orchestrator.watch import Watched, watch
+
+GPU = {
+    "pid": 1,
+    "active_slots": 9,
+    "slots": 10,
+    "memory": {"rss_bytes": 1 << 30, "reserved_bytes": 30 << 30, "free_bytes": 40 << 30, "total_bytes": 80 << 30},
+    "utilisation": 0.97,
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def sample(worker: str, **changes: Any) -> dict[str, Any]:
+    return {"kind": "sample", "time": 5.0, "worker": worker, "tokens_per_second": 1234.0, **GPU, **changes}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of four problems with two answers and two workers, one of which has died."""
+    directory = tmp_path / "mine"
+    directory.mkdir()
+    (directory / "run.json").write_text(json.dumps(make_run(name="mine")))
+    (directory / "records.jsonl").write_bytes(b"".join(map(encode, [make_record(0), make_record(1), make_record(1)])))
+    telemetry = Telemetry(directory / "telemetry.jsonl")
+    telemetry.event("start")
+    telemetry.phase("sampling")
+    telemetry.sample("gpu0", GPU)
+    telemetry.sample("gpu10", GPU)
+    telemetry.sample("gpu2", GPU)
+    telemetry.event("death", worker="gpu2", reason="killed")
+    telemetry.close()
+    return directory
+
+
+def test_one_frame_has_the_bar_and_a_line_for_each_live_worker(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert main(["watch", str(run), "--once"]) == 0
+    state, head, *rows = capsys.readouterr().out.splitlines()
+    assert state.startswith("mine: 2 of 4, numeric 100.0")
+    assert head.split() == ["worker", "slots", "tokens/s", "memory", "device"]
+    assert [row.split() for row in rows] == [
+        [name, "9", "of", "10", "-", "40.0", "of", "80.0", "GiB", "97%"] for name in ("gpu0", "gpu10")
+    ]
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before, "read-only"
+
+
+def test_watching_follows_the_files_until_the_run_is_complete(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pieces = [encode(make_record(2))[:20], encode(make_record(2))[20:], encode(make_record(3))]
+
+    def grow(seconds: float) -> None:
+        with (run / "records.jsonl").open("ab") as log:
+            log.write(pieces.pop(0))
+
+    assert watch(run, once=False, sleep=grow) == 0
+    assert not pieces
+    assert "mine: 4 of 4" in capsys.readouterr().out
+
+
+def test_watching_ends_with_a_run_that_was_stopped_and_says_when_one_is_silent(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = (run / "telemetry.jsonl").read_text().splitlines()
+    (run / "telemetry.jsonl").write_text("\n".join(json.dumps({**json.loads(row), "time": 7.0}) for row in rows) + "\n")
+
+    def stop(seconds: float) -> None:
+        telemetry = Telemetry(run / "telemetry.jsonl")
+        telemetry.event("stop", signal="SIGTERM")
+        telemetry.close()
+
+    assert watch(run, once=False, sleep=stop) == 0
+    assert "Nothing new for" in capsys.readouterr().err
+    assert watch(run, once=False) == 0
+
+
+def test_what_cannot_be_watched_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["watch", str(tmp_path)]) == 2
+    assert "is not a run directory" in capsys.readouterr().err
+    assert main(["watch"]) == 2
+    assert "takes one run directory" in capsys.readouterr().err
+    (run / "records.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="a line that is no record"):
+        Watched(run)
+
+
+def test_on_a_terminal_the_table_is_below_one_bar_and_goes_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.progress.BAR_SECONDS", 0.0)
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((120, 40)))
+    out = Terminal()
+    progress = Progress("power", 8, (), out)
+    for i in range(MAX_ROWS + 4):
+        progress.row(sample(f"gpu{i}"))
+    progress.refresh()
+    shown = out.getvalue()
+    assert "power:   0%" in shown
+    assert shown.count("worker ") == 1
+    assert "gpu3 9 of 10 1,234 40.0 of 80.0 GiB 97%" in " ".join(shown.split())
+    assert "and 5 more" in shown
+    assert f"gpu{MAX_ROWS - 1} " not in shown
+    for i in range(MAX_ROWS + 3):
+        progress.row({"kind": "event", "event": "death", "worker": f"gpu{i}"})
+    progress.refresh()
+    progress.close()
+    last = out.getvalue().rpartition("\r")[2]
+    assert "gpu" not in last, "the bar alone stays"
+
+
+def test_rates_are_of_one_process_between_two_samples() -> None:
+    first = {"time": 10.0, "pid": 1, "generated_tokens": 100, "idle_seconds": 1.0}
+    second = {"time": 12.0, "pid": 1, "generated_tokens": 500, "idle_seconds": 1.5}
+    assert rates(first, second) == {"tokens_per_second": 200.0, "waiting_fraction": 0.25}
+    assert rates(first, {**second, "pid": 2}) == {}
+    assert rates(first, {**second, "idle_seconds": None}) == {"tokens_per_second": 200.0}
+    assert rates({}, second) == {}
+
+
+def test_listeners_hear_every_row_also_where_none_can_be_written(tmp_path: Path) -> None:
+    heard: list[Any] = []
+    telemetry = Telemetry(tmp_path / "missing" / "telemetry.jsonl")
+    telemetry.listeners.append(heard.append)
+    telemetry.sample("gpu0", GPU)
+    telemetry.event("death", worker="gpu0", reason="killed")
+    telemetry.close()
+    assert [row["kind"] for row in heard] == ["sample", "event"]
+    assert read_telemetry(tmp_path / "missing" / "telemetry.jsonl") == []
