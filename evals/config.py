@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from evals.tasks.presets import PRESETS
+
 
 class Settings(BaseModel):
     """Base of every nested group of settings."""
@@ -110,22 +112,76 @@ class SamplerConfig(Settings):
         return self.model_dump(include={"kind"} | READS[self.kind])
 
 
+PresetName = Literal[
+    "gsm8k", "lmeval-gsm8k", "lmeval-gsm8k-keyed", "lmeval-platinum", "lmeval-cot", "lmeval-cot-zeroshot",
+    "lighteval-gsm8k", "inspect-gsm8k", "inspect-gsm8k-0shot", "nanochat", "qwen25-math", "qwen25-math-base",
+    "power-paper", "math-verify", "math500", "jsonl",
+]  # fmt: skip
+"""The keys of `evals.tasks.presets.PRESETS`."""
+
+
 class TaskConfig(Settings):
     """Which problems, how they are put to the model, and how long an answer may be."""
 
-    name: Literal["gsm8k"] = Field(
-        default="gsm8k", description="format of the data: question, worked answer, #### gold"
+    preset: PresetName = Field(
+        default="gsm8k",
+        description="how a published evaluation asks: its prompts, examples, stops and token limit, for all that is "
+        "not set beside it; jsonl: any file of questions and answers, by task.template",
+    )
+    name: Literal["gsm8k", "math"] = Field(
+        default="gsm8k",
+        description="format of the data: gsm8k (worked answer, #### number) or math (the answer alone, a number or "
+        "LaTeX, judged by math-verify) (default: the preset's)",
     )
     num_shots: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=0, description="solved examples in front of each question"
+        default=0, description="solved examples in front of each question (default: the preset's, 0 for gsm8k)"
     )
     train_data: str | None = Field(default=None, description="where the solved examples come from: JSONL or hub name")
     max_new_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=512, description="longest answer in tokens (the horizon of the target law)"
+        default=512,
+        description="longest answer in tokens, the horizon of the target law (default: the preset's, 512 for gsm8k)",
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        default=("Question:", "</s>", "<|im_end|>"), description="strings that end an answer"
+        default=("Question:", "</s>", "<|im_end|>"),
+        description="strings that end an answer; what is shown here is for the preset gsm8k",
     )
+    chat: bool = Field(default=False, description="ask through the model's chat template (default: as the preset does)")
+    template: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="prompt with {question} in it, in place of the preset's"
+    )
+    question_key: Annotated[str, Field(min_length=1)] = Field(
+        default="question", description="name of the question in the rows of the data (default: the preset's)"
+    )
+    answer_key: Annotated[str, Field(min_length=1)] = Field(
+        default="answer", description="name of the answer in the rows of the data"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_from_preset(cls, given: Any) -> Any:
+        """What is not set comes from the preset; the fields' defaults are those of `gsm8k`."""
+        preset = PRESETS.get(given.get("preset", "gsm8k")) if isinstance(given, dict) else None
+        if preset is None or given.get("preset", "gsm8k") == "gsm8k":
+            return given
+        chat = given.get("chat", preset.chat)
+        asked = chat in (True, "true", "True", "1", 1)
+        usual = {
+            "name": preset.format,
+            "num_shots": preset.num_shots,
+            "max_new_tokens": preset.max_new_tokens,
+            "stop": preset.stop if preset.chat_stop is None or not asked else preset.chat_stop,
+            "chat": chat,
+            "question_key": preset.question_key,
+        }
+        return {**usual, **given}
+
+    @model_validator(mode="after")
+    def _check_template(self) -> Self:
+        if self.template is None and self.preset == "jsonl":
+            raise conflict("this preset has no prompt of its own; set task.template", "preset", "template")
+        if self.template is not None and "{question}" not in self.template and "{q}" not in self.template:
+            raise conflict("it has no {question}, so all prompts would be the same", "template")
+        return self
 
 
 class EngineConfig(Settings):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
-from functools import lru_cache
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import cache, lru_cache
 from typing import Any
 
 from evals.engine.engine import Engine
@@ -31,8 +31,8 @@ def start(
 ) -> Future[Record]:
     """Begin one (problem, sample) on a started engine; the future yields its record or the exception that ended it.
 
-    `worker` goes into the record as it is: who did the work. Grading happens on the engine's thread, in well under a
-    millisecond per answer.
+    `worker` goes into the record as it is: who did the work. Grading has a thread of its own: the engine does not wait
+    for a formula that takes its grader seconds.
     """
     began = time.time()
     prompt = make_prompt(task, problem, engine.tokenizer, max_new_tokens)
@@ -40,7 +40,7 @@ def start(
     sampling = engine.submit(Chain(prompt, steps, sampler.sequences), seed)
     graded: Future[Record] = Future()
 
-    def finish(done: Future[Sample]) -> None:
+    def grade(done: Future[Sample]) -> None:
         try:
             graded.set_result(
                 make_record(problem, sample_index, task, engine, prompt, done.result(), began, dict(worker))
@@ -48,8 +48,14 @@ def start(
         except BaseException as error:  # noqa: BLE001 - whatever it is belongs to whoever waits for the record
             graded.set_exception(error)
 
-    sampling.add_done_callback(finish)
+    sampling.add_done_callback(lambda done: grading_thread().submit(grade, done))
     return graded
+
+
+@cache
+def grading_thread() -> ThreadPoolExecutor:
+    """Grades one answer at a time, in the order in which they were finished."""
+    return ThreadPoolExecutor(1, thread_name_prefix="grading")
 
 
 def evaluate(

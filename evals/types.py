@@ -39,6 +39,10 @@ class Problem(NamedTuple):
     """The worked solution as the data set has it, `#### gold` included."""
 
 
+Message = dict[str, str]
+"""One turn of a chat: `role` (system, user, assistant) and `content`."""
+
+
 class Prompt(NamedTuple):
     """What a chain continues: token ids and the rules that end an answer, the same for all its requests."""
 
@@ -177,8 +181,8 @@ class Task(Protocol):
     @property
     def stop_strings(self) -> tuple[str, ...]: ...
 
-    def prompt(self, problem: Problem) -> str:
-        """The prompt's text: a pure function of the preset, the seed and the problem."""
+    def prompt(self, problem: Problem) -> str | tuple[Message, ...]:
+        """The prompt's text, or the turns of a chat: a pure function of the preset, the seed and the problem."""
         ...
 
     def grade(self, problem: Problem, text: str) -> dict[str, Grade]:
@@ -197,7 +201,8 @@ class Grade(NamedTuple):
     answer: str | None
     """The extracted answer as the grader saw it; None when there is none (no answer is not the same as wrong)."""
     kind: str = "number"
-    """What was found: `number`, `none`, and for the numeric grader also `several` or `complex`."""
+    """What was found: `number`, `none`, and for the numeric grader also `several`, `complex` (judged symbolically) or
+    `undecided` (the symbolic checker could not)."""
 
 
 class MemoryReading(NamedTuple):

@@ -25,7 +25,7 @@ from evals.engine.kernel_steps import PromptStep, RowsStep
 from evals.engine.kv_cache import CacheShape, KeysValues
 from evals.engine.linear import pack_linears
 from evals.engine.seam import Probe, SeamError, Seat, paged_attention
-from evals.types import UserError
+from evals.types import Message, UserError
 
 PAGED, PROBE = "powersample", "powersample-probe"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -45,9 +45,21 @@ class Tokenizer:
         self.vocab_size: int = len(tokenizer)
         """Ids that the tokenizer knows; a model may have more."""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a raw prompt, with what the tokenizer adds by default (BOS for Llama), however long."""
-        return self._tokenizer(text, verbose=False)["input_ids"]  # the preflight says what is too long
+    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Ids of a raw prompt, with what the tokenizer adds by default (BOS for Llama), however long.
+
+        The turns of a chat go through the model's chat template, up to where the assistant begins. Raises UserError if
+        the model has none.
+        """
+        if isinstance(prompt, str):
+            return self._tokenizer(prompt, verbose=False)["input_ids"]  # the preflight says what is too long
+        if self._tokenizer.chat_template is None:
+            raise UserError(
+                "The prompts are chats (task.preset, task.chat) but the model's tokenizer has no chat template; choose "
+                "a chat model, or set task.chat to false."
+            )
+        text = self._tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of these ids."""

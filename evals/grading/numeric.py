@@ -4,7 +4,7 @@ Where the answer is looked for, in this order: the last closed, non-empty `\boxe
 a digit on its line; the last "answer is", "result =" or the like with a digit in its sentence; the text's last number.
 No tolerance, no rounding, no factor 100: 18.00 is 18, 18.0000001 is not. Every step takes time linear in the text.
 
-An answer of kind `complex` (a fraction, a formula) is not correct here; a symbolic checker decides those later.
+An answer of kind `complex` (a fraction, a formula) is not correct here; grade.py has a symbolic checker decide those.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two GSM8K scores of lm-evaluation-harness (0.4.13), decision for decision. Knows no numbers: it compares strings.
+"""The GSM8K scores of lm-evaluation-harness (0.4.13), decision for decision. Knows no numbers: it compares strings.
 
 Their faults are kept on purpose, so that a score can stand beside published ones; `numeric.py` is the repaired grader.
 """
@@ -10,17 +10,20 @@ import re
 from evals.types import Grade
 
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+COT_STRICT = re.compile(r"The answer is (\-?[0-9\.\,]+).")
+"""The `strict-match` of the chain-of-thought tasks. Its last `.` is any character, so that a text which ends in
+`The answer is 18` gives 1."""
 FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 FINAL_DOT = re.compile(r"\.$")
 
 
-def strict(text: str, answer: str) -> Grade:
-    """`strict-match`: the first number after `#### ` equals the gold as a string.
+def strict(text: str, answer: str, pattern: re.Pattern[str] = STRICT) -> Grade:
+    """`strict-match`: the first number after `#### ` (or what `pattern` says) equals the gold as a string.
 
     `text` is the answer, already cut at its stop string; `answer` is the data set's solution, `#### gold` included.
     The grade's answer is the extracted string, None where lm-eval says `[invalid]`.
     """
-    found = STRICT.search(text)
+    found = pattern.search(text)
     return grade(found[1] if found else None, answer)
 
 

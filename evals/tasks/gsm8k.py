@@ -1,63 +1,61 @@
-"""GSM8K: how a problem is put to a language model and how its answer is graded. Knows no tokens, files or samplers.
-
-Preset `Question: {q}\\nAnswer:`, with `num_shots` solved examples of the same form in front, joined by blank lines. The
-examples of a problem depend on (seed, problem id) and the training data only, so a prompt is the same on any number of
-devices, in any order and under any limit.
-"""
+"""A question as a prompt, its answer as grades: one task for all presets. Knows no tokens, files or samplers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from evals.config import TaskConfig
-from evals.grading.numeric import find, numeric
-from evals.grading.strict_flexible import flexible, strict
-from evals.rng import Purpose, uniform
-from evals.types import Grade, Problem, Task, UserError
-
-FEW_SHOT_MOVE = 0xFFFF_FFFF
-"""Stands where random keys have a chain's move: no chain gets that far, so examples share no draw with any sampler."""
+from evals.grading.grade import grade
+from evals.grading.numeric import find
+from evals.tasks.presets import PRESETS, Preset, fill
+from evals.tasks.shots import shots, too_few
+from evals.types import Grade, Message, Problem, Task
 
 
 class Gsm8k(NamedTuple):
     """The task; see `make_task`."""
 
-    stop_strings: tuple[str, ...]
+    config: TaskConfig
+    preset: Preset
     seed: int
-    num_shots: int
     train_problems: tuple[Problem, ...]
 
-    def prompt(self, problem: Problem) -> str:
-        """The prompt's text. Raises UserError if the training data has too few other problems."""
-        shots = [f"Question: {shot.question}\nAnswer: {shot.answer}" for shot in self.shots(problem)]
-        return "\n\n".join([*shots, f"Question: {problem.question}\nAnswer:"])
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return self.config.stop
+
+    def prompt(self, problem: Problem) -> str | tuple[Message, ...]:
+        """The prompt's text, or the turns of a chat. Raises UserError if the training data has too few examples."""
+        preset, solved = self.preset, self.shots(problem)
+        shown = [fill(preset.shot, values(shot)) for shot in solved]
+        question = problem.question.strip() if preset.strip else problem.question
+        asked = fill(self.config.template or preset.form, {**values(problem), "q": question, "question": question})
+        if not self.config.chat:
+            return preset.joint.join([*shown, asked])
+        if not preset.shots_in_system:
+            return ({"role": "user", "content": preset.joint.join([*shown, asked])},)
+        system = ({"role": "system", "content": preset.joint.join(shown)},) if shown else ()
+        return (*system, {"role": "user", "content": asked})
 
     def shots(self, problem: Problem) -> list[Problem]:
         """The solved examples in front of `problem`, never the problem itself."""
-        order = shuffled(self.train_problems, self.seed, problem.problem_id) if self.num_shots else iter(())
-        shots = list(islice((other for other in order if other.question != problem.question), self.num_shots))
-        if len(shots) < self.num_shots:
-            raise too_few(self.num_shots, len(shots))
-        return shots
+        return shots(self.preset.draw, problem, self.train_problems, self.config.num_shots, self.seed)
 
     def grade(self, problem: Problem, text: str) -> dict[str, Grade]:
-        """Scores `strict`, `flexible` and `numeric` of an answer's text, already cut at its stop string."""
-        return {
-            "strict": strict(text, problem.answer),
-            "flexible": flexible(text, problem.answer),
-            "numeric": numeric(text, problem),
-        }
+        """Named scores of an answer's text, already cut at its stop string; see evals/grading/grade.py."""
+        return grade(text, problem, cot=self.preset.cot, formulas=self.config.name == "math")
 
     def vote(self, text: str) -> str | None:
         """The number that the numeric score finds, written as all its equals are: 18 for 18.00, 18% for 18.0 per cent.
 
-        None where there is no number, or none that can be read.
+        None where there is no number, or none that can be read; for golds in LaTeX a formula votes as it is written.
         """
         found = find(text)
         if found.value is None:
-            return None
+            formula = found.shown if self.config.name == "math" else None
+            return formula and re.sub(r"\s", "", formula)
         digits = f"{found.value:f}"
         digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
         return ("0" if not found.value else digits) + ("%" if found.percent else "")
@@ -65,24 +63,13 @@ class Gsm8k(NamedTuple):
 
 def make_task(config: TaskConfig, seed: int, train_problems: Sequence[Problem] | None = None) -> Task:
     """The task of a configuration. Raises UserError if it wants more solved examples than `train_problems` has."""
-    train = tuple(train_problems or ())
-    if len(train) < config.num_shots:
+    train, preset = tuple(train_problems or ()), PRESETS[config.preset]
+    if preset.draw != "package" and len(train) < config.num_shots:
         raise too_few(config.num_shots, len(train))
-    return Gsm8k(config.stop, seed, config.num_shots, train)
+    return Gsm8k(config, preset, seed, train)
 
 
-def shuffled(problems: Sequence[Problem], seed: int, problem_id: int) -> Iterator[Problem]:
-    """The problems in an order that (seed, problem_id) decides, as far as they are asked for (Fisher-Yates, lazily)."""
-    moved: dict[int, int] = {}
-    for place in range(len(problems)):
-        u = uniform(seed, (problem_id, 0, FEW_SHOT_MOVE), place, Purpose.PICK)
-        pick = place + int(u * (len(problems) - place))
-        yield problems[moved.get(pick, pick)]
-        moved[pick] = moved.get(place, place)
-
-
-def too_few(wanted: int, present: int) -> UserError:
-    return UserError(
-        f"task.num_shots asks for {wanted} solved examples in front of each question but the training data has "
-        f"{present}; set task.train_data to a JSONL file or hub name with more of them, or lower task.num_shots."
-    )
+def values(problem: Problem) -> dict[str, str]:
+    """What the names in a form stand for."""
+    reasoning, _, number = problem.answer.rpartition("####")
+    return {"q": problem.question, "a": problem.answer, "r": reasoning.strip(), "n": number.strip()}

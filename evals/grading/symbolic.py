@@ -1,0 +1,118 @@
+"""Are two formulas equal? Asks math-verify in a child process, with a hard time limit. Knows no problem and no model.
+
+One child answers one pair at a time, in well under a millisecond; it is started when first needed, killed when it
+exceeds its time, and replaced for the next pair, so that an answer that hangs costs the limit and no other verdict.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Lock, Thread
+from typing import IO, NamedTuple
+
+SECONDS = 5.0
+"""For one pair."""
+START_SECONDS = 60.0
+"""For a child to import sympy on a busy machine."""
+COMMAND = (sys.executable, "-m", "evals.grading.judge")
+
+
+class Verdict(NamedTuple):
+    """`right` is None where nothing could be decided; `error` then says why."""
+
+    right: bool | None
+    error: str | None = None
+
+
+class Judge:
+    """A child process that compares formulas; `equal` may be called from any thread."""
+
+    def __init__(self, seconds: float = SECONDS, command: Sequence[str] = COMMAND) -> None:
+        self._seconds, self._command, self._lock = seconds, tuple(command), Lock()
+        self._child: subprocess.Popen[str] | None = None
+        self._lines: SimpleQueue[str] = SimpleQueue()
+
+    def equal(self, gold: str, answer: str) -> Verdict:
+        """Is `answer` the same as `gold`, both in LaTeX? The order matters. Never raises for what they say."""
+        with self._lock:
+            if self._child is None:
+                refusal = self._start()
+                if refusal is not None:
+                    return Verdict(None, refusal)
+            reply = self._ask(json.dumps([gold, answer]) + "\n", self._seconds)
+            match reply.partition(" ")[0]:
+                case "right" | "wrong":
+                    return Verdict(reply == "right")
+                case "error":
+                    return Verdict(None, reply.removeprefix("error "))
+            self._kill()
+            return Verdict(None, f"the symbolic checker died or took over {self._seconds:g} s")
+
+    def close(self) -> None:
+        """End the child; the next call of `equal` would start another."""
+        with self._lock:
+            self._kill()
+
+    def _start(self) -> str | None:
+        """Start a child; returns why it cannot be used."""
+        self._lines = SimpleQueue()
+        self._child = subprocess.Popen(
+            self._command,
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+        )
+        Thread(target=pump, args=(self._child.stdout, self._lines), name="judge", daemon=True).start()
+        reply = self._ask("", START_SECONDS)
+        if reply == "ready":
+            return None
+        self._kill()
+        return reply.removeprefix("absent ") or "the symbolic checker does not start"
+
+    def _ask(self, line: str, seconds: float) -> str:
+        """The child's next line; empty if it is dead or does not answer in time."""
+        assert self._child is not None
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(line)
+            self._child.stdin.flush()
+            return self._lines.get(timeout=seconds)
+        except (BrokenPipeError, Empty):
+            return ""
+
+    def _kill(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            if self._child.stdin is not None:
+                with suppress(BrokenPipeError):  # what was not read goes with it
+                    self._child.stdin.close()
+            self._child.wait()
+            self._child = None
+
+
+def pump(stream: IO[str] | None, lines: SimpleQueue[str]) -> None:
+    """Pass on every line of a child, and an empty one when it has ended."""
+    assert stream is not None
+    with stream:
+        for line in stream:
+            lines.put(line.rstrip("\n"))
+    lines.put("")
+
+
+@cache
+def judge() -> Judge:
+    """The one of this process. Its child ends with us, however we end: its input then ends."""
+    one = Judge()
+    atexit.register(one.close)
+    return one
