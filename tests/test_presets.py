@@ -218,6 +218,6 @@ def test_a_chat_goes_through_the_models_template() -> None:
     turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"})
     with pytest.raises(UserError, match=r"no chat template.*task\.chat"):
         tokenizer.encode(turns)
-    tokenizer._tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    turn, start = "[{{ m.role }}] {{ m.content }}\n", "{% if add_generation_prompt %}[assistant]{% endif %}"
+    tokenizer._tokenizer.chat_template = f"{{% for m in messages %}}{turn}{{% endfor %}}{start}"
     assert tokenizer.decode(tokenizer.encode(turns)) == "[system] Be brief.\n[user] How many?\n[assistant]"
