@@ -14,14 +14,16 @@ from orchestrator.scores import HEADLINE
 AGREEMENT = "The scores strict, flexible and numeric agree on every answer; one stands for all"
 
 
-def run_report(summary: Mapping[str, Any]) -> str:
-    """The report of one run."""
+def run_report(summary: Mapping[str, Any], timeline: str | None = None) -> str:
+    """The report of one run; `timeline` is the file that shows its workers over time."""
     parts = [f"# {title(summary)}", wrapped(headline(summary))]
     if summary["warnings"]:
         parts.append("\n".join(item(f"Warning: {sentence}") for sentence in summary["warnings"]))
     parts += [scores(summary), wrapped(scores_legend(summary)), samples_table(summary)]
     lines = [answers(summary), tokens(summary), seconds(summary), *chain_lines(summary)]
     lines += [memory(summary), provenance(summary)]
+    if timeline:
+        lines.append(f"Workers over time (memory, utilisation, slots, events): [{timeline}]({timeline})")
     parts.append("\n".join(item(line) for line in lines if line))
     return "\n\n".join(part for part in parts if part) + "\n"
 

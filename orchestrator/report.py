@@ -1,5 +1,5 @@
-"""Derived files of finished or unfinished runs, made again from the log at any time: summary.json and report.md, and
-for several runs their comparison with its figure.
+"""Derived files of finished or unfinished runs, made again from the log at any time: summary.json, report.md and
+timeline.svg, and for several runs their comparison with its figure.
 
 Reads run.json, records.jsonl and telemetry.jsonl and never writes to them. Knows no worker; layout is render.py's.
 """
@@ -19,9 +19,10 @@ from orchestrator.reduce import summarise
 from orchestrator.render import run_report
 from orchestrator.render_comparison import comparison_report
 from orchestrator.store import first_records
-from orchestrator.telemetry import scan_telemetry
+from orchestrator.telemetry import read_telemetry, scan_telemetry
+from orchestrator.timeline import timeline
 
-SUMMARY, REPORT, FIGURE = "summary.json", "report.md", "accuracy.svg"
+SUMMARY, REPORT, FIGURE, TIMELINE = "summary.json", "report.md", "accuracy.svg", "timeline.svg"
 
 
 def report(paths: Sequence[str]) -> int:
@@ -34,7 +35,7 @@ def report(paths: Sequence[str]) -> int:
 
 
 def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
-    """Write summary.json and report.md into every run directory; return what to print.
+    """Write summary.json, report.md and timeline.svg into every run directory; return what to print.
 
     For several runs that is their comparison, which also goes to `out`: a file, or a directory for its report.md; by
     default the directory that holds the first run. Its figure lies beside it. Raises UserError for a directory that is
@@ -43,16 +44,19 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
     if not run_dirs:
         raise UserError("No run directory was given; name at least one, as in `powersample report runs/demo/power`.")
     runs = [read(directory) for directory in run_dirs]
-    texts = [run_report(run.summary) for run in runs]
+    plots = [timeline(read_telemetry(run.directory / TELEMETRY)) for run in runs]
+    texts = [run_report(run.summary, TIMELINE if plot else None) for run, plot in zip(runs, plots, strict=True)]
     comparison = compare(runs) if len(runs) > 1 else None
     if comparison is not None:
         out = run_dirs[0].resolve().parent if out is None else out
         out = out / REPORT if out.is_dir() else out
         check_place(out)
-    for run, text in zip(runs, texts, strict=True):
+    for run, text, plot in zip(runs, texts, plots, strict=True):
         summary = json.dumps(run.summary, indent=2, ensure_ascii=False, allow_nan=False)
         write(run.directory / SUMMARY, summary + "\n")
         write(run.directory / REPORT, text)
+        if plot:
+            write(run.directory / TIMELINE, plot)
     return texts[0] if comparison is None or out is None else write_comparison(comparison, out)
 
 
