@@ -18,6 +18,10 @@ class Settings(BaseModel):
 
 SamplerKind = Literal["power", "paper", "temperature", "greedy", "best_of", "majority", "snis", "smc"]
 
+AUTO_SLOTS = {"cuda": 256, "cpu": 10}
+"""Problems at once where nobody names a number: on a GPU at most so many, beyond which little is gained (512 slots were
+estimated 6 % faster than 256), and as many as its memory holds; on a CPU so many."""
+
 READS: dict[SamplerKind, frozenset[str]] = {
     "power": frozenset(
         {
@@ -201,3 +205,7 @@ class EngineConfig(Settings):
         default=4, description="drafts of one chain at once where slots would stand idle (0: one); changes no answer"
     )
     prefill_tokens: Annotated[int, Field(ge=16)] = Field(default=4096, description="prompt tokens per prefill pass")
+    target_utilisation: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.8,
+        description="share of a GPU's memory that may be in use, what others hold included; bounds the slots",
+    )

@@ -12,13 +12,20 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from evals.config import EngineConfig
+from evals.config import AUTO_SLOTS, EngineConfig
 from evals.engine.eager import EagerDecoder
 from evals.engine.fuse import fuse_linears
+from evals.engine.kv_cache import PagePool
+from evals.engine.memory import out_of_memory
 from evals.engine.model import Model, first_line
+from evals.engine.planning import Demand, Reading, SlotPlan, plan_slots, plan_unmeasured
+from evals.engine.rehearsal import rehearse
+from evals.types import UserError
 
 if TYPE_CHECKING:
     from evals.engine.decoder import GraphDecoder
+
+    Decoder = EagerDecoder | GraphDecoder
 
 
 WAYS = {"compiled": "compiled and captured as CUDA graphs", "graphs": "captured as CUDA graphs"}
@@ -26,14 +33,59 @@ ALLOWED = {"auto": ("compiled", "graphs"), "compiled": ("compiled", "graphs"), "
 """The ways to try for each setting of `engine.execution`, best first; kernel by kernel always works."""
 
 
-def fastest(model: Model, config: EngineConfig, slots: int, max_pages: int) -> EagerDecoder | GraphDecoder:
+def prepare(model: Model) -> None:
+    """What is done to a model once, before anything is measured or made. On a CPU nothing."""
+    if model.device.type == "cuda":
+        uncompile_layers(model)
+        fuse_linears(model.network, lambda: model.plain_logits([0, 1]))
+
+
+def sized(
+    model: Model, config: EngineConfig, demand: Demand, max_length: int, num_pages: int | None
+) -> tuple[SlotPlan, EngineConfig]:
+    """Slots and pages for `demand`, on a GPU by measurement unless `num_pages` are given; and the setting to run by.
+
+    Raises UserError if not even one slot fits.
+    """
+    if model.device.type != "cuda" or num_pages is not None:
+        return plan_unmeasured(demand, num_pages), config
+    rows = min(demand.slots or AUTO_SLOTS["cuda"], AUTO_SLOTS["cuda"])
+    reading, config = measure(model, config, rows, max_length)
+    return plan_slots(reading, demand, config), config
+
+
+def measure(model: Model, config: EngineConfig, rows: int, max_length: int) -> tuple[Reading, EngineConfig]:
+    """The memory of the largest passes of a run on a GPU, and the setting that it can have: `execution` is eager where
+    our kernels do not work, which is said.
+
+    Raises UserError if the passes do not fit at all.
+    """
+
+    def kernels() -> GraphDecoder:
+        from evals.engine.decoder import GraphDecoder
+
+        return GraphDecoder(model, rows, PagePool.pages_for(0, max_length), "kernels", graphs=False)
+
+    if config.execution != "eager":
+        try:
+            return rehearse(model, kernels, rows, max_length, config.prefill_tokens), config
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - compilers raise of all kinds; a broken device fails below as well
+            reason = f"{type(error).__name__}: {first_line(error)}"
+        print(f"The kernels for this GPU cannot be run ({reason}); taking plain operations.", file=sys.stderr)
+        config = config.model_copy(update={"execution": "eager"})
+    return rehearse(model, lambda: EagerDecoder(model), rows, max_length, config.prefill_tokens), config
+
+
+def fastest(model: Model, config: EngineConfig, slots: int, max_pages: int) -> Decoder:
     """The decoder for `slots` requests of at most `max_pages` pages, as fast as setting and machine allow.
 
-    Raises what a failing device raises; an error of compiling or capturing is printed and leads to the next way.
+    The model has been through `prepare`. Raises what a failing device raises, running out of memory included; an error
+    of compiling or capturing is printed and leads to the next way.
     """
     if model.device.type != "cuda":
         return EagerDecoder(model)
-    fuse_linears(model.network, lambda: model.plain_logits([0, 1]))
     for way in ALLOWED[config.execution]:
         try:
             if way == "compiled":
@@ -41,11 +93,11 @@ def fastest(model: Model, config: EngineConfig, slots: int, max_pages: int) -> E
             from evals.engine.decoder import GraphDecoder
 
             decoder = GraphDecoder(model, slots, max_pages, way)
-            decoder.warm_up()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # noqa: BLE001 - compilers raise of all kinds; a broken device fails the next way too
+            decoder.warm_up(config.prefill_tokens)
+        except Exception as error:  # compilers raise of all kinds; a broken device fails the next way too
             uncompile_layers(model)
+            if out_of_memory(error) is not None:
+                raise
             reason = f"{type(error).__name__}: {first_line(error)}"
             print(f"Steps cannot be {WAYS[way]} here ({reason}); taking the next best way.", file=sys.stderr)
         else:

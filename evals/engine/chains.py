@@ -58,14 +58,20 @@ class Flight:
         self.number = number
         """Order of arrival."""
         self.lease = lease
-        """Its parent under another name, so that the chain may drop the parent meanwhile."""
-        length = len(request.prefix)
-        self.start = 0 if lease is None else length - 1
-        """First position that it writes."""
-        self.limit = length + request.max_new
-        self.pages = PagePool.pages_for(self.start, self.limit)
-        """Pages that it needs beyond its parent's."""
+        """Its parent under another name, so that the chain may drop the parent meanwhile; None where its whole prefix
+        has to be written."""
+        self.limit = len(request.prefix) + request.max_new
         self.running: Running | None = None
+
+    @property
+    def start(self) -> int:
+        """First position that it writes."""
+        return 0 if self.lease is None else len(self.request.prefix) - 1
+
+    @property
+    def pages(self) -> int:
+        """Pages that it needs beyond its parent's."""
+        return PagePool.pages_for(self.start, self.limit)
 
     @property
     def is_head(self) -> bool:
@@ -84,6 +90,10 @@ class Live:
         """By tag, oldest first."""
         self.full = self.guaranteed = self.claim = 0
         """Pages of its longest sequence, pages that are kept for it, and pages that others cannot have now."""
+
+    def begin(self) -> bool:
+        """Whether somebody wants its sample; from then on it cannot be cancelled."""
+        return self.future.running() or self.future.set_running_or_notify_cancel()
 
     @property
     def head(self) -> Flight | None:
@@ -111,7 +121,8 @@ class Live:
         chain may need its completion before it gives back what the younger one took.
         """
         running = [f for f in self.flights.values() if f.running is not None and (extras or f.is_head)]
-        numbers = [held.number for held in self.held.values()] + [flight.number for flight in running]
+        numbers = [held.number for handle, held in self.held.items() if pool.reaches(handle, 1)]
+        numbers += [flight.number for flight in running]
         if joining is not None:
             numbers.append(joining.number)
         newest = max(numbers, default=-1)

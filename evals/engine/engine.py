@@ -3,30 +3,37 @@
 Every step seats what waits, prefills the prompts that are new, decodes one token for every slot in one packed pass, and
 hands finished completions to their chains, which ask for more at once. Prompts are prefilled up to their last token;
 that one is fed again as an ordinary decode row, which is also how a request that branches from a held sequence begins.
+
+Where a GPU runs out of memory, what is on the device is made anew for three quarters of the slots, and chains go on
+from the tokens that the host holds.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from threading import Condition, Thread
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from evals.config import EngineConfig
 from evals.engine import selfcheck
-from evals.engine.accelerate import fastest
+from evals.engine.accelerate import fastest, prepare, sized
 from evals.engine.batch import Run, layout, prompt_passes
 from evals.engine.chains import Live
 from evals.engine.idle import IdleClock
 from evals.engine.kv_cache import KeysValues, PagePool
-from evals.engine.memory import check_room, read_memory
+from evals.engine.memory import out_of_memory, read_memory, release
 from evals.engine.model import Model, Tokenizer
+from evals.engine.planning import Demand, Shrunk, fewer, table
 from evals.engine.scheduler import Scheduler
 from evals.engine.seating import Seated
-from evals.types import Chain, MemoryReading, Sample
+from evals.types import Chain, MemoryReading, Sample, UserError
+
+if TYPE_CHECKING:
+    from evals.engine.accelerate import Decoder
 
 
 class EngineClosed(Exception):  # noqa: N818 - it is no mistake
@@ -57,36 +64,43 @@ class Engine:
         model: Model,
         config: EngineConfig,
         *,
-        slots: int,
+        slots: int | None,
         max_length: int,
         num_pages: int | None = None,
         sequences: int = 2,
     ) -> None:
-        """`slots` chains, and requests, at once; `max_length` is the longest prompt plus answer in tokens.
+        """At most `slots` chains, and requests, at once; `max_length` is the longest prompt plus answer in tokens.
 
-        `num_pages` pages of keys and values; by default every slot has room for a state and a draft of full length,
-        and all together for the `sequences` that one chain may need at once.
-        Raises UserError if the model fails the self-check, or if the device has no room for the keys and values;
-        ValueError for sizes below 1 or a `max_length` beyond the model's context.
+        On a GPU the slots are as many of these as its memory has room for; None takes as many as fit and pay (on a CPU
+        10). Every slot has room for a state and a draft of full length, and all together for the `sequences` that one
+        chain may need at once. With `num_pages`, so many pages of keys and values, nothing is measured.
+        Raises UserError if the model fails the self-check or not even one slot fits; ValueError for sizes below 1 or a
+        `max_length` beyond the model's context.
         """
-        if slots < 1 or not 1 <= max_length <= model.limits.context_length:
+        if (slots is not None and slots < 1) or not 1 <= max_length <= model.limits.context_length:
             raise ValueError(f"{slots} slots, longest sequence {max_length} of {model.limits.context_length}")
-        self.model, self._config = model, config
+        self.model = model
         self._layout = layout(model.device)
         if not model.checked:
             selfcheck.check(model)
-        if num_pages is None:
-            num_pages = max(2 * slots, sequences) * PagePool.pages_for(0, max_length) + 1
-            check_room(model.device, num_pages * model.cache_shape.page_bytes, slots)
-        self._pool = PagePool(num_pages, self._layout.share_unit)
-        self._scheduler = Scheduler(self._pool, slots, max_length, model.limits.vocab_size)
-        self._cache = KeysValues(model.cache_shape, num_pages, model.device)
-        model.attach(self._cache)
-        self._decoder = fastest(model, config, slots, PagePool.pages_for(0, max_length))
+        prepare(model)
+        self._max_pages = PagePool.pages_for(0, max_length)
+        self._demand = Demand(slots, sequences, self._max_pages, model.cache_shape.page_bytes)
+        plan, self._config = sized(model, config, self._demand, max_length, num_pages)
+        self.notes = table(plan, str(model.device))
+        """Where the device's memory goes, for a person; empty where nothing was measured."""
+        self._pool = PagePool(plan.num_pages, self._layout.share_unit)
+        self._scheduler = Scheduler(self._pool, plan.slots, max_length, model.limits.vocab_size)
+        self._cache: KeysValues | None = None
+        self._decoder: Decoder | None = None
+        """None of the two while they have to be made."""
+        self._shrunk: list[Shrunk] = []
+        self._changed = Condition()
+        while self._decoder is None:
+            self._surviving(self._build)
         self._steps = self._generated = self._prefilled = 0
         self._seconds = 0.0
         self._inbox: list[Live] = []
-        self._changed = Condition()
         self._thread: Thread | None = None
         self._closing = False
         self._failure: BaseException | None = None
@@ -97,13 +111,13 @@ class Engine:
 
     @property
     def execution(self) -> str:
-        """How steps run: compiled, graphs or eager (see `accelerate.fastest`)."""
-        return self._decoder.name
+        """How steps run: compiled, graphs or eager (see `accelerate.fastest`); none while they cannot."""
+        return "none" if self._decoder is None else self._decoder.name
 
     @property
     def idle(self) -> IdleClock | None:
         """The time that the device has waited for the host; None where steps are not enqueued ahead (eager)."""
-        return self._decoder.idle
+        return None if self._decoder is None else self._decoder.idle
 
     @property
     def failure(self) -> BaseException | None:
@@ -178,6 +192,12 @@ class Engine:
         """Memory of this process and its device now."""
         return read_memory(self.model.device)
 
+    def take_shrunk(self) -> list[Shrunk]:
+        """When the engine ran out of device memory since this was last asked; from any thread."""
+        with self._changed:
+            taken, self._shrunk = self._shrunk, []
+        return taken
+
     def audit(self) -> None:
         """Recount the pages. Raises RuntimeError if a count is wrong; for tests, between runs."""
         self._pool.audit()
@@ -210,22 +230,35 @@ class Engine:
         self._take()
         self._scheduler.fail_all(error)
 
-    @torch.inference_mode()
     def _step(self) -> None:
         began = time.perf_counter()
+        self._surviving(self._build if self._decoder is None else self._advance)
+        self._steps += 1
+        self._seconds += time.perf_counter() - began
+
+    def _build(self) -> None:
+        """Make what is on the device: keys and values, and the decoder."""
+        self._cache = KeysValues(self.model.cache_shape, self._pool.num_pages, self.model.device)
+        self.model.attach(self._cache)
+        self._decoder = fastest(self.model, self._config, self._scheduler.num_slots, self._max_pages)
+
+    @torch.inference_mode()
+    def _advance(self) -> None:
+        """Seat, prefill, one token for everybody."""
+        assert self._cache is not None, "no step before it is made"
+        assert self._decoder is not None, "no step before it is made"
         self.model.attach(self._cache)
         seated = self._scheduler.seat()
         if seated:
             self._cache.prepare([item.opening for item in seated])
-            self._prefill(seated)
+            for runs in prompt_passes(self._prompts(seated), self._layout, self._config.prefill_tokens):
+                self._decoder.prefill(runs)
         for drawn in self._decoder.step(self._scheduler.slots):
             self._generated += drawn.running.current
             self._scheduler.record(*drawn)
-        self._steps += 1
-        self._seconds += time.perf_counter() - began
 
-    def _prefill(self, seated: Sequence[Seated]) -> None:
-        """Keys and values of new prompts, all but the last token and what they share with others."""
+    def _prompts(self, seated: Sequence[Seated]) -> list[Run]:
+        """The tokens of new prompts, all but the last one and what they share with others."""
         prompts = []
         for running, _ in seated:
             slot = running.slot
@@ -233,5 +266,33 @@ class Engine:
             start = end - slot.prefilled
             prompts.append(Run(slot.request.prefix[start:end], start, slot.pages))
             self._prefilled += slot.prefilled
-        for runs in prompt_passes(prompts, self._layout, self._config.prefill_tokens):
-            self._decoder.prefill(runs)
+        return prompts
+
+    def _surviving(self, work: Callable[[], None]) -> None:
+        """Do `work`; if the device runs out of memory over it, shrink. Raises whatever else it raises."""
+        try:
+            work()
+            return
+        except RuntimeError as error:  # until it is gone, its traceback holds what the work had on the device
+            reason = out_of_memory(error)
+            if reason is None:
+                raise
+        self._shrink(reason)
+
+    def _shrink(self, reason: str) -> None:
+        """Let go of all that is on the device and send all chains back to wait for fewer slots.
+
+        Raises UserError if there is no slot left to give up.
+        """
+        self._cache = self._decoder = None
+        self.model.detach()
+        release(self.model.device)
+        old, new = self._scheduler.num_slots, fewer(self._scheduler.num_slots)
+        with self._changed:
+            self._shrunk.append(Shrunk(time.time(), old, new, reason))
+        if not new:
+            raise UserError(
+                f"The GPU has no memory left for even one slot ({reason}); free the GPU, choose a smaller model, or "
+                "lower task.max_new_tokens, sampler.num_candidates or engine.prefill_tokens."
+            )
+        self._scheduler.requeue(new, min(self._pool.num_pages, self._demand.num_pages(new)))

@@ -45,15 +45,24 @@ class PagePool:
 
         Raises ValueError for less than two pages.
         """
+        self._share_unit = share_unit
+        self._pages: dict[Handle, list[int]] = {}
+        self._parent: dict[Handle, Handle] = {}
+        self._next = 0
+        self.reset(num_pages)
+
+    def reset(self, num_pages: int) -> None:
+        """Have so many pages, all of them free: sequences stay held, under their handles, without any.
+
+        Raises ValueError for less than two pages.
+        """
         if num_pages < 2:
             raise ValueError(f"a pool of {num_pages} pages has none to lend: one is the scratch page")
         self.num_pages = num_pages
         self._free = list(range(num_pages - 1, SCRATCH, -1))
         self._count = [0] * num_pages
-        self._pages: dict[Handle, list[int]] = {}
-        self._parent: dict[Handle, Handle] = {}
-        self._prefixes = PrefixIndex(PAGE, share_unit)
-        self._next = 0
+        self._pages = {handle: [] for handle in self._pages}
+        self._prefixes = PrefixIndex(PAGE, self._share_unit)
 
     @property
     def num_free(self) -> int:
@@ -92,19 +101,24 @@ class PagePool:
         copy = (inherited[shared], fresh[0]) if rest else None
         return Opening(handle, tuple(self._pages[handle]), tuple(fresh), copy)
 
-    def open_prompt(self, prefix: Sequence[int], limit: int) -> tuple[Opening, int]:
+    def open_prompt(self, prefix: Sequence[int], limit: int, replaces: Handle | None = None) -> tuple[Opening, int]:
         """A sequence that is to hold `prefix` and grow to `limit` tokens, and how many of them are there already.
 
         It shares the longest prefix that somebody's pages hold; the rest, up to the last token, the caller has to write
-        before anything reads it, whereupon others may share it too. Raises MemoryError as `open` does.
+        before anything reads it, whereupon others may share it too. `replaces` is the handle that `keep` releases.
+        Raises MemoryError as `open` does.
         """
         written = prefix[:-1]
         shared = self._prefixes.find(written)
         needed = self.pages_for(len(shared) * PAGE, limit)
         fresh = self._take(needed)
-        handle = self._add([*shared, *fresh], None)
+        handle = self._add([*shared, *fresh], replaces)
         self._prefixes.add(written, self._pages[handle])
         return Opening(handle, tuple(self._pages[handle]), tuple(fresh), None), len(shared) * PAGE
+
+    def reaches(self, handle: Handle, position: int) -> bool:
+        """Whether a sequence has pages for its first `position` tokens; after `reset` it has not."""
+        return len(self._pages_of(handle)) * PAGE >= position
 
     def distinct(self, handles: Iterable[Handle]) -> int:
         """Pages that these sequences have together."""

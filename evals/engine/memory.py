@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 from pathlib import Path
@@ -9,10 +10,7 @@ from pathlib import Path
 import pynvml
 import torch
 
-from evals.types import MemoryReading, UserError
-
-RESERVE = 0.9
-"""Share of the free device memory that keys and values may take; the rest is for activations."""
+from evals.types import MemoryReading
 
 STATM = Path("/proc/self/statm")
 
@@ -54,15 +52,24 @@ def utilisation(device: torch.device) -> float | None:
         return None
 
 
-def check_room(device: torch.device, needed_bytes: int, slots: int) -> None:
-    """Raises UserError if the device has no room for this much of keys and values for `slots` slots."""
-    if device.type != "cuda":
-        return
-    free, _ = torch.cuda.mem_get_info(device)
-    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    room = int(RESERVE * free)
-    if needed_bytes > room:
-        raise UserError(
-            f"{slots} slots need {needed_bytes / 2**30:.1f} GiB for keys and values, {room / 2**30:.1f} GiB are free; "
-            f"set POWERSAMPLE_BATCH_SIZE to at most {slots * room // needed_bytes}, or lower task.max_new_tokens."
-        )
+def release(device: torch.device) -> None:
+    """Give back what nobody holds any more, for others or for allocations of another shape."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException | None) -> str | None:
+    """What ran out of device memory, in one line; None if `error` is something else.
+
+    The driver says so in words only, and leaving an interrupted capture raises another error over the first.
+    """
+    while error is not None:
+        text = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or (
+            isinstance(error, RuntimeError) and ("CUDA error: out of memory" in text or "ALLOC_FAILED" in text)
+        ):
+            return text.splitlines()[0] if text else type(error).__name__
+        error = error.__context__
+    return None

@@ -29,6 +29,7 @@ from evals.types import Message, UserError
 
 PAGED, PROBE = "powersample", "powersample-probe"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BFLOAT16_SINCE = (8, 0)  # CUDA capability
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 2, Phi-3, GPT-2 and most other decoder-only families work"
 
@@ -306,7 +307,12 @@ def load_model(folder: str, config: EngineConfig, device: str | torch.device, nu
             f"The weights in {folder} are incomplete: {missing[0]} and {len(missing) - 1} others are missing."
         )
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
-    return Model(network.to(device), limits, tokenizer, folder)
+    try:
+        return Model(network.to(device), limits, tokenizer, folder)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"The model in {folder} does not fit the GPU ({first_line(error)}); free the GPU or choose a smaller model."
+        ) from error
 
 
 def random_model(kind: str, sizes: dict[str, Any], dtype: str, device: str) -> Model:

@@ -93,11 +93,21 @@ class Scheduler:
             live.held[running.handle] = Held(tokens, flight.number)
             self._advance(live, (slot.tag, completion(slot, ended, running.handle, self._idle_slots())))
 
+    def requeue(self, num_slots: int, num_pages: int) -> None:
+        """Go on with so many slots and pages, all of them empty; chains wait to enter again, ahead of new ones.
+
+        What a chain holds keeps its handle and its tokens, from which a request that branches there is prefilled;
+        requests in flight start again, with the same keys and so with the same tokens.
+        """
+        self._new.extendleft(reversed(self.seating.clear(num_slots)))
+        self.num_slots = num_slots
+        self.pool.reset(num_pages)
+
     def fail_all(self, error: BaseException) -> None:
         """Every chain ends with this error."""
         while self._new:
             live = self._new.popleft()
-            if live.future.set_running_or_notify_cancel():
+            if live.begin():
                 self._fail(live, error)
         for live in list(self.seating.alive):
             self._fail(live, error)
@@ -111,12 +121,12 @@ class Scheduler:
         if refusal is None and not self.seating.enter(live):
             return False
         self._new.popleft()
-        if not live.future.set_running_or_notify_cancel():
+        if not live.begin():
             self._release(live)
             live.chain.steps.close()
         elif refusal is not None:
             self._fail(live, refusal)
-        else:
+        elif not live.flights:  # else it goes on where it was when it had to leave
             self._advance(live, None)
         return True
 
@@ -194,7 +204,8 @@ class Scheduler:
             self._own(live, request.parent)
             if live.held[request.parent].tokens[: len(request.prefix)] != request.prefix:
                 raise ValueError("the parent's tokens do not start with the request's prefix")
-            lease = self.pool.fork(request.parent)
+            if self.pool.reaches(request.parent, len(request.prefix) - 1):
+                lease = self.pool.fork(request.parent)
         self._submitted += 1
         live.add(Flight(live, tag, request, self._submitted, lease))
 

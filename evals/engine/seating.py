@@ -101,7 +101,7 @@ class Seating:
         live, request = flight.live, flight.request
         slot = Slot(flight.tag, request, live.chain.prompt, live.seed)
         if flight.lease is None:
-            opening, present = self.pool.open_prompt(request.prefix, flight.limit)
+            opening, present = self.pool.open_prompt(request.prefix, flight.limit, replaces=request.parent)
             slot.prefilled = len(request.prefix) - 1 - present
         else:
             opening = self.pool.open(flight.lease, flight.start, flight.limit, replaces=request.parent)
@@ -127,6 +127,24 @@ class Seating:
         flight.running = None
         self.evicted += 1
         self.recount(flight.live)
+
+    def clear(self, num_slots: int) -> list[Live]:
+        """Everybody gets up and leaves, in order of entry; from now on there are `num_slots` slots.
+
+        Requests in flight are as if they had just been asked for, without a parent's pages to branch from.
+        """
+        for running in list(self.slots):
+            self.evict(running.live.flights[running.slot.tag])
+        lives = list(self.alive)
+        for live in lives:
+            live.claim = 0
+            for flight in live.flights.values():
+                if flight.lease is not None:
+                    self.pool.drop(flight.lease)
+                    flight.lease = None
+        self.alive.clear()
+        self.num_slots = num_slots
+        return lives
 
     def _make_room(self, live: Live, claim: int) -> bool:
         """Whether the claim of `live` may become `claim`, after sending back as many extras of others as that takes."""

@@ -1,0 +1,135 @@
+"""How many slots a device has room for: arithmetic over what was measured there. Knows no device and no model.
+
+All that a run needs must fit under a target share of the device's whole memory, what others hold included:
+
+    others + weights + K/V(slots) + activations(slots) + graphs(slots) <= target * total
+
+Keys and values are a state and a draft of full length for every slot. Activations are the larger of the largest prompt
+pass and the largest step, which is as large as it has rows. Passes captured as CUDA graphs keep activations of their
+own, while capturing another one takes the ordinary ones.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import NamedTuple
+
+from evals.config import AUTO_SLOTS, EngineConfig
+from evals.types import UserError
+
+GRAPH_BYTES = 256 << 20
+"""What the driver keeps for the graphs of a run, beside their activations (an estimate: 18 graphs and fewer)."""
+GIB = 2**30
+
+
+class Reading(NamedTuple):
+    """Bytes of a device whose largest passes have been run once."""
+
+    total: int
+    others: int
+    """Held by the CUDA context and by other processes."""
+    weights: int
+    rows: int
+    """Rows of the step that was run; a larger one, and its prompt pass, take more in proportion."""
+    prompts: int
+    """Peak of the largest prompt pass beyond the weights."""
+    step: int
+    """Peak of the step beyond the weights."""
+
+
+class Demand(NamedTuple):
+    """What an engine is to hold."""
+
+    slots: int | None
+    """At most so many; None: as many as fit and pay."""
+    sequences: int
+    """Of full length, that one chain may need at once."""
+    pages: int
+    """Of a sequence of full length."""
+    page_bytes: int
+
+    def num_pages(self, slots: int) -> int:
+        """Pages for so many slots, the scratch page included."""
+        return max(2 * slots, self.sequences) * self.pages + 1
+
+
+class SlotPlan(NamedTuple):
+    """Slots and pages, and where the device's memory goes if they were planned from a reading."""
+
+    slots: int
+    num_pages: int
+    parts: dict[str, int]
+    """Bytes by purpose, in the order of the table; they add up to the device's memory."""
+    lowered_from: int | None = None
+    """The number asked for, where it does not fit."""
+
+
+class Shrunk(NamedTuple):
+    """The device ran out of memory all the same, and the engine went on with fewer slots; with 0 it could not."""
+
+    time: float
+    """Unix seconds."""
+    old: int
+    new: int
+    reason: str
+
+
+def plan_slots(reading: Reading, demand: Demand, config: EngineConfig) -> SlotPlan:
+    """The largest number of slots, up to the one asked for, whose run stays under `config.target_utilisation`.
+
+    Raises UserError where not even one slot fits.
+    """
+    wanted = AUTO_SLOTS["cuda"] if demand.slots is None else demand.slots
+
+    def parts(slots: int) -> dict[str, int]:
+        """What grows with the slots."""
+        step = max(reading.step, reading.rows * demand.page_bytes)  # every slot may copy a page at once
+        most = max(reading.prompts * max(slots, reading.rows), step * slots)
+        activations = -(-most // reading.rows)
+        graphs = 0 if config.execution == "eager" else activations + GRAPH_BYTES
+        return {"K/V": demand.num_pages(slots) * demand.page_bytes, "activations": activations, "graphs": graphs}
+
+    limit = int(config.target_utilisation * reading.total)
+    room = limit - reading.others - reading.weights
+    slots = bisect_right(range(1, wanted + 1), room, key=lambda slots: sum(parts(slots).values()))
+    if not slots:
+        raise UserError(
+            f"Not even one slot fits the GPU: the model's weights take {gib(reading.weights)}, others hold "
+            f"{gib(reading.others)}, one slot needs {gib(sum(parts(1).values()))}, and {config.target_utilisation:.0%} "
+            f"of {gib(reading.total)} may be used; free the GPU, raise engine.target_utilisation, or lower "
+            "task.max_new_tokens, sampler.num_candidates or engine.prefill_tokens."
+        )
+    taken = {"context and others": reading.others, "weights": reading.weights, **parts(slots)}
+    taken["reserve"] = reading.total - limit
+    taken["free"] = reading.total - sum(taken.values())
+    lowered = demand.slots is not None and slots < demand.slots
+    return SlotPlan(slots, demand.num_pages(slots), taken, demand.slots if lowered else None)
+
+
+def plan_unmeasured(demand: Demand, num_pages: int | None) -> SlotPlan:
+    """Slots and pages as they were asked for, where nothing is measured: on a CPU, or with a given number of pages."""
+    slots = AUTO_SLOTS["cpu"] if demand.slots is None else demand.slots
+    return SlotPlan(slots, demand.num_pages(slots) if num_pages is None else num_pages, {})
+
+
+def table(plan: SlotPlan, device: str) -> str:
+    """The plan as lines for a person; empty where nothing was measured."""
+    if not plan.parts:
+        return ""
+    lines = [f"{plan.slots} slots on {device}, {gib(sum(plan.parts.values()))}, of which:"]
+    lines += [f"  {name:<18} {bytes_ / GIB:8.2f} GiB" for name, bytes_ in plan.parts.items()]
+    if plan.lowered_from is not None:
+        lines.append(
+            f"Warning: {plan.lowered_from} slots (POWERSAMPLE_BATCH_SIZE) do not fit; going on with {plan.slots}."
+        )
+    return "\n".join(lines)
+
+
+def fewer(slots: int) -> int:
+    """Three quarters, rounded down, above 8 to a multiple of 8: 64, 48, 32, 24, 16, 8, 6, 4, 3, 2, 1, 0."""
+    less = slots * 3 // 4
+    return less // 8 * 8 if less > 8 else less
+
+
+def gib(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.1f} GiB"

@@ -1,0 +1,211 @@
+"""Device memory that runs out: fewer slots, and the same samples. The decoder is made to fail; no device is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import Pair, engine, make, prompt, request, sample
+
+from evals.config import EngineConfig, SamplerConfig
+from evals.engine.eager import EagerDecoder
+from evals.engine.engine import Engine
+from evals.engine.kv_cache import PagePool
+from evals.engine.memory import out_of_memory
+from evals.engine.planning import fewer
+from evals.samplers.make import make_sampler
+from evals.types import Cancel, Chain, Drop, Keep, Sample, Submit, UserError
+
+MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB.\nMore."
+KINDS = {
+    "power": SamplerConfig(alpha=2.0, num_moves=6),
+    "smc": SamplerConfig(kind="smc", alpha=2.0, num_candidates=5, smc_interval=7, smc_ramp=9, smc_threshold=1.0),
+    "best_of": SamplerConfig(kind="best_of", alpha=2.0, num_candidates=4),
+}
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return make("llama", seed=1)
+
+
+@pytest.fixture
+def fail(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes calls of a decoder's method, by number, run out of memory when all their work is done."""
+
+    def fail(method: str, at: Iterable[int]) -> None:
+        real, calls, numbers = getattr(EagerDecoder, method), iter(range(10**6)), set(at)
+
+        def failing(*arguments: Any) -> Any:
+            result = real(*arguments)
+            if next(calls) in numbers:
+                raise torch.OutOfMemoryError(MESSAGE)
+            return result
+
+        monkeypatch.setattr(EagerDecoder, method, failing)
+
+    return fail
+
+
+def run(pair: Pair, kind: str, slots: int, count: int = 4) -> tuple[list[Sample], Engine]:
+    sampler = make_sampler(KINDS[kind], prefetch=4)
+    on = Engine(pair.model, EngineConfig(), slots=slots, max_length=96, sequences=sampler.sequences)
+    prompts = [prompt(i, 3 + 11 * i % 50, max_new=40, eos=[2, 7]) for i in range(count)]
+    samples = on.run([Chain(p, sampler.chain(p, 1, i, 0), sampler.sequences) for i, p in enumerate(prompts)], 1)
+    on.audit()
+    assert on.counters().kv_pages_used == 0
+    return samples, on
+
+
+def assert_same(one: Sample, two: Sample) -> None:
+    """All but the tokens prefilled; statistics up to rounding, since keys are written in passes of another shape."""
+    assert (one.tokens, one.ended) == (two.tokens, two.ended)
+    np.testing.assert_allclose(one.log_q, two.log_q, atol=1e-4)
+    np.testing.assert_allclose(one.log_z, two.log_z, atol=1e-4)
+    assert one.chain.keys() == two.chain.keys()
+    for name in one.chain.keys() & {"moves", "null", "accepted", "generated", "rounds", "resampled", "truncated"}:
+        assert one.chain[name] == two.chain[name], name
+
+
+@pytest.mark.parametrize(("slots", "after"), [(8, 4), (3, 1)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_are_those_of_an_undisturbed_run(
+    kind: str, slots: int, after: int, pair: Pair, fail: Callable[..., None]
+) -> None:
+    calm, _ = run(pair, kind, slots)
+    fail("step", {3, 40})
+    shaken, on = run(pair, kind, slots)
+    for one, two in zip(calm, shaken, strict=True):
+        assert_same(one, two)
+    assert on.counters().slots == after
+    events = on.take_shrunk()
+    assert [(event.old, event.new) for event in events] == [(slots, fewer(slots)), (fewer(slots), after)]
+    assert {event.reason for event in events} == {"CUDA out of memory. Tried to allocate 2.00 GiB."}
+    assert events[0].time <= events[1].time
+    assert on.take_shrunk() == []
+
+
+def test_a_prompt_pass_may_fail_as_well(pair: Pair, fail: Callable[..., None]) -> None:
+    calm, _ = run(pair, "power", 4)
+    fail("prefill", {0, 3})
+    shaken, on = run(pair, "power", 4)
+    for one, two in zip(calm, shaken, strict=True):
+        assert_same(one, two)
+    assert on.counters().slots == 2
+
+
+def test_handles_outlive_their_pages(pair: Pair, fail: Callable[..., None]) -> None:
+    """Held sequences can be branched from, kept, dropped and named as before, and so can their drafts in flight."""
+    to = prompt(3, 20, max_new=60)
+    got: list[list[tuple[int, ...]]] = []
+
+    def script() -> Any:
+        (_, trunk) = yield [Submit("trunk", request(to, 30))]
+        tokens = to.token_ids + trunk.tokens
+        drafts = [request(to, 20, prefix=tokens[:cut], parent=trunk.handle, key=(0, 0, cut)) for cut in (25, 33, 41)]
+        arrival = yield [Submit(i, draft) for i, draft in enumerate(drafts)]
+        found = dict([arrival])
+        while len(found) < len(drafts):
+            found |= dict([(yield [])])
+        yield [Keep(found[1].handle), Drop(found[0].handle)]  # the trunk goes with the first
+        state = drafts[1].prefix + found[1].tokens
+        again = request(to, 9, prefix=state[:40], parent=found[1].handle, key=(0, 0, 99))
+        (_, last) = yield [Submit("last", again), Drop(found[1].handle), Submit("gone", request(to, 30))]
+        yield [Cancel("gone")]
+        got.append([*(found[i].tokens for i in range(3)), last.tokens])
+        return sample(last)
+
+    for calls in ((), (29,), (35,), (12, 33, 50), (51, 55)):
+        with pytest.MonkeyPatch.context() as patch:
+            real, count = EagerDecoder.step, iter(range(10**6))
+
+            def step(self: Any, slots: Any, calls: Any = calls, count: Any = count, real: Any = real) -> Any:
+                if next(count) in calls:
+                    raise torch.OutOfMemoryError(MESSAGE)
+                return real(self, slots)
+
+            patch.setattr(EagerDecoder, "step", step)
+            on = engine(pair.model, slots=5)
+            on.run([Chain(to, script())], 0)
+            on.audit()
+            assert on.counters().kv_pages_used == 0
+            assert len(on.take_shrunk()) == len(calls)
+    assert all(tokens == got[0] for tokens in got)
+
+
+def test_a_pool_that_starts_over_knows_its_sequences_but_none_of_their_pages() -> None:
+    pool = PagePool(12)
+    parent, child = (pool.open(None, 0, 40).handle for _ in range(2))
+    pool.reset(5)
+    pool.audit()
+    assert (pool.capacity, pool.num_used) == (4, 0)
+    assert not pool.reaches(parent, 1)
+    opening, present = pool.open_prompt(range(30), 50, replaces=parent)
+    assert (present, pool.num_used) == (0, 4)
+    assert pool.reaches(opening.handle, 49)
+    assert pool.keep(opening.handle) == parent
+    pool.drop(child)
+    pool.drop(opening.handle)
+    pool.audit()
+    assert pool.num_used == 0
+
+
+def test_memory_that_runs_out_while_an_engine_is_made(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def fastest(model: Any, config: Any, slots: int, max_pages: int) -> EagerDecoder:
+        made.append(slots)
+        if slots > 4:
+            raise torch.OutOfMemoryError(MESSAGE)
+        return EagerDecoder(model)
+
+    monkeypatch.setattr("evals.engine.engine.fastest", fastest)
+    on = engine(pair.model, slots=8)
+    assert made == [8, 6, 4]
+    assert on.counters().slots == 4
+    assert on.counters().kv_pages == 2 * 4 * 10  # 160 tokens
+    assert len(on.take_shrunk()) == 2
+
+
+def test_chains_fail_in_one_sentence_where_not_even_one_slot_fits(pair: Pair, fail: Callable[..., None]) -> None:
+    on = engine(pair.model, slots=3)
+    prompts = [prompt(i) for i in range(4)]
+    sampler = make_sampler(KINDS["power"])
+    fail("step", range(2, 10**6))
+    chains = [Chain(p, sampler.chain(p, 1, i, 0)) for i, p in enumerate(prompts)]
+    futures: list[Future[Sample]] = [on.submit(chain, 1) for chain in chains]
+    on.start()
+    for future in futures:
+        with pytest.raises(UserError, match=r"no memory left for even one slot \(CUDA out of memory\. Tried to"):
+            future.result(timeout=60)
+    assert [event.new for event in on.take_shrunk()] == [2, 1, 0]
+    assert isinstance(on.failure, UserError)
+    with pytest.raises(UserError):
+        on.close()
+
+
+def test_other_errors_are_not_taken_for_it(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(EagerDecoder, "step", broken)
+    on = engine(pair.model)
+    to = prompt()
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        on.run([Chain(to, make_sampler(KINDS["power"]).chain(to, 1, 0, 0))], 1)
+    assert on.take_shrunk() == []
+
+
+def test_out_of_memory_in_all_its_words() -> None:
+    assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried")) == "CUDA out of memory. Tried"
+    assert out_of_memory(RuntimeError("CUDA error: out of memory\nCompile with")) == "CUDA error: out of memory"
+    assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")) is not None
+    assert out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered")) is None
+    assert out_of_memory(MemoryError("3 pages are needed and 2 are free")) is None
+    second = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    second.__context__ = torch.OutOfMemoryError("CUDA out of memory")
+    assert out_of_memory(second) == "CUDA out of memory"
