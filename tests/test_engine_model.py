@@ -11,7 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import CONFIGS, CONTEXT, FAMILIES, VOCABULARY, assert_statistics, engine, make, prompt, request, sample
+from tiny_models import (
+    CONTEXT,
+    FAMILIES,
+    VOCABULARY,
+    assert_statistics,
+    configuration,
+    engine,
+    make,
+    prompt,
+    request,
+    sample,
+)
 from tokenizers import Tokenizer as Fast
 from tokenizers import models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -180,7 +191,7 @@ def test_folders_that_are_no_models(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_supported_families_pass_the_gate(family: str, tmp_path: Path) -> None:
-    config = CONFIGS[family]()
+    config = configuration(family)
     config.architectures = [type(AutoModelForCausalLM.from_config(config)).__name__]
     config.save_pretrained(tmp_path)
     limits = check_architecture(str(tmp_path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from collections.abc import Generator, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,19 +41,20 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-CONFIGS: dict[str, Callable[[], Any]] = {
-    "qwen2": lambda: Qwen2Config(**SIZES),
-    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=16),
-    "llama": lambda: LlamaConfig(**SIZES),
-    "gpt2": lambda: GPT2Config(
-        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT,
-        bos_token_id=1, eos_token_id=2,
-    ),
-    "gemma2": lambda: Gemma2Config(**SIZES, head_dim=8, sliding_window=7, attn_logit_softcapping=5.0),
-    "mistral": lambda: MistralConfig(**SIZES, sliding_window=9),
-    "phi3": lambda: Phi3Config(**SIZES),
-    "stablelm": lambda: StableLmConfig(**SIZES),
+CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "qwen2": (Qwen2Config, SIZES),
+    "qwen3": (Qwen3Config, SIZES | {"head_dim": 16}),
+    "llama": (LlamaConfig, SIZES),
+    "gpt2": (GPT2Config, {
+        "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT,
+        "bos_token_id": 1, "eos_token_id": 2,
+    }),
+    "gemma2": (Gemma2Config, SIZES | {"head_dim": 8, "sliding_window": 7, "attn_logit_softcapping": 5.0}),
+    "mistral": (MistralConfig, SIZES | {"sliding_window": 9}),
+    "phi3": (Phi3Config, SIZES),
+    "stablelm": (StableLmConfig, SIZES),
 }  # fmt: skip
+"""Class of the configuration, and what it is made with."""
 FAMILIES = list(CONFIGS)
 
 
@@ -69,10 +70,16 @@ class Pair(NamedTuple):
             return self.network(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float()
 
 
-def make(family: str, seed: int = 0, spread: float = 0.2) -> Pair:
+def configuration(family: str, **sizes: Any) -> Any:
+    """The configuration of a family's tiny model, `sizes` going before its own."""
+    kind, usual = CONFIGS[family]
+    return kind(**usual | sizes)
+
+
+def make(family: str, seed: int = 0, spread: float = 0.2, **sizes: Any) -> Pair:
     """`spread` is the standard deviation of the weights: the larger, the surer the model is of its tokens."""
     torch.manual_seed(seed)
-    config = CONFIGS[family]()
+    config = configuration(family, **sizes)
     config.initializer_range = spread
     network = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     limits = ModelLimits(type(network).__name__, CONTEXT, VOCABULARY)
