@@ -130,8 +130,8 @@ class Worker:
         return self._engine.failure
 
     def health(self) -> dict[str, Any]:
-        """Process, counters of the engine, memory in bytes, utilisation of the device."""
-        from evals.engine.memory import utilisation
+        """Process, counters of the engine, memory in bytes, state of the device."""
+        from evals.engine.memory import device_state
 
         device = self._engine.model.device
         return {
@@ -141,7 +141,8 @@ class Worker:
             "device": str(device),
             **self._engine.counters()._asdict(),
             "memory": self._engine.memory()._asdict(),
-            "utilisation": utilisation(device),
+            "idle_seconds": None if self._engine.idle is None else self._engine.idle.seconds,
+            **device_state(device),
         }
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,3 +145,30 @@ def test_listeners_hear_every_row_also_where_none_can_be_written(tmp_path: Path)
     telemetry.close()
     assert [row["kind"] for row in heard] == ["sample", "event"]
     assert read_telemetry(tmp_path / "missing" / "telemetry.jsonl") == []
+
+
+def test_a_gpu_says_what_nvml_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pynvml
+    import torch
+
+    from evals.engine.memory import device_state
+
+    def refuse(*_: Any) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    said = {
+        "nvmlInit": None,
+        "nvmlDeviceGetHandleByUUID": "handle",
+        "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=93),
+        "nvmlDeviceGetMemoryInfo": SimpleNamespace(used=5 << 30),
+        "nvmlDeviceGetTemperature": 61,
+    }
+    for name, answer in said.items():
+        monkeypatch.setattr(pynvml, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", refuse)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="12ab"))
+    state = {"utilisation": 0.93, "nvml_used_bytes": 5 << 30, "power_watts": None, "temperature_celsius": 61}
+    assert device_state(torch.device("cuda")) == state
+    assert device_state(torch.device("cpu")) == dict.fromkeys(state)
+    monkeypatch.setattr(pynvml, "nvmlInit", refuse)
+    assert device_state(torch.device("cuda")) == dict.fromkeys(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 import pynvml
@@ -39,17 +40,29 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def utilisation(device: torch.device) -> float | None:
-    """Share of the last sampling period in which the GPU ran a kernel, 0 to 1; None where NVML cannot tell."""
+def device_state(device: torch.device) -> dict[str, float | None]:
+    """The whole GPU as NVML sees it: `utilisation` (share of the last sampling period in which a kernel ran, 0 to 1),
+    `nvml_used_bytes`, `power_watts`, `temperature_celsius`; None for what it cannot tell, and on a CPU.
+    """
+    queries = {
+        "utilisation": lambda gpu: int(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu) / 100,
+        "nvml_used_bytes": lambda gpu: int(pynvml.nvmlDeviceGetMemoryInfo(gpu).used),
+        "power_watts": lambda gpu: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
+        "temperature_celsius": lambda gpu: pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU),
+    }
+    state: dict[str, float | None] = dict.fromkeys(queries)
     if device.type != "cuda":
-        return None
+        return state
     uuid = str(torch.cuda.get_device_properties(device).uuid)
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
-        return int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
     except pynvml.NVMLError:
-        return None
+        return state
+    for name, query in queries.items():
+        with suppress(pynvml.NVMLError):  # a part of a GPU has no power meter of its own
+            state[name] = query(gpu)
+    return state
 
 
 def release(device: torch.device) -> None:
