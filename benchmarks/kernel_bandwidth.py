@@ -1,6 +1,6 @@
 """Bandwidth of the Triton kernels on this GPU, against that of a copy measured on the spot.
 
-    python benchmarks/kernels.py [--context 300] [--sweep]
+    python benchmarks/kernel_bandwidth.py [--context 300] [--sweep]
 
 Decode attention runs over the caches of all layers, as a step does, so that what one layer reads is not in the cache
 of the chip when it is read again (for few rows it is). Bytes are those that have to move: keys, values, queries and
@@ -26,6 +26,7 @@ from evals.engine.kernels.pages import copy_pages
 from evals.engine.kernels.prefill import plan_tiles, prefill, tile_tokens
 from evals.engine.kernels.write import write
 from evals.engine.kv_cache import PAGE
+from evals.engine.roofline import copy_bandwidth
 
 BATCHES = (1, 10, 64, 256)
 
@@ -60,13 +61,6 @@ def seconds(work: Callable[[], object], repeats: int = 20) -> float:
     torch.cuda.synchronize()
     times = sorted(a.elapsed_time(b) for a, b in pairwise(marks))
     return times[repeats // 2] / 1e3
-
-
-def copy_bandwidth() -> float:
-    """Bytes per second, read and written, of a copy of 1 GiB."""
-    source = torch.zeros(1 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    return 2 * source.numel() / seconds(lambda: target.copy_(source))
 
 
 class Caches:
@@ -170,7 +164,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=300, help="keys of every decoded row")
     parser.add_argument("--sweep", action="store_true", help="try tunings of decode")
     args = parser.parse_args()
-    copy = copy_bandwidth()
+    copy = copy_bandwidth(torch.device("cuda"))
     facts = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
     print(f"{facts}, copy {copy / 1e9:.0f} GB/s")
     rows: dict[str, list[dict[str, Any]]] = {}

@@ -1,0 +1,175 @@
+"""A whole run of power sampling on one engine: wall time, tokens, accuracy, memory, and the start by phases.
+
+    python benchmarks/end_to_end.py --model FOLDER --data gsm8k_test.jsonl --slots 256
+    python benchmarks/end_to_end.py --model FOLDER --data gsm8k_test.jsonl --slots 10 --compare-generate 10
+
+`evals/demo/grow.py` makes models that answer as the embedded one at the cost of a real one. One process, no Ray: what
+is measured is the engine with its chains. `--compare-generate N` first answers N problems by the library's `generate`,
+scores kept, 10 at a time, and reports the device memory of both. Ends with one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evals.engine.engine import Engine
+    from evals.engine.model import Model
+    from evals.types import Problem, Record, Task
+
+SEED = 0
+COMPARED_BATCH = 10
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure what `argv` asks for; returns the exit code."""
+    began = time.perf_counter()  # importing is a phase of the start
+    args = parse(argv)
+    from evals.types import UserError
+
+    try:
+        measure(args, began)
+    except UserError as error:
+        print(f"end_to_end.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def measure(args: argparse.Namespace, began: float) -> None:
+    """Set up, run, print."""
+    from evals.bench import Laps, peak
+    from evals.config import EngineConfig, TaskConfig
+    from evals.engine.engine import Engine
+    from evals.engine.memory import release, reset_peak
+    from evals.engine.model import load_model
+    from evals.tasks.gsm8k import make_task
+    from orchestrator.bench import json_line
+    from orchestrator.hardware import describe
+    from orchestrator.preflight import check_lengths, prompt_lengths
+    from orchestrator.sources import load_problems, resolve_model
+
+    laps = Laps(began)
+    laps.lap("imports")
+    config = EngineConfig(dtype=args.dtype, execution=args.execution)
+    problems = load_problems(args.data, "test", args.limit).problems
+    task = make_task(TaskConfig(max_new_tokens=args.max_new_tokens), SEED)
+    folder = resolve_model(args.model).folder
+    laps.lap("sources")
+    model = load_model(folder, config, args.device)
+    longest = check_lengths(
+        prompt_lengths(task, problems, model.tokenizer.encode), args.max_new_tokens, model.limits.context_length
+    )
+    laps.lap("load")
+    compared = generated(model, task, problems[: args.compare_generate], args) if args.compare_generate else None
+    release(model.device)
+    reset_peak(model.device)
+    laps.restart()
+    engine = Engine(model, config, slots=args.slots, max_length=longest)
+    laps.lap("engine")
+    first_token(engine, task, problems[0])
+    laps.lap("first_token")
+    found = {"end_to_end": args.model, "data": args.data, "slots": engine.counters().slots} | sampled(
+        engine, task, problems, args
+    )
+    found |= {"execution": engine.execution, "peak_bytes": peak(engine.memory()), "generate": compared}
+    found |= {"start_up": {**laps, "total": sum(laps.values())}}
+    for name, value in found.items():
+        print(f"{name}: {value}")
+    print(json_line(found | describe()))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="local folder, hub name, or demo")
+    parser.add_argument("--data", default="demo", help="JSONL in GSM8K's format, hub name, or demo")
+    parser.add_argument("--limit", type=int, help="problems (all)")
+    parser.add_argument("--slots", type=lambda text: None if text == "auto" else int(text), help="auto: what fits")
+    parser.add_argument("--alpha", type=float, default=4.0)
+    parser.add_argument("--moves", type=int, default=10, help="moves per answer")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--prefetch", type=int, default=4, help="drafts of one chain at once where slots idle")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
+    parser.add_argument("--execution", default="auto", help="auto, compiled, graphs or eager")
+    parser.add_argument("--compare-generate", type=int, default=0, metavar="N", help="problems for generate (none)")
+    return parser.parse_args(argv)
+
+
+def first_token(engine: Engine, task: Task, problem: Problem) -> None:
+    """Draw one token: the end of the start."""
+    from evals.evaluate import make_prompt
+    from evals.samplers.single import Single
+    from evals.types import Chain
+
+    prompt = make_prompt(task, problem, engine.tokenizer, 1)
+    engine.run([Chain(prompt, Single(1.0).chain(prompt, SEED, 0, 0), 1)], SEED)
+
+
+def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.Namespace) -> dict[str, Any]:
+    """The run: every problem answered and graded once."""
+    from evals.config import SamplerConfig
+    from evals.evaluate import start
+    from evals.samplers.make import make_sampler
+
+    sampler = make_sampler(SamplerConfig(alpha=args.alpha, num_moves=args.moves), args.prefetch)
+    before = engine.counters()
+    if engine.idle is not None:
+        engine.idle.reset()
+    began = time.perf_counter()
+    engine.start()
+    under_way = [
+        start(problem, 0, task, sampler, engine, max_new_tokens=args.max_new_tokens, seed=SEED, worker={})
+        for problem in problems
+    ]
+    records = [future.result() for future in under_way]
+    seconds = time.perf_counter() - began
+    after = engine.counters()
+    engine.close()
+    tokens = after.generated_tokens - before.generated_tokens
+    return {
+        "problems": len(records),
+        "seconds": seconds,
+        "generated_tokens": tokens,
+        "tokens_per_second": tokens / seconds,
+        "answer_tokens": sum(record.tokens["answer"] for record in records),
+        "prefilled_tokens": after.prefilled_tokens - before.prefilled_tokens,
+        "steps": after.steps - before.steps,
+        "device_waits": None if engine.idle is None else engine.idle.seconds / seconds,
+        **judged(records),
+    }
+
+
+def judged(records: list[Record]) -> dict[str, Any]:
+    """Accuracy by grader, and how often a move that proposed another answer was accepted."""
+    moves, null, accepted = (sum(record.chain[name] for record in records) for name in ("moves", "null", "accepted"))
+    return {
+        "accuracy": {name: fmean(r.scores[name]["correct"] for r in records) for name in records[0].scores},
+        "acceptance": accepted / (moves - null) if moves > null else None,
+        "null_moves": null / moves if moves else None,
+    }
+
+
+def generated(model: Model, task: Task, problems: list[Problem], args: argparse.Namespace) -> dict[str, Any]:
+    """Answers to these problems by the library's `generate`, scores kept, in batches."""
+    from evals.bench import peak
+    from evals.engine.baseline import generate
+
+    prompts = [model.tokenizer.encode(task.prompt(problem)) for problem in problems]
+    batches = [prompts[at : at + COMPARED_BATCH] for at in range(0, len(prompts), COMPARED_BATCH)]
+    done = [generate(model, batch, args.max_new_tokens, args.alpha) for batch in batches]
+    return {
+        "problems": len(prompts),
+        "batch": COMPARED_BATCH,
+        "seconds": sum(one.seconds for one in done),
+        "steps": sum(one.steps for one in done),
+        "peak_bytes": max(peak(one.memory) for one in done),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

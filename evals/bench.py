@@ -1,0 +1,178 @@
+"""How fast this machine decodes: a model of known shape, its steps through the engine, and the clock between them.
+
+Knows no command line. Engine and samplers meet here as they do in evaluate.py: what is timed is the loop that answers
+problems, with chains that never end early.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evals.config import EngineConfig
+from evals.engine.engine import Engine
+from evals.engine.memory import release, reset_peak
+from evals.engine.model import Model, load_model, random_model
+from evals.samplers.single import Single
+from evals.types import Chain, MemoryReading, Prompt
+
+ALPHA = 4.0
+WARM_UP = 20
+"""Steps that do not count."""
+CONTEXT_LENGTH = 32_768
+
+
+class Shape(NamedTuple):
+    """What a step of a model costs, as far as its configuration says."""
+
+    kind: str
+    """The library's model type."""
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    tie_word_embeddings: bool
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """The configuration."""
+        sizes = self._asdict() | {"max_position_embeddings": CONTEXT_LENGTH}
+        del sizes["kind"]
+        return sizes
+
+
+SHAPES = {
+    "tiny": Shape("qwen2", 64, 128, 2, 4, 2, 512, True),
+    "0.5b": Shape("qwen2", 896, 4864, 24, 14, 2, 151_936, True),
+    "1.5b": Shape("qwen2", 1536, 8960, 28, 12, 2, 151_936, True),
+    "7b": Shape("qwen2", 3584, 18944, 28, 28, 4, 152_064, False),
+    "8b": Shape("llama", 4096, 14336, 32, 32, 8, 128_256, False),
+}
+"""Qwen2.5 0.5B, 1.5B and 7B, Llama 3.1 8B, and one for a CPU."""
+
+
+class Laps(dict[str, float]):
+    """Seconds of the phases of a start, by name."""
+
+    def __init__(self, began: float) -> None:
+        """`began` on the clock of time.perf_counter."""
+        super().__init__()
+        self._last = began
+
+    def lap(self, name: str) -> None:
+        """What has passed since the lap before was `name`."""
+        now = time.perf_counter()
+        self[name], self._last = now - self._last, now
+
+    def restart(self) -> None:
+        """What has passed since the lap before belongs to none."""
+        self._last = time.perf_counter()
+
+
+class Decoding(NamedTuple):
+    """Decoding with all slots busy, host loop included."""
+
+    slots: int
+    execution: str
+    step_seconds: float
+    waits: float | None
+    """Share of the time in which the device waited for the host, at most; None where nothing is enqueued ahead."""
+    engine_seconds: float
+    """To make the engine: self-check, sizes by measurement, compilation and capture."""
+    first_token_seconds: float
+    """From the submission of all prompts to the first token."""
+    peak_bytes: int
+    """Of device memory since the engine was begun, weights included; on a CPU of the process."""
+    notes: str
+    """The engine's own words on its memory."""
+
+
+class Pace:
+    """The clock of a run. It is a stop rule, since that sees every token as it arrives; it never stops anything."""
+
+    def __init__(self, engine: Engine, first: int, last: int) -> None:
+        self._engine, self._counts = engine, (1, first, last)
+        self._began = time.perf_counter()
+        self._seconds: list[float] = []
+        self._idle: list[float] = []
+
+    def __call__(self, tokens: Sequence[int]) -> bool:
+        if len(tokens) in self._counts:
+            self._seconds.append(time.perf_counter() - self._began)
+            self._idle.append(0.0 if self._engine.idle is None else self._engine.idle.seconds)
+        return False
+
+    @property
+    def first_token_seconds(self) -> float:
+        return self._seconds[0]
+
+    @property
+    def seconds(self) -> float:
+        """Between the tokens `first` and `last`."""
+        return self._seconds[2] - self._seconds[1]
+
+    @property
+    def waits(self) -> float | None:
+        """Share of these seconds in which the device waited for the host."""
+        return None if self._engine.idle is None else (self._idle[2] - self._idle[1]) / self.seconds
+
+
+def load(model: str | None, shape: str, config: EngineConfig, device: str) -> Model:
+    """The model of a folder, or one of random weights in a named shape."""
+    if model is not None:
+        return load_model(model, config, device)
+    dtype = {"cpu": "float32", "cuda": "bfloat16"}[device] if config.dtype == "auto" else config.dtype
+    return random_model(SHAPES[shape].kind, SHAPES[shape].sizes, dtype, device)
+
+
+def prompt_length(context: int, steps: int) -> int:
+    """Tokens of a prompt whose `steps` timed steps see `context` tokens in the mean; below 1 if there is none."""
+    return context - WARM_UP - steps // 2
+
+
+def random_prompts(model: Model, count: int, length: int) -> list[list[int]]:
+    """Prompts that share no page."""
+    return np.random.default_rng(0).integers(model.limits.vocab_size, size=(count, length)).tolist()
+
+
+def decode(model: Model, config: EngineConfig, slots: int | None, context: int, steps: int) -> Decoding:
+    """Time `steps` steps of a new engine of `slots` slots (None: as many as fit), all of them busy.
+
+    Raises UserError where not even one slot fits.
+    """
+    release(model.device)
+    reset_peak(model.device)
+    length, new = prompt_length(context, steps), WARM_UP + steps + 1
+    began = time.perf_counter()
+    engine = Engine(model, config, slots=slots, max_length=length + new, sequences=1)
+    made = time.perf_counter() - began
+    count = engine.counters().slots
+    if engine.idle is not None:
+        engine.idle.reset()
+    pace = Pace(engine, WARM_UP, WARM_UP + steps)
+    chains = []
+    for row, tokens in enumerate(random_prompts(model, count, length)):
+        prompt = Prompt(tuple(tokens), new, frozenset(), stopped=None if row else pace)
+        chains.append(Chain(prompt, Single(ALPHA).chain(prompt, 0, row, 0), sequences=1))
+    engine.run(chains, seed=0)
+    engine.close()
+    return Decoding(
+        slots=count,
+        execution=engine.execution,
+        step_seconds=pace.seconds / steps,
+        waits=pace.waits,
+        engine_seconds=made,
+        first_token_seconds=pace.first_token_seconds,
+        peak_bytes=peak(engine.memory()),
+        notes=engine.notes,
+    )
+
+
+def peak(memory: MemoryReading) -> int:
+    """The peak of the device in bytes; on a CPU that of the process."""
+    return memory.peak_rss_bytes if memory.peak_bytes is None else memory.peak_bytes

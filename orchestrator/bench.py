@@ -1,0 +1,226 @@
+"""`powersample bench`: the roofline of a model on this machine, the library's generate, decoding through the engine.
+
+Knows how figures are asked for and shown; evals/bench.py knows how they are taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+from evals.config import EngineConfig
+from evals.types import UserError
+
+if TYPE_CHECKING:
+    from evals.engine.model import Model
+    from evals.engine.roofline import Roofline
+
+SHAPES = ("tiny", "0.5b", "1.5b", "7b", "8b")  # of evals/bench.py, which is too heavy for reading options
+GIB = 2**30
+Say = Callable[[str], None]
+
+
+def bench(arguments: Sequence[str], began: float) -> int:
+    """Measure what `arguments` ask for; the start of the command was at `began` (time.perf_counter). Returns 0.
+
+    Raises UserError for options that cannot be, and for a model that cannot be used or does not fit.
+    """
+    parser = make_parser()
+    args = parse(parser, arguments)
+    if args.help:
+        print(parser.format_help().rstrip())
+        return 0
+    say: Say = (lambda line: None) if args.json else (lambda line: print(line, flush=True))
+    model, config, name, laps = load(args, began)
+    from evals.engine.roofline import roofline
+    from orchestrator.hardware import describe
+
+    roof = roofline(model)
+    numbers = [batch for batch in args.batch if batch is not None]
+    found: dict[str, Any] = {"bench": name, "context": args.context, "steps": args.steps}
+    found["dtype"] = str(model.cache_shape.dtype).removeprefix("torch.")
+    found["roofline"] = {**roof._asdict(), "steps": show_roofline(roof, numbers, args, say)}
+    found["generate"] = show_generate(model, numbers, args, say) if args.generate else []
+    found["decode"] = show_decode(model, config, roof, found["generate"], args, say)
+    first = {name: found["decode"][0][f"{name}_seconds"] for name in ("engine", "first_token")}
+    found["start_up"] = start = {**laps, **first, "total": sum(laps.values()) + sum(first.values())}
+    say("start to the first token: " + ", ".join(f"{name} {took:.2f} s" for name, took in start.items()))
+    print(json_line(found | describe()))
+    return 0
+
+
+def load(args: argparse.Namespace, began: float) -> tuple[Model, EngineConfig, str, dict[str, float]]:
+    """The model, the engine's settings, the model's name, and the seconds of imports and load."""
+    from orchestrator import hardware
+    from orchestrator.sources import resolve_model
+
+    if present := hardware.gpus():
+        hardware.check_torch_sees_gpus(present)
+    shape = args.shape or ("1.5b" if present else "tiny")
+    folder = resolve_model(args.model).folder if args.model else None
+    config = EngineConfig(dtype=args.dtype, execution=args.execution)
+    from evals import bench as measure
+
+    if args.steps < 1 or measure.prompt_length(args.context, args.steps) < 1:
+        raise UserError(
+            f"bench: --context {args.context} leaves no prompt before the warm-up and half of --steps {args.steps} "
+            "(at least 1); raise the former or lower the latter."
+        )
+    laps = measure.Laps(began)
+    laps.lap("imports")
+    model = measure.load(folder, shape, config, "cuda" if present else "cpu")
+    laps.lap("load")
+    longest = args.context + args.steps
+    if longest > model.limits.context_length:
+        raise UserError(
+            f"bench: --context {args.context} and half of --steps {args.steps} exceed the model's context of "
+            f"{model.limits.context_length} tokens; lower them."
+        )
+    return model, config, args.model or shape, laps
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="powersample bench",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="Ends with one JSON line.",
+        allow_abbrev=False,
+        add_help=False,
+        exit_on_error=False,
+    )
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--model", metavar="FOLDER", help="a model: local folder, hub name, or demo")
+    model.add_argument("--shape", choices=SHAPES, help="random weights (default: 1.5b, without a GPU tiny)")
+    batches = "1,10,16,64,256,auto"
+    parser.add_argument("--batch", type=as_batches, default=as_batches(batches), help=f"slots ({batches})")
+    parser.add_argument("--context", type=int, default=300, help="mean context of the timed steps (%(default)s)")
+    parser.add_argument("--steps", type=int, default=100, help="steps that are timed (%(default)s)")
+    for name in ("dtype", "execution"):
+        allowed = get_args(EngineConfig.model_fields[name].annotation)
+        parser.add_argument(f"--{name}", choices=allowed, default="auto", help="as engine's of a run (%(default)s)")
+    parser.add_argument("--no-generate", dest="generate", action="store_false", help="skip the library's generate")
+    parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
+    parser.add_argument("--help", "-h", action="store_true", help="print this")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options' values. Raises UserError for what the parser does not take."""
+    try:
+        args, stray = parser.parse_known_args(list(arguments))
+    except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"bench: {error}; `powersample bench --help` lists the options.") from error
+    if stray:
+        raise UserError(f"bench: unknown option {stray[0]}; `powersample bench --help` lists the options.")
+    return args
+
+
+def as_batches(text: str) -> list[int | None]:
+    """Numbers of slots; None for auto."""
+    parts = text.split(",")
+    if not all(part == "auto" or (part.isdecimal() and int(part)) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of slots such as 1,64,auto")
+    return [None if part == "auto" else int(part) for part in parts]
+
+
+def show_roofline(roof: Roofline, numbers: list[int], args: argparse.Namespace, say: Say) -> list[dict[str, Any]]:
+    """The least time of a step at each number of slots."""
+    say(
+        f"weights {roof.weight_bytes / GIB:.2f} GiB a step, K/V {roof.kv_bytes / 1024:.1f} KiB a token, "
+        f"copy {roof.bandwidth / 1e12:.3f} TB/s, products {roof.arithmetic / 1e12:.3g} TFLOP/s\n\n"
+        f"roofline, context {args.context}\n   slots  memory ms  arithmetic ms  binds"
+    )
+    rows = []
+    for slots in numbers:
+        memory, arithmetic = (1e3 * f(slots, args.context) for f in (roof.memory_seconds, roof.arithmetic_seconds))
+        rows.append({"slots": slots, "memory_ms": memory, "arithmetic_ms": arithmetic})
+        say(f"{slots:8}  {memory:9.3f}  {arithmetic:13.3f}  {roof.binds(slots, args.context)}")
+    return rows
+
+
+def show_generate(model: Model, numbers: list[int], args: argparse.Namespace, say: Say) -> list[dict[str, Any]]:
+    """The library's generate with scores kept; no figures where memory does not suffice."""
+    from evals import bench as measure
+    from evals.engine.baseline import generate_steps
+
+    say("\ngenerate, scores and logits kept\n   slots    ms/step    tokens/s  peak GiB")
+    rows, length = [], measure.prompt_length(args.context, args.steps)
+    for slots in numbers:
+        done = generate_steps(model, measure.random_prompts(model, slots, length), args.steps, measure.ALPHA)
+        if done is None:
+            rows.append({"slots": slots, "ms": None, "tokens_per_second": None, "peak_bytes": None})
+            say(f"{slots:8}  out of memory")
+            continue
+        step, peak = done.seconds / done.steps, measure.peak(done.memory)
+        rows.append({"slots": slots, "ms": 1e3 * step, "tokens_per_second": slots / step, "peak_bytes": peak})
+        say(f"{slots:8}  {1e3 * step:9.3f}  {slots / step:10.0f}  {peak / GIB:8.2f}")
+    return rows
+
+
+def show_decode(
+    model: Model,
+    config: EngineConfig,
+    roof: Roofline,
+    generated: list[dict[str, Any]],
+    args: argparse.Namespace,
+    say: Say,
+) -> list[dict[str, Any]]:
+    """Decoding through engines of each number of slots, with ratios to generate where it did the same number."""
+    from evals import bench as measure
+
+    others = {row["slots"]: row["tokens_per_second"] for row in generated}
+    say(
+        "\ndecoding, host loop included\n"
+        "   slots    ms/step    tokens/s  of roofline  device waits  peak GiB  over generate  engine s"
+    )
+    rows, notes = [], ""
+    for asked in args.batch:
+        done = measure.decode(model, config, asked, args.context, args.steps)
+        notes = done.notes
+        rate, other = done.slots / done.step_seconds, others.get(done.slots)
+        rows.append(
+            {
+                "asked": "auto" if asked is None else asked,
+                "ms": 1e3 * done.step_seconds,
+                "tokens_per_second": rate,
+                "of_roofline": roof.seconds(done.slots, args.context) / done.step_seconds,
+                "over_generate": rate / other if other else None,
+                **{name: value for name, value in done._asdict().items() if name not in ("step_seconds", "notes")},
+            }
+        )
+        say(decode_line(rows[-1]))
+    say(f"\n{notes}\n" if notes else "")
+    return rows
+
+
+def decode_line(row: dict[str, Any]) -> str:
+    """One row of the table of decoding."""
+    waits = "-" if row["waits"] is None else f"{100 * row['waits']:.1f} %"
+    ratio = "-" if row["over_generate"] is None else f"{row['over_generate']:.1f}"
+    asked = "" if row["asked"] == row["slots"] else f" (asked for {row['asked']})"
+    return (
+        f"{row['slots']:8}  {row['ms']:9.3f}  {row['tokens_per_second']:10.0f}  {row['of_roofline']:11.3f}  "
+        f"{waits:>12}  {row['peak_bytes'] / GIB:8.2f}  {ratio:>13}  {row['engine_seconds']:8.2f}  "
+        f"{row['execution']}{asked}"
+    )
+
+
+def json_line(found: dict[str, Any]) -> str:
+    """The last line of a benchmark: what was found and when."""
+    return json.dumps(rounded({"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **found}))
+
+
+def rounded(value: Any) -> Any:
+    """Floats to five figures, which is more than they are worth; above 100,000 to whole numbers."""
+    match value:
+        case dict():
+            return {key: rounded(item) for key, item in value.items()}
+        case list():
+            return [rounded(item) for item in value]
+        case float():
+            return round(value) if abs(value) >= 1e5 else float(f"{value:.5g}")
+    return value
