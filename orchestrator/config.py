@@ -143,7 +143,8 @@ def resolve(config: RunConfig, num_gpus_present: int) -> RunConfig:
     task, engine = config.task, config.engine
     if model == DEMO and "max_new_tokens" not in task.model_fields_set:
         task = task.model_copy(update={"max_new_tokens": DEMO_MAX_NEW_TOKENS})
-    if task.num_shots and task.train_data is None and data in (DEMO, DEFAULT_DATA):
+    own_examples = data in (DEMO, DEFAULT_DATA) or task.preset == "lmeval-platinum"
+    if task.num_shots and task.train_data is None and own_examples:
         task = task.model_copy(update={"train_data": data})
     if engine.dtype == "auto":
         engine = engine.model_copy(update={"dtype": "bfloat16" if num_gpus else "float32"})
@@ -237,11 +238,13 @@ def run_content(
     data: Mapping[str, Any],
     num_problems: int,
     environment: Mapping[str, Any],
+    prompts: str | None = None,
 ) -> dict[str, Any]:
     """What run.json says beside the fingerprint: configuration, inputs and where it was made.
 
     `model` {name, revision, sha256} and `data` {name, sha256, rows} describe the inputs (`ModelSource.describe`,
-    `DataSource.describe`), `num_problems` counts those within the limit, `environment` is `hardware.describe()`.
+    `DataSource.describe`), `num_problems` counts those within the limit, `environment` is `hardware.describe()`,
+    `prompts` is the digest of their prompts (`preflight.prompts_digest`).
     """
     settings = config.model_dump(mode="json", exclude={"fresh", "inline"})
     return {
@@ -250,6 +253,7 @@ def run_content(
         "provenance": {
             "model": dict(model),
             "data": dict(data),
+            "prompts_sha256": prompts,
             "dtype": config.engine.dtype,
             "record_format": RECORD_FORMAT,
             **environment,

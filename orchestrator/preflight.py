@@ -6,6 +6,7 @@ UserError; nothing is created.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -88,13 +89,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def prompt_lengths(task: Task, problems: Iterable[Problem], encode: Callable[[str], Sequence[int]]) -> dict[int, int]:
+def prompt_lengths(task: Task, problems: Iterable[Problem], encode: Callable[[Any], Sequence[int]]) -> dict[int, int]:
     """problem_id -> tokens of its prompt. Raises UserError for a prompt without tokens."""
     lengths = {problem.problem_id: len(encode(task.prompt(problem))) for problem in problems}
     for problem_id, length in lengths.items():
         if length == 0:
             raise UserError(f"The prompt of problem {problem_id} has no tokens; check the data and the tokenizer.")
     return lengths
+
+
+def prompts_digest(task: Task, problems: Iterable[Problem]) -> str:
+    """Hex sha256 of all prompts in order, joined by NUL bytes; a chat counts as its turns in JSON."""
+    prompts = (task.prompt(problem) for problem in problems)
+    texts = (prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False) for prompt in prompts)
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def check_lengths(lengths: dict[int, int], max_new_tokens: int, context_length: int, num_shots: int = 0) -> int:

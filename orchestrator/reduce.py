@@ -27,11 +27,13 @@ def summarise(
     telemetry: Sequence[Mapping[str, Any]],
     run: Mapping[str, Any],
     num_damaged_telemetry: int = 0,
+    num_rescored: int | None = None,
 ) -> dict[str, Any]:
     """The summary of a run, whole or not: scores, rates, seconds, tokens, chain statistics, memory, warnings.
 
     A failed record counts as wrong in every score; rates and means are over the records that are not failed. Figures
-    that there is nothing to compute from are None. `num_damaged_telemetry` counts the telemetry rows that were skipped.
+    that there is nothing to compute from are None. `num_damaged_telemetry` counts the telemetry rows that were skipped,
+    `num_rescored` the records whose verdicts a regrade has changed (None: there was none).
     """
     identity = describe(run)
     done = [record for record in records if record.status == "ok"]
@@ -52,6 +54,8 @@ def summarise(
         "accuracy": {name: accuracy(question_means(records, name), num_samples) for name in graders(records)},
         **at_k(records, num_samples),
         "no_answer_rate": rate(record.scores[HEADLINE]["kind"] == "none" for record in done),
+        "num_undecided": sum(record.scores[HEADLINE]["kind"] == "undecided" for record in done),
+        "num_rescored": num_rescored,
         "truncated_rate": rate(truncated(record) for record in done),
         "right_if_truncated": rate(right(record, HEADLINE) for record in done if truncated(record)),
         "right_if_finished": rate(right(record, HEADLINE) for record in done if not truncated(record)),
@@ -78,6 +82,8 @@ def describe(run: Mapping[str, Any]) -> dict[str, Any]:
         "method": method(config.get("sampler", {})),
         "sampler": config.get("sampler", {}),
         "task": task.get("name"),
+        "preset": task.get("preset"),
+        "prompts_sha256": provenance.get("prompts_sha256"),
         "num_shots": task.get("num_shots"),
         "max_new_tokens": task.get("max_new_tokens"),
         "num_problems": run.get("num_problems"),
@@ -223,6 +229,16 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
         )
     if (share := summary["no_answer_rate"]) is not None and share > MAX_QUIET_RATE:
         found.append(f"In {100 * share:.1f} % of the texts the numeric grader found no answer at all.")
+    if undecided := summary["num_undecided"]:
+        found.append(
+            f"{undecided:,} answers are formulas that the symbolic checker could not decide (not installed, too slow, "
+            "or it failed); they count as wrong until `powersample regrade` decides them."
+        )
+    if (changed := summary["num_rescored"]) is not None:
+        found.append(
+            f"The scores are those of a later `powersample regrade` (scores.jsonl), by which {changed:,} answers have "
+            "other verdicts than when they were sampled."
+        )
     found += chain_warnings(summary["chain"], run["sampler"].get("kind"))
     if damaged := summary["num_damaged_telemetry"]:
         found.append(

@@ -18,6 +18,7 @@ from orchestrator.figures import accuracy_figure
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
 from orchestrator.render_comparison import comparison_report
+from orchestrator.rescored import with_new_scores
 from orchestrator.store import first_records
 from orchestrator.telemetry import read_telemetry, scan_telemetry
 from orchestrator.timeline import timeline
@@ -85,8 +86,9 @@ def read(directory: Path) -> Run:
         raise UserError(f"{directory} is not a run directory (it has no {RUN}); give the directory of one run.")
     first = first_records(directory / RECORDS)
     records = [first[key] for key in sorted(first)]  # the order of completion must not reach the last digit of a mean
+    records, num_changed = with_new_scores(directory, records)
     telemetry, num_damaged = scan_telemetry(directory / TELEMETRY)
-    return Run(directory, summarise(records, telemetry, run, num_damaged), records)
+    return Run(directory, summarise(records, telemetry, run, num_damaged, num_changed), records)
 
 
 def write(path: Path, text: str) -> None:

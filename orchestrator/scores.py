@@ -27,8 +27,9 @@ def right(record: Record, grader: str) -> bool:
 
 
 def graders(records: Iterable[Record]) -> list[str]:
-    """The usual scores, then whatever else the records have."""
-    return list(dict.fromkeys([*GRADERS, *(name for record in records for name in record.scores)]))
+    """The usual scores that the records have, then whatever else they have; all the usual ones if they have none."""
+    names = dict.fromkeys(name for record in records for name in record.scores)
+    return [name for name in GRADERS if name in names or not names] + [name for name in names if name not in GRADERS]
 
 
 def by_problem(records: Iterable[Record]) -> dict[int, list[Record]]:

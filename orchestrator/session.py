@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evals.samplers.make import make_sampler
+from evals.tasks.gsm8k import make_task
 from evals.types import Problem
 from orchestrator import hardware, preflight
 from orchestrator.config import Provenance, RunConfig, fingerprint, plan, run_content, run_directory
@@ -47,6 +48,7 @@ class Inputs(NamedTuple):
     train_digest: str | None
     max_length: int
     """Longest prompt plus answer, in tokens."""
+    prompts_digest: str
 
 
 class Planned(NamedTuple):
@@ -128,10 +130,10 @@ def run(config: RunConfig) -> int:
 
 def find(config: RunConfig) -> Inputs:
     """Find model and data and check that they fit. Raises UserError."""
-    data = load_problems(config.data or "", config.data_split, config.limit)
+    data = load_problems(config.data or "", config.data_split, config.limit, config.task)
     train = None
     if config.task.num_shots and config.task.train_data is not None:
-        train = load_problems(config.task.train_data, "train")
+        train = load_problems(config.task.train_data, "train", task=config.task)
     model = resolve_model(
         config.model or "",
         config.model_revision,
@@ -140,7 +142,8 @@ def find(config: RunConfig) -> Inputs:
     )
     train_problems = tuple(train.problems) if train else ()
     max_length = preflight.check(config, model.folder, data.problems, train_problems)
-    return Inputs(config, model, data, train_problems, train.digest if train else None, max_length)
+    prompts = preflight.prompts_digest(make_task(config.task, config.seed, train_problems), data.problems)
+    return Inputs(config, model, data, train_problems, train.digest if train else None, max_length, prompts)
 
 
 def way_on(config: RunConfig, directory: Path) -> str:
@@ -160,9 +163,8 @@ def plan_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[Planned]:
         directory = run_directory(one, digest)
         if config.fresh and config.mode != "demo":
             directory = fresh_directory(directory)
-        content = run_content(
-            one, inputs.model.describe(), inputs.data.describe(), len(inputs.data.problems), environment
-        )
+        found = inputs.model.describe(), inputs.data.describe(), len(inputs.data.problems)
+        content = run_content(one, *found, environment, inputs.prompts_digest)
         planned.append(Planned(one, directory, digest, content))
     return planned
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evals.config import TaskConfig
 from evals.grading.numeric import gold
 from evals.types import Problem, UserError
 from orchestrator.config import DEFAULT_DATA, DEMO
@@ -20,7 +21,9 @@ from orchestrator.config import DEFAULT_DATA, DEMO
 DEMO_FOLDER = Path(__file__).parents[1] / "evals" / "demo"
 DEMO_MODEL, DEMO_PROBLEMS, DEMO_TRAIN = "model", "problems.jsonl", "train.jsonl"  # in DEMO_FOLDER
 GSM8K_REVISION = "cc7b047b6e5bb11b4f1af84efc572db110a51b3c"
+PLATINUM = "madrylab/gsm8k-platinum"  # has a test split alone, from which its solved examples come, too
 HUB_SECONDS = 10.0
+GSM8K_FORMAT = TaskConfig()
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write one alone, UTF-8 and tokenizers cannot
 MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 PICKLE_FILES = ("*.bin", "*.pt", "*.pth")
@@ -120,33 +123,47 @@ def download(name: str, revision: str | None, patterns: list[str]) -> tuple[Path
     return folder, folder.name
 
 
-def load_problems(data: str, split: str = "test", limit: int | None = None) -> DataSource:
-    """The problems of `demo`, a JSONL file in GSM8K's format, or a data set on the hub; problem_id is the row.
+def load_problems(
+    data: str, split: str = "test", limit: int | None = None, task: TaskConfig = GSM8K_FORMAT
+) -> DataSource:
+    """The problems of `demo`, a JSONL file, or a data set on the hub, in the format of `task`; problem_id is the row.
 
     Raises UserError: unreachable (naming POWERSAMPLE_DATA), empty, or a row that is no problem (file and line named).
     """
     if data == DEMO or is_local(data) or data.endswith((".jsonl", ".json")):
         path = DEMO_FOLDER / (DEMO_TRAIN if split == "train" else DEMO_PROBLEMS) if data == DEMO else Path(data)
-        problems = read_jsonl(path.expanduser())
+        problems = read_jsonl(path.expanduser(), task)
     else:
-        problems = [check_row(row, number, f"{data}, row {number}") for number, row in enumerate(hub_rows(data, split))]
+        rows = hub_rows(data, split)
+        problems = [check_row(row, number, f"{data}, row {number}", task) for number, row in enumerate(rows)]
         if not problems:
             raise UserError(
                 f"The data set {data} has no rows in split {split}; set POWERSAMPLE_DATA (--data) to another."
             )
-    rows = json.dumps([[problem.question, problem.answer] for problem in problems], ensure_ascii=False)
-    digest = hashlib.sha256(rows.encode()).hexdigest()
+    content = json.dumps([[problem.question, problem.answer] for problem in problems], ensure_ascii=False)
+    digest = hashlib.sha256(content.encode()).hexdigest()
     return DataSource(problems[:limit], data, digest, len(problems))
 
 
-def read_jsonl(path: Path) -> list[Problem]:
-    """The problems of a JSONL file; blank lines count as lines but not as rows."""
+def read_jsonl(path: Path, task: TaskConfig = GSM8K_FORMAT) -> list[Problem]:
+    """The problems of a JSONL file. Raises UserError where it has none."""
     way_out = "set POWERSAMPLE_DATA (--data) to a JSONL file in GSM8K's format or a hub name"
+    rows = jsonl_rows(path, way_out)
+    problems = [check_row(row, number, where, task) for number, (where, row) in enumerate(rows)]
+    if not problems:
+        raise UserError(f"The data file {path} has no problems in it; {way_out}.")
+    return problems
+
+
+def jsonl_rows(path: Path, way_out: str) -> Iterator[tuple[str, Any]]:
+    """What the lines of a JSONL file hold, each with where it stands; blank lines count as lines but not as rows.
+
+    Raises UserError: `way_out` says what else to name where the file cannot be read.
+    """
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise UserError(f"The data file {path} cannot be read ({error.strerror}); {way_out}.") from error
-    problems: list[Problem] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -163,18 +180,21 @@ def read_jsonl(path: Path) -> list[Problem]:
             ) from error
         except (ValueError, RecursionError) as error:  # a number of too many digits, brackets in too many brackets
             raise UserError(f"{where}: no problem can be read from it ({error}); repair or remove the line.") from error
-        problems.append(check_row(row, len(problems), where))
-    if not problems:
-        raise UserError(f"The data file {path} has no problems in it; {way_out}.")
-    return problems
+        yield where, row
 
 
-def check_row(row: Any, problem_id: int, where: str) -> Problem:
-    """A row as a problem: question and answer are texts, and the answer ends in a `#### number` that can be graded."""
-    form = '{"question": "…", "answer": "… #### 42"}'
+def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FORMAT) -> Problem:
+    """A row as a problem: question and answer are texts, and the answer ends in a `#### number` that can be graded.
+
+    In the format `math` the whole answer is what is graded, unless it has a `####`, too.
+    """
+    open_ended = task.name == "math"
+    form = json.dumps(
+        {task.question_key: "…", task.answer_key: "42" if open_ended else "… #### 42"}, ensure_ascii=False
+    )
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: a {type(row).__name__} instead of an object such as {form}.")
-    for key in ("question", "answer"):
+    for key in (task.question_key, task.answer_key):
         if key not in row:
             raise UserError(
                 f"{where}: the key {key!r} is missing (it has {', '.join(row) or 'none'}); rows are {form}."
@@ -185,11 +205,16 @@ def check_row(row: Any, problem_id: int, where: str) -> Problem:
             raise UserError(
                 f"{where}: {key!r} has half a character (\\ud800 to \\udfff alone); repair or remove the row."
             )
-    if not row["answer"].rpartition("####")[1] or not row["answer"].rpartition("####")[2].strip():
+    question, answer = row[task.question_key], row[task.answer_key]
+    if open_ended and "####" not in answer:
+        return Problem(problem_id, question, f"#### {answer.strip()}")
+    if not answer.rpartition("####")[1] or not answer.rpartition("####")[2].strip():
         raise UserError(
             f"{where}: the answer has no `#### number` at its end, so nothing can be graded; rows are {form}."
         )
-    problem = Problem(problem_id, row["question"], row["answer"])
+    problem = Problem(problem_id, question, answer)
+    if open_ended:
+        return problem
     try:
         gold(problem)
     except UserError as error:  # which knows the problem but not where it stands
@@ -206,6 +231,8 @@ def hub_rows(name: str, split: str) -> list[dict[str, Any]]:
     from huggingface_hub import HfApi, constants
 
     revision, configuration = (GSM8K_REVISION, "main") if name == DEFAULT_DATA else (None, None)
+    if name == PLATINUM:
+        configuration, split = "main", "test"
     try:
         if not constants.HF_HUB_OFFLINE:
             HfApi().dataset_info(name, revision=revision, timeout=HUB_SECONDS)

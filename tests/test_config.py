@@ -397,11 +397,12 @@ def test_what_makes_another_run(changes: dict[str, Any]) -> None:
 def test_run_json_says_what_the_report_reads() -> None:
     config = resolve(RunConfig(model="m", data="d", run_dir=Path("x"), fresh=True), 0)
     model, data = {"name": "m", "revision": None, "sha256": "1"}, {"name": "d", "sha256": "2", "rows": 9}
-    run = json.loads(json.dumps(run_content(config, model, data, 5, {"git_commit": "c"})))
+    run = json.loads(json.dumps(run_content(config, model, data, 5, {"git_commit": "c"}, "3")))
     assert run["num_problems"] == 5
     assert run["provenance"] == {
         "model": model,
         "data": data,
+        "prompts_sha256": "3",
         "dtype": "float32",
         "record_format": 1,
         "git_commit": "c",

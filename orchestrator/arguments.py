@@ -1,0 +1,27 @@
+"""The arguments of a command that takes one path and at most one option. Knows no command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evals.types import UserError
+
+
+def path_and_option(arguments: Sequence[str], option: str, usage: str) -> tuple[Path, str | None]:
+    """The path, and the value of `option` (as `--data FILE` or `--data=FILE`). Raises UserError, which says `usage`."""
+    names, rest, given = [], list(arguments), None
+    while rest:
+        argument = rest.pop(0)
+        name, _, value = argument.partition("=")
+        if name == option:
+            given = value or (rest.pop(0) if rest else "")
+            if not given:
+                raise UserError(f"{option} needs a value; usage: {usage}.")
+        elif argument.startswith("-"):
+            raise UserError(f"unknown option {argument}; usage: {usage}.")
+        else:
+            names.append(argument)
+    if len(names) != 1:
+        raise UserError(f"{len(names) or 'no'} paths were given instead of one; usage: {usage}.")
+    return Path(names[0]), given

@@ -1,0 +1,85 @@
+"""`powersample regrade RUN`: score a run's texts again with the graders of this version, without a model.
+
+The new scores go to `scores.jsonl` beside `records.jsonl`, and reports read them over the records' own. The log stays
+as it was sampled: it is the one file that cannot be made again, while scores can, and deleting scores.jsonl brings the
+first ones back. Knows no engine and no layout.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from evals.config import TaskConfig
+from evals.grading.grade import grade
+from evals.tasks.presets import PRESETS
+from evals.types import Problem, Record, UserError
+from orchestrator.arguments import path_and_option
+from orchestrator.claim import RECORDS, RUN, check_lock, read_run
+from orchestrator.durable import write_atomically
+from orchestrator.report import report
+from orchestrator.rescored import SCORES
+from orchestrator.sources import load_problems
+from orchestrator.store import first_records
+
+USAGE = """usage: powersample regrade RUN [--data FILE]
+
+Scores the texts in RUN again without a model: writes scores.jsonl beside records.jsonl, then summary and report. The
+data is found by what run.json says of it, or named by --data; its digest must be the run's."""
+
+
+def regrade(arguments: Sequence[str]) -> int:
+    """Score a run again and write its report; returns the exit code. Raises UserError for what the user can mend."""
+    if arguments and arguments[0] in ("--help", "-h"):
+        print(USAGE)
+        return 0
+    directory, data = path_and_option(arguments, "--data", "powersample regrade RUN [--data FILE]")
+    run = read_run(directory) if directory.is_dir() else None
+    if run is None:
+        raise UserError(f"{directory} is not a run directory (it has no {RUN}); give the directory of one run.")
+    check_lock(directory)
+    task, problems = task_of(directory, run), problems_of(directory, run, data)
+    records = first_records(directory / RECORDS)
+    lines = [rescored(record, problems, task) for record in records.values() if record.status == "ok"]
+    try:
+        write_atomically(directory / SCORES, "".join(lines))
+    except OSError as error:
+        raise UserError(f"{directory / SCORES} cannot be written ({error.strerror}); make it writable.") from error
+    return report([str(directory)])
+
+
+def task_of(directory: Path, run: Mapping[str, Any]) -> TaskConfig:
+    """How the run asked and what its golds are."""
+    try:
+        return TaskConfig.model_validate(run["config"]["task"])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise UserError(
+            f"{directory / RUN} does not say which task the run is of ({type(error).__name__} in config.task); regrade "
+            "it with the version that made it."
+        ) from error
+
+
+def problems_of(directory: Path, run: Mapping[str, Any], data: str | None) -> dict[int, Problem]:
+    """The run's problems by their rows. Raises UserError if they are not those that it was made with."""
+    config, known = run["config"], run.get("provenance", {}).get("data", {}).get("sha256")
+    name = data or config["data"]
+    source = load_problems(name, config.get("data_split", "test"), None, task_of(directory, run))
+    if source.digest != known:
+        raise UserError(
+            f"The data {name} has the sha256 {source.digest[:8]} but the run in {directory} was made with "
+            f"{str(known)[:8]}; name the file it was made with by --data."
+        )
+    return {problem.problem_id: problem for problem in source.problems}
+
+
+def rescored(record: Record, problems: Mapping[int, Problem], task: TaskConfig) -> str:
+    """One line of scores.jsonl."""
+    preset, problem = PRESETS[task.preset], problems[record.problem_id]
+    grades = grade(record.text, problem, cot=preset.cot, formulas=task.name == "math")
+    scores = {name: one._asdict() for name, one in grades.items()}
+    row = {"problem_id": record.problem_id, "sample_index": record.sample_index, "scores": scores}
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,207 @@
+"""Scoring without a model: `score` on rows from anywhere, `regrade` on a run, and gold answers through the pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals.config import EngineConfig, TaskConfig
+from evals.engine.engine import Engine
+from evals.engine.model import load_model
+from evals.evaluate import evaluate
+from evals.samplers.replay import Replay
+from evals.tasks.gsm8k import make_task
+from evals.types import Problem
+from orchestrator.cli import main
+from orchestrator.reduce import summarise
+from orchestrator.sources import load_problems
+from orchestrator.store import encode, first_records
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "evals/demo"
+GSM8K = ROOT.parent / "shared/data/gsm8k/test.jsonl"
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def test_rows_from_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"id": "a", "text": "So 18.\n#### 18\n\nQuestion: next\n#### 5", "gold": "3*6=18\n#### 18"},
+        {"id": 2, "text": r"\boxed{1,450,000.00}", "gold": "1450000"},
+        {"id": "c", "text": "#### 1,450,000", "gold": 1450000},
+        {"id": "ü", "text": "none", "gold": "1"},
+        {"id": "%", "text": r"\boxed{50\%}", "gold": "50", "question": "What percent is it?"},
+    ]
+    assert main(["score", str(write(tmp_path / "rows.jsonl", rows))]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["id"] for row in found] == ["a", 2, "c", "ü", "%"]
+    assert [[row[name] for name in ("strict", "flexible", "numeric")] for row in found] == [
+        [True, True, True],
+        [False, False, True],
+        [True, True, True],
+        [False, False, False],
+        [False, True, True],
+    ]
+    assert found[0]["answers"] == {"strict": "18", "flexible": "18", "numeric": "18"}
+    assert found[3]["answers"] == {"strict": None, "flexible": None, "numeric": None}
+
+
+def test_presets_decide_stops_and_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"id": 1, "text": "The answer is 18.\n\nQ: next", "gold": "18"}])
+    assert main(["score", str(path), "--preset", "lmeval-cot-zeroshot"]) == 0
+    assert json.loads(capsys.readouterr().out)["strict"] is True
+    path = write(tmp_path / "rows.jsonl", [{"id": 1, "text": r"\boxed{x^2}", "gold": "x^2"}])
+    assert main(["score", str(path), "--preset=math500"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"id": 1, "numeric": True, "answers": {"numeric": "x^2"}}
+
+
+GOOD = '{"id": 1, "text": "#### 1", "gold": "1"}'
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", ["line 2", "not a line of JSON"]),
+        ("[]", ["line 2", "list instead of an object"]),
+        ('{"id": 1, "text": "x"}', ["line 2", "'gold' is missing"]),
+        ('{"id": 1, "text": null, "gold": "1"}', ["line 2", "'text' must be a text"]),
+        ('{"id": [], "text": "", "gold": "1"}', ["line 2", "'id' must be"]),
+        ('{"id": 1, "text": "", "gold": true}', ["line 2", "'gold' must be"]),
+        ('{"id": 1, "text": "", "gold": "eighteen"}', ["line 2", "'eighteen' is not a number", "math500"]),
+        ('{"id": 1, "text": "", "gold": "So ####"}', ["line 2", "no answer in it"]),
+        ('{"id": 1, "text": "\\ud800", "gold": "1"}', ["line 2", "whole characters"]),
+    ],
+)
+def test_a_bad_row_is_one_sentence_and_nothing_is_written(
+    line: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{GOOD}\n{line}\n")
+    assert main(["score", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert all(word in err for word in [str(path), *words])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["score"], ["score", "absent.jsonl"], ["score", "a", "b"], ["score", "a", "--preset", "x"], ["score", "--x"],
+     ["score", "a", "--preset"], ["regrade"], ["regrade", "absent"], ["regrade", "--x", "a"]],
+)  # fmt: skip
+def test_wrong_arguments_are_one_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    model = load_model(str(DEMO / "model"), EngineConfig(), "cpu", num_threads=1)
+    engine = Engine(model, EngineConfig(), slots=2, max_length=64)
+    engine.start()
+    yield engine
+    engine.close()
+
+
+def replayed(problems: list[Problem], engine: Engine) -> list[Any]:
+    """Records of the problems' own solutions, as if a model had written them."""
+    eos = min(engine.tokenizer.eos_ids)
+    answers = {(one.problem_id, 0): [*engine.tokenizer.encode(one.answer), eos] for one in problems}
+    task = make_task(TaskConfig(), 0)
+    records = evaluate(problems, task, Replay(answers), engine, max_new_tokens=16, seed=0)
+    return sorted(records, key=lambda record: record.problem_id)
+
+
+def test_all_gold_answers_of_gsm8k_are_right_through_the_whole_pipeline(engine: Engine) -> None:
+    if not GSM8K.exists():
+        pytest.skip(f"{GSM8K} is absent")
+    problems = load_problems(str(GSM8K)).problems
+    records = replayed(problems, engine)
+    summary = summarise(records, [], {"config": {}, "num_problems": len(problems)})
+    assert {name: score["mean"] for name, score in summary["accuracy"].items()} == dict.fromkeys(
+        ("strict", "flexible", "numeric"), 1.0
+    )
+    assert (len(records), summary["num_undecided"], summary["no_answer_rate"]) == (1319, 0, 0)
+    assert [record.text for record in records] == [problem.answer for problem in problems]
+    assert {record.ended for record in records} == {"eos"}
+
+
+def test_a_replayed_answer_needs_a_token_and_its_key(engine: Engine) -> None:
+    problem, task = Problem(0, "1+1?", "#### 2"), make_task(TaskConfig(), 0)
+    for answers, error in (({(0, 0): []}, ValueError), ({}, KeyError)):
+        with pytest.raises(error):
+            list(evaluate([problem], task, Replay(answers), engine, max_new_tokens=16, seed=0))
+
+
+@pytest.fixture
+def run(engine: Engine, tmp_path: Path) -> Path:
+    """A finished run of the demo's first problems, whose recorded scores are all wrong."""
+    source = load_problems("demo", limit=4)
+    config = {"data": "demo", "task": TaskConfig().model_dump(mode="json"), "sampler": {"kind": "greedy"}}
+    content = {"config": config, "num_problems": 4, "provenance": {"data": source.describe()}, "fingerprint": "f"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text(json.dumps(content))
+    wrong = {"correct": False, "answer": "0", "kind": "number"}
+    records = [one._replace(scores=dict.fromkeys(one.scores, wrong)) for one in replayed(source.problems, engine)]
+    (tmp_path / "run/records.jsonl").write_bytes(b"".join(map(encode, records)))
+    return tmp_path / "run"
+
+
+def accuracy(run: Path) -> dict[str, float]:
+    summary = json.loads((run / "summary.json").read_text())
+    return {name: score["mean"] for name, score in summary["accuracy"].items()}
+
+
+def test_a_run_is_scored_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = (run / "records.jsonl").read_bytes()
+    assert main(["report", str(run)]) == 0
+    assert set(accuracy(run).values()) == {0.0}
+    assert main(["regrade", str(run)]) == 0
+    assert accuracy(run) == {"strict": 1.0, "flexible": 1.0, "numeric": 1.0}
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["num_rescored"] == 4
+    assert any("regrade" in warning and "4 answers" in warning for warning in summary["warnings"])
+    assert (run / "records.jsonl").read_bytes() == log
+    rows = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
+    assert [(row["problem_id"], row["sample_index"]) for row in rows] == sorted(first_records(run / "records.jsonl"))
+    (run / "scores.jsonl").unlink()
+    assert main(["report", str(run)]) == 0
+    assert set(accuracy(run).values()) == {0.0}
+    capsys.readouterr()
+
+
+def test_other_data_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = write(tmp_path / "other.jsonl", [{"question": "1+1?", "answer": "#### 2"}])
+    same = tmp_path / "same.jsonl"
+    same.write_bytes((DEMO / "problems.jsonl").read_bytes())
+    assert main(["regrade", str(run), "--data", str(other)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert all(word in err for word in (str(other), "sha256", "--data"))
+    assert not (run / "scores.jsonl").exists()
+    assert main(["regrade", str(run), f"--data={same}"]) == 0
+    capsys.readouterr()
+
+
+def test_damaged_scores_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["regrade", str(run)]) == 0
+    (run / "scores.jsonl").write_text('{"problem_id": 0}\n')
+    assert main(["report", str(run)]) == 2
+    assert "scores.jsonl, line 1" in capsys.readouterr().err
+
+
+def test_data_of_other_formats(tmp_path: Path) -> None:
+    rows = [{"problem": "x?", "solution": "…", "answer": r"\frac{1}{2}"}]
+    path = write(tmp_path / "math.jsonl", rows)
+    source = load_problems(str(path), task=TaskConfig(preset="math500"))
+    assert source.problems == [Problem(0, "x?", r"#### \frac{1}{2}")]
+    config = TaskConfig(preset="jsonl", template="{question}", question_key="input", answer_key="target")
+    path = write(tmp_path / "any.jsonl", [{"input": "1+1?", "target": "It is\n#### 2"}])
+    assert load_problems(str(path), task=config).problems == [Problem(0, "1+1?", "It is\n#### 2")]
