@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ HELP = """powersample: exact power sampling of language models, evaluated on GSM
 usage: powersample run [--config FILE] [options]     evaluate; started again, it goes on where it was stopped
        powersample report RUN [RUN ...]              make summary and report of finished or unfinished runs again
        powersample watch RUN [--once]                show a run that another terminal drives, or one frame of it
+       powersample bench [options]                   how fast this machine decodes, against its memory and generate
        powersample regrade RUN [--data FILE]         score a run's texts again, without a model
        powersample score FILE.jsonl                  grade texts from anywhere: rows {id, text, gold}
        powersample --version | --help                (powersample run --help lists all options)
@@ -76,6 +78,8 @@ def dispatch(arguments: list[str]) -> int:
             return score(rest)
         case "watch":
             return watch(rest)
+        case "bench":
+            return bench(rest)
         case "--version" | "-V":
             print(f"powersample {version()}")
         case "--help" | "-h" | "help":
@@ -83,8 +87,8 @@ def dispatch(arguments: list[str]) -> int:
         case _:
             from orchestrator.names import suggestion
 
-            near = suggestion(command, ["run", "report", "regrade", "score", "watch", "--version", "--help"])
-            raise UserError(f"unknown command {command}{near}; there are run, report, regrade, score, watch and --help.")
+            near = suggestion(command, ["run", "report", "regrade", "score", "watch", "bench", "--version", "--help"])
+            raise UserError(f"unknown command {command}{near}; there are run, report, regrade, score, watch, bench.")
     return 0
 
 
@@ -151,6 +155,14 @@ def watch(arguments: list[str]) -> int:
     from orchestrator.watch import watch as show
 
     return show(Path(places[0]), "--once" in arguments)
+
+
+def bench(arguments: list[str]) -> int:
+    """`powersample bench`: its imports are a phase of what it measures."""
+    began = time.perf_counter()
+    from orchestrator.bench import bench as measure
+
+    return measure(arguments, began)
 
 
 def version() -> str:
