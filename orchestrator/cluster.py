@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.job_config import JobConfig
 
 from evals.types import UserError
+from orchestrator.dashboard import invitation
 from orchestrator.driver import Died, Done, Event, Health, Raised, Ready, Work, WorkersLost
 
 MAX_FAILED_STARTS = 3
@@ -238,7 +240,7 @@ def start_ray(shape: Shape) -> None:
         local = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": shape.dashboard}
     mask = os.umask(0o077)  # nobody else may read Ray's token and its logs
     try:
-        ray.init(
+        context = ray.init(
             address=address,
             dashboard_host="127.0.0.1",
             log_to_driver=False,
@@ -263,6 +265,8 @@ def start_ray(shape: Shape) -> None:
         raise UserError(
             f"POWERSAMPLE_NUM_GPUS asks for {shape.num_workers} GPUs and Ray finds {num_gpus}; ask for at most these."
         )
+    if place := context.dashboard_url:
+        print(invitation(place), file=sys.stderr)
 
 
 def ray_address() -> str:

@@ -86,6 +86,9 @@ class RunConfig(BaseSettings):
     )
     num_workers: Annotated[int, Field(ge=1, le=1024)] = Field(default=2, description="workers where no GPU is used")
     dashboard: bool = Field(default=True, description="Ray's dashboard on 127.0.0.1, if its packages are there")
+    track: Literal["wandb", "trackio"] | None = Field(
+        default=None, description="send the run's metrics to this tracker, too (its package must be installed)"
+    )
     sampler: SamplerConfig = Field(default=SamplerConfig(), description="how an answer is sampled")
     task: TaskConfig = Field(default=TaskConfig(), description="how problems are put to the model")
     engine: EngineConfig = Field(default=EngineConfig(), description="how the model runs on a device")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -31,12 +31,17 @@ class Progress:
         self._out = sys.stderr if out is None else out
         self._name = name
         self._total = total
-        self._num = 0
+        self.num = 0
+        """Records so far."""
+        self.mean = 0.0
+        """Share of right answers, averaged over problems."""
+        self.listeners: list[Callable[[Record], None]] = []
+        """Told of every record once it is counted."""
         self._tokens = 0
         self._verdicts: dict[int, list[bool]] = {}
         for record in done:
             self._count(record)
-        self._initial = self._num
+        self._initial = self.num
         self._began = self._printed = time.monotonic()
         self._workers: dict[str, Mapping[str, Any]] = {}
         self._bar = None
@@ -52,6 +57,8 @@ class Progress:
         self._tokens += record.tokens.get("generated", 0)
         if self._bar is not None:
             self._bar.update()
+        for listener in self.listeners:
+            listener(record)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """One more row of the telemetry."""
@@ -87,8 +94,11 @@ class Progress:
             self._line(speed)
 
     def _count(self, record: Record) -> None:
-        self._num += 1
-        self._verdicts.setdefault(record.problem_id, []).append(right(record, HEADLINE))
+        self.num += 1
+        verdicts = self._verdicts.setdefault(record.problem_id, [])
+        before = sum(verdicts) / len(verdicts) if verdicts else self.mean
+        verdicts.append(right(record, HEADLINE))
+        self.mean += (sum(verdicts) / len(verdicts) - before) / len(self._verdicts)
 
     def _speed(self) -> str:
         """Of the window between the last two readings of each worker."""
@@ -102,17 +112,17 @@ class Progress:
         return ", ".join(part for part in parts if part)
 
     def _score(self) -> str:
-        if not self._num:
+        if not self.num:
             return ""
         means = {problem_id: sum(rights) / len(rights) for problem_id, rights in self._verdicts.items()}
         score = accuracy(means, max(map(len, self._verdicts.values())))
         return f"{HEADLINE} {with_error(score) if score['n'] > 1 else percent(score['mean'])} %"
 
     def _state(self, speed: str) -> str:
-        elapsed, new = time.monotonic() - self._began, self._num - self._initial
-        parts = [f"{self._name}: {self._num} of {self._total}", self._figures(speed)]
-        if new and self._num < self._total:
-            parts.append(f"{elapsed * (self._total - self._num) / new:.0f} s left")
+        elapsed, new = time.monotonic() - self._began, self.num - self._initial
+        parts = [f"{self._name}: {self.num} of {self._total}", self._figures(speed)]
+        if new and self.num < self._total:
+            parts.append(f"{elapsed * (self._total - self.num) / new:.0f} s left")
         return ", ".join(part for part in parts if part)
 
     def _line(self, speed: str) -> None:

@@ -23,6 +23,7 @@ from orchestrator import hardware, preflight
 from orchestrator.config import Provenance, RunConfig, fingerprint, plan, run_content, run_directory
 from orchestrator.driver import Crew, Died, Ready, Work, drive
 from orchestrator.inline import InlineCrew
+from orchestrator.metrics import check_tracker, published
 from orchestrator.progress import Progress
 from orchestrator.report import write_report
 from orchestrator.sources import DataSource, ModelSource, load_problems, resolve_model
@@ -130,6 +131,7 @@ def run(config: RunConfig) -> int:
 
 def find(config: RunConfig) -> Inputs:
     """Find model and data and check that they fit. Raises UserError."""
+    check_tracker(config.track)
     data = load_problems(config.data or "", config.data_split, config.limit, config.task)
     train = None
     if config.task.num_shots and config.task.train_data is not None:
@@ -222,8 +224,8 @@ def work_off(crew: Crew, runs: Sequence[OpenRun], stop: Stop) -> None:
         if stop:
             return
         one.telemetry.phase("sampling")
-        with closing(Progress(one.config.name, one.total, one.store.records.values())) as progress:
-            one.telemetry.listeners.append(progress.row)
+        progress = Progress(one.config.name, one.total, one.store.records.values())
+        with closing(progress), published(one.config, one.total, one.telemetry, progress):
             drive(crew, one.store, one.owed, one.telemetry, progress, lambda: stop)
         one.telemetry.phase("end")
 

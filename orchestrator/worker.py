@@ -50,7 +50,9 @@ class Worker:
         self._tasks: dict[tuple[str, int], Task] = {}
 
     def __repr__(self) -> str:
-        return self._name
+        """What Ray's dashboard shows, taken once, when the actor starts."""
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return f"{self._name} (rank {self._rank}{f', GPU {devices}' if devices else ''})"
 
     def load(self, config: WorkerConfig) -> None:
         """Load the model, check the packed pass against a plain one, start the engine's thread.

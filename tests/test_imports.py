@@ -11,7 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"evals/demo/train.py", "evals/demo/measure.py", "evals/demo/grow.py"}  # run by hand, imported by no package
-ONLY = {"ray": ["orchestrator/cluster.py"], "transformers": ["evals/engine/model.py"], "torch": ["evals/engine/"]}
+ONLY = {
+    "ray": ["orchestrator/cluster.py", "orchestrator/dashboard.py"],  # the crew, and what Ray shows of a run
+    "transformers": ["evals/engine/model.py"],
+    "torch": ["evals/engine/"],
+}
 SIBLINGS = ["evals/tasks/", "evals/samplers/", "evals/engine/"]
 
 

@@ -1,0 +1,131 @@
+"""Metrics: every one filled from records and rows, the trackers, and what is drawn of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from test_report import failed_record, make_record
+from test_watch import GPU
+
+from evals.types import UserError
+from orchestrator.config import RunConfig, resolve
+from orchestrator.dashboard import invitation
+from orchestrator.metrics import METRICS, Metrics, check_tracker, published
+from orchestrator.progress import Progress
+from orchestrator.telemetry import Telemetry
+
+LAUNCH = Path(__file__).parents[1] / "launch"
+
+
+class Recorder:
+    """A sink that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[str, ...], float] = {}
+
+    def add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
+        assert METRICS[name].kind == "counter"
+        assert amount >= 0
+        self.set_value(name, self.values.get((name, *labels.values()), 0) + amount, labels)
+
+    def set(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        assert METRICS[name].kind == "gauge"
+        self.set_value(name, value, labels)
+
+    def set_value(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        assert tuple(labels) == METRICS[name].labels
+        self.values[name, *labels.values()] = value
+
+    def close(self) -> None: ...
+
+
+def test_every_metric_is_filled() -> None:
+    sink, progress = Recorder(), Progress("mine", 9, out=io.StringIO())
+    metrics = Metrics("mine", 9, progress, [sink])
+    for record in (make_record(0), make_record(1, correct=False), failed_record(2), make_record(0, sample_index=1)):
+        progress.add(record)
+        metrics.record(record)
+    metrics.row(
+        {"kind": "sample", "time": 1.0, "worker": "gpu0", "tokens_per_second": 70.0, **GPU, "nvml_used_bytes": 7}
+    )
+    metrics.row({"kind": "event", "time": 1.0, "event": "death", "worker": "gpu0"})
+    metrics.row({"kind": "event", "time": 1.0, "event": "ready", "worker": "gpu0"})
+    assert sink.values == {
+        ("powersample_problems_total", "mine", "ok"): 3,
+        ("powersample_problems_total", "mine", "failed"): 1,
+        ("powersample_tokens_total", "mine"): 3 * 330,
+        ("powersample_answer_seconds_total", "mine"): 7.0,
+        ("powersample_moves_total", "mine"): 30,
+        ("powersample_failures_total", "mine", "death"): 1,
+        ("powersample_accuracy", "mine"): pytest.approx(1 / 3),
+        ("powersample_owed", "mine"): 5,
+        ("powersample_slots", "mine", "gpu0"): 10,
+        ("powersample_active_slots", "mine", "gpu0"): 9,
+        ("powersample_tokens_per_second", "mine", "gpu0"): 70.0,
+        ("powersample_memory_bytes", "mine", "gpu0"): 30 << 30,
+        ("powersample_device_memory_bytes", "mine", "gpu0"): 7,
+        ("powersample_utilisation", "mine", "gpu0"): 0.97,
+    }
+    assert {key[0] for key in sink.values} == METRICS.keys()
+
+
+def test_a_tracker_gets_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def init(**options: Any) -> Any:
+        calls.append(options)
+        return SimpleNamespace(log=calls.append, finish=lambda: calls.append("finish"))
+
+    monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=init))
+    config = resolve(RunConfig(model="m", data="d", inline=True, track="trackio"), 0)
+    telemetry, progress = Telemetry(tmp_path / "telemetry.jsonl"), Progress("mine", 2, out=io.StringIO())
+    with published(config, 2, telemetry, progress):
+        progress.add(make_record(0))
+        telemetry.sample("cpu0", GPU)
+    telemetry.close()
+    assert calls[0]["project"] == "powersample"
+    assert calls[0]["config"]["sampler"]["kind"] == "power"
+    assert calls[1]["tokens_total"] == 330
+    assert calls[1]["active_slots/cpu0"] == 9
+    assert calls[2:] == ["finish"]
+    assert "9 of 10" in progress.frame()
+
+
+def test_a_tracker_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.metrics.find_spec", lambda name: None)
+    check_tracker(None)
+    with pytest.raises(UserError, match="--track wandb needs the package wandb, which is not installed; pip install"):
+        check_tracker("wandb")
+
+
+def test_the_dashboard_says_how_to_come_in() -> None:
+    said = invitation("127.0.0.1:8270")
+    assert "http://127.0.0.1:8270 " in said
+    assert re.search(r"`\S+ get-auth-token`", said)
+    assert "ssh -L 8270:127.0.0.1:8270 THIS_HOST" in said
+
+
+def test_grafana_draws_metrics_that_exist() -> None:
+    board = json.loads((LAUNCH / "grafana.json").read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    named = {name for query in queries for name in re.findall(r"ray_(powersample_\w+)", query)}
+    assert named == METRICS.keys(), "every metric is drawn, and no other"
+    for query in queries:
+        for name in re.findall(r"ray_(powersample_\w+)", query):
+            assert (METRICS[name].kind == "counter") == bool(re.search(rf"(rate|increase)\(ray_{name}", query))
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]]
+    assert len(set(places)) == len(places)
+
+
+def test_prometheus_asks_every_node_of_ray() -> None:
+    jobs = yaml.safe_load((LAUNCH / "prometheus.yml").read_text())["scrape_configs"]
+    assert jobs[0]["file_sd_configs"][0]["files"] == ["/tmp/ray/prom_metrics_service_discovery.json"]
