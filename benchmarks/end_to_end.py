@@ -49,21 +49,20 @@ def measure(args: argparse.Namespace, began: float) -> None:
     from evals.engine.model import load_model
     from evals.tasks.gsm8k import make_task
     from orchestrator.bench import json_line
-    from orchestrator.hardware import describe
+    from orchestrator.hardware import describe, gpus
     from orchestrator.preflight import check_lengths, prompt_lengths
     from orchestrator.sources import load_problems, resolve_model
 
     laps = Laps(began)
     laps.lap("imports")
-    config = EngineConfig(dtype=args.dtype, execution=args.execution)
     problems = load_problems(args.data, "test", args.limit).problems
     task = make_task(TaskConfig(max_new_tokens=args.max_new_tokens), SEED)
     folder = resolve_model(args.model).folder
     laps.lap("sources")
-    model = load_model(folder, config, args.device)
-    longest = check_lengths(
-        prompt_lengths(task, problems, model.tokenizer.encode), args.max_new_tokens, model.limits.context_length
-    )
+    config = EngineConfig(dtype=args.dtype, execution=args.execution)
+    model = load_model(folder, config, args.device or ("cuda" if gpus() else "cpu"))
+    lengths = prompt_lengths(task, problems, model.tokenizer.encode)
+    longest = check_lengths(lengths, args.max_new_tokens, model.limits.context_length)
     laps.lap("load")
     compared = generated(model, task, problems[: args.compare_generate], args) if args.compare_generate else None
     release(model.device)
@@ -77,7 +76,7 @@ def measure(args: argparse.Namespace, began: float) -> None:
         engine, task, problems, args
     )
     found |= {"execution": engine.execution, "peak_bytes": peak(engine.memory()), "generate": compared}
-    found |= {"start_up": {**laps, "total": sum(laps.values())}}
+    found["start_up"] = {**laps, "total": sum(laps.values())}
     for name, value in found.items():
         print(f"{name}: {value}")
     print(json_line(found | describe()))
@@ -93,7 +92,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--moves", type=int, default=10, help="moves per answer")
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--prefetch", type=int, default=4, help="drafts of one chain at once where slots idle")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", help="cpu or cuda (the GPU if there is one)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--execution", default="auto", help="auto, compiled, graphs or eager")
     parser.add_argument("--compare-generate", type=int, default=0, metavar="N", help="problems for generate (none)")
@@ -111,7 +110,7 @@ def first_token(engine: Engine, task: Task, problem: Problem) -> None:
 
 
 def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.Namespace) -> dict[str, Any]:
-    """The run: every problem answered and graded once."""
+    """The run: every problem answered and graded once. Nothing is said of waits if memory ran out meanwhile."""
     from evals.config import SamplerConfig
     from evals.evaluate import start
     from evals.samplers.make import make_sampler
@@ -128,7 +127,7 @@ def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.
     ]
     records = [future.result() for future in under_way]
     seconds = time.perf_counter() - began
-    after = engine.counters()
+    after, shrunk = engine.counters(), engine.take_shrunk()
     engine.close()
     tokens = after.generated_tokens - before.generated_tokens
     return {
@@ -139,7 +138,8 @@ def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.
         "answer_tokens": sum(record.tokens["answer"] for record in records),
         "prefilled_tokens": after.prefilled_tokens - before.prefilled_tokens,
         "steps": after.steps - before.steps,
-        "device_waits": None if engine.idle is None else engine.idle.seconds / seconds,
+        "device_waits": None if engine.idle is None or shrunk else engine.idle.seconds / seconds,
+        "shrunk": [event._asdict() for event in shrunk],
         **judged(records),
     }
 

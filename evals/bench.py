@@ -96,30 +96,33 @@ class Pace:
     """The clock of a run. It is a stop rule, since that sees every token as it arrives; it never stops anything."""
 
     def __init__(self, engine: Engine, first: int, last: int) -> None:
-        self._engine, self._counts = engine, (1, first, last)
+        self._engine, self._first, self._last = engine, first, last
         self._began = time.perf_counter()
-        self._seconds: list[float] = []
-        self._idle: list[float] = []
+        self._seconds: dict[int, float] = {}
+        self._idle: dict[int, float] = {}
 
     def __call__(self, tokens: Sequence[int]) -> bool:
-        if len(tokens) in self._counts:
-            self._seconds.append(time.perf_counter() - self._began)
-            self._idle.append(0.0 if self._engine.idle is None else self._engine.idle.seconds)
+        count = len(tokens)
+        if count in (1, self._first, self._last):  # of the last try, if memory ran out and the chain began again
+            self._seconds[count] = time.perf_counter() - self._began
+            self._idle[count] = 0.0 if self._engine.idle is None else self._engine.idle.seconds
         return False
 
     @property
     def first_token_seconds(self) -> float:
-        return self._seconds[0]
+        return self._seconds[1]
 
     @property
     def seconds(self) -> float:
         """Between the tokens `first` and `last`."""
-        return self._seconds[2] - self._seconds[1]
+        return self._seconds[self._last] - self._seconds[self._first]
 
     @property
     def waits(self) -> float | None:
         """Share of these seconds in which the device waited for the host."""
-        return None if self._engine.idle is None else (self._idle[2] - self._idle[1]) / self.seconds
+        if self._engine.idle is None:
+            return None
+        return (self._idle[self._last] - self._idle[self._first]) / self.seconds
 
 
 def load(model: str | None, shape: str, config: EngineConfig, device: str) -> Model:

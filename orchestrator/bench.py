@@ -53,16 +53,10 @@ def bench(arguments: Sequence[str], began: float) -> int:
 
 
 def load(args: argparse.Namespace, began: float) -> tuple[Model, EngineConfig, str, dict[str, float]]:
-    """The model, the engine's settings, the model's name, and the seconds of imports and load."""
+    """The model, the engine's settings, the model's name, and the seconds of imports, checks and load."""
+    from evals import bench as measure
     from orchestrator import hardware
     from orchestrator.sources import resolve_model
-
-    if present := hardware.gpus():
-        hardware.check_torch_sees_gpus(present)
-    shape = args.shape or ("1.5b" if present else "tiny")
-    folder = resolve_model(args.model).folder if args.model else None
-    config = EngineConfig(dtype=args.dtype, execution=args.execution)
-    from evals import bench as measure
 
     if args.steps < 1 or measure.prompt_length(args.context, args.steps) < 1:
         raise UserError(
@@ -71,10 +65,15 @@ def load(args: argparse.Namespace, began: float) -> tuple[Model, EngineConfig, s
         )
     laps = measure.Laps(began)
     laps.lap("imports")
+    if present := hardware.gpus():
+        hardware.check_torch_sees_gpus(present)
+    shape = args.shape or ("1.5b" if present else "tiny")
+    folder = resolve_model(args.model).folder if args.model else None
+    config = EngineConfig(dtype=args.dtype, execution=args.execution)
+    laps.lap("checks")
     model = measure.load(folder, shape, config, "cuda" if present else "cpu")
     laps.lap("load")
-    longest = args.context + args.steps
-    if longest > model.limits.context_length:
+    if args.context + args.steps > model.limits.context_length:
         raise UserError(
             f"bench: --context {args.context} and half of --steps {args.steps} exceed the model's context of "
             f"{model.limits.context_length} tokens; lower them."

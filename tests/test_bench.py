@@ -49,7 +49,7 @@ def test_the_command_ends_with_one_json_line(capsys: pytest.CaptureFixture[str])
     assert [row["over_generate"] is None for row in found["decode"]] == [False, False, True]
     for row in (*found["decode"], *found["generate"]):
         assert row["tokens_per_second"] == pytest.approx(1e3 * row["slots"] / row["ms"], rel=1e-3)
-    assert set(found["start_up"]) == {"imports", "load", "engine", "first_token", "total"}
+    assert set(found["start_up"]) == {"imports", "checks", "load", "engine", "first_token", "total"}
     assert found["versions"]["torch"] == torch.__version__
 
 

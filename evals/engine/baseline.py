@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from evals.engine.memory import read_memory, release, reset_peak
+from evals.engine.memory import out_of_memory, read_memory, release, reset_peak
 from evals.engine.model import PAGED, Model
 from evals.types import MemoryReading
 
@@ -33,7 +33,7 @@ def generate(
 ) -> Generated:
     """Sample from softmax(alpha * logits) for all prompts in one batch; without `ends`, EOS does not end a row.
 
-    Raises torch.OutOfMemoryError where the device has no room for the scores.
+    Raises what torch raises where the device has no room for the scores.
     """
     device, longest = model.device, max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
@@ -70,6 +70,8 @@ def generate_steps(model: Model, prompts: Sequence[Sequence[int]], steps: int, a
         generate(model, prompts, 3, alpha, ends=False)  # what is loaded and allocated at first use
         short = generate(model, prompts, 1, alpha, ends=False)
         long = generate(model, prompts, steps + 1, alpha, ends=False)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if out_of_memory(error) is None:
+            raise
         return None
     return Generated(long.seconds - short.seconds, steps, long.memory)
