@@ -1,0 +1,84 @@
+"""Headless Chromium for tests, over its DevTools protocol. Knows no page."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from aiohttp import ClientSession
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def find_browser() -> str | None:
+    """The first browser on the PATH."""
+    return next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+class Browser:
+    """A browser with one page of 1400 x 900 pixels, which sends `headers` with every request."""
+
+    def __init__(self, program: str, profile: Path, headers: dict[str, str]) -> None:
+        self._profile, self._headers, self._number = profile, headers, 0
+        self._process = subprocess.Popen(
+            [
+                program,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                "--window-size=1400,900",
+                "--remote-debugging-port=0",
+                f"--user-data-dir={profile}",
+                "about:blank",
+            ],
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+
+    async def visit(self, url: str, texts: list[str], picture: Path, seconds: float = 60.0) -> str:
+        """The text of a page once it has all of `texts`, and a picture of it. Raises AssertionError if it has not."""
+        async with ClientSession() as session:
+            async with session.get(f"http://127.0.0.1:{await self._port()}/json") as answer:
+                pages = [page for page in await answer.json(content_type=None) if page["type"] == "page"]
+            async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=1 << 27) as socket:
+                await self._call(socket, "Network.enable")
+                await self._call(socket, "Network.setExtraHTTPHeaders", headers=self._headers)
+                await self._call(socket, "Page.navigate", url="about:blank")  # the same page but for its #part stays
+                await self._call(socket, "Page.navigate", url=url)
+                shown, until = "", time.monotonic() + seconds
+                while not all(text in shown for text in texts):
+                    assert time.monotonic() < until, f"{url} lacks {texts}: {shown}"
+                    await asyncio.sleep(0.3)
+                    body = "document.body ? document.body.innerText : ''"
+                    found = await self._call(socket, "Runtime.evaluate", expression=body)
+                    shown = found["result"].get("value", "")
+                image = await self._call(socket, "Page.captureScreenshot", format="png")
+        picture.write_bytes(base64.b64decode(image["data"]))
+        return shown
+
+    async def _port(self) -> int:
+        """Written by the browser once it listens."""
+        file = self._profile / "DevToolsActivePort"
+        while not file.exists() or not file.read_text():
+            assert self._process.poll() is None, "the browser has ended"
+            await asyncio.sleep(0.1)
+        return int(file.read_text().splitlines()[0])
+
+    async def _call(self, socket: Any, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        await socket.send_str(json.dumps({"id": self._number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads((await socket.receive()).data)
+            if answer.get("id") == self._number:
+                return answer["result"]
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(10)
