@@ -83,8 +83,7 @@ class Metrics:
         self._add("powersample_tokens_total", record.tokens.get("generated", 0))
         self._add("powersample_answer_seconds_total", record.timings.get("wall_seconds", 0.0))
         self._add("powersample_moves_total", record.chain.get("moves") or 0)
-        self._set("powersample_accuracy", self._progress.mean)
-        self._set("powersample_owed", self._total - self._progress.num)
+        self._state()
 
     def row(self, row: Mapping[str, Any]) -> None:
         """One more row of the telemetry."""
@@ -96,8 +95,14 @@ class Metrics:
             held = memory.get("reserved_bytes") or memory.get("rss_bytes")
             if held is not None:
                 self._set("powersample_memory_bytes", held, worker=row["worker"])
+            self._state()
         elif row["event"] in FAILURES:
             self._add("powersample_failures_total", 1, event=row["event"])
+
+    def _state(self) -> None:
+        """Set with every sample, too: Ray exports a gauge only if it was set since the last export."""
+        self._set("powersample_accuracy", self._progress.mean)
+        self._set("powersample_owed", self._total - self._progress.num)
 
     def _add(self, name: str, amount: float, **labels: str) -> None:
         for sink in self._sinks:

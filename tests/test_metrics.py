@@ -129,3 +129,9 @@ def test_grafana_draws_metrics_that_exist() -> None:
 def test_prometheus_asks_every_node_of_ray() -> None:
     jobs = yaml.safe_load((LAUNCH / "prometheus.yml").read_text())["scrape_configs"]
     assert jobs[0]["file_sd_configs"][0]["files"] == ["/tmp/ray/prom_metrics_service_discovery.json"]
+
+
+def test_the_documented_table_is_that_of_the_code() -> None:
+    text = (LAUNCH.parent / "docs" / "monitoring.md").read_text()
+    rows = [f"| `{name}` | {kind} | {', '.join(labels)} | {what} |" for name, (kind, labels, what) in METRICS.items()]
+    assert text.rstrip().splitlines()[-len(rows) :] == rows
