@@ -8,11 +8,9 @@ Every RayError except RayTaskError means that the actor is gone.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,23 +19,21 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import AuthenticationError, OutOfMemoryError, RayError, RayTaskError
 from ray.job_config import JobConfig
 
 from evals.types import UserError
+from orchestrator.address import LOCAL, check_address, check_dashboard, ray_address
+from orchestrator.crew import Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work, WorkersLost
 from orchestrator.dashboard import invitation
-from orchestrator.driver import Died, Done, Event, Health, Raised, Ready, Work, WorkersLost
+from orchestrator.seat import Call, Hang, Seat
 
 MAX_FAILED_STARTS = 3
 BACK_OFF_SECONDS = 0.1, 5.0  # first pause before a replacement, doubled up to the last
-CONNECT_SECONDS = 10.0
 NODES_SECONDS = 2.0
 HEALTH_CHECK = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 2000, "failure_threshold": 3}
 """Of nodes by a local Ray: a dead one is known after 3 s instead of 13 s, a frozen one after 9 s instead of 63 s."""
-STILL_SECONDS = 1800.0
-"""A worker that neither loads nor gets on for so long counts as dead; no load of a model and no step takes as long."""
 OBJECT_STORE_BYTES = 256 << 20  # records are small; the default, 30 % of RAM, spills out of a small /dev/shm
-LOCAL = "local"  # an address of Ray's: a cluster of this process's own
 CHECKOUT = Path(__file__).parents[1]
 
 
@@ -50,36 +46,7 @@ class Shape(NamedTuple):
     job_name: str = "powersample"
     dashboard: bool | None = None
     """None: if its packages are there."""
-
-
-@dataclass
-class Seat:
-    """The place of one worker, whichever actor holds it at present."""
-
-    rank: int
-    name: str
-    num_starts: int = 0
-    failed_starts: int = 0
-    start_at: float = 0.0
-    """When the next actor may be started (monotonic seconds), while there is none."""
-    actor: Any = None
-    asked: float = 0.0
-    moved: float = 0.0
-    """When it last got on (monotonic seconds): asked for, placed, loaded, given its first work, a step, an answer."""
-    steps: Any = None
-    placed: Any = None
-    """Pending call that is answered once its process runs; it has no place while others have the device."""
-    load: Any = None
-    """Pending call of `load`, while it loads."""
-    health: Any = None
-    calls: dict[Any, Work] = field(default_factory=dict)
-
-    @property
-    def ready(self) -> bool:
-        return self.actor is not None and self.load is None
-
-    def refs(self) -> list[Any]:
-        return [ref for ref in (self.placed, self.load, self.health, *self.calls) if ref is not None]
+    dashboard_host: str = "127.0.0.1"
 
 
 class RayCrew:
@@ -95,6 +62,7 @@ class RayCrew:
         self._events: list[Event] = []
         self._actor_class: Any = None
         self._nodes_at = 0.0
+        self._slowest_answer = 0.0
 
     def start(self) -> None:
         """Start or join Ray and ask for the actors. Raises UserError if the cluster has fewer GPUs than wanted."""
@@ -105,32 +73,36 @@ class RayCrew:
             self._start(seat)
 
     def free(self, unanswered: int) -> int:
-        """Slots of ready workers; while others load for the first time, none takes more than its even share.
+        """Slots of workers that have said how many they have; while others load for the first time, none takes more
+        than its even share.
 
         Otherwise the first to be ready would take a short run for itself. A replacement is not waited for.
         """
-        slots = self._shape.slots
+        most = self._shape.slots
         if any(seat.num_starts == 1 and not seat.ready for seat in self._seats):
-            slots = min(slots, -(-unanswered // len(self._seats)))
-        return sum(max(0, slots - len(seat.calls)) for seat in self._seats if seat.ready)
+            most = min(most, -(-unanswered // len(self._seats)))
+        return sum(max(0, min(seat.slots or 0, most) - len(seat.calls)) for seat in self._seats)
 
     def submit(self, work: Work) -> None:
-        seat = min((seat for seat in self._seats if seat.ready), key=lambda seat: len(seat.calls))
+        seat = min(
+            (seat for seat in self._seats if len(seat.calls) < (seat.slots or 0)), key=lambda seat: len(seat.calls)
+        )
         if not seat.calls:
             seat.moved = time.monotonic()
-        seat.calls[seat.actor.solve.options(concurrency_group="work").remote(work)] = work
+        seat.calls[seat.actor.solve.options(concurrency_group="work").remote(work)] = Call(work, time.monotonic())
 
     def ask_health(self) -> None:
         for seat in self._seats:
-            if seat.ready and seat.health is None:
-                seat.health = seat.actor.health.options(concurrency_group="hb").remote()
+            self._ask(seat)
+
+    def _ask(self, seat: Seat) -> None:
+        if seat.ready and seat.health is None:
+            seat.health = seat.actor.health.options(concurrency_group="hb").remote()
 
     def wait(self, timeout: float) -> list[Event]:
         self._check_nodes()
-        self._check_stillness()
         for seat in self._seats:
-            if seat.actor is None and time.monotonic() >= seat.start_at:
-                self._start(seat)
+            self._check(seat)
         owners = {ref: seat for seat in self._seats for ref in seat.refs()}
         if not owners:
             time.sleep(timeout)
@@ -145,17 +117,20 @@ class RayCrew:
         if time.monotonic() < self._nodes_at:
             return
         self._nodes_at = time.monotonic() + NODES_SECONDS
-        if not any(node["Alive"] for node in ray.nodes()):
+        if not alive_nodes():
             raise WorkersLost("Ray's node is gone (one of its own processes died), and no worker can be started on it")
 
-    def _check_stillness(self) -> None:
-        """Give workers up that stand still. In a cluster of others' waiting for a place is no fault."""
-        joined = ray_address() != LOCAL
-        for seat in self._seats:
-            busy = seat.calls or (seat.load is not None and not (joined and seat.placed is not None))
-            if busy and time.monotonic() - seat.moved > STILL_SECONDS:
-                doing = "answer a problem" if seat.ready else "load the model"
-                self._down(seat, TimeoutError(f"it began to {doing} and did not get on for {STILL_SECONDS:.0f} s"))
+    def _check(self, seat: Seat) -> None:
+        """Start an actor where there is none, give one up that hangs, say of one that it waits for a place."""
+        now = time.monotonic()
+        if seat.actor is None:
+            if now >= seat.start_at and not seat.given_up:
+                self._start(seat)
+        elif hang := seat.hang(now, self._slowest_answer, joined=ray_address() != LOCAL):
+            self._down(seat, TimeoutError(hang.reason), hang)
+        elif seat.is_missing(now):
+            seat.missing = True
+            self._events.append(Lost(seat.name, f"Ray has had no place for it for {now - seat.asked:.0f} s"))
 
     def close(self) -> None:
         ray.shutdown()
@@ -165,8 +140,10 @@ class RayCrew:
         name = seat.name if seat.num_starts == 1 else f"{seat.name}-{seat.num_starts}"
         seat.actor = self._actor_class.options(name=name).remote(seat.rank, seat.name)
         seat.asked = seat.moved = time.monotonic()
-        seat.placed = seat.actor.__ray_ready__.remote()
-        seat.load = seat.actor.load.options(concurrency_group="work").remote(self._config)
+        seat.placed = seat.actor.__ray_call__.remote(node_id)
+        arguments = [self._config] if seat.room is None else [self._config, seat.room]
+        seat.load = seat.actor.load.options(concurrency_group="work").remote(*arguments)
+        self._events.append(Spawned(seat.name, seat.num_starts))
 
     def _collect(self, seat: Seat, ref: Any) -> None:
         """Turn one finished call into an event; a call whose seat was vacated in this pass is history."""
@@ -184,43 +161,65 @@ class RayCrew:
     def _answered(self, seat: Seat, ref: Any, answer: Any) -> None:
         now = time.monotonic()
         if ref == seat.health:
-            seat.health = None
+            seat.health, seat.slots = None, answer.get("slots", self._shape.slots)
             if answer.get("steps") != seat.steps:
                 seat.steps, seat.moved = answer.get("steps"), now
             self._events.append(Health(seat.name, answer))
             return
-        seat.moved = now
+        began, seat.moved = seat.moved, now
         if ref == seat.placed:
-            seat.placed = None
+            seat.placed, seat.node, seat.missing = None, answer, False
         elif ref == seat.load:
-            seat.load, seat.failed_starts = None, 0
+            seat.load, seat.failed_starts, seat.room = None, 0, answer
+            seat.load_seconds = max(seat.load_seconds, now - began)
             self._events.append(Ready(seat.name, now - seat.asked))
+            self._ask(seat)
         else:
-            self._events.append(Done(seat.name, seat.calls.pop(ref), answer))
+            work, since = seat.calls.pop(ref)
+            self._slowest_answer = max(self._slowest_answer, now - since)
+            self._events.append(Done(seat.name, work, answer))
 
     def _raised(self, seat: Seat, ref: Any, error: RayTaskError) -> None:
-        """The worker's own code raised; a problem may do that, loading and health may not."""
+        """The worker's own code raised; a problem may do that, loading and health may not.
+
+        What the user could mend shows at the first load of all. Later ones of the same model fail for other reasons,
+        such as memory that a dead actor still holds.
+        """
         cause = error.cause if isinstance(error.cause, BaseException) else error
-        if isinstance(cause, UserError) and ref == seat.load:
+        if isinstance(cause, UserError) and ref == seat.load and not any(each.has_loaded for each in self._seats):
             raise UserError(str(cause)) from error
         if ref in seat.calls:
-            self._events.append(Raised(seat.name, seat.calls.pop(ref), f"{type(cause).__name__}: {cause}"))
+            self._events.append(Raised(seat.name, seat.calls.pop(ref).work, f"{type(cause).__name__}: {cause}"))
         else:
             self._down(seat, error)
 
-    def _down(self, seat: Seat, error: Exception) -> None:
-        """Vacate the seat and plan a replacement. Raises WorkersLost after MAX_FAILED_STARTS loads that failed."""
-        reason = str(error).strip()
+    def _down(self, seat: Seat, error: Exception, hang: Hang | None = None) -> None:
+        """Vacate the seat and plan a replacement. Raises WorkersLost where no worker is left that could be."""
+        reason, blamed, cause = str(error).strip(), hang.blamed if hang else None, "hang" if hang else "crash"
+        if isinstance(error, OutOfMemoryError):
+            cause = "oom"
+        elif hang is None and seat.node is not None and seat.node not in alive_nodes():
+            cause, blamed = "node", []  # no problem did that
         ray.kill(seat.actor)
-        if seat.load is not None:
-            seat.failed_starts += 1
-            if seat.failed_starts >= MAX_FAILED_STARTS:
-                raise WorkersLost(f"worker {seat.name} could not start {seat.failed_starts} times: {reason}") from error
-        self._events.append(Died(seat.name, list(seat.calls.values()), reason))
+        seat.failed_starts += seat.load is not None
+        self._events.append(Died(seat.name, seat.vacate(), reason, cause, blamed))
         first, longest = BACK_OFF_SECONDS
         seat.start_at = time.monotonic() + min(longest, first * 2**seat.failed_starts)
-        seat.actor = seat.placed = seat.load = seat.health = None
-        seat.calls = {}
+        if seat.failed_starts < MAX_FAILED_STARTS:
+            return
+        if not any(other.has_loaded and not other.given_up for other in self._seats if other is not seat):
+            raise WorkersLost(f"worker {seat.name} could not start {seat.failed_starts} times: {reason}") from error
+        seat.given_up = True
+        self._events.append(Lost(seat.name, f"it could not start {seat.failed_starts} times: {reason}"))
+
+
+def node_id(actor: Any) -> str:
+    """The node on which an actor runs; called in it."""
+    return ray.get_runtime_context().get_node_id()
+
+
+def alive_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def start_ray(shape: Shape) -> None:
@@ -233,21 +232,26 @@ def start_ray(shape: Shape) -> None:
     if not shape.use_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     check_address()
+    check_dashboard(shape.dashboard_host)
     local: dict[str, Any] = {}
     if address == LOCAL:  # a driver that joins a cluster must not pass these
         for name, value in HEALTH_CHECK.items():
             os.environ.setdefault(f"RAY_health_check_{name}", str(value))
         local = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": shape.dashboard}
-    mask = os.umask(0o077)  # nobody else may read Ray's token and its logs
     try:
         context = ray.init(
             address=address,
-            dashboard_host="127.0.0.1",
+            dashboard_host=shape.dashboard_host,
             log_to_driver=False,
             configure_logging=False,
             job_config=JobConfig(metadata={"job_name": shape.job_name}, runtime_env={"env_vars": environment}),
             **local,
         )
+    except AuthenticationError as error:
+        raise UserError(
+            f"The Ray cluster at RAY_ADDRESS={address} and this process do not agree on a token; set RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH to the cluster's, or RAY_AUTH_MODE=disabled if it has none."
+        ) from error
     except ConnectionError as error:
         raise UserError(f"No Ray cluster answers at RAY_ADDRESS={address}; start it or unset the variable.") from error
     except OSError as error:
@@ -257,8 +261,6 @@ def start_ray(shape: Shape) -> None:
         ) from error
     except Exception as error:  # Ray raises bare ones where a process of its own does not come up
         raise WorkersLost(f"Ray did not start: {error}") from error
-    finally:
-        os.umask(mask)
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
     if shape.use_gpus and num_gpus < shape.num_workers:
         ray.shutdown()
@@ -267,27 +269,6 @@ def start_ray(shape: Shape) -> None:
         )
     if place := context.dashboard_url:
         print(invitation(place), file=sys.stderr)
-
-
-def ray_address() -> str:
-    """Where Ray is to be found; LOCAL for one of our own."""
-    return os.environ.get("RAY_ADDRESS") or LOCAL
-
-
-def check_address() -> None:
-    """Raises UserError if nothing listens at RAY_ADDRESS; Ray itself would go on trying for minutes."""
-    address = ray_address()
-    if address in (LOCAL, "auto"):
-        return  # these name no place
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        raise UserError(f"RAY_ADDRESS={address} is no address; write it as HOST:PORT, or unset the variable.")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"No Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, or unset the variable."
-        ) from error
 
 
 def actor_class(worker_class: type, shape: Shape) -> Any:

@@ -1,20 +1,25 @@
 """The driver loop: hand out owed problems, write down what comes back, decide what to do about failures. Knows no Ray.
 
 Pull with refill: a worker with a free slot gets the next owed problem; no slot waits for a batch. Only the loop
-writes to the store. A *crew* (Ray actors, or one worker in this process) does the work.
+writes to the store. A *crew* (Ray actors, or one worker in this process) does the work. What is expected to take
+longest goes first.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-from evals.config import SamplerConfig, TaskConfig
-from evals.types import Problem, Record
+from tqdm import tqdm
+
+from evals.types import Record
+from orchestrator.crew import Crew, Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work, WorkersLost
 from orchestrator.progress import Progress
+from orchestrator.schedule import MIN_RECORDS, forecast
 from orchestrator.store import Key, RunStore
 from orchestrator.telemetry import Telemetry
 
@@ -23,94 +28,6 @@ MAX_STRIKES = 3  # deaths of a worker with this problem in flight before the pro
 MAX_BARREN_DEATHS = 8  # deaths in a row without one answer: then the machine is at fault, and no problem
 HEALTH_SECONDS = 2.0
 WAIT_SECONDS = 0.2  # how long a signal may go unnoticed
-
-
-class WorkersLost(Exception):  # noqa: N818 - it says what is the matter
-    """The workers cannot be kept alive; what is recorded is safe, and another start goes on."""
-
-
-class Work(NamedTuple):
-    """One call of a worker: answer and grade a problem once."""
-
-    problem: Problem
-    sample_index: int
-    sampler: SamplerConfig
-    task: TaskConfig
-    seed: int
-    attempt: int = 1
-
-    @property
-    def key(self) -> Key:
-        return self.problem.problem_id, self.sample_index
-
-
-class Ready(NamedTuple):
-    """A worker has loaded its model."""
-
-    worker: str
-    seconds: float
-
-
-class Done(NamedTuple):
-    """A problem was answered."""
-
-    worker: str
-    work: Work
-    record: Record
-
-
-class Raised(NamedTuple):
-    """A problem raised in its worker, which lives on."""
-
-    worker: str
-    work: Work
-    reason: str
-
-
-class Died(NamedTuple):
-    """A worker is gone, and so are the problems that it had; the crew replaces it by itself."""
-
-    worker: str
-    lost: list[Work]
-    reason: str
-
-
-class Health(NamedTuple):
-    """A worker's answer to `ask_health`."""
-
-    worker: str
-    reading: dict[str, Any]
-
-
-Event = Ready | Done | Raised | Died | Health
-
-
-class Crew(Protocol):
-    """Workers behind one interface."""
-
-    def start(self) -> None:
-        """Begin to start the workers; each reports `Ready` once it has loaded."""
-        ...
-
-    def free(self, unanswered: int) -> int:
-        """How many calls may be submitted now, of a run with so many problems waiting or in flight."""
-        ...
-
-    def submit(self, work: Work) -> None:
-        """Give `work` to the ready worker with the most free slots."""
-        ...
-
-    def ask_health(self) -> None:
-        """Ask every worker that does not owe an answer; the answers come as `Health`."""
-        ...
-
-    def wait(self, timeout: float) -> list[Event]:
-        """What happened, after at most `timeout` seconds. Raises if the crew cannot go on."""
-        ...
-
-    def close(self) -> None:
-        """End all workers without waiting for their problems."""
-        ...
 
 
 @dataclass
@@ -122,12 +39,26 @@ class Drive:
     telemetry: Telemetry
     progress: Progress
     queue: deque[Work]
+    lengths: dict[int, int]
+    """problem_id -> length of its question."""
     in_flight: dict[Key, Work] = field(default_factory=dict)
     errors: Counter[Key] = field(default_factory=Counter)
     strikes: Counter[Key] = field(default_factory=Counter)
     suspects: deque[Work] = field(default_factory=deque)
     """Problems with too many strikes: they run alone, last, so that an innocent one clears itself."""
     barren_deaths: int = 0
+    next_order: int = MIN_RECORDS
+    """With so many records the queue is put in order again."""
+    notes: set[str] = field(default_factory=set)
+    """What workers have said for a person."""
+    idle_since: float | None = None
+    """When the first slot found nothing left to do (monotonic seconds)."""
+
+    def order(self) -> None:
+        """What is expected to take longest first, what was begun already before all others."""
+        expected = forecast(self.lengths, self.store.records.values())
+        self.queue = deque(sorted(self.queue, key=lambda work: (work.attempt == 1, -expected(work.problem.problem_id))))
+        self.next_order = max(MIN_RECORDS, 2 * len(self.store.records))
 
     def fill(self) -> None:
         """Hand out work while there are free slots; a suspect only when nothing else runs."""
@@ -135,6 +66,8 @@ class Drive:
             self.submit(self.queue.popleft())
         if self.suspects and not self.in_flight and self.crew.free(1):
             self.submit(self.suspects.popleft())
+        if self.idle_since is None and not self.queue and self.crew.free(1):
+            self.idle_since = monotonic()
 
     def submit(self, work: Work) -> None:
         self.crew.submit(work)
@@ -150,16 +83,38 @@ class Drive:
                 self.raised(event)
             case Died():
                 self.died(event)
-            case Ready():
-                self.telemetry.event("ready", worker=event.worker, seconds=event.seconds)
+            case Lost():
+                note(self.telemetry, event)
+                tqdm.write(
+                    f"Worker {event.worker} is missing, going on with the others: {event.reason}", file=sys.stderr
+                )
+            case Spawned() | Ready():
+                note(self.telemetry, event)
             case Health():
-                self.telemetry.sample(event.worker, event.reading)
+                self.heard(event.worker, event.reading)
+
+    def heard(self, worker: str, reading: dict[str, Any]) -> None:
+        """Write a worker's health down, and apart from it what it says only once; of equal notes one is shown."""
+        reading = dict(reading)
+        for shrunk in reading.pop("shrunk", []):
+            self.telemetry.event("slots", worker=worker, **shrunk)
+            tqdm.write(
+                f"Worker {worker} goes on with {shrunk['new']} slots instead of {shrunk['old']}: {shrunk['reason']}",
+                file=sys.stderr,
+            )
+        notes = reading.pop("notes", "")
+        if notes and notes not in self.notes:
+            self.notes.add(notes)
+            tqdm.write(notes, file=sys.stderr)
+        self.telemetry.sample(worker, reading)
 
     def finish(self, work: Work, record: Record) -> None:
         """Write the record down, then let the bar know."""
         self.in_flight.pop(work.key, None)
         if self.store.append(record):
             self.progress.add(record)
+        if len(self.store.records) >= self.next_order:
+            self.order()
 
     def fail(self, work: Work, worker: str, reason: str) -> None:
         """Give a problem up: it gets a record that says why, and counts as wrong."""
@@ -183,18 +138,19 @@ class Drive:
         self.queue.appendleft(event.work._replace(attempt=event.work.attempt + 1))
 
     def died(self, event: Died) -> None:
-        """All problems of a dead worker are owed again; a strike for each, since one of them may have killed it."""
-        self.telemetry.event("death", worker=event.worker, reason=event.reason, lost=len(event.lost))
-        self.barren_deaths += bool(event.lost)
+        """All problems of a dead worker are owed again; a strike for each that may have killed it."""
+        note(self.telemetry, event)
+        suspected = {work.key for work in event.suspected}
+        self.barren_deaths += bool(suspected)
         if self.barren_deaths >= MAX_BARREN_DEATHS:
             raise WorkersLost(
                 f"{self.barren_deaths} workers died in a row without one answer; the last: {event.reason}"
             )
         for work in reversed(event.lost):
             self.in_flight.pop(work.key, None)
-            self.strikes[work.key] += 1
+            self.strikes[work.key] += work.key in suspected
             strikes = self.strikes[work.key]
-            if strikes > MAX_STRIKES:
+            if strikes > MAX_STRIKES and work.key in suspected:
                 self.fail(work, event.worker, f"its worker died {strikes} times, at last with it alone: {event.reason}")
                 continue
             self.telemetry.event("requeue", worker=event.worker, problem_id=work.key[0], sample_index=work.key[1])
@@ -213,11 +169,13 @@ def drive(
     progress: Progress,
     stopped: Callable[[], object] = lambda: False,
 ) -> None:
-    """Work `owed` off in the given order until every item has a record or `stopped()` is true.
+    """Work `owed` off, what is expected to take longest first, until all have a record or `stopped()` is true.
 
     On a stop it returns at once: what is in flight has no record and stays owed. Raises what the crew raises.
     """
-    run = Drive(crew, store, telemetry, progress, deque(owed))
+    lengths = {work.problem.problem_id: len(work.problem.question) for work in owed}
+    run = Drive(crew, store, telemetry, progress, deque(owed), lengths)
+    run.order()
     next_health = monotonic()
     while (run.queue or run.in_flight or run.suspects) and not stopped():
         run.fill()
@@ -227,6 +185,23 @@ def drive(
         for event in crew.wait(WAIT_SECONDS):
             run.handle(event)
         progress.refresh()
+    if run.idle_since is not None:
+        telemetry.event("tail", seconds=monotonic() - run.idle_since)
+
+
+def note(telemetry: Telemetry, event: Spawned | Ready | Died | Lost) -> None:
+    """A worker's life as rows of the telemetry."""
+    match event:
+        case Spawned():
+            telemetry.event("spawn", worker=event.worker, number=event.number)
+        case Ready():
+            telemetry.event("ready", worker=event.worker, seconds=event.seconds)
+        case Died():
+            if event.cause in ("hang", "oom"):
+                telemetry.event(event.cause, worker=event.worker, reason=event.reason)
+            telemetry.event("death", worker=event.worker, reason=event.reason, cause=event.cause, lost=len(event.lost))
+        case Lost():
+            telemetry.event("lost", worker=event.worker, reason=event.reason)
 
 
 def failed_record(work: Work, worker: str, reason: str) -> Record:

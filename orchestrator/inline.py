@@ -7,13 +7,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, Protocol
 
 from evals.types import Record
-from orchestrator.driver import Done, Event, Health, Raised, Ready, Work, WorkersLost
+from orchestrator.crew import Done, Event, Health, Raised, Ready, Work, WorkersLost
 
 
 class LocalWorker(Protocol):
     """What the crew needs of a worker; `orchestrator.worker.Worker` is one."""
 
-    def load(self, config: Any) -> None: ...
+    def load(self, config: Any) -> object: ...
     def begin(self, work: Work) -> Future[Record]: ...
     def failure(self) -> BaseException | None: ...
     def health(self) -> dict[str, Any]: ...
@@ -47,7 +47,9 @@ class InlineCrew:
         self._calls[call] = work
 
     def ask_health(self) -> None:
-        self._events.append(Health(self._name, self._worker.health()))
+        reading = self._worker.health()
+        self._slots = reading.get("slots", self._slots)
+        self._events.append(Health(self._name, reading))
 
     def wait(self, timeout: float) -> list[Event]:
         """Raises WorkersLost if the worker can do nothing any more: here nobody replaces it.

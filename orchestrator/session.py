@@ -21,7 +21,8 @@ from evals.tasks.gsm8k import make_task
 from evals.types import Problem
 from orchestrator import hardware, preflight
 from orchestrator.config import Provenance, RunConfig, fingerprint, plan, run_content, run_directory
-from orchestrator.driver import Crew, Died, Ready, Work, drive
+from orchestrator.crew import Crew, Died, Lost, Ready, Spawned, Work
+from orchestrator.driver import drive, note
 from orchestrator.inline import InlineCrew
 from orchestrator.metrics import check_tracker, published
 from orchestrator.progress import Progress
@@ -98,7 +99,7 @@ def run(config: RunConfig) -> int:
     """
     began = time.time()
     if os.environ.get("RAY_ADDRESS") and not config.inline:
-        from orchestrator.cluster import check_address
+        from orchestrator.address import check_address
 
         check_address()
     inputs, environment = find(config), hardware.describe()
@@ -191,8 +192,8 @@ def open_runs(planned: Sequence[Planned], problems: Sequence[Problem], stack: Ex
 
 
 def works(config: RunConfig, problems: Sequence[Problem], store: RunStore) -> list[Work]:
-    """What a run owes, the longest question first: what takes long should not begin last."""
-    owed = sorted(store.owed(problems, config.num_samples), key=lambda pair: -len(pair[0].question))
+    """What a run owes."""
+    owed = store.owed(problems, config.num_samples)
     return [Work(problem, index, config.sampler, config.task, config.seed) for problem, index in owed]
 
 
@@ -236,7 +237,7 @@ def make_crew(inputs: Inputs, stop: Stop) -> Crew:
     settings = WorkerConfig(
         folder=inputs.model.folder,
         engine=config.engine,
-        slots=config.slots,
+        slots=None if config.use_batched and config.batch_size == "auto" else config.slots,
         max_length=inputs.max_length,
         device="cuda" if config.use_gpus else "cpu",
         num_threads=None if config.use_gpus else cpu_threads(config.num_actors),
@@ -269,15 +270,12 @@ def wait_for_a_worker(crew: Crew, runs: Sequence[OpenRun], stop: Stop) -> None:
             said = now
             say(waiting(config, now - began))
         for event in crew.wait(0.2):
-            match event:
-                case Ready():
-                    ready = True
-                    for one in runs:
-                        one.telemetry.event("ready", worker=event.worker, seconds=event.seconds)
-                case Died():
-                    say(f"worker {event.worker} did not start, and is started again: {event.reason}")
-                    for one in runs:
-                        one.telemetry.event("death", worker=event.worker, reason=event.reason, lost=0)
+            ready = ready or isinstance(event, Ready)
+            if isinstance(event, Died):
+                say(f"worker {event.worker} did not start, and is started again: {event.reason}")
+            if isinstance(event, Spawned | Ready | Died | Lost):
+                for one in runs:
+                    note(one.telemetry, event)
 
 
 def waiting(config: RunConfig, seconds: float) -> str:

@@ -16,7 +16,8 @@ from evals.config import EngineConfig, TaskConfig
 from evals.samplers.make import make_sampler
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem, Record, Task
-from orchestrator.driver import Work
+from orchestrator.crew import Work
+from orchestrator.room import wait_for_room
 from orchestrator.store import encode
 
 ENGINE_FAILED = 1  # exit code
@@ -28,8 +29,8 @@ class WorkerConfig(NamedTuple):
     folder: str
     """The model's local folder."""
     engine: EngineConfig
-    slots: int
-    """Problems at once."""
+    slots: int | None
+    """Problems at once, at most; None: as many as fit."""
     max_length: int
     """Longest prompt plus answer, in tokens."""
     device: str
@@ -54,21 +55,27 @@ class Worker:
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
         return f"{self._name} (rank {self._rank}{f', GPU {devices}' if devices else ''})"
 
-    def load(self, config: WorkerConfig) -> None:
+    def load(self, config: WorkerConfig, room: int | None = None) -> int | None:
         """Load the model, check the packed pass against a plain one, start the engine's thread.
+
+        Returns the bytes of the GPU that were free before; None on CPUs. A replacement is given as `room` what its
+        first predecessor found, and waits until what the last one held is free again.
 
         Raises UserError when the model cannot be used here, and whatever else loading raises.
         """
         from evals.engine.engine import Engine
         from evals.engine.model import load_model
 
+        found = wait_for_room(room) if config.device == "cuda" else None
         model = load_model(config.folder, config.engine, config.device, config.num_threads)
         self._engine = Engine(
             model, config.engine, slots=config.slots, max_length=config.max_length, sequences=config.sequences
         )
         self._train_problems = config.train_problems
         self._prefetch = config.engine.prefetch
+        self._notes = self._engine.notes
         self._engine.start()
+        return found if room is None else room
 
     def begin(self, work: Work) -> Future[Record]:
         """Begin one problem; the future has its record, or the exception that ended it.
@@ -132,10 +139,14 @@ class Worker:
         return self._engine.failure
 
     def health(self) -> dict[str, Any]:
-        """Process, counters of the engine, memory in bytes, state of the device."""
+        """Process, counters of the engine, memory in bytes, state of the device.
+
+        Beside them, said once: `notes` for a person, and `shrunk`, where memory ran out (`planning.Shrunk`).
+        """
         from evals.engine.memory import device_state
 
         device = self._engine.model.device
+        notes, self._notes = self._notes, ""
         return {
             "rank": self._rank,
             "pid": os.getpid(),
@@ -145,6 +156,8 @@ class Worker:
             "memory": self._engine.memory()._asdict(),
             "idle_seconds": None if self._engine.idle is None else self._engine.idle.seconds,
             **device_state(device),
+            "notes": notes,
+            "shrunk": [shrunk._asdict() for shrunk in self._engine.take_shrunk()],
         }
 
     def close(self) -> None:

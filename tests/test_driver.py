@@ -6,6 +6,7 @@ import io
 import random
 from collections.abc import Iterable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import pytest
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
-from orchestrator.driver import Died, Done, Event, Health, Raised, Work, WorkersLost, drive, failed_record
+from orchestrator.crew import Died, Done, Event, Health, Lost, Raised, Work, WorkersLost
+from orchestrator.driver import drive, failed_record
 from orchestrator.inline import InlineCrew
 from orchestrator.progress import Progress
 from orchestrator.reduce import HEADLINE, accuracy, question_means
+from orchestrator.room import wait_for_room
+from orchestrator.schedule import MIN_RECORDS, fit, forecast
+from orchestrator.seat import DEADLINE_SECONDS, LOAD_SECONDS, MISSING_SECONDS, STILL_SECONDS, Call, Hang, Seat
 from orchestrator.store import RunStore, open_store
 from orchestrator.telemetry import Telemetry, read_telemetry, timings
 
@@ -291,3 +296,148 @@ def test_progress_shows_the_headline_with_the_error_of_the_report() -> None:
     first, last = out.getvalue().splitlines()
     assert first == f"power: 2 of 8, {HEADLINE} 100.0 %"
     assert last == f"power: 8 of 8, {HEADLINE} {100 * score['mean']:.1f} ± {100 * score['stderr']:.1f} %"
+
+
+def test_a_hang_strikes_only_what_was_late_and_a_lost_node_nothing(store: RunStore) -> None:
+    class Unlucky(SimulatedCrew):
+        """Everything in flight is lost five times with the node; then problem 1 hangs whenever it is in flight."""
+
+        nodes = 5
+
+        def wait(self, timeout: float) -> list[Event]:
+            lost = self.seats["w0"]
+            late = [work for work in lost if work.problem.problem_id == 1]
+            if lost and self.nodes:
+                self.nodes -= 1
+                self.seats["w0"] = []
+                return [Died("w0", lost, "its node is gone", "node", [])]
+            if late:
+                self.seats["w0"] = []
+                return [Died("w0", lost, "late", "hang", late)]
+            return super().wait(timeout)
+
+    rows = driven(store, Unlucky(1, 3), works(6))
+    assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [1]
+    assert len(store.records) == 6
+    assert (len(events(rows, "hang")), len(events(rows, "death"))) == (4, 9)
+    assert {row["cause"] for row in events(rows, "death")} == {"node", "hang"}
+
+
+def test_many_workers_lost_with_their_node_do_not_end_the_run(store: RunStore) -> None:
+    class NodeGone(SimulatedCrew):
+        gone = False
+
+        def wait(self, timeout: float) -> list[Event]:
+            if not self.gone:
+                self.gone = True
+                deaths: list[Event] = [Died(name, seat, "gone", "node", []) for name, seat in self.seats.items()]
+                self.seats = {name: [] for name in self.seats}
+                return deaths
+            return super().wait(timeout)
+
+    driven(store, NodeGone(16, 1), works(20))
+    assert {record.status for record in store.records.values()} == {"ok"}
+
+
+def test_a_lost_device_is_said_and_the_run_goes_on(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    class OneGone(SimulatedCrew):
+        def wait(self, timeout: float) -> list[Event]:
+            if "w1" in self.seats:
+                return [Died("w1", self.seats.pop("w1"), "off the bus"), Lost("w1", "it could not start 3 times")]
+            return super().wait(timeout)
+
+    rows = driven(store, OneGone(2, 1), works(8))
+    assert len(store.records) == 8
+    assert "Worker w1 is missing, going on with the others: it could not start" in capsys.readouterr().err
+    assert [row["worker"] for row in events(rows, "lost")] == ["w1"]
+
+
+def test_long_questions_go_first_until_answers_say_otherwise(store: RunStore) -> None:
+    class Short(SimulatedCrew):
+        """The longer the question, the shorter the answer."""
+
+        def wait(self, timeout: float) -> list[Event]:
+            done = super().wait(timeout)[0]
+            assert isinstance(done, Done)
+            cost = {"generated": 1000 - len(done.work.problem.question)}
+            return [done._replace(record=done.record._replace(tokens=cost))]
+
+    owed = [work._replace(problem=Problem(i, "q" * i, "#### 4")) for i, work in enumerate(works(100))]
+    crew = Short(1, 1)
+    driven(store, crew, owed)
+    assert crew.submitted[:32] == list(range(99, 67, -1))
+    assert crew.submitted[32:] == list(range(68))
+
+
+def test_a_forecast_is_the_line_of_least_squares_and_knows_what_a_problem_has_cost() -> None:
+    line = fit([1.0, 2.0, 3.0, 4.0], [3.0, 5.0, 8.0, 8.0])
+    assert (line.intercept, line.slope) == pytest.approx((1.5, 1.8))
+    assert fit([2.0, 2.0], [1.0, 3.0]) == (2.0, 0.0)
+    lengths = {i: 10 * i for i in range(41)}
+    records = [answered(work)._replace(tokens={"generated": 5 * i + 7}) for i, work in enumerate(works(40))]
+    assert forecast(lengths, records[: MIN_RECORDS - 1])(3) == 30
+    assert forecast(lengths, records)(40) == pytest.approx(207)
+    outlier = records[3]._replace(sample_index=1, tokens={"generated": 1022})
+    assert forecast(lengths, [*records, outlier])(3) == 522
+
+
+def test_the_tail_lasts_from_the_first_idle_slot_to_the_end(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clocked(SimulatedCrew):
+        def wait(self, timeout: float) -> list[Event]:
+            clock.append(clock[-1] + 1.0)
+            return super().wait(timeout)
+
+    clock = [100.0]
+    monkeypatch.setattr("orchestrator.driver.monotonic", lambda: clock[-1])
+    rows = driven(store, Clocked(2, 2), works(10))
+    assert [row["seconds"] for row in events(rows, "tail")] == [3.0]  # of ten seconds the last three with a free slot
+
+
+def seated(**changes: Any) -> Seat:
+    calls = {i: Call(work, 100.0 + i) for i, work in enumerate(works(3))}
+    return replace(Seat(0, "gpu0", actor="actor", moved=100.0, load_seconds=20.0, calls=calls), **changes)
+
+
+def test_patience_with_a_worker_that_takes_no_step() -> None:
+    seat = seated()
+    assert seat.hang(100.0 + STILL_SECONDS, 0.0, joined=False) is None
+    hang = seat.hang(101.0 + STILL_SECONDS, 0.0, joined=False)
+    assert hang is not None
+    assert [work.problem.problem_id for work in hang.blamed] == [0, 1, 2]
+    slow = seated(load_seconds=STILL_SECONDS)
+    assert slow.hang(101.0 + STILL_SECONDS, 0.0, joined=False) is None, "compiling took as long when it loaded"
+    assert seated(calls={}).hang(1e6, 0.0, joined=False) is None, "it has nothing to do"
+
+
+def test_patience_with_a_problem_while_others_get_on() -> None:
+    late = 100.5 + DEADLINE_SECONDS
+    hang = seated(moved=late).hang(late, 0.0, joined=False)
+    assert hang is not None
+    assert [work.problem.problem_id for work in hang.blamed] == [0]
+    assert seated(moved=late).hang(late, DEADLINE_SECONDS, joined=False) is None, "answers take that long here"
+    again = {0: Call(works(1)[0]._replace(attempt=2), 100.0)}
+    assert seated(moved=late, calls=again).hang(late, 0.0, joined=False) is None, "twice the time at the second try"
+
+
+def test_patience_with_a_load_and_with_a_place() -> None:
+    late = 101.0 + LOAD_SECONDS
+    loading = seated(calls={}, load="load")
+    assert loading.hang(100.0 + LOAD_SECONDS, 0.0, joined=False) is None
+    assert loading.hang(late, 0.0, joined=False) == Hang(
+        f"it began to load the model and did not get on for {LOAD_SECONDS:.0f} s", []
+    )
+    waiting = replace(loading, placed="ready", asked=100.0)
+    assert waiting.hang(late, 0.0, joined=True) is None, "others have the device"
+    assert waiting.hang(late, 0.0, joined=False) is not None
+    assert waiting.is_missing(101.0 + MISSING_SECONDS)
+    assert not loading.is_missing(101.0 + MISSING_SECONDS)
+
+
+def test_room_is_waited_for_until_a_dead_workers_memory_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.room.POLL_SECONDS", 0.0)
+    readings = iter([10, 20, 96, 100])
+    assert wait_for_room(100, lambda: next(readings)) == 96
+    assert wait_for_room(None, lambda: 10) == 10
+    assert wait_for_room(100, lambda: None) is None
+    monkeypatch.setattr("orchestrator.room.RELEASE_SECONDS", 0.0)
+    assert wait_for_room(100, lambda: 10) == 10, "the load will tell whether that is enough"

@@ -17,7 +17,7 @@ import pytest
 from evals.config import SamplerConfig, TaskConfig
 from evals.engine.engine import EngineCounters
 from evals.types import Problem, UserError
-from orchestrator.driver import Died, Event, Ready, Work, WorkersLost
+from orchestrator.driver import Died, Event, Health, Ready, Work, WorkersLost
 from orchestrator.sources import load_problems
 from orchestrator.store import open_store
 from orchestrator.telemetry import Telemetry, read_telemetry
@@ -200,16 +200,17 @@ def until(crew: Any, kind: type[Event]) -> Any:
 @pytest.mark.ray
 @pytest.mark.parametrize("crew", ["solve"], indirect=True)
 def test_a_worker_that_takes_no_step_counts_as_dead(crew: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    until(crew, Ready)
+    until(crew, Health)  # it says how many slots it has
     work = Work(Problem(0, "q", "#### 4"), 0, SamplerConfig(), TaskConfig(), 0)
     crew.submit(work)
-    monkeypatch.setattr("orchestrator.cluster.STILL_SECONDS", 0.5)
+    monkeypatch.setattr("orchestrator.seat.STILL_SECONDS", 0.5)
     event = until(crew, Died)
-    assert event == Died("cpu0", [work], "it began to answer a problem and did not get on for 0 s")
-    monkeypatch.setattr("orchestrator.cluster.STILL_SECONDS", 1800.0)
+    assert (event.worker, event.lost, event.cause, event.suspected) == ("cpu0", [work], "hang", [work])
+    assert "it began to answer a problem and did not get on for" in event.reason
+    monkeypatch.setattr("orchestrator.seat.STILL_SECONDS", 300.0)
     until(crew, Ready)
     crew._config = "load"
-    monkeypatch.setattr("orchestrator.cluster.STILL_SECONDS", 0.5)
+    monkeypatch.setattr("orchestrator.seat.LOAD_SECONDS", 0.5)
     crew._down(crew._seats[0], TimeoutError("killed for the test"))
     with pytest.raises(
         WorkersLost, match="cpu0 could not start 3 times: it began to load the model and did not get on"

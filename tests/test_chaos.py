@@ -1,0 +1,179 @@
+"""Everything that can go wrong, at set numbers of records, in one run on Ray: it ends as an undisturbed run does.
+
+The real command, the embedded model and three actors. Every fault is counted where it happens: a fault that did not
+happen proves nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals.types import Record
+from orchestrator.claim import RECORDS, TELEMETRY
+from orchestrator.store import read_records
+from orchestrator.telemetry import read_telemetry
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[1]
+NUMBER = 400
+POISON = 217
+TORN = b'{"problem_id": 3, "sam'
+
+DRIVER = f"""
+import json, os, resource, signal, sys, threading
+from orchestrator import seat, session
+from orchestrator.cli import main
+from orchestrator.store import RunStore
+from orchestrator.worker import Worker
+
+plan = json.loads(sys.argv[1])
+marks = plan["marks"]
+
+def first(name):
+    try:
+        os.close(os.open(os.path.join(marks, name), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+def count(name):
+    with open(os.path.join(marks, name), "a") as file:
+        print(os.getpid(), file=file)
+
+def lines(name):
+    path = os.path.join(marks, name)
+    return len(open(path).readlines()) if os.path.exists(path) else 0
+
+class Faulty(Worker):
+    def begin(self, work):
+        i = work.problem.problem_id
+        if i == {POISON}:
+            if plan["inline"]:
+                raise ValueError("poison")
+            count("poison")
+            os.kill(os.getpid(), signal.SIGKILL)
+        if lines("poison") >= plan.get("hang_after", 1000):  # it has killed all that it may before it runs alone
+            if self._rank == 0 and first("hang"):
+                threading.Event().wait()  # this problem alone; the others of its worker get on
+            if self._rank == 1 and first("freeze"):
+                os.kill(os.getpid(), signal.SIGSTOP)
+        return super().begin(work)
+
+append = RunStore.append
+def append_and_strike(store, record):
+    if len(store.records) == plan.get("full_at"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (store._size + 50, resource.RLIM_INFINITY))
+        count("full")
+    added = append(store, record)
+    if len(store.records) in plan.get("kill_at", []) and "pid" in record.worker:
+        os.kill(record.worker["pid"], signal.SIGKILL)
+        count("kill")
+    if len(store.records) == plan.get("signal_at"):
+        count("signal")
+        os.kill(os.getpid(), plan["signal"])
+    return added
+
+RunStore.append = append_and_strike
+session.Worker = Faulty
+seat.STILL_SECONDS, seat.DEADLINE_SECONDS, seat.LOADS = 8.0, 12.0, 1
+sys.exit(main(["run", *sys.argv[2:]]))
+"""
+
+
+class Chaos:
+    """Starts drivers on one run directory after a plan each, and keeps the marks that faults leave."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.run, self.marks = folder / name, folder / f"{name}-marks"
+        self.marks.mkdir()
+        self.data = folder / "problems.jsonl"
+        rows = (ROOT / "evals/demo/problems.jsonl").read_text()
+        self.data.write_text(rows * (NUMBER // rows.count("\n")))
+
+    def start(self, **plan: Any) -> subprocess.CompletedProcess[str]:
+        inline = plan.setdefault("inline", False)
+        model = ["--model", "demo", "--data", self.data, "--sampler.kind", "temperature"]
+        shape = ["--inline", "--batch-size", 12] if inline else ["--num-workers", 3, "--batch-size", 4]
+        flags = [*model, "--num-gpus", 0, "--no-dashboard", "--run-dir", self.run, *shape]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
+        return subprocess.run(
+            [sys.executable, "-c", DRIVER, json.dumps({**plan, "marks": str(self.marks)}), *map(str, flags)],
+            cwd=ROOT,
+            env=clean | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    def tear(self) -> None:
+        with (self.run / RECORDS).open("ab") as log:
+            log.write(TORN)
+
+    def happened(self, name: str) -> int:
+        mark = self.marks / name
+        return len(mark.read_text().splitlines()) if mark.exists() else 0
+
+    def records(self) -> dict[int, Record]:
+        records = read_records(self.run / RECORDS)
+        assert len({r.problem_id for r in records}) == len(records), "a problem twice"
+        return {r.problem_id: r for r in records}
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.run / "summary.json").read_text())
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [row for row in read_telemetry(self.run / TELEMETRY) if row.get("event") == name]
+
+
+def answers(records: dict[int, Record]) -> dict[int, Any]:
+    return {i: (r.status, r.token_ids, r.text, r.ended, r.scores) for i, r in records.items()}
+
+
+LIVES = [
+    ({"kill_at": [20, 50], "signal": signal.SIGKILL, "signal_at": 80}, -signal.SIGKILL),
+    ({"kill_at": [110], "signal": signal.SIGKILL, "signal_at": 160}, -signal.SIGKILL),
+    ({"kill_at": [180], "signal": signal.SIGTERM, "signal_at": 210}, 143),
+    ({"kill_at": [240], "signal": signal.SIGINT, "signal_at": 270}, 130),
+    ({"full_at": 290}, 2),
+]
+
+
+def test_a_run_through_every_fault_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
+    chaos, calm = Chaos(tmp_path, "chaos"), Chaos(tmp_path, "calm")
+    for plan, code in LIVES:
+        done = chaos.start(**plan)
+        assert done.returncode == code, done.stderr
+        assert len(chaos.records()) == plan.get("signal_at", plan.get("full_at")), done.stderr
+        chaos.tear()
+    last = chaos.start(kill_at=[292], hang_after=chaos.happened("poison") + 3)
+    assert last.returncode == 3, last.stderr
+    assert calm.start(inline=True).returncode == 3
+
+    happened = {name: chaos.happened(name) for name in ("kill", "signal", "full", "poison")}
+    assert happened == {"kill": 6, "signal": 4, "full": 1, "poison": happened["poison"]}
+    assert happened["poison"] >= 4
+    assert (chaos.marks / "hang").exists()
+    assert (chaos.marks / "freeze").exists()
+    assert len(chaos.events("hang")) == 2
+    assert [row["bytes"] for row in chaos.events("torn_tail")] == [len(TORN)] * len(LIVES)
+    assert len(chaos.events("death")) >= happened["poison"] + 1
+
+    records = chaos.records()
+    assert sorted(records) == list(range(NUMBER))
+    assert answers(records) == answers(calm.records())
+    summary, undisturbed = chaos.summary(), calm.summary()
+    assert (summary["num_failed"], summary["failed"]) == (1, [[POISON, 0]])
+    assert "its worker died 4 times, at last with it alone" in (records[POISON].error or "")
+    assert summary["accuracy"] == undisturbed["accuracy"]
+    assert 0 < summary["accuracy"]["numeric"]["mean"] < 1
+    assert summary["timings"]["num_starts"] == len(LIVES) + 1
