@@ -235,7 +235,7 @@ def make_crew(inputs: Inputs, stop: Stop) -> Crew:
     """Ray actors, or one worker in this process."""
     config = inputs.config
     settings = WorkerConfig(
-        folder=inputs.model.folder,
+        model=inputs.model,
         engine=config.engine,
         slots=None if config.use_batched and config.batch_size == "auto" else config.slots,
         max_length=inputs.max_length,

@@ -6,14 +6,16 @@ no tokenizer and no device. What cannot be had is a UserError that names the var
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import re
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evals.config import TaskConfig
+from evals.config import EngineConfig, TaskConfig
 from evals.grading.numeric import gold
 from evals.types import Problem, UserError
 from orchestrator.config import DEFAULT_DATA, DEMO
@@ -68,7 +70,7 @@ def resolve_model(
 
     Code and pickled weights are neither fetched nor counted unless asked for.
     """
-    patterns = [*MODEL_FILES, *(["*.py"] if trust_remote_code else []), *(PICKLE_FILES if allow_pickle else [])]
+    patterns = model_files(trust_remote_code, allow_pickle)
     if name == DEMO or is_local(name):
         folder = DEMO_FOLDER / DEMO_MODEL if name == DEMO else Path(name).expanduser()
         if revision is not None:
@@ -80,6 +82,34 @@ def resolve_model(
     folder, commit = download(name, revision, patterns)
     check_folder(folder, name, commit)
     return ModelSource(str(folder), name, commit, commit)
+
+
+def on_this_node(model: ModelSource, engine: EngineConfig) -> str:
+    """The folder of `model` for a worker, whose node need not be the driver's.
+
+    A model from the hub is downloaded by the first worker of a node, at the driver's commit, while the others wait. The
+    lock goes with the process that holds it. Raises UserError for a local folder that this node does not have.
+    """
+    if Path(model.folder).is_dir():
+        return model.folder
+    if model.revision is None:
+        raise UserError(
+            f"There is no model folder {model.folder} on the node {socket.gethostname()}; put it on storage that all "
+            "nodes share, or on each of them."
+        )
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".powersample.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        patterns = model_files(engine.trust_remote_code, engine.allow_pickle)
+        return str(download(model.name, model.revision, patterns)[0])
+
+
+def model_files(trust_remote_code: bool, allow_pickle: bool) -> list[str]:
+    """What of a model's repository is needed."""
+    return [*MODEL_FILES, *(["*.py"] if trust_remote_code else []), *(PICKLE_FILES if allow_pickle else [])]
 
 
 def is_local(name: str) -> bool:

@@ -18,6 +18,7 @@ from evals.tasks.gsm8k import make_task
 from evals.types import Problem, Record, Task
 from orchestrator.crew import Work
 from orchestrator.room import wait_for_room
+from orchestrator.sources import ModelSource, on_this_node
 from orchestrator.store import encode
 
 ENGINE_FAILED = 1  # exit code
@@ -26,8 +27,7 @@ ENGINE_FAILED = 1  # exit code
 class WorkerConfig(NamedTuple):
     """What every worker of a session loads."""
 
-    folder: str
-    """The model's local folder."""
+    model: ModelSource
     engine: EngineConfig
     slots: int | None
     """Problems at once, at most; None: as many as fit."""
@@ -67,7 +67,7 @@ class Worker:
         from evals.engine.model import load_model
 
         found = wait_for_room(room) if config.device == "cuda" else None
-        model = load_model(config.folder, config.engine, config.device, config.num_threads)
+        model = load_model(on_this_node(config.model, config.engine), config.engine, config.device, config.num_threads)
         self._engine = Engine(
             model, config.engine, slots=config.slots, max_length=config.max_length, sequences=config.sequences
         )

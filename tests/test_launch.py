@@ -7,11 +7,17 @@ import os
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 import pytest
 import yaml
+
+from evals.config import EngineConfig
+from evals.types import UserError
+from orchestrator.sources import ModelSource, on_this_node
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -160,3 +166,30 @@ def test_the_image_has_an_init_and_what_it_copies_exists() -> None:
         if line.startswith("COPY"):
             assert all((ROOT / name).exists() for name in line.split()[2:-1]), line
     assert lines.index("USER ray") > 0
+
+
+def test_one_worker_of_a_node_downloads_while_the_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, busy, asked = tmp_path / "cache/abc123", Lock(), []
+
+    def download(name: str, revision: str, patterns: list[str]) -> tuple[Path, str]:
+        assert busy.acquire(blocking=False), "two at once"
+        asked.append((name, revision))
+        together.wait(0.2) if len(asked) == 1 else None  # nobody sets it: time for the others to come
+        busy.release()
+        return folder, revision
+
+    together = Event()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("orchestrator.sources.download", download)
+    model = ModelSource("/driver/only", "owner/name", "abc123", "abc123")
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: on_this_node(model, EngineConfig()), range(3)))
+    assert found == [str(folder)] * 3
+    assert asked == [("owner/name", "abc123")] * 3, "the driver's commit"
+
+
+def test_a_folder_of_this_node_is_taken_and_one_of_another_refused(tmp_path: Path) -> None:
+    here = ModelSource(str(tmp_path), "model", None, "0")
+    assert on_this_node(here, EngineConfig()) == str(tmp_path)
+    with pytest.raises(UserError, match=r"There is no model folder /elsewhere on the node \S+; put it on storage"):
+        on_this_node(here._replace(folder="/elsewhere"), EngineConfig())
