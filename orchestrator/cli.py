@@ -109,7 +109,11 @@ def run(flags: list[str]) -> int:
     if present and config.num_gpus != 0 and not for_demo:  # a file that --config names takes its place
         config = build_config(flags, os.environ, GPU_DEFAULT)
     remote = os.environ.get("RAY_ADDRESS") and config.num_gpus  # a cluster has GPUs of its own; Ray counts them
-    config = resolve(config, int(remote) if remote else len(present))
+    bfloat16 = all(gpu.has_bfloat16 for gpu in present)
+    automatic = config.engine.dtype == "auto"
+    config = resolve(config, int(remote) if remote else len(present), bfloat16 or bool(remote))
+    if automatic and config.engine.dtype == "float16":
+        print("These GPUs have no bfloat16: the model runs in float16 (engine.dtype).", file=sys.stderr)
     if config.use_gpus and not remote:
         hardware.check_torch_sees_gpus(present)
     from orchestrator.crew import WorkersLost

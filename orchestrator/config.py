@@ -15,19 +15,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BeforeValidator, Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from evals.config import READS, EngineConfig, SamplerConfig, TaskConfig
+from evals.config import AUTO_SLOTS, READS, EngineConfig, SamplerConfig, TaskConfig
 from evals.types import UserError
 
 RECORD_FORMAT = 1  # raise it when a record of an older version could no longer stand beside a new one
 DEMO = "demo"  # as a model or as data: what evals/demo holds
 DEFAULT_MODEL, DEFAULT_DATA = "Qwen/Qwen2.5-Math-1.5B", "openai/gsm8k"
 DEMO_MAX_NEW_TOKENS = 160  # the embedded model's answers are shorter
-
-
-def refuse_auto(value: Any) -> Any:
-    if value == "auto":
-        raise ValueError("auto is reserved for a later version")
-    return value
 
 
 def refuse_empty(value: Any) -> Any:
@@ -77,8 +71,11 @@ class RunConfig(BaseSettings):
     num_samples: Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=1, description="answers per problem, each a sample of its own; from several come pass@k and maj@k"
     )
-    batch_size: Annotated[int, Field(ge=1, le=65_536), BeforeValidator(refuse_auto)] = Field(
-        default=10, description="problems at once per worker (slots, refilled as they fall free)"
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = Field(
+        default=10,
+        description="problems at once per worker (slots, refilled as they fall free); a GPU takes fewer where its "
+        f"memory holds fewer, and with auto as many as it holds, up to {AUTO_SLOTS['cuda']} (auto on CPUs: "
+        f"{AUTO_SLOTS['cpu']})",
     )
     use_batched: bool = Field(default=True, description="several problems at once; off: one at a time per worker")
     num_gpus: Annotated[int, Field(ge=0)] | None = Field(
@@ -97,8 +94,12 @@ class RunConfig(BaseSettings):
 
     @property
     def slots(self) -> int:
-        """Problems at once per worker."""
-        return self.batch_size if self.use_batched else 1
+        """Problems at once per worker, at most: a GPU may have room for fewer."""
+        if not self.use_batched:
+            return 1
+        if self.batch_size == "auto":
+            return AUTO_SLOTS["cuda" if self.use_gpus else "cpu"]
+        return self.batch_size
 
     @property
     def use_gpus(self) -> bool:
@@ -116,11 +117,11 @@ class RunConfig(BaseSettings):
         return (init_settings,)
 
 
-def resolve(config: RunConfig, num_gpus_present: int) -> RunConfig:
+def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> RunConfig:
     """The configuration with everything decided that depends on the machine; resolving twice changes nothing.
 
-    Decides `num_gpus`, `mode`, `model`, `data`, `name`, and `engine.dtype`. Raises UserError for more GPUs than present
-    and for settings that contradict each other.
+    Decides `num_gpus`, `mode`, `model`, `data`, `name`, and `engine.dtype` (by whether the GPUs have bfloat16). Raises
+    UserError for more GPUs than present and for settings that contradict each other.
     """
     num_gpus = num_gpus_present if config.num_gpus is None else config.num_gpus
     if config.inline:
@@ -150,7 +151,8 @@ def resolve(config: RunConfig, num_gpus_present: int) -> RunConfig:
     if task.num_shots and task.train_data is None and own_examples:
         task = task.model_copy(update={"train_data": data})
     if engine.dtype == "auto":
-        engine = engine.model_copy(update={"dtype": "bfloat16" if num_gpus else "float32"})
+        half = "bfloat16" if bfloat16 else "float16"
+        engine = engine.model_copy(update={"dtype": half if num_gpus else "float32"})
     decided = {"mode": mode, "model": model, "data": data, "num_gpus": num_gpus, "task": task, "engine": engine}
     name = config.name or (DEMO if mode == "demo" else f"{task.name}_{config.sampler.kind}")
     return config.model_copy(update={**decided, "name": name})

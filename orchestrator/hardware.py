@@ -47,6 +47,12 @@ class Gpu(NamedTuple):
     uuid: str
     name: str
     memory_bytes: int
+    capability: tuple[int, int] = (8, 0)
+    """CUDA's; of a MIG instance, which no older GPU has, at least this."""
+
+    @property
+    def has_bfloat16(self) -> bool:
+        return self.capability >= (8, 0)
 
 
 def gpus(environ: Mapping[str, str] | None = None) -> list[Gpu]:
@@ -71,12 +77,19 @@ def gpus(environ: Mapping[str, str] | None = None) -> list[Gpu]:
                 as_text(pynvml.nvmlDeviceGetUUID(handle)),
                 as_text(pynvml.nvmlDeviceGetName(handle)),
                 int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                capability(handle),
             )
             for index, handle in enumerate(handles)
         ]
     finally:
         pynvml.nvmlShutdown()
     return visible(present, (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES"))
+
+
+def capability(handle: Any) -> tuple[int, int]:
+    """CUDA's compute capability, major and minor."""
+    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    return int(major), int(minor)
 
 
 def as_text(name: str | bytes) -> str:

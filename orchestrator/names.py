@@ -64,7 +64,7 @@ def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     if origin in (Union, UnionType):
         return " or ".join(describe(part, metadata) for part in arguments if part is not type(None))
     if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
+        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
     if origin is tuple:
         return 'a list of strings that are not empty, in JSON such as ["Question:"]'
     if (group := as_group(annotation)) is not None:

@@ -86,7 +86,6 @@ def test_a_cluster_counts_its_own_gpus(session: list[RunConfig], monkeypatch: py
     [
         (["run", "--batch-size", "ten"], ["--batch-size=ten"]),
         (["run", "--batch-size", "0"], ["--batch-size=0"]),
-        (["run", "--batch-size", "auto"], ["reserved"]),
         (["run", "--nope"], ["--nope"]),
         (["run", "stray"], ["stray"]),
         (["run", "--num-gpus", "1"], ["asks for 1 GPU but this machine has none", "leave it out to run on CPUs"]),

@@ -37,6 +37,7 @@ def test_flags_win_over_environment_over_file(tmp_path: Path) -> None:
     assert build_config([], environ, file).batch_size == 6
     assert build_config([], {}, file).batch_size == 5
     assert build_config([], {}).batch_size == 10
+    assert build_config([], {"POWERSAMPLE_BATCH_SIZE": "auto"}).batch_size == "auto"
 
 
 def test_values_of_every_shape() -> None:
@@ -59,7 +60,7 @@ def test_values_of_every_shape() -> None:
         (["--batch-size", "0"], {}, ["--batch-size=0", "from 1 to"]),
         (["--batch-size", "ten"], {}, ["--batch-size=ten", "whole number"]),
         ([], {"BATCH_SIZE": "ten"}, ["POWERSAMPLE_BATCH_SIZE=ten", "from 1 to"]),
-        ([], {"BATCH_SIZE": "auto"}, ["POWERSAMPLE_BATCH_SIZE=auto", "reserved"]),
+        ([], {"BATCH_SIZE": "ten"}, ["POWERSAMPLE_BATCH_SIZE=ten", "from 1 to 65536 or auto"]),
         ([], {"BATCHSIZE": "3"}, ["POWERSAMPLE_BATCHSIZE=3", "did you mean POWERSAMPLE_BATCH_SIZE?"]),
         ([], {"ALPHA": "3"}, ["did you mean POWERSAMPLE_SAMPLER__ALPHA?"]),
         ([], {"SAMPLER__ALPHA": "0.5"}, ["POWERSAMPLE_SAMPLER__ALPHA=0.5", "from 1 to 1000"]),
@@ -196,7 +197,7 @@ OTHER: dict[str, Any] = {
     "task.preset": "power-paper", "task.chat": True, "task.template": "{question}?", "task.question_key": "problem",
     "task.answer_key": "gold",
     "engine.dtype": "float16", "engine.trust_remote_code": True, "engine.allow_pickle": True, "engine.prefetch": 2,
-    "engine.prefill_tokens": 64, "engine.execution": "eager", "num_samples": 4,
+    "engine.prefill_tokens": 64, "engine.execution": "eager", "engine.target_utilisation": 0.5, "num_samples": 4,
 }  # fmt: skip
 """A value of every nested setting, in most cases not the default."""
 
@@ -248,11 +249,18 @@ def test_nothing_given_and_no_gpu_is_the_demo() -> None:
     assert resolve(config, 0) == config
 
 
+def test_as_many_problems_at_once_as_fit() -> None:
+    assert resolve(RunConfig(batch_size="auto"), 8).slots == 256
+    assert resolve(RunConfig(batch_size="auto"), 0).slots == 10
+    assert resolve(RunConfig(batch_size="auto", use_batched=False), 8).slots == 1
+
+
 def test_nothing_given_and_gpus_is_gsm8k_on_all_of_them() -> None:
     config = resolve(RunConfig(), 8)
     assert (config.mode, config.model, config.data) == ("run", "Qwen/Qwen2.5-Math-1.5B", "openai/gsm8k")
     assert (config.num_actors, config.slots, config.engine.dtype) == (8, 10, "bfloat16")
     assert (config.task.max_new_tokens, config.sampler.alpha, config.sampler.num_moves) == (512, 4, 10)
+    assert resolve(RunConfig(), 8, bfloat16=False).engine.dtype == "float16"
     shipped = resolve(build_config([], {}, ROOT / "configs/gsm8k_power.yaml"), 8)
     assert shipped.model_dump() == config.model_dump()
 

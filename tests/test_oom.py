@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,9 @@ from evals.engine.memory import out_of_memory
 from evals.engine.planning import fewer
 from evals.samplers.make import make_sampler
 from evals.types import Cancel, Chain, Drop, Keep, Sample, Submit, UserError
+from orchestrator.cli import main
+from orchestrator.driver import Drive
+from orchestrator.telemetry import Telemetry, read_telemetry
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB.\nMore."
 KINDS = {
@@ -200,10 +206,48 @@ def test_other_errors_are_not_taken_for_it(pair: Pair, monkeypatch: pytest.Monke
     assert on.take_shrunk() == []
 
 
+def test_the_worker_says_it_once_and_the_driver_writes_it_down(
+    tmp_path: Path, fail: Callable[..., None], capsys: pytest.CaptureFixture
+) -> None:
+    """A run of the embedded model whose memory runs out twice: every answer once, and both events."""
+    telemetry = {}
+    for name in ("calm", "shaken"):
+        if name == "shaken":
+            fail("step", {4, 20})
+        flags = ["--inline", "--num-gpus", "0", "--limit", "6", "--batch-size", "4", "--sampler.num-moves", "2"]
+        demo = ["--model", "demo", "--data", "demo", "--task.max-new-tokens", "40"]
+        assert main(["run", *demo, *flags, "--run-dir", str(tmp_path / name)]) == 0
+        telemetry[name] = read_telemetry(tmp_path / name / "telemetry.jsonl")
+    events = [row for row in telemetry["shaken"] if row.get("event") == "slots"]
+    assert [(row["old"], row["new"], row["worker"]) for row in events] == [(4, 3, "inline"), (3, 2, "inline")]
+    assert all(row["reason"].startswith("CUDA out of memory") for row in events)
+    assert not [row for row in telemetry["calm"] if row.get("event") == "slots"]
+    assert "goes on with 3 slots instead of 4: CUDA out of memory" in capsys.readouterr().err
+    answers = []
+    for name in telemetry:
+        lines = (tmp_path / name / "records.jsonl").read_text().splitlines()
+        answers.append({row["problem_id"]: row["token_ids"] for row in map(json.loads, lines)})
+        assert len(lines) == len(answers[-1]) == 6
+    assert answers[0] == answers[1]
+
+
+def test_equal_notes_of_several_workers_are_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    telemetry = Telemetry(tmp_path / "telemetry.jsonl")
+    run: Any = Drive(*[None] * 2, telemetry, None, deque(), {})  # type: ignore[arg-type]
+    for worker, notes in (("gpu0", "64 slots"), ("gpu1", "64 slots"), ("gpu0", ""), ("gpu2", "32 slots")):
+        run.heard(worker, {"notes": notes, "shrunk": [], "slots": 1})
+    telemetry.close()
+    assert capsys.readouterr().err.splitlines() == ["64 slots", "32 slots"]
+    rows = read_telemetry(tmp_path / "telemetry.jsonl")
+    assert len(rows) == 4
+    assert not any(row.keys() & {"notes", "shrunk"} for row in rows)
+
+
 def test_out_of_memory_in_all_its_words() -> None:
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried")) == "CUDA out of memory. Tried"
     assert out_of_memory(RuntimeError("CUDA error: out of memory\nCompile with")) == "CUDA error: out of memory"
     assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")) is not None
+    assert out_of_memory(RuntimeError("Triton Error [CUDA]: out of memory")) is not None
     assert out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered")) is None
     assert out_of_memory(MemoryError("3 pages are needed and 2 are free")) is None
     second = RuntimeError("CUDA error: operation failed due to a previous error during capture")

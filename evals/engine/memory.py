@@ -81,7 +81,7 @@ def out_of_memory(error: BaseException | None) -> str | None:
     while error is not None:
         text = str(error)
         if isinstance(error, torch.OutOfMemoryError) or (
-            isinstance(error, RuntimeError) and ("CUDA error: out of memory" in text or "ALLOC_FAILED" in text)
+            isinstance(error, RuntimeError) and "CU" in text and ("out of memory" in text or "ALLOC_FAILED" in text)
         ):
             return text.splitlines()[0] if text else type(error).__name__
         error = error.__context__
