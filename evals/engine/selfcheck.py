@@ -1,20 +1,32 @@
-"""The check at every start: the packed, paged forward pass against the model as it came. Knows no request.
+"""The checks at every start, against plain forward passes of the model as it came.
 
-Two sequences of different length are prefilled in one pass, decoded for some steps beside each other, rewound into a
-draft, and restored; every logit that comes out is compared with a plain forward pass over the same tokens. This
-catches what a configuration does not name; it cannot see errors of windows longer than its sequences.
+`check`, of the packed, paged forward pass: two sequences of different length are prefilled in one pass, decoded for
+some steps beside each other, rewound into a draft, and restored; every logit that comes out is compared. This catches
+what a configuration does not name; it cannot see errors of windows longer than its sequences.
+
+`check_decoder`, of what a decoder makes of it (kernels, compiled layers, captured steps): tokens that it draws, beside
+as many rows as a run may have, and their log p.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from evals.engine.batch import Layout, Run, layout, pack
-from evals.engine.kv_cache import KeysValues, Opening, PagePool
+from evals.engine.chains import Live, Running
+from evals.engine.kv_cache import PAGE, SCRATCH, KeysValues, Opening, PagePool
 from evals.engine.model import Model
+from evals.engine.rehearsal import never
+from evals.engine.request import Slot
+from evals.types import Chain, Handle, Prompt, Request
+
+if TYPE_CHECKING:
+    from evals.engine.decoder import GraphDecoder
+    from evals.engine.eager import EagerDecoder
 
 LENGTHS = (5, 21)
 """Prompts: one within a page, one beyond it."""
@@ -27,6 +39,10 @@ KL_ERROR = 1e-2
 """Largest divergence of two next-token laws in nats that is always allowed, for 16-bit types ..."""
 KL_FACTOR = 4
 """... and what is allowed beyond it, as a multiple of the divergence between two of the library's own attentions."""
+FLOAT32_NATS = 1e-3
+"""Largest difference of two log p of a drawn token ..."""
+MEAN_NATS = 0.05
+"""... and, for 16-bit types, the mean difference that is always allowed; beyond it KL_FACTOR holds."""
 
 
 @torch.inference_mode()
@@ -102,3 +118,87 @@ def decode(
 def token_ids(count: int, seed: int, vocab_size: int) -> list[int]:
     """Ids spread over the vocabulary, the same on every machine."""
     return [(seed * 7919 + i * 104729) % vocab_size for i in range(count)]
+
+
+@torch.inference_mode()
+def check_decoder(
+    model: Model, decoder: EagerDecoder | GraphDecoder, slots: int, max_pages: int, num_pages: int
+) -> None:
+    """Draw some tokens at alpha = 1 and compare their log p with a plain forward pass over them.
+
+    `decoder` serves `slots` requests of at most `max_pages` pages; the model's cache of `num_pages` pages holds nothing
+    yet. Kernel by kernel in plain products (eager) it does what `check` has seen, and nothing is drawn. Raises
+    UserError where the two disagree.
+    """
+    if decoder.name == "eager":
+        return
+    longest = min(min(max_pages, num_pages - 1) * PAGE, model.limits.context_length)
+    try:
+        drawn = draw_in_company(decoder, slots, longest, num_pages, model.limits.vocab_size)
+    except FloatingPointError as error:
+        raise model.refuse(f"decoded by {decoder.name}, {error}; engine.execution=eager does without") from error
+    with torch.compiler.set_stance("force_eager"):  # the reference takes no part in what is checked
+        plain, other = (torch.stack([log_p(model, slot, eager) for slot in drawn]) for eager in (False, True))
+    error = (torch.tensor([slot.log_q for slot in drawn], dtype=torch.float64) - plain).abs()
+    if model.cache_shape.dtype == torch.float32:
+        found, allowed, what = float(error.max()), FLOAT32_NATS, "at most"
+    else:
+        noise = float((plain - other).abs().mean())
+        found, allowed, what = float(error.mean()), max(MEAN_NATS, KL_FACTOR * noise), "on average"
+    if not found <= allowed:
+        raise model.refuse(
+            f"decoded by {decoder.name}, the log p of its tokens disagrees with a plain forward pass ({found:.2g} nats "
+            f"{what}; {allowed:.1g} is allowed); engine.execution=eager does without"
+        )
+
+
+def draw_in_company(
+    decoder: EagerDecoder | GraphDecoder, slots: int, longest: int, num_pages: int, vocab_size: int
+) -> list[Slot]:
+    """Two sequences in the outermost of `slots` rows, and a rewind of the longer one, STEPS tokens each.
+
+    The rows between them write to the page that nobody reads. Where there is one slot, or no pages for both sequences,
+    one comes after the other.
+    """
+    lengths = [min(length, longest - STEPS) for length in LENGTHS]
+    needed = [PagePool.pages_for(0, length + STEPS) for length in lengths]
+    together = slots > 1 and sum(needed) < num_pages
+    starts = (1, 1 + needed[0] if together else 1)
+    prompts = [token_ids(length, 11 + i, vocab_size) for i, length in enumerate(lengths)]
+    a, b = (
+        sit(prompt, i, range(start, start + count))
+        for i, (prompt, start, count) in enumerate(zip(prompts, starts, needed, strict=True))
+    )
+    draft = sit(prompts[1][: max(1, min(REWIND_TO, lengths[1] - 1))], 2, b.slot.pages)
+    for rows in ([a, b], [draft]) if together else ([a], [b], [draft]):
+        if runs := [Run(r.slot.request.prefix[:-1], 0, r.slot.pages) for r in rows if r is not draft]:
+            decoder.prefill(runs)
+        between = [sit(prompts[0][:1], 3 + i, (SCRATCH,)) for i in range(slots - 2)]
+        advance(decoder, [rows[0], *between, *rows[1:]])
+    return [running.slot for running in (a, b, draft)]
+
+
+def sit(prefix: Sequence[int], number: int, pages: Sequence[int]) -> Running:
+    """A request for STEPS tokens in these pages, of no chain."""
+    prompt = Prompt(tuple(prefix), STEPS, frozenset())
+    slot = Slot(number, Request(prompt.token_ids, STEPS, 1.0, (0, 0, number), len(prefix)), prompt, seed=0)
+    slot.pages = tuple(pages)
+    return Running(Live(Chain(prompt, never()), 0), slot, Handle(number))
+
+
+def advance(decoder: EagerDecoder | GraphDecoder, rows: list[Running]) -> None:
+    """Step until all requests have their tokens, and let go of them."""
+    while rows:
+        over = []
+        for row, token, log_q, log_z in decoder.step(rows):
+            if row in rows and row.slot.add(token, log_q, log_z) is not None:
+                over.append(row)
+        rows = [row for row in rows if row not in over]
+    decoder.step([])
+
+
+def log_p(model: Model, slot: Slot, eager: bool) -> Tensor:
+    """[STEPS] log p of a request's tokens by a plain forward pass, in nats."""
+    prefix = slot.request.prefix
+    logits = model.plain_logits([*prefix, *slot.tokens], eager=eager)[len(prefix) - 1 : -1].double()
+    return logits.log_softmax(-1).gather(-1, torch.tensor(slot.tokens, device=logits.device)[:, None])[:, 0].cpu()
