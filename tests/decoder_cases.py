@@ -20,7 +20,6 @@ from evals.engine.kv_cache import PagePool
 from evals.rng import Purpose, uniform
 from evals.types import Chain, Completion, Prompt, Request, Sample, Steps, Submit
 
-EDGE = 1e-5
 PACKED = Layout(row_unit=1, min_rows=1, page_unit=None, chunk=None)
 """What a GPU has: prompts packed in one pass, pages shared one by one."""
 
@@ -74,10 +73,10 @@ def answers(on: Engine, prompts: Sequence[Prompt], steps: Callable[[int, Prompt]
     return Found(log, samples)
 
 
-def assert_same(pair: Pair, ours: Found, theirs: Found, seed: int, tolerance: float = 1e-4) -> int:
+def assert_same(pair: Pair, ours: Found, theirs: Found, seed: int, tolerance: float = 1e-4, edge: float = 1e-5) -> int:
     """Same tokens, statistics and endings; returns the requests that both have. What was cancelled may be shorter.
 
-    A token may differ where its uniform lies within EDGE of an edge of the CDF; what follows it is not compared.
+    A token may differ where its uniform lies within `edge` of an edge of the CDF; what follows it is not compared.
     """
     both, edges = ours.log.keys() & theirs.log.keys(), 0
     for asked in both:
@@ -87,7 +86,7 @@ def assert_same(pair: Pair, ours: Found, theirs: Found, seed: int, tolerance: fl
         np.testing.assert_allclose(one.log_q[:equal], other.log_q[:equal], atol=tolerance)
         np.testing.assert_allclose(one.log_z[:equal], other.log_z[:equal], atol=tolerance)
         if equal < length:
-            assert at_an_edge(pair, asked, one.tokens[:equal], {one.tokens[equal], other.tokens[equal]}, seed)
+            assert at_an_edge(pair, asked, one.tokens[:equal], {one.tokens[equal], other.tokens[equal]}, seed, edge)
             edges += 1
         elif "cancelled" not in (one.ended, other.ended):
             assert (one.tokens, one.ended) == (other.tokens, other.ended)
@@ -96,18 +95,18 @@ def assert_same(pair: Pair, ours: Found, theirs: Found, seed: int, tolerance: fl
     return len(both)
 
 
-def at_an_edge(pair: Pair, asked: Request, before: tuple[int, ...], tokens: set[int], seed: int) -> bool:
+def at_an_edge(pair: Pair, asked: Request, before: tuple[int, ...], tokens: set[int], seed: int, edge: float) -> bool:
     """Whether rounding explains that either of two tokens was drawn after `before`."""
     logits = pair.logits([*asked.prefix, *before])[-1].double()
     low, high = sorted(tokens)
     if np.isinf(asked.alpha):
-        return bool((logits[low] - logits[high]).abs() < EDGE)
+        return bool((logits[low] - logits[high]).abs() < edge)
     weights = (asked.alpha * logits).softmax(-1)
     if asked.exclude is not None and not before:
         weights[asked.exclude] = 0
     cumulative = (weights / weights.sum()).cumsum(-1)
     drawn = uniform(seed, asked.key, len(asked.prefix) + len(before) - asked.origin, Purpose.TOKEN)
-    return bool((cumulative[low:high] - drawn).abs().max() < EDGE)
+    return bool((cumulative[low:high] - drawn).abs().max() < edge)
 
 
 def branching(lengths: Sequence[int], shared: int, max_new: int, **rest: Any) -> list[Prompt]:

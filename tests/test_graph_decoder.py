@@ -169,7 +169,7 @@ def test_chains_that_fail_leave_rows_and_pages_to_others(pair: Pair) -> None:
 # --- the device's side ------------------------------------------------------------------------------------------------
 
 
-def seated(on: Engine, to: Prompt, max_new: int, eos: int) -> Running:
+def seated(on: Any, to: Prompt, max_new: int, eos: int) -> Running:
     """A request in pages of its own, of which the host does not keep up."""
     asked = request(to, max_new, alpha=np.inf)
     live = Live(Chain(to._replace(eos_ids=frozenset([eos])), single(asked)), 0)
@@ -196,11 +196,12 @@ def test_a_row_that_is_over_stands_still(pair: Pair, by: str) -> None:
     free = run_one(engine(pair.model), request(to, 12, alpha=np.inf), to)
     number = 4 if by == "limit" else next(i for i, t in enumerate(free.tokens) if t not in free.tokens[:i] and i > 2)
     on = lagging(pair, 2)
-    on.model.attach(on._cache)
     decoder: Any = on._decoder
+    cache: Any = on._cache
+    on.model.attach(cache)
     running = seated(on, to, number if by == "limit" else 30, -1 if by == "limit" else free.tokens[number])
     drawn = [decoder.step([running]) for _ in range(number + 3)]
-    before, keys = state(decoder), on._cache.tensor.clone()
+    before, keys = state(decoder), cache.tensor.clone()
     drawn += [decoder.step([running]) for _ in range(5)]
     over = number + (by == "eos")
     assert drawn[0] == []
@@ -208,7 +209,7 @@ def test_a_row_that_is_over_stands_still(pair: Pair, by: str) -> None:
     assert len({found.token for (found,) in drawn[over:]}) == 1
     for one, other in zip(before, state(decoder), strict=True):
         assert torch.equal(one, other)
-    torch.testing.assert_close(on._cache.tensor, keys, atol=1e-6, rtol=0)
+    torch.testing.assert_close(cache.tensor, keys, atol=1e-6, rtol=0)
     assert idle(before, 1)
 
 

@@ -11,9 +11,14 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    NanoChatConfig,
+    Olmo2Config,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
@@ -41,6 +46,7 @@ SIZES: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+GEMMA3_LAYERS = ["sliding_attention", "sliding_attention", "full_attention"]
 CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "qwen2": (Qwen2Config, SIZES),
     "qwen3": (Qwen3Config, SIZES | {"head_dim": 16}),
@@ -50,8 +56,14 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
         "bos_token_id": 1, "eos_token_id": 2,
     }),
     "gemma2": (Gemma2Config, SIZES | {"head_dim": 8, "sliding_window": 7, "attn_logit_softcapping": 5.0}),
+    "gemma3": (Gemma3TextConfig, SIZES | {"head_dim": 8, "sliding_window": 7, "layer_types": GEMMA3_LAYERS}),
+    "gpt_neox": (GPTNeoXConfig, SIZES),
     "mistral": (MistralConfig, SIZES | {"sliding_window": 9}),
+    "mixtral": (MixtralConfig, SIZES | {"num_local_experts": 4}),
+    "nanochat": (NanoChatConfig, SIZES),
+    "olmo2": (Olmo2Config, SIZES),
     "phi3": (Phi3Config, SIZES),
+    "qwen2.5": (Qwen2Config, SIZES | {"tie_word_embeddings": True, "num_key_value_heads": 1}),
     "stablelm": (StableLmConfig, SIZES),
 }  # fmt: skip
 """Class of the configuration, and what it is made with."""

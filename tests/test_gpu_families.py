@@ -1,0 +1,50 @@
+"""Random tiny weights of every family on a CUDA device: captured steps against the CPU. `make test-gpu`."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from decoder_cases import assert_same
+from family_cases import SEED, branched
+from tiny_models import FAMILIES, Pair, engine, make
+
+from evals.config import EngineConfig
+from evals.engine.engine import Engine
+from evals.engine.kv_cache import PagePool
+from evals.engine.model import Model
+from evals.engine.selfcheck import check_decoder
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+SLOTS, LENGTH, PAGES = 8, 160, 200
+WAYS = [*((family, "graphs") for family in FAMILIES), ("llama", "compiled"), ("gemma2", "compiled")]
+
+
+def on_gpu(pair: Pair, way: Any, dtype: torch.dtype = torch.float32) -> Engine:
+    network = copy.deepcopy(pair.network).to("cuda", dtype)
+    model = Model(network, pair.model.limits, folder="tiny")
+    return Engine(model, EngineConfig(execution=way), slots=SLOTS, max_length=LENGTH, num_pages=PAGES)
+
+
+@pytest.mark.parametrize(("family", "way"), WAYS)
+def test_float32_answers_equal_those_of_the_cpu(family: str, way: str) -> None:
+    pair = make(family)
+    on = on_gpu(pair, way)
+    assert on.execution == way
+    theirs = branched(engine(pair.model, SLOTS))
+    assert assert_same(pair, branched(on), theirs, SEED, tolerance=1e-3, edge=1e-4) >= 15
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(("family", "way"), WAYS)
+def test_the_decoder_passes_its_check(family: str, way: str, dtype: torch.dtype) -> None:
+    on = on_gpu(make(family), way, dtype)
+    assert on._decoder is not None
+    assert on.execution == way
+    check_decoder(on.model, on._decoder, SLOTS, PagePool.pages_for(0, LENGTH), PAGES)
+    branched(on)
