@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import Pair, assert_statistics, engine, make, prompt, request, run_one, sample, single
+from tiny_models import Pair, assert_statistics, cache_of, engine, make, prompt, request, run_one, sample, single
 
 from evals.engine import batch
 from evals.engine.batch import Layout, Run, prompt_passes
@@ -148,7 +148,7 @@ def test_a_prompt_that_fails_leaves_nothing_to_be_found(pair: Pair, monkeypatch:
 
     def poisoned(step: Any) -> torch.Tensor:
         logits = plain(step)
-        on._cache.fill(range(1, on._pool.num_pages), torch.nan)
+        cache_of(on).fill(range(1, on._pool.num_pages), torch.nan)
         return torch.full_like(logits, torch.nan)
 
     with monkeypatch.context() as patch:

@@ -4,7 +4,7 @@ import pytest
 
 from evals.config import TaskConfig
 from evals.tasks.gsm8k import make_task
-from evals.types import Problem, UserError
+from evals.types import Message, Problem, UserError
 
 TRAIN = [Problem(i, f"What is {i} + {i}?", f"{i}+{i}=<<{i}+{i}={2 * i}>>{2 * i}\n#### {2 * i}") for i in range(40)]
 ASKED = [Problem(i, f"What is {i} times  3?", f"#### {3 * i}") for i in range(200)]
@@ -24,7 +24,8 @@ def test_few_shot_prompt_is_the_literal_preset() -> None:
     )
 
 
-def shown(prompt: str) -> list[str]:
+def shown(prompt: str | tuple[Message, ...]) -> list[str]:
+    assert isinstance(prompt, str)
     return [part.split("\n")[0].removeprefix("Question: ") for part in prompt.split("\n\n")[:-1]]
 
 

@@ -28,6 +28,7 @@ from transformers import (
 from evals.config import EngineConfig
 from evals.engine.engine import Engine
 from evals.engine.gate import ModelLimits
+from evals.engine.kv_cache import KeysValues
 from evals.engine.model import Model
 from evals.types import Chain, Completion, Operation, Prompt, Request, Sample, Steps, Submit
 
@@ -102,6 +103,12 @@ def engine(
     model: Model, slots: int = 4, max_length: int = 160, num_pages: int | None = None, **settings: Any
 ) -> Engine:
     return Engine(model, EngineConfig(**settings), slots=slots, max_length=max_length, num_pages=num_pages)
+
+
+def cache_of(on: Engine) -> KeysValues:
+    """The keys and values of an engine, to look at or to spoil."""
+    assert on._cache is not None
+    return on._cache
 
 
 def prompt(seed: int = 0, length: int = 12, max_new: int = 40, eos: Iterable[int] = (), **rest: Any) -> Prompt:
