@@ -194,6 +194,10 @@ class EngineConfig(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: bfloat16 on a GPU, float32 on a CPU"
     )
+    float32_logits: bool = Field(
+        default=False,
+        description="logits of a 16-bit model in float32, where its head allows: exact to the law of its hidden states",
+    )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
     allow_pickle: bool = Field(default=False, description="accept weights that are not safetensors")
     execution: Literal["auto", "compiled", "graphs", "eager"] = Field(

@@ -234,6 +234,8 @@ def fingerprint(config: RunConfig, provenance: Provenance) -> str:
         "seed": config.seed,
         "dtype": config.engine.dtype,
     }
+    if config.engine.float32_logits:
+        contents["float32_logits"] = True
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
 
 

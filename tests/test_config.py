@@ -198,6 +198,7 @@ OTHER: dict[str, Any] = {
     "task.answer_key": "gold",
     "engine.dtype": "float16", "engine.trust_remote_code": True, "engine.allow_pickle": True, "engine.prefetch": 2,
     "engine.prefill_tokens": 64, "engine.execution": "eager", "engine.target_utilisation": 0.5, "num_samples": 4,
+    "engine.float32_logits": True,
 }  # fmt: skip
 """A value of every nested setting, in most cases not the default."""
 
@@ -389,6 +390,7 @@ def test_what_may_change_from_one_start_to_the_next(changes: dict[str, Any]) -> 
         {"num_samples": 2},
         {"num_gpus": 0},
         {"engine": {"dtype": "float32"}},
+        {"engine": {"float32_logits": True}},
         {"task": {"max_new_tokens": 100}},
         {"task": {"num_shots": 4}},
         {"task": {"stop": ["x"]}},

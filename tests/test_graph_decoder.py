@@ -25,7 +25,6 @@ from tiny_models import Pair, engine, make, prompt, request, run_one, sample, si
 from evals.engine import rows
 from evals.engine.chains import Live, Running
 from evals.engine.decoder import GraphDecoder
-from evals.engine.engine import Engine
 from evals.engine.request import Slot
 from evals.samplers.paper import Paper
 from evals.samplers.power import Power

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from evals.config import EngineConfig
 from evals.engine.attention import Step
 from evals.engine.gate import ModelLimits, context_length, objection, windows
+from evals.engine.head import float32_head
 from evals.engine.kernel_steps import PromptStep, RowsStep
 from evals.engine.kv_cache import CacheShape, KeysValues
 from evals.engine.linear import pack_linears
@@ -161,8 +162,18 @@ def refusal(folder: str, architecture: str, reason: str) -> UserError:
 class Model:
     """A causal language model whose attention runs over pages."""
 
-    def __init__(self, network: Any, limits: ModelLimits, tokenizer: Tokenizer | None = None, folder: str = "") -> None:
-        """Install the seam into `network` (a transformers model on its device). Raises UserError if it does not fit."""
+    def __init__(
+        self,
+        network: Any,
+        limits: ModelLimits,
+        tokenizer: Tokenizer | None = None,
+        folder: str = "",
+        float32_logits: bool = False,
+    ) -> None:
+        """Install the seam into `network` (a transformers model on its device); `float32_logits` as in EngineConfig.
+
+        Raises UserError if the seam does not fit, or the head's product cannot be taken in float32.
+        """
         self.limits, self.folder, self.network = limits, folder, network
         self._tokenizer = tokenizer
         self._plain = network.config._attn_implementation
@@ -174,6 +185,11 @@ class Model:
         network.eval().requires_grad_(False)
         with torch.inference_mode():
             self._attention, self.cache_shape, self.num_query_heads = self._probe()
+            self._switch(self._plain)
+            head = float32_head(network) if float32_logits and network.dtype != torch.float32 else None
+        if isinstance(head, str):
+            raise self.refuse(f"engine.float32_logits is on and {head}")
+        self._head = head
         self._switch(PAGED)
 
     @property
@@ -196,18 +212,12 @@ class Model:
     def forward(self, step: Step) -> Tensor:
         """Float32 logits [rows asked for, V] of one packed row; writes keys and values of all its tokens."""
         self._seat.step = step
-        options = {"logits_to_keep": step.logits_at} if self._keeps_logits else {}
-        logits = self.network(
-            input_ids=step.token_ids, position_ids=step.positions, use_cache=False, return_dict=True, **options
-        ).logits[0]
-        return (logits if self._keeps_logits else logits[step.logits_at]).float()
+        return self._logits(step.logits_at, input_ids=step.token_ids, position_ids=step.positions).float()
 
     def logits(self, step: RowsStep) -> Tensor:
-        """Logits [B, V] of every row, in the model's own type; reads nothing on the host."""
+        """Logits [B, V] of every row, in the model's own type or in float32; reads nothing on the host."""
         self._seat.step = step
-        return self.network(
-            input_ids=step.token_ids[None], position_ids=step.positions[None], use_cache=False, return_dict=True
-        ).logits[0]
+        return self._logits(None, input_ids=step.token_ids[None], position_ids=step.positions[None])
 
     def fill(self, step: PromptStep) -> None:
         """Keys and values of prompt tokens; reads nothing on the host."""
@@ -237,10 +247,18 @@ class Model:
         """
         self._switch("eager" if eager else self._plain)
         try:
-            ids = torch.tensor([list(token_ids)], device=self.device)
-            return self.network(input_ids=ids, use_cache=False, return_dict=True).logits[0].float()
+            return self._logits(None, input_ids=torch.tensor([list(token_ids)], device=self.device)).float()
         finally:
             self._switch(PAGED)
+
+    def _logits(self, keep: Tensor | None, **inputs: Tensor) -> Tensor:
+        """Logits of the tokens `keep`, or of all."""
+        if self._head is not None:
+            hidden = self.network.base_model(**inputs, use_cache=False, return_dict=True).last_hidden_state[0]
+            return self._head(hidden if keep is None else hidden[keep])
+        options = {} if keep is None or not self._keeps_logits else {"logits_to_keep": keep}
+        logits = self.network(**inputs, use_cache=False, return_dict=True, **options).logits[0]
+        return logits if keep is None or self._keeps_logits else logits[keep]
 
     def _switch(self, implementation: str) -> None:
         self.network.set_attn_implementation(implementation)
@@ -308,7 +326,7 @@ def load_model(folder: str, config: EngineConfig, device: str | torch.device, nu
         )
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
     try:
-        return Model(network.to(device), limits, tokenizer, folder)
+        return Model(network.to(device), limits, tokenizer, folder, config.float32_logits)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"The model in {folder} does not fit the GPU ({first_line(error)}); free the GPU or choose a smaller model."
