@@ -48,6 +48,7 @@ if [[ $answer != fit ]]; then
 fi
 
 # --- 2. run, and 3. report -----------------------------------------------------------------------------------------------
+umask 077 # runs, Ray's token and its logs are for nobody else's eyes
 # Where records appear: the run directory if it is named, else the folder that has all of them.
 records_below=${POWERSAMPLE_RUN_DIR:-runs} fresh=${POWERSAMPLE_FRESH:-}
 for ((i = 1; i <= $#; i++)); do

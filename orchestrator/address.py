@@ -17,6 +17,12 @@ def ray_address() -> str:
     return os.environ.get("RAY_ADDRESS") or LOCAL
 
 
+def check(dashboard_host: str) -> None:
+    """Raises UserError if Ray cannot be joined, or would be open to others."""
+    check_address()
+    check_dashboard(dashboard_host)
+
+
 def check_address() -> None:
     """Raises UserError if nothing listens at RAY_ADDRESS; Ray itself would go on trying for minutes."""
     address = ray_address()

@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from evals.types import UserError
 
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.umask(0o077)  # runs, Ray's token and its logs are for nobody else's eyes
     try:
         return dispatch(arguments)
     except UserError as error:

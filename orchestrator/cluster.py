@@ -267,6 +267,8 @@ def start_ray(shape: Shape) -> None:
         raise UserError(
             f"POWERSAMPLE_NUM_GPUS asks for {shape.num_workers} GPUs and Ray finds {num_gpus}; ask for at most these."
         )
+    if address == LOCAL:  # Ray makes it writable for everybody
+        Path(context.address_info["session_dir"]).chmod(0o700)  # pyright: ignore[reportAttributeAccessIssue]
     if place := context.dashboard_url:
         print(invitation(place), file=sys.stderr)
 

@@ -82,7 +82,10 @@ class RunConfig(BaseSettings):
         default=None, description="GPUs to use, one worker each; 0: CPUs (default: all that are there)"
     )
     num_workers: Annotated[int, Field(ge=1, le=1024)] = Field(default=2, description="workers where no GPU is used")
-    dashboard: bool = Field(default=True, description="Ray's dashboard on 127.0.0.1, if its packages are there")
+    dashboard: bool = Field(default=True, description="Ray's dashboard, if its packages are there")
+    dashboard_host: Annotated[str, Field(min_length=1)] = Field(
+        default="127.0.0.1", description="where the dashboard listens; beyond this machine only with a token"
+    )
     track: Literal["wandb", "trackio"] | None = Field(
         default=None, description="send the run's metrics to this tracker, too (its package must be installed)"
     )

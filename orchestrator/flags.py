@@ -34,7 +34,7 @@ EXAMPLES = """examples:
 
 SECTIONS = {
     "what runs": ("mode", "model", "model_revision", "data", "data_split", "limit", "num_samples", "seed"),
-    "where it runs": ("num_gpus", "num_workers", "batch_size", "use_batched", "inline", "dashboard"),
+    "where it runs": ("num_gpus", "num_workers", "batch_size", "use_batched", "inline", "dashboard", "dashboard_host"),
     "where it is kept": ("run_dir", "name", "fresh", "track"),
 }
 """The settings that belong to no group."""

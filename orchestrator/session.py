@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from evals.samplers.make import make_sampler
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem
-from orchestrator import hardware, preflight
+from orchestrator import address, hardware, preflight
 from orchestrator.config import Provenance, RunConfig, fingerprint, plan, run_content, run_directory
 from orchestrator.crew import Crew, Died, Lost, Ready, Spawned, Work
 from orchestrator.driver import drive, note
@@ -98,10 +98,8 @@ def run(config: RunConfig) -> int:
     for what the user can mend and WorkersLost when the workers cannot be kept alive; the records so far are safe.
     """
     began = time.time()
-    if os.environ.get("RAY_ADDRESS") and not config.inline:
-        from orchestrator.address import check_address
-
-        check_address()
+    if not config.inline:
+        address.check(config.dashboard_host)
     inputs, environment = find(config), hardware.describe()
     stop = Stop()
     with ExitStack() as stack:
@@ -126,8 +124,7 @@ def run(config: RunConfig) -> int:
             return 128 + stop.number
         print(write_report(directories, common(directories) if len(runs) > 1 else None), end="", flush=True)
         say(f"Records, summary.json and report.md: {', '.join(map(str, directories))}")
-        failed = any(record.status == "failed" for one in runs for record in one.store.records.values())
-        return FAILED if failed else 0
+        return FAILED if any(record.status == "failed" for one in runs for record in one.store.records.values()) else 0
 
 
 def find(config: RunConfig) -> Inputs:
@@ -249,7 +246,8 @@ def make_crew(inputs: Inputs, stop: Stop) -> Crew:
     from orchestrator.cluster import RayCrew, Shape
 
     job = f"powersample {config.name} {len(inputs.data.problems)}x{config.num_actors}"
-    shape = Shape(config.num_actors, config.slots, config.use_gpus, job, None if config.dashboard else False)
+    dashboard = None if config.dashboard else False
+    shape = Shape(config.num_actors, config.slots, config.use_gpus, job, dashboard, config.dashboard_host)
     return RayCrew(Worker, settings, shape, on_ray=stop.install)
 
 

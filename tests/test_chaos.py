@@ -51,7 +51,7 @@ def count(name):
 
 def lines(name):
     path = os.path.join(marks, name)
-    return len(open(path).readlines()) if os.path.exists(path) else 0
+    return open(path).read().split() if os.path.exists(path) else []
 
 class Faulty(Worker):
     def begin(self, work):
@@ -61,7 +61,9 @@ class Faulty(Worker):
                 raise ValueError("poison")
             count("poison")
             os.kill(os.getpid(), signal.SIGKILL)
-        if lines("poison") >= plan.get("hang_after", 1000):  # it has killed all that it may before it runs alone
+        killed = lines("poison")
+        if len(killed) >= plan.get("hang_after", 1000) and str(os.getpid()) not in killed:
+            # the poison waits to run alone, and will not end these two
             if self._rank == 0 and first("hang"):
                 threading.Event().wait()  # this problem alone; the others of its worker get on
             if self._rank == 1 and first("freeze"):
@@ -84,7 +86,7 @@ def append_and_strike(store, record):
 
 RunStore.append = append_and_strike
 session.Worker = Faulty
-seat.STILL_SECONDS, seat.DEADLINE_SECONDS, seat.LOADS = 8.0, 12.0, 1
+seat.STILL_SECONDS, seat.LOADS, seat.DEADLINE_SECONDS, seat.ANSWERS = 8.0, 1, 12.0, 2
 sys.exit(main(["run", *sys.argv[2:]]))
 """
 
@@ -177,3 +179,92 @@ def test_a_run_through_every_fault_ends_as_an_undisturbed_one(tmp_path: Path) ->
     assert summary["accuracy"] == undisturbed["accuracy"]
     assert 0 < summary["accuracy"]["numeric"]["mean"] < 1
     assert summary["timings"]["num_starts"] == len(LIVES) + 1
+
+
+NODES = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+fault, tuned, directory = sys.argv[1], sys.argv[2] == "tuned", Path(sys.argv[3])
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+from orchestrator import cluster, seat
+if tuned:  # of the process that starts the head, as those of a local Ray
+    os.environ |= {f"RAY_health_check_{name}": str(value) for name, value in cluster.HEALTH_CHECK.items()}
+from ray.cluster_utils import Cluster
+from evals.config import SamplerConfig, TaskConfig
+from evals.types import Problem, Record
+from orchestrator.crew import Died, Done, Lost, Work
+from orchestrator.driver import drive
+from orchestrator.progress import Progress
+from orchestrator.store import open_store
+from orchestrator.telemetry import Telemetry
+
+class Sleeper:
+    def __init__(self, rank, name): pass
+    def load(self, config): pass
+    def health(self): return {"pid": os.getpid()}
+    def solve(self, work):
+        time.sleep(0.05)
+        return Record(work.problem.problem_id, 0, "ok", "", [], "eos", {}, {}, {}, {}, {}, {})
+
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2, "include_dashboard": False})
+far = nodes.add_node(num_cpus=1, num_gpus=1)
+os.environ["RAY_ADDRESS"] = nodes.address
+raylet = far.all_processes["raylet"][0].process.pid
+at, seen, answers, frozen = {}, [], set(), []
+
+def strike(crew):
+    victim = next(each for each in crew._seats if each.node == far.node_id)
+    at["strike"] = time.monotonic()
+    seat.MISSING_SECONDS = 2.0
+    for pid in [raylet, *children(raylet)] if fault == "freeze" else [raylet]:
+        os.kill(pid, signal.SIGSTOP if fault == "freeze" else signal.SIGKILL)
+        frozen.append(pid)
+
+def children(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+class Watched(cluster.RayCrew):
+    def wait(self, timeout):
+        events = super().wait(timeout)
+        for event in events:
+            match event:
+                case Done():
+                    answers.add(event.work.key)
+                case Died():
+                    seen.append(event)
+                    at.setdefault("death", time.monotonic())
+                case Lost():
+                    at.setdefault("said", time.monotonic())
+        if "strike" not in at and len(answers) >= 50 and all(each.node and each.calls for each in self._seats):
+            strike(self)
+        if seen and answers.issuperset(work.key for work in seen[0].lost):
+            at.setdefault("recovered", time.monotonic())
+        return events
+
+works = [Work(Problem(i, "q", "a"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(100_000)]
+store = open_store(directory, "f", {})
+crew = Watched(Sleeper, None, cluster.Shape(3, 4, True))
+crew.start()
+drive(crew, store, works, Telemetry(store.telemetry_path), Progress("nodes", len(works)), lambda: len(at) == 4)
+crew.close()
+for pid in frozen if fault == "freeze" else []:
+    os.kill(pid, signal.SIGKILL)
+nodes.shutdown()
+seconds = {name: round(moment - at["strike"], 1) for name, moment in at.items()}
+print(json.dumps({**seconds, "deaths": len(seen), "lost": len(seen[0].lost), "cause": seen[0].cause}))
+"""
+
+
+@pytest.mark.parametrize(("fault", "limit"), [("kill", 30.0), ("freeze", 40.0)])
+def test_a_lost_node_costs_seconds(fault: str, limit: float, tmp_path: Path) -> None:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
+    command = [sys.executable, "-c", NODES, fault, "tuned", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(f"node, {fault}: {found}")
+    assert (found["deaths"], found["cause"]) == (1, "node")
+    assert 1 <= found["lost"] <= 4
+    assert found["death"] <= found["recovered"] <= limit
+    assert "Worker gpu" in done.stderr
