@@ -198,6 +198,10 @@ class EngineConfig(Settings):
         default=False,
         description="logits of a 16-bit model in float32, where its head allows: exact to the law of its hidden states",
     )
+    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1,
+        description="GPUs that share one model which does not fit one of them, each holding some of its layers; slower",
+    )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
     allow_pickle: bool = Field(default=False, description="accept weights that are not safetensors")
     execution: Literal["auto", "compiled", "graphs", "eager"] = Field(

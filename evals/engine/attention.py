@@ -24,6 +24,10 @@ class Block:
         self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
         self._gather: dict[int, Tensor] = {}
 
+    def to(self, device: torch.device) -> Block:
+        """The same on another device."""
+        return Block(self.rows, self.pages.to(device), self.visible.to(device))
+
     def mask(self, window: int, dtype: torch.dtype) -> Tensor:
         """[G, 1, 1, R, S], 0 where a key is seen and -inf elsewhere; one tensor for all layers of a window."""
         if (window, dtype) not in self._masks:
@@ -61,6 +65,11 @@ class Step:
         self.logits_at = logits_at
         """Indices of the tokens whose logits are asked for; may be empty."""
         self._rows: dict[int, Tensor] = {}
+
+    def to(self, device: torch.device) -> Step:
+        """The same on another device, for the layers that are there."""
+        inputs = self.token_ids.to(device), self.positions.to(device), self.write_at.to(device)
+        return Step(*inputs, [block.to(device) for block in self.blocks], self.logits_at.to(device))
 
     def write_rows(self, heads: int) -> Tensor:
         """[N * K] rows of a [P * K * PAGE, D] view of the pool."""

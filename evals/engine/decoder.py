@@ -57,7 +57,12 @@ class GraphDecoder:
     """
 
     def __init__(self, model: Model, num_rows: int, max_pages: int, name: str, graphs: bool = True) -> None:
-        """`num_rows` requests at once, each of at most `max_pages` pages; the model's cache is attached already."""
+        """`num_rows` requests at once, each of at most `max_pages` pages; the model's cache is attached already.
+
+        Raises ValueError for a model on several devices.
+        """
+        if model.cache_shape.devices:
+            raise ValueError(f"the model lies on {len(set(model.cache_shape.devices))} devices")
         self.name = name
         self._model, self._device, self._graphs = model, model.device, graphs
         self._heights = sorted({bucket for bucket in BUCKETS if bucket < num_rows} | {num_rows})

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -203,6 +204,8 @@ class CacheShape(NamedTuple):
     num_heads: int
     head_dim: int
     dtype: torch.dtype
+    devices: tuple[torch.device, ...] = ()
+    """Of every layer, where a model lies on several; else all are where the model is."""
 
     @property
     def page_bytes(self) -> int:
@@ -211,19 +214,31 @@ class CacheShape(NamedTuple):
 
 
 class KeysValues:
-    """The tensors behind a pool: [2, layers, pages, heads, PAGE, head_dim], keys first."""
+    """The tensors behind a pool, one for the layers of each device: [2, layers, pages, heads, PAGE, head_dim], keys
+    first."""
 
     def __init__(self, shape: CacheShape, num_pages: int, device: torch.device) -> None:
-        self.tensor = torch.zeros(
-            2, shape.num_layers, num_pages, shape.num_heads, PAGE, shape.head_dim, dtype=shape.dtype, device=device
-        )
+        rest = (num_pages, shape.num_heads, PAGE, shape.head_dim)
+        self.parts: list[torch.Tensor] = []
+        for place, layers in groupby(shape.devices or (device,) * shape.num_layers):
+            self.parts.append(torch.zeros(2, len(list(layers)), *rest, dtype=shape.dtype, device=place))
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """That of all layers. Raises ValueError where they lie on several devices."""
+        (part,) = self.parts
+        return part
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of one layer, each [pages, heads, PAGE, head_dim] and by all appearances alone in its memory.
 
         A compiler that sees two tensors of one storage being written to copies the storage to keep them apart.
         """
-        return apart(self.tensor[0, index]), apart(self.tensor[1, index])
+        for part in self.parts:
+            if index < part.shape[1]:
+                return apart(part[0, index]), apart(part[1, index])
+            index -= part.shape[1]
+        raise IndexError("there are not as many layers")
 
     def prepare(self, openings: Sequence[Opening]) -> None:
         """Copy the pages that new sequences share in part, and clear the others that they own.
@@ -236,17 +251,16 @@ class KeysValues:
         copied = {to for _, to in copies}
         clear = [page for opening in openings for page in opening.fresh if page not in copied]
         if copies:
-            sources, targets = (self._index(pages) for pages in zip(*copies, strict=True))
-            self.tensor.index_copy_(2, targets, self.tensor.index_select(2, sources))
+            for part in self.parts:
+                sources, targets = torch.tensor(copies, device=part.device).T
+                part.index_copy_(2, targets, part.index_select(2, sources))
         if clear:
             self.fill(clear, 0.0)
 
     def fill(self, pages: Sequence[int], value: float) -> None:
         """Set every number in these pages."""
-        self.tensor.index_fill_(2, self._index(pages), value)
-
-    def _index(self, pages: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(pages, dtype=torch.long, device=self.tensor.device)
+        for part in self.parts:
+            part.index_fill_(2, torch.tensor(pages, dtype=torch.long, device=part.device), value)
 
 
 def apart(part: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,7 @@ from evals.engine.kernel_steps import PromptStep, RowsStep
 from evals.engine.kv_cache import CacheShape, KeysValues
 from evals.engine.linear import pack_linears
 from evals.engine.seam import Probe, SeamError, Seat, paged_attention
+from evals.engine.sharding import cuda_devices, spread
 from evals.types import Message, UserError
 
 PAGED, PROBE = "powersample", "powersample-probe"
@@ -177,7 +178,7 @@ class Model:
         self.limits, self.folder, self.network = limits, folder, network
         self._tokenizer = tokenizer
         self._plain = network.config._attn_implementation
-        self._seat = Seat()
+        self._seat, self._elsewhere = Seat(), dict[torch.device, Seat]()
         self._keeps_logits = network._supports_logits_to_keep()
         self.device: torch.device = network.device
         self.checked = False
@@ -203,6 +204,9 @@ class Model:
         for index, module in enumerate(self._attention):
             module.k_pages, module.v_pages = cache.layer(index)
             module.seat = self._seat
+        for module, device in zip(self._attention, self.cache_shape.devices, strict=False):
+            if device != self.device:
+                module.seat = self._elsewhere.setdefault(device, Seat())
 
     def detach(self) -> None:
         """Let go of the keys and values."""
@@ -212,6 +216,8 @@ class Model:
     def forward(self, step: Step) -> Tensor:
         """Float32 logits [rows asked for, V] of one packed row; writes keys and values of all its tokens."""
         self._seat.step = step
+        for device, seat in self._elsewhere.items():
+            seat.step = step.to(device)
         return self._logits(step.logits_at, input_ids=step.token_ids, position_ids=step.positions).float()
 
     def logits(self, step: RowsStep) -> Tensor:
@@ -287,8 +293,8 @@ class Model:
             raise self.refuse("its layers differ in the shape of queries, keys or values")
         if windows(config) and probe.windows == {0}:
             raise self.refuse("it does not tell its attention about the sliding window")
-        heads, dim, dtype = probe.shapes.pop()
-        return modules, CacheShape(len(modules), heads, dim, dtype), probe.query_heads.pop()
+        devices = tuple(probe.devices) if len(set(probe.devices)) > 1 else ()
+        return modules, CacheShape(len(modules), *probe.shapes.pop(), devices), probe.query_heads.pop()
 
 
 def load_model(folder: str, config: EngineConfig, device: str | torch.device, num_threads: int | None = None) -> Model:
@@ -326,7 +332,13 @@ def load_model(folder: str, config: EngineConfig, device: str | torch.device, nu
         )
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
     try:
-        return Model(network.to(device), limits, tokenizer, folder, config.float32_logits)
+        if config.tensor_parallel > 1:
+            reason = spread(network, cuda_devices(config.tensor_parallel))
+            if reason is not None:
+                raise refusal(folder, limits.architecture, f"engine.tensor_parallel is on and {reason}")
+        else:
+            network.to(device)
+        return Model(network, limits, tokenizer, folder, config.float32_logits)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"The model in {folder} does not fit the GPU ({first_line(error)}); free the GPU or choose a smaller model."

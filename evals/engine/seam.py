@@ -16,7 +16,7 @@ from evals.engine.kernel_steps import PromptStep, RowsStep, attend_prompts, atte
 
 
 class Seat:
-    """What every attention module of a model shares: the step of the forward pass that runs."""
+    """What the attention modules of a model share that are on one device: the step of the forward pass that runs."""
 
     step: Step | RowsStep | PromptStep
 
@@ -62,6 +62,7 @@ class Probe(nn.Module):
         super().__init__()
         self.modules_seen: list[nn.Module] = []
         self.shapes: set[tuple[int, int, torch.dtype]] = set()
+        self.devices: list[torch.device] = []
         self.windows: set[int] = set()
         self.query_heads: set[int] = set()
 
@@ -76,6 +77,7 @@ class Probe(nn.Module):
         if value.shape != key.shape:
             raise SeamError("its values are not as wide as its keys")
         self.modules_seen.append(module)
+        self.devices.append(key.device)
         self.shapes.add((key.shape[1], key.shape[3], key.dtype))
         self.query_heads.add(query.shape[1])
         self.windows.add(kwargs.get("sliding_window") or 0)
