@@ -47,6 +47,7 @@ class Shape(NamedTuple):
     dashboard: bool | None = None
     """None: if its packages are there."""
     dashboard_host: str = "127.0.0.1"
+    gpus_per_worker: int = 1
 
 
 class RayCrew:
@@ -262,11 +263,10 @@ def start_ray(shape: Shape) -> None:
     except Exception as error:  # Ray raises bare ones where a process of its own does not come up
         raise WorkersLost(f"Ray did not start: {error}") from error
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    if shape.use_gpus and num_gpus < shape.num_workers:
+    wanted = shape.num_workers * shape.gpus_per_worker
+    if shape.use_gpus and num_gpus < wanted:
         ray.shutdown()
-        raise UserError(
-            f"POWERSAMPLE_NUM_GPUS asks for {shape.num_workers} GPUs and Ray finds {num_gpus}; ask for at most these."
-        )
+        raise UserError(f"POWERSAMPLE_NUM_GPUS asks for {wanted} GPUs and Ray finds {num_gpus}; ask for at most these.")
     if address == LOCAL:  # Ray makes it writable for everybody
         Path(context.address_info["session_dir"]).chmod(0o700)  # pyright: ignore[reportAttributeAccessIssue]
     if place := context.dashboard_url:
@@ -278,7 +278,7 @@ def actor_class(worker_class: type, shape: Shape) -> Any:
     cpus = ray.cluster_resources().get("CPU", 1.0)
     # At most one CPU each, so that every actor finds a node; Ray counts in 1/10,000, rounded down here so that all fit.
     share = min(1.0, int(cpus / shape.num_workers * 10_000) / 10_000)
-    options: dict[str, Any] = {"num_gpus": 1, "num_cpus": 0}
+    options: dict[str, Any] = {"num_gpus": shape.gpus_per_worker, "num_cpus": 0}
     if not shape.use_gpus:
         options = {"num_cpus": share}
     options |= {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {"work": shape.slots, "hb": 2}}

@@ -110,8 +110,10 @@ class RunConfig(BaseSettings):
 
     @property
     def num_actors(self) -> int:
-        """Workers: one per GPU, or `num_workers` on CPUs; one when inline."""
-        return 1 if self.inline else self.num_gpus or self.num_workers
+        """Workers: one per GPU, or per `engine.tensor_parallel` GPUs, or `num_workers` on CPUs; one when inline."""
+        if self.inline:
+            return 1
+        return self.num_gpus // self.engine.tensor_parallel if self.num_gpus else self.num_workers
 
     @classmethod
     def settings_customise_sources(
@@ -128,11 +130,11 @@ def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> 
     """
     num_gpus = num_gpus_present if config.num_gpus is None else config.num_gpus
     if config.inline:
-        if config.num_gpus is not None and config.num_gpus > 1:
+        if config.num_gpus is not None and config.num_gpus > config.engine.tensor_parallel:
             raise UserError(
                 f"--inline runs one worker but --num-gpus (POWERSAMPLE_NUM_GPUS) is {config.num_gpus}; leave one out."
             )
-        num_gpus = min(num_gpus, 1)
+        num_gpus = min(num_gpus, config.engine.tensor_parallel)
     if num_gpus > num_gpus_present:
         has, way_out = "none (or CUDA_VISIBLE_DEVICES hides them)", "leave it out to run on CPUs"
         if num_gpus_present:
@@ -141,6 +143,7 @@ def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> 
             f"POWERSAMPLE_NUM_GPUS (--num-gpus) asks for {num_gpus} GPU{'s' if num_gpus > 1 else ''} but this machine "
             f"has {has}; {way_out}."
         )
+    num_gpus = shared_gpus(config, num_gpus)
     mode = config.mode
     if mode == "auto":
         mode = "demo" if config.model is None and config.data is None and num_gpus == 0 else "run"
@@ -159,6 +162,18 @@ def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> 
     decided = {"mode": mode, "model": model, "data": data, "num_gpus": num_gpus, "task": task, "engine": engine}
     name = config.name or (DEMO if mode == "demo" else f"{task.name}_{config.sampler.kind}")
     return config.model_copy(update={**decided, "name": name})
+
+
+def shared_gpus(config: RunConfig, num_gpus: int) -> int:
+    """The GPUs that workers of `engine.tensor_parallel` each can use. Raises UserError if that leaves none, or some of
+    those asked for."""
+    each = config.engine.tensor_parallel
+    if each > 1 and (num_gpus < each or (config.num_gpus and num_gpus % each)):
+        raise UserError(
+            f"engine.tensor_parallel gives every worker {each} GPUs, and there are {num_gpus} to use; ask for a "
+            "multiple of it (POWERSAMPLE_NUM_GPUS), or leave engine.tensor_parallel out."
+        )
+    return num_gpus - num_gpus % each
 
 
 def check_demo(config: RunConfig) -> None:

@@ -247,7 +247,8 @@ def make_crew(inputs: Inputs, stop: Stop) -> Crew:
 
     job = f"powersample {config.name} {len(inputs.data.problems)}x{config.num_actors}"
     dashboard = None if config.dashboard else False
-    shape = Shape(config.num_actors, config.slots, config.use_gpus, job, dashboard, config.dashboard_host)
+    each = config.engine.tensor_parallel
+    shape = Shape(config.num_actors, config.slots, config.use_gpus, job, dashboard, config.dashboard_host, each)
     return RayCrew(Worker, settings, shape, on_ray=stop.install)
 
 

@@ -198,7 +198,7 @@ OTHER: dict[str, Any] = {
     "task.answer_key": "gold",
     "engine.dtype": "float16", "engine.trust_remote_code": True, "engine.allow_pickle": True, "engine.prefetch": 2,
     "engine.prefill_tokens": 64, "engine.execution": "eager", "engine.target_utilisation": 0.5, "num_samples": 4,
-    "engine.float32_logits": True,
+    "engine.float32_logits": True, "engine.tensor_parallel": 2,
 }  # fmt: skip
 """A value of every nested setting, in most cases not the default."""
 
@@ -342,6 +342,19 @@ def test_a_demo_with_other_answers_has_a_directory_of_its_own() -> None:
         assert demo_root(**same) == Path("runs/demo")
 
 
+def test_several_gpus_may_share_a_model() -> None:
+    shared: Any = {"model": "m", "engine": {"tensor_parallel": 2}}
+    for given, present, gpus, actors in [(None, 4, 4, 2), (None, 5, 4, 2), (2, 5, 2, 1)]:
+        config = resolve(RunConfig(**shared, num_gpus=given), present)
+        assert (config.num_gpus, config.num_actors) == (gpus, actors)
+        assert resolve(config, present) == config
+    inline = resolve(RunConfig(**shared, inline=True), 4)
+    assert (inline.num_gpus, inline.num_actors) == (2, 1)
+    for given, present in [(None, 1), (3, 4), (1, 4), (0, 4), (None, 0)]:
+        with pytest.raises(UserError, match=r"engine\.tensor_parallel gives every worker 2 GPUs, and there are \d to"):
+            resolve(RunConfig(**shared, num_gpus=given), present)
+
+
 def test_the_directory_has_the_names_of_file_and_fingerprint(tmp_path: Path) -> None:
     file = write(tmp_path / "my run.yaml", "model: m\n")
     assert run_directory(resolve(build_config([], {}, file), 0), "0123456789") == Path("runs/my-run-01234567")
@@ -373,6 +386,7 @@ def test_the_fingerprint_is_stable() -> None:
         {"inline": True},
         {"task": {"train_data": "somewhere"}},
         {"engine": {"dtype": "bfloat16"}},
+        {"engine": {"tensor_parallel": 2}},
     ],
 )
 def test_what_may_change_from_one_start_to_the_next(changes: dict[str, Any]) -> None:
