@@ -138,8 +138,10 @@ def parse(line: bytes) -> dict[str, Any] | None:
 def timings(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """Seconds of each phase, added up over all starts of the run, whether they ended well or were killed.
 
-    Keys: `setup_seconds`, `ray_seconds`, `load_seconds`, `sampling_seconds`, `total_seconds` (their sum), `num_starts`.
+    Keys: `setup_seconds`, `ray_seconds`, `load_seconds`, `sampling_seconds`, `total_seconds` (their sum), `num_starts`,
+    and `tail_seconds`, the part of the last start's sampling in which a slot had nothing left to do (0 if none was).
     """
+    rows = list(rows)
     starts: list[list[Mapping[str, Any]]] = []
     for row in rows:
         if row.get("event") == "start":
@@ -157,4 +159,5 @@ def timings(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         **{f"{name}_seconds": value for name, value in seconds.items()},
         "total_seconds": sum(seconds.values()),
         "num_starts": len(starts),
+        "tail_seconds": next((row["seconds"] for row in reversed(rows) if row.get("event") == "tail"), 0.0),
     }

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,54 @@ def child(parent: int, title: bytes) -> int:
         if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title):
             return int(pid)
     raise AssertionError(f"no {title!r} below {parent}")
+
+
+def worker_that_loads_once() -> type:
+    """Of rank 1 only the first actor loads; later ones find no memory, as on a device that is lost."""
+
+    class LoadsOnce:
+        def __init__(self, rank: int, name: str) -> None:
+            self.rank = rank
+
+        def load(self, marker: str) -> None:
+            if self.rank == 1:
+                if Path(marker).exists():
+                    raise UserError("10 slots need 9 GiB, 1 GiB is free.")
+                Path(marker).touch()
+
+        def health(self) -> dict[str, Any]:
+            return {"pid": os.getpid()}
+
+        def solve(self, work: Work) -> Record:
+            if self.rank == 1:
+                os._exit(1)
+            return Record(work.problem.problem_id, 0, "ok", "", [], "eos", {}, {}, {}, {}, {}, {"rank": self.rank})
+
+    return LoadsOnce
+
+
+def test_a_device_that_is_lost_is_told_and_the_others_finish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    from orchestrator.cluster import RayCrew, Shape
+
+    store = open_store(tmp_path / "run", "f", {})
+    telemetry = Telemetry(store.telemetry_path)
+    crew = RayCrew(worker_that_loads_once(), str(tmp_path / "loaded"), Shape(2, 1, False, dashboard=False))
+    with closing(crew):
+        crew.start()
+        while sum(isinstance(event, Health) for event in crew.wait(0.2)) + crew.free(2) < 2:
+            pass
+        lost = False
+        while not lost:  # work goes on while the lost one is tried again
+            owed = [work for work in works(len(store.records) + 50) if work.key not in store.records]
+            drive(crew, store, owed, telemetry, Progress("run", len(owed), out=io.StringIO()))
+            lost = any(row.get("event") == "lost" for row in read_telemetry(store.telemetry_path))
+    telemetry.close()
+    store.close()
+    assert {record.status for record in store.records.values()} == {"ok"}
+    rows = read_telemetry(tmp_path / "run/telemetry.jsonl")
+    assert [row["worker"] for row in rows if row.get("event") == "lost"] == ["cpu1"]
+    assert sum(row.get("event") == "spawn" and row["worker"] == "cpu1" for row in rows) >= 3
+    assert "Worker cpu1 is missing, going on with the others: it could not start 3 times" in capsys.readouterr().err

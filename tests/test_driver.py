@@ -250,6 +250,7 @@ def test_timings_add_up_over_starts_killed_or_not() -> None:
         event(103, "phase", name="load"),
         event(107, "phase", name="waiting"),
         event(200, "phase", name="sampling"),
+        event(204, "tail", seconds=1.5),
         event(205, "phase", name="end"),
         event(300, "torn_tail", bytes=1),
     ]
@@ -260,6 +261,7 @@ def test_timings_add_up_over_starts_killed_or_not() -> None:
         "sampling_seconds": 15.0,
         "total_seconds": 28.0,
         "num_starts": 2,
+        "tail_seconds": 1.5,
     }
     assert timings([])["total_seconds"] == 0
 

@@ -108,6 +108,7 @@ def test_summary_has_exact_figures() -> None:
         "sampling_seconds": 10,
         "total_seconds": 15,
         "num_starts": 1,
+        "tail_seconds": 0,
         "answer_seconds": {"mean": 3, "p50": 3, "p95": pytest.approx(3.9), "max": 4},
     }
     assert summary["tokens"]["generated"] == 990
