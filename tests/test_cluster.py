@@ -73,7 +73,7 @@ def crews(monkeypatch: pytest.MonkeyPatch) -> Iterable[Any]:
 
 
 class Killer:
-    """A crew in front of another that kills worker cpu1 once, after ten answers."""
+    """A crew in front of another that kills worker cpu1 once, long after problem 7 did."""
 
     def __init__(self, crew: Any) -> None:
         self.crew, self.answers, self.killed = crew, 0, False
@@ -93,7 +93,7 @@ class Killer:
         if any(isinstance(event, Ready) for event in events):
             self.crew.ask_health()
         self.answers += sum(isinstance(event, Done) for event in events)
-        if not self.killed and self.answers >= 10 and "cpu1" in self.pids:
+        if not self.killed and self.answers >= 500 and "cpu1" in self.pids:
             os.kill(self.pids["cpu1"], signal.SIGKILL)
             self.killed = True
         return events
