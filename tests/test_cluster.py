@@ -139,12 +139,15 @@ def test_failing_loads_end_the_run_with_their_cause(crews: Any) -> None:
         wait_for_ever(crew)
 
 
-def test_more_gpus_than_present_fails_fast(crews: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("num_workers", "each"), [(3, 1), (1, 3)])
+def test_more_gpus_than_present_fails_fast(
+    num_workers: int, each: int, crews: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
     monkeypatch.setattr("ray.init", lambda **options: calls.append(options))
     monkeypatch.setattr("ray.shutdown", lambda: calls.append("shutdown"))
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
-    crew = crews("model", num_workers=3, slots=1, use_gpus=True)
+    crew = crews("model", num_workers=num_workers, slots=1, use_gpus=True, gpus_per_worker=each)
     with pytest.raises(UserError, match="asks for 3 GPUs and Ray finds 2"):
         crew.start()
     assert calls[-1] == "shutdown"

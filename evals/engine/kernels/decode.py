@@ -72,7 +72,7 @@ def decode(
     """
     rows, heads, dim = q.shape
     kv_heads = k_pages.shape[1]
-    group, width = heads // kv_heads, triton.next_power_of_2(dim)
+    group, width = heads // kv_heads, max(16, triton.next_power_of_2(dim))
     block = min(64, tuning.split, max(16, tuning.block_bytes // (width * q.element_size())))
     keys = pages.shape[1] * PAGE
     splits = triton.cdiv(min(keys, window + block) if window else keys, tuning.split)

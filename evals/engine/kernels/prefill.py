@@ -65,7 +65,7 @@ def prefill(
     """
     heads, dim = q.shape[1:]
     kv_heads = k_pages.shape[1]
-    group, width = heads // kv_heads, triton.next_power_of_2(dim)
+    group, width = heads // kv_heads, max(16, triton.next_power_of_2(dim))
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     constants: dict[str, Any] = OPTIONS | {
         "KV_HEADS": kv_heads, "GROUP": group, "PADDED": triton.next_power_of_2(group), "DIM": dim, "WIDTH": width,
