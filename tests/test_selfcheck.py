@@ -74,7 +74,8 @@ def one_key_less(q: Any, k: Any, v: Any, k_pages: Any, v_pages: Any, pages: Any,
 
 def unwritten(k: Any, v: Any, k_pages: Any, v_pages: Any, write_at: Any) -> None:
     """The last token of a pass is forgotten."""
-    twins.write(k[:-41], v[:-41], k_pages, v_pages, write_at[:-41])
+    last = int((write_at >= 0).nonzero().max())
+    twins.write(k[:last], v[:last], k_pages, v_pages, write_at[:last])
 
 
 def nothing(*given: Any) -> torch.Tensor:

@@ -30,9 +30,10 @@ from evals.engine.sampling import Draw
 from evals.engine.sampling import draw as draw_truncated
 from evals.rng import Purpose, philox
 
-BUCKETS = (8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024)
-"""Rows that a step computes: the smallest that covers the rows in use."""
-PROMPT_TOKENS = (64, 256, 1024, 4096)
+TAIL = 8
+"""A step computes all rows, or an eighth of them where the rows in use are no more: few are left in a run's tail. Every
+further height would have to be compiled and captured while the run waits."""
+PROMPT_TOKENS = (256, 1024, 4096)
 """Tokens that a prompt pass is padded to."""
 RUNS_PER_TOKEN = 1 / 16
 """Runs that a prompt pass has room for, by its tokens; a pass of more and shorter runs takes a larger size."""
@@ -65,7 +66,7 @@ class GraphDecoder:
             raise ValueError(f"the model lies on {len(set(model.cache_shape.devices))} devices")
         self.name = name
         self._model, self._device, self._graphs = model, model.device, graphs
-        self._heights = sorted({bucket for bucket in BUCKETS if bucket < num_rows} | {num_rows})
+        self._heights = sorted({num_rows, max(num_rows // TAIL, min(num_rows, TAIL))})
         self._rows = Rows(num_rows, max_pages)
         self._scalars = self._zeros(rows.KEY, num_rows)
         self._keys = self._zeros(num_rows, 3)
@@ -116,11 +117,11 @@ class GraphDecoder:
             self._run(("prompts", size), lambda: self._model.fill(self._unpack(size)))
 
     def warm_up(self, prefill_tokens: int = PROMPT_TOKENS[-1]) -> None:
-        """Compile and capture what a run is sure to need: steps of all rows, the largest and smallest prompt pass."""
-        for size in (prefill_tokens, PROMPT_TOKENS[0]):
+        """Compile and capture what a run needs: prompt passes of every size, steps of every height."""
+        for size in {prefill_tokens, *(min(size, prefill_tokens) for size in PROMPT_TOKENS)}:
             self.prefill([Run((0,) * PAGE, 0, (SCRATCH,))] * (size // PAGE))
-        height = self._heights[-1]
-        self._run(("rows", height, False), lambda: self._advance(height, False))
+        for height in self._heights:
+            self._run(("rows", height, False), lambda height=height: self._advance(height, False))
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 

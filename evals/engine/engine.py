@@ -240,7 +240,9 @@ class Engine:
         """Make what is on the device: keys and values, and the decoder."""
         self._cache = KeysValues(self.model.cache_shape, self._pool.num_pages, self.model.device)
         self.model.attach(self._cache)
-        self._decoder = fastest(self.model, self._config, self._scheduler.num_slots, self._max_pages)
+        slots = self._scheduler.num_slots
+        self._decoder = fastest(self.model, self._config, slots, self._max_pages)
+        selfcheck.check_decoder(self.model, self._decoder, slots, self._max_pages, self._pool.num_pages)
 
     @torch.inference_mode()
     def _advance(self) -> None:

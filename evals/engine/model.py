@@ -297,6 +297,19 @@ class Model:
         return modules, CacheShape(len(modules), *probe.shapes.pop(), devices), probe.query_heads.pop()
 
 
+def weights_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
+    """As set; by itself float32 on a CPU, bfloat16 on a GPU, and float16 on a GPU that has no bfloat16.
+
+    Raises UserError where bfloat16 was asked for and the GPU has none.
+    """
+    if config.dtype == "auto" and device.type == "cpu":
+        return torch.float32
+    lacking = device.type == "cuda" and torch.cuda.get_device_capability(device) < BFLOAT16_SINCE
+    if config.dtype == "bfloat16" and lacking:
+        raise UserError("The GPU has no bfloat16; set engine.dtype to float16 or auto.")
+    return DTYPES.get(config.dtype, torch.float16 if lacking else torch.bfloat16)
+
+
 def load_model(folder: str, config: EngineConfig, device: str | torch.device, num_threads: int | None = None) -> Model:
     """Tokenizer and weights of a local folder, on `device`, with the attention seam installed.
 
@@ -312,12 +325,12 @@ def load_model(folder: str, config: EngineConfig, device: str | torch.device, nu
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     device = torch.device(device)
-    automatic = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = weights_dtype(config, device)
     logging.disable_progress_bar()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=DTYPES.get(config.dtype, automatic),
+            dtype=dtype,
             use_safetensors=None if config.allow_pickle else True,
             trust_remote_code=config.trust_remote_code,
             local_files_only=True,
