@@ -133,10 +133,15 @@ def held(lock: int, directory: Path) -> str:
     )
 
 
+def weight(name: str) -> tuple[bool, str]:
+    """The sampler's kind first: what it alone reads differs because of it."""
+    return not name.endswith("sampler.kind"), name
+
+
 def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """The sentence that refuses a directory of another run, with up to four of the settings that differ."""
     old, new = flatten(stored), flatten(wanted)
-    names = [name for name in sorted(old.keys() | new.keys()) if name.startswith(DECIDING)]
+    names = [name for name in sorted(old.keys() | new.keys(), key=weight) if name.startswith(DECIDING)]
     differing = [name for name in names if old.get(name) != new.get(name)]
     shown = ", ".join(
         f"{name.removeprefix('config.')}: {short(old.get(name))} there, {short(new.get(name))} now"

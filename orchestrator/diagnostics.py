@@ -68,7 +68,10 @@ def chain_warnings(chain: Chain, kind: str | None) -> list[str]:
     """Sentences on a run that mixed badly or that does not sample what it seems to."""
     found = []
     if kind == "paper":
-        found.append("The rules of paper do not leave p^alpha invariant: its scores are biased, for comparison only.")
+        found.append(
+            "The rules of paper do not leave p^alpha invariant: its scores are biased, for comparison only. "
+            "They also end an answer at the length of the one before."
+        )
     if (share := chain["null_rate"]) is not None and share > MAX_NULL:
         found.append(
             f"{100 * share:.1f} % of the moves proposed the answer they started from: the chains hardly move; the "
@@ -194,10 +197,11 @@ def autocorrelation(done: Sequence[Record]) -> dict[str, float | None]:
         group = [np.array(trace) for trace in traces(record.chain for record in samples)]
         centre = np.mean(np.concatenate(group)) if group else 0.0
         centred += [trace - centre for trace in group]
-    variance = float(np.mean(np.concatenate(centred) ** 2)) if centred else 0.0
-    moved = variance > 1e-12  # below that it is rounding
+    moved = bool(centred) and float(np.mean(np.concatenate(centred) ** 2)) > 1e-12  # below that it is rounding
     found: dict[str, float | None] = {}
     for lag in LAGS:
-        products = [trace[:-lag] * trace[lag:] for trace in centred if len(trace) > lag]
-        found[str(lag)] = float(np.mean(np.concatenate(products))) / variance if products and moved else None
+        pairs = [(trace[:-lag], trace[lag:]) for trace in centred if len(trace) > lag]
+        earlier, later = (np.concatenate(part) for part in zip(*pairs, strict=True)) if pairs else (np.zeros(1),) * 2
+        spread = float(np.sqrt(np.sum(earlier**2) * np.sum(later**2)))  # so that it lies between -1 and 1
+        found[str(lag)] = float(np.sum(earlier * later)) / spread if moved and spread > 1e-12 else None
     return found

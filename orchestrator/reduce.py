@@ -41,6 +41,7 @@ def summarise(
     if num_problems is None:
         num_problems = len({record.problem_id for record in records})
     num_samples = identity["num_samples"]
+    limit = identity["max_new_tokens"] if identity["sampler"].get("kind") == "paper" else 0
     timings = time_spent(done, telemetry)
     tokens = token_counts(done)
     summary = {
@@ -56,9 +57,9 @@ def summarise(
         "no_answer_rate": rate(record.scores[HEADLINE]["kind"] == "none" for record in done),
         "num_undecided": sum(record.scores[HEADLINE]["kind"] == "undecided" for record in done),
         "num_rescored": num_rescored,
-        "truncated_rate": rate(truncated(record) for record in done),
-        "right_if_truncated": rate(right(record, HEADLINE) for record in done if truncated(record)),
-        "right_if_finished": rate(right(record, HEADLINE) for record in done if not truncated(record)),
+        "truncated_rate": rate(truncated(record, limit) for record in done),
+        "right_if_truncated": rate(right(record, HEADLINE) for record in done if truncated(record, limit)),
+        "right_if_finished": rate(right(record, HEADLINE) for record in done if not truncated(record, limit)),
         "num_disagreements": sum(len({right(record, name) for name in record.scores}) > 1 for record in done),
         "timings": timings,
         "tokens": tokens,
@@ -134,8 +135,9 @@ def power_settings(sampler: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def truncated(record: Record) -> bool:
-    return record.ended == "length"
+def truncated(record: Record, limit: int) -> bool:
+    """Whether a limit cut the answer off, at `limit` tokens or more: `paper` may end answers at their last length."""
+    return record.ended == "length" and record.tokens["answer"] >= limit
 
 
 def time_spent(done: Sequence[Record], telemetry: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

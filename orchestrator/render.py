@@ -73,8 +73,8 @@ def scores_legend(summary: Mapping[str, Any]) -> str:
     said = [f"{AGREEMENT}."] if len(shown_scores(summary)) == 1 else []
     if summary["chain"]["expected_correct"]:
         said.append(
-            "expected: % right ± SE of all answers that the sampler weighted, by weight; it estimates the score of the "
-            "single answer with less noise."
+            "expected: % right ± SE of all answers that the sampler weighted, by weight: candidates and particles by "
+            "theirs, of a chain the answers after all its moves, which until it has converged lie nearer to its start."
         )
     return " ".join(said)
 

@@ -46,14 +46,12 @@ def savings(chain: Chain) -> str:
     said = []
     if chain["replayed_tokens"] is not None:
         said.append(f"{chain['replayed_tokens']:,} tokens by replay")
-    if chain["early_saved_tokens_at_least"] is not None:
-        said.append(f"at least {chain['early_saved_tokens_at_least']:,} by early rejection")
-    text = f"Saved: {', '.join(said)}" if said else ""
     if chain["rejected_early"]:
-        text += f"{'; ' if text else ''}{chain['rejected_early']:,} moves rejected before their end"
+        said.append(f"the ends of {chain['rejected_early']:,} drafts by early rejection")
+    text = f"Saved: {', '.join(said)}." if said else ""
     if chain["discarded_tokens"]:
-        text += f"{'; ' if text else ''}{chain['discarded_tokens']:,} tokens drawn ahead and thrown away"
-    return text and text + "."
+        text += f"{' ' if text else ''}Drawn ahead and thrown away: {chain['discarded_tokens']:,} tokens."
+    return text
 
 
 def log_p(chain: Chain) -> str:

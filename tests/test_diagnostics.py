@@ -10,7 +10,7 @@ from test_report import POWER, make_record, make_run
 from evals.types import Record
 from orchestrator.diagnostics import autocorrelation, chain_statistics, log_p_by_move, log_p_rise
 from orchestrator.progress import Progress
-from orchestrator.reduce import method, summarise
+from orchestrator.reduce import method, summarise, truncated
 from orchestrator.render import run_report
 from orchestrator.scores import at_k
 
@@ -87,7 +87,7 @@ def test_report_of_a_chain() -> None:
         "12.0 tokens generated per move, by the kernel without replay and early rejection at least 40.0",
         "(at most 30.0 % of that)",
         "cut at 50.0 % of the answer on average, first difference at 70.0 %",
-        "Saved: 270 tokens by replay, at least 180 by early rejection; 6 moves rejected before their end; 36 tokens",
+        "Saved: 270 tokens by replay, the ends of 6 drafts by early rejection. Drawn ahead and thrown away: 36 tokens.",
         "-20.0 at the start, -14.0 at the end",
         "after move 0: -20.0, 1: -20.0, 2: -20.0, 5: -20.0, 10: -14.0",
         "change over the last 3 moves +4.00 ± 0.00",
@@ -131,6 +131,14 @@ def test_autocorrelation_is_centred_on_each_problem() -> None:
     assert found == {"1": pytest.approx(-1), "2": pytest.approx(1), "5": pytest.approx(-1)}
     assert autocorrelation([chained(0, log_p_trace=[0.1] * 11)]) == {"1": None, "2": None, "5": None}
     assert autocorrelation([chained(0, log_p_trace=[0.0, 1.0])])["2"] is None
+    short = autocorrelation([chained(0, log_p_trace=[-9.0, -9.0, -9.0, -9.0, -9.0, -1.0])])
+    assert all(value is None or -1 <= value <= 1 for value in short.values())
+
+
+def test_answers_that_the_rules_of_paper_end_early_are_not_cut_off_by_the_limit() -> None:
+    early, late = (make_record(0)._replace(ended="length", tokens={"answer": n}) for n in (46, 160))
+    assert [truncated(one, 160) for one in (early, late)] == [False, True]
+    assert truncated(early, 0), "for any other method the end is the limit's"
 
 
 def warnings_of(sampler: dict[str, Any] = POWER, **changes: Any) -> str:

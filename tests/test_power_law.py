@@ -125,11 +125,17 @@ def test_stages_grow_the_answer_and_extend_only_what_has_not_ended() -> None:
         sample = engine.run(sampler.chain(model.prompt(), 1, problem_id, 0))
         free = [request for request in engine.requests if request.floor == -np.inf]
         assert [request.max_new for request in free] == [2] * len(free)
-        assert len(sample.chain["log_p_trace"]) == 12 + len(free)
+        assert sample.chain["moves"] == 12
+        assert len(sample.chain["log_p_trace"]) == 1 + 4, "the way is that of the last stage"
         assert sample.chain["initial_tokens"] <= 2 * len(free)
         assert model.ended(sample.tokens) == sample.ended
         extended += len(free) - 1
     assert extended > 10
+
+
+def test_no_two_stages_are_alike() -> None:
+    assert Power(2.0, 4, blocks=3).horizons(160) == [54, 107, 160]
+    assert Power(2.0, 4, blocks=5).horizons(2) == [1, 2]
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:

@@ -232,7 +232,7 @@ def test_report_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         "no answer 0.0 %, truncated 0.0 %, failed 0",
         "15.0 s in all (set-up 1.0 s, load 4.0 s, sampling 10.0 s)",
         "acceptance 50.0 %",
-        "4 moves rejected before their end",
+        "the ends of 4 drafts by early rejection",
         "commit cccccccc, fingerprint ffffffff",
     ):
         assert part in text or part in " ".join(text.split())

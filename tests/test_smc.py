@@ -192,3 +192,12 @@ def test_on_the_engine_for_any_number_of_slots(threshold: float) -> None:
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             assert_same(one, two, but=("prefilled",))
+
+
+def test_the_effective_size_counts_copies_once() -> None:
+    """Of 64 particles on an enumerable model many are equal; their weights alone would hide it."""
+    model = ToyLM(1, vocabulary=3, horizon=4)
+    info = Crowd(model, 3).run(Smc(2.0, 64, ramp=2, interval=1, threshold=0.9)).chain
+    assert info["resampled"] > 0
+    assert info["distinct"] < 40
+    assert info["ess_final"] <= info["distinct"]

@@ -45,8 +45,8 @@ class Power(NamedTuple):
         return self.num_moves if self.num_effective_moves is None else self.num_effective_moves
 
     def horizons(self, longest: int) -> list[int]:
-        """Longest answer of every stage, in tokens: k / blocks of the whole, rounded up."""
-        return [-(-longest * stage // self.blocks) for stage in range(1, self.blocks + 1)]
+        """Longest answer of every stage, in tokens: k / blocks of the whole, rounded up; no two stages alike."""
+        return sorted({-(-longest * stage // self.blocks) for stage in range(1, self.blocks + 1)})
 
     def kernel(self, horizon: int) -> Kernel:
         """The kernel of a stage. Raises ValueError for settings that contradict each other."""

@@ -136,9 +136,16 @@ class Smc(NamedTuple):
     def sample(
         self, particles: Sequence[Particle], weights: NDArray[np.float64], u: float, info: dict[str, Any]
     ) -> Sample:
-        """The particle that the uniform `u` draws by weight, and all of them with their weights."""
+        """The particle that the uniform `u` draws by weight, and all of them with their weights.
+
+        The effective sample size counts equal answers once: resampling makes copies, whose weights say nothing new.
+        """
         chosen = particles[pick(weights, u)]
-        info |= {"ess_final": effective_size(weights), "log_p": log_p(chosen.log_q, chosen.log_z, self.alpha)}
+        shares = Counter[tuple[int, ...]]()
+        for one, weight in zip(particles, weights.tolist(), strict=True):
+            shares[one.tokens] += weight
+        size = effective_size(np.array(list(shares.values())))
+        info |= {"ess_final": size, "distinct": len(shares), "log_p": log_p(chosen.log_q, chosen.log_z, self.alpha)}
         weighted = tuple((one.tokens, weight) for one, weight in zip(particles, weights.tolist(), strict=True))
         return Sample(chosen.tokens, chosen.log_q, chosen.log_z, chosen.ended, info, weighted)
 

@@ -16,8 +16,11 @@ Answer = tuple[int, ...]
 class Trace:
     """Filled by a walk, request by request and move by move; read once at the end.
 
+    Costs and counts are of the whole chain. What is said of its way (log p by move, answers visited and weighed) is of
+    the last stage, since the stages before are for other targets.
+
     With `recycle` every move weighs its draft by the chance that it is accepted and its state by the rest (waste
-    recycling); otherwise the states after the moves count alike. Only moves since the last `new_stage` enter.
+    recycling); otherwise the states after the moves count alike.
     """
 
     def __init__(self, alpha: float, recycle: bool) -> None:
@@ -33,16 +36,15 @@ class Trace:
         self.weights: dict[Answer, float] = {}
 
     def new_stage(self, state: State) -> None:
-        """The moves that follow are for another target."""
+        """The moves that follow are for another target, and start at `state`."""
         self.visited, self.weights = {state.tokens}, {}
+        self.log_p = [log_p(state.log_q, state.log_z, self.alpha)]
+        self.log_z_sum_first = float(np.sum(state.log_z))
 
-    def add_extension(self, state: State, drawn: Completion) -> None:
-        """The first answer, or what was drawn to reach the next horizon: `state` includes it."""
-        if not self.log_p:
-            self.log_z_sum_first = float(np.sum(state.log_z))
+    def add_extension(self, drawn: Completion) -> None:
+        """The first answer, or what was drawn to reach the next horizon."""
         self.initial_tokens += len(drawn.tokens)
         self._spend(drawn)
-        self._arrive(state)
 
     def add_null(self, state: State, plan: Plan) -> None:
         """A move whose proposal is the state, known without a forward pass; redrawing it would have cost its tokens."""
@@ -88,8 +90,8 @@ class Trace:
         `naive_tokens` is what the moves would have cost without replay and early rejection, for the same cuts and
         proposals: exact where `rejected_early` is 0. A draft that was given up counts as drawn plus one, the least that
         was missing, so that it is then a lower bound, as is `early_saved_tokens_at_least`. `generated` leaves out the
-        `discarded_tokens` of drafts that ran ahead for nothing. `log_p_first` and `log_z_sum_first` are of the string
-        that move 0 drew, which with several stages is cut at the first one's horizon.
+        `discarded_tokens` of drafts that ran ahead for nothing. `log_p_first` and `log_z_sum_first` are of the answer
+        at which the last stage started, with one stage that of move 0.
         """
         return {
             "alpha": self.alpha,

@@ -71,7 +71,7 @@ class Walk:
         if self._handle is not None:
             self._operations.append(Keep(held(drawn)))
         self.state, self._handle = spliced(self.state, length, drawn), drawn.handle
-        self.trace.add_extension(self.state, drawn)
+        self.trace.add_extension(drawn)
         self.move += 1
 
     def moves(self, rule: Rule, count: int) -> Segment:
