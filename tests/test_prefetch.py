@@ -93,7 +93,9 @@ REAL: dict[str, Power | Paper] = {
 }
 
 
-@pytest.mark.parametrize("kind", REAL)
+@pytest.mark.parametrize(
+    "kind", ["plain", "paper", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("nonnull, blocks", "entropy"))]
+)
 def test_the_same_chains_on_the_engine_for_any_slots_and_prefetch(pair: Pair, kind: str) -> None:
     prompts = [prompt(i, length=(1, 9, 20)[i], max_new=32, eos=[2, 7]) for i in range(3)]
     results, discarded = [], 0
