@@ -8,14 +8,16 @@ as 1, 2, 3 (SC 2011).
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Word = Any  # int, NDArray[np.uint64] or an int64 tensor
+Word = Any  # int or an int64 tensor
 MASK, M0, M1, W0, W1 = 0xFFFFFFFF, 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
+MULTIPLIERS = np.array([[M0], [M1]], dtype=np.uint64)
 
 
 class Purpose(IntEnum):
@@ -32,7 +34,7 @@ class Purpose(IntEnum):
 def philox(seed: Word, c0: Word, c1: Word, c2: Word, c3: Word) -> tuple[Word, Word, Word, Word]:
     """Philox4x32-10 of four 32-bit counter words under a 64-bit key.
 
-    Ints, uint64 arrays and int64 tensors alike; of the latter, products wrap and shifts keep the sign, hence the masks.
+    Ints and int64 tensors alike; of the latter, products wrap and shifts keep the sign, hence the masks.
     """
     k0, k1 = seed & MASK, seed >> 32 & MASK
     for _ in range(ROUNDS):
@@ -46,8 +48,19 @@ def uniforms(seed: int, keys: ArrayLike, positions: ArrayLike, purpose: Purpose 
     """Uniforms in [0, 1) of 53 bits: `keys` [B, 3] (problem, sample | try << 16, move), `positions` [B] -> [B]."""
     words = np.asarray(keys, dtype=np.uint64)
     last = np.asarray(positions, dtype=np.uint64) | int(purpose) << 24
-    r0, r1, _, _ = philox(seed, words[..., 0], words[..., 1], words[..., 2], last)
-    return ((r0 >> 5) * (1 << 26) + (r1 >> 6)) / float(1 << 53)
+    even, odd = np.stack([words[..., 0], words[..., 2]]), np.stack(np.broadcast_arrays(words[..., 1], last))
+    for round_key in round_keys(seed):  # as `philox`, two words at a time: a call costs more than its numbers
+        products = even * MULTIPLIERS
+        even, odd = (products >> 32)[::-1] ^ odd ^ round_key, products[::-1] & MASK
+    return ((even[0] >> 5) * (1 << 26) + (odd[0] >> 6)) / float(1 << 53)
+
+
+@lru_cache(maxsize=16)
+def round_keys(seed: int) -> NDArray[np.uint64]:
+    """[ROUNDS, 2, 1] the key of every round."""
+    bumps = np.arange(ROUNDS, dtype=np.uint64)[:, None] * np.array([W0, W1], dtype=np.uint64)
+    first = np.array([seed & MASK, seed >> 32 & MASK], dtype=np.uint64)
+    return ((first + bumps) & np.uint64(MASK))[..., None]
 
 
 def uniform(seed: int, key: tuple[int, int, int], position: int, purpose: Purpose) -> float:

@@ -48,7 +48,7 @@ def test_uniforms_equal_the_hosts_to_the_bit() -> None:
     out = torch.empty(40, dtype=torch.float64)
     uniform_kernel[(40,)](torch.from_numpy(seeds), torch.from_numpy(keys), torch.from_numpy(positions), out)
     for row in range(40):
-        assert out[row] == rng.uniforms(int(seeds[row]) % 2**64, keys[row], positions[row])
+        assert out[row] == rng.uniforms(int(seeds[row]) % 2**64, keys[row, None], positions[row, None])[0]
 
 
 @pytest.mark.parametrize("group", range(1, 9))

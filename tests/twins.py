@@ -20,6 +20,13 @@ def install(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("evals.engine.kernels.prefill.prefill", prefill)
     patch.setattr("evals.engine.kernels.write.write", write)
     patch.setattr("evals.engine.decoder.draw", draw)
+    patch.setattr("evals.engine.decoder.copy_pages", copy_pages)
+
+
+def copy_pages(cache: Tensor, pairs: Tensor) -> None:
+    """See `kernels.pages.copy_pages`."""
+    for source, target in pairs.tolist():
+        cache[:, :, target] = cache[:, :, source]
 
 
 def decode(

@@ -22,13 +22,15 @@ from evals.engine.chains import Drawn, Running
 from evals.engine.idle import IdleClock
 from evals.engine.kernel_steps import PromptStep, RowsStep
 from evals.engine.kernels.draw import draw
+from evals.engine.kernels.pages import copy_pages
 from evals.engine.kernels.prefill import plan_tiles, tile_tokens
-from evals.engine.kv_cache import PAGE, SCRATCH
+from evals.engine.kv_cache import PAGE, SCRATCH, Opening
 from evals.engine.model import Model
 from evals.engine.rows import Rows
 from evals.engine.sampling import Draw
 from evals.engine.sampling import draw as draw_truncated
 from evals.rng import Purpose, philox
+from evals.types import Handle
 
 TAIL = 8
 """A step computes all rows, or an eighth of them where the rows in use are no more: few are left in a run's tail. Every
@@ -103,6 +105,15 @@ class GraphDecoder:
         self.waited_seconds += time.perf_counter() - began
         return drawn
 
+    def open(self, openings: Sequence[Opening]) -> None:
+        """Copy the pages that new sequences share in part; what else is in their pages stays, since the kernels read
+        nothing that a sequence or its ancestors have not written."""
+        copies = [opening.copy for opening in openings if opening.copy is not None]
+        if copies:
+            assert self._model.cache is not None, "no step without keys and values"
+            with self.idle.work():
+                copy_pages(self._model.cache.tensor, send(np.array(copies), self._device))
+
     def prefill(self, runs: Sequence[Run]) -> None:
         """Keys and values of these tokens, all in one pass, padded to one of a few sizes."""
         count = max(sum(len(run.tokens) for run in runs), round(len(runs) / RUNS_PER_TOKEN))
@@ -122,6 +133,7 @@ class GraphDecoder:
             self.prefill([Run((0,) * PAGE, 0, (SCRATCH,))] * (size // PAGE))
         for height in self._heights:
             self._run(("rows", height, False), lambda height=height: self._advance(height, False))
+        self.open([Opening(Handle(0), (), (), (SCRATCH, SCRATCH))])
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 

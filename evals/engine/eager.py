@@ -12,6 +12,7 @@ import torch
 
 from evals.engine.batch import Run, layout, pack, to_device
 from evals.engine.chains import Drawn, Running
+from evals.engine.kv_cache import Opening
 from evals.engine.model import Model
 from evals.engine.sampling import draw
 
@@ -25,6 +26,11 @@ class EagerDecoder:
 
     def __init__(self, model: Model) -> None:
         self._model, self._layout = model, layout(model.device)
+
+    def open(self, openings: Sequence[Opening]) -> None:
+        """Copy the pages that new sequences share in part, and clear the others."""
+        assert self._model.cache is not None, "no step without keys and values"
+        self._model.cache.prepare(openings)
 
     def prefill(self, runs: Sequence[Run]) -> None:
         """Keys and values of these tokens, in one pass."""

@@ -252,7 +252,7 @@ class Engine:
         self.model.attach(self._cache)
         seated = self._scheduler.seat()
         if seated:
-            self._cache.prepare([item.opening for item in seated])
+            self._decoder.open([item.opening for item in seated])
             for runs in prompt_passes(self._prompts(seated), self._layout, self._config.prefill_tokens):
                 self._decoder.prefill(runs)
         for drawn in self._decoder.step(self._scheduler.slots):

@@ -179,6 +179,8 @@ class Model:
         self._tokenizer = tokenizer
         self._plain = network.config._attn_implementation
         self._seat, self._elsewhere = Seat(), dict[torch.device, Seat]()
+        self.cache: KeysValues | None = None
+        """Where keys and values are written to and read from."""
         self._keeps_logits = network._supports_logits_to_keep()
         self.device: torch.device = network.device
         self.checked = False
@@ -201,6 +203,9 @@ class Model:
 
     def attach(self, cache: KeysValues) -> None:
         """Keys and values are written to and read from `cache` from now on."""
+        if cache is self.cache:
+            return
+        self.cache = cache
         for index, module in enumerate(self._attention):
             module.k_pages, module.v_pages = cache.layer(index)
             module.seat = self._seat
@@ -210,6 +215,7 @@ class Model:
 
     def detach(self) -> None:
         """Let go of the keys and values."""
+        self.cache = None
         for module in self._attention:
             module.k_pages = module.v_pages = None
 

@@ -29,6 +29,10 @@ from evals.types import (
     UserError,
 )
 
+TOGETHER = 32
+"""New chains start when a share of 1 / TOGETHER of the slots is free for them, since a prompt costs a pass of its own
+little less than several cost together."""
+
 
 class Scheduler:
     """The state of an engine apart from its device. Errors of a chain end that chain and nothing else."""
@@ -69,7 +73,7 @@ class Scheduler:
                 return seated
             if stuck:
                 self._fail(stuck[-1].live, self._out_of_pages(stuck[-1]))
-            elif not self._start_next():
+            elif self._few_could_start() or not self._start_next():
                 return seated + self.seating.seat_extras(within_guarantee=bool(self._new))
 
     def record(self, running: Running, token: int, log_q: float, log_z: float) -> None:
@@ -111,6 +115,11 @@ class Scheduler:
                 self._fail(live, error)
         for live in list(self.seating.alive):
             self._fail(live, error)
+
+    def _few_could_start(self) -> bool:
+        """Whether to wait until more slots are free, as long as somebody runs."""
+        free = self.num_slots - len(self.seating.alive)
+        return bool(self.slots) and free < min(self.num_slots // TOGETHER, len(self._new))
 
     def _start_next(self) -> bool:
         """Start the chain whose turn it is, or pass it over if nobody wants it any more; False if it has to wait."""
@@ -207,7 +216,9 @@ class Scheduler:
             if self.pool.reaches(request.parent, len(request.prefix) - 1):
                 lease = self.pool.fork(request.parent)
         self._submitted += 1
-        live.add(Flight(live, tag, request, self._submitted, lease))
+        flight = Flight(live, tag, request, self._submitted, lease)
+        live.add(flight)
+        self.seating.wait(flight)
 
     def _own(self, live: Live, handle: Handle) -> None:
         if handle not in live.held:
@@ -229,7 +240,7 @@ class Scheduler:
 
     def _release(self, live: Live) -> None:
         """Give back everything that a chain holds or has in flight."""
-        self.seating.alive.pop(live, None)
+        self.seating.exit(live)
         for flight in list(live.flights.values()):
             self._give_up(flight)
         for handle in live.held:

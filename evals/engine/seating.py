@@ -31,6 +31,9 @@ class Seating:
         self.alive: dict[Live, None] = {}
         self.slots: list[Running] = []
         """What runs, in order of seating."""
+        self.claimed = 0
+        """Pages that the chains claim together."""
+        self._waiting: dict[Flight, None] = {}
         self.evicted = 0
         """Requests that were sent back to wait."""
 
@@ -39,12 +42,23 @@ class Seating:
         if len(self.alive) == self.num_slots or not self._make_room(live, live.guaranteed):
             return False
         self.alive[live] = None
-        live.claim = live.guaranteed
+        self._claim(live, live.guaranteed)
+        self._waiting.update(dict.fromkeys(live.flights.values()))
         return True
+
+    def exit(self, live: Live) -> None:
+        """A chain has ended, if it had entered; what it has in flight leaves one by one."""
+        if live in self.alive:
+            del self.alive[live]
+            self._claim(live, 0)
+
+    def wait(self, flight: Flight) -> None:
+        """Take a request of a chain that has entered."""
+        self._waiting[flight] = None
 
     def could_enter(self, lives: list[Live]) -> int:
         """How many of these chains, in order, could enter as things are."""
-        room = self.pool.capacity - sum(live.claim for live in self.alive)
+        room = self.pool.capacity - self.claimed
         for count, live in enumerate(lives[: self.num_slots - len(self.alive)]):
             room -= live.guaranteed
             if room < 0:
@@ -53,12 +67,11 @@ class Seating:
 
     def recount(self, live: Live) -> None:
         """To be called when what a chain has or asks for has changed."""
-        live.claim = live.claims(self.pool)
+        self._claim(live, live.claims(self.pool))
 
     def waiting_heads(self) -> list[Flight]:
         """In order of arrival."""
-        heads = [head for live in self.alive if (head := live.head) is not None and head.running is None]
-        return sorted(heads, key=lambda flight: flight.number)
+        return sorted((f for f in self._waiting if f.is_head), key=lambda flight: flight.number)
 
     def seat_heads(self) -> list[Seated]:
         """All heads that wait; only one that wants more than its chain was guaranteed may have to wait on."""
@@ -79,11 +92,10 @@ class Seating:
         """
         if len(self.slots) == self.num_slots:
             return []
-        waiting = [flight for live in self.alive for flight in live.flights.values() if flight.running is None]
-        free = 0 if within_guarantee else self.pool.capacity - sum(live.claim for live in self.alive)
+        free = 0 if within_guarantee else self.pool.capacity - self.claimed
         seated: list[Seated] = []
         blocked: set[Live] = set()
-        for flight in sorted(waiting, key=lambda flight: flight.number):
+        for flight in sorted(self._waiting, key=lambda flight: flight.number):
             live = flight.live
             if len(self.slots) == self.num_slots or live in blocked:
                 continue
@@ -107,6 +119,7 @@ class Seating:
             opening = self.pool.open(flight.lease, flight.start, flight.limit, replaces=request.parent)
         slot.pages = opening.pages
         flight.running = Running(live, slot, opening.handle)
+        del self._waiting[flight]
         self.slots.append(flight.running)
         self.recount(live)
         return Seated(flight.running, opening)
@@ -116,6 +129,8 @@ class Seating:
         del flight.live.flights[flight.tag]
         if flight.running is not None:
             self.slots.remove(flight.running)
+        else:
+            self._waiting.pop(flight, None)
         if flight.lease is not None:
             self.pool.drop(flight.lease)
 
@@ -125,6 +140,7 @@ class Seating:
         self.slots.remove(flight.running)
         self.pool.drop(flight.running.handle)
         flight.running = None
+        self._waiting[flight] = None
         self.evicted += 1
         self.recount(flight.live)
 
@@ -137,29 +153,34 @@ class Seating:
             self.evict(running.live.flights[running.slot.tag])
         lives = list(self.alive)
         for live in lives:
-            live.claim = 0
+            self._claim(live, 0)
             for flight in live.flights.values():
                 if flight.lease is not None:
                     self.pool.drop(flight.lease)
                     flight.lease = None
         self.alive.clear()
+        self._waiting.clear()
         self.num_slots = num_slots
         return lives
 
     def _make_room(self, live: Live, claim: int) -> bool:
         """Whether the claim of `live` may become `claim`, after sending back as many extras of others as that takes."""
-        if claim <= live.claim:
+        more = claim - live.claim
+        if more <= max(self.pool.capacity - self.claimed, 0):
             return True
-        others = [other for other in self.alive if other is not live]
-        overdrawn = [other for other in others if other.claim > other.guaranteed]
-        room = self.pool.capacity - sum(other.claim for other in others)
-        if claim > room + sum(other.claim - other.claims(self.pool, extras=False) for other in overdrawn):
+        overdrawn = [other for other in self.alive if other is not live and other.claim > other.guaranteed]
+        gain = sum(other.claim - other.claims(self.pool, extras=False) for other in overdrawn)
+        if more > self.pool.capacity - self.claimed + gain:
             return False
-        while claim > self.pool.capacity - sum(other.claim for other in others):
+        while more > self.pool.capacity - self.claimed:
             extra = self._youngest(overdrawn)
             assert extra is not None, "without extras there is room"
             self.evict(extra)
         return True
+
+    def _claim(self, live: Live, pages: int) -> None:
+        self.claimed += pages - live.claim
+        live.claim = pages
 
     def _youngest(self, lives: Iterable[Live]) -> Flight | None:
         """The youngest running extra of these chains."""

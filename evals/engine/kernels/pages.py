@@ -25,7 +25,7 @@ def copy_pages(cache: Tensor, pairs: Tensor) -> None:
     copy_pieces[layers, triton.cdiv(size, piece)](cache, pairs, pairs.shape[0], num_pages * size, **constants)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def copy_pieces(cache, pairs, count, layer_stride, SIZE: tl.constexpr, PIECE: tl.constexpr):
     """Grid (2 * layers, pieces of a page)."""
     layer = cache + tl.program_id(0).to(tl.int64) * layer_stride
