@@ -26,12 +26,6 @@ class Running(NamedTuple):
     slot: Slot
     handle: Handle
 
-    @property
-    def current(self) -> bool:
-        """False once it has ended, was cancelled or was sent back to wait."""
-        flight = self.live.flights.get(self.slot.tag)
-        return flight is not None and flight.running is self
-
 
 class Drawn(NamedTuple):
     """One token of one request, with its statistics in nats."""

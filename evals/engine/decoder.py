@@ -91,13 +91,13 @@ class GraphDecoder:
     def step(self, slots: Sequence[Running]) -> list[Drawn]:
         """Launch the next token of these requests; returns the tokens of the launch before."""
         patch = self._rows.update(slots)
-        if patch is not None:
-            with self.idle.work():
+        with self.idle.work():
+            if patch is not None:
                 index, values = send(patch.rows, self._device), send(patch.values, self._device)
                 self._scalars.index_copy_(1, index, values[:, : rows.KEY].T)
                 self._keys.index_copy_(0, index, values[:, rows.KEY : rows.TABLE])
                 self._table.index_copy_(0, index, values[:, rows.TABLE :].int())
-        before, self._launched = self._launched, self._launch() if slots else None
+            before, self._launched = self._launched, self._launch() if slots else None
         if before is None:
             return []
         began = time.perf_counter()
@@ -143,9 +143,8 @@ class GraphDecoder:
         truncated = self._rows.truncated
         self._turn = (self._turn + 1) % RESULTS
         results = self._results[self._turn]
-        with self.idle.work():
-            self._run(("rows", height, truncated), lambda: self._advance(height, truncated))
-            results.copy_(self._drawn, non_blocking=True)
+        self._run(("rows", height, truncated), lambda: self._advance(height, truncated))
+        results.copy_(self._drawn, non_blocking=True)
         done = None
         if self._device.type == "cuda":
             done = torch.cuda.Event()

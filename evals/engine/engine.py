@@ -256,8 +256,7 @@ class Engine:
             for runs in prompt_passes(self._prompts(seated), self._layout, self._config.prefill_tokens):
                 self._decoder.prefill(runs)
         for drawn in self._decoder.step(self._scheduler.slots):
-            self._generated += drawn.running.current
-            self._scheduler.record(*drawn)
+            self._generated += self._scheduler.record(*drawn)
 
     def _prompts(self, seated: Sequence[Seated]) -> list[Run]:
         """The tokens of new prompts, all but the last one and what they share with others."""

@@ -23,12 +23,13 @@ def read_memory(device: torch.device) -> MemoryReading:
     if device.type != "cuda":
         return MemoryReading(rss, peak)
     free, total = torch.cuda.mem_get_info(device)
+    stats = torch.cuda.memory_stats_as_nested_dict(device)  # asked once: every record has a reading
     return MemoryReading(
         rss_bytes=rss,
         peak_rss_bytes=peak,
-        allocated_bytes=torch.cuda.memory_allocated(device),
-        reserved_bytes=torch.cuda.memory_reserved(device),
-        peak_bytes=torch.cuda.max_memory_allocated(device),
+        allocated_bytes=stats["allocated_bytes"]["all"]["current"],
+        reserved_bytes=stats["reserved_bytes"]["all"]["current"],
+        peak_bytes=stats["allocated_bytes"]["all"]["peak"],
         free_bytes=free,
         total_bytes=total,
     )

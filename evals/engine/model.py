@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
@@ -47,6 +54,9 @@ class Tokenizer:
         """Every id that ends an answer: the tokenizer's, the generation configuration's and the model's."""
         self.vocab_size: int = len(tokenizer)
         """Ids that the tokenizer knows; a model may have more."""
+        self._fast: Any = None
+        if getattr(type(tokenizer), "_decode", None) is PreTrainedTokenizerFast._decode:
+            self._fast = tokenizer.backend_tokenizer
 
     def encode(self, prompt: str | Sequence[Message]) -> list[int]:
         """Ids of a raw prompt, with what the tokenizer adds by default (BOS for Llama), however long.
@@ -66,6 +76,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of these ids."""
+        if self._fast is not None:  # what the library calls as well, after a look at the type of every single id
+            return self._fast.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return self._tokenizer.decode(
             list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )

@@ -82,7 +82,8 @@ class Slot:
             )
         if self.tokens:
             self._sum += log_z
-        self._carry = exp(log_q) * (1 + self._carry)
+        if self.request.bound == "nonnull":
+            self._carry = exp(log_q) * (1 + self._carry)
         self.tokens.append(token)
         self.log_q.append(log_q)
         self.log_z.append(log_z)

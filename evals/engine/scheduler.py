@@ -76,26 +76,27 @@ class Scheduler:
             elif self._few_could_start() or not self._start_next():
                 return seated + self.seating.seat_extras(within_guarantee=bool(self._new))
 
-    def record(self, running: Running, token: int, log_q: float, log_z: float) -> None:
+    def record(self, running: Running, token: int, log_q: float, log_z: float) -> bool:
         """A drawn token of a running request; if that ends it, its chain goes on at once.
 
-        A request that its chain has cancelled within the same step, or that has been sent back, is passed over.
+        False for a request that its chain has cancelled within the same step, or that has been sent back: passed over.
         """
-        if not running.current:
-            return
         live, slot = running.live, running.slot
-        flight = live.flights[slot.tag]
+        flight = live.flights.get(slot.tag)
+        if flight is None or flight.running is not running:
+            return False
         try:
             ended = slot.add(token, log_q, log_z)
         except Exception as error:  # noqa: BLE001 - a stop rule is the chain's own code
             self._fail(live, error)
-            return
+            return True
         if ended is not None:
             self.seating.leave(flight)
             tokens = slot.request.prefix + tuple(slot.tokens)
             self.pool.end(running.handle, len(tokens))
             live.held[running.handle] = Held(tokens, flight.number)
             self._advance(live, (slot.tag, completion(slot, ended, running.handle, self._idle_slots())))
+        return True
 
     def requeue(self, num_slots: int, num_pages: int) -> None:
         """Go on with so many slots and pages, all of them empty; chains wait to enter again, ahead of new ones.

@@ -27,6 +27,7 @@ has a lower bound that only grows with x', so an unfinished x' below this floor 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from math import exp, fsum, inf, log, log1p
 from typing import Literal, NamedTuple
 
@@ -41,6 +42,9 @@ Cuts = Literal["uniform", "entropy", "nonnull"]
 
 EVERYWHERE = 0.01
 """Added to every weight of an entropy cut, so that every position can be cut."""
+
+MOVES_AT_ONCE, COINS_AT_ONCE = 12, 128
+"""Moves and positions whose coins are made together."""
 
 SLACK = 1e-6
 """Nats by which an engine's floor lies below the decision's, whose sums round otherwise; the decision is made here."""
@@ -159,8 +163,17 @@ def cut_position(weights: NDArray[np.float64], u: float) -> int:
 
 def coins(seed: int, key: Key, cut: int, length: int) -> NDArray[np.float64]:
     """The uniforms of the replay flips at positions cut .. length - 1."""
-    positions = np.arange(cut, length)
-    return uniforms(seed, np.broadcast_to(key, (len(positions), 3)), positions, Purpose.COIN)
+    problem, sample, move = key
+    reach = -(-length // COINS_AT_ONCE) * COINS_AT_ONCE
+    return coins_at_once(seed, problem, sample, move // MOVES_AT_ONCE, reach)[move % MOVES_AT_ONCE, cut:length]
+
+
+@lru_cache(maxsize=1024)  # of so many chains at a time
+def coins_at_once(seed: int, problem: int, sample: int, block: int, length: int) -> NDArray[np.float64]:
+    """[MOVES_AT_ONCE, length] the coins of some moves: hashing a counter costs less than calling for it."""
+    keys = [(problem, sample, move) for move in range(block * MOVES_AT_ONCE, (block + 1) * MOVES_AT_ONCE)]
+    positions = np.tile(np.arange(length), MOVES_AT_ONCE)
+    return uniforms(seed, np.repeat(keys, length, axis=0), positions, Purpose.COIN).reshape(MOVES_AT_ONCE, length)
 
 
 def first_divergence(log_q: NDArray[np.float64], cut: int, flips: NDArray[np.float64]) -> int:
