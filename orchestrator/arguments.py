@@ -1,7 +1,8 @@
-"""The arguments of a command that takes one path and at most one option. Knows no command."""
+"""The arguments of commands that have no settings of a run. Knows no command."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,3 +26,15 @@ def path_and_option(arguments: Sequence[str], option: str, usage: str) -> tuple[
     if len(names) != 1:
         raise UserError(f"{len(names) or 'no'} paths were given instead of one; usage: {usage}.")
     return Path(names[0]), given
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The options' values. Raises UserError for what the parser, which exits on no error, does not take."""
+    command = parser.prog.rpartition(" ")[2]
+    try:
+        args, stray = parser.parse_known_args(list(arguments))
+    except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"{command}: {error}; `{parser.prog} --help` lists the options.") from error
+    if stray:
+        raise UserError(f"{command}: unknown option {stray[0]}; `{parser.prog} --help` lists the options.")
+    return args

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from evals.config import EngineConfig
 from evals.types import UserError
+from orchestrator.arguments import parse
 
 if TYPE_CHECKING:
     from evals.engine.model import Model
@@ -105,17 +106,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
     parser.add_argument("--help", "-h", action="store_true", help="print this")
     return parser
-
-
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The options' values. Raises UserError for what the parser does not take."""
-    try:
-        args, stray = parser.parse_known_args(list(arguments))
-    except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
-        raise UserError(f"bench: {error}; `powersample bench --help` lists the options.") from error
-    if stray:
-        raise UserError(f"bench: unknown option {stray[0]}; `powersample bench --help` lists the options.")
-    return args
 
 
 def as_batches(text: str) -> list[int | None]:

@@ -16,12 +16,15 @@ from pathlib import Path
 GPU_DEFAULT = Path(__file__).parents[1] / "configs/gsm8k_power.yaml"
 """What runs on a machine with GPUs unless --config names another file."""
 
+COMMANDS = ("run", "report", "regrade", "score", "watch", "bench", "plan")
+
 HELP = """powersample: exact power sampling of language models, evaluated on GSM8K-style problems
 
 usage: powersample run [--config FILE] [options]     evaluate; started again, it goes on where it was stopped
        powersample report RUN [RUN ...]              make summary and report of finished or unfinished runs again
        powersample watch RUN [--once]                show a run that another terminal drives, or one frame of it
        powersample bench [options]                   how fast this machine decodes, against its memory and generate
+       powersample plan [options]                    where a GPU's memory would go, and the batch that fits
        powersample regrade RUN [--data FILE]         score a run's texts again, without a model
        powersample score FILE.jsonl                  grade texts from anywhere: rows {id, text, gold}
        powersample --version | --help                (powersample run --help lists all options)
@@ -81,6 +84,10 @@ def dispatch(arguments: list[str]) -> int:
             return watch(rest)
         case "bench":
             return bench(rest)
+        case "plan":
+            from orchestrator.plan import plan
+
+            return plan(rest)
         case "--version" | "-V":
             print(f"powersample {version()}")
         case "--help" | "-h" | "help":
@@ -88,8 +95,8 @@ def dispatch(arguments: list[str]) -> int:
         case _:
             from orchestrator.names import suggestion
 
-            near = suggestion(command, ["run", "report", "regrade", "score", "watch", "bench", "--version", "--help"])
-            raise UserError(f"unknown command {command}{near}; there are run, report, regrade, score, watch, bench.")
+            near = suggestion(command, [*COMMANDS, "--version", "--help"])
+            raise UserError(f"unknown command {command}{near}; there are {', '.join(COMMANDS)}.")
     return 0
 
 

@@ -376,9 +376,19 @@ def load_model(folder: str, config: EngineConfig, device: str | torch.device, nu
         ) from error
 
 
+def make_network(config: Any, dtype: str, device: str) -> Any:
+    """The library's model of a configuration with random weights, made on `device`; on `meta` it has none."""
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+
+
+def shape_config(kind: str, sizes: dict[str, Any]) -> Any:
+    """The configuration of the library's type `kind`."""
+    return AutoConfig.for_model(kind, **sizes)
+
+
 def random_model(kind: str, sizes: dict[str, Any], dtype: str, device: str) -> Model:
     """A model of the library's type `kind` with random weights, made on the device; it has no tokenizer."""
-    config = AutoConfig.for_model(kind, **sizes)
-    with torch.device(device):
-        network = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+    config = shape_config(kind, sizes)
+    network = make_network(config, dtype, device)
     return Model(network, ModelLimits(type(network).__name__, config.max_position_embeddings, config.vocab_size))

@@ -1,0 +1,98 @@
+"""Memory of a GPU that trains a small part beside frozen models, and the batch that is left. Pure arithmetic.
+
+    total = frozen weights + trainable weights + optimizer states + gradients + overhead + available
+    batch = int(target * available / activations of a sample)
+
+The target is a share of what is available for activations, as in the document that the founding budget comes from.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from evals.types import UserError
+
+OVERHEAD = 0.08
+"""Share of the GPU for context, fragmentation and communication (the founding document's)."""
+CHECKPOINTED = 0.4
+"""Share of the activations that gradient checkpointing leaves (the founding document's)."""
+MASTER_BYTES, MOMENT_BYTES = 4, 8
+"""AdamW's copy of a 16-bit weight in float32, and its two moments in float32."""
+GB = 10**9
+
+
+class Training(NamedTuple):
+    """What is trained, on what."""
+
+    total: int
+    """Bytes of a GPU."""
+    frozen: int
+    """Bytes of the frozen weights."""
+    trainable: int
+    """Parameters that are trained."""
+    sample: int
+    """Bytes of activations of one sample."""
+    itemsize: int = 2
+    """Bytes of a trainable weight, and of its gradient."""
+
+
+FOUNDING = Training(total=80 * GB, frozen=32 * GB, trainable=100_000_000, sample=492_500_000)
+"""The founding document's: one H100 taken as 80 GB; the activations of a sample are fitted to its 64 and 69."""
+
+
+def training_budget(
+    training: Training, target: float, num_gpus: int = 1, checkpointing: bool = False
+) -> dict[str, int | float]:
+    """The budget of each of `num_gpus` GPUs that share a batch: bytes, batches and shares by name, in order.
+
+    Raises UserError where nothing is left, or too little for one sample.
+    """
+    master = MASTER_BYTES if training.itemsize < MASTER_BYTES else 0
+    taken = {
+        "frozen_weights": training.frozen,
+        "trainable_weights": training.itemsize * training.trainable,
+        "optimizer_states": (master + MOMENT_BYTES) * training.trainable,
+        "gradients": training.itemsize * training.trainable,
+        "overhead": round(OVERHEAD * training.total),
+    }
+    available = training.total - sum(taken.values())
+    sample = round(CHECKPOINTED * training.sample) if checkpointing else training.sample
+    batch = int(target * available / sample)
+    if batch < 1:
+        raise UserError(
+            f"Not even one sample fits: of {training.total / GB:.1f} GB are {available / GB:.1f} GB left for "
+            f"activations, of which {target:.0%} may be used, and a sample takes {sample / GB:.2f} GB; take a larger "
+            "GPU, a shorter length, gradient checkpointing, or less that is trained."
+        )
+    return {
+        "gpu_memory": training.total,
+        **taken,
+        "available": available,
+        "activations_per_sample": sample,
+        "activations": batch * sample,
+        "batch": batch,
+        "num_gpus": num_gpus,
+        "effective_batch": batch * num_gpus,
+        "utilisation": batch * sample / available,
+        "gpu_utilisation": (training.total - available + batch * sample) / training.total,
+    }
+
+
+def founding_notes() -> list[str]:
+    """Where the founding document's own sums do not add up, and what it leaves unsaid."""
+    said = training_budget(FOUNDING, 0.80)
+    parts = FOUNDING._replace(frozen=2 * (8 + 7) * GB)
+    low, high = (training_budget(parts, target) for target in (0.80, 0.85))
+    before = 20 * FOUNDING.sample
+    used = FOUNDING.total - said["available"] + before
+    return [
+        f"frozen models: 8B and 7B parameters in bf16 are {parts.frozen / GB:.0f} GB, the document's total says "
+        f"{FOUNDING.frozen / GB:.0f}; with {parts.frozen / GB:.0f}, {low['available'] / GB:.0f} GB would be available "
+        f"and the batches {low['batch']} at 80 % and {high['batch']} at 85 %",
+        f"activations per sample: {FOUNDING.sample / GB} GB is fitted to the batches 64 and 69; the document does not "
+        "state it, nor the sequence length",
+        f"target utilisation: its 80 % are of the {said['available'] / GB:.0f} GB for activations; of the whole GPU "
+        f"the batch {said['batch']} takes {said['gpu_utilisation']:.0%}",
+        f"before: batch 20 takes {before / said['available']:.0%} of the memory for activations and "
+        f"{used / FOUNDING.total:.0%} of the GPU, neither of which is the document's 37 %",
+    ]

@@ -1,0 +1,143 @@
+"""What memory depends on in a model, read off its configuration and its network without weights. Knows no device.
+
+Per token and decoder layer, in numbers of the model's type: h the hidden size, q those of all query heads, kv those
+kept of keys and values, m those of the widest MLP.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from evals.engine.gate import ModelLimits, objection, windows
+from evals.engine.model import Model, first_line, make_network, model_classes, refusal
+from evals.types import UserError
+
+FLOAT32 = 4
+
+
+class Layer(NamedTuple):
+    """What one layer keeps of keys and values."""
+
+    kept: int
+    """Numbers of one token."""
+    window: int | None
+    """Latest tokens that it looks at; None for all."""
+
+
+class Anatomy(NamedTuple):
+    """Sizes of a model."""
+
+    parameters: int
+    weight_bytes: int
+    """Parameters and buffers."""
+    itemsize: int
+    """Bytes of a number in the model's type."""
+    hidden: int
+    mlp: int
+    query: int
+    vocabulary: int
+    layers: tuple[Layer, ...]
+    matrices: tuple[tuple[int, ...], ...]
+    """Shapes of the weights of linear layers, the head's left out."""
+    refusal: str | None
+    """Why the engine cannot run it, as a sentence."""
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """Keys and values of one token."""
+        return self.itemsize * sum(layer.kept for layer in self.layers)
+
+    def kv_bytes(self, length: int) -> int:
+        """Keys and values that the model looks at, of a sequence of `length` tokens: no more than its windows."""
+        return self.itemsize * sum(layer.kept * min(length, layer.window or length) for layer in self.layers)
+
+    @property
+    def pass_bytes(self) -> int:
+        """Most that a forward pass without gradients holds of a token: in an MLP its input, residual and their copies,
+        4h, gate and up as one product, 2m, and two results of size m."""
+        return self.itemsize * 4 * (self.hidden + self.mlp)
+
+    def training_bytes(self, length: int) -> int:
+        """What a backward pass needs of a sequence, attention matrices not kept: of every layer the inputs of norms,
+        products and residuals, 4h, queries and attention's result, 2q, kv, and gate, up and two results, 4m; once the
+        logits and their copy in float32 (after Korthikanti et al. 2022, section 4, with heads and MLP of these sizes).
+        """
+        numbers = sum(4 * (self.hidden + self.mlp) + 2 * self.query + layer.kept for layer in self.layers)
+        return length * (self.itemsize * numbers + self.vocabulary * (self.itemsize + FLOAT32))
+
+    def lora_parameters(self, rank: int) -> int:
+        """Of adapters of this rank beside all matrices of the layers (Hu et al. 2021): rank * (in + out) each."""
+        return rank * sum(map(sum, self.matrices))
+
+    def adapter_parameters(self, size: int) -> int:
+        """Of two bottlenecks of this size in every layer, with biases (Houlsby et al. 2019, section 2.1)."""
+        return len(self.layers) * 2 * (2 * self.hidden * size + self.hidden + size)
+
+
+def anatomy(config: Any, dtype: str, name: str) -> Anatomy:
+    """The sizes of the library's model of this configuration, built on the meta device; `name` is for refusals.
+
+    Raises UserError where it is no causal language model with attention.
+    """
+    if not model_classes(config) or not getattr(config, "num_attention_heads", None):
+        raise refusal(name, type(config).__name__, "it is not a text-only causal language model with attention")
+    network = make_network(config, dtype, "meta")
+    head = network.get_output_embeddings()
+    kept = [*network.parameters(), *network.buffers()]
+    matrices = [
+        tuple(part.weight.shape)
+        for part in network.modules()
+        if isinstance(getattr(part, "weight", None), nn.Parameter)
+        and part.weight.ndim == 2
+        and part is not head
+        and not isinstance(part, nn.Embedding)
+    ]
+    found = Anatomy(
+        parameters=network.num_parameters(),
+        weight_bytes=sum(tensor.nbytes for tensor in kept),
+        itemsize=network.dtype.itemsize,
+        hidden=config.hidden_size,
+        mlp=mlp_size(config),
+        query=config.num_attention_heads * head_size(config),
+        vocabulary=config.vocab_size,
+        layers=layers(config),
+        matrices=tuple(matrices),
+        refusal=None,
+    )
+    return found._replace(refusal=not_served(network, config, name))
+
+
+def layers(config: Any) -> tuple[Layer, ...]:
+    """What every layer keeps of a token: a key and a value for each K/V head, or the latent of both with the key's
+    rotated part (DeepSeek-V2, section 2.1)."""
+    if latent := getattr(config, "kv_lora_rank", None):
+        kept = latent + config.qk_rope_head_dim
+    else:
+        kept = 2 * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_size(config)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    window = config.sliding_window if windows(config) else None
+    return tuple(Layer(kept, window if kind == "sliding_attention" else None) for kind in kinds)
+
+
+def head_size(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def mlp_size(config: Any) -> int:
+    """The widest MLP that a token goes through: dense, or all the experts that it is sent to."""
+    dense = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    experts = getattr(config, "num_experts_per_tok", None) or 0
+    return max(dense, experts * (getattr(config, "moe_intermediate_size", None) or dense))
+
+
+def not_served(network: Any, config: Any, name: str) -> str | None:
+    """Why the engine refuses a network (which it may change), as a sentence; None if it does not."""
+    if (reason := objection(config)) is not None:
+        return str(refusal(name, type(network).__name__, reason))
+    try:
+        Model(network, ModelLimits(type(network).__name__, 1, config.vocab_size), folder=name)
+    except UserError as error:
+        return first_line(error)
+    return None
