@@ -35,15 +35,18 @@ DTYPE = "bfloat16"
 
 def compare(shape: str, slots: list[int | None], length: int, config: EngineConfig) -> list[dict[str, Any]]:
     """A row for every number of slots (None: as many as fit and pay), of a model of this shape with random weights."""
+    held = torch.cuda.memory_allocated()
     model = load(None, shape, config.model_copy(update={"dtype": DTYPE}), "cuda")
     computed = anatomy(shape_config(SHAPES[shape].kind, SHAPES[shape].sizes), DTYPE, shape)
     selfcheck.check(model)
     prepare(model)
-    return [{"shape": shape} | row(model, computed, number, length, config) for number in slots]
+    return [{"shape": shape} | row(model, computed, number, length, config, held) for number in slots]
 
 
-def row(model: Model, computed: Anatomy, slots: int | None, length: int, config: EngineConfig) -> dict[str, Any]:
-    """Predicted and measured bytes."""
+def row(
+    model: Model, computed: Anatomy, slots: int | None, length: int, config: EngineConfig, held: int
+) -> dict[str, Any]:
+    """Predicted and measured bytes; `held` are those of others in this process."""
     release(model.device)
     most = AUTO_SLOTS["cuda"]
     rows = min(slots or most, most)
@@ -56,7 +59,7 @@ def row(model: Model, computed: Anatomy, slots: int | None, length: int, config:
     reset_peak(model.device)
     engine = Engine(model, config, slots=plan.slots, max_length=length, num_pages=plan.num_pages)
     run(engine, plan.slots, length)
-    found = torch.cuda.max_memory_allocated()
+    found = torch.cuda.max_memory_allocated() - held
     free, total = torch.cuda.mem_get_info()
     execution = engine.execution
     engine.close()
@@ -113,6 +116,7 @@ def main() -> None:
         for one in compare(shape, args.slots, args.length, config):
             found.append(one)
             print(line(one), flush=True)
+        torch._dynamo.reset()
         release(torch.device("cuda"))
     worst = max(abs(one["error"]) for one in found)
     print(

@@ -1,6 +1,7 @@
 """`powersample plan`: where a GPU's memory would go, and the batch that it has room for. Touches no device.
 
-Knows how a plan is asked for, shown and kept; evals/budget.py and evals/engine/forecast.py know the arithmetic.
+Knows how a plan is made up, shown and kept; plan_options.py knows how it is asked for, and the arithmetic is in
+evals/budget.py, evals/engine/forecast.py and evals/engine/planning.py.
 """
 
 from __future__ import annotations
@@ -20,24 +21,13 @@ from orchestrator import hardware
 from orchestrator.arguments import parse
 from orchestrator.bench import SHAPES
 from orchestrator.durable import write_atomically
+from orchestrator.plan_options import GPUS, check_read, make_parser
 
 if TYPE_CHECKING:
     from evals.engine.anatomy import Anatomy
 
 GIB = 2**30
-GPUS = {
-    "v100-16": 15.8, "v100-32": 31.7, "a100-40": 39.4, "a6000-48": 47.5, "a100-80": 79.1, "h100-80": 79.1,
-    "h200-141": 139.8,
-}  # fmt: skip
-"""GiB that the driver leaves of the memory that the name says."""
 COUNTS = {"parameters", "trainable_parameters", "batch", "num_gpus", "effective_batch", "in_flight"}
-OF_TRAINING = ("trainable", "lora_rank", "adapter_size", "sample_bytes")
-UNREAD = {
-    "evaluation": (*OF_TRAINING, "gradient_checkpointing"),
-    "training": ("batch_size",),
-    "founding": (*OF_TRAINING, "model", "shape", "gpu", "training", "dtype", "length", "batch_size"),
-}
-"""Options that would be ignored, by kind of budget."""
 CHAIN_SEQUENCES = 2
 """A state and a draft, as power sampling needs."""
 Budget = dict[str, int | float]
@@ -62,13 +52,8 @@ def plan(arguments: Sequence[str]) -> int:
     if args.help:
         print(parser.format_help().rstrip())
         return 0
-    mode = founding if args.founding else training if args.training else evaluation
-    for name in UNREAD[mode.__name__]:
-        if getattr(args, name) != parser.get_default(name):
-            raise UserError(
-                f"plan: --{name.replace('_', '-')} has no part in the {mode.__name__} budget; leave it out."
-            )
-    found = mode(args)
+    budgets = {"evaluation": evaluation, "training": training, "founding": founding}
+    found = budgets[check_read(parser, args)](args)
     if args.write is not None:
         keep(found.preset, args.write, args.overwrite)
     if args.json:
@@ -78,78 +63,13 @@ def plan(arguments: Sequence[str]) -> int:
     return 0
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options."""
-    parser = argparse.ArgumentParser(
-        prog="powersample plan",
-        description=(__doc__ or "").splitlines()[0],
-        allow_abbrev=False,
-        add_help=False,
-        exit_on_error=False,
-    )
-    add = parser.add_argument
-    add("--model", action="append", default=[], metavar="NAME", help="folder, config.json, hub name, or demo")
-    add("--shape", action="append", default=[], choices=SHAPES, help="a known shape in place of a model")
-    add("--gpu", metavar="GPU", help=f"{', '.join(GPUS)}, or its memory in GiB (default: the one present)")
-    add("--num-gpus", type=positive, default=1, metavar="N", help="GPUs, each with its own copy (%(default)s)")
-    add("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="of the weights (%(default)s)")
-    add("--length", type=positive, default=1024, metavar="N", help="tokens of the longest sequence (%(default)s)")
-    add("--batch-size", type=positive, metavar="N", help="upper limit of an evaluation (default: what fits and pays)")
-    add("--target", type=share, help="target utilisation: of the GPU, in training of the room for activations (0.8)")
-    train = parser.add_argument_group("training of a small part beside frozen models")
-    add = train.add_argument
-    add("--training", action="store_true", help="every --model and --shape is frozen")
-    add("--trainable", type=count, default=0, metavar="N", help="parameters that are trained, such as 100e6")
-    add("--lora-rank", type=positive, metavar="R", help="LoRA beside all matrices of the last model's layers")
-    add("--adapter-size", type=positive, metavar="N", help="two bottlenecks in every layer of the last model")
-    add("--gradient-checkpointing", action="store_true", help="60 %% less for activations")
-    add("--sample-bytes", type=count, metavar="N", help="activations of a sample, if measured (default: computed)")
-    add("--founding", action="store_true", help="the founding document's budget, and where its sums do not add up")
-    out = parser.add_argument_group("output")
-    out.add_argument("--json", action="store_true", help="one JSON line, in bytes")
-    out.add_argument("--write", type=Path, metavar="FILE", help="keep the batch as a preset in this YAML file")
-    out.add_argument("--overwrite", action="store_true", help="even if the file exists")
-    out.add_argument("--help", "-h", action="store_true", help="print this")
-    return parser
-
-
-def positive(text: str) -> int:
-    if (number := count(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return number
-
-
-def count(text: str) -> int:
-    """A whole number, also as 100e6."""
-    try:
-        number = float(text)
-        if number.is_integer() and number >= 0:
-            return int(number)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-
-
-def share(text: str) -> float:
-    try:
-        if 0 < (number := float(text)) <= 1:
-            return number
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0 and up to 1")
-
-
-def target(args: argparse.Namespace) -> float:
-    return EngineConfig().target_utilisation if args.target is None else args.target
-
-
 def evaluation(args: argparse.Namespace) -> Plan:
     """Slots of a run, as the engine plans them, from computed instead of measured memory."""
     from evals.engine.forecast import demand, forecast, peak
     from evals.engine.planning import plan_slots
 
     ((name, model),) = models(args, most=1)
-    config = EngineConfig(target_utilisation=target(args))
+    config = EngineConfig(target_utilisation=args.target)
     most = AUTO_SLOTS["cuda"]
     gpu, total = gpu_memory(args.gpu)
     reading = forecast(model, total, min(args.batch_size or most, most), config)
@@ -221,11 +141,11 @@ def founding(args: argparse.Namespace) -> Plan:
 
 
 def trained(args: argparse.Namespace, asked: Training, inputs: dict[str, Any], notes: list[str]) -> Plan:
-    budget = training_budget(asked, target(args), args.num_gpus, args.gradient_checkpointing)
+    budget = training_budget(asked, args.target, args.num_gpus, args.gradient_checkpointing)
     preset = {
         "batch_size": budget["batch"],
         "effective_batch_size": budget["effective_batch"],
-        "elastic_target_util": target(args),
+        "elastic_target_util": args.target,
     }
     return Plan(inputs, budget, notes, preset)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from evals.engine.gate import ModelLimits, objection, windows
-from evals.engine.model import Model, first_line, make_network, model_classes, refusal
+from evals.engine.model import DTYPES, Model, first_line, make_network, model_classes, refusal
 from evals.types import UserError
 
 FLOAT32 = 4
@@ -83,9 +84,9 @@ def anatomy(config: Any, dtype: str, name: str) -> Anatomy:
     """
     if not model_classes(config) or not getattr(config, "num_attention_heads", None):
         raise refusal(name, type(config).__name__, "it is not a text-only causal language model with attention")
-    network = make_network(config, dtype, "meta")
-    head = network.get_output_embeddings()
-    kept = [*network.parameters(), *network.buffers()]
+    network = make_network(config, "bfloat16", "meta")  # some products know their shapes in this type alone
+    itemsize, head = DTYPES[dtype].itemsize, network.get_output_embeddings()
+    tensors = [*network.parameters(), *network.buffers()]
     matrices = [
         tuple(part.weight.shape)
         for part in network.modules()
@@ -94,35 +95,50 @@ def anatomy(config: Any, dtype: str, name: str) -> Anatomy:
         and part is not head
         and not isinstance(part, nn.Embedding)
     ]
-    found = Anatomy(
+    seen = probed(network, config, name)
+    heads, size = config_heads(config) if isinstance(seen, str) else seen
+    return Anatomy(
         parameters=network.num_parameters(),
-        weight_bytes=sum(tensor.nbytes for tensor in kept),
-        itemsize=network.dtype.itemsize,
+        weight_bytes=sum(t.numel() * (itemsize if t.dtype == torch.bfloat16 else t.itemsize) for t in tensors),
+        itemsize=itemsize,
         hidden=config.hidden_size,
         mlp=mlp_size(config),
-        query=config.num_attention_heads * head_size(config),
+        query=config.num_attention_heads * size,
         vocabulary=config.vocab_size,
-        layers=layers(config),
+        layers=layers(config, 2 * heads * size),
         matrices=tuple(matrices),
-        refusal=None,
+        refusal=seen if isinstance(seen, str) else None,
     )
-    return found._replace(refusal=not_served(network, config, name))
 
 
-def layers(config: Any) -> tuple[Layer, ...]:
-    """What every layer keeps of a token: a key and a value for each K/V head, or the latent of both with the key's
-    rotated part (DeepSeek-V2, section 2.1)."""
+def probed(network: Any, config: Any, name: str) -> tuple[int, int] | str:
+    """Heads of keys and values and their size, as the engine sees them in a network (which it changes); or why it
+    cannot run it, as a sentence."""
+    if (reason := objection(config)) is not None:
+        return str(refusal(name, type(network).__name__, reason))
+    try:
+        shape = Model(network, ModelLimits(type(network).__name__, 1, config.vocab_size), folder=name).cache_shape
+    except UserError as error:
+        return str(error)
+    except RuntimeError as error:
+        return f"What it does cannot be seen without weights ({first_line(error)})."
+    return shape.num_heads, shape.head_dim
+
+
+def config_heads(config: Any) -> tuple[int, int]:
+    """The same as the configuration says."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def layers(config: Any, kept: int) -> tuple[Layer, ...]:
+    """What every layer keeps of a token: `kept` numbers, or where attention is latent the latent of keys and values and
+    the key's rotated part (DeepSeek-V2, section 2.1)."""
     if latent := getattr(config, "kv_lora_rank", None):
         kept = latent + config.qk_rope_head_dim
-    else:
-        kept = 2 * (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_size(config)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     window = config.sliding_window if windows(config) else None
     return tuple(Layer(kept, window if kind == "sliding_attention" else None) for kind in kinds)
-
-
-def head_size(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def mlp_size(config: Any) -> int:
@@ -130,14 +146,3 @@ def mlp_size(config: Any) -> int:
     dense = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
     experts = getattr(config, "num_experts_per_tok", None) or 0
     return max(dense, experts * (getattr(config, "moe_intermediate_size", None) or dense))
-
-
-def not_served(network: Any, config: Any, name: str) -> str | None:
-    """Why the engine refuses a network (which it may change), as a sentence; None if it does not."""
-    if (reason := objection(config)) is not None:
-        return str(refusal(name, type(network).__name__, reason))
-    try:
-        Model(network, ModelLimits(type(network).__name__, 1, config.vocab_size), folder=name)
-    except UserError as error:
-        return first_line(error)
-    return None
