@@ -14,12 +14,22 @@ import yaml
 from tiny_models import FAMILIES, configuration, make
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, DeepseekV3Config, GPT2Config, MambaConfig
+from transformers import (
+    AttentionInterface,
+    DeepseekV3Config,
+    FalconConfig,
+    GPT2Config,
+    JambaConfig,
+    MambaConfig,
+    T5Config,
+)
 
-from evals.bench import SHAPES
+from benchmarks import plan as benchmark
+from evals.bench import SHAPES, load
 from evals.budget import FOUNDING, GB, Training, founding_notes, training_budget
 from evals.config import EngineConfig
 from evals.engine.anatomy import Anatomy, Layer, anatomy
+from evals.engine.engine import Engine
 from evals.engine.forecast import DRAW_BYTES, WORKSPACE_BYTES, demand, forecast, peak
 from evals.engine.fuse import fuse_linears
 from evals.engine.kv_cache import PAGE
@@ -135,9 +145,20 @@ def test_latent_attention_keeps_the_latent_and_the_engine_says_that_it_cannot() 
     assert "its values are not as wide as its keys" in found.refusal
 
 
-def test_what_is_no_causal_model_with_attention_is_refused() -> None:
-    with pytest.raises(UserError, match=r"folder .*Mamba.* not a text-only causal language model with attention"):
-        anatomy(MambaConfig(), "bfloat16", "folder")
+@pytest.mark.parametrize(("kind", "heads"), [({"multi_query": True}, 1), ({"new_decoder_architecture": True}, 2)])
+def test_heads_that_the_engine_cannot_see_are_those_of_the_configuration(kind: dict[str, Any], heads: int) -> None:
+    config = FalconConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_kv_heads=2, **kind
+    )
+    found = anatomy(config, "bfloat16", "falcon")
+    assert found.layers == (Layer(2 * heads * 8, None),) * 2
+    assert "its attention cannot be replaced" in str(found.refusal)
+
+
+@pytest.mark.parametrize("config", [MambaConfig(), JambaConfig(), T5Config()], ids=["mamba", "jamba", "t5"])
+def test_models_that_keep_more_than_keys_and_values_are_refused(config: Any) -> None:
+    with pytest.raises(UserError, match=r"The model in folder .* no text-only causal language model of attention"):
+        anatomy(config, "bfloat16", "folder")
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
@@ -352,12 +373,24 @@ def test_help_lists_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(word in out for word in ("--gradient-checkpointing", "h200-141"))
 
 
+def test_the_benchmark_samples_with_every_slot_busy_and_shows_both_sides() -> None:
+    on = Engine(load(None, "tiny", CONFIG, "cpu"), CONFIG, slots=3, max_length=64)
+    benchmark.run(on, 3, 64)
+    assert on.counters().generated_tokens > 3 * benchmark.NEW_TOKENS, "an answer and two moves for each slot"
+    both = {"predicted": 3 * GIB, "measured": 2 * GIB}
+    row = dict.fromkeys(("peak", "in_use", "weights", "others", "prompts", "step"), both)
+    shown = benchmark.line(
+        {"shape": "tiny", "slots": 3, "slots_by_measurement": 4, "execution": "eager", "error": 0.5} | row
+    )
+    assert shown.startswith(
+        "tiny, 3 slots (by measurement 4), eager: error +50.0%; peak 3.00 / 2.00, in_use 3.00 / 2.00"
+    )
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("slots", [10, None])
 def test_the_peak_of_a_run_is_within_10_percent(slots: int | None) -> None:
-    from benchmarks.plan import compare
-
-    (row,) = compare("0.5b", [slots], 512, EngineConfig(execution="graphs"))
+    (row,) = benchmark.compare("0.5b", [slots], 512, EngineConfig(execution="graphs"))
     assert abs(row["error"]) <= 0.1, row
     assert row["in_use"]["measured"] <= 1.05 * row["in_use"]["planned"], row

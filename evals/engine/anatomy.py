@@ -80,10 +80,12 @@ class Anatomy(NamedTuple):
 def anatomy(config: Any, dtype: str, name: str) -> Anatomy:
     """The sizes of the library's model of this configuration, built on the meta device; `name` is for refusals.
 
-    Raises UserError where it is no causal language model with attention.
+    Raises UserError where it is no causal language model, or one that keeps more than keys and values.
     """
-    if not model_classes(config) or not getattr(config, "num_attention_heads", None):
-        raise refusal(name, type(config).__name__, "it is not a text-only causal language model with attention")
+    classes = model_classes(config)
+    stateful = any(getattr(cls, "_is_stateful", False) for cls in classes)
+    if not classes or stateful or not getattr(config, "num_attention_heads", None):
+        raise refusal(name, type(config).__name__, "it is no text-only causal language model of attention layers alone")
     network = make_network(config, "bfloat16", "meta")  # some products know their shapes in this type alone
     itemsize, head = DTYPES[dtype].itemsize, network.get_output_embeddings()
     tensors = [*network.parameters(), *network.buffers()]
@@ -127,7 +129,9 @@ def probed(network: Any, config: Any, name: str) -> tuple[int, int] | str:
 
 def config_heads(config: Any) -> tuple[int, int]:
     """The same as the configuration says."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    shared = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
+    named = (getattr(config, name, None) for name in ("num_key_value_heads", "num_kv_heads", "num_attention_heads"))
+    heads = 1 if shared else next(filter(None, named))
     return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
