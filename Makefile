@@ -1,7 +1,7 @@
 # Development targets. `make setup` makes the environment that every other target uses; POWERSAMPLE_PYTHON names an
 # interpreter to use instead, as it is.
 PYTHON ?= $(or $(POWERSAMPLE_PYTHON),.venv/bin/python)
-.PHONY: setup check format test test-slow test-gpu bench demo constraints
+.PHONY: setup check format test test-slow test-gpu test-interop bench demo constraints constraints-interop
 
 setup:
 	@bash launch/setup.sh dev
@@ -24,6 +24,10 @@ test-slow: setup  # pytest's code 5 says that there are none: not a failure
 test-gpu:  # on a machine with a CUDA device
 	$(PYTHON) -m pytest -m gpu --timeout 600
 
+test-interop: setup  # with lm-eval and inspect-ai, in an environment of their own
+	bash launch/interop.sh
+	$(PYTHON) -m pytest -m interop
+
 bench: setup
 	$(PYTHON) benchmarks/sampler.py
 
@@ -32,3 +36,6 @@ demo:
 
 constraints: setup  # install the newest versions that the ranges admit, and pin them
 	bash launch/constraints.sh --upgrade
+
+constraints-interop: setup
+	bash launch/interop.sh --upgrade

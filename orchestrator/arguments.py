@@ -9,16 +9,19 @@ from pathlib import Path
 from evals.types import UserError
 
 
-def path_and_option(arguments: Sequence[str], option: str, usage: str) -> tuple[Path, str | None]:
-    """The path, and the value of `option` (as `--data FILE` or `--data=FILE`). Raises UserError, which says `usage`."""
-    names, rest, given = [], list(arguments), None
+def path_and_options(arguments: Sequence[str], options: Sequence[str], usage: str) -> tuple[Path, dict[str, str]]:
+    """The path, and the values of those `options` that are given (as `--data FILE` or `--data=FILE`).
+
+    Raises UserError, which says `usage`.
+    """
+    names, rest, given = [], list(arguments), {}
     while rest:
         argument = rest.pop(0)
         name, _, value = argument.partition("=")
-        if name == option:
-            given = value or (rest.pop(0) if rest else "")
-            if not given:
-                raise UserError(f"{option} needs a value; usage: {usage}.")
+        if name in options:
+            given[name] = value or (rest.pop(0) if rest else "")
+            if not given[name]:
+                raise UserError(f"{name} needs a value; usage: {usage}.")
         elif argument.startswith("-"):
             raise UserError(f"unknown option {argument}; usage: {usage}.")
         else:

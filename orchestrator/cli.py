@@ -16,7 +16,7 @@ from pathlib import Path
 GPU_DEFAULT = Path(__file__).parents[1] / "configs/gsm8k_power.yaml"
 """What runs on a machine with GPUs unless --config names another file."""
 
-COMMANDS = ("run", "report", "regrade", "score", "watch", "bench", "plan")
+COMMANDS = ("run", "report", "watch", "bench", "plan", "regrade", "export", "score")
 
 HELP = """powersample: exact power sampling of language models, evaluated on GSM8K-style problems
 
@@ -26,6 +26,8 @@ usage: powersample run [--config FILE] [options]     evaluate; started again, it
        powersample bench [options]                   how fast this machine decodes, against its memory and generate
        powersample plan [options]                    where a GPU's memory would go, and the batch that fits
        powersample regrade RUN [--data FILE]         score a run's texts again, without a model
+       powersample export RUN --to FORMAT [--out PATH]
+                                                     write it for others' tools: lm-eval, inspect, parquet
        powersample score FILE.jsonl                  grade texts from anywhere: rows {id, text, gold}
        powersample --version | --help                (powersample run --help lists all options)
 
@@ -76,6 +78,10 @@ def dispatch(arguments: list[str]) -> int:
             from orchestrator.regrade import regrade
 
             return regrade(rest)
+        case "export":
+            from orchestrator.export import export
+
+            return export(rest)
         case "score":
             from orchestrator.score import score
 

@@ -26,13 +26,13 @@ def cut_torn_tail(path: Path) -> int:
     return len(content) - end
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`: after a crash or an OSError it is the old file or the new one, whole."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content`, a text as UTF-8: after a crash or an OSError it is the old file or the new one, whole."""
     remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

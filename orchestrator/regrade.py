@@ -18,7 +18,7 @@ from evals.config import TaskConfig
 from evals.grading.grade import grade
 from evals.tasks.presets import PRESETS
 from evals.types import Problem, Record, UserError
-from orchestrator.arguments import path_and_option
+from orchestrator.arguments import path_and_options
 from orchestrator.claim import RECORDS, RUN, check_lock, read_run
 from orchestrator.durable import write_atomically
 from orchestrator.report import report
@@ -37,12 +37,12 @@ def regrade(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in ("--help", "-h"):
         print(USAGE)
         return 0
-    directory, data = path_and_option(arguments, "--data", "powersample regrade RUN [--data FILE]")
+    directory, given = path_and_options(arguments, ["--data"], "powersample regrade RUN [--data FILE]")
     run = read_run(directory) if directory.is_dir() else None
     if run is None:
         raise UserError(f"{directory} is not a run directory (it has no {RUN}); give the directory of one run.")
     check_lock(directory)
-    task, problems = task_of(directory, run), problems_of(directory, run, data)
+    task, problems = task_of(directory, run), problems_of(directory, run, given.get("--data"))
     records = first_records(directory / RECORDS)
     lines = [rescored(record, problems, task) for record in records.values() if record.status == "ok"]
     try:

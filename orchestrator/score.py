@@ -12,7 +12,7 @@ from evals.grading.numeric import gold
 from evals.stopping import cut
 from evals.tasks.presets import PRESETS
 from evals.types import Problem, UserError
-from orchestrator.arguments import path_and_option
+from orchestrator.arguments import path_and_options
 from orchestrator.names import suggestion
 from orchestrator.sources import SURROGATE, jsonl_rows
 
@@ -42,7 +42,8 @@ def score(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in ("--help", "-h"):
         print(USAGE)
         return 0
-    path, name = path_and_option(arguments, "--preset", "powersample score FILE.jsonl [--preset NAME]")
+    path, given = path_and_options(arguments, ["--preset"], "powersample score FILE.jsonl [--preset NAME]")
+    name = given.get("--preset")
     if name is not None and name not in PRESETS:
         raise UserError(f"--preset {name} is refused{suggestion(name, PRESETS)}; there are {', '.join(PRESETS)}.")
     preset = PRESETS[name or "gsm8k"]

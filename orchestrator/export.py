@@ -1,0 +1,115 @@
+"""`powersample export RUN --to FORMAT`: a run in the files of other tools, with the scores that its report shows.
+
+Texts of questions and prompts are made again from the data and must be those that the run was made with. Knows how
+files come about, and of each format only which module it is in.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evals.config import TaskConfig
+from evals.tasks.gsm8k import make_task
+from evals.types import Message, Problem, Record, UserError
+from orchestrator import export_inspect, export_lm_eval, export_parquet
+from orchestrator.arguments import path_and_options
+from orchestrator.claim import read_run
+from orchestrator.durable import write_atomically
+from orchestrator.names import suggestion
+from orchestrator.preflight import prompts_digest
+from orchestrator.regrade import problems_of, task_of
+from orchestrator.report import read
+from orchestrator.sources import load_problems
+
+SHORT = "powersample export RUN --to lm-eval|inspect|parquet [--out PATH] [--data FILE]"
+USAGE = f"""usage: {SHORT}
+
+Writes the run for the tools of others: lm-eval's results and samples files, an inspect log (.eval), or parquet, one row
+per answer. --out is a directory for lm-eval, else a file; by default they go to RUN/exports. Nothing is overwritten. The
+data is found by what run.json says of it, or named by --data; its digest must be the run's."""
+
+
+class Exported(NamedTuple):
+    """All that a format needs of a run."""
+
+    run: Mapping[str, Any]
+    """What run.json says."""
+    summary: Mapping[str, Any]
+    task: TaskConfig
+    records: Sequence[Record]
+    """In the order of problems and samples, with the scores that count."""
+    problems: Mapping[int, Problem]
+    """Of the records."""
+    prompts: Mapping[int, str | tuple[Message, ...]]
+    """Of the records; the turns where the model was asked through its chat template."""
+
+
+FORMATS = {"lm-eval": export_lm_eval.files, "inspect": export_inspect.files, "parquet": export_parquet.files}
+"""Format -> the files of a run below a place: path -> content, the one that the tool looks for last."""
+
+
+def export(arguments: Sequence[str]) -> int:
+    """Write a run in another format; returns the exit code. Raises UserError for what the user can mend."""
+    if arguments and arguments[0] in ("--help", "-h"):
+        print(USAGE)
+        return 0
+    directory, given = path_and_options(arguments, ["--to", "--out", "--data"], SHORT)
+    name = given.get("--to")
+    if name not in FORMATS:
+        said = f"--to {name} is refused{suggestion(name, FORMATS)}" if name else "--to is missing"
+        raise UserError(f"{said}; there are {', '.join(FORMATS)}.")
+    found = gather(directory, given.get("--data"))
+    out = Path(given["--out"]) if "--out" in given else None
+    files = FORMATS[name](found, out, directory / "exports")
+    write_new(files)
+    if owed := found.summary["num_owed"]:
+        print(f"The run still owes {owed} answers; the export has those that are there.", file=sys.stderr)
+    for path in files:
+        print(path)
+    return 0
+
+
+def gather(directory: Path, data: str | None) -> Exported:
+    """Read a run and make its prompts again. Raises UserError if it has no answer or they are not the run's prompts."""
+    found, run = read(directory), read_run(directory)
+    assert run is not None, "read has refused a directory without run.json"
+    if not found.records:
+        raise UserError(
+            f"The run in {directory} has no answer yet, so there is nothing to export; go on with it first."
+        )
+    task, problems = task_of(directory, run), problems_of(directory, run, data)
+    config = run["config"]
+    train = load_problems(task.train_data, "train", task=task).problems if task.num_shots and task.train_data else ()
+    asking = make_task(task, config["seed"], train)
+    asked = list(problems.values())[: config.get("limit")]
+    known = run["provenance"].get("prompts_sha256")
+    if known is not None and prompts_digest(asking, asked) != known:
+        raise UserError(
+            f"The prompts of the run in {directory} cannot be made again: they have another sha256 than run.json says "
+            f"({known[:8]}); restore the training data {task.train_data} or use the version that made the run."
+        )
+    ids = {record.problem_id for record in found.records}
+    kept = {key: problem for key, problem in problems.items() if key in ids}
+    prompts = {key: asking.prompt(problem) for key, problem in kept.items()}
+    return Exported(run, found.summary, task, found.records, kept, prompts)
+
+
+def write_new(files: Mapping[Path, str | bytes]) -> None:
+    """Write all files or none, and over no file. Raises UserError."""
+    for path in files:
+        if path.exists():
+            raise UserError(f"{path} exists already; move or delete it, or name another place by --out.")
+    written: list[Path] = []
+    try:
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+            written.append(path)
+    except OSError as error:
+        for path in written:
+            path.unlink()
+        place = error.filename or next(iter(files))
+        raise UserError(f"{place} cannot be written ({error.strerror}); name another place by --out.") from error

@@ -1,0 +1,151 @@
+"""A run as an inspect log: the zip of JSON files, of format version 2, that inspect_ai and its viewer read. Pure.
+
+Written here and not by inspect_ai, whose requirements (an older fsspec than datasets brings) exclude ours, and whose
+reader in an environment of its own is what the tests ask.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals.types import Record
+from orchestrator.scores import graders
+
+if TYPE_CHECKING:
+    from orchestrator.export import Exported
+
+FORMAT = 2
+STOP_REASONS = {"length": "max_tokens"}
+"""How an answer ended, where inspect does not call it `stop`."""
+ONLY_WHOLE = ("messages", "output")
+"""What of a sample its summary does not have."""
+
+
+def files(found: Exported, out: Path | None, usual: Path) -> dict[Path, bytes]:
+    """The one file: `out`, or one named after the run in `usual`."""
+    identity, rows = found.summary["run"], [sample(found, record) for record in found.records]
+    whole = header(found)
+    members = {"_journal/start.json": {name: whole[name] for name in ("version", "eval", "plan")}}
+    members |= {f"samples/{row['id']}_epoch_{row['epoch']}.json": row for row in rows}
+    summaries = [
+        {**{key: value for key, value in row.items() if key not in ONLY_WHOLE}, "completed": "error" not in row}
+        for row in rows
+    ]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as log:
+        for name, content in {**members, "summaries.json": summaries, "header.json": whole}.items():
+            log.writestr(name, json.dumps(content, ensure_ascii=False, allow_nan=False))
+    return {out or usual / f"{found.task.preset}-{identity['fingerprint'][:8]}.eval": buffer.getvalue()}
+
+
+def header(found: Exported) -> dict[str, Any]:
+    """What the log says of the run as a whole, in the order of fields that inspect fixes."""
+    identity, provenance, config = found.summary["run"], found.run["provenance"], found.run["config"]
+    done = [record for record in found.records if record.status == "ok"]
+    began = moment(min((record.timings.get("start", 0.0) for record in found.records)))
+    names, number = graders(found.records), identity["fingerprint"]
+    spec = {
+        "eval_id": number[:22],
+        "run_id": number[:22],
+        "created": began,
+        "task": found.task.preset,
+        "task_id": number[:22],
+        "task_args": {**found.task.model_dump(mode="json"), "sampler": config["sampler"]},
+        "dataset": {"name": identity["data"], "samples": identity["num_problems"], "sample_ids": list(found.problems)},
+        "model": model_name(found),
+        "model_generate_config": {"max_tokens": found.task.max_new_tokens, "stop_seqs": list(found.task.stop)},
+        "model_args": config["sampler"],
+        "config": {"limit": config["limit"], "epochs": found.summary["num_samples"], "epochs_reducer": ["mean"]},
+        "packages": provenance["versions"],
+        "metadata": {"method": identity["method"], "fingerprint": number, "provenance": provenance},
+        "scorers": [{"name": name} for name in names],
+    }
+    if identity["git_commit"]:
+        spec["revision"] = {"type": "git", "origin": "", "commit": identity["git_commit"]}
+    usages = [usage(record) for record in done]
+    total = {name: sum(one[name] for one in usages) for name in usages[0]} if usages else {}
+    return {
+        "version": FORMAT,
+        "status": "cancelled" if found.summary["num_owed"] else "success",
+        "eval": spec,
+        "plan": {"name": "plan", "steps": [{"solver": identity["method"], "params": config["sampler"]}]},
+        "results": {
+            "total_samples": identity["num_problems"] * found.summary["num_samples"],
+            "completed_samples": len(done),
+            "scores": [score(found, name) for name in names],
+        },
+        "stats": {
+            "started_at": began,
+            "completed_at": moment(max((record.timings.get("end", 0.0) for record in found.records))),
+            "model_usage": {model_name(found): total} if total else {},
+        },
+    }
+
+
+def score(found: Exported, name: str) -> dict[str, Any]:
+    """Accuracy over all problems, a failed one counted as wrong, with its error where there is one."""
+    estimate = found.summary["accuracy"][name]
+    values = {"accuracy": estimate["mean"], "stderr": estimate["stderr"]}
+    return {
+        "name": name,
+        "scorer": name,
+        "reducer": "mean",
+        "scored_samples": estimate["n"],
+        "metrics": {key: {"name": key, "value": value} for key, value in values.items() if value is not None},
+    }
+
+
+def sample(found: Exported, record: Record) -> dict[str, Any]:
+    """One answer; epochs are samples, counted from 1."""
+    problem, prompt, model = found.problems[record.problem_id], found.prompts[record.problem_id], model_name(found)
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    answer = {"role": "assistant", "content": record.text, "source": "generate", "model": model}
+    row: dict[str, Any] = {
+        "id": record.problem_id,
+        "epoch": record.sample_index + 1,
+        "input": prompt if isinstance(prompt, str) else asked,
+        "target": problem.answer.rpartition("####")[2].strip(),
+        "metadata": {"question": problem.question, "solution": problem.answer, "ended": record.ended, **record.chain},
+        "uuid": f"{found.summary['run']['fingerprint'][:16]}-{record.problem_id}-{record.sample_index}",
+    }
+    if record.status == "failed":
+        reason = record.error or "failed"
+        return {**row, "messages": asked, "error": {"message": reason, "traceback": "", "traceback_ansi": ""}}
+    used, seconds = usage(record), record.timings["wall_seconds"]
+    choice = {"message": answer, "stop_reason": STOP_REASONS.get(record.ended, "stop")}
+    return {
+        **row,
+        "messages": [*asked, answer],
+        "output": {"model": model, "choices": [choice], "completion": record.text, "usage": used, "time": seconds},
+        "scores": {
+            name: {
+                "value": "C" if one["correct"] else "I",
+                "answer": one["answer"],
+                "metadata": {"kind": one.get("kind")},
+            }
+            for name, one in record.scores.items()
+        },
+        "model_usage": {model: used},
+        "started_at": moment(record.timings["start"]),
+        "completed_at": moment(record.timings["end"]),
+        "total_time": seconds,
+    }
+
+
+def usage(record: Record) -> dict[str, int]:
+    """Tokens of the prompt, and all that were generated for the answer, moves included."""
+    read, written = record.tokens["prompt"], record.tokens["generated"]
+    return {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
+
+
+def model_name(found: Exported) -> str:
+    return f"powersample/{found.summary['run']['model']}"
+
+
+def moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()

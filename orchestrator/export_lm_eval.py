@@ -1,0 +1,157 @@
+"""A run as lm-eval 0.4.13 logs one: results_DATE.json and samples_TASK_DATE.jsonl. Pure.
+
+Names that lm-eval has mean what they mean there: `exact_match` is of the first sample alone. The mean over all samples,
+where there are several, is `exact_match_mean`. What lm-eval says of its own machine and a run does not know is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evals.statistics import mean_and_stderr
+from evals.tasks.presets import PRESETS
+from evals.types import Record
+from orchestrator.scores import by_problem, graders, right
+
+if TYPE_CHECKING:
+    from orchestrator.export import Exported
+
+FILTERS = {"strict": "strict-match", "flexible": "flexible-extract"}
+"""Score -> lm-eval's filter of the same rule; others keep their names."""
+NO_MATCH = "[invalid]"
+
+
+def files(found: Exported, out: Path | None, usual: Path) -> dict[Path, str]:
+    """Samples and results below `out`, or `usual`/lm-eval; their date is the end of the last answer."""
+    task = re.sub(r"\W", "_", found.task.preset)
+    rows = samples(found)
+    ended = max((record.timings.get("end", 0.0) for record in found.records))
+    date = datetime.fromtimestamp(ended, UTC).replace(tzinfo=None).isoformat(timespec="microseconds").replace(":", "-")
+    model = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", str(found.summary["run"]["model"]))
+    folder = (out or usual / "lm-eval") / model
+    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    whole = {**results(found, task, rows), "model_name_sanitized": model}
+    return {
+        folder / f"samples_{task}_{date}.jsonl": lines,
+        folder / f"results_{date}.json": json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False),
+    }
+
+
+def samples(found: Exported) -> list[dict[str, Any]]:
+    """One row per problem and score, in the order of the problems."""
+    cot, settings = PRESETS[found.task.preset].cot, generation(found)
+    rows = []
+    for problem_id, records in by_problem(found.records).items():
+        problem, prompt = found.problems[problem_id], found.prompts[problem_id]
+        asked = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+        doc = {"question": problem.question, "answer": problem.answer}
+        target = problem.answer.rpartition("####")[2].strip() if cot else problem.answer
+        hashes = {
+            "doc_hash": sha256(json.dumps(doc, indent=2, ensure_ascii=False)),
+            "prompt_hash": sha256(asked),
+            "target_hash": sha256(target),
+        }
+        for grader in graders(found.records):
+            scores = metrics(records, grader, found.summary["num_samples"])
+            rows.append(
+                {
+                    "doc_id": problem_id,
+                    "doc": doc,
+                    "target": target,
+                    "arguments": {"gen_args_0": {"arg_0": asked, "arg_1": settings}},
+                    "resps": [[record.text for record in records]],
+                    "filtered_resps": [extracted(records[0], grader)],
+                    "filter": FILTERS.get(grader, grader),
+                    "metrics": list(scores),
+                    **hashes,
+                    **scores,
+                }
+            )
+    return rows
+
+
+def metrics(records: Sequence[Record], grader: str, num_samples: int) -> dict[str, float]:
+    """The scores of one problem; a failed answer is wrong."""
+    rights = [float(right(record, grader)) for record in records]
+    mean = {"exact_match_mean": sum(rights) / len(rights)} if num_samples > 1 else {}
+    return {"exact_match": rights[0], **mean}
+
+
+def extracted(record: Record, grader: str) -> str:
+    answer = record.scores.get(grader, {}).get("answer")
+    return NO_MATCH if answer is None else answer
+
+
+def generation(found: Exported) -> dict[str, Any]:
+    """What lm-eval calls generation_kwargs; the sampler's own settings are beside the usual ones."""
+    sampler = dict(found.run["config"]["sampler"])
+    do_sample = sampler.pop("kind") != "greedy"
+    return {
+        "until": list(found.task.stop),
+        "max_gen_toks": found.task.max_new_tokens,
+        "do_sample": do_sample,
+        **sampler,
+    }
+
+
+def results(found: Exported, task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The content of results_DATE.json."""
+    identity, config, provenance = found.summary["run"], found.run["config"], found.run["provenance"]
+    repeats, settings = found.summary["num_samples"], generation(found)
+    scored: dict[str, Any] = {"name": task, "alias": task, "sample_len": len(found.problems)}
+    for name in dict.fromkeys(row["filter"] for row in rows):
+        for metric in rows[0]["metrics"]:
+            mean, stderr = mean_and_stderr([row[metric] for row in rows if row["filter"] == name])
+            scored[f"{metric},{name}"] = mean
+            scored[f"{metric}_stderr,{name}"] = "N/A" if isnan(stderr) else stderr
+    began = min(record.timings.get("start", 0.0) for record in found.records)
+    hashes = "".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows)
+    return {
+        "results": {task: scored},
+        "group_subtasks": {task: []},
+        "configs": {
+            task: {
+                "task": task,
+                "dataset_path": identity["data"],
+                "output_type": "generate_until",
+                "repeats": repeats,
+                "num_fewshot": found.task.num_shots,
+                "generation_kwargs": settings,
+                "metadata": {"version": provenance["record_format"], "preset": found.task.preset},
+            }
+        },
+        "versions": {task: provenance["record_format"]},
+        "n-shot": {task: found.task.num_shots},
+        "higher_is_better": {task: dict.fromkeys(rows[0]["metrics"], True)},
+        "n-samples": {task: {"original": identity["data_rows"], "effective": len(found.problems)}},
+        "config": {
+            "model": "powersample",
+            "model_args": {"pretrained": identity["model"], "method": identity["method"]},
+            "model_dtype": identity["dtype"],
+            "model_revision": provenance["model"]["revision"],
+            "model_sha": identity["model_sha256"],
+            "batch_size": config["batch_size"],
+            "limit": config["limit"],
+            "gen_kwargs": settings,
+            "random_seed": identity["seed"],
+            "fewshot_seed": identity["seed"],
+        },
+        "git_hash": identity["git_commit"],
+        "date": began,
+        "task_hashes": {task: sha256(hashes)},
+        "model_source": "powersample",
+        "model_name": identity["model"],
+        "total_evaluation_time_seconds": str(found.summary["timings"]["sampling_seconds"]),
+        "powersample": {"fingerprint": identity["fingerprint"], "provenance": provenance},
+    }
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
