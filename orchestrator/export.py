@@ -16,7 +16,7 @@ from evals.tasks.gsm8k import make_task
 from evals.types import Message, Problem, Record, UserError
 from orchestrator import export_inspect, export_lm_eval, export_parquet
 from orchestrator.arguments import path_and_options
-from orchestrator.claim import read_run
+from orchestrator.claim import RUN, read_run
 from orchestrator.durable import write_atomically
 from orchestrator.names import suggestion
 from orchestrator.preflight import prompts_digest
@@ -27,9 +27,9 @@ from orchestrator.sources import load_problems
 SHORT = "powersample export RUN --to lm-eval|inspect|parquet [--out PATH] [--data FILE]"
 USAGE = f"""usage: {SHORT}
 
-Writes the run for the tools of others: lm-eval's results and samples files, an inspect log (.eval), or parquet, one row
-per answer. --out is a directory for lm-eval, else a file; by default they go to RUN/exports. Nothing is overwritten. The
-data is found by what run.json says of it, or named by --data; its digest must be the run's."""
+Writes the run for the tools of others: lm-eval's results and samples files, an inspect log (.eval), or parquet with
+one row per answer. --out is a directory for lm-eval, else a file; by default they go to RUN/exports. Nothing is
+overwritten. The data is found by what run.json says of it, or named by --data; its digest must be the run's."""
 
 
 class Exported(NamedTuple):
@@ -61,9 +61,14 @@ def export(arguments: Sequence[str]) -> int:
     if name not in FORMATS:
         said = f"--to {name} is refused{suggestion(name, FORMATS)}" if name else "--to is missing"
         raise UserError(f"{said}; there are {', '.join(FORMATS)}.")
-    found = gather(directory, given.get("--data"))
     out = Path(given["--out"]) if "--out" in given else None
-    files = FORMATS[name](found, out, directory / "exports")
+    try:
+        found = gather(directory, given.get("--data"))
+        files = FORMATS[name](found, out, directory / "exports")
+    except KeyError as error:
+        raise UserError(
+            f"{directory}: {error} is missing in {RUN} or a record; export the run with the version that made it."
+        ) from error
     write_new(files)
     if owed := found.summary["num_owed"]:
         print(f"The run still owes {owed} answers; the export has those that are there.", file=sys.stderr)

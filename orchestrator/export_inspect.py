@@ -47,7 +47,7 @@ def header(found: Exported) -> dict[str, Any]:
     """What the log says of the run as a whole, in the order of fields that inspect fixes."""
     identity, provenance, config = found.summary["run"], found.run["provenance"], found.run["config"]
     done = [record for record in found.records if record.status == "ok"]
-    began = moment(min((record.timings.get("start", 0.0) for record in found.records)))
+    began = moment(min(record.timings.get("start", 0.0) for record in found.records))
     names, number = graders(found.records), identity["fingerprint"]
     spec = {
         "eval_id": number[:22],
@@ -81,7 +81,7 @@ def header(found: Exported) -> dict[str, Any]:
         },
         "stats": {
             "started_at": began,
-            "completed_at": moment(max((record.timings.get("end", 0.0) for record in found.records))),
+            "completed_at": moment(max(record.timings.get("end", 0.0) for record in found.records)),
             "model_usage": {model_name(found): total} if total else {},
         },
     }

@@ -1,7 +1,7 @@
 """A run as lm-eval 0.4.13 logs one: results_DATE.json and samples_TASK_DATE.jsonl. Pure.
 
-Names that lm-eval has mean what they mean there: `exact_match` is of the first sample alone. The mean over all samples,
-where there are several, is `exact_match_mean`. What lm-eval says of its own machine and a run does not know is left out.
+Names that lm-eval has mean what they mean there: `exact_match` is of a problem's first sample alone. The mean over all
+samples, where there are several, is `exact_match_mean`. What lm-eval says that a run does not know is left out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def files(found: Exported, out: Path | None, usual: Path) -> dict[Path, str]:
     """Samples and results below `out`, or `usual`/lm-eval; their date is the end of the last answer."""
     task = re.sub(r"\W", "_", found.task.preset)
     rows = samples(found)
-    ended = max((record.timings.get("end", 0.0) for record in found.records))
+    ended = max(record.timings.get("end", 0.0) for record in found.records)
     date = datetime.fromtimestamp(ended, UTC).replace(tzinfo=None).isoformat(timespec="microseconds").replace(":", "-")
     model = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", str(found.summary["run"]["model"]))
     folder = (out or usual / "lm-eval") / model
