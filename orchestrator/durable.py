@@ -27,7 +27,7 @@ def cut_torn_tail(path: Path) -> int:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace `path` by `content`, UTF-8 if text: after a crash or an OSError it is the old file or the new one, whole."""
+    """Replace `path` by `content`, UTF-8 if text: after a crash or an OSError it is the old or the new, whole."""
     remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,15 +1,10 @@
-"""The scores strict and flexible against lm-evaluation-harness: restated here from its task files, and as installed.
+"""The scores strict and flexible against lm-evaluation-harness: restated here from its task files, and as installed."""
 
-`LM_EVAL_PYTHON` names an interpreter that has lm-eval 0.4.13, which needs an environment of its own.
-"""
-
-import json
-import os
 import random
 import re
-import subprocess
 
 import pytest
+from interop import theirs
 
 from evals.grading.strict_flexible import COT_STRICT, flexible, strict
 
@@ -82,7 +77,6 @@ def test_every_decision_is_that_of_the_restated_rules() -> None:
 
 
 THEIRS = r"""
-import json, sys
 from importlib.resources import files
 import yaml
 from lm_eval.filters.extraction import RegexFilter
@@ -102,14 +96,11 @@ def apply(task, filter_name, text, solution):
 
 plain, cot = task("gsm8k"), task("gsm8k-cot-zeroshot")
 ways = [(plain, "strict-match"), (cot, "strict-match"), (plain, "flexible-extract")]
-print(json.dumps([[apply(*way, *pair) for way in ways] for pair in json.load(sys.stdin)]))
+answer = [[apply(*way, *pair) for way in ways] for pair in given]
 """
 
 
+@pytest.mark.interop
 def test_every_decision_is_that_of_the_installed_package() -> None:
-    python = os.environ.get("LM_EVAL_PYTHON")
-    if not python:
-        pytest.skip("LM_EVAL_PYTHON names no interpreter with lm-eval")
     pairs = outputs(2500, seed=1)
-    done = subprocess.run([python, "-c", THEIRS], input=json.dumps(pairs), capture_output=True, text=True, check=True)
-    assert [ours(*pair) for pair in pairs] == json.loads(done.stdout)
+    assert [ours(*pair) for pair in pairs] == theirs(THEIRS, pairs)
