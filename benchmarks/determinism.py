@@ -96,7 +96,7 @@ def run(condition: Condition, root: Path, options: Sequence[str]) -> int:
     place = str(directory(root, condition))
     ours = ["--batch-size", str(condition.slots), "--engine.dtype", condition.dtype, "--run-dir", place]
     command = [sys.executable, "-m", "orchestrator", "run", *options, *ours]
-    return subprocess.run(command, check=False, stdout=sys.stderr).returncode
+    return subprocess.run(command, check=False, stdout=2).returncode
 
 
 def compared(runs: dict[Condition, Run]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 FORMAT = 2
 STOP_REASONS = {"length": "max_tokens"}
 """How an answer ended, where inspect does not call it `stop`."""
-ONLY_WHOLE = ("messages", "output")
-"""What of a sample its summary does not have."""
 
 
 def files(found: Exported, out: Path | None, usual: Path) -> dict[Path, bytes]:
@@ -32,10 +31,7 @@ def files(found: Exported, out: Path | None, usual: Path) -> dict[Path, bytes]:
     whole = header(found)
     members = {"_journal/start.json": {name: whole[name] for name in ("version", "eval", "plan")}}
     members |= {f"samples/{row['id']}_epoch_{row['epoch']}.json": row for row in rows}
-    summaries = [
-        {**{key: value for key, value in row.items() if key not in ONLY_WHOLE}, "completed": "error" not in row}
-        for row in rows
-    ]
+    summaries = list(map(summary, rows))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as log:
         for name, content in {**members, "summaries.json": summaries, "header.json": whole}.items():
@@ -135,6 +131,13 @@ def sample(found: Exported, record: Record) -> dict[str, Any]:
         "completed_at": moment(record.timings["end"]),
         "total_time": seconds,
     }
+
+
+def summary(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A sample without its conversation, as the list of all samples has it."""
+    error = {"error": row["error"]["message"]} if "error" in row else {}
+    kept = {key: value for key, value in row.items() if key not in ("messages", "output")}
+    return {**kept, **error, "completed": not error}
 
 
 def usage(record: Record) -> dict[str, int]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import methods, sampler
+from benchmarks import determinism, methods, sampler
 from benchmarks.methods import Method, against_power, fitted, methods_table, nearest
 from evals.statistics import holm, mcnemar_exact, paired_difference
-from evals.types import Record
+from evals.types import Record, UserError
 from orchestrator.compare import Run
 from orchestrator.report import write_report
 
@@ -155,3 +155,55 @@ def test_k_is_put_right_by_the_methods_own_tokens(each: float, k: int) -> None:
 
     found = fitted(Fake(), "smc", 4.0, tokens=62.0, budget=200.0)  # type: ignore[arg-type]
     assert found.k == k
+
+
+@pytest.mark.slow
+def test_slots_change_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--slots", "1,3", "--run-dir", str(tmp_path), "--model", "demo", "--data", "demo", "--limit", "4"]
+    assert determinism.main([*command, "--inline", "--sampler.num-moves", "4"]) == 0
+    found = last_line(capsys)
+    assert (found["answers"], found["device"]) == (4, "cpu")
+    one, three = found["runs"]
+    assert (one["slots"], one["against"], one["tokens"]) == (1, None, None)
+    assert (three["slots"], three["against"]) == (3, ["float32", 1])
+    assert [three[name] for name in ("tokens", "numeric", "score")] == [0, 0, 0]
+    for slots in (1, 3):  # it was measured what the flag says
+        events = (tmp_path / f"float32-{slots}/telemetry.jsonl").read_text().splitlines()
+        assert next(row for row in map(json.loads, events) if row.get("event") == "start")["slots"] == slots
+
+
+def test_differing_answers_are_counted_by_what_differs() -> None:
+    def answered(problem_id: int, answer: str | None, right: bool = False) -> Record:
+        scores = {"numeric": {"correct": right, "answer": answer, "kind": "number"}}
+        return record(problem_id)._replace(scores=scores, token_ids=[problem_id])
+
+    base = [answered(0, "18", True), answered(1, "5"), answered(2, None), answered(3, "7")]
+    same = [one._replace(token_ids=[9]) for one in base]
+    other = [answered(0, "18.0", True), answered(1, "6"), answered(2, "3", True), answered(3, "7")]
+    assert determinism.differences(base, base) == (0, 0, 0)
+    assert determinism.differences(base, same) == (4, 0, 0)
+    assert determinism.differences(base, other) == (0, 2, 1)
+    with pytest.raises(UserError, match="same problems"):
+        determinism.differences(base, base[1:])
+
+
+def test_runs_are_compared_within_their_dtype_and_other_tokens_in_float32_are_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answered(path: Path) -> Run:
+        summary = {"accuracy": {"numeric": {"mean": 1.0}}}
+        return Run(path, summary, [record(0)._replace(token_ids=[tokens[path.name]])])
+
+    tokens = {"float32-1": 5, "float32-8": 6, "bfloat16-1": 7, "bfloat16-8": 8}
+    monkeypatch.setattr(determinism, "run", lambda *_: 3)
+    monkeypatch.setattr(determinism, "read_run", lambda _: {"config": {"num_gpus": 0}})
+    monkeypatch.setattr(determinism, "read", answered)
+    assert determinism.main(["--slots", "1,8", "--dtypes", "float32,bfloat16"]) == 1
+    out, err = capsys.readouterr()
+    against = [row["against"] for row in json.loads(out.splitlines()[-1])["runs"]]
+    assert against == [None, ["float32", 1], ["float32", 1], ["bfloat16", 1]]
+    assert "float32 on a CPU is an error" in err
+    tokens["float32-8"] = 5
+    assert determinism.main(["--slots", "1,8", "--dtypes", "float32,bfloat16"]) == 0
+    monkeypatch.setattr(determinism, "run", lambda *_: 2)
+    assert determinism.main(["--slots", "1"]) == 2

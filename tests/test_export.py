@@ -32,6 +32,7 @@ from orchestrator.store import encode
 FORMS = ["#### {n}", "#### {n}.00", "The answer is ${n}.", "I do not know", "#### 7\n#### {n}", r"\boxed{{{n}}}."]
 """Answers on which the three scores differ in every way, and one without a number."""
 NUM_PROBLEMS, NUM_SAMPLES = 6, 2
+PROBLEMS = Path(__file__).parents[1] / "evals/demo/problems.jsonl"
 
 
 def make_record(problem: Problem, index: int) -> Record:
@@ -64,7 +65,7 @@ def make(tmp_path: Path) -> Make:
         given = {"model": "demo", "data": "demo", "limit": NUM_PROBLEMS, "num_samples": num_samples, "task": task}
         config = resolve(RunConfig.model_validate({**given, "sampler": SamplerConfig()}), 0)
         data = load_problems("demo", limit=NUM_PROBLEMS)
-        train = load_problems("demo", "train").problems if config.task.num_shots else []
+        train = load_problems(str(PROBLEMS)).problems if config.task.num_shots else []
         digest = prompts_digest(make_task(config.task, config.seed, train), data.problems)
         model = {"name": "demo", "revision": None, "sha256": "m" * 64}
         content = run_content(config, model, data.describe(), NUM_PROBLEMS, hardware.describe(), digest)
@@ -116,7 +117,7 @@ def test_exact_match_is_of_the_first_sample_and_the_mean_has_its_name(
 
 def test_parquet_has_a_row_for_every_answer(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     datasets = pytest.importorskip("datasets")
-    run = make(num_shots=2, train_data="demo")
+    run = make(num_shots=2, train_data=str(PROBLEMS))
     (path,) = exported(run, "parquet", capsys)
     rows = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
     found = read(run).records
@@ -298,13 +299,14 @@ def test_inspect_reads_its_log(task: dict[str, Any], make: Make, capsys: pytest.
     for name, score in ours.summary["accuracy"].items():
         assert found["scores"][name] == pytest.approx({"accuracy": score["mean"], "stderr": score["stderr"]})
         assert found["means"][name] == pytest.approx(score["mean"])
-    assert found["keys"] == [[record.problem_id, record.sample_index + 1] for record in ours.records]
-    assert found["completions"] == [record.text for record in ours.records]
+    order = sorted(ours.records, key=lambda record: (record.sample_index, record.problem_id))  # as inspect sorts
+    assert found["keys"] == [[record.problem_id, record.sample_index + 1] for record in order]
+    assert found["completions"] == [record.text for record in order]
     assert found["texts"][:-1] == found["completions"][:-1]
     assert set(found["roles"]) == {"user"}
-    assert found["reasons"] == ["stop", "max_tokens"] * (NUM_PROBLEMS - 1) + ["stop", "it died"]
+    assert found["reasons"] == ["stop"] * NUM_PROBLEMS + ["max_tokens"] * (NUM_PROBLEMS - 1) + ["it died"]
     assert found["usage"] == [30 * (answers - 1)]
-    assert found["done"] == [True] * (answers - 1) + [False]
+    assert sorted(found["done"]) == [False] + [True] * (answers - 1)
 
 
 @pytest.fixture
