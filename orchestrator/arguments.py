@@ -9,12 +9,14 @@ from pathlib import Path
 from evals.types import UserError
 
 
-def path_and_options(arguments: Sequence[str], options: Sequence[str], usage: str) -> tuple[Path, dict[str, str]]:
-    """The path, and the values of those `options` that are given (as `--data FILE` or `--data=FILE`).
+def paths_and_options(
+    arguments: Sequence[str], usage: str, options: Sequence[str] = (), switches: Sequence[str] = ()
+) -> tuple[list[Path], dict[str, str]]:
+    """The paths, and of what else is given the values: `options` as --data FILE or --data=FILE, `switches` alone.
 
-    Raises UserError, which says `usage`.
+    Raises UserError, which says `usage`, for an unknown option and one without its value.
     """
-    names, rest, given = [], list(arguments), {}
+    paths, rest, given = [], list(arguments), {}
     while rest:
         argument = rest.pop(0)
         name, _, value = argument.partition("=")
@@ -22,13 +24,21 @@ def path_and_options(arguments: Sequence[str], options: Sequence[str], usage: st
             given[name] = value or (rest.pop(0) if rest else "")
             if not given[name]:
                 raise UserError(f"{name} needs a value; usage: {usage}.")
+        elif argument in switches:
+            given[argument] = ""
         elif argument.startswith("-"):
             raise UserError(f"unknown option {argument}; usage: {usage}.")
         else:
-            names.append(argument)
-    if len(names) != 1:
-        raise UserError(f"{len(names) or 'no'} paths were given instead of one; usage: {usage}.")
-    return Path(names[0]), given
+            paths.append(Path(argument))
+    return paths, given
+
+
+def path_and_options(arguments: Sequence[str], options: Sequence[str], usage: str) -> tuple[Path, dict[str, str]]:
+    """As `paths_and_options`, for one path. Raises UserError, which says `usage`, for none or several."""
+    paths, given = paths_and_options(arguments, usage, options)
+    if len(paths) != 1:
+        raise UserError(f"{len(paths) or 'no'} paths were given instead of one; usage: {usage}.")
+    return paths[0], given
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

@@ -16,12 +16,13 @@ from pathlib import Path
 GPU_DEFAULT = Path(__file__).parents[1] / "configs/gsm8k_power.yaml"
 """What runs on a machine with GPUs unless --config names another file."""
 
-COMMANDS = ("run", "report", "watch", "bench", "plan", "regrade", "export", "score")
+COMMANDS = ("run", "report", "compare", "watch", "bench", "plan", "regrade", "export", "score")
 
 HELP = """powersample: exact power sampling of language models, evaluated on GSM8K-style problems
 
 usage: powersample run [--config FILE] [options]     evaluate; started again, it goes on where it was stopped
        powersample report RUN [RUN ...]              make summary and report of finished or unfinished runs again
+       powersample compare RUN RUN [RUN ...]         runs on their common problems: differences, tests, what flipped
        powersample watch RUN [--once]                show a run that another terminal drives, or one frame of it
        powersample bench [options]                   how fast this machine decodes, against its memory and generate
        powersample plan [options]                    where a GPU's memory would go, and the batch that fits
@@ -37,7 +38,7 @@ examples:
       GPUs: GSM8K by power sampling on all of them
   powersample run --config configs/gsm8k_power.yaml --sampler.alpha 4 --num-gpus 2 --batch-size 16 --limit 100
   powersample run --model path/to/model --data problems.jsonl --run-dir runs/mine
-  powersample report runs/demo/greedy runs/demo/power
+  powersample compare runs/demo/t1 runs/demo/power --flips 50
 
 Each option but --config is also a variable, --batch-size POWERSAMPLE_BATCH_SIZE and --sampler.alpha
 POWERSAMPLE_SAMPLER__ALPHA, and a key of a YAML file. Options win over variables, variables over the file.
@@ -74,6 +75,10 @@ def dispatch(arguments: list[str]) -> int:
             return run(rest)
         case "report":
             return report(rest)
+        case "compare":
+            from orchestrator.versus import versus
+
+            return versus(rest)
         case "regrade":
             from orchestrator.regrade import regrade
 
@@ -143,16 +148,13 @@ def run(flags: list[str]) -> int:
 def report(arguments: list[str]) -> int:
     """`powersample report RUN …`."""
     from evals.types import UserError
+    from orchestrator.arguments import paths_and_options
 
+    usage = "powersample report RUN [RUN ...]"
     if arguments[:1] in (["--help"], ["-h"]):
-        print(
-            "usage: powersample report RUN [RUN ...]\n\nMakes summary.json and report.md again; compares several runs."
-        )
+        print(f"usage: {usage}\n\nMakes summary.json and report.md again; compares several runs.")
         return 0
-    for argument in arguments:
-        if argument.startswith("-"):
-            raise UserError(f"unknown option {argument}; usage: powersample report RUN [RUN ...].")
-    if not arguments:
+    if not paths_and_options(arguments, usage)[0]:
         raise UserError("report needs a run directory, such as `powersample report runs/demo/power`.")
     from orchestrator.report import report as make
 
@@ -162,17 +164,20 @@ def report(arguments: list[str]) -> int:
 def watch(arguments: list[str]) -> int:
     """`powersample watch RUN`."""
     from evals.types import UserError
+    from orchestrator.arguments import paths_and_options
 
-    usage = "usage: powersample watch RUN [--once]"
+    usage = "powersample watch RUN [--once]"
     if arguments[:1] in (["--help"], ["-h"]):
-        print(f"{usage}\n\nShows bar and workers of a run until it ends or Ctrl-C; --once shows it as it is now.")
+        print(
+            f"usage: {usage}\n\nShows bar and workers of a run until it ends or Ctrl-C; --once shows it as it is now."
+        )
         return 0
-    places = [argument for argument in arguments if argument != "--once"]
-    if len(places) != 1 or places[0].startswith("-"):
-        raise UserError(f"watch takes one run directory, such as runs/demo/power; {usage}.")
+    places, given = paths_and_options(arguments, usage, switches=["--once"])
+    if len(places) != 1:
+        raise UserError(f"watch takes one run directory, such as runs/demo/power; usage: {usage}.")
     from orchestrator.watch import watch as show
 
-    return show(Path(places[0]), "--once" in arguments)
+    return show(places[0], "--once" in given)
 
 
 def bench(arguments: list[str]) -> int:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from evals.statistics import Difference, holm, mcnemar_exact, paired_difference, sign_flip
 from evals.types import Record, UserError
-from orchestrator.scores import HEADLINE, question_means
+from orchestrator.scores import HEADLINE, by_problem, question_means, right
 
 
 class Run(NamedTuple):
@@ -20,7 +20,7 @@ class Run(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A run against another, in the numeric score."""
+    """A run against another, in one score."""
 
     label: str
     against: str
@@ -38,22 +38,38 @@ class Comparison(NamedTuple):
     """Runs with their labels, and the pairs of them that are compared on their common problems."""
 
     runs: list[tuple[str, Run]]
+    grader: str
+    """The score that is compared."""
     baseline: str
-    num_common: int
+    common: list[int]
+    """The problems that all runs have answered."""
     single: bool
     """One sample per problem in every run."""
     pairs: list[Pair]
+    asked: list[str]
+    """In what the runs asked differently, which a difference between them may come from."""
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
+class Flip(NamedTuple):
+    """A common problem that the runs have right to different shares."""
+
+    problem_id: int
+    gold: str
+    """As an answer that was graded right has it: the runs do not keep the data set's own."""
+    answers: list[list[tuple[str, bool]]]
+    """For each run its samples: the extracted answer, and whether it is right."""
+
+
+def compare(runs: Sequence[Run], grader: str = HEADLINE) -> Comparison:
     """Compare two or more runs: each with the baseline, and each of power sampling with every other method.
 
-    The baseline is the first run at temperature 1, else the first. Raises UserError if they used different data, or
-    share no problem.
+    The baseline is the first run at temperature 1, else the first. Raises UserError if they are of different tasks or
+    data, share no problem, or lack the score.
     """
-    check_data(runs)
+    check_alike(runs)
+    check_grader(runs, grader)
     labels = distinct_labels(runs)
-    means = [question_means(run.records, HEADLINE) for run in runs]
+    means = [question_means(run.records, grader) for run in runs]
     common = sorted(set(means[0]).intersection(*means[1:]))
     if not common:
         raise UserError(
@@ -66,7 +82,29 @@ def compare(runs: Sequence[Run]) -> Comparison:
     pairs = [pair((labels[i], labels[j]), rows[i], rows[j], single) for i, j in chosen_pairs(runs, base)]
     adjusted = holm([row.p for row in pairs])
     pairs = [row._replace(p_holm=p) for row, p in zip(pairs, adjusted, strict=True)]
-    return Comparison(list(zip(labels, runs, strict=True)), labels[base], len(common), single, pairs)
+    named = list(zip(labels, runs, strict=True))
+    return Comparison(named, grader, labels[base], common, single, pairs, asked_differently(runs))
+
+
+def flips(comparison: Comparison) -> list[Flip]:
+    """The problems that the runs have not equally often right: the largest gaps first, then as in the data."""
+    samples = [by_problem(run.records) for _, run in comparison.runs]
+    found = []
+    for problem_id in comparison.common:
+        answers = [[verdict(record, comparison.grader) for record in run[problem_id]] for run in samples]
+        shares = [sum(is_right for _, is_right in one) / len(one) for one in answers]
+        if gap := max(shares) - min(shares):
+            gold = next(answer for one in answers for answer, is_right in one if is_right)
+            found.append((-gap, problem_id, Flip(problem_id, gold, answers)))
+    return [flip for _, _, flip in sorted(found)]
+
+
+def verdict(record: Record, grader: str) -> tuple[str, bool]:
+    """The answer that a grader extracted, in words where there is none, and whether it is right."""
+    if record.status == "failed":
+        return "failed", False
+    answer = record.scores.get(grader, {}).get("answer")
+    return "no answer" if answer is None else answer, right(record, grader)
 
 
 def chosen_pairs(runs: Sequence[Run], base: int) -> list[tuple[int, int]]:
@@ -97,14 +135,30 @@ def is_plain(run: Run) -> bool:
     return sampler.get("kind") == "temperature" and sampler.get("temperature") == 1
 
 
-def check_data(runs: Sequence[Run]) -> None:
-    """A problem id means the same problem only within one data set."""
-    hashes = {run.summary["run"]["data_sha256"]: run.directory for run in runs}
-    if len(hashes) > 1:
-        raise UserError(
-            f"The runs {' and '.join(str(directory) for directory in hashes.values())} used different data, so their "
-            "problems cannot be paired; report them one by one."
-        )
+def check_alike(runs: Sequence[Run]) -> None:
+    """A problem id means the same problem only within one data set, and has the same gold only within one task."""
+    for key, what in (("data_sha256", "used different data"), ("task", "are of different tasks")):
+        found = {run.summary["run"][key]: run.directory for run in runs}
+        if len(found) > 1:
+            raise UserError(
+                f"The runs {' and '.join(str(directory) for directory in found.values())} {what}, so their problems "
+                "cannot be paired; report them one by one."
+            )
+
+
+def check_grader(runs: Sequence[Run], grader: str) -> None:
+    """A score that a run lacks would count as wrong everywhere."""
+    for run in runs:
+        if grader not in (known := run.summary["accuracy"]):
+            raise UserError(f"The run {run.directory} has no score {grader}; it has {', '.join(known)}.")
+
+
+def asked_differently(runs: Sequence[Run]) -> list[str]:
+    """In what the prompts and limits of the runs differ."""
+    keys = {"preset": "preset", "num_shots": "solved examples", "max_new_tokens": "token limit", "stop": "stop strings"}
+    if len({run.summary["num_problems"] for run in runs}) == 1:  # the hash is over all prompts of a run
+        keys["prompts_sha256"] = "prompts"
+    return [name for key, name in keys.items() if len({str(run.summary["run"].get(key)) for run in runs}) > 1]
 
 
 def distinct_labels(runs: Sequence[Run]) -> list[str]:

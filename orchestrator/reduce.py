@@ -87,6 +87,7 @@ def describe(run: Mapping[str, Any]) -> dict[str, Any]:
         "prompts_sha256": provenance.get("prompts_sha256"),
         "num_shots": task.get("num_shots"),
         "max_new_tokens": task.get("max_new_tokens"),
+        "stop": task.get("stop"),
         "num_problems": run.get("num_problems"),
         "num_samples": config.get("num_samples", 1),
         "model": model.get("name", config.get("model")),

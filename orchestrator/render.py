@@ -80,12 +80,23 @@ def scores_legend(summary: Mapping[str, Any]) -> str:
 
 
 def samples_table(summary: Mapping[str, Any]) -> str:
-    """pass@k and maj@k of the headline score; nothing for one sample per problem."""
+    """pass@k and maj@k of the headline score, and where its variance comes from; nothing for one sample per problem."""
     if HEADLINE not in summary["pass_at_k"]:
         return ""
     passes, votes = summary["pass_at_k"][HEADLINE], summary["maj_at_k"][HEADLINE]
-    rows = [[k, with_error(passes[k]), with_error(votes[k])] for k in passes]
-    return table(["k", f"pass@k ({HEADLINE}, % ± SE)", "maj@k"], rows)
+    rows = [[k, with_error(passes[k]), with_error(votes[k])] for k in votes]
+    text = table(["k", f"pass@k ({HEADLINE}, % ± SE)", "maj@k"], rows)
+    if (split := summary["variance"].get(HEADLINE)) is None:
+        return text
+    *with_k, (_, limit) = split["stderr_with"].items()
+    errors = ", ".join(f"{percent(error)} with {k}" for k, error in with_k)
+    whole = split["questions"] + split["reruns"] or 1.0
+    return f"{text}\n\n" + wrapped(
+        f"Of the variance of one answer's score {percent(split['questions'] / whole)} % lies between problems and "
+        f"{percent(split['reruns'] / whole)} % between answers to the same one. Standard error over new problems: "
+        f"{errors} samples each, {percent(limit)} with ever more; over new answers to these problems: "
+        f"{percent(split['stderr_reruns'])}."
+    )
 
 
 def answers(summary: Mapping[str, Any]) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any
 
-from orchestrator.compare import Comparison, Pair
-from orchestrator.layout import figure, item, table, with_error, without_spread, wrapped
+from orchestrator.compare import Comparison, Pair, flips
+from orchestrator.layout import figure, item, percent, table, with_error, without_spread, wrapped
 from orchestrator.render import AGREEMENT, model_name, problems_name, provenance, shown_scores
 from orchestrator.scores import HEADLINE
+
+WIDEST = 24
+"""Characters of an answer in a table."""
 
 
 def comparison_report(comparison: Comparison, plot: str | None) -> str:
@@ -16,7 +21,7 @@ def comparison_report(comparison: Comparison, plot: str | None) -> str:
     summaries = [run.summary for _, run in comparison.runs]
     models = " / ".join(dict.fromkeys(model_name(summary["run"]) for summary in summaries))
     parts = [
-        f"# {problems_name(summaries[0]['run'])}, {models}: {len(summaries)} methods on {comparison.num_common:,} "
+        f"# {problems_name(summaries[0]['run'])}, {models}: {len(summaries)} methods on {len(comparison.common):,} "
         "common problems",
         "\n".join(
             item(f"Warning ({'all runs' if len(labels) == len(summaries) else '; '.join(labels)}): {sentence}")
@@ -36,6 +41,11 @@ def comparison_report(comparison: Comparison, plot: str | None) -> str:
 def shared_warnings(comparison: Comparison) -> dict[str, list[str]]:
     """Each warning once, with the runs that it is about."""
     found: dict[str, list[str]] = {}
+    if comparison.asked:
+        differing = ", ".join(comparison.asked)
+        found[f"The runs asked differently ({differing}), and part of a difference may come from that."] = [
+            label for label, _ in comparison.runs
+        ]
     for label, run in comparison.runs:
         for sentence in run.summary["warnings"]:
             found.setdefault(sentence, []).append(label)
@@ -83,8 +93,8 @@ def against_baseline(comparison: Comparison) -> list[str]:
     """Every run with the baseline."""
     pairs = [pair for pair in comparison.pairs if pair.against == comparison.baseline]
     title = (
-        f"Paired differences of the {HEADLINE} score against **{comparison.baseline}**, in points, on the "
-        f"{comparison.num_common:,} common problems:"
+        f"Paired differences of the {comparison.grader} score against **{comparison.baseline}**, in points, on the "
+        f"{len(comparison.common):,} common problems:"
     )
     return [wrapped(title), pairs_table(comparison, "method", [(pair.label, pair) for pair in pairs])]
 
@@ -101,19 +111,24 @@ def against_others(comparison: Comparison) -> list[str]:
 
 def pairs_table(comparison: Comparison, first: str, rows: Sequence[tuple[str, Pair]]) -> str:
     """One row a pair, named in the column `first`."""
-    counts, test = (["won", "lost"], "McNemar p") if comparison.single else ([], "sign-flip p")
-    return table(
-        [first, "difference", "95 % interval", *counts, test, "Holm p"], [[name, *cells(pair)] for name, pair in rows]
-    )
+    counts = ["won", "lost"] if comparison.single else []
+    head = [first, "difference", "95 % interval", "MDE", *counts, "p", "Holm p"]
+    return table(head, [[name, *cells(pair)] for name, pair in rows])
 
 
 def cells(pair: Pair) -> list[str]:
-    """A pair's difference with its error, its interval, its counts and its p values."""
+    """A pair's difference with its error, its interval, what it could detect, its counts and its p values."""
     mean, stderr, low, high, n = pair.difference
     interval = f"{points(low)} to {points(high)}" if n > 1 else "unknown"
     error = "" if stderr == 0 else f" ± {100 * stderr:.1f}" if n > 1 else " ± unknown"
     counts = [f"{count:,}" for count in (pair.only_this, pair.only_other) if count is not None]
-    return [f"{points(mean)}{error}", interval, *counts, f"{pair.p:.3g}", f"{pair.p_holm:.3g}"]
+    mde = "-" if isnan(pair.difference.mde) else percent(pair.difference.mde)
+    return [f"{points(mean)}{error}", interval, mde, *counts, probability(pair.p), probability(pair.p_holm)]
+
+
+def probability(p: float) -> str:
+    """A p value; of small ones only the size."""
+    return f"{p:.3g}" if p >= 1e-4 else f"{p:.0e}"
 
 
 def points(difference: float) -> str:
@@ -121,10 +136,38 @@ def points(difference: float) -> str:
     return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
+def flips_table(comparison: Comparison, limit: int) -> str:
+    """Up to `limit` problems on which the runs disagree, with what each of them answered."""
+    found = flips(comparison)
+    if not found:
+        return "The runs have the same problems right.\n"
+    names = [f"run {i}" for i in range(1, len(comparison.runs) + 1)]
+    said = f"Flipped problems, which the runs do not have right equally often: {len(found):,}"
+    said += f" (--flips {len(found)} shows all). " if limit < len(found) else ". "
+    said += "; ".join(f"{name}: {label}" for name, (label, _) in zip(names, comparison.runs, strict=True))
+    rows = [[str(flip.problem_id), shown(flip.gold), *map(votes, flip.answers)] for flip in found[:limit]]
+    return wrapped(said + ".") + ("\n\n" + table(["problem", "gold", *names], rows) if rows else "") + "\n"
+
+
+def votes(answers: Sequence[tuple[str, bool]]) -> str:
+    """The answers of one run to a problem, the most frequent first."""
+    counts = Counter(shown(answer) for answer, _ in answers)
+    return ", ".join(answer if count == 1 else f"{answer} ×{count}" for answer, count in counts.most_common())
+
+
+def shown(answer: str) -> str:
+    """An answer as a cell: on one line, not too long, and nothing that a terminal or a table would obey."""
+    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(answer.split()))
+    return (text if len(text) <= WIDEST else text[: WIDEST - 1] + "…").replace("|", "\\|")
+
+
 def pairs_legend(comparison: Comparison) -> str:
     num_pairs = f"all {len(comparison.pairs)} pairs" if len(comparison.pairs) > 1 else "one pair"
     if comparison.single:
-        text = "won, lost: problems that only this method, or only the other, has right. McNemar p: the exact test"
+        text = "won, lost: problems that only this method, or only the other, has right. p: exact McNemar test"
     else:
-        text = "Differences are of question means. sign-flip p: the permutation test on them"
-    return f"{text}; Holm p: adjusted for {num_pairs} of this report."
+        text = "Differences are of question means. p: permutation test on them (sign flips)"
+    return (
+        f"{text}; Holm p: adjusted for {num_pairs}. MDE: the true difference that such a pair of runs finds at 5 % "
+        "(two-sided) with 80 % power."
+    )

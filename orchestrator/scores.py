@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
-from math import isnan
+from math import inf, isnan
 from typing import Any
 
 from evals.grading.strict_flexible import normalised
-from evals.statistics import Z95, maj_at_k, mean_and_stderr, pass_at_k, wilson
+from evals.statistics import Z95, maj_at_k, mean_and_stderr, pass_at_k, variance_split, wilson
 from evals.types import Record
 
 GRADERS = ("strict", "flexible", "numeric")
@@ -102,20 +102,26 @@ def reports(record: Record, grader: str) -> bool:
 
 
 def at_k(records: Sequence[Record], num_samples: int) -> dict[str, dict[str, Any]]:
-    """`pass_at_k` and `maj_at_k`: grader -> k -> `estimate`, for k = 1, 2, 4, … up to `num_samples`.
+    """`pass_at_k`, grader -> k -> `estimate`, for every k up to `num_samples`; `maj_at_k` for k = 1, 2, 4, … and it.
 
     Errors are of question values, hence clustered by problem. A problem with fewer than k recorded samples is left out.
-    Both are empty for one sample per problem.
+    `variance`: grader -> `variance_split`, with the error over new problems that other numbers of samples would have.
+    All are empty for one sample per problem.
     """
-    sizes = [1 << i for i in range(num_samples.bit_length())] if num_samples > 1 else []
-    found: dict[str, dict[str, Any]] = {"pass_at_k": {}, "maj_at_k": {}}
-    for grader in graders(records) if sizes else []:
+    found: dict[str, dict[str, Any]] = {"pass_at_k": {}, "maj_at_k": {}, "variance": {}}
+    for grader in graders(records) if num_samples > 1 else []:
         tallies = {problem_id: tally(samples, grader) for problem_id, samples in by_problem(records).items()}
-        passes, votes = found["pass_at_k"].setdefault(grader, {}), found["maj_at_k"].setdefault(grader, {})
-        for k in sizes:
-            enough = {i: counts for i, counts in tallies.items() if total(*counts) >= k}
-            passes[str(k)] = estimate([pass_at_k(counts[0], total(*counts), k) for counts in enough.values()])
-            votes[str(k)] = estimate([maj_at_k(*counts, k, key=(i, k)) for i, counts in enough.items()])
+        passes = [pass_at_k(counts[0], total(*counts)) for counts in tallies.values()]
+        found["pass_at_k"][grader] = {
+            str(k): estimate([one[k - 1] for one in passes if len(one) >= k]) for k in range(1, num_samples + 1)
+        }
+        found["maj_at_k"][grader] = {
+            str(k): estimate([maj_at_k(*counts, k, key=(i, k)) for i, counts in tallies.items() if total(*counts) >= k])
+            for k in [*(1 << i for i in range((num_samples - 1).bit_length())), num_samples]
+        }
+        if split := variance_split([counts[0] for counts in tallies.values()], [len(one) for one in passes]):
+            errors = {str(k): split.stderr(k) for k in (1, num_samples, 2 * num_samples, inf)}
+            found["variance"][grader] = {**split._asdict(), "stderr_with": errors}
     return found
 
 

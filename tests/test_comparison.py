@@ -18,7 +18,7 @@ from orchestrator.report import write_report
 def test_comparison_is_paired_and_against_temperature_1() -> None:
     runs = [as_run("p", POWER, "1" * 12 + "0" * 8 + " "), as_run("t", PLAIN, "0" * 10 + "1" * 4 + "0" * 6 + "1")]
     comparison = compare(runs)
-    assert (comparison.baseline, comparison.num_common) == ("temperature 1", 20)
+    assert (comparison.baseline, len(comparison.common)) == ("temperature 1", 20)
     (pair,) = comparison.pairs
     assert (pair.only_this, pair.only_other, pair.p) == (10, 2, pytest.approx(0.038574, abs=1e-6))
     assert pair.p_holm == pair.p
@@ -48,7 +48,7 @@ def test_power_is_compared_with_every_other_method_as_well() -> None:
     assert (comparison.pairs[3].only_this, comparison.pairs[3].only_other) == (7, 0)
     text = comparison_report(comparison, None)
     assert f"The same of **{power}** against other methods:" in text
-    assert "adjusted for all 5 pairs of this report" in text
+    assert "adjusted for all 5 pairs. MDE" in text
 
 
 def test_several_samples_are_compared_by_a_permutation_test() -> None:
@@ -62,7 +62,7 @@ def test_several_samples_are_compared_by_a_permutation_test() -> None:
     (pair,) = comparison.pairs
     assert (pair.only_this, pair.only_other, pair.p) == (None, None, 1 / 16)
     text = comparison_report(comparison, None)
-    assert "| power (alpha 4, 10 moves) | +20.8 ± 4.2 | +12.7 to +29.0 |      0.0625 | 0.0625 |" in text
+    assert "| power (alpha 4, 10 moves) | +20.8 ± 4.2 | +12.7 to +29.0 | 11.7 | 0.0625 | 0.0625 |" in text
     assert "|            330 |" in text, "tokens of one sample, since the score is of one"
     assert runs[0].summary["tokens"]["generated_per_problem"] == 4 * 330
 
@@ -77,7 +77,7 @@ def test_no_right_answer_is_no_certainty() -> None:
     text = comparison_report(compare(runs), None)
     assert "| 0.0 (0.0 to 7.1) |" in text
     assert "the 95 % interval (Wilson) instead" in " ".join(text.split())
-    assert "|       +0.0 |  -7.1 to +7.1 |   0 |    0 |         1 |      1 |" in text
+    assert "|       +0.0 |  -7.1 to +7.1 |   - |   0 |    0 |   1 |      1 |" in text
     assert "± 0.0" not in text
 
 
@@ -95,8 +95,22 @@ def test_what_cannot_be_paired_is_refused() -> None:
     other.summary["run"]["data_sha256"] = "e" * 64
     with pytest.raises(UserError, match="different data"):
         compare([as_run("a", POWER, "11"), other])
+    other = as_run("b", PLAIN, "11", task={"name": "math", "num_shots": 0, "max_new_tokens": 256})
+    with pytest.raises(UserError, match="different tasks"):
+        compare([as_run("a", POWER, "11"), other])
     with pytest.raises(UserError, match="no answered problem in common"):
         compare([as_run("a", POWER, "1 "), as_run("b", PLAIN, " 1")])
+    with pytest.raises(UserError, match="The run a has no score exact; it has strict, flexible, numeric"):
+        compare([as_run("a", POWER, "11"), as_run("b", PLAIN, "11")], "exact")
+
+
+def test_runs_that_asked_differently_are_compared_with_a_warning() -> None:
+    task = {"name": "gsm8k", "num_shots": 5, "max_new_tokens": 128, "stop": ["\n"]}
+    comparison = compare([as_run("a", POWER, "11"), as_run("b", PLAIN, "10", task=task)])
+    assert comparison.asked == ["solved examples", "token limit", "stop strings"]
+    text = " ".join(comparison_report(comparison, None).split())
+    assert "Warning (all runs): The runs asked differently (solved examples, token limit, stop strings)" in text
+    assert compare([as_run("a", POWER, "11"), as_run("b", PLAIN, "10")]).asked == []
 
 
 def test_holm() -> None:
@@ -118,6 +132,7 @@ def test_report_of_several_runs(tmp_path: Path) -> None:
         "power (alpha 4, 10 moves)",
         "+40.0 ± 15.2",
         "+10.2 to +69.8",
+        "42.6",
         "10",
         "2",
         "0.0386",

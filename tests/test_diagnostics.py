@@ -210,12 +210,17 @@ def test_pass_and_maj_at_k_of_records() -> None:
     records = [answered(i, k, *answer) for i, rows in enumerate((first, second)) for k, answer in enumerate(rows)]
     found = at_k(records, 4)
     passes, votes = found["pass_at_k"]["numeric"], found["maj_at_k"]["numeric"]
-    assert list(passes) == list(votes) == ["1", "2", "4"]
-    assert [passes[k]["mean"] for k in passes] == pytest.approx([(1 / 2 + 1 / 4) / 2, (5 / 6 + 1 / 2) / 2, 1])
+    assert list(passes) == ["1", "2", "3", "4"]
+    assert list(votes) == ["1", "2", "4"]
+    shares = [(1 / 2 + 1 / 4) / 2, (5 / 6 + 1 / 2) / 2, (1 + 3 / 4) / 2, 1]
+    assert [passes[k]["mean"] for k in passes] == pytest.approx(shares)
     assert votes["1"]["mean"] == passes["1"]["mean"]
     assert (votes["4"]["mean"], votes["4"]["stderr"]) == (0.5, 0), "18.0 votes for 18, a tie scores a half"
     assert passes["1"]["stderr"] == pytest.approx(1 / 8)
-    assert at_k(records, 1) == {"pass_at_k": {}, "maj_at_k": {}}
+    variance = found["variance"]["numeric"]
+    assert variance["reruns"] == pytest.approx((1 / 3 + 1 / 4) / 2)
+    assert list(variance["stderr_with"]) == ["1", "4", "8", "inf"]
+    assert at_k(records, 1) == {"pass_at_k": {}, "maj_at_k": {}, "variance": {}}
 
 
 def test_report_of_several_samples() -> None:
@@ -224,8 +229,10 @@ def test_report_of_several_samples() -> None:
     text = text_of(records, num_samples=4)
     assert "| k | pass@k (numeric, % ± SE) | maj@k |" in text
     assert "| 4 | 100.0 (43.9 to 100.0) | 50.0 (21.9 to 78.1) |" in text
+    assert "0.0 % lies between problems and 100.0 % between answers to the same one." in " ".join(text.split())
     half = summarise(records[:6], [], make_run(num_problems=3, num_samples=4))
     assert half["pass_at_k"]["numeric"]["4"]["n"] == 1, "a problem with too few samples is left out"
+    json.dumps(half, allow_nan=False)
 
 
 def test_failed_answers_count_as_wrong_everywhere() -> None:

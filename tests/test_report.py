@@ -127,7 +127,7 @@ def test_summary_has_exact_figures() -> None:
         "mean_log_p": -15,
     }
     assert {name: summary["chain"][name] for name in known} == known
-    assert (summary["pass_at_k"], summary["maj_at_k"]) == ({}, {})
+    assert (summary["pass_at_k"], summary["maj_at_k"], summary["variance"]) == ({}, {}, {})
     memory = summary["memory"]
     assert memory["peak_bytes"] == {"0": 1002, "1": 5000}
     assert (memory["largest_peak_bytes"], memory["kind"], memory["slots"]) == (5000, "rss", 10)

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from itertools import combinations
-from math import isnan, sqrt
+from math import comb, inf, isnan, nan, sqrt
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -12,12 +13,14 @@ from scipy.stats import binomtest, permutation_test
 
 import evals.statistics as statistics
 from evals.statistics import (
+    Difference,
     maj_at_k,
     mcnemar_exact,
     mean_and_stderr,
     paired_difference,
     pass_at_k,
     sign_flip,
+    variance_split,
     wilson,
 )
 
@@ -134,16 +137,44 @@ def test_sign_flip_by_random_signs_is_near_mcnemar() -> None:
     assert sign_flip([1.0] * 200) == 1 / (statistics.NUM_FLIPS + 1)
 
 
+def test_the_minimum_detectable_effect_is_found_by_four_of_five_runs() -> None:
+    """Discordant shares and MDE in points at n = 1319: EVALUATION.md 4.1."""
+    for discordant, points in ((0.05, 1.7), (0.1, 2.4), (0.2, 3.5), (0.3, 4.2)):
+        half = round(1319 * discordant / 2)
+        difference = paired_difference([1] * half + [0] * (1319 - half), [0] * (1319 - half) + [1] * half)
+        assert 100 * difference.mde == pytest.approx(points, abs=0.05)
+    normal = NormalDist()
+    assert normal.cdf(Difference(0, 1, 0, 0, 9).mde - normal.inv_cdf(0.975)) == pytest.approx(0.8)
+    assert isnan(paired_difference([1.0] * 5, [0.0] * 5).mde)
+    assert isnan(Difference(0.5, nan, nan, nan, 1).mde)
+
+
+def test_variance_is_split_into_questions_and_reruns() -> None:
+    split = variance_split([4, 3, 1, 0, 3, 4], [4] * 6)
+    assert split is not None
+    assert (split.reruns, split.questions, split.stderr_reruns) == pytest.approx((0.125, 0.1375, 0.072169), abs=1e-6)
+    assert split.stderr(4) == pytest.approx(mean_and_stderr(A)[1]), "as many samples as there are"
+    assert split.stderr(inf) == pytest.approx(sqrt(0.1375 / 6))
+    only_noise = variance_split([2, 2, 2, 2], [4] * 4)
+    assert only_noise is not None
+    assert (only_noise.questions, only_noise.reruns) == (0, pytest.approx(1 / 3)), "a negative estimate is 0"
+    assert variance_split([1, 0, 1], [1, 1, 2]) is None
+    more = variance_split([4, 3, 1, 0, 3, 4, 1], [4, 4, 4, 4, 4, 4, 1])
+    assert more == split, "one sample alone tells nothing of the draws"
+
+
 def test_pass_at_k_check_values() -> None:
     shown = [0.375, 0.642857, 0.821429, 0.928571, 0.982143, 1, 1, 1]
-    assert [pass_at_k(3, 8, k) for k in range(1, 9)] == pytest.approx(shown, abs=1e-6)
+    assert pass_at_k(3, 8) == pytest.approx(shown, abs=1e-6)
     for k, mean, stderr in ((1, 0.625, 0.167705), (2, 0.75, 0.170783), (3, 0.791667, 0.163512), (4, 5 / 6, 1 / 6)):
-        found = mean_and_stderr([pass_at_k(round(4 * share), 4, k) for share in A])
+        found = mean_and_stderr([pass_at_k(round(4 * share), 4)[k - 1] for share in A])
         assert found == pytest.approx((mean, stderr), abs=1e-6)
-    assert pass_at_k(1, 65_536, 1) == 1 / 65_536
-    for wrong in ((1, 4, 5), (1, 4, 0), (5, 4, 1), (-1, 4, 1)):
-        with pytest.raises(ValueError, match="drawn"):
-            pass_at_k(*wrong)
+    many = pass_at_k(7, 65_536)
+    for k in (1, 2, 300, 20_000, 65_536):
+        assert many[k - 1] == pytest.approx(1 - comb(65_529, k) / comb(65_536, k), rel=1e-9)
+    for right in (5, -1):
+        with pytest.raises(ValueError, match=f"{right} right of 4"):
+            pass_at_k(right, 4)
 
 
 def test_maj_at_k_check_values() -> None:
@@ -172,7 +203,7 @@ def test_pass_and_maj_are_the_means_over_all_subsets(answers: str, data: st.Data
     k = data.draw(st.integers(1, len(answers)))
     right, silent = answers.count("r"), answers.count(" ")
     wrong = [answers.count(name) for name in "abc"]
-    found = pass_at_k(right, len(answers), k), maj_at_k(right, wrong, silent, k)
+    found = pass_at_k(right, len(answers))[k - 1], maj_at_k(right, wrong, silent, k)
     assert found == pytest.approx(brute_force(answers, k))
 
 

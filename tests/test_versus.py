@@ -1,0 +1,180 @@
+"""`powersample compare` as users type it: what it prints, its JSON, its refusals; and on runs of the embedded model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_end_to_end import DEMO, run
+from test_report import PLAIN, POWER, TELEMETRY, failed_record, make_record, make_run
+
+from orchestrator.cli import main
+from orchestrator.store import encode
+
+METHOD = "power (alpha 4, 10 moves)"
+
+
+def write_run(directory: Path, sampler: dict[str, Any], *rows: str, **changes: Any) -> Path:
+    """A run on disk; a row has the numeric answers to a problem: 18 is right, - none, and an empty row is not there.
+
+    The score `strict` has all of them wrong.
+    """
+    directory.mkdir()
+    records = []
+    for i, row in enumerate(rows):
+        for k, answer in enumerate(row.split()):
+            found = {"correct": answer == "18", "answer": None if answer == "-" else answer, "kind": "number"}
+            scores = {"strict": {"correct": False, "answer": "#", "kind": "number"}, "numeric": found}
+            records.append(failed_record(i) if answer == "!" else make_record(i, sample_index=k, scores=scores))
+    samples = max(len(row.split()) for row in rows)
+    run = make_run(sampler, len(rows), **{"num_samples": samples, **changes})
+    (directory / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    (directory / "records.jsonl").write_bytes(b"".join(map(encode, records)))
+    (directory / "telemetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TELEMETRY), encoding="utf-8")
+    return directory
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[str, str]:
+    """T = 1 and power sampling on 24 and 23 problems, of which power wins ten and loses two."""
+    power = ["18"] * 10 + ["-", "|7|\x1b[31m"] + ["18"] * 4 + ["3"] * 7 + [""]
+    plain = ["20"] * 9 + ["!"] + ["18"] * 2 + ["18"] * 4 + ["3"] * 8
+    found = write_run(tmp_path / "t1", PLAIN, *plain), write_run(tmp_path / "power", POWER, *power)
+    return str(found[0]), str(found[1])
+
+
+def test_compare_of_two_runs(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(Path(runs[0]).parent.rglob("*"))
+    assert main(["compare", *runs]) == 0
+    text = capsys.readouterr().out
+    assert "# problems.jsonl, tiny: 2 methods on 23 common problems" in text
+    assert f"| {METHOD} | +34.8 ± 13.5 | +8.3 to +61.2 | 37.8 |  10 |    2 | 0.0386 | 0.0386 |" in text
+    flipped = text.partition("Flipped problems")[2]
+    assert "equally often: 12. run 1: temperature 1; run 2: power" in " ".join(flipped.split())
+    rows = [[cell.strip() for cell in line.split(" | ")] for line in flipped.splitlines() if line.startswith("| ")]
+    assert rows[0] == ["| problem", "gold", "run 1", "run 2 |"]
+    assert rows[2:4] == [["| 0", "18", "20", "18 |"], ["| 1", "18", "20", "18 |"]]
+    assert rows[11:] == [
+        ["| 9", "18", "failed", "18 |"],
+        ["| 10", "18", "18", "no answer |"],
+        ["| 11", "18", "18", "\\|7\\|\N{REPLACEMENT CHARACTER}[31m |"],
+    ]
+    assert max(map(len, flipped.splitlines())) <= 100
+    assert sorted(Path(runs[0]).parent.rglob("*")) == before, "nothing is written"
+
+
+def test_the_reference_is_that_of_the_report(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *runs[::-1], "--flips", "0"]) == 0
+    text = capsys.readouterr().out
+    assert f"| {METHOD} | +34.8 ± 13.5 |" in text
+    assert main(["report", *runs[::-1]]) == 0
+    assert text.partition("- Provenance")[0] in capsys.readouterr().out.replace(
+        "![Scores against tokens and settings](accuracy.svg)\n\n", ""
+    )
+
+
+def test_the_number_of_flips_is_limited(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    for limit in (0, 5, 12):
+        assert main(["compare", *runs, f"--flips={limit}"]) == 0
+        text = capsys.readouterr().out.partition("Flipped problems")[2]
+        assert sum(line.startswith("| ") for line in text.splitlines()) == (limit and limit + 2)
+        assert ("--flips 12 shows all" in " ".join(text.split())) == (limit < 12)
+
+
+def test_json_has_the_same_numbers(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--json", *runs]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["reference"], found["num_common"], found["test"]) == ("temperature 1", 23, "mcnemar")
+    (pair,) = found["pairs"]
+    assert (pair["run"], pair["against"], pair["won"], pair["lost"]) == (METHOD, "temperature 1", 10, 2)
+    assert pair["difference"] == pytest.approx(8 / 23)
+    assert pair["mde"] == pytest.approx(2.8016 * pair["stderr"], rel=1e-4)
+    assert (pair["p"], pair["p_holm"]) == (pytest.approx(0.038574, abs=1e-6),) * 2
+    assert [one["accuracy"]["n"] for one in found["runs"]] == [24, 23]
+    assert len(found["flips"]) == 12
+    answers = {"temperature 1": [["20", False]], METHOD: [["18", True]]}
+    assert found["flips"][0] == {"problem_id": 0, "gold": "18", "answers": answers}
+    assert main(["compare", "--json", *runs, "--flips", "3", "--grader", "strict"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["grader"], found["pairs"][0]["p"], found["pairs"][0]["mde"], found["flips"]) == (
+        "strict",
+        1,
+        None,
+        [],
+    )
+
+
+def test_several_samples_per_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Matrices A and B of EVALUATION.md 4.1."""
+    bits = {"a": "1111 1101 0100 0000 1011 1111", "b": "1101 1001 0000 0000 1001 1110"}
+    samplers = {"a": POWER, "b": PLAIN}
+    answers = str.maketrans({"1": "18 ", "0": "7 "})
+    runs = [
+        write_run(tmp_path / name, samplers[name], *(row.translate(answers) for row in rows.split()))
+        for name, rows in bits.items()
+    ]
+    assert main(["compare", *map(str, runs)]) == 0
+    text = capsys.readouterr().out
+    assert f"| {METHOD} | +20.8 ± 4.2 | +12.7 to +29.0 | 11.7 | 0.0625 | 0.0625 |" in text
+    rows = [line.split() for line in text.partition("Flipped problems")[2].splitlines() if line.startswith("| ")]
+    assert [" ".join(row) for row in rows[2:4]] == [
+        "| 0 | 18 | 18 ×4 | 18 ×3, 7 |",
+        "| 1 | 18 | 18 ×3, 7 | 18 ×2, 7 ×2 |",
+    ]
+    assert "p: permutation test" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["t1"], "at least two run directories"),
+        (["t1", "nowhere"], "no run directory"),
+        (["t1", "."], "not a run directory"),
+        (["t1", "t1"], "named twice"),
+        (["t1", "power", "--flips", "-1"], "--flips -1 is refused"),
+        (["t1", "power", "--flips"], "--flips needs a value"),
+        (["t1", "power", "--grader", "exact"], "no score exact; it has strict, numeric"),
+        (["t1", "power", "--all"], "unknown option --all"),
+        (["t1", "math"], "are of different tasks"),
+        (["t1", "late"], "no answered problem in common"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_code_2(
+    arguments: list[str],
+    words: str,
+    runs: tuple[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_run(tmp_path / "math", POWER, "18", task={"name": "math"})
+    write_run(tmp_path / "late", POWER, *[""] * 24, "18")
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("powersample: ")
+    assert err.count("\n") == 1
+    assert words in err
+
+
+@pytest.mark.slow
+def test_power_against_temperature_1_of_the_embedded_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = run("--run-dir", tmp_path / "demo", "--limit", 60)
+    assert done.returncode == 0, done.stderr
+    assert main(["compare", str(tmp_path / "demo/t1"), str(tmp_path / "demo/power"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (pair,) = found["pairs"]
+    assert (pair["run"], pair["against"], pair["n"]) == (METHOD, "temperature 1", 60)
+    assert pair["ci95"][0] > 0, "power sampling is better"
+    assert pair["p"] < 0.01
+    assert len(found["flips"]) == pair["won"] + pair["lost"]
+    golds = [row["answer"] for row in map(json.loads, (DEMO / "problems.jsonl").read_text().splitlines())]
+    for flip in found["flips"]:
+        assert golds[flip["problem_id"]].endswith(f"#### {flip['gold']}")
+        ((_, plain),), ((_, power),) = flip["answers"]["temperature 1"], flip["answers"][METHOD]
+        assert plain != power
