@@ -89,17 +89,17 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return 0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half
 
 
-def paired_difference(a: Sequence[float], b: Sequence[float]) -> Difference:
+def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
     """A - B on the same questions: `a` [n] and `b` [n] hold the question means of two methods, in the same order.
 
     Its error is far smaller than that of two separate accuracies, because hard questions are hard for both. Where all
     n differences are equal their spread says nothing; the interval then allows for the share of other questions that
     Wilson's interval does at 0 of n, whatever their difference. Raises ValueError if the lengths differ.
     """
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} against {len(b)} questions: a paired comparison needs the same ones")
-    n = len(a)
-    mean, stderr = mean_and_stderr(np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64))
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if (n := len(a)) != len(b):
+        raise ValueError(f"{n} against {len(b)} questions: a paired comparison needs the same ones")
+    mean, stderr = mean_and_stderr(a - b)
     if n > 1 and stderr == 0:
         other = wilson(0, n)[1]
         return Difference(mean, stderr, (1 - other) * mean - other, (1 - other) * mean + other, n)

@@ -160,6 +160,7 @@ def test_mistakes_are_one_sentence_and_code_2(
     assert words in err
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 def test_power_against_temperature_1_of_the_embedded_default(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
