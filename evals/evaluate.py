@@ -150,4 +150,5 @@ def make_record(
             "prefilled": sample.chain["prefilled"],
         },
         worker=worker,
+        group=problem.group,
     )

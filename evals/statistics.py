@@ -1,7 +1,8 @@
 """Errors, intervals and paired tests of accuracies, pass@k and maj@k: pure functions of numbers. Knows no record.
 
 Means are over questions; with several samples per question the value of a question is the mean of its samples. Normal
-approximations follow Miller, Adding Error Bars to Evals (arXiv 2411.00640).
+approximations and clusters follow Miller, Adding Error Bars to Evals (arXiv 2411.00640): where `groups` [n] names the
+template that each question was made from, only templates are independent.
 """
 
 from __future__ import annotations
@@ -60,17 +61,36 @@ class Split(NamedTuple):
         return sqrt((self.questions + self.reruns / num_samples) / self.n)
 
 
-def mean_and_stderr(question_means: ArrayLike) -> tuple[float, float]:
-    """Mean of n values and its standard error sqrt(sum((s - mean)^2) / (n (n - 1))); NaN where n is too small for them.
+def mean_and_stderr(question_means: ArrayLike, groups: Sequence[str] = ()) -> tuple[float, float]:
+    """Mean of n values and its standard error sqrt(C / (C - 1) sum_c(sum_{i in c}(s_i - mean))^2) / n over C clusters.
 
-    `question_means` [n], one value per question. For values 0 and 1 the error is sqrt(p (1 - p) / (n - 1)).
+    `question_means` [n], one value per question; without `groups` each is a cluster of its own, and for values 0 and 1
+    the error is sqrt(p (1 - p) / (n - 1)). NaN where n or C is too small.
     """
     values = np.asarray(question_means, dtype=np.float64)
     n = len(values)
     if n == 0:
         return nan, nan
     mean = float(values.mean())
-    return mean, sqrt(float(np.sum((values - mean) ** 2)) / (n * (n - 1))) if n > 1 else nan
+    sums = cluster_sums(values - mean, groups)
+    c = len(sums)
+    return mean, sqrt(float(np.sum(sums**2)) * c / (c - 1)) / n if c > 1 else nan
+
+
+def cluster_sums(values: NDArray[np.float64], groups: Sequence[str]) -> NDArray[np.float64]:
+    """[C] sums of `values` [n] over the questions of each group; the values themselves without groups."""
+    if not groups:
+        return values
+    return np.bincount(np.unique(groups, return_inverse=True)[1], weights=values).astype(np.float64, copy=False)
+
+
+def quantile95(groups: Sequence[str] = ()) -> float:
+    """Half width of a 95 % interval in standard errors: Student's t of C - 1 degrees of freedom for C groups."""
+    if not groups:
+        return Z95
+    from scipy.special import stdtrit
+
+    return float(stdtrit(len(set(groups)) - 1, 0.975))
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -89,7 +109,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return 0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half
 
 
-def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
+def paired_difference(a: ArrayLike, b: ArrayLike, groups: Sequence[str] = ()) -> Difference:
     """A - B on the same questions: `a` [n] and `b` [n] hold the question means of two methods, in the same order.
 
     Its error is far smaller than that of two separate accuracies, because hard questions are hard for both. Where all
@@ -99,11 +119,12 @@ def paired_difference(a: ArrayLike, b: ArrayLike) -> Difference:
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if (n := len(a)) != len(b):
         raise ValueError(f"{n} against {len(b)} questions: a paired comparison needs the same ones")
-    mean, stderr = mean_and_stderr(a - b)
+    mean, stderr = mean_and_stderr(a - b, groups)
     if n > 1 and stderr == 0:
-        other = wilson(0, n)[1]
+        other = wilson(0, len(set(groups)) or n)[1]
         return Difference(mean, stderr, (1 - other) * mean - other, (1 - other) * mean + other, n)
-    return Difference(mean, stderr, mean - Z95 * stderr, mean + Z95 * stderr, n)
+    half = quantile95(groups) * stderr
+    return Difference(mean, stderr, mean - half, mean + half, n)
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:

@@ -37,6 +37,8 @@ class Problem(NamedTuple):
     question: str
     answer: str
     """The worked solution as the data set has it, `#### gold` included."""
+    group: str | None = None
+    """What problems made from one template share, if the data set says so: they are no independent evidence."""
 
 
 Message = dict[str, str]
@@ -237,3 +239,5 @@ class Record(NamedTuple):
     worker: dict[str, Any]
     """rank, pid, host, attempt."""
     error: str | None = None
+    group: str | None = None
+    """The problem's."""

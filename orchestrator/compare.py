@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evals.statistics import Difference, holm, mcnemar_exact, paired_difference, sign_flip
+import numpy as np
+
+from evals.statistics import Difference, cluster_sums, holm, mcnemar_exact, paired_difference, sign_flip
 from evals.types import Record, UserError
-from orchestrator.scores import HEADLINE, by_problem, question_means, right
+from orchestrator.scores import HEADLINE, by_problem, clusters, groups_of, question_means, right
 
 
 class Run(NamedTuple):
@@ -29,7 +31,7 @@ class Pair(NamedTuple):
     """Problems that only this run has right; None with several samples per problem, as is the next."""
     only_other: int | None
     p: float
-    """Exact McNemar; with several samples per problem the sign-flip permutation test."""
+    """Exact McNemar; with several samples per problem, or groups of problems, the sign-flip permutation test."""
     p_holm: float
     """The same, adjusted for the number of all pairs of the comparison."""
 
@@ -44,7 +46,9 @@ class Comparison(NamedTuple):
     common: list[int]
     """The problems that all runs have answered."""
     single: bool
-    """One sample per problem in every run."""
+    """One sample per problem in every run, and no groups of problems: McNemar's test applies."""
+    num_groups: int
+    """Of common problems, as far as the data names them; else 0."""
     pairs: list[Pair]
     asked: list[str]
     """In what the runs asked differently, which a difference between them may come from."""
@@ -77,13 +81,14 @@ def compare(runs: Sequence[Run], grader: str = HEADLINE) -> Comparison:
             "cannot be compared; finish them, or report them one by one."
         )
     rows = [[mean[problem_id] for problem_id in common] for mean in means]
-    single = all(run.summary["num_samples"] == 1 for run in runs)
+    groups = clusters(common, {i: group for run in runs for i, group in groups_of(run.records).items()})
+    single = not groups and all(run.summary["num_samples"] == 1 for run in runs)
     base = next((i for i, run in enumerate(runs) if is_plain(run)), 0)
-    pairs = [pair((labels[i], labels[j]), rows[i], rows[j], single) for i, j in chosen_pairs(runs, base)]
+    pairs = [pair((labels[i], labels[j]), rows[i], rows[j], single, groups) for i, j in chosen_pairs(runs, base)]
     adjusted = holm([row.p for row in pairs])
     pairs = [row._replace(p_holm=p) for row, p in zip(pairs, adjusted, strict=True)]
     named = list(zip(labels, runs, strict=True))
-    return Comparison(named, grader, labels[base], common, single, pairs, asked_differently(runs))
+    return Comparison(named, grader, labels[base], common, single, len(set(groups)), pairs, asked_differently(runs))
 
 
 def flips(comparison: Comparison) -> list[Flip]:
@@ -114,11 +119,13 @@ def chosen_pairs(runs: Sequence[Run], base: int) -> list[tuple[int, int]]:
     return pairs + [(i, j) for i in range(len(runs)) if i != base and is_power(runs[i]) for j in others]
 
 
-def pair(labels: tuple[str, str], a: Sequence[float], b: Sequence[float], single: bool) -> Pair:
+def pair(
+    labels: tuple[str, str], a: Sequence[float], b: Sequence[float], single: bool, groups: Sequence[str] = ()
+) -> Pair:
     """`a` and `b` are question means of two runs on the same problems; `single`: all are 0 or 1. `p_holm` is p."""
-    difference = paired_difference(a, b)
+    difference = paired_difference(a, b, groups)
     if not single:
-        p = sign_flip([x - y for x, y in zip(a, b, strict=True)])
+        p = sign_flip(cluster_sums(np.subtract(a, b), groups))
         return Pair(*labels, difference, None, None, p, p)
     only_a = sum(x > y for x, y in zip(a, b, strict=True))
     only_b = sum(x < y for x, y in zip(a, b, strict=True))

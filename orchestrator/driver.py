@@ -220,4 +220,5 @@ def failed_record(work: Work, worker: str, reason: str) -> Record:
         tokens={},
         worker={"name": worker, "attempt": work.attempt},
         error=reason.strip(),
+        group=work.problem.group,
     )

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from evals.types import Record
 from orchestrator.layout import percent, with_error
-from orchestrator.scores import HEADLINE, accuracy, right
+from orchestrator.scores import HEADLINE, estimate, right
 
 BAR_SECONDS, LINE_SECONDS = 0.5, 10.0
 MAX_ROWS = 16  # workers in the table below the bar; more would leave no room for anything else
@@ -115,7 +115,7 @@ class Progress:
         if not self.num:
             return ""
         means = {problem_id: sum(rights) / len(rights) for problem_id, rights in self._verdicts.items()}
-        score = accuracy(means, max(map(len, self._verdicts.values())))
+        score = estimate(means, binary=max(map(len, self._verdicts.values())) == 1)
         return f"{HEADLINE} {with_error(score) if score['n'] > 1 else percent(score['mean'])} %"
 
     def _state(self, speed: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from evals.types import Record
 from orchestrator.diagnostics import average, chain_statistics, chain_warnings
-from orchestrator.scores import HEADLINE, accuracy, at_k, graders, question_means, right
+from orchestrator.scores import HEADLINE, at_k, estimate, graders, groups_of, question_means, right
 from orchestrator.telemetry import timings as phase_timings
 
 FEW_PROBLEMS = 300
@@ -44,6 +44,7 @@ def summarise(
     limit = identity["max_new_tokens"] if identity["sampler"].get("kind") == "paper" else 0
     timings = time_spent(done, telemetry)
     tokens = token_counts(done)
+    groups = groups_of(records)
     summary = {
         "run": identity,
         "num_problems": num_problems,
@@ -52,7 +53,10 @@ def summarise(
         "num_owed": max(0, num_problems * num_samples - len(records)),
         "num_failed": len(records) - len(done),
         "failed": sorted([record.problem_id, record.sample_index] for record in records if record.status == "failed"),
-        "accuracy": {name: accuracy(question_means(records, name), num_samples) for name in graders(records)},
+        "num_groups": len(set(groups.values())) or None,
+        "accuracy": {
+            name: estimate(question_means(records, name), num_samples == 1, groups) for name in graders(records)
+        },
         **at_k(records, num_samples),
         "no_answer_rate": rate(record.scores[HEADLINE]["kind"] == "none" for record in done),
         "num_undecided": sum(record.scores[HEADLINE]["kind"] == "undecided" for record in done),

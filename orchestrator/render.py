@@ -64,13 +64,17 @@ def scores(summary: Mapping[str, Any]) -> str:
         rows.append([name, f"{percent(score['mean'])} %", error, interval])
         if expected:
             rows[-1].append(with_error(expected[name]) if name in expected else "-")
-    kinds = dict.fromkeys({"wilson": "Wilson", "normal": "normal"}[summary["accuracy"][n]["interval"]] for n in names)
+    kinds = dict.fromkeys(
+        {"wilson": "Wilson", "normal": "normal", "t": "t"}[summary["accuracy"][n]["interval"]] for n in names
+    )
     head = ["score", "right", "SE", f"95 % interval ({' / '.join(kinds)})", *(["expected"] if expected else [])]
     return table(head, rows)
 
 
 def scores_legend(summary: Mapping[str, Any]) -> str:
     said = [f"{AGREEMENT}."] if len(shown_scores(summary)) == 1 else []
+    if summary["num_groups"]:
+        said.append(f"Errors are those of {summary['num_groups']:,} groups of problems, which the data names.")
     if summary["chain"]["expected_correct"]:
         said.append(
             "expected: % right ± SE of all answers that the sampler weighted, by weight: candidates and particles by "

@@ -167,6 +167,7 @@ def pairs_legend(comparison: Comparison) -> str:
         text = "won, lost: problems that only this method, or only the other, has right. p: exact McNemar test"
     else:
         text = "Differences are of question means. p: permutation test on them (sign flips)"
+        text += f", by the {comparison.num_groups:,} groups that the data names" if comparison.num_groups else ""
     return (
         f"{text}; Holm p: adjusted for {num_pairs}. MDE: the true difference that such a pair of runs finds at 5 % "
         "(two-sided) with 80 % power."

@@ -12,7 +12,7 @@ from math import inf, isnan
 from typing import Any
 
 from evals.grading.strict_flexible import normalised
-from evals.statistics import Z95, maj_at_k, mean_and_stderr, pass_at_k, variance_split, wilson
+from evals.statistics import maj_at_k, mean_and_stderr, pass_at_k, quantile95, variance_split, wilson
 from evals.types import Record
 
 GRADERS = ("strict", "flexible", "numeric")
@@ -48,32 +48,44 @@ def question_means(records: Iterable[Record], grader: str) -> dict[int, float]:
     }
 
 
-def accuracy(means: Mapping[int, float], num_samples: int) -> dict[str, Any]:
-    """The estimate of a score from its question means, which are 0 or 1 for one sample per problem."""
-    return estimate(list(means.values()), binary=num_samples == 1)
+def groups_of(records: Iterable[Record]) -> dict[int, str]:
+    """Problem id -> the group of its problem, of those that have one."""
+    return {record.problem_id: record.group for record in records if record.group is not None}
 
 
-def estimate(values: Sequence[float], binary: bool = False) -> dict[str, Any]:
-    """Mean of question values in [0, 1], its standard error and 95 % interval: Wilson's if `binary`, else normal.
+def clusters(problem_ids: Iterable[int], groups: Mapping[int, str]) -> list[str]:
+    """The group of each problem, or one of its own; nothing where no problem has one."""
+    return [groups.get(i, f"problem {i}") for i in problem_ids] if groups else []
 
-    Equal values have no spread, but what is known of the next question is not certain: the interval then allows for the
-    share of other questions that Wilson's does at 0 of n, whatever their value. For all 0 or all 1 that is Wilson's.
+
+def estimate(
+    values: Mapping[int, float], binary: bool = False, groups: Mapping[int, str] | None = None
+) -> dict[str, Any]:
+    """Mean of problems' values in [0, 1] by id, its standard error and its 95 % interval.
+
+    That is Wilson's if `binary` (one sample per problem), Student's over groups if the problems have `groups`, else
+    normal. Equal values have no spread, but what is known of the next question is not certain: the interval then allows
+    for the share of other questions that Wilson's does at 0 of n, whatever their value. For all 0 or all 1 that is
+    Wilson's.
     """
-    mean, stderr = map(number, mean_and_stderr(values))
+    names = clusters(values, groups or {})
+    mean, stderr = map(number, mean_and_stderr(list(values.values()), names))
     interval: Sequence[float] | None = None
+    binary = binary and not names
     by_wilson = binary or (stderr is not None and stderr < ROUNDING)
     if binary and values:
-        interval = wilson(round(sum(values)), len(values))
+        interval = wilson(round(sum(values.values())), len(values))
     elif mean is not None and stderr is not None and by_wilson:
-        other = wilson(0, len(values))[1]
+        other = wilson(0, len(set(names)) or len(values))[1]
         interval = (1 - other) * mean, (1 - other) * mean + other
     elif mean is not None and stderr is not None:
-        interval = max(0.0, mean - Z95 * stderr), min(1.0, mean + Z95 * stderr)
+        half = quantile95(names) * stderr
+        interval = max(0.0, mean - half), min(1.0, mean + half)
     return {
         "mean": mean,
         "stderr": stderr,
         "ci95": None if interval is None else list(interval),
-        "interval": "wilson" if by_wilson else "normal",
+        "interval": "wilson" if by_wilson else "t" if names else "normal",
         "n": len(values),
     }
 
@@ -84,16 +96,14 @@ def expected_correctness(records: Sequence[Record]) -> dict[str, Any]:
     It estimates what the accuracy does with less variance (Rao-Blackwell). See `estimate`.
     """
     names = dict.fromkeys(name for record in records for name in record.chain.get("expected_correct", {}))
-    found = {}
+    found, groups = {}, groups_of(records)
     for name in names:
         known = [record for record in records if record.status == "failed" or reports(record, name)]
-        found[name] = estimate(
-            [
-                sum(record.chain["expected_correct"][name] for record in samples if reports(record, name))
-                / len(samples)
-                for samples in by_problem(known).values()
-            ]
-        )
+        values = {
+            i: sum(record.chain["expected_correct"][name] for record in samples if reports(record, name)) / len(samples)
+            for i, samples in by_problem(known).items()
+        }
+        found[name] = estimate(values, groups=groups)
     return found
 
 
@@ -105,21 +115,25 @@ def at_k(records: Sequence[Record], num_samples: int) -> dict[str, dict[str, Any
     """`pass_at_k`, grader -> k -> `estimate`, for every k up to `num_samples`; `maj_at_k` for k = 1, 2, 4, … and it.
 
     Errors are of question values, hence clustered by problem. A problem with fewer than k recorded samples is left out.
-    `variance`: grader -> `variance_split`, with the error over new problems that other numbers of samples would have.
-    All are empty for one sample per problem.
+    `variance`: grader -> `variance_split`, with the error over new problems that other numbers of samples would have;
+    not where problems have groups. All are empty for one sample per problem.
     """
+    groups = groups_of(records)
     found: dict[str, dict[str, Any]] = {"pass_at_k": {}, "maj_at_k": {}, "variance": {}}
     for grader in graders(records) if num_samples > 1 else []:
         tallies = {problem_id: tally(samples, grader) for problem_id, samples in by_problem(records).items()}
-        passes = [pass_at_k(counts[0], total(*counts)) for counts in tallies.values()]
+        passes = {i: pass_at_k(counts[0], total(*counts)) for i, counts in tallies.items()}
         found["pass_at_k"][grader] = {
-            str(k): estimate([one[k - 1] for one in passes if len(one) >= k]) for k in range(1, num_samples + 1)
+            str(k): estimate({i: one[k - 1] for i, one in passes.items() if len(one) >= k}, groups=groups)
+            for k in range(1, num_samples + 1)
         }
-        found["maj_at_k"][grader] = {
-            str(k): estimate([maj_at_k(*counts, k, key=(i, k)) for i, counts in tallies.items() if total(*counts) >= k])
-            for k in [*(1 << i for i in range((num_samples - 1).bit_length())), num_samples]
-        }
-        if split := variance_split([counts[0] for counts in tallies.values()], [len(one) for one in passes]):
+        votes = found["maj_at_k"][grader] = {}
+        for k in [*(1 << i for i in range((num_samples - 1).bit_length())), num_samples]:
+            enough = {i: counts for i, counts in tallies.items() if total(*counts) >= k}
+            values = {i: maj_at_k(*counts, k, key=(i, k)) for i, counts in enough.items()}
+            votes[str(k)] = estimate(values, groups=groups)
+        split = variance_split([counts[0] for counts in tallies.values()], list(map(len, passes.values())))
+        if split and not groups:
             errors = {str(k): split.stderr(k) for k in (1, num_samples, 2 * num_samples, inf)}
             found["variance"][grader] = {**split._asdict(), "stderr_with": errors}
     return found

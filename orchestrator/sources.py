@@ -235,14 +235,14 @@ def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FO
             raise UserError(
                 f"{where}: {key!r} has half a character (\\ud800 to \\udfff alone); repair or remove the row."
             )
-    question, answer = row[task.question_key], row[task.answer_key]
+    question, answer, group = row[task.question_key], row[task.answer_key], row.get("group")
+    problem = Problem(problem_id, question, answer, None if group is None else str(group))
     if open_ended and "####" not in answer:
-        return Problem(problem_id, question, f"#### {answer.strip()}")
+        return problem._replace(answer=f"#### {answer.strip()}")
     if not answer.rpartition("####")[1] or not answer.rpartition("####")[2].strip():
         raise UserError(
             f"{where}: the answer has no `#### number` at its end, so nothing can be graded; rows are {form}."
         )
-    problem = Problem(problem_id, question, answer)
     if open_ended:
         return problem
     try:

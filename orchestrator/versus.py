@@ -58,6 +58,7 @@ def as_json(comparison: Comparison, limit: int | None) -> dict[str, Any]:
         "grader": comparison.grader,
         "reference": comparison.baseline,
         "num_common": len(comparison.common),
+        "num_groups": comparison.num_groups or None,
         "test": "mcnemar" if comparison.single else "sign_flip",
         "asked_differently": comparison.asked,
         "runs": [

@@ -67,6 +67,25 @@ def test_several_samples_are_compared_by_a_permutation_test() -> None:
     assert runs[0].summary["tokens"]["generated_per_problem"] == 4 * 330
 
 
+def test_problems_of_one_template_count_as_one() -> None:
+    """Power wins three of six templates of four problems each: every pattern of signs of three sums, not of twelve."""
+    runs = [as_run("p", POWER, "1111" * 3 + "0" * 12), as_run("t", PLAIN, "0" * 24)]
+    (pair,) = compare(runs).pairs
+    assert pair.p == pytest.approx(2 / 2**12)
+    grouped = []
+    for run in runs:
+        records = [record._replace(group=str(record.problem_id // 4)) for record in run.records]
+        summary = summarise(records, [], make_run(run.summary["run"]["sampler"], 24))
+        grouped.append(Run(run.directory, summary, records))
+    comparison = compare(grouped)
+    (clustered,) = comparison.pairs
+    assert (clustered.p, clustered.only_this) == (2 / 2**3, None)
+    assert clustered.difference.stderr > 2 * pair.difference.stderr
+    assert grouped[0].summary["accuracy"]["numeric"]["interval"] == "t"
+    assert "by the 6 groups that the data names" in " ".join(comparison_report(comparison, None).split())
+    assert "Errors are those of 6 groups of problems" in " ".join(run_report(grouped[0].summary).split())
+
+
 def test_differences_never_read_minus_zero() -> None:
     assert [points(value) for value in (-0.0, -0.0004, 0.0, 0.125)] == ["+0.0", "+0.0", "+0.0", "+12.5"]
 

@@ -18,7 +18,7 @@ from orchestrator.crew import Died, Done, Event, Health, Lost, Raised, Work, Wor
 from orchestrator.driver import drive, failed_record
 from orchestrator.inline import InlineCrew
 from orchestrator.progress import Progress
-from orchestrator.reduce import HEADLINE, accuracy, question_means
+from orchestrator.reduce import HEADLINE, estimate, question_means
 from orchestrator.room import wait_for_room
 from orchestrator.schedule import MIN_RECORDS, fit, forecast
 from orchestrator.seat import DEADLINE_SECONDS, LOAD_SECONDS, MISSING_SECONDS, STILL_SECONDS, Call, Hang, Seat
@@ -294,7 +294,7 @@ def test_progress_shows_the_headline_with_the_error_of_the_report() -> None:
     for record in records[2:]:
         progress.add(record)
     progress.close()
-    score = accuracy(question_means(records, HEADLINE), 2)
+    score = estimate(question_means(records, HEADLINE))
     first, last = out.getvalue().splitlines()
     assert first == f"power: 2 of 8, {HEADLINE} 100.0 %"
     assert last == f"power: 8 of 8, {HEADLINE} {100 * score['mean']:.1f} ± {100 * score['stderr']:.1f} %"

@@ -51,9 +51,9 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_rows_become_problems_in_order(tmp_path: Path) -> None:
-    data = jsonl(tmp_path / "d.jsonl", ROW, "", {**ROW, "question": "é?", "extra": 1}, ROW)
+    data = jsonl(tmp_path / "d.jsonl", ROW, "", {**ROW, "question": "é?", "extra": 1, "group": 7}, ROW)
     loaded = load_problems(data, limit=2)
-    assert loaded.problems == [Problem(0, "How many?", "Two. #### 2"), Problem(1, "é?", "Two. #### 2")]
+    assert loaded.problems == [Problem(0, "How many?", "Two. #### 2"), Problem(1, "é?", "Two. #### 2", "7")]
     assert (loaded.name, loaded.num_rows) == (data, 3)
     assert loaded.describe() == {"name": data, "sha256": loaded.digest, "rows": 3}
 

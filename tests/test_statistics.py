@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest, permutation_test
+from scipy.stats import binomtest, permutation_test, t
 
 import evals.statistics as statistics
 from evals.statistics import (
@@ -40,6 +40,20 @@ def test_error_of_question_means() -> None:
     for p, points in ((0.5, 1.38), (0.7, 1.26), (0.85, 0.98), (0.95, 0.60)):
         k = round(1319 * p)
         assert 100 * mean_and_stderr([1] * k + [0] * (1319 - k))[1] == pytest.approx(points, abs=0.005)
+
+
+def test_error_of_clusters() -> None:
+    """Samples of one question are a cluster: the error is that of question means."""
+    samples = [float(bit) for bit in "111111010100000010111111"]
+    names = [f"question {i // 4}" for i in range(24)]
+    assert mean_and_stderr(samples, names) == pytest.approx(mean_and_stderr(A))
+    assert mean_and_stderr(samples, names[::-1]) == pytest.approx(mean_and_stderr(A)), "whatever their names"
+    assert mean_and_stderr(samples)[1] < 0.102, "twenty-four samples are not that many questions"
+    assert mean_and_stderr(A, [str(i) for i in range(6)]) == pytest.approx(mean_and_stderr(A))
+    assert isnan(mean_and_stderr(A, ["one"] * 6)[1])
+    difference = paired_difference([1, 1, 0, 1, 0, 0], [0, 0, 0, 1, 0, 0], ["a", "a", "b", "b", "c", "c"])
+    assert difference.stderr == pytest.approx(sqrt(3 / 2 * ((4 / 3) ** 2 + 2 * (2 / 3) ** 2)) / 6)
+    assert difference.high - difference.mean == pytest.approx(t(2).ppf(0.975) * difference.stderr)
 
 
 def test_small_samples_have_no_error() -> None:
