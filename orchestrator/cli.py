@@ -152,7 +152,7 @@ def report(arguments: list[str]) -> int:
 
     usage = "powersample report RUN [RUN ...]"
     if arguments[:1] in (["--help"], ["-h"]):
-        print(f"usage: {usage}\n\nMakes summary.json and report.md again; compares several runs.")
+        print(f"usage: {usage}\n\nMakes summary.json, report.md and report.html again; compares several runs.")
         return 0
     if not paths_and_options(arguments, usage)[0]:
         raise UserError("report needs a run directory, such as `powersample report runs/demo/power`.")

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.scores import HEADLINE
-from orchestrator.svg import Panel, Point, Series, figure
+from orchestrator.svg import (
+    BOTTOM,
+    COLOURS,
+    HEIGHT,
+    LEFT,
+    RIGHT,
+    TOP,
+    Axis,
+    Panel,
+    Point,
+    Series,
+    axis,
+    document,
+    figure,
+    grid,
+    legend,
+    text,
+)
 
 SETTINGS = {
     "alpha": "alpha",
@@ -16,6 +34,7 @@ SETTINGS = {
 }
 """Settings of samplers that a panel can stand for, and what its axis says."""
 MAX_TICKS = 8
+MAX_BARS = 40  # of a histogram, at least 1 token wide
 SCORE = f"% right ({HEADLINE}) ± standard error"
 
 Labelled = Sequence[tuple[str, Mapping[str, Any]]]
@@ -80,3 +99,44 @@ def point(summary: Mapping[str, Any], x: float, mark: str = "") -> Point:
     mean, error = score["mean"], score["stderr"]
     low, high = (mean - error, mean + error) if error else score["ci95"] or (mean, mean)
     return Point(x, 100 * mean, 100 * low, 100 * high, mark)
+
+
+def log_p_figure(chain: Mapping[str, Any]) -> str | None:
+    """SVG text of the mean log p by move; None where nothing moved."""
+    points = [Point(move, value, value, value) for move, value in chain["log_p_by_move"]]
+    series = [Series("mean over the chains that got that far", points, joined=True)]
+    return figure([Panel("Log p by move", "move", "mean log p of the answer, nats", series)]) if points else None
+
+
+def length_figure(lengths: Mapping[str, Sequence[int]]) -> str | None:
+    """SVG text of a histogram of answer lengths in tokens, stacked by what became of the answers; None without any."""
+    values = [length for kind in lengths.values() for length in kind]
+    if not values:
+        return None
+    low, width = min(values), (max(values) - min(values)) // MAX_BARS + 1
+    counts = {name: Counter((length - low) // width for length in kind) for name, kind in lengths.items()}
+    x = axis([low, low + width * ((max(values) - low) // width + 1)], LEFT, RIGHT)
+    largest = sum(counts.values(), Counter[int]()).most_common(1)[0][1]
+    y = axis([0, largest], BOTTOM, TOP)._replace(low=0)
+    y = y._replace(ticks=[tick for tick in y.ticks if tick == int(tick)])
+    lines = [text(LEFT, TOP - 16, "Answer lengths", weight="bold"), *grid(x, y)]
+    lines.append(
+        text((LEFT + RIGHT) / 2, BOTTOM + 38, "tokens of the answer (beside the names: how many answers)", "middle")
+    )
+    below: Counter[int] = Counter()
+    for i, (name, count) in enumerate(counts.items()):
+        for place, number in sorted(count.items()):
+            lines.append(bar(x, y, low + width * place, width, below[place], number, COLOURS[i]))
+        below.update(count)
+        lines += legend(i, f"{name} ({len(lengths[name]):,})")
+    return document("Answer lengths", HEIGHT, lines)
+
+
+def bar(x: Axis, y: Axis, start: int, width: int, below: int, number: int, colour: str) -> str:
+    """`number` answers of start to start + width - 1 tokens, drawn above `below` others."""
+    left, top, bottom = x.at(start), y.at(below + number), y.at(below)
+    said = f"{number:,} of {start:,}" + (f" to {start + width - 1:,}" if width > 1 else "") + " tokens"
+    return (
+        f'<rect x="{left}" y="{top}" width="{max(1.0, x.at(start + width) - left - 0.5):g}" height="{bottom - top:g}" '
+        f'fill="{colour}"><title>{said}</title></rect>'
+    )

@@ -41,7 +41,7 @@ def summarise(
     if num_problems is None:
         num_problems = len({record.problem_id for record in records})
     num_samples = identity["num_samples"]
-    limit = identity["max_new_tokens"] if identity["sampler"].get("kind") == "paper" else 0
+    limit = cut_limit(identity)
     timings = time_spent(done, telemetry)
     tokens = token_counts(done)
     groups = groups_of(records)
@@ -138,6 +138,11 @@ def power_settings(sampler: Mapping[str, Any]) -> list[str]:
     if sampler.get("cuts", "uniform") != "uniform":
         said.append(f"{sampler['cuts']} cuts")
     return said
+
+
+def cut_limit(identity: Mapping[str, Any]) -> int:
+    """Tokens below which no answer of a run counts as cut off; see `truncated`."""
+    return identity["max_new_tokens"] if identity["sampler"].get("kind") == "paper" else 0
 
 
 def truncated(record: Record, limit: int) -> bool:

@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
 
 from evals.config import TaskConfig
 from evals.grading.grade import grade
 from evals.tasks.presets import PRESETS
 from evals.types import Problem, Record, UserError
 from orchestrator.arguments import path_and_options
+from orchestrator.asked import problems_of, task_of
 from orchestrator.claim import RECORDS, RUN, check_lock, read_run
 from orchestrator.durable import write_atomically
 from orchestrator.report import report
 from orchestrator.rescored import SCORES
-from orchestrator.sources import load_problems
 from orchestrator.store import first_records
 
 USAGE = """usage: powersample regrade RUN [--data FILE]
@@ -50,30 +46,6 @@ def regrade(arguments: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"{directory / SCORES} cannot be written ({error.strerror}); make it writable.") from error
     return report([str(directory)])
-
-
-def task_of(directory: Path, run: Mapping[str, Any]) -> TaskConfig:
-    """How the run asked and what its golds are."""
-    try:
-        return TaskConfig.model_validate(run["config"]["task"])
-    except (KeyError, TypeError, ValidationError) as error:
-        raise UserError(
-            f"{directory / RUN} does not say which task the run is of ({type(error).__name__} in config.task); regrade "
-            "it with the version that made it."
-        ) from error
-
-
-def problems_of(directory: Path, run: Mapping[str, Any], data: str | None) -> dict[int, Problem]:
-    """The run's problems by their rows. Raises UserError if they are not those that it was made with."""
-    config, known = run["config"], run.get("provenance", {}).get("data", {}).get("sha256")
-    name = data or config["data"]
-    source = load_problems(name, config.get("data_split", "test"), None, task_of(directory, run))
-    if source.digest != known:
-        raise UserError(
-            f"The data {name} has the sha256 {source.digest[:8]} but the run in {directory} was made with "
-            f"{str(known)[:8]}; name the file it was made with by --data."
-        )
-    return {problem.problem_id: problem for problem in source.problems}
 
 
 def rescored(record: Record, problems: Mapping[int, Problem], task: TaskConfig) -> str:

@@ -19,9 +19,8 @@ def run_report(summary: Mapping[str, Any], timeline: str | None = None) -> str:
     parts = [f"# {title(summary)}", wrapped(headline(summary))]
     if summary["warnings"]:
         parts.append("\n".join(item(f"Warning: {sentence}") for sentence in summary["warnings"]))
-    parts += [scores(summary), wrapped(scores_legend(summary)), samples_table(summary)]
-    lines = [answers(summary), tokens(summary), seconds(summary), *chain_lines(summary)]
-    lines += [memory(summary), provenance(summary)]
+    parts += score_parts(summary)
+    lines = [*facts(summary), provenance(summary)]
     if timeline:
         lines.append(f"Workers over time (memory, utilisation, slots, events): [{timeline}]({timeline})")
     parts.append("\n".join(item(line) for line in lines if line))
@@ -31,6 +30,17 @@ def run_report(summary: Mapping[str, Any], timeline: str | None = None) -> str:
 def title(summary: Mapping[str, Any]) -> str:
     run = summary["run"]
     return f"{problems_name(run)}: {model_name(run)}, {run['method']}"
+
+
+def score_parts(summary: Mapping[str, Any]) -> list[str]:
+    """The scores as tables, and what their columns mean."""
+    parts = [scores(summary), wrapped(scores_legend(summary)), samples_table(summary)]
+    return [part for part in parts if part]
+
+
+def facts(summary: Mapping[str, Any]) -> list[str]:
+    """Sentences on answers, tokens, time, chains and memory; those that nothing is known of are empty."""
+    return [answers(summary), tokens(summary), seconds(summary), *chain_lines(summary), memory(summary)]
 
 
 def headline(summary: Mapping[str, Any]) -> str:

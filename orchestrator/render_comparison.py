@@ -19,23 +19,35 @@ WIDEST = 24
 def comparison_report(comparison: Comparison, plot: str | None) -> str:
     """The report of several runs on the same problems; `plot` is the name of the figure that lies beside it."""
     summaries = [run.summary for _, run in comparison.runs]
-    models = " / ".join(dict.fromkeys(model_name(summary["run"]) for summary in summaries))
     parts = [
-        f"# {problems_name(summaries[0]['run'])}, {models}: {len(summaries)} methods on {len(comparison.common):,} "
-        "common problems",
+        f"# {comparison_title(comparison)}",
         "\n".join(
             item(f"Warning ({'all runs' if len(labels) == len(summaries) else '; '.join(labels)}): {sentence}")
             for sentence, labels in shared_warnings(comparison).items()
         ),
-        methods_table(comparison),
-        wrapped(methods_legend(summaries)),
-        *against_baseline(comparison),
-        *against_others(comparison),
-        wrapped(pairs_legend(comparison)),
+        *comparison_parts(comparison),
         f"![Scores against tokens and settings]({plot})" if plot else "",
         item(provenance(*summaries)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def comparison_title(comparison: Comparison) -> str:
+    summaries = [run.summary for _, run in comparison.runs]
+    models = " / ".join(dict.fromkeys(model_name(summary["run"]) for summary in summaries))
+    name = problems_name(summaries[0]["run"])
+    return f"{name}, {models}: {len(summaries)} methods on {comparison.num_common:,} common problems"
+
+
+def comparison_parts(comparison: Comparison) -> list[str]:
+    """The methods' scores and their paired differences as tables, and what the columns mean."""
+    return [
+        methods_table(comparison),
+        wrapped(methods_legend([run.summary for _, run in comparison.runs])),
+        *against_baseline(comparison),
+        *against_others(comparison),
+        wrapped(pairs_legend(comparison)),
+    ]
 
 
 def shared_warnings(comparison: Comparison) -> dict[str, list[str]]:

@@ -1,5 +1,5 @@
-"""Derived files of finished or unfinished runs, made again from the log at any time: summary.json, report.md and
-timeline.svg, and for several runs their comparison with its figure.
+"""Derived files of finished or unfinished runs, made again from the log at any time: summary.json, report.md,
+report.html and timeline.svg, and for several runs their comparison with its figure.
 
 Reads run.json, records.jsonl and telemetry.jsonl and never writes to them. Knows no worker; layout is render.py's.
 """
@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evals.types import UserError
+from orchestrator.asked import asked
+from orchestrator.browse import Shown
 from orchestrator.claim import RECORDS, RUN, TELEMETRY, read_run
 from orchestrator.compare import Comparison, Run, compare
 from orchestrator.durable import write_atomically
 from orchestrator.figures import accuracy_figure
+from orchestrator.page import page
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
 from orchestrator.render_comparison import comparison_report
@@ -23,7 +26,7 @@ from orchestrator.store import first_records
 from orchestrator.telemetry import read_telemetry, scan_telemetry
 from orchestrator.timeline import timeline
 
-SUMMARY, REPORT, FIGURE, TIMELINE = "summary.json", "report.md", "accuracy.svg", "timeline.svg"
+SUMMARY, REPORT, PAGE, FIGURE, TIMELINE = "summary.json", "report.md", "report.html", "accuracy.svg", "timeline.svg"
 
 
 def report(paths: Sequence[str]) -> int:
@@ -36,11 +39,12 @@ def report(paths: Sequence[str]) -> int:
 
 
 def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
-    """Write summary.json, report.md and timeline.svg into every run directory; return what to print.
+    """Write summary.json, report.md, report.html and timeline.svg into every run directory; return what to print.
 
     For several runs that is their comparison, which also goes to `out`: a file, or a directory for its report.md; by
-    default the directory that holds the first run. Its figure lies beside it. Raises UserError for a directory that is
-    missing or holds no run, for runs that cannot be compared, and where a file that is no comparison is in the way.
+    default the directory that holds the first run. Its page and its figure lie beside it. Raises UserError for a
+    directory that is missing or holds no run, for runs that cannot be compared, and where a file that is no comparison
+    is in the way.
     """
     if not run_dirs:
         raise UserError("No run directory was given; name at least one, as in `powersample report runs/demo/power`.")
@@ -52,20 +56,31 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
         out = run_dirs[0].resolve().parent if out is None else out
         out = out / REPORT if out.is_dir() else out
         check_place(out)
-    for run, text, plot in zip(runs, texts, plots, strict=True):
-        summary = json.dumps(run.summary, indent=2, ensure_ascii=False, allow_nan=False)
-        write(run.directory / SUMMARY, summary + "\n")
-        write(run.directory / REPORT, text)
-        if plot:
-            write(run.directory / TIMELINE, plot)
-    return texts[0] if comparison is None or out is None else write_comparison(comparison, out)
+        check_place(out.with_suffix(".html"))
+    shown = [show(run, plot) for run, plot in zip(runs, plots, strict=True)]
+    for one, text in zip(shown, texts, strict=True):
+        summary = json.dumps(one.run.summary, indent=2, ensure_ascii=False, allow_nan=False)
+        write(one.run.directory / SUMMARY, summary + "\n")
+        write(one.run.directory / REPORT, text)
+        write(one.run.directory / PAGE, page([one], None, None))
+        if one.timeline:
+            write(one.run.directory / TIMELINE, one.timeline)
+    return texts[0] if comparison is None or out is None else write_comparison(comparison, shown, out)
 
 
-def write_comparison(comparison: Comparison, out: Path) -> str:
-    """Write a comparison to the file `out` and its figure beside it; return the text."""
+def show(run: Run, plot: str | None) -> Shown:
+    """A run as its page needs it."""
+    content = read_run(run.directory) or {}
+    return Shown(run.summary["run"]["method"], run, content, asked(run.directory, content), plot)
+
+
+def write_comparison(comparison: Comparison, shown: Sequence[Shown], out: Path) -> str:
+    """Write a comparison to the file `out`, its page and its figure beside it; return the text."""
     plot = accuracy_figure([(label, run.summary) for label, run in comparison.runs])
     text = comparison_report(comparison, FIGURE if plot else None)
     write(out, text)
+    named = [one._replace(label=label) for one, (label, _) in zip(shown, comparison.runs, strict=True)]
+    write(out.with_suffix(".html"), page(named, comparison, plot))
     if plot:
         write(out.parent / FIGURE, plot)
     return text

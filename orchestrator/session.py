@@ -123,7 +123,7 @@ def run(config: RunConfig) -> int:
             )
             return 128 + stop.number
         print(write_report(directories, common(directories) if len(runs) > 1 else None), end="", flush=True)
-        say(f"Records, summary.json and report.md: {', '.join(map(str, directories))}")
+        say(f"Records, summary.json, report.md and report.html: {', '.join(map(str, directories))}")
         return FAILED if any(record.status == "failed" for one in runs for record in one.store.records.values()) else 0
 
 

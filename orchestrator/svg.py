@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from math import ceil, floor, log10
 from typing import NamedTuple
@@ -87,17 +87,21 @@ def round_step(raw: float) -> float:
 
 def figure(panels: Sequence[Panel]) -> str:
     """A whole SVG file. Every panel needs a point."""
-    height = sum(panel.height for panel in panels)
-    title = escape("; ".join(panel.title for panel in panels))
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        f'font-family="sans-serif" font-size="12" role="img"><title>{title}</title>',
-        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-    ]
+    lines: list[str] = []
     for i, panel in enumerate(panels):
         above = sum(other.height for other in panels[:i])
         lines += [f'<g transform="translate(0 {above})">', *draw(panel), "</g>"]
-    return "\n".join([*lines, "</svg>"]) + "\n"
+    return document("; ".join(panel.title for panel in panels), sum(panel.height for panel in panels), lines)
+
+
+def document(title: str, height: int, lines: Iterable[str]) -> str:
+    """An SVG file of these elements."""
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
+        f'font-family="sans-serif" font-size="12" role="img"><title>{escape(title)}</title>'
+    )
+    ground = f'<rect width="{WIDTH}" height="{height}" fill="white"/>'
+    return "\n".join([head, ground, *lines, "</svg>"]) + "\n"
 
 
 def draw(panel: Panel) -> Iterator[str]:
@@ -115,8 +119,13 @@ def draw(panel: Panel) -> Iterator[str]:
     taken: list[tuple[float, float]] = []
     for i, series in enumerate(panel.series):
         yield from draw_series(series, COLOURS[i % len(COLOURS)], x, y, taken)
-        yield f'<circle cx="{RIGHT + 20}" cy="{TOP + 6 + 20 * i}" r="4" fill="{COLOURS[i % len(COLOURS)]}"/>'
-        yield text(RIGHT + 32, TOP + 10 + 20 * i, series.name)
+        yield from legend(i, series.name)
+
+
+def legend(i: int, name: str) -> Iterator[str]:
+    """Line `i` of it."""
+    yield f'<circle cx="{RIGHT + 20}" cy="{TOP + 6 + 20 * i}" r="4" fill="{COLOURS[i % len(COLOURS)]}"/>'
+    yield text(RIGHT + 32, TOP + 10 + 20 * i, name)
 
 
 def grid(x: Axis, y: Axis) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.layout import duration, gib
 from orchestrator.progress import by_number
-from orchestrator.svg import COLOURS, WIDTH, Axis, axis, text
+from orchestrator.svg import COLOURS, Axis, axis, document, text
 
 LEFT, RIGHT, TOP, HEIGHT, FOOT = 48, 640, 24, 84, 24  # of a worker's plot, in pixels
 STEP = TOP + HEIGHT + FOOT
@@ -73,16 +73,12 @@ def timeline(rows: Iterable[Mapping[str, Any]]) -> str | None:
     time = axis([0.0, max(moment.at for moment in found) / 60], LEFT, RIGHT)
     more = f"and {len(workers) - MAX_WORKERS} more workers" if len(workers) > MAX_WORKERS else ""
     height = STEP * min(len(workers), MAX_WORKERS) + FOOT
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        'font-family="sans-serif" font-size="12" role="img"><title>Workers over time</title>',
-        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
-    ]
+    lines: list[str] = []
     for i, worker in enumerate(workers[:MAX_WORKERS]):
         marks = sorted([*events[""], *events[worker]], key=lambda moment: moment.at)
         lines += [f'<g transform="translate(0 {STEP * i})">', *panel(worker, samples[worker], marks, time), "</g>"]
     lines.append(text((LEFT + RIGHT) / 2, height - 8, f"minutes of work {more}".strip(), "middle"))
-    return "\n".join([*lines, "</svg>"]) + "\n"
+    return document("Workers over time", height, lines)
 
 
 def panel(worker: str, samples: Sequence[Moment], events: Sequence[Moment], time: Axis) -> Iterator[str]:

@@ -22,10 +22,12 @@ def find_browser() -> str | None:
 
 
 class Browser:
-    """A browser with one page of 1400 x 900 pixels, which sends `headers` with every request."""
+    """A browser with one page of so many pixels, which sends `headers` with every request."""
 
-    def __init__(self, program: str, profile: Path, headers: dict[str, str]) -> None:
+    def __init__(self, program: str, profile: Path, headers: dict[str, str], size: str = "1400,900") -> None:
         self._profile, self._headers, self._number = profile, headers, 0
+        self.events: list[dict[str, Any]] = []
+        """What the page did: its requests, its exceptions, what it wrote to the console."""
         self._process = subprocess.Popen(
             [
                 program,
@@ -33,7 +35,7 @@ class Browser:
                 "--no-sandbox",
                 "--disable-gpu",
                 "--disable-dev-shm-usage",
-                "--window-size=1400,900",
+                f"--window-size={size}",
                 "--remote-debugging-port=0",
                 f"--user-data-dir={profile}",
                 "about:blank",
@@ -42,13 +44,19 @@ class Browser:
             stdout=subprocess.DEVNULL,
         )
 
-    async def visit(self, url: str, texts: list[str], picture: Path, seconds: float = 60.0) -> str:
-        """The text of a page once it has all of `texts`, and a picture of it. Raises AssertionError if it has not."""
+    async def visit(
+        self, url: str, texts: list[str], picture: Path, seconds: float = 60.0, scripts: dict[str, Any] | None = None
+    ) -> str:
+        """The text of a page once it has all of `texts`, and a picture of it. Raises AssertionError if it has not.
+
+        Then each of the `scripts`, expressions, must have the value beside it.
+        """
         async with ClientSession() as session:
             async with session.get(f"http://127.0.0.1:{await self._port()}/json") as answer:
                 pages = [page for page in await answer.json(content_type=None) if page["type"] == "page"]
             async with session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=1 << 27) as socket:
-                await self._call(socket, "Network.enable")
+                for domain in ("Network", "Runtime", "Log"):
+                    await self._call(socket, f"{domain}.enable")
                 await self._call(socket, "Network.setExtraHTTPHeaders", headers=self._headers)
                 await self._call(socket, "Page.navigate", url="about:blank")  # the same page but for its #part stays
                 await self._call(socket, "Page.navigate", url=url)
@@ -60,6 +68,9 @@ class Browser:
                     found = await self._call(socket, "Runtime.evaluate", expression=body)
                     shown = found["result"].get("value", "")
                 image = await self._call(socket, "Page.captureScreenshot", format="png")
+                for script, expected in (scripts or {}).items():
+                    found = await self._call(socket, "Runtime.evaluate", expression=script, returnByValue=True)
+                    assert found["result"].get("value") == expected, f"{script}: {found}"
         picture.write_bytes(base64.b64decode(image["data"]))
         return shown
 
@@ -78,6 +89,7 @@ class Browser:
             answer = json.loads((await socket.receive()).data)
             if answer.get("id") == self._number:
                 return answer["result"]
+            self.events.append(answer)
 
     def close(self) -> None:
         self._process.terminate()

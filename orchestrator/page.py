@@ -1,0 +1,130 @@
+"""report.html: one or several runs as one page that needs nothing else. Every figure is taken from where report.md
+takes it. Texts of models are hostile until shown otherwise: they enter as JSON without markup, a script of ours makes
+text nodes of them, and no other script and no address is allowed to the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from evals.types import Record
+from orchestrator.browse import Shown, flags, table
+from orchestrator.compare import Comparison
+from orchestrator.figures import length_figure, log_p_figure
+from orchestrator.layout import duration, percent, with_error
+from orchestrator.reduce import cut_limit
+from orchestrator.render import facts, headline, provenance, score_parts, title
+from orchestrator.render_comparison import comparison_parts, comparison_title, shared_warnings
+from orchestrator.scores import HEADLINE
+
+NUM_SLOWEST = 10
+FATES = ("failed", "truncated", "no answer", "right", "wrong")
+"""What became of an answer, the first that applies."""
+
+
+def page(shown: Sequence[Shown], comparison: Comparison | None, plot: str | None) -> str:
+    """The page of one run, or of several and their comparison with its figure `plot`."""
+    folder = Path(__file__).parent
+    summaries = [one.run.summary for one in shown]
+    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
+    environment.filters["markup"] = markup
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    script = (folder / "page.js").read_text(encoding="utf-8")
+    if comparison is None:
+        words, warned = title(summaries[0]), {sentence: [] for sentence in summaries[0]["warnings"]}
+    else:
+        words, warned = comparison_title(comparison), shared_warnings(comparison)
+    return environment.get_template("page.html").render(
+        title=words,
+        warnings=[(sentence, labels if len(labels) < len(shown) else []) for sentence, labels in warned.items()],
+        scores=[score(one) for one in shown],
+        parts=score_parts(summaries[0]) if comparison is None else comparison_parts(comparison),
+        plot=Markup(plot or ""),
+        runs=[section(one) for one in shown],
+        provenance=provenance(*summaries),
+        table=table(shown, comparison and comparison.baseline),
+        script=Markup(script),
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def score(one: Shown) -> dict[str, Any]:
+    """The headline score with its interval, in words and in % for the bar."""
+    found = one.run.summary["accuracy"][HEADLINE]
+    low, high = found["ci95"] or (None, None)
+    return {
+        "label": one.label,
+        "name": HEADLINE,
+        "headline": headline(one.run.summary),
+        "words": with_error(found) if found["mean"] is not None else percent(None),
+        "interval": "" if low is None else f"95 % interval {percent(low)} to {percent(high)} %",
+        "at": None if low is None else [round(100 * value, 2) for value in (low, found["mean"], high)],
+    }
+
+
+def section(one: Shown) -> dict[str, Any]:
+    """One run's figures beside the table of problems."""
+    summary, records = one.run.summary, one.run.records
+    figures = [length_figure(fates(records, cut_limit(summary["run"]))), log_p_figure(summary["chain"]), one.timeline]
+    return {
+        "label": one.label,
+        "scores": score_parts(summary),
+        "facts": [line for line in facts(summary) if line],
+        "figures": [Markup(figure) for figure in figures if figure],
+        "slowest": slowest(records),
+        "content": json.dumps(one.content, indent=2),
+        "place": f"{one.run.directory.name}/run.json",
+        "missing": one.asked.missing,
+    }
+
+
+def fates(records: Sequence[Record], limit: int) -> Mapping[str, list[int]]:
+    """What became of the answers -> their lengths in tokens; failed ones have none."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for record in records:
+        fate = next(fate for fate in FATES if fate in flags(record, limit))
+        if fate != "failed":
+            found[fate].append(record.tokens["answer"])
+    return {fate: found[fate] for fate in reversed(FATES) if fate in found}
+
+
+def slowest(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The answers that took longest from submission to record."""
+    timed = [record for record in records if "wall_seconds" in record.timings]
+    return [
+        {
+            "id": record.problem_id,
+            "sample": record.sample_index,
+            "seconds": duration(record.timings["wall_seconds"]),
+            "answer": record.tokens["answer"],
+            "generated": record.tokens["generated"],
+            "ended": record.ended,
+        }
+        for record in sorted(timed, key=lambda record: -record.timings["wall_seconds"])[:NUM_SLOWEST]
+    ]
+
+
+def markup(text: str) -> Markup:
+    """What the reports' own Markdown uses, as HTML: a table, or a paragraph with words in bold."""
+    lines = [str(escape(line)) for line in text.splitlines()]
+    if not text.startswith("| "):
+        return Markup(f"<p>{bold(' '.join(lines))}</p>")
+    rows = [[cell.strip() for cell in line[1:-1].split(" | ")] for line in lines if not line.startswith("| ---")]
+    html = ["".join(f"<td>{bold(cell)}</td>" for cell in row) for row in rows]
+    head, *body = (f"<tr>{row}</tr>" for row in html)
+    head = head.replace("td>", "th>")
+    return Markup(f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>')
+
+
+def bold(html: str) -> str:
+    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html)
