@@ -35,6 +35,8 @@ SETTINGS = {
 """Settings of samplers that a panel can stand for, and what its axis says."""
 MAX_TICKS = 8
 MAX_BARS = 40  # of a histogram, at least 1 token wide
+FATES = {"wrong": COLOURS[1], "right": COLOURS[2], "no answer": COLOURS[7], "truncated": COLOURS[3]}
+"""What became of an answer, from below to above in a histogram; of several that apply, the last."""
 SCORE = f"% right ({HEADLINE}) ± standard error"
 
 Labelled = Sequence[tuple[str, Mapping[str, Any]]]
@@ -109,7 +111,7 @@ def log_p_figure(chain: Mapping[str, Any]) -> str | None:
 
 
 def length_figure(lengths: Mapping[str, Sequence[int]]) -> str | None:
-    """SVG text of a histogram of answer lengths in tokens, stacked by what became of the answers; None without any."""
+    """SVG text of a histogram: fate -> tokens of the answers that had it, stacked; None without any."""
     values = [length for kind in lengths.values() for length in kind]
     if not values:
         return None
@@ -126,9 +128,9 @@ def length_figure(lengths: Mapping[str, Sequence[int]]) -> str | None:
     below: Counter[int] = Counter()
     for i, (name, count) in enumerate(counts.items()):
         for place, number in sorted(count.items()):
-            lines.append(bar(x, y, low + width * place, width, below[place], number, COLOURS[i]))
+            lines.append(bar(x, y, low + width * place, width, below[place], number, FATES[name]))
         below.update(count)
-        lines += legend(i, f"{name} ({len(lengths[name]):,})")
+        lines += legend(i, f"{name} ({len(lengths[name]):,})", FATES[name])
     return document("Answer lengths", HEIGHT, lines)
 
 

@@ -91,17 +91,18 @@ function answerBox(answer, run, problem) {
 }
 
 function detail(problem) {
-  const cell = el("td", "");
-  cell.colSpan = 2 + data.runs.length;
+  const box = el("div", "");
   problem.prompts.forEach((prompt, i) => {
     const whose = problem.prompts.length > 1 ? ` of ${data.runs[i]}` : "";
-    cell.append(el("h3", "", `Prompt${whose}`));
-    cell.append(prompt === null ? el("p", "", data.missing[i] || "Not known.") : el("pre", "", data.prefix + prompt));
+    box.append(el("h3", "", `Prompt${whose}`));
+    box.append(prompt === null ? el("p", "", data.missing[i] || "Not known.") : el("pre", "", data.prefix + prompt));
   });
-  if (problem.gold !== null) cell.append(el("h3", "", "Gold"), el("pre", "", problem.gold));
+  if (problem.gold !== null) box.append(el("h3", "", "Gold"), el("pre", "", problem.gold));
   problem.answers.forEach((answers, run) => {
-    if (view.run < 0 || view.run === run) cell.append(...answers.map((answer) => answerBox(answer, run, problem)));
+    if (view.run < 0 || view.run === run) box.append(...answers.map((answer) => answerBox(answer, run, problem)));
   });
+  const cell = el("td", "", box);
+  cell.colSpan = 2 + data.runs.length;
   return el("tr", "detail", cell);
 }
 
@@ -124,7 +125,7 @@ function render() {
     return view.open.has(problem.id) ? [row, detail(problem)] : [row];
   });
   byId("rows").replaceChildren(...rows);
-  byId("place").textContent = found.length ? `${from + 1}–${to} of ${found.length} problems` : "no problem";
+  byId("place").textContent = found.length ? `${from + 1}–${to} of ${found.length}` : "none";
   byId("back").disabled = view.page === 0;
   byId("on").disabled = to === found.length;
   return found;
@@ -150,7 +151,7 @@ const turn = (step) => () => {
   view.page += step;
   render();
 };
-byId("head").append(el("tr", "", ...["problem", "question", ...data.runs].map((name) => el("th", "", name))));
+byId("head").append(el("tr", "row", ...["problem", "question", ...data.runs].map((name) => el("th", "", name))));
 byId("kind").append(...KINDS.map((kind) => new Option(kind, kind)));
 byId("run").append(new Option(data.runs.length > 1 ? "all runs" : data.runs[0], -1));
 if (data.runs.length > 1) byId("run").append(...data.runs.map((name, i) => new Option(name, i)));

@@ -9,8 +9,7 @@ import base64
 import hashlib
 import json
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from markupsafe import Markup, escape
 from evals.types import Record
 from orchestrator.browse import Shown, flags, table
 from orchestrator.compare import Comparison
-from orchestrator.figures import length_figure, log_p_figure
+from orchestrator.figures import FATES, length_figure, log_p_figure
 from orchestrator.layout import duration, percent, with_error
 from orchestrator.reduce import cut_limit
 from orchestrator.render import facts, headline, provenance, score_parts, title
@@ -28,8 +27,6 @@ from orchestrator.render_comparison import comparison_parts, comparison_title, s
 from orchestrator.scores import HEADLINE
 
 NUM_SLOWEST = 10
-FATES = ("failed", "truncated", "no answer", "right", "wrong")
-"""What became of an answer, the first that applies."""
 
 
 def page(shown: Sequence[Shown], comparison: Comparison | None, plot: str | None) -> str:
@@ -61,14 +58,14 @@ def page(shown: Sequence[Shown], comparison: Comparison | None, plot: str | None
 def score(one: Shown) -> dict[str, Any]:
     """The headline score with its interval, in words and in % for the bar."""
     found = one.run.summary["accuracy"][HEADLINE]
-    low, high = found["ci95"] or (None, None)
+    interval = found["ci95"]
     return {
         "label": one.label,
         "name": HEADLINE,
         "headline": headline(one.run.summary),
-        "words": with_error(found) if found["mean"] is not None else percent(None),
-        "interval": "" if low is None else f"95 % interval {percent(low)} to {percent(high)} %",
-        "at": None if low is None else [round(100 * value, 2) for value in (low, found["mean"], high)],
+        "words": with_error(found),
+        "interval": f"95 % interval {percent(interval[0])} to {percent(interval[1])} %" if interval else "",
+        "at": [round(100 * value, 2) for value in (interval[0], found["mean"], interval[1])] if interval else None,
     }
 
 
@@ -88,14 +85,14 @@ def section(one: Shown) -> dict[str, Any]:
     }
 
 
-def fates(records: Sequence[Record], limit: int) -> Mapping[str, list[int]]:
+def fates(records: Sequence[Record], limit: int) -> dict[str, list[int]]:
     """What became of the answers -> their lengths in tokens; failed ones have none."""
-    found: dict[str, list[int]] = defaultdict(list)
+    found: dict[str, list[int]] = {fate: [] for fate in FATES}
     for record in records:
-        fate = next(fate for fate in FATES if fate in flags(record, limit))
-        if fate != "failed":
+        if record.status == "ok":
+            fate = [fate for fate in FATES if fate in flags(record, limit)][-1]
             found[fate].append(record.tokens["answer"])
-    return {fate: found[fate] for fate in reversed(FATES) if fate in found}
+    return {fate: lengths for fate, lengths in found.items() if lengths}
 
 
 def slowest(records: Sequence[Record]) -> list[dict[str, Any]]:

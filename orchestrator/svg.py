@@ -119,12 +119,12 @@ def draw(panel: Panel) -> Iterator[str]:
     taken: list[tuple[float, float]] = []
     for i, series in enumerate(panel.series):
         yield from draw_series(series, COLOURS[i % len(COLOURS)], x, y, taken)
-        yield from legend(i, series.name)
+        yield from legend(i, series.name, COLOURS[i % len(COLOURS)])
 
 
-def legend(i: int, name: str) -> Iterator[str]:
+def legend(i: int, name: str, colour: str) -> Iterator[str]:
     """Line `i` of it."""
-    yield f'<circle cx="{RIGHT + 20}" cy="{TOP + 6 + 20 * i}" r="4" fill="{COLOURS[i % len(COLOURS)]}"/>'
+    yield f'<circle cx="{RIGHT + 20}" cy="{TOP + 6 + 20 * i}" r="4" fill="{colour}"/>'
     yield text(RIGHT + 32, TOP + 10 + 20 * i, name)
 
 

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ class Browser:
         )
 
     async def visit(
-        self, url: str, texts: list[str], picture: Path, seconds: float = 60.0, scripts: dict[str, Any] | None = None
+        self, url: str, texts: list[str], picture: Path, seconds: float = 60.0, scripts: Sequence[tuple[str, Any]] = ()
     ) -> str:
         """The text of a page once it has all of `texts`, and a picture of it. Raises AssertionError if it has not.
 
@@ -68,7 +69,7 @@ class Browser:
                     found = await self._call(socket, "Runtime.evaluate", expression=body)
                     shown = found["result"].get("value", "")
                 image = await self._call(socket, "Page.captureScreenshot", format="png")
-                for script, expected in (scripts or {}).items():
+                for script, expected in scripts:
                     found = await self._call(socket, "Runtime.evaluate", expression=script, returnByValue=True)
                     assert found["result"].get("value") == expected, f"{script}: {found}"
         picture.write_bytes(base64.b64decode(image["data"]))

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from test_report import PLAIN, POWER, as_run, make_record, make_run
 
-from orchestrator.figures import accuracy_figure
+from orchestrator.figures import FATES, accuracy_figure, length_figure, log_p_figure
 from orchestrator.reduce import summarise
 from orchestrator.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Panel, Point, Series, axis, figure
 
@@ -92,3 +92,25 @@ def test_one_problem_has_no_interval() -> None:
 
 def test_nothing_to_show() -> None:
     assert accuracy_figure(summaries((PLAIN, ""), (POWER, ""))) is None
+
+
+def test_the_histogram_has_every_answer_once() -> None:
+    lengths = {"wrong": [40, 40, 41, 90], "right": [40, 300, 41], "truncated": [512] * 5}
+    svg = ElementTree.fromstring(length_figure(lengths) or "")
+    bars = [rect for rect in svg.iter(f"{SVG}rect") if rect.find(f"{SVG}title") is not None]
+    said = [(bar.attrib["fill"], (bar.findtext(f"{SVG}title") or "").partition(" of ")) for bar in bars]
+    for fate, values in lengths.items():
+        assert sum(int(words[0]) for fill, words in said if fill == FATES[fate]) == len(values)
+    first, second = (bar for bar in bars if bar.attrib["x"] == bars[0].attrib["x"])
+    assert float(second.attrib["y"]) + float(second.attrib["height"]) == pytest.approx(float(first.attrib["y"]))
+    assert float(first.attrib["y"]) + float(first.attrib["height"]) == BOTTOM, "the first stands on the axis"
+    assert "truncated (5)" in words(length_figure(lengths) or "")
+    assert words(length_figure({"right": [7]}) or "")[-1] == "right (1)"
+    assert length_figure({}) is None
+
+
+def test_log_p_by_move() -> None:
+    svg = ElementTree.fromstring(log_p_figure({"log_p_by_move": [[0, -9.0], [1, -8.0], [2, -7.5]]}) or "")
+    heights = [float(mark.attrib["cy"]) for mark in svg.iter(f"{SVG}circle")][:3]
+    assert heights == sorted(heights, reverse=True), "it rises"
+    assert log_p_figure({"log_p_by_move": []}) is None
