@@ -62,7 +62,9 @@ def task_of(directory: Path, run: Mapping[str, Any]) -> TaskConfig:
 def problems_of(directory: Path, run: Mapping[str, Any], data: str | None = None) -> dict[int, Problem]:
     """The run's problems by their rows. Raises UserError if they are not those that it was made with."""
     config, known = run["config"], run.get("provenance", {}).get("data", {}).get("sha256")
-    name = data or config["data"]
+    name = data or config.get("data")
+    if not name:
+        raise UserError(f"{directory / RUN} does not say which data the run is of (config.data); name it by --data.")
     source = load_problems(name, config.get("data_split", "test"), None, task_of(directory, run))
     if source.digest != known:
         raise UserError(

@@ -143,6 +143,7 @@ def test_prompts_that_are_not_those_of_the_run_are_not_shown(tmp_path: Path) -> 
     run["provenance"]["prompts_sha256"] = "0" * 64
     found = asked(directory, run)
     assert (len(found.problems), found.prompts) == (NUM_PROBLEMS, {})
+    assert "config.data" in asked(directory, {**run, "config": {"task": {}}}).missing
     (tmp_path / "data.jsonl").unlink()
     write_report([directory])
     page = Page(directory / "report.html")
@@ -204,7 +205,7 @@ def look(url: str, texts: list[str], picture: Path, scripts: Sequence[tuple[str,
     program = find_browser()
     if program is None:
         pytest.skip("there is no Chromium")
-    browser = Browser(program, picture.parent / "profile", {}, "1200,900")
+    browser = Browser(program, picture.parent / "profile", {}, "1200,1040")
     try:
         asyncio.run(browser.visit(url, texts, picture, scripts=scripts))
     finally:
