@@ -36,7 +36,7 @@ def comparison_title(comparison: Comparison) -> str:
     summaries = [run.summary for _, run in comparison.runs]
     models = " / ".join(dict.fromkeys(model_name(summary["run"]) for summary in summaries))
     name = problems_name(summaries[0]["run"])
-    return f"{name}, {models}: {len(summaries)} methods on {comparison.num_common:,} common problems"
+    return f"{name}, {models}: {len(summaries)} methods on {len(comparison.common):,} common problems"
 
 
 def comparison_parts(comparison: Comparison) -> list[str]:
