@@ -53,10 +53,16 @@ class StopStrings:
         self._ends = {stop[start:] for stop in self.stop_strings for start in range(len(stop))}
         self._longest = max(map(len, self.stop_strings), default=0)
         self._learnt = bytearray(vocab_size)
+        self._lengths: dict[int, int] = {}
 
     def __call__(self, tokens: Sequence[int]) -> bool:
         """True if the text of `tokens` contains a stop string; see the class for when this is exact."""
-        if not self.stop_strings or not tokens or not self._suspect(tokens[-1]):
+        if not self.stop_strings or not tokens:
+            return False
+        last = tokens[-1]
+        if last < len(self._learnt) and self._learnt[last] == INNOCENT:  # almost always, and after every token
+            return False
+        if not self._suspect(last):
             return False
         end = self._end(tokens)
         return (UNDECODABLE in end or self._hit(end)) and self._hit(self._decode(tokens))
@@ -70,6 +76,7 @@ class StopStrings:
             self._learnt.extend(bytes(token + 1 - len(self._learnt)))
         if self._learnt[token] == UNKNOWN:
             text = self._decode([token])
+            self._lengths[token] = len(text)
             spellings = (text, " " + text, text.lstrip(" "))
             completes = UNDECODABLE in text or any(
                 self._hit(spelling) or any(spelling.startswith(end) for end in self._ends) for spelling in spellings
@@ -79,7 +86,7 @@ class StopStrings:
 
     def _end(self, tokens: Sequence[int]) -> str:
         """Text of the last tokens, long enough for the longest stop string to end anywhere in the last token."""
-        needed = self._longest + MARGIN + len(self._decode(tokens[-1:]))
+        needed = self._longest + MARGIN + self._lengths[tokens[-1]]
         count = self._longest + MARGIN
         while count < len(tokens):
             text = self._decode(tokens[-count:])

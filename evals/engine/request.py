@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from math import exp, inf, isfinite, isnan, log
+from math import exp, inf, isnan, log
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class Slot:
 
         Raises FloatingPointError for statistics that are not numbers.
         """
-        if isnan(log_q) or not isfinite(log_z):
+        if log_q != log_q or not -inf < log_z < inf:  # in Python itself: this runs for every token
             raise FloatingPointError(
                 f"nothing can be drawn at position {self.position + 1}: log q {log_q}, log Z {log_z} (the logits are "
                 "NaN or infinite, or leave no token that is allowed)"

@@ -98,10 +98,14 @@ class Kernel(NamedTuple):
         """The move that `key` names: its cut, its coins and its u. A pure function."""
         length = len(state.tokens)
         log_u = log1p(-uniform(seed, key, 0, Purpose.ACCEPT))
-        weights = self.cut_weights(state)
-        if not weights.any():  # nonnull cuts where every q is 1: no other answer can be drawn
-            return Plan(length, length, None, log_u)
-        cut = cut_position(weights, uniform(seed, key, 0, Purpose.CUT))
+        u = uniform(seed, key, 0, Purpose.CUT)
+        if self.cuts == "uniform":
+            cut = min(int(u * length), length - 1)
+        else:
+            weights = self.cut_weights(state)
+            if not weights.any():  # nonnull cuts where every q is 1: no other answer can be drawn
+                return Plan(length, length, None, log_u)
+            cut = cut_position(weights, u)
         if self.cuts == "nonnull":
             start = certain_divergence(state.log_q, cut, uniform(seed, key, 0, Purpose.COIN))
         elif self.replay:
