@@ -8,7 +8,7 @@ import socket
 
 from evals.types import UserError
 
-LOCAL = "local"  # an address of Ray's: a cluster of this process's own
+LOCAL, AUTO = "local", "auto"  # addresses of Ray's: a cluster of this process's own, and one that it looks for
 CONNECT_SECONDS = 10.0
 
 
@@ -26,7 +26,7 @@ def check(dashboard_host: str) -> None:
 def check_address() -> None:
     """Raises UserError if nothing listens at RAY_ADDRESS; Ray itself would go on trying for minutes."""
     address = ray_address()
-    if address in (LOCAL, "auto"):
+    if address in (LOCAL, AUTO):
         return  # these name no place
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
@@ -56,3 +56,12 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False  # a name may lead anywhere
+
+
+def listens(place: tuple[str, int]) -> bool:
+    """Does a process of this machine listen there?"""
+    try:
+        socket.create_connection(place, CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""The crew of Ray actors: one per GPU or per share of the CPUs. The only file that imports Ray; knows no model.
+"""The crew of Ray actors: one per GPU or per share of the CPUs. Knows no model.
 
 Ray starts processes and carries calls; it restarts and retries nothing (`max_restarts=0`): a death is then known within
 10 ms and with its true cause, and the driver loop decides what becomes of the problems. This file replaces the actor.
@@ -7,47 +7,26 @@ Every RayError except RayTaskError means that the actor is gone.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-# Read when Ray is imported: nobody without the token may give Ray work, and nothing is reported to anybody.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Before Ray: sets what Ray reads when it is imported.
+from orchestrator.join import Shape, alive_nodes, start_ray, vital_places
 
-import ray
-from ray.exceptions import AuthenticationError, OutOfMemoryError, RayError, RayTaskError
-from ray.job_config import JobConfig
+import ray  # isort: skip
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from evals.types import UserError
-from orchestrator.address import LOCAL, check_address, check_dashboard, ray_address
+from orchestrator.address import LOCAL, ray_address
 from orchestrator.crew import Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work, WorkersLost
-from orchestrator.dashboard import invitation
 from orchestrator.seat import Call, Hang, Seat
 
 MAX_FAILED_STARTS = 3
+MAX_REVIVALS = 3  # times that a local Ray is started again after one of its own processes died
 BACK_OFF_SECONDS = 0.1, 5.0  # first pause before a replacement, doubled up to the last
 NODES_SECONDS = 2.0
-HEALTH_CHECK = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 2000, "failure_threshold": 3}
-"""Of nodes by a local Ray: a dead one is known after 3 s instead of 13 s, a frozen one after 9 s instead of 63 s."""
-OBJECT_STORE_BYTES = 256 << 20  # records are small; the default, 30 % of RAM, spills out of a small /dev/shm
-CHECKOUT = Path(__file__).parents[1]
-
-
-class Shape(NamedTuple):
-    """How many actors, and what each gets."""
-
-    num_workers: int
-    slots: int
-    use_gpus: bool
-    job_name: str = "powersample"
-    dashboard: bool | None = None
-    """None: if its packages are there."""
-    dashboard_host: str = "127.0.0.1"
-    gpus_per_worker: int = 1
 
 
 class RayCrew:
@@ -63,15 +42,19 @@ class RayCrew:
         self._events: list[Event] = []
         self._actor_class: Any = None
         self._nodes_at = 0.0
+        self._vital: list[tuple[str, int]] = []
+        self._num_revivals = 0
         self._slowest_answer = 0.0
 
     def start(self) -> None:
         """Start or join Ray and ask for the actors. Raises UserError if the cluster has fewer GPUs than wanted."""
         start_ray(self._shape)
         self._on_ray()
+        self._vital = vital_places()
         self._actor_class = actor_class(self._class, self._shape)
         for seat in self._seats:
-            self._start(seat)
+            if not seat.given_up:
+                self._start(seat)
 
     def free(self, unanswered: int) -> int:
         """Slots of workers that have said how many they have; while others load for the first time, none takes more
@@ -92,9 +75,10 @@ class RayCrew:
             seat.moved = time.monotonic()
         seat.calls[seat.actor.solve.options(concurrency_group="work").remote(work)] = Call(work, time.monotonic())
 
-    def ask_health(self) -> None:
+    def ask_health(self) -> set[str]:
         for seat in self._seats:
             self._ask(seat)
+        return {seat.name for seat in self._seats if seat.health is not None}
 
     def _ask(self, seat: Seat) -> None:
         if seat.ready and seat.health is None:
@@ -114,12 +98,25 @@ class RayCrew:
         return events
 
     def _check_nodes(self) -> None:
-        """Raises WorkersLost where no node is left: nobody answers, and no replacement would ever come."""
+        """Where no node is left nobody answers, and no replacement would ever come: a local Ray is started again.
+
+        Raises WorkersLost where Ray is not ours to start, or was started again too often.
+        """
         if time.monotonic() < self._nodes_at:
             return
         self._nodes_at = time.monotonic() + NODES_SECONDS
-        if not alive_nodes():
-            raise WorkersLost("Ray's node is gone (one of its own processes died), and no worker can be started on it")
+        if alive_nodes(self._vital):
+            return
+        reason = "Ray's node is gone (one of its own processes died)"
+        if not self._vital or self._num_revivals == MAX_REVIVALS:
+            raise WorkersLost(f"{reason}, and no worker can be started on it")
+        self._num_revivals += 1
+        print(f"{reason}: starting Ray again.", file=sys.stderr)
+        for seat in self._seats:
+            if seat.actor is not None:
+                self._events.append(Died(seat.name, seat.vacate(), reason, "node", []))
+        ray.shutdown()
+        self.start()
 
     def _check(self, seat: Seat) -> None:
         """Start an actor where there is none, give one up that hangs, say of one that it waits for a place."""
@@ -199,7 +196,7 @@ class RayCrew:
         reason, blamed, cause = str(error).strip(), hang.blamed if hang else None, "hang" if hang else "crash"
         if isinstance(error, OutOfMemoryError):
             cause = "oom"
-        elif hang is None and seat.node is not None and seat.node not in alive_nodes():
+        elif hang is None and seat.node is not None and seat.node not in alive_nodes(self._vital):
             cause, blamed = "node", []  # no problem did that
         ray.kill(seat.actor)
         seat.failed_starts += seat.load is not None
@@ -217,60 +214,6 @@ class RayCrew:
 def node_id(actor: Any) -> str:
     """The node on which an actor runs; called in it."""
     return ray.get_runtime_context().get_node_id()
-
-
-def alive_nodes() -> set[str]:
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
-def start_ray(shape: Shape) -> None:
-    """Join the cluster of RAY_ADDRESS or start a local one, and make sure that it has the GPUs.
-
-    Raises UserError for what the user can mend, WorkersLost where Ray does not come up.
-    """
-    address = ray_address()
-    environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))}
-    if not shape.use_gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    check_address()
-    check_dashboard(shape.dashboard_host)
-    local: dict[str, Any] = {}
-    if address == LOCAL:  # a driver that joins a cluster must not pass these
-        for name, value in HEALTH_CHECK.items():
-            os.environ.setdefault(f"RAY_health_check_{name}", str(value))
-        local = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": shape.dashboard}
-    try:
-        context = ray.init(
-            address=address,
-            dashboard_host=shape.dashboard_host,
-            log_to_driver=False,
-            configure_logging=False,
-            job_config=JobConfig(metadata={"job_name": shape.job_name}, runtime_env={"env_vars": environment}),
-            **local,
-        )
-    except AuthenticationError as error:
-        raise UserError(
-            f"The Ray cluster at RAY_ADDRESS={address} and this process do not agree on a token; set RAY_AUTH_TOKEN or "
-            "RAY_AUTH_TOKEN_PATH to the cluster's, or RAY_AUTH_MODE=disabled if it has none."
-        ) from error
-    except ConnectionError as error:
-        raise UserError(f"No Ray cluster answers at RAY_ADDRESS={address}; start it or unset the variable.") from error
-    except OSError as error:
-        raise UserError(
-            f"Ray cannot start ({error}); it keeps its token in ~/.ray (HOME) and its sockets and logs in /tmp/ray "
-            "(RAY_TMPDIR): set these variables to directories that can be written."
-        ) from error
-    except Exception as error:  # Ray raises bare ones where a process of its own does not come up
-        raise WorkersLost(f"Ray did not start: {error}") from error
-    num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    wanted = shape.num_workers * shape.gpus_per_worker
-    if shape.use_gpus and num_gpus < wanted:
-        ray.shutdown()
-        raise UserError(f"POWERSAMPLE_NUM_GPUS asks for {wanted} GPUs and Ray finds {num_gpus}; ask for at most these.")
-    if address == LOCAL:  # Ray makes it writable for everybody
-        Path(context.address_info["session_dir"]).chmod(0o700)  # pyright: ignore[reportAttributeAccessIssue]
-    if place := context.dashboard_url:
-        print(invitation(place), file=sys.stderr)
 
 
 def actor_class(worker_class: type, shape: Shape) -> Any:

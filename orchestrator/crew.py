@@ -105,8 +105,8 @@ class Crew(Protocol):
         """Give `work` to the ready worker with the most free slots."""
         ...
 
-    def ask_health(self) -> None:
-        """Ask every worker that does not owe an answer; the answers come as `Health`."""
+    def ask_health(self) -> set[str]:
+        """Ask every worker that does not owe an answer; who owes one now. The answers come as `Health`."""
         ...
 
     def wait(self, timeout: float) -> list[Event]:

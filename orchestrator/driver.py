@@ -25,6 +25,7 @@ from orchestrator.telemetry import Telemetry
 
 MAX_ATTEMPTS = 3  # times that a problem may raise before it is recorded as failed
 MAX_STRIKES = 3  # deaths of a worker with this problem in flight before the problem has to run alone
+MAX_DEATHS_ALONE = 2  # so many it takes to convict it: something else may have been behind one
 MAX_BARREN_DEATHS = 8  # deaths in a row without one answer: then the machine is at fault, and no problem
 HEALTH_SECONDS = 2.0
 WAIT_SECONDS = 0.2  # how long a signal may go unnoticed
@@ -150,8 +151,9 @@ class Drive:
             self.in_flight.pop(work.key, None)
             self.strikes[work.key] += work.key in suspected
             strikes = self.strikes[work.key]
-            if strikes > MAX_STRIKES and work.key in suspected:
-                self.fail(work, event.worker, f"its worker died {strikes} times, at last with it alone: {event.reason}")
+            if strikes >= MAX_STRIKES + MAX_DEATHS_ALONE and work.key in suspected:
+                times = f"{strikes} times, {MAX_DEATHS_ALONE} of them with it alone"
+                self.fail(work, event.worker, f"its worker died {times}: {event.reason}")
                 continue
             self.telemetry.event("requeue", worker=event.worker, problem_id=work.key[0], sample_index=work.key[1])
             again = work._replace(attempt=work.attempt + 1)
@@ -171,7 +173,8 @@ def drive(
 ) -> None:
     """Work `owed` off, what is expected to take longest first, until all have a record or `stopped()` is true.
 
-    On a stop it returns at once: what is in flight has no record and stays owed. Raises what the crew raises.
+    On a stop it returns at once: what is in flight has no record and stays owed. At the end the workers are asked once
+    more, for what they have not told yet. Raises what the crew raises.
     """
     lengths = {work.problem.problem_id: len(work.problem.question) for work in owed}
     run = Drive(crew, store, telemetry, progress, deque(owed), lengths)
@@ -187,6 +190,11 @@ def drive(
         progress.refresh()
     if run.idle_since is not None:
         telemetry.event("tail", seconds=monotonic() - run.idle_since)
+    awaited, until = set() if stopped() else crew.ask_health(), monotonic() + HEALTH_SECONDS
+    while awaited and not stopped() and monotonic() < until:
+        for event in crew.wait(WAIT_SECONDS):
+            run.handle(event)
+            awaited.discard(event.worker)
 
 
 def note(telemetry: Telemetry, event: Spawned | Ready | Died | Lost) -> None:

@@ -46,10 +46,11 @@ class InlineCrew:
             return
         self._calls[call] = work
 
-    def ask_health(self) -> None:
+    def ask_health(self) -> set[str]:
         reading = self._worker.health()
         self._slots = reading.get("slots", self._slots)
         self._events.append(Health(self._name, reading))
+        return {self._name}
 
     def wait(self, timeout: float) -> list[Event]:
         """Raises WorkersLost if the worker can do nothing any more: here nobody replaces it.

@@ -100,6 +100,10 @@ def run(config: RunConfig) -> int:
     began = time.time()
     if not config.inline:
         address.check(config.dashboard_host)
+        if address.ray_address() == address.AUTO:
+            from orchestrator.join import find_cluster
+
+            find_cluster()
     inputs, environment = find(config), hardware.describe()
     stop = Stop()
     with ExitStack() as stack:

@@ -1,7 +1,8 @@
 """Everything that can go wrong, at set numbers of records, in one run on Ray: it ends as an undisturbed run does.
 
 The real command, the embedded model and three actors. Every fault is counted where it happens: a fault that did not
-happen proves nothing.
+happen proves nothing. The poison problem goes first in every life, so that its three strikes leave work for the faults
+that must not hit a problem that runs alone: two of those would convict it.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from orchestrator.telemetry import read_telemetry
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[1]
-NUMBER = 400
+NUMBER, SLOTS = 400, 12
 POISON = 217
 TORN = b'{"problem_id": 3, "sam'
 
 DRIVER = f"""
-import json, os, resource, signal, sys, threading
-from orchestrator import seat, session
+import contextlib, json, math, os, resource, signal, sys, threading
+from orchestrator import driver, seat, session
 from orchestrator.cli import main
 from orchestrator.store import RunStore
 from orchestrator.worker import Worker
@@ -54,6 +55,10 @@ def lines(name):
     return open(path).read().split() if os.path.exists(path) else []
 
 class Faulty(Worker):
+    def __init__(self, rank, name):
+        super().__init__(rank, name)
+        self.turn = threading.Lock()  # taken by the one fault of this process
+
     def begin(self, work):
         i = work.problem.problem_id
         if i == {POISON}:
@@ -62,12 +67,12 @@ class Faulty(Worker):
             count("poison")
             os.kill(os.getpid(), signal.SIGKILL)
         killed = lines("poison")
-        if len(killed) >= plan.get("hang_after", 1000) and str(os.getpid()) not in killed:
-            # the poison waits to run alone, and will not end these two
-            if self._rank == 0 and first("hang"):
-                threading.Event().wait()  # this problem alone; the others of its worker get on
-            if self._rank == 1 and first("freeze"):
+        clear = len(killed) >= plan.get("hang_after", 1000)  # the poison waits to run alone, and ends no other fault
+        if clear and str(os.getpid()) not in killed and not plan["inline"] and self.turn.acquire(blocking=False):
+            if first("freeze"):
                 os.kill(os.getpid(), signal.SIGSTOP)
+            elif first("hang"):
+                threading.Event().wait()  # this problem alone; the others of its worker get on
         return super().begin(work)
 
 append = RunStore.append
@@ -76,19 +81,40 @@ def append_and_strike(store, record):
         resource.setrlimit(resource.RLIMIT_FSIZE, (store._size + 50, resource.RLIM_INFINITY))
         count("full")
     added = append(store, record)
-    if len(store.records) in plan.get("kill_at", []) and "pid" in record.worker:
-        os.kill(record.worker["pid"], signal.SIGKILL)
-        count("kill")
+    if plan.get("kill_at") and len(store.records) >= plan["kill_at"][0]:
+        with contextlib.suppress(ProcessLookupError):  # dead since it answered: another one, then
+            os.kill(record.worker["pid"], signal.SIGKILL)
+            count("kill")
+            del plan["kill_at"][0]
     if len(store.records) == plan.get("signal_at"):
         count("signal")
         os.kill(os.getpid(), plan["signal"])
     return added
 
+forecast = driver.forecast
+def poison_first(*known):
+    expected = forecast(*known)
+    return lambda i: math.inf if i == {POISON} else expected(i)
+
 RunStore.append = append_and_strike
+driver.forecast = poison_first
 session.Worker = Faulty
-seat.STILL_SECONDS, seat.LOADS, seat.DEADLINE_SECONDS, seat.ANSWERS = 8.0, 1, 12.0, 2
+seat.STILL_SECONDS, seat.LOADS, seat.DEADLINE_SECONDS, seat.ANSWERS = 15.0, 1, 20.0, 2
 sys.exit(main(["run", *sys.argv[2:]]))
 """
+
+
+def powersample(*command: object) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=clean | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 class Chaos:
@@ -104,18 +130,9 @@ class Chaos:
     def start(self, **plan: Any) -> subprocess.CompletedProcess[str]:
         inline = plan.setdefault("inline", False)
         model = ["--model", "demo", "--data", self.data, "--sampler.kind", "temperature"]
-        shape = ["--inline", "--batch-size", 12] if inline else ["--num-workers", 3, "--batch-size", 4]
+        shape = ["--inline", "--batch-size", SLOTS] if inline else ["--num-workers", 3, "--batch-size", SLOTS // 3]
         flags = [*model, "--num-gpus", 0, "--no-dashboard", "--run-dir", self.run, *shape]
-        clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
-        return subprocess.run(
-            [sys.executable, "-c", DRIVER, json.dumps({**plan, "marks": str(self.marks)}), *map(str, flags)],
-            cwd=ROOT,
-            env=clean | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        return powersample("-c", DRIVER, json.dumps({**plan, "marks": str(self.marks)}), *flags)
 
     def tear(self) -> None:
         with (self.run / RECORDS).open("ab") as log:
@@ -146,28 +163,25 @@ LIVES = [
     ({"kill_at": [110], "signal": signal.SIGKILL, "signal_at": 160}, -signal.SIGKILL),
     ({"kill_at": [180], "signal": signal.SIGTERM, "signal_at": 210}, 143),
     ({"kill_at": [240], "signal": signal.SIGINT, "signal_at": 270}, 130),
-    ({"full_at": 290}, 2),
+    ({"kill_at": [280], "full_at": 290}, 2),
 ]
 
 
-@pytest.mark.skipif(
-    "CHAOS" not in os.environ,
-    reason="set CHAOS=1: passes or fails by timing, since its hang may hit a suspect that runs alone, which then fails",
-)
 def test_a_run_through_every_fault_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     chaos, calm = Chaos(tmp_path, "chaos"), Chaos(tmp_path, "calm")
     for plan, code in LIVES:
         done = chaos.start(**plan)
         assert done.returncode == code, done.stderr
-        assert len(chaos.records()) == plan.get("signal_at", plan.get("full_at")), done.stderr
+        at, mercy = plan.get("signal_at", plan.get("full_at")), SLOTS if code in (143, 130) else 0
+        assert at <= len(chaos.records()) <= at + mercy, done.stderr
         chaos.tear()
-    last = chaos.start(kill_at=[292], hang_after=chaos.happened("poison") + 3)
+    last = chaos.start(hang_after=chaos.happened("poison") + 3)
     assert last.returncode == 3, last.stderr
     assert calm.start(inline=True).returncode == 3
 
     happened = {name: chaos.happened(name) for name in ("kill", "signal", "full", "poison")}
     assert happened == {"kill": 6, "signal": 4, "full": 1, "poison": happened["poison"]}
-    assert happened["poison"] >= 4
+    assert happened["poison"] >= 5
     assert (chaos.marks / "hang").exists()
     assert (chaos.marks / "freeze").exists()
     assert len(chaos.events("hang")) == 2
@@ -179,10 +193,47 @@ def test_a_run_through_every_fault_ends_as_an_undisturbed_one(tmp_path: Path) ->
     assert answers(records) == answers(calm.records())
     summary, undisturbed = chaos.summary(), calm.summary()
     assert (summary["num_failed"], summary["failed"]) == (1, [[POISON, 0]])
-    assert "its worker died 4 times, at last with it alone" in (records[POISON].error or "")
+    assert "its worker died 5 times, 2 of them with it alone" in (records[POISON].error or "")
     assert summary["accuracy"] == undisturbed["accuracy"]
     assert 0 < summary["accuracy"]["numeric"]["mean"] < 1
     assert summary["timings"]["num_starts"] == len(LIVES) + 1
+
+
+RAY_KILLER = """
+import os, signal, sys
+from orchestrator.cli import main
+from orchestrator.store import RunStore
+
+append = RunStore.append
+def append_and_strike(store, record):
+    added = append(store, record)
+    victim = {20: "raylet", 60: "gcs_server"}.get(len(store.records))
+    if victim:
+        node = sys.modules["ray"]._private.worker._global_node
+        os.kill(node.all_processes[victim][0].process.pid, signal.SIGKILL)
+    return added
+
+RunStore.append = append_and_strike
+sys.exit(main(["run", *sys.argv[1:]]))
+"""
+
+
+def test_a_driver_outlives_the_processes_of_its_own_ray(tmp_path: Path) -> None:
+    found = {}
+    for name, shape in {"killed": ["--num-workers", 2, "--batch-size", 4], "calm": ["--inline"]}.items():
+        model = ["--model", "demo", "--data", "demo", "--limit", 120, "--sampler.kind", "temperature"]
+        flags = [*model, "--num-gpus", 0, "--run-dir", tmp_path / name, *shape]
+        command = ["-c", RAY_KILLER] if name == "killed" else ["-m", "orchestrator", "run"]
+        done = powersample(*command, *flags)
+        assert done.returncode == 0, done.stderr
+        found[name] = {r.problem_id: (r.token_ids, r.scores) for r in read_records(tmp_path / name / RECORDS)}
+        if name == "killed":
+            assert done.stderr.count("Ray's node is gone (one of its own processes died): starting Ray again.") == 2
+    assert found["killed"] == found["calm"]
+    rows = read_telemetry(tmp_path / "killed" / TELEMETRY)
+    assert sum(row.get("event") == "start" for row in rows) == 1
+    assert {row["cause"] for row in rows if row.get("event") == "death"} <= {"node", "crash"}
+    assert sum(row.get("event") == "ready" for row in rows) >= 6
 
 
 NODES = """
@@ -191,9 +242,9 @@ from pathlib import Path
 
 fault, tuned, directory = sys.argv[1], sys.argv[2] == "tuned", Path(sys.argv[3])
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-from orchestrator import cluster, seat
+from orchestrator import cluster, join, seat
 if tuned:  # of the process that starts the head, as those of a local Ray
-    os.environ |= {f"RAY_health_check_{name}": str(value) for name, value in cluster.HEALTH_CHECK.items()}
+    os.environ |= {f"RAY_health_check_{name}": str(value) for name, value in join.HEALTH_CHECK.items()}
 from ray.cluster_utils import Cluster
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record

@@ -169,13 +169,17 @@ def test_ray_is_closed_to_strangers_and_reports_to_nobody() -> None:
     assert out.stdout.split() == ["token", "0"]
 
 
-def test_a_dead_agent_takes_its_node_along_and_ends_the_run_instead_of_waiting_for_ever(crews: Any) -> None:
+def test_ray_is_started_again_where_a_dead_agent_takes_its_node_along_but_not_for_ever(
+    crews: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.cluster.MAX_REVIVALS", 1)
     crew = crews("model", num_workers=1, slots=1, use_gpus=False)
     crew.start()
-    while not any(isinstance(event, Ready) for event in crew.wait(1.0)):
-        pass
-    raylet = sys.modules["ray"]._private.worker._global_node.all_processes["raylet"][0].process.pid
-    os.kill(child(raylet, b"ray::DashboardAgent"), signal.SIGKILL)
+    for _ in range(2):
+        while not any(isinstance(event, Ready) for event in crew.wait(1.0)):
+            pass
+        raylet = sys.modules["ray"]._private.worker._global_node.all_processes["raylet"][0].process.pid
+        os.kill(child(raylet, b"ray::DashboardAgent"), signal.SIGKILL)
     with pytest.raises(WorkersLost, match="Ray's node is gone"):
         wait_for_ever(crew)
 

@@ -15,7 +15,7 @@ import pytest
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
 from orchestrator.crew import Died, Done, Event, Health, Lost, Raised, Work, WorkersLost
-from orchestrator.driver import drive, failed_record
+from orchestrator.driver import HEALTH_SECONDS, WAIT_SECONDS, drive, failed_record
 from orchestrator.inline import InlineCrew
 from orchestrator.progress import Progress
 from orchestrator.reduce import HEADLINE, estimate, question_means
@@ -61,12 +61,13 @@ class SimulatedCrew:
         self.submitted.append(work.problem.problem_id)
         min(self.seats.values(), key=len).append(work)
 
-    def ask_health(self) -> None:
+    def ask_health(self) -> set[str]:
         self.asked += 1
+        return set(self.seats)
 
     def wait(self, timeout: float) -> list[Event]:
         if not any(self.seats.values()):
-            return []
+            return [Health(name, {"pid": 1}) for name in self.seats]
         name = self.random.choice([name for name, seat in self.seats.items() if seat])
         seat = self.seats[name]
         if killers := self.poison & {work.problem.problem_id for work in seat}:
@@ -101,7 +102,7 @@ def test_every_problem_once_in_the_given_order_with_all_slots_busy(store: RunSto
     rows = driven(store, crew, works(20))
     assert crew.submitted == list(range(20))
     assert sorted(store.records) == [(i, 0) for i in range(20)]
-    assert sum(row["kind"] == "sample" for row in rows) == 20
+    assert sum(row["kind"] == "sample" for row in rows) == 20 + 2, "with every answer, and of both workers at the end"
     assert crew.asked >= 1
 
 
@@ -114,7 +115,7 @@ def test_slots_are_refilled_at_once(store: RunStore) -> None:
             return super().wait(timeout)
 
     driven(store, Watching(2, 3), works(20))
-    assert in_flight == [6] * 15 + [5, 4, 3, 2, 1]
+    assert in_flight == [6] * 15 + [5, 4, 3, 2, 1] + [0]
 
 
 def test_a_raising_problem_is_tried_three_times_and_recorded(store: RunStore) -> None:
@@ -132,9 +133,30 @@ def test_a_poison_problem_fails_alone_and_its_neighbours_are_cleared(store: RunS
     rows = driven(store, SimulatedCrew(2, slots, poison=[3]), works(12))
     assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [3]
     assert len(store.records) == 12
-    assert "its worker died 4 times" in (store.records[3, 0].error or "")
-    assert len(events(rows, "death")) == 4
+    assert "its worker died 5 times, 2 of them with it alone: killed by 3" in (store.records[3, 0].error or "")
+    assert len(events(rows, "death")) == 5
     assert len(events(rows, "requeue")) == sum(row["lost"] for row in events(rows, "death")) - 1
+
+
+def test_one_death_alone_is_not_final(store: RunStore) -> None:
+    class UnluckyAlone(SimulatedCrew):
+        """Problem 3 kills its workers, and something else the first that has only problem 5."""
+
+        struck = False
+
+        def wait(self, timeout: float) -> list[Event]:
+            alone = next((name for name, seat in self.seats.items() if [w.problem.problem_id for w in seat] == [5]), "")
+            if alone and not self.struck and self.submitted.count(5) > 3:
+                self.struck = True
+                lost, self.seats[alone] = self.seats[alone], []
+                return [Died(alone, lost, "killed by another")]
+            return super().wait(timeout)
+
+    crew = UnluckyAlone(1, 8, poison=[3])
+    driven(store, crew, works(8))
+    assert crew.struck
+    assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [3]
+    assert store.records[5, 0].worker["attempt"] == 5
 
 
 def test_lost_problems_go_to_the_front(store: RunStore) -> None:
@@ -156,6 +178,30 @@ def test_a_machine_that_kills_every_worker_ends_the_run(store: RunStore) -> None
     with pytest.raises(WorkersLost, match="workers died in a row without one answer"):
         driven(store, SimulatedCrew(1, 2, poison=range(50)), works(50))
     assert not store.records
+
+
+def test_what_a_worker_has_to_tell_after_its_last_answer_is_heard(store: RunStore) -> None:
+    class ShrinksLast(SimulatedCrew):
+        def wait(self, timeout: float) -> list[Event]:
+            last = not any(self.seats.values())
+            said = {"pid": 1, "shrunk": [{"old": 4, "new": 3, "reason": "out of memory"}] if last else []}
+            return [Health(name, said) for name in self.seats] if last else super().wait(timeout)
+
+    rows = driven(store, ShrinksLast(2, 4), works(9))
+    assert [(row["worker"], row["new"]) for row in events(rows, "slots")] == [("w0", 3), ("w1", 3)]
+
+
+def test_silent_workers_do_not_keep_a_finished_run(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(SimulatedCrew):
+        def wait(self, timeout: float) -> list[Event]:
+            clock.append(clock[-1] + timeout)
+            return [event for event in super().wait(timeout) if not isinstance(event, Health)]
+
+    clock = [100.0]
+    monkeypatch.setattr("orchestrator.driver.monotonic", lambda: clock[-1])
+    driven(store, Silent(1, 4), works(5))
+    assert len(store.records) == 5
+    assert clock[-1] == pytest.approx(100.0 + 5 * WAIT_SECONDS + HEALTH_SECONDS, abs=WAIT_SECONDS)
 
 
 def test_a_stop_leaves_the_rest_owed(store: RunStore) -> None:
@@ -321,7 +367,7 @@ def test_a_hang_strikes_only_what_was_late_and_a_lost_node_nothing(store: RunSto
     rows = driven(store, Unlucky(1, 3), works(6))
     assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [1]
     assert len(store.records) == 6
-    assert (len(events(rows, "hang")), len(events(rows, "death"))) == (4, 9)
+    assert (len(events(rows, "hang")), len(events(rows, "death"))) == (5, 10)
     assert {row["cause"] for row in events(rows, "death")} == {"node", "hang"}
 
 
@@ -360,7 +406,8 @@ def test_long_questions_go_first_until_answers_say_otherwise(store: RunStore) ->
 
         def wait(self, timeout: float) -> list[Event]:
             done = super().wait(timeout)[0]
-            assert isinstance(done, Done)
+            if not isinstance(done, Done):
+                return [done]
             cost = {"generated": 1000 - len(done.work.problem.question)}
             return [done._replace(record=done.record._replace(tokens=cost))]
 

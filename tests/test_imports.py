@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"evals/demo/train.py", "evals/demo/measure.py", "evals/demo/grow.py"}  # run by hand, imported by no package
 ONLY = {
-    "ray": ["orchestrator/cluster.py", "orchestrator/dashboard.py"],  # the crew, and what Ray shows of a run
+    "ray": [f"orchestrator/{name}.py" for name in ("join", "cluster", "dashboard")],
     "transformers": ["evals/engine/model.py"],
     "torch": ["evals/engine/"],
 }

@@ -48,7 +48,7 @@ import os, sys
 from pathlib import Path
 from orchestrator.cli import main
 main(["--version"])
-from orchestrator.cluster import Shape, start_ray
+from orchestrator.join import Shape, start_ray
 start_ray(Shape(1, 1, False, dashboard=False))
 import ray
 token, session = Path.home() / ".ray/auth_token", Path(ray._private.worker._global_node.get_session_dir_path())
@@ -95,7 +95,7 @@ def test_an_open_dashboard_is_refused_before_anything_is_made(tmp_path: Path) ->
 def test_a_cluster_with_another_token_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.exceptions import AuthenticationError
 
-    from orchestrator.cluster import Shape, start_ray
+    from orchestrator.join import Shape, start_ray
 
     def refuse(**options: Any) -> None:
         raise AuthenticationError("no token")

@@ -8,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,25 @@ def run(
     directory: Path, *flags: object, limit: int | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Four demo problems inline; no file may grow beyond `limit` bytes, as on a disk that is full."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
     entry = ["-m", "orchestrator"] if limit is None else ["-c", LIMITED, str(limit)]
+    started = start(directory, *flags, entry=entry, **variables)
+    out, err = started.communicate(timeout=120)
+    return subprocess.CompletedProcess(started.args, started.returncode, out, err)
+
+
+def start(
+    directory: Path, *flags: object, entry: Sequence[str] = ("-m", "orchestrator"), **variables: str
+) -> subprocess.Popen[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
     inputs = ["--model", DEMO / "model", "--data", DEMO / "problems.jsonl", "--task.max-new-tokens", 160]
     settings = [*inputs, "--limit", 4, "--num-gpus", 0, "--run-dir", directory, *flags]
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, *entry, "run", *map(str, settings)],
         cwd=ROOT,
         env=clean | {"OMP_NUM_THREADS": "1"} | variables,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
     )
 
 
@@ -66,6 +73,48 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_what_is_recorded_is_kept
     again = run(tmp_path / "run", "--inline", "--sampler.kind", "greedy")
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "run/records.jsonl").read_bytes().startswith(kept)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["sh", "-c", f"mount -t tmpfs -o size=128k none {disk}"], check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here: that takes root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_run_goes_on_when_a_full_disk_has_room_again(small_disk: Path) -> None:
+    flags = [small_disk / "run", "--inline", "--sampler.kind", "greedy", "--limit", 120]
+    full = run(*flags)
+    assert full.returncode == 2, full.stderr
+    assert "A record cannot be written to" in full.stderr
+    assert "(No space left on device)" in full.stderr
+    log = small_disk / "run/records.jsonl"
+    kept = log.read_bytes()
+    assert kept.endswith(b"\n")
+    subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
+    again = run(*flags)
+    assert again.returncode == 0, again.stderr
+    assert log.read_bytes().startswith(kept)
+    assert len(log.read_text().splitlines()) == 120
+
+
+def test_a_second_driver_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
+    first = start(tmp_path, "--inline", "--sampler.num-moves", 10_000)
+    assert first.stderr is not None
+    assert any("are owed" in line for line in first.stderr), "the first has the directory"
+    second = run(tmp_path, "--inline", "--sampler.num-moves", 10_000)
+    assert second.returncode == 2, second.stderr
+    holder = f"process {first.pid} on {socket.gethostname()}"
+    assert second.stderr.splitlines()[-1].startswith(
+        f"powersample: The run in {tmp_path} is being written by {holder}; "
+    )
+    assert "Traceback" not in second.stderr
+    first.terminate()
+    _, err = first.communicate(timeout=60)
+    assert first.returncode == 143, err
 
 
 def test_telemetry_that_cannot_be_written_is_said_once_and_ends_nothing(
@@ -124,9 +173,17 @@ def test_an_address_without_ray_is_refused_before_anything_is_made(tmp_path: Pat
 
 
 @pytest.mark.ray
+def test_a_search_for_ray_that_finds_none_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    refused = run(tmp_path / "run", RAY_ADDRESS="auto", RAY_TMPDIR=str(tmp_path))
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("powersample: No Ray cluster answers at RAY_ADDRESS=auto; start it or unset")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.ray
 @pytest.mark.parametrize("address", ["nohost", "host:port", "127.0.0.1:99999999999"])
 def test_what_is_no_address_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.cluster import check_address
+    from orchestrator.join import check_address
 
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(UserError, match=f"RAY_ADDRESS={address}.*unset the variable"):
@@ -146,7 +203,7 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 def test_ray_that_does_not_come_up_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.cluster import Shape, start_ray
+    from orchestrator.join import Shape, start_ray
 
     def fail(**options: Any) -> None:
         raise Exception("The current node timed out during startup.")

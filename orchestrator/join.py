@@ -1,0 +1,116 @@
+"""Ray itself: started on this machine or joined, and which of its nodes work. Knows no worker.
+
+Importing this imports Ray; with cluster.py and dashboard.py it is all that does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# Read when Ray is imported: nobody without the token may give Ray work, and nothing is reported to anybody.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import ray
+from ray.exceptions import AuthenticationError
+from ray.job_config import JobConfig
+
+from evals.types import UserError
+from orchestrator.address import AUTO, LOCAL, check_address, check_dashboard, listens, ray_address
+from orchestrator.crew import WorkersLost
+from orchestrator.dashboard import invitation
+
+HEALTH_CHECK = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 2000, "failure_threshold": 3}
+"""Of nodes by a local Ray: a dead one is known after 3 s instead of 13 s, a frozen one after 9 s instead of 63 s."""
+OBJECT_STORE_BYTES = 256 << 20  # records are small; the default, 30 % of RAM, spills out of a small /dev/shm
+CHECKOUT = Path(__file__).parents[1]
+
+
+class Shape(NamedTuple):
+    """How many actors, and what each gets."""
+
+    num_workers: int
+    slots: int
+    use_gpus: bool
+    job_name: str = "powersample"
+    dashboard: bool | None = None
+    """None: if its packages are there."""
+    dashboard_host: str = "127.0.0.1"
+    gpus_per_worker: int = 1
+
+
+def start_ray(shape: Shape) -> None:
+    """Join the cluster of RAY_ADDRESS or start a local one, and make sure that it has the GPUs.
+
+    Raises UserError for what the user can mend, WorkersLost where Ray does not come up.
+    """
+    address = ray_address()
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))}
+    if not shape.use_gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+    check_address()
+    check_dashboard(shape.dashboard_host)
+    local: dict[str, Any] = {}
+    if address == LOCAL:  # a driver that joins a cluster must not pass these
+        for name, value in HEALTH_CHECK.items():
+            os.environ.setdefault(f"RAY_health_check_{name}", str(value))
+        local = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": shape.dashboard}
+    context = connect(
+        address,
+        dashboard_host=shape.dashboard_host,
+        job_config=JobConfig(metadata={"job_name": shape.job_name}, runtime_env={"env_vars": environment}),
+        **local,
+    )
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    wanted = shape.num_workers * shape.gpus_per_worker
+    if shape.use_gpus and num_gpus < wanted:
+        ray.shutdown()
+        raise UserError(f"POWERSAMPLE_NUM_GPUS asks for {wanted} GPUs and Ray finds {num_gpus}; ask for at most these.")
+    if address == LOCAL:  # Ray makes it writable for everybody
+        Path(context.address_info["session_dir"]).chmod(0o700)
+    if place := context.dashboard_url:
+        print(invitation(place), file=sys.stderr)
+
+
+def connect(address: str, **options: Any) -> Any:
+    """What `ray.init` returns. Raises as `start_ray`."""
+    try:
+        return ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
+    except AuthenticationError as error:
+        raise UserError(
+            f"The Ray cluster at RAY_ADDRESS={address} and this process do not agree on a token; set RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH to the cluster's, or RAY_AUTH_MODE=disabled if it has none."
+        ) from error
+    except ConnectionError as error:
+        raise UserError(f"No Ray cluster answers at RAY_ADDRESS={address}; start it or unset the variable.") from error
+    except OSError as error:
+        raise UserError(
+            f"Ray cannot start ({error}); it keeps its token in ~/.ray (HOME) and its sockets and logs in /tmp/ray "
+            "(RAY_TMPDIR): set these variables to directories that can be written."
+        ) from error
+    except Exception as error:  # Ray raises bare ones where a process of its own does not come up
+        raise WorkersLost(f"Ray did not start: {error}") from error
+
+
+def find_cluster() -> None:
+    """Raises UserError if there is none for RAY_ADDRESS=auto; only Ray knows where it looks."""
+    connect(AUTO)
+    ray.shutdown()
+
+
+def vital_places() -> list[tuple[str, int]]:
+    """Where server (GCS) and node of a local Ray listen; none for a cluster of others'."""
+    if ray_address() != LOCAL:
+        return []
+    host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+    return [(host, int(port)), *((node["NodeManagerAddress"], node["NodeManagerPort"]) for node in ray.nodes())]
+
+
+def alive_nodes(vital: Sequence[tuple[str, int]]) -> set[str]:
+    """Nodes that work. Of a local Ray its `vital_places` are tried first: the server hears of a dead node after
+    seconds, and where the server is dead, Ray waits 60 s for it and then ends this process."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} if all(map(listens, vital)) else set()
