@@ -1,17 +1,20 @@
 """What orchestration costs: records per second through Ray into the synced log, and how busy it keeps workers.
 
-    python benchmarks/orchestration.py [--actors 8 64] [--nodes 8] [--num-problems 1319] [--seconds 60]
+    python benchmarks/orchestration.py [--actors 8 64] [--without-ray 128 256 512] [--nodes 8] [--seconds 60]
 
 Rate: eight actors whose engine answers at once with records of 1.5 KB, as many as GSM8K has problems, driven by the
 driver's own loop into a run directory. Efficiency: engines that sleep as long as lognormal answers of GSM8K's mean and
 cap would take, in units that make the whole last `--seconds`; their time is compared with the shortest that any
 schedule could need, the larger of the longest answer and of all answers spread evenly. From 16 actors on they live on
-`--nodes` simulated nodes, each with a raylet of its own on this machine. The last line is one JSON object.
+`--nodes` simulated nodes, each with a raylet of its own on this machine. More workers than this machine holds processes
+are simulated `--without-ray`: the driver, its log and the clock are the real ones, the crew is a heap of the moments at
+which answers are due, so that what Ray costs per call is missing. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import heapq
 import io
 import json
 import os
@@ -31,9 +34,9 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # simulated nodes make none by themselves
 
 from evals.config import SamplerConfig, TaskConfig
-from evals.types import Problem
+from evals.types import Problem, Record
 from orchestrator.cluster import RayCrew, Shape
-from orchestrator.crew import Health, Work
+from orchestrator.crew import Crew, Done, Event, Health, Work
 from orchestrator.driver import drive
 from orchestrator.progress import Progress
 from orchestrator.store import open_store
@@ -56,7 +59,6 @@ class Timing(NamedTuple):
 
 def sleeper() -> type:
     """A worker class of its own scope, so that Ray sends it by value."""
-    from evals.types import Record
 
     class Sleeper:
         def __init__(self, rank: int, name: str) -> None:
@@ -124,7 +126,39 @@ def crew(num_actors: int, slots: int, num_nodes: int) -> Iterator[RayCrew]:
             nodes.shutdown()
 
 
-def timed(crew: RayCrew, owed: Sequence[Work]) -> Timing:
+class DueCrew:
+    """Workers that are but the moments at which their answers are due: `number` slots in all, no process, no Ray."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.due = number, list[tuple[float, int, Work]]()
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def free(self, unanswered: int) -> int:
+        return self.number - len(self.due)
+
+    def submit(self, work: Work) -> None:
+        heapq.heappush(self.due, (time.monotonic() + float(work.problem.answer), work.problem.problem_id, work))
+
+    def ask_health(self) -> set[str]:
+        return set()
+
+    def wait(self, timeout: float) -> list[Event]:
+        time.sleep(min(timeout, max(0.0, self.due[0][0] - time.monotonic())) if self.due else timeout)
+        now, events = time.monotonic(), list[Event]()
+        while self.due and self.due[0][0] <= now:
+            work = heapq.heappop(self.due)[2]
+            tokens = {"generated": 150}
+            record = Record(
+                work.problem.problem_id, 0, "ok", "word " * 100, TOKEN_IDS, "eos", {}, {}, {}, {}, tokens, {}
+            )
+            events.append(Done("due", work, record))
+        return events
+
+
+def timed(crew: Crew, owed: Sequence[Work]) -> Timing:
     """Drive `owed` into a new run directory."""
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(Path(folder), "f", {})
@@ -152,14 +186,19 @@ def rate(num_problems: int) -> dict[str, float]:
 
 
 def efficiency(num_actors: int, num_problems: int, seconds: float, num_nodes: int) -> float:
-    """Shortest possible time over the time taken; problems per slot stay those of eight actors."""
+    """Shortest possible time over the time taken; problems per slot stay those of eight actors. No Ray on 0 nodes."""
     tokens = lengths(num_problems * num_actors // 8)
     bound = max(float(tokens.max()), float(tokens.sum()) / (num_actors * SLOTS))
-    with crew(num_actors, SLOTS, num_nodes if num_actors >= ON_NODES else 1) as ready:
-        timed(ready, works([0.0] * 10 * num_actors))
-        timing = timed(ready, works(list(tokens * seconds / bound)))
+    owed = works(list(tokens * seconds / bound))
+    if num_nodes == 0:
+        timing = timed(DueCrew(num_actors * SLOTS), owed)
+    else:
+        with crew(num_actors, SLOTS, num_nodes if num_actors >= ON_NODES else 1) as ready:
+            timed(ready, works([0.0] * 10 * num_actors))
+            timing = timed(ready, owed)
+    kind = "actors" if num_nodes else "workers without Ray"
     print(
-        f"{num_actors} actors x {SLOTS} slots, {len(tokens):,} answers: {timing.wall_seconds:.2f} s, at best "
+        f"{num_actors} {kind} x {SLOTS} slots, {len(tokens):,} answers: {timing.wall_seconds:.2f} s, at best "
         f"{seconds:.2f} s; driver {100 * timing.driver_cpu_seconds / timing.wall_seconds:.0f} % of a core",
         flush=True,
     )
@@ -169,6 +208,7 @@ def efficiency(num_actors: int, num_problems: int, seconds: float, num_nodes: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--actors", type=int, nargs="*", default=[8, 64], help="numbers of actors (%(default)s)")
+    parser.add_argument("--without-ray", type=int, nargs="*", default=[], help="numbers of simulated workers (none)")
     parser.add_argument("--nodes", type=int, default=8, help="simulated nodes from 16 actors on (%(default)s)")
     parser.add_argument("--num-problems", type=int, default=1319, help="problems for 8 actors (%(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="length of the ideal schedule (%(default)s)")
@@ -181,6 +221,9 @@ def main() -> None:
     )
     found["efficiency"] = {
         actors: efficiency(actors, options.num_problems, options.seconds, options.nodes) for actors in options.actors
+    }
+    found["efficiency_without_ray"] = {
+        workers: efficiency(workers, options.num_problems, options.seconds, 0) for workers in options.without_ray
     }
     print(json.dumps(found))
 

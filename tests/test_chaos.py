@@ -22,7 +22,7 @@ from orchestrator.claim import RECORDS, TELEMETRY
 from orchestrator.store import read_records
 from orchestrator.telemetry import read_telemetry
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[1]
 NUMBER, SLOTS = 400, 12
@@ -109,10 +109,10 @@ def powersample(*command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
-        env=clean | {"OMP_NUM_THREADS": "1"},
+        env=clean | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"},  # 15 starves workers on a busy machine
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
 
@@ -158,7 +158,7 @@ def answers(records: dict[int, Record]) -> dict[int, Any]:
     return {i: (r.status, r.token_ids, r.text, r.ended, r.scores) for i, r in records.items()}
 
 
-LIVES = [
+LIVES: list[tuple[dict[str, Any], int]] = [
     ({"kill_at": [20, 50], "signal": signal.SIGKILL, "signal_at": 80}, -signal.SIGKILL),
     ({"kill_at": [110], "signal": signal.SIGKILL, "signal_at": 160}, -signal.SIGKILL),
     ({"kill_at": [180], "signal": signal.SIGTERM, "signal_at": 210}, 143),
@@ -172,8 +172,8 @@ def test_a_run_through_every_fault_ends_as_an_undisturbed_one(tmp_path: Path) ->
     for plan, code in LIVES:
         done = chaos.start(**plan)
         assert done.returncode == code, done.stderr
-        at, mercy = plan.get("signal_at", plan.get("full_at")), SLOTS if code in (143, 130) else 0
-        assert at <= len(chaos.records()) <= at + mercy, done.stderr
+        late = len(chaos.records()) - (plan["full_at"] if code == 2 else plan["signal_at"])
+        assert 0 <= late <= (SLOTS if code in (143, 130) else 0), done.stderr
         chaos.tear()
     last = chaos.start(hang_after=chaos.happened("poison") + 3)
     assert last.returncode == 3, last.stderr
@@ -315,7 +315,7 @@ print(json.dumps({**seconds, "deaths": len(seen), "lost": len(seen[0].lost), "ca
 def test_a_lost_node_costs_seconds(fault: str, limit: float, tmp_path: Path) -> None:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
     command = [sys.executable, "-c", NODES, fault, "tuned", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     print(f"node, {fault}: {found}")
