@@ -26,7 +26,7 @@ from orchestrator.telemetry import Telemetry
 MAX_ATTEMPTS = 3  # times that a problem may raise before it is recorded as failed
 MAX_STRIKES = 3  # deaths of a worker with this problem in flight before the problem has to run alone
 MAX_DEATHS_ALONE = 2  # so many it takes to convict it: something else may have been behind one
-MAX_BARREN_DEATHS = 8  # deaths in a row without one answer: then the machine is at fault, and no problem
+MAX_BARREN_DEATHS = 8  # of one worker without an answer of any: then the machine is at fault, and no problem
 HEALTH_SECONDS = 2.0
 WAIT_SECONDS = 0.2  # how long a signal may go unnoticed
 
@@ -47,7 +47,8 @@ class Drive:
     strikes: Counter[Key] = field(default_factory=Counter)
     suspects: deque[Work] = field(default_factory=deque)
     """Problems with too many strikes: they run alone, last, so that an innocent one clears itself."""
-    barren_deaths: int = 0
+    barren_deaths: Counter[str] = field(default_factory=Counter)
+    """Of each worker since the last answer; many at once are one accident, as where their node goes."""
     next_order: int = MIN_RECORDS
     """With so many records the queue is put in order again."""
     notes: set[str] = field(default_factory=set)
@@ -77,10 +78,10 @@ class Drive:
     def handle(self, event: Event) -> None:
         match event:
             case Done():
-                self.barren_deaths = 0
+                self.barren_deaths.clear()
                 self.finish(event.work, event.record)
             case Raised():
-                self.barren_deaths = 0
+                self.barren_deaths.clear()
                 self.raised(event)
             case Died():
                 self.died(event)
@@ -142,11 +143,10 @@ class Drive:
         """All problems of a dead worker are owed again; a strike for each that may have killed it."""
         note(self.telemetry, event)
         suspected = {work.key for work in event.suspected}
-        self.barren_deaths += bool(suspected)
-        if self.barren_deaths >= MAX_BARREN_DEATHS:
-            raise WorkersLost(
-                f"{self.barren_deaths} workers died in a row without one answer; the last: {event.reason}"
-            )
+        self.barren_deaths[event.worker] += bool(suspected)
+        if self.barren_deaths[event.worker] >= MAX_BARREN_DEATHS:
+            deaths = self.barren_deaths.total()
+            raise WorkersLost(f"{deaths} workers died in a row without one answer; the last: {event.reason}")
         for work in reversed(event.lost):
             self.in_flight.pop(work.key, None)
             self.strikes[work.key] += work.key in suspected

@@ -371,14 +371,15 @@ def test_a_hang_strikes_only_what_was_late_and_a_lost_node_nothing(store: RunSto
     assert {row["cause"] for row in events(rows, "death")} == {"node", "hang"}
 
 
-def test_many_workers_lost_with_their_node_do_not_end_the_run(store: RunStore) -> None:
+@pytest.mark.parametrize("cause", [("node", []), ()], ids=["known", "not yet known"])
+def test_many_workers_lost_with_their_node_do_not_end_the_run(store: RunStore, cause: Any) -> None:
     class NodeGone(SimulatedCrew):
         gone = False
 
         def wait(self, timeout: float) -> list[Event]:
             if not self.gone:
                 self.gone = True
-                deaths: list[Event] = [Died(name, seat, "gone", "node", []) for name, seat in self.seats.items()]
+                deaths: list[Event] = [Died(name, seat, "gone", *cause) for name, seat in self.seats.items()]
                 self.seats = {name: [] for name in self.seats}
                 return deaths
             return super().wait(timeout)

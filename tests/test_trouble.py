@@ -182,6 +182,8 @@ def test_a_search_for_ray_that_finds_none_is_refused_before_anything_is_made(
     def fail(**options: Any) -> None:
         raise ConnectionError("Could not find any running Ray instance.")  # as Ray, unless this machine has another
 
+    import orchestrator.join  # noqa: F401 - before Ray, as it does itself: it says what Ray reads when it is imported
+
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     monkeypatch.setattr("ray.init", fail)
     assert main(["run", *settings(tmp_path / "run")]) == 2
