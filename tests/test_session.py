@@ -65,7 +65,9 @@ class Pending:
         return 0
 
     def submit(self, work: Any) -> None: ...
-    def ask_health(self) -> None: ...
+    def ask_health(self) -> set[str]:
+        return set()
+
     def close(self) -> None: ...
 
     def wait(self, timeout: float) -> list[Event]:
