@@ -12,11 +12,12 @@ from toy import ToyLM
 from toy_crowd import Crowd, assert_same, distance, enumerated, mean_weights
 
 from evals.config import SamplerConfig
+from evals.engine.prefix import PrefixIndex
 from evals.samplers.candidates import Candidates, by_vote, likeliest
 from evals.samplers.make import make_sampler
 from evals.samplers.single import Single
 from evals.samplers.weights import effective_size, log_mean, normalised, pick, systematic
-from evals.types import Chain, Completion, Prompt
+from evals.types import Chain, Completion, Prompt, Sample
 
 SPREAD = ToyLM(2, vocabulary=3, horizon=4, spread=1.0)
 ALPHA = 3.0
@@ -193,12 +194,33 @@ def test_on_the_engine_for_any_number_of_slots(kind) -> None:
             assert_same(one, two, but=("prefilled",))
 
 
-def test_the_prompt_is_computed_once_on_any_number_of_slots() -> None:
-    """But for the part of it that does not fill whole pages: 89 tokens and four times the last 25 of them."""
+@pytest.mark.parametrize(
+    "kind", ["best_of", "smc", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("snis", "majority"))]
+)
+def test_the_prompt_is_computed_once_on_any_number_of_slots(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whatever length, with the answers of an engine that shares nothing."""
     model = tiny_models.make("llama", seed=1).model
-    to = tiny_models.prompt(1, 90, max_new=24, eos=[2, 7])
-    sampler = Candidates("best_of", 2.0, 5)
+    rare = {"smc_interval": 7, "smc_ramp": 9, "smc_threshold": 1.0} if kind == "smc" else {}
+    sampler = make_sampler(SamplerConfig.model_validate({"kind": kind, "num_candidates": 5} | rare))
+    prompts = [
+        tiny_models.prompt(i, length, max_new=24, eos=[2, 7], vote=lambda tokens: str(tokens[-1]))
+        for i, length in enumerate((1, 12, 17, 65, 90))
+    ]
+
+    def run(slots: int) -> list[Sample]:
+        engine = tiny_models.engine(model, slots=slots, max_length=114, num_pages=400)
+        chains = [Chain(to, sampler.chain(to, 1, i, 0), sampler.sequences) for i, to in enumerate(prompts)]
+        samples = engine.run(chains, seed=1)
+        engine.audit()
+        assert engine.counters().prefilled_tokens == sum(sample.chain["prefilled"] for sample in samples)
+        return samples
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PrefixIndex, "find", lambda self, tokens: [])
+        alone = run(8)
+    assert [sample.chain["prefilled"] for sample in alone] == [0, 5 * 11, 5 * 16, 5 * 64, 5 * 89]
     for slots in (1, 3, 8):
-        engine = tiny_models.engine(model, slots=slots, max_length=114)
-        (sample,) = engine.run([Chain(to, sampler.chain(to, 1, 0, 0), sampler.sequences)], seed=1)
-        assert sample.chain["prefilled"] == 89 + 4 * 25
+        samples = run(slots)
+        assert [sample.chain["prefilled"] for sample in samples] == [0, 11, 16, 64, 89]
+        for one, other in zip(alone, samples, strict=True):
+            assert_same(one, other, but=("prefilled",))

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from evals.engine.kv_cache import PAGE, SCRATCH, CacheShape, KeysValues, PagePool
+from evals.engine.kv_cache import PAGE, SCRATCH, CacheShape, KeysValues, PagePool, unwritten
 from evals.types import Handle
 
 SHAPE = CacheShape(num_layers=1, num_heads=1, head_dim=1, dtype=torch.float32)
@@ -226,9 +226,28 @@ def test_a_prompt_shares_what_is_there_and_says_how_much() -> None:
     _, present = pool.open_prompt(range(32), 60)  # its last token is not written beforehand
     assert present == 16
     assert pool.distinct([first.handle, second.handle]) == 6
+    third, present = pool.open_prompt(range(40), 60)  # the same: the page that it goes on in is its own
+    assert present == 39
+    assert third.copy == (first.pages[2], third.pages[2])
+    assert third.fresh == third.pages[2:]
     pool.drop(first.handle)
+    fourth, present = pool.open_prompt(range(40), 60)
+    assert (present, fourth.copy) == (39, (third.pages[2], fourth.pages[2]))
+    pool.drop(third.handle)
+    pool.drop(fourth.handle)
     assert pool.open_prompt(range(40), 60)[1] == 32
     pool.audit()
+
+
+def test_what_is_copied_from_a_page_of_the_same_round_waits_until_that_is_written() -> None:
+    pool = PagePool(20)
+    old, _ = pool.open_prompt(range(9), 20)
+    early, _ = pool.open_prompt(range(9), 20)
+    new, _ = pool.open_prompt(range(1, 9), 20)
+    late = [pool.open_prompt(range(1, 9), 20)[0] for _ in range(2)]
+    again = unwritten([early, new, *late])
+    assert [(one.copy, one.fresh) for one in again] == [((new.pages[0], one.pages[0]), ()) for one in late]
+    assert early.copy == (old.pages[0], early.pages[0])
 
 
 def test_page_bytes() -> None:

@@ -36,8 +36,9 @@ def branching(shared: int, lengths: list[int]) -> list[Prompt]:
     ]
 
 
-def together(on: Engine, prompts: list[Prompt]) -> list[Completion]:
-    chains = [Chain(to, single(request(to, key=(len(to.token_ids), 0, 0)))) for to in prompts]
+def together(on: Engine, prompts: list[Prompt], first: int = 0) -> list[Completion]:
+    """Of every prompt an answer, keyed by its place counted from `first`."""
+    chains = [Chain(to, single(request(to, key=(i, 0, 0)))) for i, to in enumerate(prompts, first)]
     return [found.chain["completion"] for found in on.run(chains, 5)]
 
 
@@ -47,14 +48,15 @@ def together(on: Engine, prompts: list[Prompt]) -> list[Completion]:
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_same_bits_with_and_without_sharing(family: str, threads: int) -> None:
-    """Rests of 0 to 70 tokens beyond one and two chunks; alone, all at once, and one after the other."""
-    prompts = branching(64, [1, 1, 2, 9, 37, 66]) + branching(128, [1, 2, 3, 40]) + branching(20, [3, 30])
+    """Rests of 0 to 70 tokens beyond one and two chunks, some prompts twice; alone, at once, one after the other."""
+    prompts = branching(64, [1, 1, 2, 9, 37, 66]) + branching(128, [1, 2, 3, 40]) + branching(20, [3, 30, 13])
+    prompts += prompts[3:6] + prompts[-4:]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         model = make(family, seed=1).model
-        alone = [together(engine(model, max_length=250), [to])[0] for to in prompts]
-        others = [together(engine(model, slots, max_length=250), prompts) for slots in (1, 3, 12)]
+        alone = [together(engine(model, max_length=250), [to], i)[0] for i, to in enumerate(prompts)]
+        others = [together(engine(model, slots, max_length=250), prompts) for slots in (1, 3, 20)]
     finally:
         torch.set_num_threads(before)
     for results in others:
@@ -65,6 +67,8 @@ def test_the_same_bits_with_and_without_sharing(family: str, threads: int) -> No
             assert one.tokens == other.tokens
     assert [one.prefilled for one in alone] == [len(to.token_ids) - 1 for to in prompts]
     assert sum(found.prefilled for found in others[2]) < sum(found.prefilled for found in alone)
+    assert [found.prefilled for found in others[2][13:]] == [0] * 7
+    assert len({found.tokens for found in others[2]}) == len(prompts)
 
 
 def test_statistics_are_those_of_a_plain_pass(pair: Pair) -> None:
@@ -90,14 +94,12 @@ def test_packed_passes_share_single_pages(pair: Pair, prefill_tokens: int, monke
 
 
 def test_the_prompt_of_several_samples_is_prefilled_once(pair: Pair) -> None:
-    """Up to the tail that is no whole chunk."""
     to = prompt(1, 100)
     for slots in (4, 2):
         on = engine(pair.model, slots)
         samples = on.run([Chain(to, Power(2.0, 4).chain(to, 1, 7, i)) for i in range(4)], 1)
-        tail = 99 % CHUNK
-        assert on.counters().prefilled_tokens == 99 + 3 * tail
-        assert [s.chain["prefilled"] for s in samples] == [99, tail, tail, tail]
+        assert on.counters().prefilled_tokens == 99
+        assert [s.chain["prefilled"] for s in samples] == [99, 0, 0, 0]
         assert len({s.tokens for s in samples}) > 1
 
 
@@ -125,7 +127,7 @@ def test_candidates_of_one_chain_share_their_prompt(pair: Pair) -> None:
 
     on = engine(pair.model, slots=6, max_length=200)
     on.run([Chain(to, script())], 5)
-    assert [found[tag].prefilled for tag in range(6)] == [129, 1, 1, 1, 1, 1]
+    assert [found[tag].prefilled for tag in range(6)] == [129, 0, 0, 0, 0, 0]
     for tag, one in found.items():
         alone = run_one(engine(pair.model, max_length=200), request(to, 10, key=(0, 0, tag)), to, 5)
         assert alone.log_q.tobytes() == one.log_q.tobytes()
@@ -183,17 +185,24 @@ def test_passes_on_a_cpu_are_cut_at_fixed_positions() -> None:
     assert shape.share_unit * PAGE == CHUNK
 
 
-def test_the_index_finds_whole_units_and_forgets() -> None:
+def test_the_index_finds_whole_units_and_whole_prompts_and_forgets() -> None:
     index = PrefixIndex(2, unit=2)
-    index.add(range(11), [5, 6, 7, 8, 9])  # two units of two pages; the page of 8 and 9 is no whole one
+    index.add(range(11), [5, 6, 7, 8, 9])  # two units of two pages; the page of the last token is missing
     assert index.find(range(11)) == [5, 6, 7, 8]
     assert index.find(range(7)) == [5, 6]
     assert index.find([0, 1, 2, 4]) == []
     assert index.find([4, 5, 6, 7]) == []  # the same tokens elsewhere are something else
     index.add([0, 1, 2, 3, 9, 9, 9, 9], [5, 6, 1, 2])
     assert index.find([0, 1, 2, 3, 9, 9, 9, 9, 9]) == [5, 6, 1, 2]
-    index.add(range(4), [3, 4])  # known by other pages
-    assert index.pages() == {5, 6, 7, 8, 1, 2}
+    index.add(range(7), [5, 6, 3, 4])  # the last unit is what is left of the prompt, written in a pass of its own
+    assert index.find(range(7)) == [5, 6, 3, 4]
+    assert index.find(range(6)) == index.find([*range(6), 9]) == [5, 6]
+    index.add(range(7), [5, 6, 3, 10])  # another's copy of the last page
+    assert index.pages() == {5, 6, 7, 8, 9, 1, 2, 3, 4, 10}
+    index.forget(4)
+    assert index.find(range(7)) == [5, 6, 3, 10]
+    index.forget(10)
+    assert index.find(range(7)) == [5, 6]
     index.forget(8)
     index.forget(8)
     assert index.find(range(11)) == [5, 6]

@@ -24,7 +24,7 @@ from evals.engine.accelerate import fastest, prepare, sized
 from evals.engine.batch import Run, layout, prompt_passes
 from evals.engine.chains import Live
 from evals.engine.idle import IdleClock
-from evals.engine.kv_cache import KeysValues, PagePool
+from evals.engine.kv_cache import KeysValues, PagePool, unwritten
 from evals.engine.memory import out_of_memory, read_memory, release
 from evals.engine.model import Model, Tokenizer
 from evals.engine.planning import Demand, Shrunk, fewer, table
@@ -252,9 +252,11 @@ class Engine:
         self.model.attach(self._cache)
         seated = self._scheduler.seat()
         if seated:
-            self._decoder.open([item.opening for item in seated])
+            openings = [item.opening for item in seated]
+            self._decoder.open(openings)
             for runs in prompt_passes(self._prompts(seated), self._layout, self._config.prefill_tokens):
                 self._decoder.prefill(runs)
+            self._decoder.open(unwritten(openings))
         for drawn in self._decoder.step(self._scheduler.slots):
             self._generated += self._scheduler.record(*drawn)
 

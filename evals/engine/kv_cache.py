@@ -2,8 +2,8 @@
 
 A sequence is a list of pages of `PAGE` tokens. Nobody writes to a page that is shared, so that sequences share whole
 pages by counting references; a draft copies the one page that it shares in part. A draft reserves pages up to its limit
-when it opens and returns the surplus when it ends: nothing grows in flight. Full pages of prompts are found again by
-their tokens (prefix.py) as long as somebody owns them. Page numbers never reach arithmetic, so that results do not
+when it opens and returns the surplus when it ends: nothing grows in flight. Pages of prompts are found again by their
+tokens (prefix.py) as long as somebody owns them. Page numbers never reach arithmetic, so that results do not
 depend on the allocation.
 """
 
@@ -35,14 +35,14 @@ class Opening(NamedTuple):
     fresh: tuple[int, ...]
     """Those it owns alone; they may hold anything and have to be cleared."""
     copy: tuple[int, int] | None
-    """(from, to): the page whose beginning is the parent's; `to` is the first of `fresh`."""
+    """(from, to): the page whose beginning is another sequence's; `to` is the first of `fresh`."""
 
 
 class PagePool:
     """Bookkeeping of pages: open, end, keep, drop, fork, share, and an audit. Plain Python; not thread-safe."""
 
     def __init__(self, num_pages: int, share_unit: int = 1) -> None:
-        """`num_pages` counts the scratch page; prompts are shared in whole units of `share_unit` pages.
+        """`num_pages` counts the scratch page; beginnings of prompts are shared in whole units of `share_unit` pages.
 
         Raises ValueError for less than two pages.
         """
@@ -94,28 +94,23 @@ class PagePool:
         ValueError for an unknown parent or one that is too short, MemoryError if the free pages do not suffice.
         """
         inherited = [] if parent is None else self._pages_of(parent)
-        shared, rest = divmod(position, PAGE)
-        if position > 0 and len(inherited) < shared + (rest > 0):
+        if len(inherited) * PAGE < position:
             raise ValueError(f"the parent holds {len(inherited)} pages, which do not reach position {position}")
-        fresh = self._take(self.pages_for(position, limit))
-        handle = self._add([*inherited[:shared], *fresh], parent if replaces is None else replaces)
-        copy = (inherited[shared], fresh[0]) if rest else None
-        return Opening(handle, tuple(self._pages[handle]), tuple(fresh), copy)
+        return self._open(inherited, position, limit, parent if replaces is None else replaces)
 
     def open_prompt(self, prefix: Sequence[int], limit: int, replaces: Handle | None = None) -> tuple[Opening, int]:
         """A sequence that is to hold `prefix` and grow to `limit` tokens, and how many of them are there already.
 
-        It shares the longest prefix that somebody's pages hold; the rest, up to the last token, the caller has to write
-        before anything reads it, whereupon others may share it too. `replaces` is the handle that `keep` releases.
-        Raises MemoryError as `open` does.
+        It shares what somebody's pages hold: all of it up to the last token, or else whole units. The rest the caller
+        has to write before anything reads it, whereupon others may share it too. `replaces` is the handle that `keep`
+        releases. Raises MemoryError as `open` does.
         """
         written = prefix[:-1]
-        shared = self._prefixes.find(written)
-        needed = self.pages_for(len(shared) * PAGE, limit)
-        fresh = self._take(needed)
-        handle = self._add([*shared, *fresh], replaces)
-        self._prefixes.add(written, self._pages[handle])
-        return Opening(handle, tuple(self._pages[handle]), tuple(fresh), None), len(shared) * PAGE
+        found = self._prefixes.find(written)
+        present = min(len(found) * PAGE, len(written))
+        opening = self._open(found, present, limit, replaces)
+        self._prefixes.add(written, opening.pages)
+        return opening, present
 
     def reaches(self, handle: Handle, position: int) -> bool:
         """Whether a sequence has pages for its first `position` tokens; after `reset` it has not."""
@@ -178,6 +173,13 @@ class PagePool:
         if count > len(self._free):
             raise MemoryError(f"{count} pages are needed and {len(self._free)} are free")
         return [self._free.pop() for _ in range(count)]
+
+    def _open(self, inherited: Sequence[int], position: int, limit: int, replaces: Handle | None) -> Opening:
+        shared, rest = divmod(position, PAGE)
+        fresh = self._take(self.pages_for(position, limit))
+        handle = self._add([*inherited[:shared], *fresh], replaces)
+        copy = (inherited[shared], fresh[0]) if rest else None
+        return Opening(handle, tuple(self._pages[handle]), tuple(fresh), copy)
 
     def _add(self, pages: Sequence[int], parent: Handle | None) -> Handle:
         handle = Handle(self._next)
@@ -261,6 +263,17 @@ class KeysValues:
         """Set every number in these pages."""
         for part in self.parts:
             part.index_fill_(2, torch.tensor(pages, dtype=torch.long, device=part.device), value)
+
+
+def unwritten(openings: Sequence[Opening]) -> list[Opening]:
+    """Those whose copy has to be made again once prompts are written: it is of a page that one before them owns."""
+    fresh: set[int] = set()
+    found = []
+    for opening in openings:
+        if opening.copy is not None and opening.copy[0] in fresh:
+            found.append(opening._replace(fresh=()))
+        fresh.update(opening.fresh)
+    return found
 
 
 def apart(part: torch.Tensor) -> torch.Tensor:
