@@ -94,11 +94,10 @@ class SamplerConfig(Settings):
     @model_validator(mode="after")
     def _refuse_what_is_not_read(self) -> Self:
         usual = {name: field.default for name, field in SamplerConfig.model_fields.items()}
-        for name in sorted(usual.keys() - READS[self.kind] - {"kind"}):
-            if getattr(self, name) != usual[name]:
-                readers = ", ".join(kind for kind, fields in READS.items() if name in fields)
-                reason = f"kind {self.kind} does not read {name}, which belongs to {readers}"
-                raise conflict(f"{reason}; leave {name} out or choose such a kind", name, "kind")
+        for name in sorted(self.model_fields_set - READS[self.kind] - {"kind"}):
+            readers = ", ".join(kind for kind, fields in READS.items() if name in fields)
+            reason = f"kind {self.kind} does not read {name}, which belongs to {readers}"
+            raise conflict(f"{reason}; leave {name} out or choose such a kind", name, "kind")
         if self.num_effective_moves is not None:
             if self.num_moves != usual["num_moves"]:
                 raise conflict("they exclude each other; set one", "num_moves", "num_effective_moves")
