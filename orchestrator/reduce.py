@@ -199,15 +199,30 @@ def memory_peaks(done: Iterable[Record], telemetry: Iterable[Mapping[str, Any]])
             peaks[worker] = max(peaks.get(worker, 0), peak)
             kinds.add("device" if on_device else "rss")
     slots = [row["slots"] for row in samples if "slots" in row]
-    busy = [row["active_slots"] for row in samples if row.get("active_slots")]
     return {
         "peak_bytes": dict(sorted(peaks.items())),
         "largest_peak_bytes": max(peaks.values(), default=None),
         "kind": kinds.pop() if len(kinds) == 1 else None,
         "total_bytes": max((reading.get("total_bytes") or 0 for _, reading in readings), default=0) or None,
         "slots": max(slots, default=None),
-        "mean_active_slots": average(busy),
+        "mean_active_slots": mean_active_slots(samples),
     }
+
+
+def mean_active_slots(samples: Iterable[Mapping[str, Any]]) -> float | None:
+    """Slots in use per step of an engine: each draws one token a step, between a process's first and last reading."""
+    steps = tokens = 0
+    first: dict[Any, Mapping[str, Any]] = {}
+    last: dict[Any, Mapping[str, Any]] = {}
+    for row in samples:
+        if "steps" in row and "generated_tokens" in row:
+            process = row.get("worker"), row.get("pid")
+            first.setdefault(process, row)
+            last[process] = row
+    for process, row in last.items():
+        steps += row["steps"] - first[process]["steps"]
+        tokens += row["generated_tokens"] - first[process]["generated_tokens"]
+    return ratio(tokens, steps)
 
 
 def worker_name(source: Mapping[str, Any], name: Any) -> str:

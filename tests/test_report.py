@@ -75,15 +75,27 @@ TELEMETRY = [
     {"kind": "event", "event": "phase", "name": "setup", "time": 90.0},
     {"kind": "event", "event": "phase", "name": "load", "time": 91.0},
     {"kind": "event", "event": "phase", "name": "sampling", "time": 95.0},
-    {
-        "kind": "sample",
-        "time": 99.0,
-        "worker": "cpu1",
-        "rank": 1,
-        "slots": 10,
-        "active_slots": 4,
-        "memory": {"peak_rss_bytes": 5000, "peak_bytes": None},
-    },
+    *(
+        {
+            "kind": "sample",
+            "time": at,
+            "worker": worker,
+            "pid": pid,
+            "rank": 1,
+            "slots": 10,
+            "active_slots": 9,
+            "steps": steps,
+            "generated_tokens": generated,
+            "memory": {"peak_rss_bytes": 5000, "peak_bytes": None},
+        }
+        for at, worker, pid, steps, generated in [
+            (95.0, "cpu1", 7, 300, 2_000),  # it has worked for another run before
+            (97.0, "cpu1", 7, 320, 2_100),
+            (97.5, "cpu1", 8, 0, 0),
+            (98.0, "cpu2", 9, 50, 3_000),
+            (99.0, "cpu1", 8, 30, 100),
+        ]
+    ),
     {"kind": "event", "event": "phase", "name": "end", "time": 105.0},
 ]
 
