@@ -18,6 +18,7 @@ import numpy as np
 
 from evals.samplers.base import Key, key
 from evals.samplers.metropolis import Limits, Plan, State, chance, spliced
+from evals.samplers.mixing import Mixing
 from evals.samplers.trace import Trace
 from evals.types import Cancel, Completion, Drop, Handle, Keep, Operation, Prompt, Request, Sample, Submit
 
@@ -55,7 +56,8 @@ class Walk:
         self.state = EMPTY
         self.move = 0
         """Number of the next move, or of the next extension."""
-        self.trace = Trace(draws.alpha, recycle=not draws.early_rejection)
+        self.trace = Trace()
+        self.mixing = self._new_stage()
         self._handle: Handle | None = None
         self._operations: list[Operation] = []
         self._flying = self._cancelled = 0
@@ -76,7 +78,7 @@ class Walk:
 
     def moves(self, rule: Rule, count: int) -> Segment:
         """`count` moves of one kernel."""
-        self.trace.new_stage(self.state)
+        self.mixing = self._new_stage()  # those before had another target
         end = self.move + count
         while self.move < end:
             yield from self._until_accepted(rule, end)
@@ -85,7 +87,11 @@ class Walk:
 
     def sample(self) -> Sample:
         """The state as it is now, with the chain's diagnostics."""
-        return Sample(*self.state, chain=self.trace.summary(self.state), weighted=self.trace.weighted())
+        info = {"alpha": self.draws.alpha, **self.trace.summary(), **self.mixing.summary(self.state)}
+        return Sample(*self.state, chain=info, weighted=self.mixing.weighted())
+
+    def _new_stage(self) -> Mixing:
+        return Mixing(self.state, self.draws.alpha, recycle=not self.draws.early_rejection)
 
     def _until_accepted(self, rule: Rule, end: int) -> Segment:
         """Moves from the present state, in order, up to the first that is accepted; at most to `end`."""
@@ -97,6 +103,7 @@ class Walk:
             plan = plans.get(self.move)
             if plan is not None and plan.null(state):
                 self.trace.add_null(state, plan)
+                self.mixing.add(state, state, 1.0, accepted=False)
                 self.move += 1
             elif plan is not None and self.move in drafts:
                 accepted = self._decide(rule, plan, drafts.pop(self.move))
@@ -121,7 +128,8 @@ class Walk:
         given_up = completion.ended == "floor"
         log_ratio = -inf if given_up else rule.log_ratio(self.state, draft, plan.start)
         accepted = log_ratio >= plan.log_u
-        self.trace.add(self.state, plan, completion, draft, None if given_up else chance(log_ratio), accepted)
+        self.trace.add(self.state, plan, completion, draft.tokens == self.state.tokens, accepted)
+        self.mixing.add(self.state, draft, None if given_up else chance(log_ratio), accepted)
         if accepted:
             self._operations.append(Keep(held(completion)))
             self.state, self._handle = draft, completion.handle
