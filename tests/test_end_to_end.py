@@ -105,6 +105,80 @@ def test_a_stopped_run_resumes_to_the_same_answers(
     assert answers(tmp_path / "run") == answers(reference)
 
 
+METHODS: dict[str, dict[str, object]] = {
+    "blocks": {"num_moves": 2, "blocks": 2},
+    "effective": {"num_effective_moves": 3},
+    "entropy": {"num_moves": 4, "cuts": "entropy"},
+    "smc": {"kind": "smc", "num_candidates": 3, "smc_ramp": 8, "smc_interval": 8, "smc_threshold": 0.9},
+    "best_of": {"kind": "best_of", "num_candidates": 3},
+    "snis": {"kind": "snis", "num_candidates": 3},
+}
+SEVERAL = """
+import json, os, signal, sys
+from evals.config import SamplerConfig
+from orchestrator import session
+from orchestrator.cli import main
+from orchestrator.store import RunStore
+
+kill, methods = sys.argv[1] == "kill", json.loads(sys.argv[2])
+
+def plan(config):
+    places = {name: {"name": name, "run_dir": config.run_dir / name} for name in methods}
+    samplers = {name: SamplerConfig(**settings) for name, settings in methods.items()}
+    return [config.model_copy(update={**places[name], "sampler": samplers[name]}) for name in methods]
+
+append = RunStore.append
+def append_and_kill(store, record):
+    added = append(store, record)
+    if kill and len(store.records) == 2:
+        os.kill(os.getpid() if store.directory.name == "blocks" else record.worker["pid"], signal.SIGKILL)
+    return added
+
+session.plan, RunStore.append = plan, append_and_kill
+sys.exit(main(["run", *sys.argv[3:]]))
+"""
+
+
+@pytest.fixture(scope="session")
+def every_method(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Six problems by every method: in one slot without Ray; on two actors, of which one is killed in every method, or
+    the driver in the first; on one actor."""
+    root = tmp_path_factory.mktemp("methods")
+    sampler = "--sampler.kind", "smc", "--sampler.num-candidates", 3  # the one that needs most room
+    shapes: dict[str, tuple[object, ...]] = {
+        "calm": ("--inline", "--batch-size", 1, "--engine.prefetch", 0),
+        "kill": ("--num-workers", 2, "--batch-size", 3, "--engine.prefetch", 4),
+        "one": ("--num-workers", 1, "--batch-size", 8, "--engine.prefetch", 1),
+    }
+    env = environment(**DEMO_RUN | {"LIMIT": 6, "TASK__MAX_NEW_TOKENS": 40})
+    for name, shape in shapes.items():
+        flags = map(str, [name, json.dumps(METHODS), "--run-dir", root / name, "--no-dashboard", *sampler, *shape])
+        start = [sys.executable, "-c", SEVERAL, *flags]
+        codes = []
+        while codes[-1:] != [0]:
+            done = subprocess.run(start, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+            assert done.returncode in (0, -signal.SIGKILL), done.stderr
+            codes.append(done.returncode)
+        assert codes == ([-signal.SIGKILL] if name == "kill" else []) + [0]
+    return {name: root / name for name in shapes}
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_answers_the_same_in_any_shape_and_after_any_kill(
+    every_method: dict[str, Path], method: str
+) -> None:
+    calm, killed, one = (every_method[name] / method for name in ("calm", "kill", "one"))
+    assert len(answers(calm)) == 6
+    assert answers(killed) == answers(calm)
+    assert answers(one) == answers(calm)
+    rows = [json.loads(line) for line in (killed / "telemetry.jsonl").read_text().splitlines()]
+    dead = [row["event"] for row in rows if row["kind"] == "event" and row["event"] in ("start", "death")]
+    assert dead == (["start"] * 2 if method == "blocks" else ["start"] * 2 + ["death"])
+
+
 def test_a_complete_run_started_again_prints_its_report_and_says_so(reference: Path) -> None:
     again = run("--inline", "--run-dir", reference, "--batch-size", 1, **DEMO_RUN)
     assert again.returncode == 0, again.stderr

@@ -251,12 +251,11 @@ class Engine:
         assert self._decoder is not None, "no step before it is made"
         self.model.attach(self._cache)
         seated = self._scheduler.seat()
-        if seated:
-            openings = [item.opening for item in seated]
-            self._decoder.open(openings)
-            for runs in prompt_passes(self._prompts(seated), self._layout, self._config.prefill_tokens):
-                self._decoder.prefill(runs)
-            self._decoder.open(unwritten(openings))
+        openings = [item.opening for item in seated]
+        self._decoder.open(openings)
+        for runs in prompt_passes(self._prompts(seated), self._layout, self._config.prefill_tokens):
+            self._decoder.prefill(runs)
+        self._decoder.open(unwritten(openings))
         for drawn in self._decoder.step(self._scheduler.slots):
             self._generated += self._scheduler.record(*drawn)
 
