@@ -181,7 +181,7 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     row = next(
         line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| power") and "+" in line
     )
-    won, lost = (int(cell) for cell in row.split("|")[4:6])
+    won, lost = (int(cell) for cell in row.split("|")[5:7])
     assert (sum(b > a for a, b in means), sum(b < a for a, b in means)) == (won, lost)
     assert won > lost > 0
     assert all(len(problem["prompts"]) == 1 for problem in page.data["problems"]), "asked alike, kept once"
