@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ def measure(args: argparse.Namespace, began: float) -> None:
     laps.lap("imports")
     problems = load_problems(args.data, "test", args.limit).problems
     task = make_task(TaskConfig(max_new_tokens=args.max_new_tokens), SEED)
-    folder = resolve_model(args.model).folder
+    folder = args.model if Path(args.model).is_dir() else resolve_model(args.model).folder  # else hashed as well
     laps.lap("sources")
     config = EngineConfig(dtype=args.dtype, execution=args.execution)
     model = load_model(folder, config, args.device or ("cuda" if gpus() else "cpu"))

@@ -2,8 +2,8 @@
 
     python benchmarks/plan.py [--shapes 0.5b 1.5b 7b] [--slots 10 auto] [--length 1024]
 
-First the largest passes, which the engine would measure before it plans (prompt pass, step with truncated draws,
-weights, context), then a run of power sampling in so many slots as the plan gives, with nothing measured before: the
+First the largest passes, which the engine would measure before it plans (prompt pass, step, weights,
+context), then a run of power sampling in so many slots as the plan gives, with nothing measured before: the
 peak of allocated memory, which is to be within 10 % of the plan's, and at the end what the GPU has in use, which the
 plan only bounds. Ends with one JSON line.
 """

@@ -12,7 +12,7 @@ from torch import Tensor
 from evals import rng
 from evals.engine import attention, sampling
 from evals.engine.attention import Block
-from evals.engine.kernels import decode, draw, pages, prefill, write
+from evals.engine.kernels import decode, draw, pages, prefill, truncate, write
 from evals.engine.kv_cache import PAGE
 
 EDGE = 1e-5
@@ -203,32 +203,69 @@ def make_rows(logits: Tensor, alphas: list[float], seed: int = 0) -> Rows:
     )
 
 
-def draw_both(logits: Tensor, rows: Rows, chunk: int) -> tuple[sampling.Draw, sampling.Draw]:
+Limits = dict[str, Tensor]
+"""`top_k_B` and `top_p_B`, or nothing."""
+
+
+def draw_both(
+    logits: Tensor, rows: Rows, chunk: int, limits: Limits | None = None
+) -> tuple[sampling.Draw, sampling.Draw]:
     """The kernel's draw and the twin's in float64, both on the host."""
-    found = draw.draw(logits, *rows.to(logits.device), chunk=chunk)
-    expected = sampling.draw(logits.cpu().float(), rows.alpha, rows.uniform, rows.exclude)
+    limits = limits or {}
+    there = {name: limit.to(logits.device) for name, limit in limits.items()}
+    found = draw.draw(logits, *rows.to(logits.device), chunk=chunk, **there)
+    expected = sampling.draw(logits.cpu().float(), rows.alpha, rows.uniform, rows.exclude, **limits)
     return sampling.Draw(*(x.cpu() for x in found)), expected
 
 
-def check_draw(logits: Tensor, rows: Rows, chunk: int = draw.CHUNK, tolerance: float = 2e-5) -> int:
+def check_draw(
+    logits: Tensor, rows: Rows, chunk: int = draw.CHUNK, tolerance: float = 2e-5, limits: Limits | None = None
+) -> int:
     """Compare with the twin; returns how many tokens differ, each of them within EDGE of a boundary of the CDF."""
-    ours, theirs = draw_both(logits, rows, chunk)
+    limits = limits or {}
+    ours, theirs = draw_both(logits, rows, chunk, limits)
     same = ours.token == theirs.token
     for row in (~same).nonzero().flatten().tolist():
-        assert at_edge(logits[row].cpu(), rows, row, int(ours.token[row])), f"row {row}: {ours}, {theirs}"
+        assert at_edge(logits[row].cpu(), rows, row, int(ours.token[row]), limits), f"row {row}: {ours}, {theirs}"
     torch.testing.assert_close(ours.log_q[same], theirs.log_q[same], atol=tolerance, rtol=0, equal_nan=True)
     torch.testing.assert_close(ours.log_z[same], theirs.log_z[same], atol=tolerance, rtol=0, equal_nan=True)
     return int((~same).sum())
 
 
-def at_edge(logits_V: Tensor, rows: Rows, row: int, token: int) -> bool:
+def at_edge(logits_V: Tensor, rows: Rows, row: int, token: int, limits: Limits) -> bool:
     """Whether the uniform lies within EDGE of the interval of this token in the drawable law."""
     scaled = logits_V.double() * rows.alpha[row]
+    if limits:
+        mine = {name: limit[row, None] for name, limit in limits.items()}
+        scaled[~sampling.kept((scaled - scaled.max())[None], **mine)[0]] = -torch.inf
     if rows.exclude[row] >= 0:
         scaled[rows.exclude[row]] = -torch.inf
     cumulative = scaled.softmax(-1).cumsum(-1)
     low, high = (float(cumulative[token - 1]) if token else 0.0), float(cumulative[token])
     return low - EDGE <= float(rows.uniform[row]) <= high + EDGE
+
+
+def check_truncation(logits: Tensor, top_k: list[int], top_p: list[float]) -> None:
+    """Every row keeps the very tokens that sorting keeps; a mass within 1e-6 of a boundary may fall on either side."""
+    count, vocabulary = logits.shape
+    alpha = torch.tensor(([1.0, 4.0, torch.inf] * count)[:count], dtype=torch.float64)
+    limits = {
+        "top_k_B": torch.tensor((top_k * count)[:count]),
+        "top_p_B": torch.tensor((top_p * count)[:count], dtype=torch.float64),
+    }
+    last = truncate.truncate(logits, *(x.to(logits.device) for x in (alpha, *limits.values())))
+    host = logits.cpu().float().double()
+    order = torch.from_numpy(np.argsort(-host.numpy(), axis=-1, kind="stable"))
+    scaled = (host - host.amax(-1, keepdim=True)) * torch.where(alpha.isinf(), 1.0, alpha)[:, None]
+    expected = sampling.kept(scaled, **limits).sum(-1)
+    for row in range(count):
+        place = (order[row] == last.token.cpu()[row]).nonzero()
+        found = int(place[0, 0]) + 1 if len(place) else vocabulary
+        if found != expected[row]:
+            mass = scaled[row].exp().sort(descending=True).values
+            k = int(limits["top_k_B"][row]) or vocabulary
+            share = mass[: min(found, int(expected[row]))].sum() / mass[:k].sum()
+            assert abs(share - limits["top_p_B"][row]) < 1e-6, (row, found, expected[row])
 
 
 def check_copies(device: str = "cpu", shape: tuple[int, ...] = (2, 3, 9, 2, PAGE, 20)) -> None:

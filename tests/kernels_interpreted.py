@@ -21,6 +21,7 @@ from kernel_cases import (
     check_decode_alone,
     check_draw,
     check_prefill,
+    check_truncation,
     draw_both,
     make_rows,
 )
@@ -100,6 +101,31 @@ def test_draws_equal_the_twins(vocabulary: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(vocabulary)
     logits = (4 * torch.randn(24, vocabulary, generator=generator)).to(dtype)
     assert check_draw(logits, make_rows(logits, [1.0, 4.0, 0.7, INF, 10.0]), chunk=512) <= 1
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "dtype"), [(2, torch.float32), (31, torch.float32), (31, torch.float16), (1500, torch.bfloat16)]
+)
+def test_truncation_keeps_what_sorting_keeps(vocabulary: int, dtype: torch.dtype) -> None:
+    """With ties (halves only) as well as without."""
+    logits = 3 * torch.randn(6, vocabulary, generator=torch.Generator().manual_seed(vocabulary))
+    for rounded in (logits, (2 * logits).round() / 2):
+        check_truncation(rounded.to(dtype), [0, 1, 2, 50, 7], [1.0, 0.9, 0.3, 0.999])
+
+
+def test_truncated_draws_equal_the_twins() -> None:
+    logits = (3 * torch.randn(12, 700, generator=torch.Generator().manual_seed(3))).to(torch.bfloat16)
+    limits = {
+        "top_k_B": torch.tensor([0, 1, 20, 50] * 3),
+        "top_p_B": torch.tensor([0.9, 1.0, 0.5, 1.0, 0.95, 0.2] * 2, dtype=torch.float64),
+    }
+    rows = make_rows(logits, [1.0, 4.0, 0.7, INF])
+    rows.exclude[1] = -1  # a row of one token that may be drawn
+    assert check_draw(logits, rows, 256, limits=limits) <= 1
+    rows.exclude[1] = logits[1].argmax()  # and one of none
+    ours, theirs = draw_both(logits, rows, 256, limits)
+    assert ours.log_q[1].isnan()
+    assert theirs.log_q[1].isnan()
 
 
 def test_draws_of_a_large_vocabulary() -> None:

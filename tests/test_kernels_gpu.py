@@ -22,6 +22,7 @@ from kernel_cases import (
     check_decode_alone,
     check_draw,
     check_prefill,
+    check_truncation,
     draw_both,
     make_pool,
     make_rows,
@@ -78,6 +79,24 @@ def test_draws_equal_the_twins(vocabulary: int, dtype: torch.dtype, spread: floa
     generator = torch.Generator().manual_seed(vocabulary)
     logits = (spread * torch.randn(16, vocabulary, generator=generator)).to(CUDA, dtype)
     assert check_draw(logits, make_rows(logits, [1.0, 4.0, 0.7, INF, 10.0])) <= 3  # a flat law is all edges
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
+@pytest.mark.parametrize("vocabulary", [5003, 151_936])
+def test_truncation_keeps_what_sorting_keeps(vocabulary: int, dtype: torch.dtype) -> None:
+    logits = 3 * torch.randn(12, vocabulary, generator=torch.Generator().manual_seed(vocabulary))
+    for rounded in (logits, (2 * logits).round() / 2):
+        check_truncation(rounded.to(CUDA, dtype), [0, 1, 2, 50, 7], [1.0, 0.9, 0.3, 0.999])
+
+
+@pytest.mark.parametrize("dtype", [BF16, FP32])
+def test_truncated_draws_equal_the_twins(dtype: torch.dtype) -> None:
+    logits = (3 * torch.randn(24, 151_936, generator=torch.Generator().manual_seed(3))).to(CUDA, dtype)
+    limits = {
+        "top_k_B": torch.tensor([0, 1, 20, 50] * 6),
+        "top_p_B": torch.tensor([0.9, 1.0, 0.5, 1.0, 0.95, 0.2] * 4, dtype=torch.float64),
+    }
+    assert check_draw(logits, make_rows(logits, [1.0, 4.0, 0.7, INF]), limits=limits) <= 1
 
 
 def test_draws_of_rows_that_are_not_contiguous_with_each_other() -> None:

@@ -30,12 +30,11 @@ from evals.budget import FOUNDING, GB, Training, founding_notes, training_budget
 from evals.config import EngineConfig
 from evals.engine.anatomy import Anatomy, Layer, anatomy
 from evals.engine.engine import Engine
-from evals.engine.forecast import DRAW_BYTES, WORKSPACE_BYTES, demand, forecast, peak
+from evals.engine.forecast import WORKSPACE_BYTES, demand, forecast, peak
 from evals.engine.fuse import fuse_linears
 from evals.engine.kv_cache import PAGE
 from evals.engine.model import make_network, shape_config
 from evals.engine.planning import plan_slots
-from evals.engine.sampling import draw
 from evals.types import UserError
 from orchestrator import hardware
 from orchestrator.cli import main
@@ -219,16 +218,6 @@ def test_a_prompt_pass_holds_what_the_formula_says(name: str) -> None:
         with Live() as live:
             run()
     assert of_shape(name).pass_bytes * 1024 == pytest.approx(live.peak, rel=0.01)
-
-
-def test_a_truncated_draw_holds_what_the_constant_says() -> None:
-    rows, vocabulary = 128, 4096
-    numbers = torch.empty(rows, dtype=torch.float64, device="meta")
-    whole = torch.empty(rows, dtype=torch.long, device="meta")
-    with torch.inference_mode(), Live() as live:
-        logits = torch.empty(rows, vocabulary, dtype=torch.bfloat16, device="meta")
-        draw(logits.float(), numbers, numbers, whole, whole, numbers)
-    assert live.peak / (rows * vocabulary) == pytest.approx(DRAW_BYTES, rel=0.01)
 
 
 def test_an_evaluation_is_planned_by_the_engines_own_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:

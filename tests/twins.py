@@ -64,11 +64,12 @@ def write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, write_at: Tens
 
 
 def draw(
-    logits: Tensor, alpha: Tensor, exclude: Tensor, seed: Tensor, keys: Tensor, positions: Tensor, out: Tensor
-) -> sampling.Draw:
+    logits: Tensor, alpha: Tensor, exclude: Tensor, seed: Tensor, keys: Tensor, positions: Tensor, out: Tensor,
+    **limits: Tensor,
+) -> sampling.Draw:  # fmt: skip
     """See `kernels.draw.draw`."""
     r0, r1, _, _ = philox(seed, keys[:, 0], keys[:, 1], keys[:, 2], positions | Purpose.TOKEN << 24)
     uniform = ((r0 >> 5) * (1 << 26) + (r1 >> 6)).double() / (1 << 53)
-    drawn = sampling.draw(logits.float(), alpha, uniform, exclude)
+    drawn = sampling.draw(logits.float(), alpha, uniform, exclude, **limits)
     out.copy_(torch.stack([drawn.token, drawn.log_q.view(torch.long), drawn.log_z.view(torch.long)]))
     return drawn

@@ -27,9 +27,6 @@ from evals.engine.kernels.prefill import plan_tiles, tile_tokens
 from evals.engine.kv_cache import PAGE, SCRATCH, Opening
 from evals.engine.model import Model
 from evals.engine.rows import Rows
-from evals.engine.sampling import Draw
-from evals.engine.sampling import draw as draw_truncated
-from evals.rng import Purpose, philox
 from evals.types import Handle
 
 TAIL = 8
@@ -168,14 +165,10 @@ class GraphDecoder:
         """Draw into `out`; returns the tokens [rows]."""
         place = scalars[rows.POSITION] + 1 - scalars[rows.ORIGIN]
         alpha, exclude = scalars[rows.ALPHA].view(torch.float64), scalars[rows.EXCLUDE]
-        if not truncated:
-            return draw(logits, alpha, exclude, scalars[rows.SEED], keys, place, out).token
-        r0, r1, _, _ = philox(scalars[rows.SEED], keys[:, 0], keys[:, 1], keys[:, 2], place | Purpose.TOKEN << 24)
-        uniform = ((r0 >> 5) * (1 << 26) + (r1 >> 6)).double() / (1 << 53)
-        top_p = scalars[rows.TOP_P].view(torch.float64)
-        drawn: Draw = draw_truncated(logits.float(), alpha, uniform, exclude, scalars[rows.TOP_K], top_p)
-        out.copy_(torch.stack([drawn.token, drawn.log_q.view(torch.long), drawn.log_z.view(torch.long)]))
-        return drawn.token
+        top_k = scalars[rows.TOP_K] if truncated else None
+        top_p = scalars[rows.TOP_P].view(torch.float64) if truncated else None
+        seed = scalars[rows.SEED]
+        return draw(logits, alpha, exclude, seed, keys, place, out, top_k_B=top_k, top_p_B=top_p).token
 
     def _run(self, key: tuple, work: Callable[[], None]) -> None:
         """Do `work` on the device: by its graph, captured when first needed, or kernel by kernel."""

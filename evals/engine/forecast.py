@@ -14,10 +14,6 @@ CONTEXT_BYTES = 600 << 20
 """What the CUDA context and the kernels' code take of a GPU that nobody else uses (an estimate)."""
 WORKSPACE_BYTES = 64 << 20
 """What cuBLAS keeps: 32 MiB on a Hopper GPU for each of two streams, that of steps and that of captures."""
-DRAW_BYTES = 63
-"""Of a truncated draw per logit: the logits and their float32 copy, six arrays of float64 and ranks, a mask."""
-SMALL_SORT_BYTES, SMALL_SORT_ROWS = 78, 128
-"""Below so many rows torch sorts all rows as one, with more room for itself than the draw needs later."""
 
 
 def demand(anatomy: Anatomy, slots: int | None, max_length: int, sequences: int) -> Demand:
@@ -27,19 +23,23 @@ def demand(anatomy: Anatomy, slots: int | None, max_length: int, sequences: int)
 
 def forecast(anatomy: Anatomy, total: int, rows: int, config: EngineConfig) -> Reading:
     """What `rehearsal.rehearse` is to read of `rows` rows on an empty GPU of `total` bytes that has our kernels."""
-    per_logit = DRAW_BYTES if rows >= SMALL_SORT_ROWS else SMALL_SORT_BYTES
     return Reading(
         total=total,
         others=CONTEXT_BYTES + WORKSPACE_BYTES,
         weights=anatomy.weight_bytes,
         rows=rows,
         prompts=config.prefill_tokens * anatomy.pass_bytes,
-        step=rows * anatomy.vocabulary * per_logit,
+        step=rows * step_bytes(anatomy, config),
     )
 
 
 def peak(anatomy: Anatomy, reading: Reading, plan: SlotPlan, config: EngineConfig) -> int:
-    """Most bytes allocated at once by a run whose draws are not truncated; what it may reserve is the plan's."""
-    logit = FLOAT32 if config.float32_logits else anatomy.itemsize
-    step = plan.slots * max(anatomy.vocabulary * logit, anatomy.pass_bytes)
+    """Most bytes allocated at once by a run; what it may reserve is the plan's."""
+    step = plan.slots * step_bytes(anatomy, config)
     return WORKSPACE_BYTES + reading.weights + plan.parts["K/V"] + max(reading.prompts, step)
+
+
+def step_bytes(anatomy: Anatomy, config: EngineConfig) -> int:
+    """Of one row in a step: its logits, or what its layers hold at once."""
+    logit = FLOAT32 if config.float32_logits else anatomy.itemsize
+    return max(anatomy.vocabulary * logit, anatomy.pass_bytes)
