@@ -82,8 +82,8 @@ def nothing(*given: Any) -> torch.Tensor:
     return torch.full_like(twins.decode(*given), torch.nan)
 
 
-def tempered(logits: Any, alpha: Any, *rest: Any) -> Any:
-    return twins.draw(logits, alpha * 1.1, *rest)
+def tempered(logits: Any, alpha: Any, *rest: Any, **limits: Any) -> Any:
+    return twins.draw(logits, alpha * 1.1, *rest, **limits)
 
 
 MISTAKES: dict[str, Callable[..., Any]] = {
