@@ -30,7 +30,7 @@ READS: dict[SamplerKind, frozenset[str]] = {
         }
     ),
     "paper": frozenset({"alpha", "num_moves", "top_k", "replay", "early_rejection"}),
-    "temperature": frozenset({"temperature", "top_k"}),
+    "temperature": frozenset({"temperature", "top_k", "top_p"}),
     "greedy": frozenset(),
     "best_of": frozenset({"alpha", "num_candidates"}),
     "majority": frozenset({"temperature", "num_candidates"}),
@@ -80,6 +80,9 @@ class SamplerConfig(Settings):
     top_k: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="draw among the k most probable tokens only; 0: all (default: 50 for paper, else 0)"
     )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="draw among the most probable tokens that together have this probability; 1: all"
+    )
     num_candidates: Annotated[int, Field(ge=1, le=4096)] = Field(
         default=16, description="answers drawn per sample (best_of, majority, snis), or particles (smc)"
     )
@@ -111,14 +114,17 @@ class SamplerConfig(Settings):
         return self
 
     def read(self) -> dict[str, Any]:
-        """The kind and the settings that it reads: what tells one sampler from another."""
-        return self.model_dump(include={"kind"} | READS[self.kind])
+        """The kind and the settings that it reads: what tells one sampler from another.
+
+        `top_p` is left out where it does nothing, as it was before there was one: the fingerprint stays.
+        """
+        return self.model_dump(include={"kind"} | READS[self.kind], exclude={"top_p"} if self.top_p == 1 else None)
 
 
 PresetName = Literal[
     "gsm8k", "lmeval-gsm8k", "lmeval-gsm8k-keyed", "lmeval-platinum", "lmeval-cot", "lmeval-cot-zeroshot",
     "lighteval-gsm8k", "inspect-gsm8k", "inspect-gsm8k-0shot", "nanochat", "qwen25-math", "qwen25-math-base",
-    "power-paper", "math-verify", "math500", "jsonl",
+    "power-paper", "math-verify", "math500", "jsonl", "generate",
 ]  # fmt: skip
 """The keys of `evals.tasks.presets.PRESETS`."""
 
@@ -129,12 +135,12 @@ class TaskConfig(Settings):
     preset: PresetName = Field(
         default="gsm8k",
         description="how a published evaluation asks: its prompts, examples, stops and token limit, for all that is "
-        "not set beside it; jsonl: any file of questions and answers, by task.template",
+        "not set beside it; jsonl: any file of questions and answers, by task.template; generate: questions alone",
     )
-    name: Literal["gsm8k", "math"] = Field(
+    name: Literal["gsm8k", "math", "open"] = Field(
         default="gsm8k",
-        description="format of the data: gsm8k (worked answer, #### number) or math (the answer alone, a number or "
-        "LaTeX, judged by math-verify) (default: the preset's)",
+        description="format of the data: gsm8k (worked answer, #### number), math (the answer alone, a number or "
+        "LaTeX, judged by math-verify) or open (no answer, nothing is graded) (default: the preset's)",
     )
     num_shots: Annotated[int, Field(ge=0, le=64)] = Field(
         default=0, description="solved examples in front of each question (default: the preset's, 0 for gsm8k)"
@@ -143,6 +149,11 @@ class TaskConfig(Settings):
     max_new_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=512,
         description="longest answer in tokens, the horizon of the target law (default: the preset's, 512 for gsm8k)",
+    )
+    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="the end of a question is cut off so that its prompt has at most so many tokens (default: the "
+        "preset's, 2048 for generate; else a prompt that does not fit the model is refused)",
     )
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=("Question:", "</s>", "<|im_end|>"),
@@ -172,6 +183,7 @@ class TaskConfig(Settings):
             "name": preset.format,
             "num_shots": preset.num_shots,
             "max_new_tokens": preset.max_new_tokens,
+            "max_prompt_tokens": preset.max_prompt_tokens,
             "stop": preset.stop if preset.chat_stop is None or not asked else preset.chat_stop,
             "chat": chat,
             "question_key": preset.question_key,

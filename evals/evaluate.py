@@ -14,6 +14,7 @@ from typing import Any
 
 from evals.engine.engine import Engine
 from evals.engine.model import Tokenizer
+from evals.prompts import prompt_ids
 from evals.stopping import StopStrings, cut
 from evals.types import Chain, Problem, Prompt, Record, Sample, Sampler, Task
 
@@ -83,7 +84,7 @@ def evaluate(
 def make_prompt(task: Task, problem: Problem, tokenizer: Tokenizer, max_new_tokens: int) -> Prompt:
     """The problem as token ids, with the rules that end an answer to it."""
     return Prompt(
-        token_ids=tuple(tokenizer.encode(task.prompt(problem))),
+        token_ids=tuple(prompt_ids(task, problem, tokenizer.encode)),
         max_new_tokens=max_new_tokens,
         eos_ids=tokenizer.eos_ids,
         stopped=stop_rule(tuple(task.stop_strings), tokenizer),

@@ -183,6 +183,11 @@ class Task(Protocol):
     @property
     def stop_strings(self) -> tuple[str, ...]: ...
 
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        """Questions are cut so that their prompts are no longer; None: they are left as they are."""
+        ...
+
     def prompt(self, problem: Problem) -> str | tuple[Message, ...]:
         """The prompt's text, or the turns of a chat: a pure function of the preset, the seed and the problem."""
         ...

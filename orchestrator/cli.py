@@ -12,11 +12,16 @@ import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.config import RunConfig
+    from orchestrator.hardware import Gpu
 
 GPU_DEFAULT = Path(__file__).parents[1] / "configs/gsm8k_power.yaml"
 """What runs on a machine with GPUs unless --config names another file."""
 
-COMMANDS = ("run", "report", "compare", "watch", "bench", "plan", "regrade", "export", "score")
+COMMANDS = ("run", "report", "compare", "watch", "bench", "plan", "regrade", "export", "score", "generate", "validate")
 
 HELP = """powersample: exact power sampling of language models, evaluated on GSM8K-style problems
 
@@ -30,6 +35,9 @@ usage: powersample run [--config FILE] [options]     evaluate; started again, it
        powersample export RUN --to FORMAT [--out PATH]
                                                      write it for others' tools: lm-eval, inspect, parquet
        powersample score FILE.jsonl                  grade texts from anywhere: rows {id, text, gold}
+       powersample generate --input_file FILE --output_file FILE [options]
+                                                     answer every row of a JSONL file, without grades
+       powersample validate FILE --input FILE        check what generate wrote against what it was given
        powersample --version | --help                (powersample run --help lists all options)
 
 examples:
@@ -91,6 +99,14 @@ def dispatch(arguments: list[str]) -> int:
             from orchestrator.score import score
 
             return score(rest)
+        case "generate":
+            from orchestrator.generate import generate
+
+            return generate(rest, start)
+        case "validate":
+            from orchestrator.validate import validate
+
+            return validate(rest)
         case "watch":
             return watch(rest)
         case "bench":
@@ -119,7 +135,7 @@ def run(flags: list[str]) -> int:
         print(help_text())
         return 0
     from orchestrator import hardware
-    from orchestrator.config import DEMO, resolve
+    from orchestrator.config import DEMO
     from orchestrator.settings import build_config
 
     present = hardware.gpus()
@@ -127,6 +143,14 @@ def run(flags: list[str]) -> int:
     for_demo = DEMO in (config.mode, config.model)
     if present and config.num_gpus != 0 and not for_demo:  # a file that --config names takes its place
         config = build_config(flags, os.environ, GPU_DEFAULT)
+    return start(config, present)
+
+
+def start(config: RunConfig, present: Sequence[Gpu], **outlets: Any) -> int:
+    """Resolve a configuration for this machine with the GPUs `present` and run it; `outlets` as `session.run` has."""
+    from orchestrator import hardware
+    from orchestrator.config import resolve
+
     remote = os.environ.get("RAY_ADDRESS") and config.num_gpus  # a cluster has GPUs of its own; Ray counts them
     bfloat16 = all(gpu.has_bfloat16 for gpu in present)
     automatic = config.engine.dtype == "auto"
@@ -139,7 +163,7 @@ def run(flags: list[str]) -> int:
     from orchestrator.session import run as run_session
 
     try:
-        return run_session(config)
+        return run_session(config, **outlets)
     except WorkersLost as lost:
         print(f"powersample: {lost}; the answers so far are kept, start again to go on.", file=sys.stderr)
         return 1

@@ -239,7 +239,8 @@ def fingerprint(config: RunConfig, provenance: Provenance) -> str:
 
     Slots, workers, GPUs, paths and report options are not in it: they may change from one start to the next.
     """
-    task = config.task.model_dump(exclude={"train_data"})
+    later = {"max_prompt_tokens"} if config.task.max_prompt_tokens is None else set()  # older runs did not know it
+    task = config.task.model_dump(exclude={"train_data", *later})
     contents = {
         "record_format": RECORD_FORMAT,
         **provenance._asdict(),

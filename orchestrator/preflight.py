@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from evals.prompts import prompt_ids
 from evals.types import Problem, Task, UserError
 from orchestrator.config import RunConfig, plan
 
@@ -91,7 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def prompt_lengths(task: Task, problems: Iterable[Problem], encode: Callable[[Any], Sequence[int]]) -> dict[int, int]:
     """problem_id -> tokens of its prompt. Raises UserError for a prompt without tokens."""
-    lengths = {problem.problem_id: len(encode(task.prompt(problem))) for problem in problems}
+    lengths = {problem.problem_id: len(prompt_ids(task, problem, encode)) for problem in problems}
     for problem_id, length in lengths.items():
         if length == 0:
             raise UserError(f"The prompt of problem {problem_id} has no tokens; check the data and the tokenizer.")

@@ -11,9 +11,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from evals.samplers.make import make_sampler
@@ -22,7 +23,7 @@ from evals.types import Problem
 from orchestrator import address, hardware, preflight
 from orchestrator.config import Provenance, RunConfig, fingerprint, plan, run_content, run_directory
 from orchestrator.crew import Crew, Died, Lost, Ready, Spawned, Work
-from orchestrator.driver import drive, note
+from orchestrator.driver import drive, failed_record, note
 from orchestrator.inline import InlineCrew
 from orchestrator.metrics import check_tracker, published
 from orchestrator.progress import Progress
@@ -37,6 +38,7 @@ MAX_CPU_THREADS = 2
 """From 4 threads on, products were measured to differ in the last bit from those of 1 to 3: answers would depend on the
 number of workers. More workers use more cores just as well."""
 FAILED = 3  # exit code of a complete run in which problems were given up
+NO_ROWS: Mapping[int, str] = MappingProxyType({})
 WAITING_SECONDS = 30.0  # between two lines that say what is waited for
 
 
@@ -91,8 +93,28 @@ class OpenRun(NamedTuple):
             self.telemetry.event("torn_tail", bytes=self.store.cut_bytes)
 
 
-def run(config: RunConfig) -> int:
+def show_progress(run: OpenRun) -> Progress:
+    """Accuracy so far, for a run that is being driven."""
+    return Progress(run.config.name, run.total, run.store.records.values())
+
+
+def conclude(runs: Sequence[OpenRun]) -> None:
+    """Write and print the report of complete runs."""
+    if not any(one.owed for one in runs):
+        say("The run is complete already; this is its report again (--fresh starts over in a new directory).")
+    directories = [one.store.directory for one in runs]
+    print(write_report(directories, common(directories) if len(runs) > 1 else None), end="", flush=True)
+    say(f"Records, summary.json, report.md and report.html: {', '.join(map(str, directories))}")
+
+
+def run(
+    config: RunConfig,
+    show: Callable[[OpenRun], Progress] = show_progress,
+    conclude: Callable[[Sequence[OpenRun]], None] = conclude,
+) -> int:
     """Do all that a resolved configuration asks for; returns the exit code.
+
+    `show` makes what shows a run while it is driven, `conclude` tells of runs that are complete.
 
     0 complete, 3 complete but some problems were given up, 128 + number of the signal that stopped it. Raises UserError
     for what the user can mend and WorkersLost when the workers cannot be kept alive; the records so far are safe.
@@ -107,7 +129,7 @@ def run(config: RunConfig) -> int:
     inputs, environment = find(config), hardware.describe()
     stop = Stop()
     with ExitStack() as stack:
-        runs = open_runs(plan_runs(inputs, environment), inputs.data.problems, stack)
+        runs = open_runs(plan_runs(inputs, environment), inputs.data.problems, stack, inputs.data.refused)
         if any(one.owed for one in runs):
             stop.install()
             stack.callback(stop.restore)
@@ -115,9 +137,7 @@ def run(config: RunConfig) -> int:
             owing = [one for one in runs if one.owed]
             for one in owing:
                 one.start(began, config.num_actors, software)
-            sample(owing, inputs, stop)
-        else:
-            say("The run is complete already; this is its report again (--fresh starts over in a new directory).")
+            sample(owing, inputs, stop, show)
         directories = [one.store.directory for one in runs]
         done, total = sum(len(one.store.records) for one in runs), sum(one.total for one in runs)
         if stop.number is not None and done < total:
@@ -126,8 +146,7 @@ def run(config: RunConfig) -> int:
                 f"{common(directories)}; {way_on(config, common(directories))}."
             )
             return 128 + stop.number
-        print(write_report(directories, common(directories) if len(runs) > 1 else None), end="", flush=True)
-        say(f"Records, summary.json, report.md and report.html: {', '.join(map(str, directories))}")
+        conclude(runs)
         return FAILED if any(record.status == "failed" for one in runs for record in one.store.records.values()) else 0
 
 
@@ -167,14 +186,19 @@ def plan_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[Planned]:
         directory = run_directory(one, digest)
         if config.fresh and config.mode != "demo":
             directory = fresh_directory(directory)
-        found = inputs.model.describe(), inputs.data.describe(), len(inputs.data.problems)
+        found = inputs.model.describe(), inputs.data.describe(), inputs.data.num_problems
         content = run_content(one, *found, environment, inputs.prompts_digest)
         planned.append(Planned(one, directory, digest, content))
     return planned
 
 
-def open_runs(planned: Sequence[Planned], problems: Sequence[Problem], stack: ExitStack) -> list[OpenRun]:
-    """Open and lock the directories of all planned runs, or of none; `stack` closes them. Raises UserError."""
+def open_runs(
+    planned: Sequence[Planned], problems: Sequence[Problem], stack: ExitStack, refused: Mapping[int, str] = NO_ROWS
+) -> list[OpenRun]:
+    """Open and lock the directories of all planned runs, or of none; `stack` closes them. Raises UserError.
+
+    Rows that were `refused` (row -> reason) have failed before a worker hears of them.
+    """
     if len(planned) > 1:
         for one in planned:
             check_store(one.directory, one.fingerprint, one.content)
@@ -186,7 +210,10 @@ def open_runs(planned: Sequence[Planned], problems: Sequence[Problem], stack: Ex
         stack.callback(telemetry.close)
         if store.cut_bytes:
             say(f"{directory}: cut an unfinished record of {store.cut_bytes} bytes, left by a crash; it is owed again.")
-        owed, total = works(config, problems, store), len(problems) * config.num_samples
+        for row, reason in refused.items():
+            work = Work(Problem(row, "", ""), 0, config.sampler, config.task, config.seed)
+            store.append(failed_record(work, "input", reason))
+        owed, total = works(config, problems, store), len(problems) * config.num_samples + len(refused)
         say(f"{directory}: {total - len(owed)} of {total} answers are there, {len(owed)} are owed.")
         runs.append(OpenRun(config, store, telemetry, owed, total))
     return runs
@@ -198,11 +225,13 @@ def works(config: RunConfig, problems: Sequence[Problem], store: RunStore) -> li
     return [Work(problem, index, config.sampler, config.task, config.seed) for problem, index in owed]
 
 
-def sample(runs: Sequence[OpenRun], inputs: Inputs, stop: Stop) -> None:
+def sample(
+    runs: Sequence[OpenRun], inputs: Inputs, stop: Stop, show: Callable[[OpenRun], Progress] = show_progress
+) -> None:
     """Work off what the runs owe with one crew, until done or stopped."""
     with ExitStack() as stack:
         crew = start_crew(runs, inputs, stop, stack)
-        work_off(crew, runs, stop)
+        work_off(crew, runs, stop, show)
         if stop.number is not None:
             for one in runs:
                 one.telemetry.event("stop", signal=signal.Signals(stop.number).name)
@@ -220,13 +249,15 @@ def start_crew(runs: Sequence[OpenRun], inputs: Inputs, stop: Stop, stack: ExitS
     return crew
 
 
-def work_off(crew: Crew, runs: Sequence[OpenRun], stop: Stop) -> None:
+def work_off(
+    crew: Crew, runs: Sequence[OpenRun], stop: Stop, show: Callable[[OpenRun], Progress] = show_progress
+) -> None:
     """What the runs owe, one run after the other with the same workers; more runs may follow on the same crew."""
     for one in runs:
         if stop:
             return
         one.telemetry.phase("sampling")
-        progress = Progress(one.config.name, one.total, one.store.records.values())
+        progress = show(one)
         with closing(progress), published(one.config, one.total, one.telemetry, progress):
             drive(crew, one.store, one.owed, one.telemetry, progress, lambda: stop)
         one.telemetry.phase("end")

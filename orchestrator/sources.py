@@ -11,8 +11,10 @@ import hashlib
 import json
 import re
 import socket
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from evals.config import EngineConfig, TaskConfig
@@ -57,6 +59,13 @@ class DataSource(NamedTuple):
     """sha256 of all rows, the same for a file and the hub, whatever the limit."""
     num_rows: int
     """Rows of the whole data set."""
+    refused: Mapping[int, str] = MappingProxyType({})
+    """Row -> why it is no problem; only where nothing is graded, since a score is of all rows."""
+
+    @property
+    def num_problems(self) -> int:
+        """Within the limit, refused ones included."""
+        return len(self.problems) + len(self.refused)
 
     def describe(self) -> dict[str, Any]:
         """For run.json."""
@@ -162,69 +171,92 @@ def load_problems(
     """
     if data == DEMO or is_local(data) or data.endswith((".jsonl", ".json")):
         path = DEMO_FOLDER / (DEMO_TRAIN if split == "train" else DEMO_PROBLEMS) if data == DEMO else Path(data)
-        problems = read_jsonl(path.expanduser(), task)
+        problems, refused = read_jsonl(path.expanduser(), task)
     else:
-        rows = hub_rows(data, split)
+        rows, refused = hub_rows(data, split), {}
         problems = [check_row(row, number, f"{data}, row {number}", task) for number, row in enumerate(rows)]
         if not problems:
             raise UserError(
                 f"The data set {data} has no rows in split {split}; set POWERSAMPLE_DATA (--data) to another."
             )
-    content = json.dumps([[problem.question, problem.answer] for problem in problems], ensure_ascii=False)
-    digest = hashlib.sha256(content.encode()).hexdigest()
-    return DataSource(problems[:limit], data, digest, len(problems))
-
-
-def read_jsonl(path: Path, task: TaskConfig = GSM8K_FORMAT) -> list[Problem]:
-    """The problems of a JSONL file. Raises UserError where it has none."""
-    way_out = "set POWERSAMPLE_DATA (--data) to a JSONL file in GSM8K's format or a hub name"
-    rows = jsonl_rows(path, way_out)
-    problems = [check_row(row, number, where, task) for number, (where, row) in enumerate(rows)]
+    pairs: list[list[Any]] = [[problem.question, problem.answer] for problem in problems]
+    content = json.dumps([*pairs, *([row] for row in refused)], ensure_ascii=False)
+    digest, num_rows = hashlib.sha256(content.encode()).hexdigest(), len(problems) + len(refused)
+    within = num_rows if limit is None else limit
+    problems = [problem for problem in problems if problem.problem_id < within]
     if not problems:
+        raise UserError(f"No row of {data} within the limit can be used; the first: {next(iter(refused.values()))}")
+    return DataSource(
+        problems, data, digest, num_rows, {row: reason for row, reason in refused.items() if row < within}
+    )
+
+
+def read_jsonl(path: Path, task: TaskConfig = GSM8K_FORMAT) -> tuple[list[Problem], dict[int, str]]:
+    """The problems of a JSONL file, and why other rows are none, which only an open task does not raise at once.
+
+    Raises UserError where there is no row.
+    """
+    way_out = "set POWERSAMPLE_DATA (--data) to a JSONL file in GSM8K's format or a hub name"
+    problems, refused = [], {}
+    for number, (where, line) in enumerate(jsonl_lines(path, way_out)):
+        try:
+            problems.append(check_row(parsed(line, where), number, where, task))
+        except UserError as error:
+            if task.name != "open":
+                raise
+            refused[number] = str(error)
+    if not problems and not refused:
         raise UserError(f"The data file {path} has no problems in it; {way_out}.")
-    return problems
+    return problems, refused
 
 
 def jsonl_rows(path: Path, way_out: str) -> Iterator[tuple[str, Any]]:
-    """What the lines of a JSONL file hold, each with where it stands; blank lines count as lines but not as rows.
+    """What the lines of a JSONL file hold, each with where it stands. Raises UserError for a line that is no JSON."""
+    return ((where, parsed(line, where)) for where, line in jsonl_lines(path, way_out))
+
+
+def jsonl_lines(path: Path, way_out: str) -> Iterator[tuple[str, bytes]]:
+    """The rows of a JSONL file as they are written, each with where it stands; blank lines count as lines but not as
+    rows.
 
     Raises UserError: `way_out` says what else to name where the file cannot be read.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"The data file {path} cannot be read ({error.strerror}); {way_out}.") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{where}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8."
-            ) from error
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{where}: not a line of JSON ({error.msg} at column {error.colno}); repair or remove the line."
-            ) from error
-        except (ValueError, RecursionError) as error:  # a number of too many digits, brackets in too many brackets
-            raise UserError(f"{where}: no problem can be read from it ({error}); repair or remove the line.") from error
-        yield where, row
+    for number, line in enumerate(content.removeprefix(BOM_UTF8).split(b"\n"), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", line
+
+
+def parsed(line: bytes, where: str) -> Any:
+    """What a line of JSON holds. Raises UserError."""
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}: not a line of JSON ({error.msg} at column {error.colno}); repair or remove the line."
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, brackets in too many brackets
+        raise UserError(f"{where}: no problem can be read from it ({error}); repair or remove the line.") from error
 
 
 def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FORMAT) -> Problem:
     """A row as a problem: question and answer are texts, and the answer ends in a `#### number` that can be graded.
 
-    In the format `math` the whole answer is what is graded, unless it has a `####`, too.
+    In the format `math` the whole answer is what is graded, unless it has a `####`, too; in the format `open` there is
+    none.
     """
-    open_ended = task.name == "math"
-    form = json.dumps(
-        {task.question_key: "…", task.answer_key: "42" if open_ended else "… #### 42"}, ensure_ascii=False
-    )
+    open_ended, has_gold = task.name == "math", task.name != "open"
+    question_key = find_question(row, task)
+    asked = {question_key: "…", task.answer_key: "42" if open_ended else "… #### 42"}
+    form = json.dumps(asked if has_gold else {question_key: "…"}, ensure_ascii=False)
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: a {type(row).__name__} instead of an object such as {form}.")
-    for key in (task.question_key, task.answer_key):
+    for key in (question_key, task.answer_key) if has_gold else (question_key,):
         if key not in row:
             raise UserError(
                 f"{where}: the key {key!r} is missing (it has {', '.join(row) or 'none'}); rows are {form}."
@@ -235,7 +267,12 @@ def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FO
             raise UserError(
                 f"{where}: {key!r} has half a character (\\ud800 to \\udfff alone); repair or remove the row."
             )
-    question, answer, group = row[task.question_key], row[task.answer_key], row.get("group")
+    group = row.get("group")
+    if not has_gold:
+        if SURROGATE.search(json.dumps(row, ensure_ascii=False)):  # its other fields are carried into the output
+            raise UserError(f"{where}: it has half a character (\\ud800 to \\udfff alone); repair or remove the row.")
+        return Problem(problem_id, row[question_key], "", None if group is None else str(group))
+    question, answer = row[question_key], row[task.answer_key]
     problem = Problem(problem_id, question, answer, None if group is None else str(group))
     if open_ended and "####" not in answer:
         return problem._replace(answer=f"#### {answer.strip()}")
@@ -251,6 +288,12 @@ def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FO
         written = problem.answer.rpartition("####")[2].strip()
         raise UserError(f"{where}: the answer after `####` is {written!r}, not a number; rows are {form}.") from error
     return problem
+
+
+def find_question(row: Any, task: TaskConfig) -> str:
+    """Under which name a row has its question: where nothing is graded, `prompt` is as good as the usual one."""
+    either = task.name == "open" and isinstance(row, Mapping) and task.question_key not in row and "prompt" in row
+    return "prompt" if either else task.question_key
 
 
 def hub_rows(name: str, split: str) -> list[dict[str, Any]]:

@@ -105,6 +105,7 @@ class Counted:
     """A task that says `a` is right and counts how often it is asked."""
 
     stop_strings = ("|",)
+    max_prompt_tokens = None
 
     def __init__(self) -> None:
         self.graded: list[str] = []

@@ -41,7 +41,7 @@ def make_sampler(config: SamplerConfig, prefetch: int = 0) -> Sampler:
                 prefetch=prefetch,
             )
         case "temperature":
-            return Single(1 / config.temperature, config.top_k or 0)
+            return Single(1 / config.temperature, config.top_k or 0, config.top_p)
         case "greedy":
             return Single(inf)
         case "best_of" | "snis":

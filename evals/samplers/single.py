@@ -17,6 +17,8 @@ class Single(NamedTuple):
     alpha: float
     top_k: int = 0
     """Draws are among the k most probable tokens; 0: all."""
+    top_p: float = 1.0
+    """Draws are among the most probable tokens that together have this probability."""
 
     sequences = 1
     """See `evals.types.Sampler`."""
@@ -31,6 +33,7 @@ class Single(NamedTuple):
                 key=key(problem_id, sample_index, 0),
                 origin=len(prompt.token_ids),
                 top_k=self.top_k,
+                top_p=self.top_p,
             )
         )
         tokens, log_q, log_z, ended = completion.tokens, completion.log_q, completion.log_z, completion.ended

@@ -26,6 +26,10 @@ class Gsm8k(NamedTuple):
     def stop_strings(self) -> tuple[str, ...]:
         return self.config.stop
 
+    @property
+    def max_prompt_tokens(self) -> int | None:
+        return self.config.max_prompt_tokens
+
     def prompt(self, problem: Problem) -> str | tuple[Message, ...]:
         """The prompt's text, or the turns of a chat. Raises UserError if the training data has too few examples."""
         preset, solved = self.preset, self.shots(problem)
@@ -44,7 +48,12 @@ class Gsm8k(NamedTuple):
         return shots(self.preset.draw, problem, self.train_problems, self.config.num_shots, self.seed)
 
     def grade(self, problem: Problem, text: str) -> dict[str, Grade]:
-        """Named scores of an answer's text, already cut at its stop string; see evals/grading/grade.py."""
+        """Named scores of an answer's text, already cut at its stop string; see evals/grading/grade.py.
+
+        None where there are no golds.
+        """
+        if self.config.name == "open":
+            return {}
         return grade(text, problem, cot=self.preset.cot, formulas=self.config.name == "math")
 
     def vote(self, text: str) -> str | None:

@@ -30,6 +30,8 @@ class Preset(NamedTuple):
     stop: tuple[str, ...] = ()
     """Beside the model's EOS."""
     max_new_tokens: int = 512
+    max_prompt_tokens: int | None = None
+    """The end of a question that makes its prompt longer is cut off."""
     chat: bool = False
     """Asked through the model's chat template."""
     shots_in_system: bool = False
@@ -38,8 +40,8 @@ class Preset(NamedTuple):
     """The stops where a chat template is used, if others."""
     cot: bool = False
     """The strict score looks for "The answer is", as lm-eval's chain-of-thought tasks do."""
-    format: Literal["gsm8k", "math"] = "gsm8k"
-    """Of the data: golds are numbers after `####`, or anything that the answer holds, LaTeX included."""
+    format: Literal["gsm8k", "math", "open"] = "gsm8k"
+    """Of the data: golds are numbers after `####`, anything that the answer holds, LaTeX included, or none at all."""
     question_key: str = "question"
     """Under which name the rows of the data have the question."""
     strip: bool = False
@@ -108,6 +110,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         ),
         "math500": PAPER._replace(format="math", question_key="problem"),
         "jsonl": Preset("", format="math"),
+        "generate": Preset("{q}", format="open", question_key="input", max_new_tokens=2048, max_prompt_tokens=2048),
     }
 )
 """`gsm8k` is the default; `jsonl` takes its form from task.template. Without an upstream limit, inspect's is its

@@ -1,0 +1,96 @@
+"""The output format of `powersample generate`: records and input rows as lines of JSON. Knows no run.
+
+Difficulty, domain and the original output are the input row's, null where it has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from evals.config import TaskConfig
+from evals.types import Record, UserError
+from orchestrator.config import RunConfig
+from orchestrator.sources import find_question, jsonl_lines, parsed
+
+
+class Metadata(BaseModel):
+    """Where an output comes from."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    original_output: JsonValue
+    example_id: int
+    """Row of the input, from 0."""
+    teacher_model: str
+    generation_params: dict[str, JsonValue]
+
+
+class Output(BaseModel):
+    """One line."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    input: str
+    output: str
+    difficulty: JsonValue
+    domain: JsonValue
+    metadata: Metadata
+
+
+def parameters(config: RunConfig) -> dict[str, Any]:
+    """What `generation_params` says: temperature, top_p and max_new_tokens, or else all that the sampler reads."""
+    sampler = config.sampler
+    if sampler.kind == "temperature":
+        settings = {"temperature": sampler.temperature, "top_p": sampler.top_p}
+        settings |= {"top_k": sampler.top_k} if sampler.top_k else {}
+    else:
+        settings = sampler.read()
+    return {**settings, "max_new_tokens": config.task.max_new_tokens}
+
+
+def carried(row: Mapping[str, Any], task: TaskConfig) -> dict[str, Any]:
+    """What a line has of its input row, metadata's `original_output` included."""
+    return {
+        "input": row[find_question(row, task)],
+        "difficulty": row.get("difficulty"),
+        "domain": row.get("domain"),
+        "original_output": row.get("original_output", row.get("output")),
+    }
+
+
+def line(record: Record, row: Mapping[str, Any], config: RunConfig) -> str:
+    """The output line of a record that is ok."""
+    fields = carried(row, config.task)
+    metadata = Metadata(
+        original_output=fields.pop("original_output"),
+        example_id=record.problem_id,
+        teacher_model=config.model or "",
+        generation_params=parameters(config),
+    )
+    return Output(**fields, output=record.text, metadata=metadata).model_dump_json() + "\n"
+
+
+def lines(records: Iterable[Record], rows: Mapping[int, Mapping[str, Any]], config: RunConfig) -> str:
+    """The output file of these records: those that are ok, in the order of the input."""
+    good = sorted((record for record in records if record.status == "ok"), key=lambda record: record.problem_id)
+    return "".join(line(record, rows[record.problem_id], config) for record in good)
+
+
+def input_rows(path: Path) -> dict[int, Any]:
+    """Row number -> what the row holds; None for a line that is no JSON. Raises UserError if there is no such file."""
+    rows = {}
+    for number, (where, text) in enumerate(jsonl_lines(path, "name a JSONL file by --input_file")):
+        try:
+            rows[number] = parsed(text, where)
+        except UserError:  # said where the problems are read
+            rows[number] = None
+    return rows
+
+
+def run_of(output: Path) -> Path:
+    """The run directory of an output file: `answers.jsonl.run` beside `answers.jsonl`."""
+    return output.with_name(f"{output.name}.run")
