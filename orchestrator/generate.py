@@ -124,7 +124,10 @@ def checked(config: RunConfig, output: Path) -> RunConfig:
     """The run behind `output`. Raises UserError for what cannot be one, before anything is written."""
     for name, usual in (("run_dir", None), ("fresh", False), ("num_samples", 1), ("mode", "auto")):
         if getattr(config, name) != usual:
-            raise UserError(f"generate keeps one answer per row and its run beside the output; leave {name} out.")
+            raise UserError(
+                f"generate keeps one answer per row and its run beside the output; leave {name} out (another "
+                "--output_file starts over)."
+            )
     if config.task.name != "open":
         raise UserError(f"generate grades nothing but task.name is {config.task.name}; set it to open.")
     if config.model is None or config.data is None:

@@ -33,7 +33,9 @@ def check(config: RunConfig, folder: str, problems: Sequence[Problem], train_pro
     tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
     task = make_task(config.task, config.seed, train_problems)
     lengths = prompt_lengths(task, problems, tokenizer.encode)
-    return check_lengths(lengths, config.task.max_new_tokens, limits.context_length, config.task.num_shots)
+    task_config = config.task
+    cut = task_config.max_prompt_tokens is not None
+    return check_lengths(lengths, task_config.max_new_tokens, limits.context_length, task_config.num_shots, cut=cut)
 
 
 def check_weights(folder: Path, allow_pickle: bool) -> None:
@@ -106,14 +108,21 @@ def prompts_digest(task: Task, problems: Iterable[Problem]) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def check_lengths(lengths: dict[int, int], max_new_tokens: int, context_length: int, num_shots: int = 0) -> int:
-    """The longest prompt plus `max_new_tokens`. Raises UserError if that is beyond the model's context."""
+def check_lengths(
+    lengths: dict[int, int], max_new_tokens: int, context_length: int, num_shots: int = 0, cut: bool = False
+) -> int:
+    """The longest prompt plus `max_new_tokens`. Raises UserError if that is beyond the model's context.
+
+    `cut` says that questions are cut to a longest prompt, which may be lowered.
+    """
     problem_id = max(lengths, key=lambda key: lengths[key])
     longest = lengths[problem_id]
     if longest + max_new_tokens > context_length:
         num = sum(length + max_new_tokens > context_length for length in lengths.values())
         room = context_length - longest
         lower = f"lower task.max_new_tokens to {room} or less, " if room > 0 else ""
+        if cut and max_new_tokens < context_length:
+            lower += f"lower task.max_prompt_tokens to {context_length - max_new_tokens} or less, "
         fewer = f"use fewer than {num_shots} examples (task.num_shots), " if num_shots else ""
         raise UserError(
             f"Problem {problem_id} does not fit the model: its prompt of {longest} tokens plus task.max_new_tokens "
