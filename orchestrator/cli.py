@@ -143,6 +143,10 @@ def run(flags: list[str]) -> int:
     for_demo = DEMO in (config.mode, config.model)
     if present and config.num_gpus != 0 and not for_demo:  # a file that --config names takes its place
         config = build_config(flags, os.environ, GPU_DEFAULT)
+    if config.task.name == "open":
+        from evals.types import UserError
+
+        raise UserError("task.name open has no answers to grade by; use powersample generate, or another format.")
     return start(config, present)
 
 

@@ -19,7 +19,7 @@ from orchestrator.names import allowed, known_settings
 from orchestrator.settings import build_config, flag_name, variable_name
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted(file for file in (ROOT / "configs").glob("*.yaml") if not file.stem.startswith("generate"))
 INPUTS = Provenance("m" * 64, "d" * 64)
 
 
@@ -200,7 +200,7 @@ OTHER: dict[str, Any] = {
     "sampler.smc_ramp": 5, "sampler.smc_interval": 6, "sampler.smc_threshold": 0.25, "task.name": "gsm8k",
     "task.num_shots": 2, "task.train_data": "t.jsonl", "task.max_new_tokens": 9, "task.stop": ["a", "b"],
     "task.preset": "power-paper", "task.chat": True, "task.template": "{question}?", "task.question_key": "problem",
-    "task.answer_key": "gold",
+    "task.answer_key": "gold", "task.max_prompt_tokens": 99, "sampler.top_p": 0.9,
     "engine.dtype": "float16", "engine.trust_remote_code": True, "engine.allow_pickle": True, "engine.prefetch": 2,
     "engine.prefill_tokens": 64, "engine.execution": "eager", "engine.target_utilisation": 0.5, "num_samples": 4,
     "engine.float32_logits": True, "engine.tensor_parallel": 2,

@@ -24,6 +24,7 @@ from orchestrator import cli, hardware, outputs, session
 from orchestrator.config import Provenance, RunConfig, fingerprint, resolve
 from orchestrator.crew import Work
 from orchestrator.generate import advice, checked, cost, generate, read_options
+from orchestrator.settings import build_config
 from orchestrator.store import read_records
 from orchestrator.validate import validate
 
@@ -176,6 +177,11 @@ def test_an_output_that_is_not_ours_stays(run: Callable[..., int], tmp_path: Pat
     with pytest.raises(UserError, match="is there already"):
         run()
     assert (tmp_path / "out.jsonl").read_text() == "mine"
+
+
+def test_run_grades_and_so_takes_no_open_task(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--task.preset", "generate", "--data", __file__, "--num-gpus", "0"]) == 2
+    assert "use powersample generate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -335,17 +341,42 @@ def test_advice_names_what_would_help() -> None:
     assert cost(1800.0, None) == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "flag"), [("generate", "temperature", ""), ("generate_power", "power", "--alpha 4 ")]
+)
+def test_shipped_files_open_with_their_command_and_are_valid(name: str, kind: str, flag: str) -> None:
+    file = ROOT / f"configs/{name}.yaml"
+    command = f"# powersample generate {flag}--model_path MODEL --input_file IN.jsonl --output_file OUT.jsonl"
+    assert file.read_text().splitlines()[0] == command
+    assert read_options(command.split()[3:]).defaults == file
+    config = build_config([], {}, file)
+    assert (config.sampler.kind, config.task.name, config.batch_size) == (kind, "open", "auto")
+    assert (config.task.max_new_tokens, config.task.max_prompt_tokens) == (2048, 2048)
+
+
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(not GSM8K.is_file(), reason="needs GSM8K's training data in ../shared")
 def test_2000_rows_with_a_bad_one_survive_a_kill(tmp_path: Path) -> None:
     """Two actors, kill -9 of the driver in the middle, a resume: 1,999 rows in order, one listed."""
-    questions = [json.loads(line) for line in GSM8K.read_text(encoding="utf-8").splitlines()[:2000]]
-    rows: list[Any] = [{"input": row["question"], "output": row["answer"], "domain": "math"} for row in questions]
+    questions = [json.loads(line) for line in GSM8K.read_text(encoding="utf-8").splitlines()]
+    shortest = sorted(questions, key=lambda row: len(row["question"]))[:2000]
+    rows: list[Any] = [{"input": row["question"], "output": row["answer"], "domain": "math"} for row in shortest]
     rows[777] = '{"input": "'
     data, out = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
-    flags = ["--model_path", "demo", "--input_file", data, "--output_file", out, "--max_new_tokens", 6]
-    command = [sys.executable, "-m", "orchestrator", "generate", *map(str, flags), "--num-workers", "2"]
+    flags = ["--model_path", "demo", "--input_file", data, "--output_file", out, "--max_new_tokens", 4]
+    command = [
+        sys.executable,
+        "-m",
+        "orchestrator",
+        "generate",
+        *map(str, flags),
+        "--batch_size",
+        "20",
+        "--num-workers",
+        "2",
+    ]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
     env = clean | {"POWERSAMPLE_NUM_GPUS": "0"}
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
