@@ -100,6 +100,18 @@ def read_run(directory: Path) -> dict[str, Any] | None:
     return run
 
 
+def read_graded(directory: Path) -> dict[str, Any]:
+    """What run.json says of a run that has scores. Raises UserError if there is none, or nothing to grade in it."""
+    run = read_run(directory) if directory.is_dir() else None
+    if run is None:
+        raise UserError(f"{directory} is not a run directory (it has no {RUN}); give the directory of one run.")
+    if flatten(run).get("config.task.name") == "open":
+        raise UserError(
+            f"{directory} is a run of generate, which grades nothing; `powersample validate` checks its output."
+        )
+    return run
+
+
 def take_lock(lock: int, directory: Path) -> None:
     """Lock the open lock file and write into it who holds it. Raises UserError naming the holder."""
     try:
@@ -147,10 +159,15 @@ def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, A
         f"{name.removeprefix('config.')}: {short(old.get(name))} there, {short(new.get(name))} now"
         for name in differing[:4]
     )
+    ways = (
+        "set POWERSAMPLE_RUN_DIR or --run-dir to another directory, restore the settings to go on with it, or start over "
+        "in a new directory with --fresh"
+    )
+    if new.get("config.task.name") == "open":
+        ways = "restore the settings to go on with it, or name another --output_file"
     return (
         f"{directory} holds another run (fingerprint {str(stored.get('fingerprint'))[:8]}, this one is "
-        f"{str(wanted['fingerprint'])[:8]}{'; ' + shown if shown else ''}); set POWERSAMPLE_RUN_DIR or --run-dir to "
-        "another directory, restore the settings to go on with it, or start over in a new directory with --fresh."
+        f"{str(wanted['fingerprint'])[:8]}{'; ' + shown if shown else ''}); {ways}."
     )
 
 

@@ -39,6 +39,7 @@ class Progress:
         """Told of every record once it is counted."""
         self._tokens = 0
         self._verdicts: dict[int, list[bool]] = {}
+        self._graded = False
         for record in done:
             self._count(record)
         self._initial = self.num
@@ -95,6 +96,7 @@ class Progress:
 
     def _count(self, record: Record) -> None:
         self.num += 1
+        self._graded = self._graded or bool(record.scores)
         verdicts = self._verdicts.setdefault(record.problem_id, [])
         before = sum(verdicts) / len(verdicts) if verdicts else self.mean
         verdicts.append(right(record, HEADLINE))
@@ -112,7 +114,7 @@ class Progress:
         return ", ".join(part for part in parts if part)
 
     def _score(self) -> str:
-        if not self.num:
+        if not self._graded:
             return ""
         means = {problem_id: sum(rights) / len(rights) for problem_id, rights in self._verdicts.items()}
         score = estimate(means, binary=max(map(len, self._verdicts.values())) == 1)

@@ -16,7 +16,7 @@ from evals.tasks.presets import PRESETS
 from evals.types import Problem, Record, UserError
 from orchestrator.arguments import path_and_options
 from orchestrator.asked import problems_of, task_of
-from orchestrator.claim import RECORDS, RUN, check_lock, read_run
+from orchestrator.claim import RECORDS, check_lock, read_graded
 from orchestrator.durable import write_atomically
 from orchestrator.report import report
 from orchestrator.rescored import SCORES
@@ -34,9 +34,7 @@ def regrade(arguments: Sequence[str]) -> int:
         print(USAGE)
         return 0
     directory, given = path_and_options(arguments, ["--data"], "powersample regrade RUN [--data FILE]")
-    run = read_run(directory) if directory.is_dir() else None
-    if run is None:
-        raise UserError(f"{directory} is not a run directory (it has no {RUN}); give the directory of one run.")
+    run = read_graded(directory)
     check_lock(directory)
     task, problems = task_of(directory, run), problems_of(directory, run, given.get("--data"))
     records = first_records(directory / RECORDS)

@@ -13,7 +13,7 @@ from pathlib import Path
 from evals.types import UserError
 from orchestrator.asked import asked
 from orchestrator.browse import Shown
-from orchestrator.claim import RECORDS, RUN, TELEMETRY, read_run
+from orchestrator.claim import RECORDS, TELEMETRY, read_graded, read_run
 from orchestrator.compare import Comparison, Run, compare
 from orchestrator.durable import write_atomically
 from orchestrator.figures import accuracy_figure
@@ -96,9 +96,7 @@ def read(directory: Path) -> Run:
     """A run directory, summarised. Raises UserError if it is none."""
     if not directory.is_dir():
         raise UserError(f"There is no run directory {directory}; give the path that the run printed when it started.")
-    run = read_run(directory)
-    if run is None:
-        raise UserError(f"{directory} is not a run directory (it has no {RUN}); give the directory of one run.")
+    run = read_graded(directory)
     first = first_records(directory / RECORDS)
     records = [first[key] for key in sorted(first)]  # the order of completion must not reach the last digit of a mean
     records, num_changed = with_new_scores(directory, records)

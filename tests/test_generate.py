@@ -23,10 +23,14 @@ from evals.types import Problem, Prompt, Record, Submit, UserError
 from orchestrator import cli, hardware, outputs, session
 from orchestrator.config import Provenance, RunConfig, fingerprint, resolve
 from orchestrator.crew import Work
+from orchestrator.export import export
 from orchestrator.generate import advice, checked, cost, generate, read_options
+from orchestrator.regrade import regrade
+from orchestrator.report import report
 from orchestrator.settings import build_config
 from orchestrator.store import read_records
 from orchestrator.validate import validate
+from orchestrator.watch import Watched
 
 ROOT = Path(__file__).parents[1]
 GSM8K = ROOT.parent / "shared/data/gsm8k/train.jsonl"
@@ -151,7 +155,7 @@ def test_a_second_start_goes_on_and_heals_the_output(run: Callable[..., int], tm
     FakeWorker.seen = []
     assert run() == session.FAILED
     assert FakeWorker.seen == []
-    with pytest.raises(UserError, match=r"temperature: 0.7 there, 0.5 now"):
+    with pytest.raises(UserError, match=r"temperature: 0.7 there, 0.5 now\); .* another --output_file"):
         run("--temperature", 0.5)
     assert (tmp_path / "out.jsonl").read_bytes() == whole
 
@@ -163,6 +167,22 @@ def test_max_examples_and_power_sampling(run: Callable[..., int], tmp_path: Path
     params = rows[0]["metadata"]["generation_params"]
     assert (params["kind"], params["alpha"], params["num_moves"], params["max_new_tokens"]) == ("power", 3, 10, 2048)
     assert validate([str(tmp_path / "out.jsonl"), "--input", str(tmp_path / "in.jsonl")]) == 0
+
+
+def test_what_reads_scores_says_that_there_are_none(run: Callable[..., int], tmp_path: Path) -> None:
+    run()
+    directory = str(tmp_path / "out.jsonl.run")
+    commands: list[Callable[[], object]] = [
+        lambda: report([directory]),
+        lambda: regrade([directory]),
+        lambda: export([directory, "--to", "parquet"]),
+    ]
+    for command in commands:
+        with pytest.raises(UserError, match=r"is a run of generate, which grades nothing"):
+            command()
+    watched = Watched(Path(directory))
+    assert watched.complete
+    assert "numeric" not in watched.progress.frame()
 
 
 def test_a_file_without_one_good_row_is_refused(run: Callable[..., int], tmp_path: Path) -> None:
