@@ -160,8 +160,8 @@ def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, A
         for name in differing[:4]
     )
     ways = (
-        "set POWERSAMPLE_RUN_DIR or --run-dir to another directory, restore the settings to go on with it, or start over "
-        "in a new directory with --fresh"
+        "set POWERSAMPLE_RUN_DIR or --run-dir to another directory, restore the settings to go on with it, or start "
+        "over in a new directory with --fresh"
     )
     if new.get("config.task.name") == "open":
         ways = "restore the settings to go on with it, or name another --output_file"

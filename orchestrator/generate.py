@@ -5,6 +5,7 @@ The run in OUT.run is the truth: OUT is made from its records, streamed while th
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +37,6 @@ SETTINGS = {
     "--num_moves": "--sampler.num-moves",
 }
 """Options that are settings of a run under other names."""
-OWN = ("--output_file", "--hourly_rate")
 POWER = ("--alpha", "--num_moves")
 BUSY, PER_MINUTE = 0.7, 200.0  # below these there is advice
 SHOWN = 20  # failed rows that are listed with their reasons
@@ -90,34 +90,30 @@ def generate(arguments: Sequence[str], start: Callable[..., int]) -> int:
 
 
 def read_options(arguments: Sequence[str]) -> Options:
-    """Raises UserError for a value that is missing or no number."""
-    flags: list[str] = []
-    own: dict[str, str] = {}
-    power, rest = False, list(arguments)
-    while rest:
-        argument = rest.pop(0)
-        name, equals, value = argument.partition("=")
-        name = "--" + name[2:].replace("-", "_") if name.startswith("--") else name
-        if name in OWN or name in SETTINGS:
-            value = value if equals else rest.pop(0) if rest else ""
-            if not value:
-                raise UserError(f"{name} needs a value; `powersample generate --help` lists the options.")
-        if name in OWN:
-            own[name] = value
-        elif name in SETTINGS:
-            flags += [SETTINGS[name], value]
-            power = power or name in POWER
-        else:
-            flags.append(argument)
-    if "--output_file" not in own:
-        raise UserError("generate needs --output_file, such as answers.jsonl.")
+    """Raises UserError for a value that is missing or no price."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for name in (*SETTINGS, "--output_file"):
+        parser.add_argument(*{name, name.replace("_", "-")})
+    parser.add_argument("--hourly_rate", "--hourly-rate", type=price)
     try:
-        rate = float(own["--hourly_rate"]) if "--hourly_rate" in own else None
-    except ValueError:
-        rate = -1.0
-    if rate is not None and not 0 <= rate < float("inf"):
-        raise UserError(f"--hourly_rate={own['--hourly_rate']} is refused; allowed: a price per hour, such as 2.50.")
-    return Options(flags, Path(own["--output_file"]), rate, CONFIGS / f"generate{'_power' if power else ''}.yaml")
+        given, flags = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise UserError(f"generate: {error}; `powersample generate --help` lists the options.") from error
+    if given.output_file is None:
+        raise UserError("generate needs --output_file, such as answers.jsonl.")
+    values = {name: getattr(given, name.removeprefix("--")) for name in SETTINGS}
+    for name, value in values.items():
+        flags += [] if value is None else [SETTINGS[name], value]
+    power = any(values[name] is not None for name in POWER)
+    defaults = CONFIGS / f"generate{'_power' if power else ''}.yaml"
+    return Options(flags, Path(given.output_file), given.hourly_rate, defaults)
+
+
+def price(text: str) -> float:
+    """Raises ValueError unless it is one."""
+    if not 0 <= (rate := float(text)) < float("inf"):
+        raise ValueError
+    return rate
 
 
 def checked(config: RunConfig, output: Path) -> RunConfig:
@@ -180,10 +176,14 @@ class Files(NamedTuple):
         try:
             write_atomically(self.output, text)
         except OSError as error:
-            raise UserError(
-                f"{self.output} cannot be written ({error.strerror}); the answers are kept in {run.store.directory}: "
-                "make room there, then start again to go on."
-            ) from error
+            raise unwritable(self.output, run, error) from error
+
+
+def unwritable(output: Path, run: OpenRun, error: OSError) -> UserError:
+    return UserError(
+        f"{output} cannot be written ({error.strerror}); the answers are kept in {run.store.directory}: make room "
+        "there, then start again to go on."
+    )
 
 
 class Generation(Progress):
@@ -195,14 +195,17 @@ class Generation(Progress):
         self._told = files.hourly_rate is None
         self._start = monotonic()
         super().__init__("generate", run.total, run.store.records.values())
-        self._output = files.output.open("a", encoding="utf-8")
+        self._output = files.output.open("ab", buffering=0)
 
     def add(self, record: Record) -> None:
         """One more record, and its line."""
         super().add(record)
         if record.status == "ok":
-            self._output.write(outputs.line(record, self._files.rows[record.problem_id], self._run.config))
-            self._output.flush()
+            line = outputs.line(record, self._files.rows[record.problem_id], self._run.config)
+            try:
+                self._output.write(line.encode())
+            except OSError as error:
+                raise unwritable(self._files.output, self._run, error) from error
         new = self.num - self._initial
         if not self._told and new >= min(2 * self._at_once, self._total // 10):
             self._told = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -192,6 +193,20 @@ def test_a_file_without_one_good_row_is_refused(run: Callable[..., int], tmp_pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "model"]
 
 
+def test_an_output_that_cannot_be_written_loses_no_answer(
+    run: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("orchestrator.generate.write_atomically", full)
+        with pytest.raises(UserError, match=r"out.jsonl cannot be written \(No space left"):
+            run()
+    assert run() == session.FAILED
+    assert [row["metadata"]["example_id"] for row in written(tmp_path / "out.jsonl")] == GOOD
+
+
 def test_an_output_that_is_not_ours_stays(run: Callable[..., int], tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").write_text("mine")
     with pytest.raises(UserError, match="is there already"):
@@ -207,10 +222,10 @@ def test_run_grades_and_so_takes_no_open_task(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--output_file"], "--output_file needs a value"),
+        (["--output_file"], "--output_file.*expected one argument"),
         (["--model_path", "demo"], "needs --output_file"),
-        (["--output_file=o", "--hourly_rate", "cheap"], "--hourly_rate=cheap"),
-        (["--output_file=o", "--hourly-rate=-1"], "--hourly_rate=-1"),
+        (["--output_file=o", "--hourly_rate", "cheap"], "--hourly_rate.*invalid price value: 'cheap'"),
+        (["--output_file=o", "--hourly-rate=-1"], "invalid price value: '-1'"),
     ],
 )
 def test_arguments_that_are_refused(arguments: list[str], words: str) -> None:
@@ -220,7 +235,7 @@ def test_arguments_that_are_refused(arguments: list[str], words: str) -> None:
 
 def test_options_are_settings_of_a_run_in_either_spelling() -> None:
     options = read_options(["--top-p=0.5", "--max_examples", "3", "--output-file", "o.jsonl", "--seed", "4"])
-    assert options.flags == ["--sampler.top-p", "0.5", "--limit", "3", "--seed", "4"]
+    assert options.flags == ["--seed", "4", "--limit", "3", "--sampler.top-p", "0.5"]
     assert (options.output, options.hourly_rate, options.defaults.name) == (Path("o.jsonl"), None, "generate.yaml")
     assert read_options(["--output_file=o", "--num_moves", "2"]).defaults.name == "generate_power.yaml"
 
