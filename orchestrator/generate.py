@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from evals.types import Record, UserError
 from orchestrator import outputs
 from orchestrator.config import RunConfig
-from orchestrator.durable import write_atomically
+from orchestrator.durable import write_atomically, write_whole
 from orchestrator.layout import duration
 from orchestrator.progress import Progress
 from orchestrator.session import OpenRun, say
@@ -203,7 +203,7 @@ class Generation(Progress):
         if record.status == "ok":
             line = outputs.line(record, self._files.rows[record.problem_id], self._run.config)
             try:
-                self._output.write(line.encode())
+                write_whole(self._output.fileno(), line.encode())
             except OSError as error:
                 raise unwritable(self._files.output, self._run, error) from error
         new = self.num - self._initial

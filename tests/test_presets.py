@@ -42,6 +42,7 @@ LITERAL: dict[str, str] = {
         "\\boxed{{}}."
     ),
     "math-verify": "Question: {q}\nStep-by-Step Answer:",
+    "generate": "{q}",
 }
 INSPECT = (
     'Solve the following math problem step by step. The last line of your response should be of the form "ANSWER: '
@@ -67,6 +68,7 @@ SETTINGS = {  # shots, tokens, stops
     "power-paper": (0, 3072, ()),
     "math-verify": (0, 1024, ("\nQuestion:", "\nProblem:", "\nquestion:", "\nproblem:")),
     "math500": (0, 3072, ()),
+    "generate": (0, 2048, ()),
 }
 
 
