@@ -114,7 +114,7 @@ def test_chats_without_examples(preset: PresetName) -> None:
 def test_shots_limits_and_stops(preset: PresetName) -> None:
     config = TaskConfig(preset=preset)
     assert (config.num_shots, config.max_new_tokens, config.stop) == SETTINGS[preset]
-    assert (config.chat, config.name) == (preset in CHATS, "math" if preset == "math500" else "gsm8k")
+    assert (config.chat, config.name) == (preset in CHATS, {"math500": "math", "generate": "open"}.get(preset, "gsm8k"))
     assert TaskConfig.model_validate(config.model_dump(mode="json")) == config
 
 
