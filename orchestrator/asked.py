@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from evals.config import TaskConfig
 from evals.tasks.gsm8k import make_task
-from evals.types import Problem, UserError
+from evals.types import Message, Problem, UserError
 from orchestrator.claim import RUN
 from orchestrator.preflight import prompts_digest
 from orchestrator.sources import load_problems
@@ -30,18 +30,32 @@ def asked(directory: Path, run: Mapping[str, Any]) -> Asked:
     The turns of a chat stand below each other under their roles; the model's own template is not applied.
     """
     try:
-        config, problems = task_of(directory, run), problems_of(directory, run)
-        train = None
-        if config.num_shots and config.train_data is not None:
-            train = load_problems(config.train_data, "train", task=config).problems
-        task = make_task(config, run["config"].get("seed", 0), train)
-        shown = list(problems.values())[: run.get("num_problems")]
-        if prompts_digest(task, shown) != run.get("provenance", {}).get("prompts_sha256"):
-            return Asked(problems, {}, "The prompts made now are not those that run.json has the sha256 of.")
-        prompts = {problem.problem_id: task.prompt(problem) for problem in shown}
+        problems = problems_of(directory, run)
     except UserError as error:
         return Asked({}, {}, str(error))
+    try:
+        prompts = prompts_of(directory, run, task_of(directory, run), problems)
+    except UserError as error:
+        return Asked(problems, {}, str(error))
     return Asked(problems, {i: as_text(prompt) for i, prompt in prompts.items()})
+
+
+def prompts_of(
+    directory: Path, run: Mapping[str, Any], task: TaskConfig, problems: Mapping[int, Problem]
+) -> dict[int, str | tuple[Message, ...]]:
+    """What the run asked for each of its problems. Raises UserError if that cannot be made again."""
+    train = ()
+    if task.num_shots and task.train_data is not None:
+        train = load_problems(task.train_data, "train", task=task).problems
+    asking = make_task(task, run["config"].get("seed", 0), train)
+    shown = list(problems.values())[: run.get("num_problems")]
+    known = run.get("provenance", {}).get("prompts_sha256")
+    if prompts_digest(asking, shown) != known:
+        raise UserError(
+            f"The prompts of the run in {directory} cannot be made again: they have another sha256 than run.json says "
+            f"({str(known)[:8]}); restore the training data {task.train_data} or use the version that made the run."
+        )
+    return {problem.problem_id: asking.prompt(problem) for problem in shown}
 
 
 def as_text(prompt: str | tuple[Mapping[str, str], ...]) -> str:

@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evals.config import TaskConfig
-from evals.tasks.gsm8k import make_task
 from evals.types import Message, Problem, Record, UserError
 from orchestrator import export_inspect, export_lm_eval, export_parquet
 from orchestrator.arguments import path_and_options
+from orchestrator.asked import problems_of, prompts_of, task_of
 from orchestrator.claim import RUN, read_run
 from orchestrator.durable import write_atomically
 from orchestrator.names import suggestion
-from orchestrator.preflight import prompts_digest
-from orchestrator.regrade import problems_of, task_of
 from orchestrator.report import read
-from orchestrator.sources import load_problems
 
 SHORT = "powersample export RUN --to lm-eval|inspect|parquet [--out PATH] [--data FILE]"
 USAGE = f"""usage: {SHORT}
@@ -86,19 +83,9 @@ def gather(directory: Path, data: str | None) -> Exported:
             f"The run in {directory} has no answer yet, so there is nothing to export; go on with it first."
         )
     task, problems = task_of(directory, run), problems_of(directory, run, data)
-    config = run["config"]
-    train = load_problems(task.train_data, "train", task=task).problems if task.num_shots and task.train_data else ()
-    asking = make_task(task, config["seed"], train)
-    asked = list(problems.values())[: config.get("limit")]
-    known = run["provenance"].get("prompts_sha256")
-    if known is not None and prompts_digest(asking, asked) != known:
-        raise UserError(
-            f"The prompts of the run in {directory} cannot be made again: they have another sha256 than run.json says "
-            f"({known[:8]}); restore the training data {task.train_data} or use the version that made the run."
-        )
     ids = {record.problem_id for record in found.records}
     kept = {key: problem for key, problem in problems.items() if key in ids}
-    prompts = {key: asking.prompt(problem) for key, problem in kept.items()}
+    prompts = {key: prompt for key, prompt in prompts_of(directory, run, task, problems).items() if key in ids}
     return Exported(run, found.summary, task, found.records, kept, prompts)
 
 

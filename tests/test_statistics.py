@@ -158,7 +158,10 @@ def test_the_minimum_detectable_effect_is_found_by_four_of_five_runs() -> None:
         difference = paired_difference([1] * half + [0] * (1319 - half), [0] * (1319 - half) + [1] * half)
         assert 100 * difference.mde == pytest.approx(points, abs=0.05)
     normal = NormalDist()
-    assert normal.cdf(Difference(0, 1, 0, 0, 9).mde - normal.inv_cdf(0.975)) == pytest.approx(0.8)
+    z = normal.inv_cdf(0.975)
+    assert normal.cdf(Difference(0, 1, -z, z, 9).mde - z) == pytest.approx(0.8)
+    few = paired_difference([1, 1, 0, 1, 0, 1], [0, 1, 0, 0, 1, 0], ["a", "a", "b", "b", "c", "c"])
+    assert few.mde == pytest.approx((4.303 + 0.842) * few.stderr, rel=1e-3), "Student's t of two degrees of freedom"
     assert isnan(paired_difference([1.0] * 5, [0.0] * 5).mde)
     assert isnan(Difference(0.5, nan, nan, nan, 1).mde)
 

@@ -20,6 +20,7 @@ def read_memory(device: torch.device) -> MemoryReading:
     """Memory of this process, and of `device` where it is a GPU, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     rss = int(STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if STATM.exists() else peak
+    peak = max(peak, rss)  # two counters of the kernel, the first of which lags behind
     if device.type != "cuda":
         return MemoryReading(rss, peak)
     free, total = torch.cuda.mem_get_info(device)

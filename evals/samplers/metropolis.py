@@ -172,7 +172,7 @@ def coins(seed: int, key: Key, cut: int, length: int) -> NDArray[np.float64]:
     return coins_at_once(seed, problem, sample, move // MOVES_AT_ONCE, reach)[move % MOVES_AT_ONCE, cut:length]
 
 
-@lru_cache(maxsize=1024)  # of so many chains at a time
+@lru_cache(maxsize=512)  # of so many chains at a time; 12 KiB each for answers of up to 128 tokens
 def coins_at_once(seed: int, problem: int, sample: int, block: int, length: int) -> NDArray[np.float64]:
     """[MOVES_AT_ONCE, length] the coins of some moves: hashing a counter costs less than calling for it."""
     keys = [(problem, sample, move) for move in range(block * MOVES_AT_ONCE, (block + 1) * MOVES_AT_ONCE)]
