@@ -136,6 +136,8 @@ class DueCrew:
 
     def close(self) -> None: ...
 
+    def reload(self, config: object, slots: int) -> None: ...
+
     def free(self, unanswered: int) -> int:
         return self.number - len(self.due)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 GPU_DEFAULT = Path(__file__).parents[1] / "configs/gsm8k_power.yaml"
 """What runs on a machine with GPUs unless --config names another file."""
 
-COMMANDS = ("run", "report", "compare", "watch", "bench", "plan", "regrade", "export", "score", "generate", "validate")
+COMMANDS = (
+    "run", "sweep", "report", "compare", "watch", "bench", "plan", "regrade", "export", "score", "generate", "validate",
+)  # fmt: skip
 
 HELP = """powersample: exact power sampling of language models, evaluated on GSM8K-style problems
 
 usage: powersample run [--config FILE] [options]     evaluate; started again, it goes on where it was stopped
        powersample report RUN [RUN ...]              make summary and report of finished or unfinished runs again
+       powersample sweep --knob NAME=A,B,... [options of run]
+                                                     evaluate per value of a setting, each with the batch that fits
        powersample compare RUN RUN [RUN ...]         runs on their common problems: differences, tests, what flipped
        powersample watch RUN [--once]                show a run that another terminal drives, or one frame of it
        powersample bench [options]                   how fast this machine decodes, against its memory and generate
@@ -115,6 +119,10 @@ def dispatch(arguments: list[str]) -> int:
             from orchestrator.plan import plan
 
             return plan(rest)
+        case "sweep":
+            from orchestrator.sweep import sweep
+
+            return outlasting(lambda: sweep(rest, lambda flags: resolved(*asked(flags))))
         case "--version" | "-V":
             print(f"powersample {version()}")
         case "--help" | "-h" | "help":
@@ -134,6 +142,11 @@ def run(flags: list[str]) -> int:
 
         print(help_text())
         return 0
+    return start(*asked(flags))
+
+
+def asked(flags: list[str]) -> tuple[RunConfig, list[Gpu]]:
+    """What flags, environment and file ask for, and the GPUs that are there. Raises UserError."""
     from orchestrator import hardware
     from orchestrator.config import DEMO
     from orchestrator.settings import build_config
@@ -147,11 +160,19 @@ def run(flags: list[str]) -> int:
         from evals.types import UserError
 
         raise UserError("task.name open has no answers to grade by; use powersample generate, or another format.")
-    return start(config, present)
+    return config, present
 
 
 def start(config: RunConfig, present: Sequence[Gpu], **outlets: Any) -> int:
     """Resolve a configuration for this machine with the GPUs `present` and run it; `outlets` as `session.run` has."""
+    config = resolved(config, present)
+    from orchestrator.session import run as run_session
+
+    return outlasting(lambda: run_session(config, **outlets))
+
+
+def resolved(config: RunConfig, present: Sequence[Gpu]) -> RunConfig:
+    """The configuration with all decided that depends on this machine, with the GPUs `present`. Raises UserError."""
     from orchestrator import hardware
     from orchestrator.config import resolve
 
@@ -163,11 +184,15 @@ def start(config: RunConfig, present: Sequence[Gpu], **outlets: Any) -> int:
         print("These GPUs have no bfloat16: the model runs in float16 (engine.dtype).", file=sys.stderr)
     if config.use_gpus and not remote:
         hardware.check_torch_sees_gpus(present)
+    return config
+
+
+def outlasting(drive: Callable[[], int]) -> int:
+    """The exit code of `drive`; 1, and how to go on, where its workers are lost."""
     from orchestrator.crew import WorkersLost
-    from orchestrator.session import run as run_session
 
     try:
-        return run_session(config, **outlets)
+        return drive()
     except WorkersLost as lost:
         print(f"powersample: {lost}; the answers so far are kept, start again to go on.", file=sys.stderr)
         return 1

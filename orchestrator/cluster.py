@@ -56,6 +56,15 @@ class RayCrew:
             if not seat.given_up:
                 self._start(seat)
 
+    def reload(self, config: Any, slots: int) -> None:
+        """`slots` may not be more than at the start: so many calls an actor takes at once."""
+        self._config, self._shape = config, self._shape._replace(slots=slots)
+        for seat in self._seats:
+            if seat.actor is not None:
+                seat.health = seat.slots = None
+                seat.load = self._load(seat)
+                seat.asked = seat.moved = time.monotonic()
+
     def free(self, unanswered: int) -> int:
         """Slots of workers that have said how many they have; while others load for the first time, none takes more
         than its even share.
@@ -139,9 +148,13 @@ class RayCrew:
         seat.actor = self._actor_class.options(name=name).remote(seat.rank, seat.name)
         seat.asked = seat.moved = time.monotonic()
         seat.placed = seat.actor.__ray_call__.remote(node_id)
-        arguments = [self._config] if seat.room is None else [self._config, seat.room]
-        seat.load = seat.actor.load.options(concurrency_group="work").remote(*arguments)
+        seat.load = self._load(seat)
         self._events.append(Spawned(seat.name, seat.num_starts))
+
+    def _load(self, seat: Seat) -> Any:
+        """A call of its actor's `load`."""
+        arguments = [self._config] if seat.room is None else [self._config, seat.room]
+        return seat.actor.load.options(concurrency_group="work").remote(*arguments)
 
     def _collect(self, seat: Seat, ref: Any) -> None:
         """Turn one finished call into an event; a call whose seat was vacated in this pass is history."""

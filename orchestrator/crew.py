@@ -97,6 +97,13 @@ class Crew(Protocol):
         """Begin to start the workers; each reports `Ready` once it has loaded."""
         ...
 
+    def reload(self, config: Any, slots: int) -> None:
+        """Between two runs: have every worker load `config` with the model that it holds; each reports `Ready` again.
+
+        The workers that are started from now on load the same.
+        """
+        ...
+
     def free(self, unanswered: int) -> int:
         """How many calls may be submitted now, of a run with so many problems waiting or in flight."""
         ...

@@ -29,6 +29,10 @@ class InlineCrew:
         self._events: list[Event] = []
         self._loaded = False
 
+    def reload(self, config: Any, slots: int) -> None:
+        self._config, self._slots = config, slots
+        self.start()
+
     def start(self) -> None:
         began = time.monotonic()
         self._worker.load(self._config)

@@ -120,16 +120,40 @@ def run(
     for what the user can mend and WorkersLost when the workers cannot be kept alive; the records so far are safe.
     """
     began = time.time()
+    check_ray(config)
+    inputs, environment = find(config), hardware.describe()
+    return carry_out(
+        config,
+        lambda stack: open_runs(plan_runs(inputs, environment), inputs.data.problems, stack, inputs.data.refused),
+        lambda owing, stop: sample(owing, inputs, stop, show),
+        conclude,
+        began,
+        environment,
+    )
+
+
+def check_ray(config: RunConfig) -> None:
+    """Raises UserError where Ray is to be joined or listened to and cannot be."""
     if not config.inline:
         address.check(config.dashboard_host)
         if address.ray_address() == address.AUTO:
             from orchestrator.join import find_cluster
 
             find_cluster()
-    inputs, environment = find(config), hardware.describe()
+
+
+def carry_out(
+    config: RunConfig,
+    opened: Callable[[ExitStack], list[OpenRun]],
+    sampled: Callable[[list[OpenRun], Stop], None],
+    conclude: Callable[[Sequence[OpenRun]], None],
+    began: float,
+    environment: Mapping[str, Any],
+) -> int:
+    """Open runs, work off by `sampled` what they owe, and conclude; returns the exit code. Raises as `run` does."""
     stop = Stop()
     with ExitStack() as stack:
-        runs = open_runs(plan_runs(inputs, environment), inputs.data.problems, stack, inputs.data.refused)
+        runs = opened(stack)
         if any(one.owed for one in runs):
             stop.install()
             stack.callback(stop.restore)
@@ -137,7 +161,7 @@ def run(
             owing = [one for one in runs if one.owed]
             for one in owing:
                 one.start(began, config.num_actors, software)
-            sample(owing, inputs, stop, show)
+            sampled(owing, stop)
         directories = [one.store.directory for one in runs]
         done, total = sum(len(one.store.records) for one in runs), sum(one.total for one in runs)
         if stop.number is not None and done < total:
@@ -150,14 +174,14 @@ def run(
         return FAILED if any(record.status == "failed" for one in runs for record in one.store.records.values()) else 0
 
 
-def find(config: RunConfig) -> Inputs:
-    """Find model and data and check that they fit. Raises UserError."""
+def find(config: RunConfig, model: ModelSource | None = None) -> Inputs:
+    """Find model, unless it was found before, and data, and check that they fit. Raises UserError."""
     check_tracker(config.track)
     data = load_problems(config.data or "", config.data_split, config.limit, config.task)
     train = None
     if config.task.num_shots and config.task.train_data is not None:
         train = load_problems(config.task.train_data, "train", task=config.task)
-    model = resolve_model(
+    model = model or resolve_model(
         config.model or "",
         config.model_revision,
         trust_remote_code=config.engine.trust_remote_code,
@@ -239,7 +263,7 @@ def sample(
 
 def start_crew(runs: Sequence[OpenRun], inputs: Inputs, stop: Stop, stack: ExitStack) -> Crew:
     """A crew with a worker that has loaded; `stack` ends it. The time goes into the telemetry of `runs`."""
-    crew = make_crew(inputs, stop)
+    crew = make_crew(inputs, stop, max(one.config.slots for one in runs))
     stack.callback(crew.close)
     mark(runs, "load" if inputs.config.inline else "ray")
     crew.start()
@@ -263,10 +287,10 @@ def work_off(
         one.telemetry.phase("end")
 
 
-def make_crew(inputs: Inputs, stop: Stop) -> Crew:
-    """Ray actors, or one worker in this process."""
+def worker_config(inputs: Inputs) -> WorkerConfig:
+    """What workers load for these inputs."""
     config = inputs.config
-    settings = WorkerConfig(
+    return WorkerConfig(
         model=inputs.model,
         engine=config.engine,
         slots=None if config.use_batched and config.batch_size == "auto" else config.slots,
@@ -276,6 +300,11 @@ def make_crew(inputs: Inputs, stop: Stop) -> Crew:
         train_problems=inputs.train_problems,
         sequences=make_sampler(config.sampler).sequences,
     )
+
+
+def make_crew(inputs: Inputs, stop: Stop, slots: int) -> Crew:
+    """Ray actors, or one worker in this process, that load for `inputs` and later for at most `slots` slots."""
+    config, settings = inputs.config, worker_config(inputs)
     if config.inline:
         return InlineCrew(Worker(0, "inline"), settings, config.slots)
     from orchestrator.cluster import RayCrew, Shape
@@ -283,7 +312,7 @@ def make_crew(inputs: Inputs, stop: Stop) -> Crew:
     job = f"powersample {config.name} {len(inputs.data.problems)}x{config.num_actors}"
     dashboard = None if config.dashboard else False
     each = config.engine.tensor_parallel
-    shape = Shape(config.num_actors, config.slots, config.use_gpus, job, dashboard, config.dashboard_host, each)
+    shape = Shape(config.num_actors, slots, config.use_gpus, job, dashboard, config.dashboard_host, each)
     return RayCrew(Worker, settings, shape, on_ray=stop.install)
 
 

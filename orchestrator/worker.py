@@ -10,6 +10,7 @@ import socket
 import sys
 import traceback
 from concurrent.futures import Future
+from threading import Lock
 from typing import Any, NamedTuple
 
 from evals.config import EngineConfig, TaskConfig
@@ -49,6 +50,8 @@ class Worker:
     def __init__(self, rank: int, name: str) -> None:
         self._rank, self._name = rank, name
         self._tasks: dict[tuple[str, int], Task] = {}
+        self._engine: Any = None
+        self._loading = Lock()
 
     def __repr__(self) -> str:
         """What Ray's dashboard shows, taken once, when the actor starts."""
@@ -59,23 +62,31 @@ class Worker:
         """Load the model, check the packed pass against a plain one, start the engine's thread.
 
         Returns the bytes of the GPU that were free before; None on CPUs. A replacement is given as `room` what its
-        first predecessor found, and waits until what the last one held is free again.
+        first predecessor found, and waits until what the last one held is free again. Called again between two runs it
+        keeps its model, which has to be the same, and makes a new engine.
 
         Raises UserError when the model cannot be used here, and whatever else loading raises.
         """
         from evals.engine.engine import Engine
         from evals.engine.model import load_model
 
-        found = wait_for_room(room) if config.device == "cuda" else None
-        model = load_model(on_this_node(config.model, config.engine), config.engine, config.device, config.num_threads)
-        self._engine = Engine(
-            model, config.engine, slots=config.slots, max_length=config.max_length, sequences=config.sequences
-        )
-        self._train_problems = config.train_problems
-        self._prefetch = config.engine.prefetch
-        self._notes = self._engine.notes
-        self._engine.start()
-        return found if room is None else room
+        with self._loading:
+            found = None
+            if self._engine is None:
+                found = wait_for_room(room) if config.device == "cuda" else None
+                folder = on_this_node(config.model, config.engine)
+                model = load_model(folder, config.engine, config.device, config.num_threads)
+            else:
+                self._engine.close()
+                model = self._engine.model
+            self._engine = Engine(
+                model, config.engine, slots=config.slots, max_length=config.max_length, sequences=config.sequences
+            )
+            self._train_problems, self._tasks = config.train_problems, {}
+            self._prefetch = config.engine.prefetch
+            self._notes = self._engine.notes
+            self._engine.start()
+            return found if room is None else room
 
     def begin(self, work: Work) -> Future[Record]:
         """Begin one problem; the future has its record, or the exception that ended it.

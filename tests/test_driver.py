@@ -54,6 +54,8 @@ class SimulatedCrew:
 
     def close(self) -> None: ...
 
+    def reload(self, config: Any, slots: int) -> None: ...
+
     def free(self, unanswered: int) -> int:
         return sum(self.slots - len(seat) for seat in self.seats.values())
 

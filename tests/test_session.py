@@ -64,6 +64,7 @@ class Pending:
     def free(self, unanswered: int) -> int:
         return 0
 
+    def reload(self, config: Any, slots: int) -> None: ...
     def submit(self, work: Any) -> None: ...
     def ask_health(self) -> set[str]:
         return set()

@@ -147,7 +147,8 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """End after the present step; chains that have not ended fail with EngineClosed.
+        """End after the present step; chains that have not ended fail with EngineClosed. The model is free for another
+        engine, and so is the memory that this one held on the device.
 
         Raises what the engine's thread raised, if it has failed.
         """
@@ -160,6 +161,7 @@ class Engine:
             self._finish(EngineClosed("the engine was closed before the chain ended"))
         if self._failure is not None:
             raise self._failure
+        self._let_go()
 
     def run(self, chains: Iterable[Chain], seed: int) -> list[Sample]:
         """Samples of these chains, in order, without a thread. Raises the first chain's error after all have ended."""
@@ -281,14 +283,18 @@ class Engine:
                 raise
         self._shrink(reason)
 
+    def _let_go(self) -> None:
+        """Of all that is on the device, the model excepted."""
+        self._cache = self._decoder = None
+        self.model.detach()
+        release(self.model.device)
+
     def _shrink(self, reason: str) -> None:
         """Let go of all that is on the device and send all chains back to wait for fewer slots.
 
         Raises UserError if there is no slot left to give up.
         """
-        self._cache = self._decoder = None
-        self.model.detach()
-        release(self.model.device)
+        self._let_go()
         old, new = self._scheduler.num_slots, fewer(self._scheduler.num_slots)
         with self._changed:
             self._shrunk.append(Shrunk(time.time(), old, new, reason))

@@ -1,0 +1,181 @@
+"""`powersample sweep`: one evaluation per value of a setting, each with the batch that fits, on the same workers.
+
+Every value has a run directory of its own, so that a sweep goes on where it was stopped. Batches are searched before
+the workers start, for the values that owe answers (fit.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from evals.types import UserError
+from orchestrator import hardware, session
+from orchestrator.claim import RECORDS
+from orchestrator.config import Provenance, RunConfig, fingerprint
+from orchestrator.fit import fitted, host_memory
+from orchestrator.flags import flag_name
+from orchestrator.names import known_settings, suggestion
+from orchestrator.report import read, write
+from orchestrator.scores import HEADLINE
+from orchestrator.session import Inputs, OpenRun, say
+from orchestrator.stop import Stop
+from orchestrator.store import check_store, first_records, fresh_directory
+
+SUMMARY = "sweep.json"
+
+
+def sweep(arguments: Sequence[str], configured: Callable[[list[str]], RunConfig]) -> int:
+    """Evaluate every value; returns the exit code, as `session.run` does.
+
+    `configured` resolves the options of a run. Raises UserError for what the user can mend, WorkersLost.
+    """
+    parser = make_parser()
+    try:
+        args, flags = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise UserError(f"sweep: {error}; `powersample sweep --help` lists the options.") from error
+    if args.help:
+        print(parser.format_help().rstrip())
+        return 0
+    began = time.time()
+    knob, values = values_of(args.knob or "", args.start_from)
+    configs = [configured([*flags, option(knob, value)]).model_copy(update={"mode": "run"}) for value in values]
+    session.check_ray(configs[0])
+    host_memory(configs[0], args.memory_limit)
+    environment = hardware.describe()
+    first = session.find(configs[0])
+    root = home(first, knob)
+    inputs = {
+        f"{knob}={value}": placed(session.find(config, first.model), root, knob, value)
+        for value, config in zip(values, configs, strict=True)
+    }
+
+    def planned(one: Inputs) -> session.Planned:
+        return session.plan_runs(one, environment)[0]
+
+    for one in map(planned, inputs.values()):
+        check_store(one.directory, one.fingerprint, one.content)
+    if args.auto_batch_size and first.config.use_batched:
+        owing = {name: one for name, one in inputs.items() if owes(one, planned(one).directory)}
+        inputs |= fitted(owing, args.memory_limit, say)
+
+    def opened(stack: ExitStack) -> list[OpenRun]:
+        return [run for one in inputs.values() for run in session.open_runs([planned(one)], one.data.problems, stack)]
+
+    def sampled(runs: list[OpenRun], stop: Stop) -> None:
+        of = {one.config.run_dir: one for one in inputs.values()}
+        sample([(run, of[run.store.directory]) for run in runs], stop)
+
+    code = session.carry_out(configs[0], opened, sampled, began, environment)
+    if code in (0, session.FAILED):
+        rows = [row(knob, one.config, planned(one).directory) for one in inputs.values()]
+        write(root / SUMMARY, json.dumps({"knob": knob, "summary": rows}, indent=2) + "\n")
+        print(*map(json.dumps, rows), sep="\n")
+        say(f"The summary of the sweep, and beside it the comparison: {root / SUMMARY}")
+    return code
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options that a run does not have."""
+    parser = argparse.ArgumentParser(
+        prog="powersample sweep",
+        usage="powersample sweep --knob NAME=VALUE,VALUE,... [options] [options of `powersample run`]",
+        description="One evaluation per value of a setting, each with the batch that fits, on the same workers.",
+        allow_abbrev=False,
+        add_help=False,
+        exit_on_error=False,
+    )
+    add = parser.add_argument
+    add("--knob", metavar="NAME=VALUES", help="a setting of sampler or task and its values, as sampler.alpha=1,2,4")
+    add("--start-from", metavar="VALUE", help="leave out the values before this one")
+    automatic = "find the largest batch that works for each value, up to --batch-size"
+    add("--auto-batch-size", action=argparse.BooleanOptionalAction, default=True, help=automatic)
+    limit = "GiB for each worker on CPUs (default: engine.target_utilisation of the machine's, shared by the workers)"
+    add("--memory-limit", type=float, metavar="GIB", help=limit)
+    add("--help", "-h", action="store_true", help="print this")
+    return parser
+
+
+def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:
+    """The setting and the values to run, of NAME=VALUE,VALUE,... Raises UserError."""
+    name, _, listed = knob.partition("=")
+    known = [each for each in known_settings() if each.startswith(("sampler.", "task."))]
+    if name not in known:
+        near = suggestion(name, known) if name else ""
+        raise UserError(
+            f"sweep: --knob {knob or 'is missing and'} names no setting of sampler or task{near}; write for example "
+            "--knob sampler.alpha=1,2,4."
+        )
+    values = [value.strip() for value in listed.split(",")]
+    if "" in values or len(set(values)) < len(values):
+        raise UserError(f"sweep: --knob {knob} needs values that differ, such as sampler.alpha=1,2,4.")
+    if start_from is not None and start_from not in values:
+        raise UserError(f"sweep: --start-from {start_from} is none of the values {listed}; name one of them.")
+    return name, values[values.index(start_from or values[0]) :]
+
+
+def option(knob: str, value: str) -> str:
+    """How `powersample run` is given the value of a setting."""
+    flag = flag_name(knob)
+    if known_settings()[knob].annotation is not bool:
+        return f"{flag}={value}"
+    if value not in ("true", "false"):
+        raise UserError(f"sweep: {knob} is true or false and not {value}; write --knob {knob}=true,false.")
+    return flag if value == "true" else f"--no-{flag[2:]}"
+
+
+def home(inputs: Inputs, knob: str) -> Path:
+    """Where a sweep is kept: the directory asked for, or one that belongs to all settings but the knob."""
+    group, _, key = knob.partition(".")
+    config, usual = inputs.config, {key: known_settings()[knob].default}
+    others = config.model_copy(update={group: getattr(config, group).model_copy(update=usual)})
+    digest = fingerprint(others, Provenance(inputs.model.digest, inputs.data.digest, inputs.train_digest))
+    root = config.run_dir or Path("runs") / f"{config.name}-{key}-{digest[:8]}"
+    return fresh_directory(root) if config.fresh else root
+
+
+def placed(inputs: Inputs, root: Path, knob: str, value: str) -> Inputs:
+    """The inputs of one value, as a run of its own below `root`."""
+    name = re.sub(r"[^A-Za-z0-9._=-]", "-", f"{knob.partition('.')[2]}={value}")
+    update = {"name": f"{inputs.config.name}/{name}", "run_dir": root / name, "fresh": False}
+    return inputs._replace(config=inputs.config.model_copy(update=update))
+
+
+def owes(inputs: Inputs, directory: Path) -> bool:
+    """Whether answers are missing."""
+    return len(first_records(directory / RECORDS)) < len(inputs.data.problems) * inputs.config.num_samples
+
+
+def sample(runs: Sequence[tuple[OpenRun, Inputs]], stop: Stop) -> None:
+    """Work off what the runs owe, one after the other, by workers that load the model once."""
+    (_, first), *_ = runs
+    with ExitStack() as stack:
+        crew = session.start_crew([run for run, _ in runs], first, stop, stack)
+        for run, inputs in runs:
+            if inputs is not first and not stop:
+                session.mark([run], "load")
+                crew.reload(session.worker_config(inputs), inputs.config.slots)
+                session.wait_for_a_worker(crew, [run], stop)
+            session.work_off(crew, [run], stop)
+
+
+def row(knob: str, config: RunConfig, directory: Path) -> dict[str, Any]:
+    """What came out for one value."""
+    group, _, key = knob.partition(".")
+    summary = read(directory).summary
+    accuracy = summary["accuracy"][HEADLINE]
+    return {
+        "configuration": {knob: getattr(getattr(config, group), key)},
+        "accuracy": accuracy["mean"],
+        "stderr": accuracy["stderr"],
+        "batch_size_used": summary["memory"]["slots"],
+        "num_failed": summary["num_failed"],
+        "run": str(directory),
+    }
