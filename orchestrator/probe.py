@@ -20,6 +20,12 @@ from orchestrator.crew import Work
 from orchestrator.worker import Worker, WorkerConfig
 
 ANSWER_TOKENS = 32
+OVERFLOWN = -signal.SIGKILL, -signal.SIGABRT
+"""How a process ends that the system has no memory for, or whose C++ code has none."""
+
+
+NO_MEMORY = "annot allocate memory", "can't start new thread"
+"""In the words of whoever is refused memory by the system."""
 
 
 class Outcome(NamedTuple):
@@ -58,8 +64,8 @@ def probe(settings: WorkerConfig, works: Sequence[Work], memory: int | None = No
         child.join()
     if isinstance(answer, UserError):
         raise answer
-    if answer is None and child.exitcode == -signal.SIGKILL:
-        return Outcome(False, None, "the system ended the process")
+    if answer is None and child.exitcode in OVERFLOWN:
+        return Outcome(False, None, f"its process was ended by {signal.Signals(-child.exitcode).name}")
     if not isinstance(answer, Outcome):
         raise RuntimeError(f"the probe of {len(works)} slots failed: {answer or f'exit code {child.exitcode}'}")
     return answer
@@ -78,13 +84,16 @@ def attempt(answer: Connection, settings: WorkerConfig, works: Sequence[Work], m
 
 
 def outcome(settings: WorkerConfig, works: Sequence[Work], memory: int | None) -> Outcome:
-    """Answer the batch in this process, whose memory may then be limited for good. Raises what the worker raises."""
-    if memory is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    """Answer the batch in this process, with its data limited to `memory` bytes. Raises what the worker raises."""
     worker = Worker(0, "probe")
-    worker.load(settings)
-    for answered in [worker.begin(work) for work in works]:
-        answered.result()
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft if memory is None else memory, hard))
+    try:
+        worker.load(settings)
+        for answered in [worker.begin(work) for work in works]:
+            answered.result()
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
     health = worker.health()
     worker.close()
     peak = health["memory"]["peak_bytes"] or health["memory"]["peak_rss_bytes"]
@@ -99,7 +108,7 @@ def overflow(error: BaseException | None) -> str | None:
     if reason := out_of_memory(error):
         return reason
     while error is not None:
-        if isinstance(error, MemoryError) or "annot allocate memory" in str(error):
+        if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no memory'}"
         error = error.__context__
     return None

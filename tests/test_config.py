@@ -445,7 +445,8 @@ def test_run_json_says_what_the_report_reads() -> None:
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_files_open_with_their_command_and_are_valid(file: Path) -> None:
     assert file.read_text().splitlines()[0] == f"# powersample run --config configs/{file.name}"
-    config = resolve(build_config([], {}, file), 0)
+    asked = build_config([], {}, file)
+    config = resolve(asked, asked.num_gpus or 0)
     assert config.name == file.stem
     assert config.mode == ("demo" if file.stem == "demo" else "run")
     assert SamplerConfig(**config.sampler.read()) == config.sampler, "as run.json has it"

@@ -1,0 +1,63 @@
+"""Two runs of the same problems, batched and not: memory, utilisation, problems in flight, times, and their ratio."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from evals.engine.planning import gib
+from orchestrator.claim import TELEMETRY
+from orchestrator.compare import Run
+from orchestrator.report import read
+from orchestrator.telemetry import read_telemetry
+
+ROW = "{:<30}{:>20}{:>20}"
+
+
+def main(paths: Sequence[str]) -> int:
+    """Print the table of the runs `paths`, the batched one first."""
+    runs = [read(Path(path)) for path in paths]
+    columns = [column(run) for run in runs]
+    if runs[0].summary["memory"]["kind"] != "device":
+        print("There is no GPU here: memory is that of the workers' processes, and utilisation cannot be told.")
+    print(ROW.format("", "batched", "one at a time"))
+    for name in columns[0]:
+        print(ROW.format(name, *(one.get(name, "") for one in columns)))
+    batched, single = (run.summary["timings"]["sampling_seconds"] for run in runs)
+    print(f"one at a time / batched: {single / batched:.1f}x")
+    return 0
+
+
+def column(run: Run) -> dict[str, str]:
+    """What is shown of a run, by name. In flight are on average as many problems as their times make of the run's."""
+    seconds = run.summary["timings"]["sampling_seconds"]
+    busy = sum(record.timings.get("wall_seconds", 0.0) for record in run.records)
+    samples = [row for row in read_telemetry(run.directory / TELEMETRY) if row["kind"] == "sample"]
+    workers = sorted({row["worker"] for row in samples})
+    shown = {
+        "slots": f"{len(workers)} x {run.summary['memory']['slots']}",
+        "problems in flight, mean": f"{busy / seconds:.1f}",
+        "problems failed": str(run.summary["num_failed"]),
+        "seconds of sampling": f"{seconds:.1f}",
+    }
+    for worker in workers:
+        shown |= of_worker(worker, [row for row in samples if row["worker"] == worker])
+    return shown
+
+
+def of_worker(name: str, samples: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Most memory, and mean utilisation where there is a GPU that tells it."""
+    used = [row["nvml_used_bytes"] for row in samples if row.get("nvml_used_bytes") is not None]
+    busy = [row["utilisation"] for row in samples if row.get("utilisation") is not None]
+    if not used:
+        return {f"{name}: memory (RSS)": gib(max(row["memory"]["peak_rss_bytes"] for row in samples))}
+    total = max(row["memory"]["total_bytes"] for row in samples)
+    shown = {f"{name}: memory": f"{max(used) / total:.0%} of {gib(total)}"}
+    return shown | ({f"{name}: utilisation, mean": f"{fmean(busy):.0%}"} if busy else {})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
