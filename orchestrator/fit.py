@@ -32,7 +32,8 @@ def fitted(inputs: Mapping[str, Inputs], memory_limit: float | None, say: Callab
             engine = engine.model_copy(update={"execution": "graphs"})
         settings = worker_config(one)._replace(slots=size, engine=engine)
         outcome = probe(settings, batch(one.config, one.data.problems, size), host_memory(one.config, memory_limit))
-        say(f"{name}: peak {gib(outcome.peak_bytes)}" if outcome.peak_bytes else f"{name}: {outcome.reason}")
+        peak = f"peak {gib(outcome.peak_bytes)}" if outcome.peak_bytes else ""
+        say(f"{name}: {', '.join(filter(None, (peak, outcome.reason)))}")
         return outcome.works
 
     starts = {name: start(name, one) for name, one in inputs.items()}

@@ -6,26 +6,22 @@ the answers are short. What it held, an overflow included, ends with its process
 
 from __future__ import annotations
 
-import resource
 import signal
 import traceback
 from collections.abc import Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import NamedTuple
 
+from evals.engine.planning import gib
 from evals.types import Problem, UserError
 from orchestrator.config import RunConfig
 from orchestrator.crew import Work
 from orchestrator.worker import Worker, WorkerConfig
 
 ANSWER_TOKENS = 32
-OVERFLOWN = -signal.SIGKILL, -signal.SIGABRT
-"""How a process ends that the system has no memory for, or whose C++ code has none."""
-
-
-NO_MEMORY = "annot allocate memory", "can't start new thread"
-"""In the words of whoever is refused memory by the system."""
+STATUS = Path("/proc/self/status")
 
 
 class Outcome(NamedTuple):
@@ -33,7 +29,7 @@ class Outcome(NamedTuple):
 
     works: bool
     peak_bytes: int | None
-    """Most that was allocated on the GPU, or on a CPU resident; None where memory ran out."""
+    """Most that was allocated on the GPU, or held of a host's memory; None where memory ran out."""
     reason: str = ""
     """Why it does not work."""
 
@@ -45,14 +41,14 @@ def batch(config: RunConfig, problems: Sequence[Problem], size: int) -> list[Wor
     return [Work(longest[i % len(longest)], i // len(longest), config.sampler, task, config.seed) for i in range(size)]
 
 
-def probe(settings: WorkerConfig, works: Sequence[Work], memory: int | None = None) -> Outcome:
-    """Whether a worker of `settings` answers all `works` at once, in a slot each; on a CPU within `memory` bytes.
+def probe(settings: WorkerConfig, works: Sequence[Work], limit: int | None = None) -> Outcome:
+    """Whether a worker of `settings` answers all `works` at once, in a slot each, on a host within `limit` bytes.
 
     Raises UserError where the model cannot be used in any batch, RuntimeError where the child fails otherwise.
     """
     spawn = get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)
-    child = spawn.Process(target=attempt, args=(theirs, settings, works, memory), daemon=True)
+    child = spawn.Process(target=attempt, args=(theirs, settings, works, limit), daemon=True)
     child.start()
     theirs.close()
     try:
@@ -60,22 +56,24 @@ def probe(settings: WorkerConfig, works: Sequence[Work], memory: int | None = No
     except EOFError:
         answer = None
     finally:
+        ours.close()
         child.kill()
         child.join()
     if isinstance(answer, UserError):
         raise answer
-    if answer is None and child.exitcode in OVERFLOWN:
-        return Outcome(False, None, f"its process was ended by {signal.Signals(-child.exitcode).name}")
+    if answer is None and child.exitcode == -signal.SIGKILL:
+        return Outcome(False, None, "the system had no memory left and ended the process")
     if not isinstance(answer, Outcome):
         raise RuntimeError(f"the probe of {len(works)} slots failed: {answer or f'exit code {child.exitcode}'}")
     return answer
 
 
-def attempt(answer: Connection, settings: WorkerConfig, works: Sequence[Work], memory: int | None) -> None:
+def attempt(answer: Connection, settings: WorkerConfig, works: Sequence[Work], limit: int | None) -> None:
     """The child: sends an Outcome, a UserError, or the traceback of what else was raised."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
+    Path("/proc/self/oom_score_adj").write_text("1000")  # before any other process of a machine without memory
     try:
-        answer.send(outcome(settings, works, memory))
+        answer.send(outcome(settings, works, limit))
     except Exception as error:  # noqa: BLE001 - told to the parent
         if reason := overflow(error):
             answer.send(Outcome(False, None, reason))
@@ -83,22 +81,31 @@ def attempt(answer: Connection, settings: WorkerConfig, works: Sequence[Work], m
             answer.send(error if isinstance(error, UserError) else traceback.format_exc())
 
 
-def outcome(settings: WorkerConfig, works: Sequence[Work], memory: int | None) -> Outcome:
-    """Answer the batch in this process, with its data limited to `memory` bytes. Raises what the worker raises."""
+def outcome(settings: WorkerConfig, works: Sequence[Work], limit: int | None) -> Outcome:
+    """Answer the batch in this process. Raises what the worker raises.
+
+    A host's limit is compared, not enforced: libraries that are refused memory fail in all ways. Keys and values for
+    all slots count before they are written to, so that a batch that is too large ends before it takes its room.
+    """
     worker = Worker(0, "probe")
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (soft if memory is None else memory, hard))
-    try:
-        worker.load(settings)
-        for answered in [worker.begin(work) for work in works]:
-            answered.result()
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+    worker.load(settings)
+    if limit is not None and held() > limit:
+        return Outcome(False, held(), f"more than {gib(limit)}")
+    for answered in [worker.begin(work) for work in works]:
+        answered.result()
     health = worker.health()
     worker.close()
-    peak = health["memory"]["peak_bytes"] or health["memory"]["peak_rss_bytes"]
+    peak = health["memory"]["peak_bytes"] or held()
+    if limit is not None and peak > limit:
+        return Outcome(False, peak, f"more than {gib(limit)}")
     slots = health["slots"]
     return Outcome(slots == len(works), peak, "" if slots == len(works) else f"there is room for {slots}")
+
+
+def held() -> int:
+    """Bytes of this process: its data, written to or not, or the most that was resident, whichever is more."""
+    sizes = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return 1024 * max(int(sizes[name].split()[0]) for name in ("VmData", "VmHWM"))
 
 
 def overflow(error: BaseException | None) -> str | None:
@@ -108,7 +115,7 @@ def overflow(error: BaseException | None) -> str | None:
     if reason := out_of_memory(error):
         return reason
     while error is not None:
-        if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
-            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no memory'}"
+        if isinstance(error, MemoryError) or "annot allocate memory" in str(error):
+            return f"{type(error).__name__}: {error}".splitlines()[0]
         error = error.__context__
     return None
