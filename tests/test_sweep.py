@@ -23,6 +23,7 @@ from orchestrator.inline import InlineCrew
 from orchestrator.probe import Outcome, batch, overflow, probe
 from orchestrator.session import Inputs, find, worker_config
 from orchestrator.sweep import option, values_of
+from orchestrator.telemetry import read_telemetry
 from orchestrator.worker import Worker
 
 ROOT = Path(__file__).parents[1]
@@ -248,8 +249,10 @@ def test_a_sweep_evaluates_every_value_and_goes_on_where_it_was_stopped(
         assert len(records) == 4
         assert max(len(record["token_ids"]) for record in records) <= tokens
     assert max(len(record["token_ids"]) for record in records) > 24
-    pids = [{json.loads(r)["worker"]["pid"] for r in p.read_text().splitlines()} for p in root.glob("*/records.jsonl")]
-    assert pids[0] & pids[1], "the same processes"
+    rows = [row for log in sorted(root.glob("*/telemetry.jsonl")) for row in read_telemetry(log)]
+    pids = {(row["worker"], row["pid"]) for row in rows if row["kind"] == "sample"}
+    assert len(pids) == len(dict(pids)), "every worker is one process, for all values"
+    assert not [row for row in rows if row.get("event") == "death"]
     assert " methods on " in (root / "report.md").read_text()
 
     log = tmp_path / summary["summary"][1]["run"] / "records.jsonl"
