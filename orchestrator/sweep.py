@@ -67,19 +67,23 @@ def sweep(arguments: Sequence[str], configured: Callable[[list[str]], RunConfig]
         inputs |= fitted(owing, args.memory_limit, say)
 
     def opened(stack: ExitStack) -> list[OpenRun]:
-        return [run for one in inputs.values() for run in session.open_runs([planned(one)], one.data.problems, stack)]
+        runs = []
+        for one in inputs.values():
+            runs += session.open_runs([planned(one)], one.data.problems, stack, one.data.refused)
+        return runs
 
     def sampled(runs: list[OpenRun], stop: Stop) -> None:
         of = {one.config.run_dir: one for one in inputs.values()}
         sample([(run, of[run.store.directory]) for run in runs], stop)
 
-    code = session.carry_out(configs[0], opened, sampled, began, environment)
-    if code in (0, session.FAILED):
-        rows = [row(knob, one.config, planned(one).directory) for one in inputs.values()]
+    def conclude(runs: Sequence[OpenRun]) -> None:
+        session.conclude(runs)
+        rows = [row(knob, run.config, run.store.directory) for run in runs]
         write(root / SUMMARY, json.dumps({"knob": knob, "summary": rows}, indent=2) + "\n")
         print(*map(json.dumps, rows), sep="\n")
         say(f"The summary of the sweep, and beside it the comparison: {root / SUMMARY}")
-    return code
+
+    return session.carry_out(configs[0], opened, sampled, conclude, began, environment)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ import pytest
 
 from evals.types import UserError
 from orchestrator import fit, hardware
-from orchestrator.cli import configured, main
+from orchestrator.cli import main
 from orchestrator.config import RunConfig, resolve
 from orchestrator.fit import fitted, host_memory, start
 from orchestrator.hardware import Gpu
@@ -279,4 +279,3 @@ def test_a_sweep_has_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for flag in ("--knob", "--start-from", "--no-auto-batch-size", "--memory-limit"):
         assert flag in shown
-    assert configured(["--model", "demo", "--data", "demo", "--num-gpus", "0"]).mode == "run"
