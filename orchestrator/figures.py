@@ -37,6 +37,7 @@ MAX_TICKS = 8
 MAX_BARS = 40  # of a histogram, at least 1 token wide
 FATES = {"wrong": COLOURS[1], "right": COLOURS[2], "no answer": COLOURS[7], "truncated": COLOURS[3]}
 """What became of an answer, from below to above in a histogram; of several that apply, the last."""
+FIRST_PANEL = "Score and cost"
 SCORE = f"% right ({HEADLINE}) ± standard error"
 
 Labelled = Sequence[tuple[str, Mapping[str, Any]]]
@@ -57,7 +58,7 @@ def accuracy_figure(runs: Labelled) -> str | None:
         Series(f"{i}  {label}", [point(summary, summary["tokens"]["mean_generated"], str(i))])
         for i, (label, summary) in enumerate(known, 1)
     ]
-    panels = [Panel("Score and cost", "tokens generated per problem", SCORE, by_cost)]
+    panels = [Panel(FIRST_PANEL, "tokens generated per problem", SCORE, by_cost)]
     for setting, name in SETTINGS.items():
         if series := sweeps(known, setting):
             label = f"{name} (beside the points: tokens generated per problem)"

@@ -7,6 +7,8 @@ Reads run.json, records.jsonl and telemetry.jsonl and never writes to them. Know
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from orchestrator.browse import Shown
 from orchestrator.claim import RECORDS, TELEMETRY, read_graded, read_run
 from orchestrator.compare import Comparison, Run, compare
 from orchestrator.durable import write_atomically
-from orchestrator.figures import accuracy_figure
+from orchestrator.figures import FIRST_PANEL, accuracy_figure
 from orchestrator.page import page
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
@@ -34,17 +36,34 @@ def report(paths: Sequence[str]) -> int:
 
     Raises UserError for a directory that is missing or holds no run.
     """
-    print(write_report([Path(path) for path in paths]), end="")
+    directories = [Path(path) for path in paths]
+    print(write_report(directories), end="", flush=True)
+    print(written(directories), file=sys.stderr)
     return 0
+
+
+def written(run_dirs: Sequence[Path], out: Path | None = None) -> str:
+    """A sentence that says where `write_report` wrote, what to read first at its beginning."""
+    each = f"{SUMMARY}, {REPORT} and {PAGE}"
+    if len(run_dirs) == 1:
+        return f"Read {run_dirs[0] / PAGE}; {each} were written there."
+    place = beside(run_dirs) if out is None else out
+    names = ", ".join(map(str, run_dirs))
+    return f"Read {place / PAGE}; the comparison was written there as {PAGE} and {REPORT}, and {each} into {names}."
+
+
+def beside(run_dirs: Sequence[Path]) -> Path:
+    """The directory that holds the first run."""
+    return run_dirs[0].resolve().parent
 
 
 def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
     """Write summary.json, report.md, report.html and timeline.svg into every run directory; return what to print.
 
     For several runs that is their comparison, which also goes to `out`: a file, or a directory for its report.md; by
-    default the directory that holds the first run. Its page and its figure lie beside it. Raises UserError for a
-    directory that is missing or holds no run, for runs that cannot be compared, and where a file that is no comparison
-    is in the way.
+    default the directory that holds the first run, where only a comparison of the same runs is replaced. Its page and
+    its figure lie beside it. Raises UserError for a directory that is missing or holds no run, for runs that cannot be
+    compared, and where another file is in the way.
     """
     if not run_dirs:
         raise UserError("No run directory was given; name at least one, as in `powersample report runs/demo/power`.")
@@ -53,10 +72,11 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
     texts = [run_report(run.summary, TIMELINE if plot else None) for run, plot in zip(runs, plots, strict=True)]
     comparison = compare(runs) if len(runs) > 1 else None
     if comparison is not None:
-        out = run_dirs[0].resolve().parent if out is None else out
+        same = comparison if out is None else None
+        out = beside(run_dirs) if out is None else out
         out = out / REPORT if out.is_dir() else out
-        check_place(out)
-        check_place(out.with_suffix(".html"))
+        for path in (out, out.with_suffix(".html"), out.parent / FIGURE):
+            check_place(path, same)
     shown = [show(run, plot) for run, plot in zip(runs, plots, strict=True)]
     for one, text in zip(shown, texts, strict=True):
         summary = json.dumps(one.run.summary, indent=2, ensure_ascii=False, allow_nan=False)
@@ -86,10 +106,23 @@ def write_comparison(comparison: Comparison, shown: Sequence[Shown], out: Path) 
     return text
 
 
-def check_place(out: Path) -> None:
-    """Raises UserError if `out` is something else than the comparison of an earlier report."""
-    if out.exists() and " methods on " not in out.read_text(encoding="utf-8", errors="replace").partition("\n")[0]:
-        raise UserError(f"{out} is in the way of the comparison and is none itself; move it to another place.")
+def check_place(path: Path, same: Comparison | None) -> None:
+    """Raises UserError if `path` is not of an earlier comparison, or of other runs than those of `same`."""
+    if not path.exists():
+        return
+    found = path.read_text(encoding="utf-8", errors="replace")
+    if (" methods on " if path.name != FIGURE else FIRST_PANEL) not in found.partition("\n")[0]:
+        raise UserError(f"{path} is in the way of the comparison and is none itself; move it to another place.")
+    named = re.search(r"fingerprint (\w+(?: / \w+)*)", " ".join(found.split()))
+    if same is None or named is None:
+        return
+    known = {str(run.summary["run"]["fingerprint"])[:8] for _, run in same.runs}
+    if known != set(named[1].split(" / ")):
+        runs = " ".join(str(run.directory) for _, run in same.runs)
+        raise UserError(
+            f"{path} is the comparison of other runs (fingerprints {named[1]}) and would be replaced; `powersample "
+            f"compare {runs}` prints this one and writes nothing, or move {path.parent / REPORT} to another place."
+        )
 
 
 def read(directory: Path) -> Run:

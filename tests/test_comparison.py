@@ -1,5 +1,6 @@
 """Comparisons of runs: which pairs, which tests, how it reads, and where it is written."""
 
+import json
 from math import sqrt
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from test_report import PLAIN, POWER, as_run, make_record, make_run, save
 
 from evals.statistics import holm
 from evals.types import UserError
+from orchestrator.cli import main
 from orchestrator.compare import Run, compare, distinct_labels
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
@@ -175,3 +177,33 @@ def test_the_comparison_lies_beside_the_runs_and_replaces_no_other_file(tmp_path
         write_report(runs)
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == "# My thesis\n"
     assert not (runs[0] / "report.md").exists(), "refused before anything is written"
+
+
+def test_a_comparison_of_other_runs_and_another_figure_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samplers = {"power": POWER, "t1": PLAIN, "greedy": {"kind": "greedy"}}
+    runs = {name: str(save(tmp_path / name, sampler, "1100")) for name, sampler in samplers.items()}
+    for i, directory in enumerate(runs.values()):
+        content = json.loads(Path(directory, "run.json").read_text())
+        Path(directory, "run.json").write_text(json.dumps(content | {"fingerprint": f"{i}" * 64}))
+    figure = tmp_path / "accuracy.svg"
+    figure.write_text("<svg>mine</svg>")
+    assert main(["report", runs["power"], runs["t1"]]) == 2
+    assert "accuracy.svg is in the way of the comparison" in capsys.readouterr().err
+    figure.unlink()
+    assert main(["report", runs["power"], runs["t1"]]) == 0
+    assert capsys.readouterr().err.startswith(f"Read {tmp_path / 'report.html'}; the comparison was written there")
+    assert main(["report", runs["t1"], runs["power"]]) == 0, "the same runs"
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for missing in ("", "report.md"):
+        if missing:
+            before.pop(tmp_path / missing)
+            (tmp_path / missing).unlink()
+        capsys.readouterr()
+        assert main(["report", runs["t1"], runs["greedy"]]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert "is the comparison of other runs (fingerprints 11111111 / 00000000)" in err
+        assert f"`powersample compare {runs['t1']} {runs['greedy']}` prints this one and writes nothing" in err
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
