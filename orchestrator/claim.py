@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.types import UserError
+from orchestrator.config import DEMO_RUNS
 from orchestrator.durable import write_atomically
 
 RUN, RECORDS, TELEMETRY, LOCK = "run.json", "records.jsonl", "telemetry.jsonl", "lock"
@@ -48,6 +49,13 @@ def check_place(directory: Path) -> None:
 
 def is_run(directory: Path) -> bool:
     return (directory / RUN).is_file() and (directory / RECORDS).is_file()
+
+
+def runs_in(directory: Path) -> list[Path]:
+    """The runs in a directory that is none itself: those of a demo in their order, then others by name."""
+    order = {name: i for i, name in enumerate(DEMO_RUNS)}
+    found = [] if (directory / RUN).exists() else [path.parent for path in directory.glob(f"*/{RUN}")]
+    return sorted(found, key=lambda run: (order.get(run.name, len(order)), run.name))
 
 
 def claim(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +112,9 @@ def read_graded(directory: Path) -> dict[str, Any]:
     """What run.json says of a run that has scores. Raises UserError if there is none, or nothing to grade in it."""
     run = read_run(directory) if directory.is_dir() else None
     if run is None:
-        raise UserError(f"{directory} is not a run directory (it has no {RUN}); give the directory of one run.")
+        held = ", ".join(str(one) for one in runs_in(directory))
+        way = f"it holds the runs {held}; name one of them" if held else "give the directory of one run"
+        raise UserError(f"{directory} is not a run directory (it has no {RUN}); {way}.")
     if flatten(run).get("config.task.name") == "open":
         raise UserError(
             f"{directory} is a run of generate, which grades nothing; `powersample validate` checks its output."

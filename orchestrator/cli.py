@@ -205,7 +205,8 @@ def report(arguments: list[str]) -> int:
 
     usage = "powersample report RUN [RUN ...]"
     if arguments[:1] in (["--help"], ["-h"]):
-        print(f"usage: {usage}\n\nMakes summary.json, report.md and report.html again; compares several runs.")
+        said = "Makes summary.json, report.md and report.html again; compares several runs."
+        print(f"usage: {usage}\n\n{said} A directory of runs, such as runs/demo, stands for them.")
         return 0
     if not paths_and_options(arguments, usage)[0]:
         raise UserError("report needs a run directory, such as `powersample report runs/demo/power`.")

@@ -21,6 +21,7 @@ from evals.types import UserError
 RECORD_FORMAT = 1  # raise it when a record of an older version could no longer stand beside a new one
 DEMO = "demo"  # as a model or as data: what evals/demo holds
 DEFAULT_MODEL, DEFAULT_DATA = "Qwen/Qwen2.5-Math-1.5B", "openai/gsm8k"
+DEMO_RUNS = ("greedy", "t1", "low", "power")
 DEMO_MAX_NEW_TOKENS = 160  # the embedded model's answers are shorter
 
 
@@ -196,15 +197,15 @@ def plan(config: RunConfig) -> list[RunConfig]:
     if config.mode != "demo":
         return [config]
     root, asked = config.run_dir or demo_directory(config), config.sampler
-    samplers = {
-        "greedy": SamplerConfig(kind="greedy"),
-        "t1": SamplerConfig(kind="temperature", temperature=1.0),
-        "low": SamplerConfig(kind="temperature", temperature=1 / asked.alpha),
-        "power": asked,
-    }
+    samplers = [
+        SamplerConfig(kind="greedy"),
+        SamplerConfig(kind="temperature", temperature=1.0),
+        SamplerConfig(kind="temperature", temperature=1 / asked.alpha),
+        asked,
+    ]
     return [
         config.model_copy(update={"mode": "run", "name": f"{DEMO}/{name}", "run_dir": root / name, "sampler": sampler})
-        for name, sampler in samplers.items()
+        for name, sampler in zip(DEMO_RUNS, samplers, strict=True)
     ]
 
 

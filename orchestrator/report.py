@@ -15,7 +15,7 @@ from pathlib import Path
 from evals.types import UserError
 from orchestrator.asked import asked
 from orchestrator.browse import Shown
-from orchestrator.claim import RECORDS, TELEMETRY, read_graded, read_run
+from orchestrator.claim import RECORDS, TELEMETRY, read_graded, read_run, runs_in
 from orchestrator.compare import Comparison, Run, compare
 from orchestrator.durable import write_atomically
 from orchestrator.figures import FIRST_PANEL, accuracy_figure
@@ -34,9 +34,9 @@ SUMMARY, REPORT, PAGE, FIGURE, TIMELINE = "summary.json", "report.md", "report.h
 def report(paths: Sequence[str]) -> int:
     """`powersample report RUN…`: print the report of one run, or the comparison of several. Returns the exit code.
 
-    Raises UserError for a directory that is missing or holds no run.
+    A directory of several runs stands for them. Raises UserError for a directory that is missing or holds no run.
     """
-    directories = [Path(path) for path in paths]
+    directories = [run for path in map(Path, paths) for run in runs_in(path) or [path]]
     print(write_report(directories), end="", flush=True)
     print(written(directories), file=sys.stderr)
     return 0

@@ -11,6 +11,7 @@ from typing import Any
 
 from evals.types import UserError
 from orchestrator.arguments import paths_and_options
+from orchestrator.claim import runs_in
 from orchestrator.compare import Comparison, Pair, compare, flips
 from orchestrator.render_comparison import comparison_report, flips_table
 from orchestrator.report import read
@@ -22,7 +23,8 @@ USAGE = f"""usage: {COMMAND}
 Compares runs on the problems that all of them have answered: paired differences with standard error, 95 % interval and
 minimum detectable effect (MDE), exact McNemar tests (sign-flip permutation tests with several samples per problem),
 Holm's correction, and the problems that flipped with every run's answer. Each run is compared with the reference, the
-first run at temperature 1 or else the first, and each of power sampling with every other method. Writes no file.
+first run at temperature 1 or else the first, and each of power sampling with every other method. A directory of runs,
+such as runs/demo, stands for them. Writes no file.
 
   --grader NAME   the score that is compared: strict, flexible or numeric (default: numeric)
   --flips N       flipped problems shown, those with the largest gaps first (default: 20; all with --json)
@@ -36,6 +38,7 @@ def versus(arguments: Sequence[str]) -> int:
         print(USAGE)
         return 0
     directories, given = paths_and_options(arguments, COMMAND, ["--grader", "--flips"], ["--json"])
+    directories = [run for path in directories for run in runs_in(path) or [path]]
     if len(directories) < 2:
         raise UserError(f"compare needs at least two run directories; usage: {COMMAND}.")
     limit = given.get("--flips")

@@ -131,7 +131,8 @@ def test_several_samples_per_problem(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         (["t1"], "at least two run directories"),
         (["t1", "nowhere"], "no run directory"),
-        (["t1", "."], "not a run directory"),
+        (["t1", "exports"], "not a run directory"),
+        (["."], "are of different tasks"),
         (["t1", "t1"], "named twice"),
         (["t1", "power", "--flips", "-1"], "--flips -1 is refused"),
         (["t1", "power", "--flips"], "--flips needs a value"),
@@ -151,6 +152,7 @@ def test_mistakes_are_one_sentence_and_code_2(
 ) -> None:
     write_run(tmp_path / "math", POWER, "18", task={"name": "math"})
     write_run(tmp_path / "late", POWER, *[""] * 24, "18")
+    (tmp_path / "exports").mkdir()
     monkeypatch.chdir(tmp_path)
     assert main(["compare", *arguments]) == 2
     out, err = capsys.readouterr()
@@ -158,6 +160,36 @@ def test_mistakes_are_one_sentence_and_code_2(
     assert err.startswith("powersample: ")
     assert err.count("\n") == 1
     assert words in err
+
+
+def test_a_directory_of_runs_stands_for_them_in_the_order_of_the_demo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (demo := tmp_path / "runs").mkdir()
+    low = {"kind": "temperature", "temperature": 0.25}
+    samplers = {
+        "b": {"kind": "greedy"},
+        "low": low,
+        "power": POWER,
+        "a": low,
+        "t1": PLAIN,
+        "greedy": {"kind": "greedy"},
+    }
+    for name, sampler in samplers.items():
+        write_run(demo / name, sampler, "18", "20")
+    (demo / "notes").mkdir()
+    monkeypatch.chdir(tmp_path)
+    order = [f"runs/{name}" for name in ("greedy", "t1", "low", "power", "a", "b")]
+    assert main(["compare", "runs", "--json"]) == 0
+    assert [one["directory"] for one in json.loads(capsys.readouterr().out)["runs"]] == order
+    assert main(["report", "runs"]) == 0
+    text = capsys.readouterr().out
+    assert (demo / "report.md").exists()
+    assert main(["report", *order]) == 0
+    assert capsys.readouterr().out == text
+    for command in (["export", "runs", "--to", "inspect"], ["regrade", "runs"]):
+        assert main(command) == 2
+        assert f"it holds the runs {', '.join(order)}; name one of them." in capsys.readouterr().err
 
 
 @pytest.mark.ray
