@@ -37,13 +37,19 @@ def report(paths: Sequence[str]) -> int:
     A directory of several runs stands for them. Raises UserError for a directory that is missing or holds no run.
     """
     directories = [run for path in map(Path, paths) for run in runs_in(path) or [path]]
-    print(write_report(directories), end="", flush=True)
-    print(written(directories), file=sys.stderr)
+    tell(directories)
     return 0
 
 
-def written(run_dirs: Sequence[Path], out: Path | None = None) -> str:
-    """A sentence that says where `write_report` wrote, what to read first at its beginning."""
+def tell(run_dirs: Sequence[Path], out: Path | None = None) -> None:
+    """Write reports, print the text but not its link to a figure, and say on stderr where they are."""
+    text = write_report(run_dirs, out)
+    print(re.sub(r"^!\[.*\n\n", "", text, flags=re.MULTILINE), end="", flush=True)
+    print(written(run_dirs, out), file=sys.stderr, flush=True)
+
+
+def written(run_dirs: Sequence[Path], out: Path | None) -> str:
+    """A sentence that says where `write_report` wrote; it begins with what to read first."""
     each = f"{SUMMARY}, {REPORT} and {PAGE}"
     if len(run_dirs) == 1:
         return f"Read {run_dirs[0] / PAGE}; {each} were written there."

@@ -27,7 +27,7 @@ from orchestrator.driver import drive, failed_record, note
 from orchestrator.inline import InlineCrew
 from orchestrator.metrics import check_tracker, published
 from orchestrator.progress import Progress
-from orchestrator.report import write_report
+from orchestrator.report import tell
 from orchestrator.sources import DataSource, ModelSource, load_problems, resolve_model
 from orchestrator.stop import Stop
 from orchestrator.store import RunStore, check_store, fresh_directory, open_store
@@ -103,8 +103,7 @@ def conclude(runs: Sequence[OpenRun]) -> None:
     if not any(one.owed for one in runs):
         say("The run is complete already; this is its report again (--fresh starts over in a new directory).")
     directories = [one.store.directory for one in runs]
-    print(write_report(directories, common(directories) if len(runs) > 1 else None), end="", flush=True)
-    say(f"Records, summary.json, report.md and report.html: {', '.join(map(str, directories))}")
+    tell(directories, common(directories) if len(runs) > 1 else None)
 
 
 def run(

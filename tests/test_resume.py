@@ -241,7 +241,13 @@ def test_the_demo_fills_four_directories_with_one_crew(
     assert start(mode="demo") == 0
     names = ["greedy", "t1", "low", "power"]
     assert all(len(by_key(tmp_path / "runs/demo" / name)) == 8 for name in names)
-    assert (tmp_path / "runs/demo/report.md").read_text() == capsys.readouterr().out
+    out, err = capsys.readouterr()
+    image = "![Scores against tokens and settings](accuracy.svg)\n\n"
+    assert image not in out
+    assert (tmp_path / "runs/demo/report.md").read_text().replace(image, "") == out
+    last = err.splitlines()[-1]
+    assert last.startswith("Read runs/demo/report.html; the comparison was written there")
+    assert last.endswith("into runs/demo/greedy, runs/demo/t1, runs/demo/low, runs/demo/power.")
     (tmp_path / "runs/demo/low" / RECORDS).write_bytes(b"")
     assert start(mode="demo") == 0
     spent = {name: timings(read_telemetry(tmp_path / "runs/demo" / name / TELEMETRY)) for name in names}
