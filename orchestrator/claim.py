@@ -29,6 +29,9 @@ DECIDING = (
 )
 """What of run.json may make two runs differ, to be named in a refusal; the fingerprint alone decides."""
 
+ESSENTIAL = {"num_problems": int, "config.num_samples": int, "config.sampler.kind": str, "config.task.name": str}
+"""What a reader needs of run.json, with its type."""
+
 
 def check_place(directory: Path) -> None:
     """Raises UserError if runs would lie inside one another: nobody could tell whose files are whose."""
@@ -108,13 +111,23 @@ def read_run(directory: Path) -> dict[str, Any] | None:
     return run
 
 
-def read_graded(directory: Path) -> dict[str, Any]:
-    """What run.json says of a run that has scores. Raises UserError if there is none, or nothing to grade in it."""
+def read_known(directory: Path) -> dict[str, Any]:
+    """What run.json says of a run. Raises UserError if there is none, or it does not say what every run.json does."""
     run = read_run(directory) if directory.is_dir() else None
     if run is None:
         held = ", ".join(str(one) for one in runs_in(directory))
         way = f"it holds the runs {held}; name one of them" if held else "give the directory of one run"
         raise UserError(f"{directory} is not a run directory (it has no {RUN}); {way}.")
+    said = flatten(run)
+    missing = [name for name, kind in ESSENTIAL.items() if not isinstance(said.get(name), kind)]
+    if missing:
+        raise UserError(f"{directory / RUN} is damaged: it does not say {', '.join(missing)}; restore it from a copy.")
+    return run
+
+
+def read_graded(directory: Path) -> dict[str, Any]:
+    """What run.json says of a run that has scores. Raises UserError if there is none, or nothing to grade in it."""
+    run = read_known(directory)
     if flatten(run).get("config.task.name") == "open":
         raise UserError(
             f"{directory} is a run of generate, which grades nothing; `powersample validate` checks its output."

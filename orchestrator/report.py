@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evals.types import UserError
+from evals.types import Record, UserError
 from orchestrator.asked import asked
 from orchestrator.browse import Shown
 from orchestrator.claim import RECORDS, TELEMETRY, read_graded, read_run, runs_in
@@ -24,6 +24,7 @@ from orchestrator.reduce import summarise
 from orchestrator.render import run_report
 from orchestrator.render_comparison import comparison_report
 from orchestrator.rescored import with_new_scores
+from orchestrator.scores import HEADLINE
 from orchestrator.store import first_records
 from orchestrator.telemetry import read_telemetry, scan_telemetry
 from orchestrator.timeline import timeline
@@ -139,8 +140,19 @@ def read(directory: Path) -> Run:
     first = first_records(directory / RECORDS)
     records = [first[key] for key in sorted(first)]  # the order of completion must not reach the last digit of a mean
     records, num_changed = with_new_scores(directory, records)
+    check_scores(directory, records)
     telemetry, num_damaged = scan_telemetry(directory / TELEMETRY)
     return Run(directory, summarise(records, telemetry, run, num_damaged, num_changed), records)
+
+
+def check_scores(directory: Path, records: Sequence[Record]) -> None:
+    """Raises UserError if an answer lacks the score that every report has."""
+    for record in records:
+        if record.status == "ok" and "kind" not in record.scores.get(HEADLINE, {}):
+            raise UserError(
+                f"{directory / RECORDS}: sample {record.sample_index} of problem {record.problem_id} has no {HEADLINE} "
+                f"score; `powersample regrade {directory}` scores the texts again."
+            )
 
 
 def write(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evals.types import Record, UserError
-from orchestrator.claim import RECORDS, RUN, TELEMETRY, read_run
+from orchestrator.claim import RECORDS, TELEMETRY, read_known
 from orchestrator.progress import Progress
 from orchestrator.store import decode
 from orchestrator.telemetry import parse
@@ -42,9 +42,7 @@ class Watched:
     """A run directory being read. Raises UserError if it is none."""
 
     def __init__(self, directory: Path) -> None:
-        run = read_run(directory) if directory.is_dir() else None
-        if run is None:
-            raise UserError(f"{directory} is not a run directory (it has no {RUN}); give the directory of one run.")
+        run = read_known(directory)
         self._directory = directory
         self._records, self._rows = Tail(directory / RECORDS), Tail(directory / TELEMETRY)
         self.total = run["num_problems"] * run["config"]["num_samples"]

@@ -144,7 +144,12 @@ def test_a_replayed_answer_needs_a_token_and_its_key(engine: Engine) -> None:
 def run(engine: Engine, tmp_path: Path) -> Path:
     """A finished run of the demo's first problems, whose recorded scores are all wrong."""
     source = load_problems("demo", limit=4)
-    config = {"data": "demo", "task": TaskConfig().model_dump(mode="json"), "sampler": {"kind": "greedy"}}
+    config = {
+        "data": "demo",
+        "task": TaskConfig().model_dump(mode="json"),
+        "sampler": {"kind": "greedy"},
+        "num_samples": 1,
+    }
     content = {"config": config, "num_problems": 4, "provenance": {"data": source.describe()}, "fingerprint": "f"}
     (tmp_path / "run").mkdir()
     (tmp_path / "run/run.json").write_text(json.dumps(content))

@@ -190,6 +190,38 @@ def test_a_directory_of_runs_stands_for_them_in_the_order_of_the_demo(
         assert f"it holds the runs {', '.join(order)}; name one of them." in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ({}, "does not say num_problems, config.num_samples, config.sampler.kind, config.task.name; restore it"),
+        ({"num_problems": None}, "does not say num_problems; restore it"),
+        ({"config": {"sampler": PLAIN, "task": {"name": "gsm8k"}}}, "does not say config.num_samples; restore it"),
+    ],
+)
+def test_a_damaged_run_json_is_one_sentence(
+    damage: dict[str, Any], words: str, runs: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(runs[0], "run.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **damage} if damage else {}))
+    before = sorted(Path(runs[0]).rglob("*"))
+    for command in (["watch", runs[0], "--once"], ["report", runs[0]], ["compare", *runs]):
+        assert main(command) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert f"{path} is damaged: it {words}" in err
+    assert sorted(Path(runs[0]).rglob("*")) == before
+
+
+def test_a_record_without_scores_is_one_sentence(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with Path(runs[0], "records.jsonl").open("ab") as log:
+        log.write(encode(make_record(30, scores={})))
+    for command in (["report", runs[0]], ["compare", *runs]):
+        assert main(command) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert f"sample 0 of problem 30 has no numeric score; `powersample regrade {runs[0]}` scores" in err
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_power_against_temperature_1_of_the_embedded_default(
