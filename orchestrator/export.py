@@ -78,10 +78,6 @@ def gather(directory: Path, data: str | None) -> Exported:
     """Read a run and make its prompts again. Raises UserError if it has no answer or they are not the run's prompts."""
     found, run = read(directory), read_run(directory)
     assert run is not None, "read has refused a directory without run.json"
-    if not found.records:
-        raise UserError(
-            f"The run in {directory} has no answer yet, so there is nothing to export; go on with it first."
-        )
     task, problems = task_of(directory, run), problems_of(directory, run, data)
     ids = {record.problem_id for record in found.records}
     kept = {key: problem for key, problem in problems.items() if key in ids}

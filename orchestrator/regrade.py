@@ -16,11 +16,11 @@ from evals.tasks.presets import PRESETS
 from evals.types import Problem, Record, UserError
 from orchestrator.arguments import path_and_options
 from orchestrator.asked import problems_of, task_of
-from orchestrator.claim import RECORDS, check_lock, read_graded
+from orchestrator.claim import check_lock, read_graded
 from orchestrator.durable import write_atomically
 from orchestrator.report import report
 from orchestrator.rescored import SCORES
-from orchestrator.store import first_records
+from orchestrator.store import answers
 
 USAGE = """usage: powersample regrade RUN [--data FILE]
 
@@ -36,8 +36,8 @@ def regrade(arguments: Sequence[str]) -> int:
     directory, given = path_and_options(arguments, ["--data"], "powersample regrade RUN [--data FILE]")
     run = read_graded(directory)
     check_lock(directory)
+    records = answers(directory)
     task, problems = task_of(directory, run), problems_of(directory, run, given.get("--data"))
-    records = first_records(directory / RECORDS)
     lines = [rescored(record, problems, task) for record in records.values() if record.status == "ok"]
     try:
         write_atomically(directory / SCORES, "".join(lines))

@@ -25,7 +25,7 @@ from orchestrator.render import run_report
 from orchestrator.render_comparison import comparison_report
 from orchestrator.rescored import with_new_scores
 from orchestrator.scores import HEADLINE
-from orchestrator.store import first_records
+from orchestrator.store import answers
 from orchestrator.telemetry import read_telemetry, scan_telemetry
 from orchestrator.timeline import timeline
 
@@ -133,11 +133,11 @@ def check_place(path: Path, same: Comparison | None) -> None:
 
 
 def read(directory: Path) -> Run:
-    """A run directory, summarised. Raises UserError if it is none."""
+    """A run directory, summarised. Raises UserError if it is none or has no answer."""
     if not directory.is_dir():
         raise UserError(f"There is no run directory {directory}; give the path that the run printed when it started.")
     run = read_graded(directory)
-    first = first_records(directory / RECORDS)
+    first = answers(directory)
     records = [first[key] for key in sorted(first)]  # the order of completion must not reach the last digit of a mean
     records, num_changed = with_new_scores(directory, records)
     check_scores(directory, records)

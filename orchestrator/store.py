@@ -153,6 +153,17 @@ def first_records(path: Path) -> dict[Key, Record]:
     return first
 
 
+def answers(directory: Path) -> dict[Key, Record]:
+    """The records of a run, as `first_records`. Raises UserError if there is none."""
+    first = first_records(directory / RECORDS)
+    if not first:
+        raise UserError(
+            f"The run in {directory} has no answer yet ({RECORDS} is missing or empty); go on with it first, or "
+            "restore the file."
+        )
+    return first
+
+
 def encode(record: Record) -> bytes:
     """A record as one line of strict JSON. Raises ValueError on NaN or infinity, TypeError on what is not JSON."""
     return (json.dumps(record._asdict(), ensure_ascii=False, allow_nan=False) + "\n").encode()

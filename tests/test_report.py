@@ -9,6 +9,7 @@ import pytest
 
 from evals.statistics import wilson
 from evals.types import Record, UserError
+from orchestrator.cli import main
 from orchestrator.compare import Run
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
@@ -262,11 +263,22 @@ def test_the_order_of_completion_does_not_matter(tmp_path: Path) -> None:
     assert (a / "summary.json").read_bytes() == (b / "summary.json").read_bytes()
 
 
-def test_report_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps(make_run()), encoding="utf-8")
-    text = write_report([tmp_path])
-    assert "0 of 4 answers" in text
-    assert "incomplete" in text
+@pytest.mark.parametrize("log", [None, b"", b'{"torn": '])
+@pytest.mark.parametrize("command", ["report", "regrade"])
+def test_a_run_without_an_answer_is_refused_and_keeps_its_summary(
+    command: str, log: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = save(tmp_path / "run", POWER, "1101")
+    write_report([directory])
+    (directory / "records.jsonl").unlink()
+    if log is not None:
+        (directory / "records.jsonl").write_bytes(log)
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    assert main([command, str(directory)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "has no answer yet (records.jsonl is missing or empty); go on with it first" in err
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
 
 def test_damaged_telemetry_is_skipped_and_said(tmp_path: Path) -> None:
