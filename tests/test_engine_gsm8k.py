@@ -61,6 +61,7 @@ def test_greedy_tokens_equal_generate(count: int, model: Model, plain: torch.nn.
         np.testing.assert_allclose(found.log_z, log_p.amax(-1).numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_power_sampling_is_the_same_for_any_number_of_slots_and_equals_a_plain_forward(
     model: Model, plain: torch.nn.Module
 ) -> None:
