@@ -272,12 +272,15 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
             f"{damaged:,} damaged {'lines' if damaged > 1 else 'line'} of telemetry.jsonl could not be read: seconds "
             "and memory may be too low; the scores are not affected."
         )
-    if summary["num_problems"] < FEW_PROBLEMS:
-        found.append(
-            f"Fewer than {FEW_PROBLEMS} problems ({summary['num_problems']:,}): the intervals are wide, and small "
-            "differences mean nothing."
-        )
-    return found
+    return found + few_problems(summary["num_problems"])
+
+
+def few_problems(number: int) -> list[str]:
+    """The warning that figures of so few problems need, if they need it."""
+    said = (
+        f"Fewer than {FEW_PROBLEMS} problems ({number:,}): the intervals are wide, and small differences mean nothing."
+    )
+    return [said] if number < FEW_PROBLEMS else []
 
 
 def rate(flags: Iterable[bool]) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from orchestrator.compare import Comparison, Pair, flips
 from orchestrator.layout import figure, item, percent, table, with_error, without_spread, wrapped
+from orchestrator.reduce import few_problems
 from orchestrator.render import AGREEMENT, model_name, problems_name, provenance, shown_scores
 from orchestrator.scores import HEADLINE
 
@@ -52,15 +53,15 @@ def comparison_parts(comparison: Comparison) -> list[str]:
 
 def shared_warnings(comparison: Comparison) -> dict[str, list[str]]:
     """Each warning once, with the runs that it is about."""
-    found: dict[str, list[str]] = {}
+    of_all = few_problems(len(comparison.common))
     if comparison.asked:
         differing = ", ".join(comparison.asked)
-        found[f"The runs asked differently ({differing}), and part of a difference may come from that."] = [
-            label for label, _ in comparison.runs
-        ]
+        of_all.append(f"The runs asked differently ({differing}), and part of a difference may come from that.")
+    found = {sentence: [label for label, _ in comparison.runs] for sentence in of_all}
     for label, run in comparison.runs:
         for sentence in run.summary["warnings"]:
-            found.setdefault(sentence, []).append(label)
+            if sentence not in few_problems(run.summary["num_problems"]):  # what counts here is the common ones
+                found.setdefault(sentence, []).append(label)
     return found
 
 

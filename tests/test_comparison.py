@@ -13,7 +13,7 @@ from orchestrator.cli import main
 from orchestrator.compare import Run, compare, distinct_labels
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
-from orchestrator.render_comparison import comparison_report, points
+from orchestrator.render_comparison import comparison_report, points, shared_warnings
 from orchestrator.report import write_report
 
 
@@ -132,6 +132,16 @@ def test_runs_that_asked_differently_are_compared_with_a_warning() -> None:
     text = " ".join(comparison_report(comparison, None).split())
     assert "Warning (all runs): The runs asked differently (solved examples, token limit, stop strings)" in text
     assert compare([as_run("a", POWER, "11"), as_run("b", PLAIN, "10")]).asked == []
+
+
+def test_the_warning_about_few_problems_counts_the_common_ones() -> None:
+    runs = [as_run("a", POWER, "1" * 300), as_run("b", PLAIN, "0" + " " * 298 + "0")]
+    warned = shared_warnings(compare(runs))
+    (few,) = [sentence for sentence in warned if "Fewer than" in sentence]
+    assert few.startswith("Fewer than 300 problems (2):")
+    assert len(warned[few]) == 2
+    runs = [as_run("a", POWER, "1" * 300), as_run("b", PLAIN, "0" * 300)]
+    assert shared_warnings(compare(runs)) == {}
 
 
 def test_holm() -> None:
