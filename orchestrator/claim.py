@@ -34,7 +34,7 @@ ESSENTIAL = {"num_problems": int, "config.num_samples": int, "config.sampler.kin
 
 
 def check_place(directory: Path) -> None:
-    """Raises UserError if runs would lie inside one another: nobody could tell whose files are whose."""
+    """Raises UserError if runs would lie inside one another, or among other files: nobody could tell whose is what."""
     place = directory.resolve()
     outer = next((parent for parent in place.parents if is_run(parent)), None)
     if outer is not None:
@@ -47,6 +47,20 @@ def check_place(directory: Path) -> None:
         raise UserError(
             f"The run directory {directory} holds the directory of another run, {inner.name}; choose a new one by "
             f"POWERSAMPLE_RUN_DIR or --run-dir, such as {directory / 'NAME'}."
+        )
+    if not (directory / RUN).exists():
+        check_unused(directory)
+
+
+def check_unused(directory: Path) -> None:
+    """Raises UserError if a directory holds visible files that no start of a run makes before its run.json."""
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    foreign = [name for name in names if name not in (LOCK, TELEMETRY) and not name.startswith(".")]
+    if foreign:
+        raise UserError(
+            f"{directory} has no {RUN} but other files ({', '.join(foreign[:3])}{', …' if foreign[3:] else ''}), so it "
+            "is no run's; move them away or choose another directory by POWERSAMPLE_RUN_DIR or --run-dir, such as "
+            f"{directory / 'NAME'}."
         )
 
 
@@ -77,14 +91,7 @@ def claim(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
 def stored_run(directory: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
     """What run.json says of the wanted run; None if the directory may be taken. Raises UserError if it is another's."""
     stored = read_run(directory)
-    if stored is None:
-        if (directory / RECORDS).exists():
-            raise UserError(
-                f"{directory} has a {RECORDS} but no {RUN} that says whose it is; move it away or choose another "
-                "directory by POWERSAMPLE_RUN_DIR or --run-dir."
-            )
-        return None
-    if stored.get("fingerprint") == wanted["fingerprint"]:
+    if stored is None or stored.get("fingerprint") == wanted["fingerprint"]:
         return stored
     if has_answer(directory / RECORDS):
         raise UserError(other_run(directory, stored, wanted))

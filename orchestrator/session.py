@@ -30,7 +30,7 @@ from orchestrator.progress import Progress
 from orchestrator.report import tell
 from orchestrator.sources import DataSource, ModelSource, load_problems, resolve_model
 from orchestrator.stop import Stop
-from orchestrator.store import RunStore, check_store, fresh_directory, open_store
+from orchestrator.store import RunStore, check_root, check_store, fresh_directory, open_store
 from orchestrator.telemetry import Telemetry
 from orchestrator.worker import Worker, WorkerConfig
 
@@ -223,6 +223,7 @@ def open_runs(
     Rows that were `refused` (row -> reason) have failed before a worker hears of them.
     """
     if len(planned) > 1:
+        check_root([one.directory for one in planned])
         for one in planned:
             check_store(one.directory, one.fingerprint, one.content)
     runs = []

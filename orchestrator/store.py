@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from evals.types import Problem, Record, UserError
-from orchestrator.claim import LOCK, RECORDS, TELEMETRY, check_lock, check_place, claim, stored_run, take_lock
+from orchestrator.claim import (
+    LOCK,
+    RECORDS,
+    TELEMETRY,
+    check_lock,
+    check_place,
+    check_unused,
+    claim,
+    stored_run,
+    take_lock,
+)
 from orchestrator.durable import cut_torn_tail, sync_directory, write_whole
 
 Key = tuple[int, int]
@@ -108,6 +118,16 @@ def check_store(directory: Path, fingerprint: str, run: Mapping[str, Any]) -> No
         first_records(directory / RECORDS)
     except OSError as error:
         raise UserError(unusable(directory, error)) from error
+
+
+def check_root(directories: Sequence[Path]) -> None:
+    """Raises UserError if new runs would lie beside each other in a directory of other files."""
+    root = directories[0].parent
+    try:
+        if not any(directory.exists() for directory in directories):
+            check_unused(root)
+    except OSError as error:
+        raise UserError(unusable(root, error)) from error
 
 
 def unusable(directory: Path, error: OSError) -> str:

@@ -235,6 +235,14 @@ def test_failed_problems_give_exit_code_3(
     assert [k for k, r in by_key(tmp_path / "run").items() if r.status == "failed"] == [(3, 0)]
 
 
+def test_the_demo_does_not_spread_into_a_directory_of_other_files(start: Callable[..., int], tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/notes.md").write_text("mine")
+    with pytest.raises(UserError, match=r"docs has no run\.json but other files \(notes\.md\)"):
+        start(mode="demo", run_dir=tmp_path / "docs")
+    assert [path.name for path in (tmp_path / "docs").iterdir()] == ["notes.md"]
+
+
 def test_the_demo_fills_four_directories_with_one_crew(
     start: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -164,6 +164,21 @@ def test_records_without_run_json_are_not_touched(tmp_path: Path) -> None:
     assert (tmp_path / RECORDS).read_bytes() == encode(record(0))[:-5]
 
 
+@pytest.mark.parametrize("use", [open_store, check_store])
+def test_a_directory_of_other_files_is_not_taken(use: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("mine")
+    with pytest.raises(UserError, match=r"has no run\.json but other files \(notes\.md\).*--run-dir"):
+        use(tmp_path, FINGERPRINT, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
+
+
+def test_what_a_killed_start_has_left_is_taken(tmp_path: Path) -> None:
+    for name in ("lock", TELEMETRY, f".{RUN}.1"):
+        (tmp_path / name).write_text("")
+    open_store(tmp_path, FINGERPRINT, {}).close()
+    assert (tmp_path / RUN).exists()
+
+
 def test_a_damaged_run_json_is_refused(tmp_path: Path) -> None:
     filled(tmp_path, 1)
     (tmp_path / RUN).write_text("{")
