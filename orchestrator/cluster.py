@@ -10,12 +10,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 # Before Ray: sets what Ray reads when it is imported.
 from orchestrator.join import Shape, alive_nodes, start_ray, vital_places
 
 import ray  # isort: skip
+import psutil  # isort: skip # pyright: ignore[reportMissingModuleSource] - Ray brings it and puts it on the path
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from evals.types import UserError
@@ -140,7 +142,11 @@ class RayCrew:
             self._events.append(Lost(seat.name, f"Ray has had no place for it for {now - seat.asked:.0f} s"))
 
     def close(self) -> None:
+        ours = [] if self._actor_class else psutil.Process().children(recursive=True)
         ray.shutdown()
+        for process in ours:  # of a start that was broken off, Ray knows only part of its processes
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def _start(self, seat: Seat) -> None:
         seat.num_starts += 1

@@ -266,7 +266,9 @@ def start_crew(runs: Sequence[OpenRun], inputs: Inputs, stop: Stop, stack: ExitS
     crew = make_crew(inputs, stop, max(one.config.slots for one in runs))
     stack.callback(crew.close)
     mark(runs, "load" if inputs.config.inline else "ray")
-    crew.start()
+    with stop.breaking():  # nothing is answered yet that it would be worth to wait for
+        if not stop:
+            crew.start()
     mark(runs, "load")
     wait_for_a_worker(crew, runs, stop)
     mark(runs, "waiting")

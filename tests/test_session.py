@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from orchestrator.store import open_store
 from orchestrator.telemetry import Telemetry, read_telemetry
 
 ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "evals/demo"
 
 BLOCKED = """
 import signal, sys
@@ -92,3 +94,36 @@ def test_what_is_waited_for_is_said(
     for line in said:
         assert line.startswith("Waiting for 4 workers to load owner/name, 0 s so far; if GPUs are busy, Ray gives")
     assert [row["event"] for row in read_telemetry(tmp_path / "telemetry.jsonl")] == ["ready"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_while_ray_starts_breaks_the_start_off(sent: signal.Signals, code: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "orchestrator", "run", "--run-dir", tmp_path / "run", "--num-gpus", "0"]
+    settings = ["--model", DEMO / "model", "--data", DEMO / "problems.jsonl", "--task.max-new-tokens", "160"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
+    driver = subprocess.Popen(
+        command + settings, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert driver.stderr is not None
+    assert "200 are owed" in driver.stderr.readline()
+    while not any("gcs_server" in line for line in alive(driver.pid)):  # the first of Ray's processes
+        assert driver.poll() is None
+    if sent == signal.SIGINT:
+        os.killpg(driver.pid, sent)  # as a terminal does
+    else:
+        driver.send_signal(sent)
+    stderr = driver.communicate(timeout=30)[1]
+    assert driver.returncode == code, stderr
+    name = f"Stopped by {sent.name} with 0 of 200 answers in {tmp_path / 'run'}; the same command goes on from there."
+    assert stderr.splitlines() == [name]
+    assert not alive(driver.pid)
+    phases = [row["name"] for row in read_telemetry(tmp_path / "run/telemetry.jsonl") if row.get("event") == "phase"]
+    assert phases[:2] == ["setup", "ray"]
+
+
+def alive(session: int) -> list[str]:
+    """Processes of this session that are not merely waiting to be reaped."""
+    found = subprocess.run(["ps", "-s", str(session), "-o", "stat=,args="], capture_output=True, text=True, check=False)
+    return [line for line in found.stdout.splitlines() if not line.startswith("Z")]
