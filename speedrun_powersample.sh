@@ -29,6 +29,21 @@
 # Exit codes: 0 complete · 2 refused, with one sentence · 3 complete, some problems failed · 130, 143 stopped by a signal.
 set -uo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+if [[ ! ${POWERSAMPLE_RESTART_SECONDS:-10} =~ ^[0-9]+([.][0-9]+)?$ ]]; then
+  echo "POWERSAMPLE_RESTART_SECONDS=$POWERSAMPLE_RESTART_SECONDS is no number of seconds; set it to one such as 10, or unset it." >&2
+  exit 2
+fi
+
+# A driver that has no handler yet dies of the signal without a word, with a code like that of one that told: so told here.
+# shellcheck disable=SC2317  # called by the traps
+stopped() {
+  local name=SIGTERM
+  [[ $1 == 143 ]] || name=SIGINT
+  [[ -n ${fresh:-} ]] || echo "Stopped by $name; the same command goes on." >&2 # of a fresh run the driver tells where
+  exit "$1"
+}
+trap 'stopped 143' TERM
+trap 'stopped 130' INT
 
 # --- 1. set-up ---------------------------------------------------------------------------------------------------------
 bash "$root/launch/setup.sh" || exit
@@ -110,4 +125,4 @@ while [[ -z $asked ]]; do
   await "$driver"
   driver=''
 done
-exit "$asked"
+stopped "$asked"

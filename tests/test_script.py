@@ -134,6 +134,41 @@ def test_both_signals_reach_the_driver_as_sigterm(sent: signal.Signals, code: in
     assert len(starts(tmp_path)) == 1
 
 
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("where", ["before", "driver"])
+def test_a_stop_before_the_driver_can_tell_is_told_by_the_script(
+    where: str, sent: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    env = prepare(tmp_path, "0")
+    os.mkfifo(tmp_path / "ready")
+    fit = "exec sleep 0.3" if where == "before" else "echo fit; exit"
+    wait = f'echo >"{tmp_path}/ready"\n'
+    program = f'#!/bin/sh\nif [ "$2" = -c ]; then {wait if where == "before" else ""}{fit}; fi\n{wait}exec sleep 60\n'
+    (tmp_path / "python").write_text(program)
+    script = subprocess.Popen(
+        ["bash", SCRIPT],
+        cwd=tmp_path,
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
+    )
+    with script:
+        (tmp_path / "ready").read_text()
+        script.send_signal(sent)
+        _, stderr = script.communicate(timeout=30)
+    assert (script.returncode, stderr) == (code, f"Stopped by {sent.name}; the same command goes on.\n")
+
+
+def test_a_pause_that_is_no_number_is_refused_at_once(tmp_path: Path) -> None:
+    env = prepare(tmp_path, "0") | {"POWERSAMPLE_RESTART_SECONDS": "abc"}
+    done = subprocess.run(["bash", SCRIPT], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("POWERSAMPLE_RESTART_SECONDS=abc is no number of seconds; ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "starts").exists()
+
+
 BARE = """#!/bin/sh
 echo Traceback >&2
 echo "ModuleNotFoundError: No module named 'pydantic'" >&2
