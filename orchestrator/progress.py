@@ -68,6 +68,10 @@ class Progress:
         elif row["event"] == "death":
             self._workers.pop(row.get("worker", ""), None)
 
+    def forget(self) -> None:
+        """No worker lives any more."""
+        self._workers.clear()
+
     def refresh(self) -> None:
         """Redraw bar and table, or print a line, if the last ones are old enough."""
         age = time.monotonic() - self._printed

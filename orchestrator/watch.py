@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from evals.types import Record, UserError
-from orchestrator.claim import RECORDS, TELEMETRY, read_known
+from orchestrator.claim import RECORDS, TELEMETRY, check_lock, read_known
 from orchestrator.progress import Progress
 from orchestrator.store import decode
 from orchestrator.telemetry import parse
@@ -57,12 +57,23 @@ class Watched:
         return len(self._keys) >= self.total
 
     @property
+    def driven(self) -> bool:
+        """Does a process hold the run?"""
+        try:
+            check_lock(self._directory)
+        except UserError:
+            return True
+        return False
+
+    @property
     def active(self) -> bool:
         """Is there anything to wait for?"""
         return not self.complete and self.phase not in ("end", "stopped")
 
     def silence(self) -> str:
         """A sentence if a run that should be active has said nothing for a while."""
+        if not self.complete and not self.driven:
+            return "No process works on this run: it was stopped or killed; the command that started it goes on."
         seconds = time.time() - self.last_time
         if not self.active or seconds < SILENT_SECONDS:
             return ""
@@ -100,11 +111,13 @@ def watch(directory: Path, once: bool, sleep: Callable[[float], object] = time.s
     """Show the run until it is complete or stopped, or until Ctrl-C; with `once` as it is now. Returns 0."""
     watched = Watched(directory)
     if once:
+        if not watched.driven:
+            watched.progress.forget()
         print("\n".join(filter(None, (watched.progress.frame(), watched.silence()))))
         return 0
     said = ""
     try:
-        while watched.active:
+        while watched.active and watched.driven:
             if not said and (said := watched.silence()):
                 print(said, file=sys.stderr)
             sleep(LOOK_SECONDS)
@@ -112,5 +125,9 @@ def watch(directory: Path, once: bool, sleep: Callable[[float], object] = time.s
             watched.progress.refresh()
     except KeyboardInterrupt:
         print(file=sys.stderr)
+    if not watched.driven:
+        watched.progress.forget()
     watched.progress.close()
+    if not watched.driven and (said := watched.silence()):
+        print(said, file=sys.stderr)
     return 0

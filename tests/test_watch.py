@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from test_report import make_record, make_run
 
 from evals.types import UserError
+from orchestrator.claim import take_lock
 from orchestrator.cli import main
 from orchestrator.progress import MAX_ROWS, Progress
 from orchestrator.store import encode
@@ -38,7 +40,7 @@ def sample(worker: str, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path: Path) -> Iterator[Path]:
     """A run of four problems with two answers and two workers, one of which has died."""
     directory = tmp_path / "mine"
     directory.mkdir()
@@ -52,7 +54,9 @@ def run(tmp_path: Path) -> Path:
     telemetry.sample("gpu2", GPU)
     telemetry.event("death", worker="gpu2", reason="killed")
     telemetry.close()
-    return directory
+    with (directory / "lock").open("w") as lock:  # as the driver does
+        take_lock(lock.fileno(), directory)
+        yield directory
 
 
 def test_one_frame_has_the_bar_and_a_line_for_each_live_worker(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,6 +97,19 @@ def test_watching_ends_with_a_run_that_was_stopped_and_says_when_one_is_silent(
     assert watch(run, once=False, sleep=stop) == 0
     assert "Nothing new for" in capsys.readouterr().err
     assert watch(run, once=False) == 0
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_of_a_run_that_no_process_drives_no_worker_is_shown(
+    once: bool, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "lock").unlink()
+    assert watch(run, once) == 0
+    shown = "".join(capsys.readouterr())
+    assert "mine: 2 of 4" in shown
+    assert "the command that started it goes on" in shown
+    assert "gpu0" not in shown
+    assert "GiB" not in shown
 
 
 def test_what_cannot_be_watched_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
