@@ -28,6 +28,7 @@ MAX_STRIKES = 3  # deaths of a worker with this problem in flight before the pro
 MAX_DEATHS_ALONE = 2  # so many it takes to convict it: something else may have been behind one
 MAX_BARREN_DEATHS = 8  # of one worker without an answer of any: then the machine is at fault, and no problem
 HEALTH_SECONDS = 2.0
+DEATHS = {"crash": "its process died", "hang": "it hung", "oom": "out of memory", "node": "its node is gone"}
 WAIT_SECONDS = 0.2  # how long a signal may go unnoticed
 
 
@@ -142,6 +143,8 @@ class Drive:
     def died(self, event: Died) -> None:
         """All problems of a dead worker are owed again; a strike for each that may have killed it."""
         note(self.telemetry, event)
+        again = f"{len(event.lost)} answer{'s are' if len(event.lost) != 1 else ' is'} asked again"
+        tqdm.write(f"Worker {event.worker} was lost ({DEATHS[event.cause]}); {again}.", file=sys.stderr)
         suspected = {work.key for work in event.suspected}
         self.barren_deaths[event.worker] += bool(suspected)
         if self.barren_deaths[event.worker] >= MAX_BARREN_DEATHS:

@@ -182,6 +182,12 @@ def test_a_machine_that_kills_every_worker_ends_the_run(store: RunStore) -> None
     assert not store.records
 
 
+def test_a_death_is_told_in_one_sentence(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    driven(store, SimulatedCrew(1, 2, poison=[1]), works(2))
+    told = [line for line in capsys.readouterr().err.splitlines() if "was lost" in line]
+    assert told[0] == "Worker w0 was lost (its process died); 2 answers are asked again."
+
+
 def test_what_a_worker_has_to_tell_after_its_last_answer_is_heard(store: RunStore) -> None:
     class ShrinksLast(SimulatedCrew):
         def wait(self, timeout: float) -> list[Event]:
