@@ -32,8 +32,9 @@ def summarise(
     """The summary of a run, whole or not: scores, rates, seconds, tokens, chain statistics, memory, warnings.
 
     A failed record counts as wrong in every score; rates and means are over the records that are not failed. Figures
-    that there is nothing to compute from are None. `num_damaged_telemetry` counts the telemetry rows that were skipped,
-    `num_rescored` the records whose verdicts a regrade has changed (None: there was none).
+    that there is nothing to compute from are None. `num_deaths` counts workers that died, `num_damaged_telemetry` the
+    telemetry rows that were skipped, `num_rescored` the records whose verdicts a regrade has changed (None:
+    there was none).
     """
     identity = describe(run)
     done = [record for record in records if record.status == "ok"]
@@ -73,6 +74,7 @@ def summarise(
         },
         "chain": chain_statistics(records),
         "memory": memory_peaks(done, telemetry),
+        "num_deaths": sum(row.get("event") == "death" for row in telemetry),
         "num_damaged_telemetry": num_damaged_telemetry,
     }
     return {**summary, "warnings": warnings(summary)}

@@ -40,7 +40,14 @@ def score_parts(summary: Mapping[str, Any]) -> list[str]:
 
 def facts(summary: Mapping[str, Any]) -> list[str]:
     """Sentences on answers, tokens, time, chains and memory; those that nothing is known of are empty."""
-    return [answers(summary), tokens(summary), seconds(summary), *chain_lines(summary), memory(summary)]
+    return [
+        answers(summary),
+        tokens(summary),
+        seconds(summary),
+        *chain_lines(summary),
+        memory(summary),
+        deaths(summary),
+    ]
 
 
 def headline(summary: Mapping[str, Any]) -> str:
@@ -111,6 +118,12 @@ def samples_table(summary: Mapping[str, Any]) -> str:
         f"{errors} samples each, {percent(limit)} with ever more; over new answers to these problems: "
         f"{percent(split['stderr_reruns'])}."
     )
+
+
+def deaths(summary: Mapping[str, Any]) -> str:
+    if not (num := summary["num_deaths"]):
+        return ""
+    return f"Workers lost and replaced: {num:,}; what they were answering was asked again."
 
 
 def answers(summary: Mapping[str, Any]) -> str:

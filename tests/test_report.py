@@ -297,9 +297,15 @@ def test_damaged_telemetry_is_skipped_and_said(tmp_path: Path) -> None:
         b'{"time": 1}',
     )
     log.write_bytes(b"".join([first, *(line + b"\n" for line in damaged), *others]))
+    death = {"kind": "event", "event": "death", "time": 1.0, "worker": "cpu0", "cause": "crash", "lost": 2}
+    assert "Workers lost" not in write_report([directory])
+    with log.open("a") as file:
+        file.write(json.dumps(death) + "\n")
     text = write_report([directory])
     summary = json.loads((directory / "summary.json").read_text())
     assert summary["num_damaged_telemetry"] == len(damaged)
+    assert summary["num_deaths"] == 1
+    assert "Workers lost and replaced: 1;" in text
     assert any("8 damaged lines of telemetry.jsonl could not be read" in line for line in summary["warnings"])
     assert "15.0 s in all (set-up 1.0 s, load 4.0 s, sampling 10.0 s)" in text
     assert "damaged" not in good
