@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from orchestrator.store import open_store
 from orchestrator.telemetry import Telemetry, read_telemetry
 
 ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "evals/demo"
 
 BLOCKED = """
 import signal, sys
@@ -96,34 +94,28 @@ def test_what_is_waited_for_is_said(
     assert [row["event"] for row in read_telemetry(tmp_path / "telemetry.jsonl")] == ["ready"]
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stop_while_ray_starts_breaks_the_start_off(sent: signal.Signals, code: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "orchestrator", "run", "--run-dir", tmp_path / "run", "--num-gpus", "0"]
-    settings = ["--model", DEMO / "model", "--data", DEMO / "problems.jsonl", "--task.max-new-tokens", "160"]
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
-    driver = subprocess.Popen(
-        command + settings, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert driver.stderr is not None
-    assert "200 are owed" in driver.stderr.readline()
-    while not any("gcs_server" in line for line in alive(driver.pid)):  # the first of Ray's processes
-        assert driver.poll() is None
-    if sent == signal.SIGINT:
-        os.killpg(driver.pid, sent)  # as a terminal does
-    else:
-        driver.send_signal(sent)
-    stderr = driver.communicate(timeout=30)[1]
-    assert driver.returncode == code, stderr
-    name = f"Stopped by {sent.name} with 0 of 200 answers in {tmp_path / 'run'}; the same command goes on from there."
-    assert stderr.splitlines() == [name]
-    assert not alive(driver.pid)
-    phases = [row["name"] for row in read_telemetry(tmp_path / "run/telemetry.jsonl") if row.get("event") == "phase"]
-    assert phases[:2] == ["setup", "ray"]
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_breaks_off_what_it_would_have_to_wait_for(sent: signal.Signals) -> None:
+    stop = Stop()
+    stop.install()
+    try:
+        reached = False
+        with stop.breaking():
+            signal.raise_signal(sent)
+            reached = True
+        assert (reached, stop.number) == (False, sent)
+        assert signal.getsignal(sent) == stop._handle
+    finally:
+        stop.restore()
 
 
-def alive(session: int) -> list[str]:
-    """Processes of this session that are not merely waiting to be reaped."""
-    found = subprocess.run(["ps", "-s", str(session), "-o", "stat=,args="], capture_output=True, text=True, check=False)
-    return [line for line in found.stdout.splitlines() if not line.startswith("Z")]
+def test_what_ray_answers_to_sigterm_counts_as_a_stop_and_other_exits_do_not() -> None:
+    stop = Stop()
+    try:
+        with stop.breaking():
+            raise SystemExit(signal.SIGTERM)
+        assert stop.number == signal.SIGTERM
+        with pytest.raises(SystemExit), Stop().breaking():
+            raise SystemExit(7)
+    finally:
+        stop.restore()
