@@ -77,6 +77,7 @@ def measure(args: argparse.Namespace, began: float) -> None:
         engine, task, problems, args
     )
     found |= {"execution": engine.execution, "peak_bytes": peak(engine.memory()), "generate": compared}
+    engine.close()
     found["start_up"] = {**laps, "total": sum(laps.values())}
     for name, value in found.items():
         print(f"{name}: {value}")
@@ -129,7 +130,6 @@ def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.
     records = [future.result() for future in under_way]
     seconds = time.perf_counter() - began
     after, shrunk = engine.counters(), engine.take_shrunk()
-    engine.close()
     tokens = after.generated_tokens - before.generated_tokens
     return {
         "problems": len(records),

@@ -163,8 +163,7 @@ def decode(model: Model, config: EngineConfig, slots: int | None, context: int, 
         prompt = Prompt(tuple(tokens), new, frozenset(), stopped=None if row else pace)
         chains.append(Chain(prompt, Single(ALPHA).chain(prompt, 0, row, 0), sequences=1))
     engine.run(chains, seed=0)
-    engine.close()
-    return Decoding(
+    found = Decoding(
         slots=count,
         execution=engine.execution,
         step_seconds=pace.seconds / steps,
@@ -174,6 +173,8 @@ def decode(model: Model, config: EngineConfig, slots: int | None, context: int, 
         peak_bytes=peak(engine.memory()),
         notes=engine.notes,
     )
+    engine.close()
+    return found
 
 
 def peak(memory: MemoryReading) -> int:

@@ -39,6 +39,7 @@ def test_savings_are_counted_for_one_and_the_same_chain(capsys: pytest.CaptureFi
     assert found["accepted"] + found["null_moves"] + found["rejected_early"] <= found["moves"]
 
 
+@pytest.mark.slow
 def test_naive_kernels_and_prefetch_are_measured_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--limit", "2", "--moves", "6", "--slots", "8", "--prefetch", "3", "--measure-naive"]
     assert sampler.main([*command, "--max-new-tokens", "80"]) == 0
@@ -97,6 +98,7 @@ def test_what_methods_cannot_do_is_refused(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_methods_are_ordinary_runs_and_a_complete_one_is_not_run_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,7 +53,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 DEMO_RUN = {"MODEL": DEMO / "model", "DATA": DEMO / "problems.jsonl", "LIMIT": 12, "TASK__MAX_NEW_TOKENS": 160}
 
 
-@pytest.mark.parametrize("slots", [3, 8])
+@pytest.mark.parametrize("slots", [3, pytest.param(8, marks=pytest.mark.slow)])
 def test_answers_do_not_depend_on_the_number_of_slots(reference: Path, slots: int, tmp_path: Path) -> None:
     done = run("--inline", "--run-dir", tmp_path / "run", "--batch-size", slots, **DEMO_RUN)
     assert done.returncode == 0, done.stderr
@@ -90,7 +90,14 @@ def kill_after(records: int, directory: Path, sent: signal.Signals, *flags: obje
     return process.wait(60)
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (signal.SIGKILL, -9),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_resumes_to_the_same_answers(
     reference: Path, sent: signal.Signals, code: int, tmp_path: Path
 ) -> None:

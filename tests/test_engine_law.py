@@ -20,7 +20,7 @@ from evals.samplers.power import Power
 from evals.samplers.smc import Smc
 from evals.types import Chain
 
-HORIZON, SEED, SLOTS = 4, 11, 128
+SEED, SLOTS = 11, 128
 PROMPT_IDS = (1, 3, 2)
 
 
@@ -37,9 +37,15 @@ def network() -> Qwen2ForCausalLM:
 
 
 @pytest.fixture(scope="module")
-def law(network: Qwen2ForCausalLM) -> ToyLM:
+def horizon(request: pytest.FixtureRequest) -> int:
+    """Longest answer: 5 tokens in the slow tests, which take longer to enumerate."""
+    return getattr(request, "param", 4)
+
+
+@pytest.fixture(scope="module")
+def law(network: Qwen2ForCausalLM, horizon: int) -> ToyLM:
     """The same model as a table: the logits after every prefix, by plain forward passes."""
-    toy = ToyLM(0, vocabulary=4, horizon=HORIZON)
+    toy = ToyLM(0, vocabulary=4, horizon=horizon)
     with torch.inference_mode():
         for prefix in toy.table:
             toy.table[prefix] = network(torch.tensor([[*PROMPT_IDS, *prefix]])).logits[0, -1].double().numpy()
@@ -49,7 +55,7 @@ def law(network: Qwen2ForCausalLM) -> ToyLM:
 @pytest.fixture(scope="module")
 def engine(network: Qwen2ForCausalLM, law: ToyLM) -> Engine:
     model = Model(network, ModelLimits("Qwen2ForCausalLM", 32, 4), folder="four tokens")
-    return Engine(model, EngineConfig(), slots=SLOTS, max_length=len(PROMPT_IDS) + HORIZON)
+    return Engine(model, EngineConfig(), slots=SLOTS, max_length=len(PROMPT_IDS) + law.horizon)
 
 
 def drawn(engine: Engine, law: ToyLM, sampler: Power, count: int) -> Counter:
@@ -60,11 +66,12 @@ def drawn(engine: Engine, law: ToyLM, sampler: Power, count: int) -> Counter:
     return Counter(sample.tokens for sample in samples)
 
 
-def test_the_toy_is_spread_out(law: ToyLM) -> None:
+@pytest.mark.parametrize(("horizon", "answers"), [(4, 121), (5, 364)], indirect=["horizon"])
+def test_the_toy_is_spread_out(law: ToyLM, horizon: int, answers: int) -> None:
     target = law.target(2.0)
-    assert len(target) == 121
+    assert len(target) == answers
     assert max(target.values()) < 0.5
-    assert len({len(x) for x in target}) == HORIZON
+    assert len({len(x) for x in target}) == horizon
 
 
 KINDS = {
@@ -103,6 +110,7 @@ def test_weighted_answers_on_the_engine_approach_p_alpha(engine: Engine, law: To
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("horizon", [5], indirect=True)
 @pytest.mark.parametrize(("replay", "early"), SAVINGS)
 def test_20000_chains_on_the_engine_have_the_exact_law(engine: Engine, law: ToyLM, replay: bool, early: bool) -> None:
     sampler = Power(2.0, 6, replay, early)
@@ -110,6 +118,7 @@ def test_20000_chains_on_the_engine_have_the_exact_law(engine: Engine, law: ToyL
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("horizon", [5], indirect=True)
 @pytest.mark.parametrize("kind", KINDS)
 def test_20000_chains_of_every_kernel_on_the_engine_have_their_exact_law(engine: Engine, law: ToyLM, kind: str) -> None:
     assert p_value(law, KINDS[kind], drawn(engine, law, KINDS[kind], 20_000)) > 1e-3

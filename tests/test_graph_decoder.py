@@ -221,6 +221,7 @@ def test_freed_rows_write_to_the_scratch_page_only(pair: Pair) -> None:
     assert all(idle(state(decoder), row) for row in range(4))
 
 
+@pytest.mark.slow
 def test_the_same_cases_over_the_kernels_in_the_interpreter() -> None:
     """In a process of its own, because Triton decides when it is imported whether it interprets."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}

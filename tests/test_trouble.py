@@ -60,6 +60,7 @@ def clean() -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_one_sentence_and_what_is_recorded_is_kept(tmp_path: Path) -> None:
     full = run(tmp_path / "run", "--inline", "--batch-size", 1, "--sampler.kind", "greedy", limit=3000)
     assert full.returncode == 2, full.stderr
