@@ -70,7 +70,7 @@ def log_p(chain: Chain) -> str:
         text += f"; change over the last {rise['moves']} moves {rise['mean']:+.2f}{error}"
     lags = [f"{value:.2f} (lag {lag})" for lag, value in chain["log_p_autocorrelation"].items() if value is not None]
     if lags:
-        text += f"; autocorrelation {', '.join(lags)}"
+        text += f"; autocorrelation {', '.join(lags)}, which so few moves bias downwards"
     if chain["log_z_sum_first_sd"] is not None:
         text += f"; sum of log Z of a problem's first answers varies by {figure(chain['log_z_sum_first_sd'])} (SD)"
     return text + "."
