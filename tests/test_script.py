@@ -112,20 +112,24 @@ def test_records_are_found_where_the_flag_puts_them(tmp_path: Path) -> None:
         assert done.returncode == 0
 
 
+def in_terminal(folder: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    """The script as a terminal starts it: bash cannot trap a signal that was ignored when it began, as in background
+    jobs."""
+    return subprocess.Popen(
+        ["bash", SCRIPT],
+        cwd=folder,
+        env=env,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
+    )
+
+
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_both_signals_reach_the_driver_as_sigterm(sent: signal.Signals, code: int, tmp_path: Path) -> None:
     env = prepare(tmp_path, "wait", "0")
     os.mkfifo(tmp_path / "ready")
-    script = subprocess.Popen(
-        ["bash", SCRIPT],
-        cwd=tmp_path,
-        env=env,
-        stderr=subprocess.PIPE,
-        text=True,
-        # as a terminal starts it: bash cannot trap a signal that was ignored when it began, as in background jobs
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
-    )
-    with script:
+    with in_terminal(tmp_path, env) as script:
         (tmp_path / "ready").read_text()  # returns once the driver has its trap
         script.send_signal(sent)
         _, stderr = script.communicate(timeout=30)
@@ -145,15 +149,7 @@ def test_a_stop_before_the_driver_can_tell_is_told_by_the_script(
     wait = f'echo >"{tmp_path}/ready"\n'
     program = f'#!/bin/sh\nif [ "$2" = -c ]; then {wait if where == "before" else ""}{fit}; fi\n{wait}exec sleep 60\n'
     (tmp_path / "python").write_text(program)
-    script = subprocess.Popen(
-        ["bash", SCRIPT],
-        cwd=tmp_path,
-        env=env,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
-    )
-    with script:
+    with in_terminal(tmp_path, env) as script:
         (tmp_path / "ready").read_text()
         script.send_signal(sent)
         _, stderr = script.communicate(timeout=30)
