@@ -99,10 +99,10 @@ class Drive:
     def heard(self, worker: str, reading: dict[str, Any]) -> None:
         """Write a worker's health down, and apart from it what it says only once; of equal notes one is shown."""
         reading = dict(reading)
-        for shrunk in reading.pop("shrunk", []):
-            self.telemetry.event("slots", worker=worker, **shrunk)
+        for change in reading.pop("slot_changes", []):
+            self.telemetry.event("slots", worker=worker, **change)
             tqdm.write(
-                f"Worker {worker} goes on with {shrunk['new']} slots instead of {shrunk['old']}: {shrunk['reason']}",
+                f"Worker {worker} goes on with {change['new']} slots instead of {change['old']}: {change['reason']}",
                 file=sys.stderr,
             )
         notes = reading.pop("notes", "")

@@ -152,7 +152,7 @@ class Worker:
     def health(self) -> dict[str, Any]:
         """Process, counters of the engine, memory in bytes, state of the device.
 
-        Beside them, said once: `notes` for a person, and `shrunk`, where memory ran out (`planning.Shrunk`).
+        Beside them, said once: `notes` for a person, and `slot_changes` (`planning.SlotChange`).
         """
         from evals.engine.memory import device_state
 
@@ -168,7 +168,7 @@ class Worker:
             "idle_seconds": None if self._engine.idle is None else self._engine.idle.seconds,
             **device_state(device),
             "notes": notes,
-            "shrunk": [shrunk._asdict() for shrunk in self._engine.take_shrunk()],
+            "slot_changes": [change._asdict() for change in self._engine.take_slot_changes()],
         }
 
     def close(self) -> None:

@@ -192,7 +192,7 @@ def test_what_a_worker_has_to_tell_after_its_last_answer_is_heard(store: RunStor
     class ShrinksLast(SimulatedCrew):
         def wait(self, timeout: float) -> list[Event]:
             last = not any(self.seats.values())
-            said = {"pid": 1, "shrunk": [{"old": 4, "new": 3, "reason": "out of memory"}] if last else []}
+            said = {"pid": 1, "slot_changes": [{"old": 4, "new": 3, "reason": "out of memory"}] if last else []}
             return [Health(name, said) for name in self.seats] if last else super().wait(timeout)
 
     rows = driven(store, ShrinksLast(2, 4), works(9))

@@ -100,7 +100,7 @@ def test_slots_follow_what_is_free(execution: str) -> None:
     assert on.notes.splitlines()[-1].startswith("Warning: 50000 slots (POWERSAMPLE_BATCH_SIZE) do not fit; going on")
     samples = on.run(chains(on, 8), 3)
     assert len(samples) == 8
-    assert not on.take_shrunk()
+    assert not on.take_slot_changes()
     free, _ = torch.cuda.mem_get_info()
     assert total - free <= share * total + 0.3 * GIB, on.notes
 
@@ -144,7 +144,7 @@ def test_memory_taken_away_while_it_runs() -> None:
     release(torch.device("cuda"))
     held = fill_device()
     found = on.run(asked, 3)
-    events = on.take_shrunk()
+    events = on.take_slot_changes()
     assert [(event.old, event.new) for event in events] == [(16, 8)]
     assert "out of memory" in events[0].reason
     assert on.counters().slots == 8
@@ -153,6 +153,37 @@ def test_memory_taken_away_while_it_runs() -> None:
     same = [a.tokens == b.tokens for a, b in zip(expected, found, strict=True)]
     assert sum(same) >= len(same) - 1  # a tie within rounding may fall either way
     del held
+
+
+def test_slots_follow_what_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others take the reserve and more, and leave again: fewer slots, then all of them, the same answers."""
+    monkeypatch.setattr("evals.engine.elastic.LOOK_SECONDS", 0.0)
+    calm = engine(16, target_utilisation=0.5)
+    expected = calm.run(chains(calm, 48), 3)
+    assert not calm.take_slot_changes()
+    calm.close()
+    on = engine(16, target_utilisation=0.5)
+    free, total = torch.cuda.mem_get_info()
+    steps, held, real = iter(range(10**6)), [], on._advance
+
+    def advance() -> None:
+        step = next(steps)
+        if step == 20:
+            held.append(torch.empty(int(free - 0.1 * total), dtype=torch.uint8, device="cuda"))
+        if step == 60:
+            held.clear()
+            release(torch.device("cuda"))
+        real()
+
+    monkeypatch.setattr(on, "_advance", advance)
+    found = on.run(chains(on, 48), 3)
+    changes = on.take_slot_changes()
+    assert [(change.old, change.new) for change in changes[:1]] == [(16, 1)], changes
+    assert changes[-1].new == on.counters().slots == 16, changes
+    assert {change.reason for change in changes} == {"others use the GPU's memory", "there is room for more"}
+    on.audit()
+    same = [a.tokens == b.tokens for a, b in zip(expected, found, strict=True)]
+    assert sum(same) >= len(same) - 1  # a tie within rounding may fall either way
 
 
 def test_memory_that_never_comes_back_ends_in_one_sentence() -> None:
@@ -167,7 +198,7 @@ def test_memory_that_never_comes_back_ends_in_one_sentence() -> None:
     held = fill_device()
     with pytest.raises(UserError, match="no memory left for even one slot"):
         on.run(asked, 3)
-    assert [event.new for event in on.take_shrunk()] == [1, 0]
+    assert [event.new for event in on.take_slot_changes()] == [1, 0]
     del held
 
 

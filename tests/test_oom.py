@@ -88,11 +88,11 @@ def test_samples_are_those_of_an_undisturbed_run(
     for one, two in zip(calm, shaken, strict=True):
         assert_same(one, two)
     assert on.counters().slots == after
-    events = on.take_shrunk()
+    events = on.take_slot_changes()
     assert [(event.old, event.new) for event in events] == [(slots, fewer(slots)), (fewer(slots), after)]
     assert {event.reason for event in events} == {"CUDA out of memory. Tried to allocate 2.00 GiB."}
     assert events[0].time <= events[1].time
-    assert on.take_shrunk() == []
+    assert on.take_slot_changes() == []
 
 
 def test_a_prompt_pass_may_fail_as_well(pair: Pair, fail: Callable[..., None]) -> None:
@@ -139,7 +139,7 @@ def test_handles_outlive_their_pages(pair: Pair, fail: Callable[..., None]) -> N
             on.run([Chain(to, script())], 0)
             on.audit()
             assert on.counters().kv_pages_used == 0
-            assert len(on.take_shrunk()) == len(calls)
+            assert len(on.take_slot_changes()) == len(calls)
     assert all(tokens == got[0] for tokens in got)
 
 
@@ -174,7 +174,7 @@ def test_memory_that_runs_out_while_an_engine_is_made(pair: Pair, monkeypatch: p
     assert made == [8, 6, 4]
     assert on.counters().slots == 4
     assert on.counters().kv_pages == 2 * 4 * 10  # 160 tokens
-    assert len(on.take_shrunk()) == 2
+    assert len(on.take_slot_changes()) == 2
 
 
 def test_chains_fail_in_one_sentence_where_not_even_one_slot_fits(pair: Pair, fail: Callable[..., None]) -> None:
@@ -188,7 +188,7 @@ def test_chains_fail_in_one_sentence_where_not_even_one_slot_fits(pair: Pair, fa
     for future in futures:
         with pytest.raises(UserError, match=r"no memory left for even one slot \(CUDA out of memory\. Tried to"):
             future.result(timeout=60)
-    assert [event.new for event in on.take_shrunk()] == [2, 1, 0]
+    assert [event.new for event in on.take_slot_changes()] == [2, 1, 0]
     assert isinstance(on.failure, UserError)
     with pytest.raises(UserError):
         on.close()
@@ -203,7 +203,7 @@ def test_other_errors_are_not_taken_for_it(pair: Pair, monkeypatch: pytest.Monke
     to = prompt()
     with pytest.raises(RuntimeError, match="illegal memory access"):
         on.run([Chain(to, make_sampler(KINDS["power"]).chain(to, 1, 0, 0))], 1)
-    assert on.take_shrunk() == []
+    assert on.take_slot_changes() == []
 
 
 def test_the_worker_says_it_once_and_the_driver_writes_it_down(
@@ -235,12 +235,12 @@ def test_equal_notes_of_several_workers_are_shown_once(tmp_path: Path, capsys: p
     telemetry = Telemetry(tmp_path / "telemetry.jsonl")
     run: Any = Drive(*[None] * 2, telemetry, None, deque(), {})  # type: ignore[arg-type]
     for worker, notes in (("gpu0", "64 slots"), ("gpu1", "64 slots"), ("gpu0", ""), ("gpu2", "32 slots")):
-        run.heard(worker, {"notes": notes, "shrunk": [], "slots": 1})
+        run.heard(worker, {"notes": notes, "slot_changes": [], "slots": 1})
     telemetry.close()
     assert capsys.readouterr().err.splitlines() == ["64 slots", "32 slots"]
     rows = read_telemetry(tmp_path / "telemetry.jsonl")
     assert len(rows) == 4
-    assert not any(row.keys() & {"notes", "shrunk"} for row in rows)
+    assert not any(row.keys() & {"notes", "slot_changes"} for row in rows)
 
 
 def test_out_of_memory_in_all_its_words() -> None:

@@ -5,7 +5,7 @@ hands finished completions to their chains, which ask for more at once. Prompts 
 that one is fed again as an ordinary decode row, which is also how a request that branches from a held sequence begins.
 
 Where a GPU runs out of memory, what is on the device is made anew for three quarters of the slots, and chains go on
-from the tokens that the host holds.
+from the tokens that the host holds. The same is done for another number of slots where elastic.py asks for it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from threading import Condition, Thread
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,11 +24,12 @@ from evals.engine import selfcheck
 from evals.engine.accelerate import fastest, prepare, sized
 from evals.engine.batch import Run, layout, prompt_passes
 from evals.engine.chains import Live
+from evals.engine.elastic import Elastic
 from evals.engine.idle import IdleClock
 from evals.engine.kv_cache import KeysValues, PagePool, unwritten
-from evals.engine.memory import out_of_memory, read_memory, release
+from evals.engine.memory import bytes_in_use, out_of_memory, read_memory, release
 from evals.engine.model import Model, Tokenizer
-from evals.engine.planning import Demand, Shrunk, fewer, table
+from evals.engine.planning import Demand, SlotChange, fewer, table
 from evals.engine.scheduler import Scheduler
 from evals.engine.seating import Seated
 from evals.types import Chain, MemoryReading, Sample, UserError
@@ -94,7 +96,10 @@ class Engine:
         self._cache: KeysValues | None = None
         self._decoder: Decoder | None = None
         """None of the two while they have to be made."""
-        self._shrunk: list[Shrunk] = []
+        self._given_pages = num_pages
+        in_use = partial(bytes_in_use, model.device)
+        self._elastic = plan.reading and Elastic(plan.reading, self._demand, self._config, in_use)
+        self._slot_changes: list[SlotChange] = []
         self._changed = Condition()
         while self._decoder is None:
             self._surviving(self._build)
@@ -194,10 +199,10 @@ class Engine:
         """Memory of this process and its device now."""
         return read_memory(self.model.device)
 
-    def take_shrunk(self) -> list[Shrunk]:
-        """When the engine ran out of device memory since this was last asked; from any thread."""
+    def take_slot_changes(self) -> list[SlotChange]:
+        """The changes since this was last asked; from any thread."""
         with self._changed:
-            taken, self._shrunk = self._shrunk, []
+            taken, self._slot_changes = self._slot_changes, []
         return taken
 
     def audit(self) -> None:
@@ -234,6 +239,7 @@ class Engine:
 
     def _step(self) -> None:
         began = time.perf_counter()
+        self._adapt()
         self._surviving(self._build if self._decoder is None else self._advance)
         self._steps += 1
         self._seconds += time.perf_counter() - began
@@ -289,18 +295,33 @@ class Engine:
         self.model.detach()
         release(self.model.device)
 
-    def _shrink(self, reason: str) -> None:
-        """Let go of all that is on the device and send all chains back to wait for fewer slots.
+    def _adapt(self) -> None:
+        """To what the device's memory has become."""
+        if self._elastic is None:
+            return
+        slots = self._scheduler.num_slots
+        wanted = self._elastic.wanted(slots, self._scheduler.num_chains)
+        if wanted != slots:
+            self._resize(wanted, "there is room for more" if wanted > slots else "others use the GPU's memory")
 
-        Raises UserError if there is no slot left to give up.
+    def _shrink(self, reason: str) -> None:
+        """Memory has run out: go on with fewer slots. Raises UserError if there is none left to give up."""
+        if self._elastic is not None:
+            self._elastic.ran_out()
+        self._resize(fewer(self._scheduler.num_slots), reason)
+
+    def _resize(self, slots: int, reason: str) -> None:
+        """Let go of all that is on the device, to be made for so many slots; all chains wait to enter again.
+
+        Raises UserError if `slots` is 0.
         """
         self._let_go()
-        old, new = self._scheduler.num_slots, fewer(self._scheduler.num_slots)
         with self._changed:
-            self._shrunk.append(Shrunk(time.time(), old, new, reason))
-        if not new:
+            self._slot_changes.append(SlotChange(time.time(), self._scheduler.num_slots, slots, reason))
+        if not slots:
             raise UserError(
                 f"The GPU has no memory left for even one slot ({reason}); free the GPU, choose a smaller model, or "
                 "lower task.max_new_tokens, sampler.num_candidates or engine.prefill_tokens."
             )
-        self._scheduler.requeue(new, min(self._pool.num_pages, self._demand.num_pages(new)))
+        pages = self._demand.num_pages(slots)
+        self._scheduler.requeue(slots, pages if self._given_pages is None else min(pages, self._given_pages))

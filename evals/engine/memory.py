@@ -36,6 +36,12 @@ def read_memory(device: torch.device) -> MemoryReading:
     )
 
 
+def bytes_in_use(device: torch.device) -> int:
+    """Of a GPU's memory, by anybody."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
 def reset_peak(device: torch.device) -> None:
     """Start the device's peak anew; a process's own peak cannot be reset."""
     if device.type == "cuda":

@@ -62,10 +62,12 @@ class SlotPlan(NamedTuple):
     """Bytes by purpose, in the order of the table; they add up to the device's memory."""
     lowered_from: int | None = None
     """The number asked for, where it does not fit."""
+    reading: Reading | None = None
+    """What it was planned from; None where nothing was measured."""
 
 
-class Shrunk(NamedTuple):
-    """The device ran out of memory all the same, and the engine went on with fewer slots; with 0 it could not."""
+class SlotChange(NamedTuple):
+    """An engine went on with another number of slots; with 0 it could not."""
 
     time: float
     """Unix seconds."""
@@ -79,31 +81,39 @@ def plan_slots(reading: Reading, demand: Demand, config: EngineConfig) -> SlotPl
 
     Raises UserError where not even one slot fits.
     """
-    wanted = AUTO_SLOTS["cuda"] if demand.slots is None else demand.slots
-
-    def parts(slots: int) -> dict[str, int]:
-        """What grows with the slots."""
-        step = max(reading.step, reading.rows * demand.page_bytes)  # every slot may copy a page at once
-        most = max(reading.prompts * max(slots, reading.rows), step * slots)
-        activations = -(-most // reading.rows)
-        graphs = 0 if config.execution == "eager" else activations + GRAPH_BYTES
-        return {"K/V": demand.num_pages(slots) * demand.page_bytes, "activations": activations, "graphs": graphs}
-
     limit = int(config.target_utilisation * reading.total)
     room = limit - reading.others - reading.weights
-    slots = bisect_right(range(1, wanted + 1), room, key=lambda slots: sum(parts(slots).values()))
+    slots = most_slots(reading, demand, config, room)
     if not slots:
+        first = sum(parts(reading, demand, config, 1).values())
         raise UserError(
             f"Not even one slot fits the GPU: the model's weights take {gib(reading.weights)}, others hold "
-            f"{gib(reading.others)}, one slot needs {gib(sum(parts(1).values()))}, and {config.target_utilisation:.0%} "
+            f"{gib(reading.others)}, one slot needs {gib(first)}, and {config.target_utilisation:.0%} "
             f"of {gib(reading.total)} may be used; free the GPU, raise engine.target_utilisation, or lower "
             "task.max_new_tokens, sampler.num_candidates or engine.prefill_tokens."
         )
-    taken = {"context and others": reading.others, "weights": reading.weights, **parts(slots)}
+    taken = {"context and others": reading.others, "weights": reading.weights, **parts(reading, demand, config, slots)}
     taken["reserve"] = reading.total - limit
     taken["free"] = reading.total - sum(taken.values())
     lowered = demand.slots is not None and slots < demand.slots
-    return SlotPlan(slots, demand.num_pages(slots), taken, demand.slots if lowered else None)
+    return SlotPlan(slots, demand.num_pages(slots), taken, demand.slots if lowered else None, reading)
+
+
+def parts(reading: Reading, demand: Demand, config: EngineConfig, slots: int) -> dict[str, int]:
+    """Bytes of what grows with the slots."""
+    step = max(reading.step, reading.rows * demand.page_bytes)  # every slot may copy a page at once
+    most = max(reading.prompts * max(slots, reading.rows), step * slots)
+    activations = -(-most // reading.rows)
+    graphs = 0 if config.execution == "eager" else activations + GRAPH_BYTES
+    return {"K/V": demand.num_pages(slots) * demand.page_bytes, "activations": activations, "graphs": graphs}
+
+
+def most_slots(reading: Reading, demand: Demand, config: EngineConfig, room: int) -> int:
+    """The largest number of slots, up to the one asked for, whose parts take at most `room` bytes; maybe 0."""
+    wanted = AUTO_SLOTS["cuda"] if demand.slots is None else demand.slots
+    return bisect_right(
+        range(1, wanted + 1), room, key=lambda slots: sum(parts(reading, demand, config, slots).values())
+    )
 
 
 def plan_unmeasured(demand: Demand, num_pages: int | None) -> SlotPlan:

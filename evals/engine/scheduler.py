@@ -54,6 +54,11 @@ class Scheduler:
         """True if nothing runs, waits or is to be started."""
         return not (self.seating.alive or self._new)
 
+    @property
+    def num_chains(self) -> int:
+        """Chains that have not ended."""
+        return len(self.seating.alive) + len(self._new)
+
     def add(self, live: Live) -> None:
         """Take a chain; it starts when its turn comes."""
         live.guarantee(self._max_length)
