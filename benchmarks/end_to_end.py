@@ -45,9 +45,9 @@ def measure(args: argparse.Namespace, began: float) -> None:
     """Set up, run, print."""
     from evals.bench import Laps, peak
     from evals.config import EngineConfig, TaskConfig
+    from evals.engine.checkpoint import load_model
     from evals.engine.engine import Engine
     from evals.engine.memory import release, reset_peak
-    from evals.engine.model import load_model
     from evals.tasks.gsm8k import make_task
     from orchestrator.bench import json_line
     from orchestrator.hardware import describe, gpus
@@ -129,7 +129,7 @@ def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.
     ]
     records = [future.result() for future in under_way]
     seconds = time.perf_counter() - began
-    after, shrunk = engine.counters(), engine.take_shrunk()
+    after, shrunk = engine.counters(), engine.take_slot_changes()
     tokens = after.generated_tokens - before.generated_tokens
     return {
         "problems": len(records),

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from evals.config import EngineConfig, SamplerConfig, TaskConfig
+from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
-from evals.engine.model import load_model
 from evals.evaluate import evaluate
 from evals.samplers.make import make_sampler
 from evals.tasks.gsm8k import make_task

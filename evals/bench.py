@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evals.config import EngineConfig
+from evals.engine.checkpoint import load_model, random_model
 from evals.engine.engine import Engine
 from evals.engine.memory import release, reset_peak
-from evals.engine.model import Model, load_model, random_model
+from evals.engine.model import Model
 from evals.samplers.single import Single
 from evals.types import Chain, MemoryReading, Prompt
 

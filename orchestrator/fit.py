@@ -67,7 +67,7 @@ def start(name: str, inputs: Inputs) -> int:
         return config.slots
     from evals.engine.anatomy import anatomy
     from evals.engine.forecast import demand, forecast
-    from evals.engine.model import read_config
+    from evals.engine.gate import read_config
     from evals.engine.planning import plan_slots
 
     settings = worker_config(inputs)

@@ -164,7 +164,8 @@ def models(args: argparse.Namespace, most: int | None = None) -> list[tuple[str,
         )
     from evals.bench import SHAPES as KNOWN
     from evals.engine.anatomy import anatomy
-    from evals.engine.model import read_config, shape_config
+    from evals.engine.checkpoint import shape_config
+    from evals.engine.gate import read_config
 
     configs = [(name, read_config(config_folder(name), False)) for name in args.model]
     configs += [(name, shape_config(KNOWN[name].kind, KNOWN[name].sizes)) for name in args.shape]

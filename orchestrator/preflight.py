@@ -20,7 +20,8 @@ from orchestrator.config import RunConfig, plan
 
 def check(config: RunConfig, folder: str, problems: Sequence[Problem], train_problems: Sequence[Problem] = ()) -> int:
     """Check a resolved configuration against the model in `folder`; returns the longest prompt + answer in tokens."""
-    from evals.engine.model import check_architecture, load_tokenizer
+    from evals.engine.gate import check_architecture
+    from evals.engine.tokenizer import load_tokenizer
     from evals.tasks.gsm8k import make_task
 
     for run in plan(config):

@@ -67,8 +67,8 @@ class Worker:
 
         Raises UserError when the model cannot be used here, and whatever else loading raises.
         """
+        from evals.engine.checkpoint import load_model
         from evals.engine.engine import Engine
-        from evals.engine.model import load_model
 
         with self._loading:
             found = None

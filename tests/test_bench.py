@@ -17,8 +17,9 @@ from evals import bench as measure
 from evals.config import EngineConfig
 from evals.engine import idle
 from evals.engine.baseline import generate, generate_steps
+from evals.engine.checkpoint import random_model
 from evals.engine.idle import IdleClock
-from evals.engine.model import Model, random_model
+from evals.engine.model import Model
 from evals.engine.roofline import Roofline, roofline
 from orchestrator import bench, hardware
 from orchestrator.cli import main

@@ -13,7 +13,8 @@ from tiny_models import engine, single
 from transformers import AutoModelForCausalLM
 
 from evals.config import EngineConfig
-from evals.engine.model import Model, load_model
+from evals.engine.checkpoint import load_model
+from evals.engine.model import Model
 from evals.samplers.power import Power
 from evals.types import Chain, Prompt, Request
 

@@ -23,9 +23,11 @@ from transformers import PreTrainedTokenizerFast
 
 from evals.config import EngineConfig
 from evals.engine import seam, selfcheck
-from evals.engine.gate import context_length, objection
+from evals.engine.checkpoint import load_model
+from evals.engine.gate import check_architecture, context_length, objection
 from evals.engine.linear import PackedLinear, packing_available
-from evals.engine.model import Model, check_architecture, load_model, load_tokenizer
+from evals.engine.model import Model
+from evals.engine.tokenizer import load_tokenizer
 from evals.samplers.power import Power
 from evals.types import Chain, UserError
 

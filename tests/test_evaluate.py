@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from evals.config import EngineConfig, SamplerConfig, TaskConfig
+from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
-from evals.engine.model import Model, load_model
+from evals.engine.model import Model
 from evals.evaluate import evaluate, expected_correct, make_prompt
 from evals.samplers.candidates import Candidates
 from evals.samplers.make import make_sampler

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 
 from evals.engine import selfcheck
-from evals.engine.gate import LAYERS, objection
-from evals.engine.model import Model, check_architecture
+from evals.engine.gate import LAYERS, check_architecture, objection
+from evals.engine.model import Model
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from evals.config import EngineConfig
+from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
-from evals.engine.model import load_model
 from evals.engine.sampling import draw
 from evals.evaluate import make_prompt
 from evals.samplers.power import Power

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from evals.config import EngineConfig, SamplerConfig, TaskConfig
+from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
 from evals.engine.memory import release
-from evals.engine.model import load_model
 from evals.evaluate import make_prompt
 from evals.samplers.make import make_sampler
 from evals.tasks.gsm8k import make_task

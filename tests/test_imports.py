@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = {"evals/demo/train.py", "evals/demo/measure.py", "evals/demo/grow.py"}  # run by hand, imported by no package
 ONLY = {
     "ray": [f"orchestrator/{name}.py" for name in ("join", "cluster", "dashboard")],
-    "transformers": ["evals/engine/model.py"],
+    "transformers": ["evals/engine/"],
     "torch": ["evals/engine/"],
 }
 SIBLINGS = ["evals/tasks/", "evals/samplers/", "evals/engine/"]

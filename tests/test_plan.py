@@ -29,11 +29,11 @@ from evals.bench import SHAPES, load
 from evals.budget import FOUNDING, GB, Training, founding_notes, training_budget
 from evals.config import EngineConfig
 from evals.engine.anatomy import Anatomy, Layer, anatomy
+from evals.engine.checkpoint import make_network, shape_config
 from evals.engine.engine import Engine
 from evals.engine.forecast import WORKSPACE_BYTES, demand, forecast, peak
 from evals.engine.fuse import fuse_linears
 from evals.engine.kv_cache import PAGE
-from evals.engine.model import make_network, shape_config
 from evals.engine.planning import plan_slots
 from evals.types import UserError
 from orchestrator import hardware

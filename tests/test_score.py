@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from evals.config import EngineConfig, TaskConfig
+from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
-from evals.engine.model import load_model
 from evals.evaluate import evaluate
 from evals.samplers.replay import Replay
 from evals.tasks.gsm8k import make_task

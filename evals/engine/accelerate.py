@@ -15,9 +15,10 @@ import torch
 from evals.config import AUTO_SLOTS, EngineConfig
 from evals.engine.eager import EagerDecoder
 from evals.engine.fuse import fuse_linears
+from evals.engine.gate import first_line
 from evals.engine.kv_cache import PagePool
 from evals.engine.memory import out_of_memory
-from evals.engine.model import Model, first_line
+from evals.engine.model import Model
 from evals.engine.planning import Demand, Reading, SlotPlan, plan_slots, plan_unmeasured
 from evals.engine.rehearsal import rehearse
 from evals.types import UserError

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from evals.engine.gate import ModelLimits, objection, windows
-from evals.engine.model import DTYPES, Model, first_line, make_network, model_classes, refusal
+from evals.engine.checkpoint import DTYPES, make_network
+from evals.engine.gate import ModelLimits, first_line, model_classes, objection, refusal, windows
+from evals.engine.model import Model
 from evals.types import UserError
 
 FLOAT32 = 4

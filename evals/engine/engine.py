@@ -28,10 +28,11 @@ from evals.engine.elastic import Elastic
 from evals.engine.idle import IdleClock
 from evals.engine.kv_cache import KeysValues, PagePool, unwritten
 from evals.engine.memory import bytes_in_use, out_of_memory, read_memory, release
-from evals.engine.model import Model, Tokenizer
+from evals.engine.model import Model
 from evals.engine.planning import Demand, SlotChange, fewer, table
 from evals.engine.scheduler import Scheduler
 from evals.engine.seating import Seated
+from evals.engine.tokenizer import Tokenizer
 from evals.types import Chain, MemoryReading, Sample, UserError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What the engine refuses, read off a model's configuration before any weight is loaded. Knows no model code.
+"""What the engine refuses, read off a model's configuration before any weight is loaded.
 
 The self-check at start-up catches what a configuration does not name.
 """
@@ -6,11 +6,19 @@ The self-check at start-up catches what a configuration does not name.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from evals.types import UserError
 
 LAYERS = {"full_attention", "sliding_attention"}
 LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 SINKS = {"gpt_oss"}
+FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 2, Phi-3, GPT-2 and most other decoder-only families work"
 
 
 class ModelLimits(NamedTuple):
@@ -22,6 +30,54 @@ class ModelLimits(NamedTuple):
     """Longest prompt plus answer, in tokens."""
     vocab_size: int
     """Rows of the embedding."""
+
+
+def read_config(folder: str, trust_remote_code: bool) -> Any:
+    """The configuration in a local folder. Raises UserError where the folder, the file or the model type is missing."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise UserError(f"The model folder {folder} does not exist; set POWERSAMPLE_MODEL to a folder that does.")
+    if not (path / "config.json").is_file():
+        raise UserError(f"The model folder {folder} has no config.json; use one that `save_pretrained` wrote.")
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError, StrictDataclassError) as error:
+        cause = error.__cause__ if isinstance(error, StrictDataclassError) else None  # which says what was expected
+        reason, way_out = first_line(cause or error), "choose another model, or download it again if it should be one"
+        if "custom code" in reason:
+            reason, way_out = (
+                "it brings Python code of its own",
+                "engine.trust_remote_code=true runs it if you trust it",
+            )
+        raise UserError(f"{path / 'config.json'} cannot be used: {reason}; {way_out}.") from error
+
+
+def check_architecture(folder: str, trust_remote_code: bool = False) -> ModelLimits:
+    """The gate: whether the engine can serve the model in this folder, before its weights are loaded.
+
+    Raises UserError naming folder and architecture.
+    """
+    config = read_config(folder, trust_remote_code)
+    named = (getattr(config, "architectures", None) or [None])[0]
+    remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+    classes: list[Any] = model_classes(config)
+    architecture = named or (classes[0].__name__ if classes else type(config).__name__)
+    if remote and not trust_remote_code:
+        raise refusal(folder, architecture, "it brings Python code of its own; engine.trust_remote_code=true allows it")
+    chosen = [cls for cls in classes if named in (None, cls.__name__)]
+    if any(getattr(cls, "_is_stateful", False) for cls in chosen):
+        raise refusal(folder, architecture, "it keeps a recurrent state, which cannot be rewound")
+    if (reason := objection(config)) is not None:
+        raise refusal(folder, architecture, reason)
+    if not remote:
+        if not chosen or not chosen[0].__name__.endswith(("ForCausalLM", "LMHeadModel")):
+            raise refusal(folder, architecture, "it is not a text-only causal language model")
+        if not chosen[0]._can_set_attn_implementation():
+            raise refusal(folder, architecture, "its attention cannot be replaced (it does not use AttentionInterface)")
+    length = context_length(config)
+    if length is None:
+        raise refusal(folder, architecture, "its configuration names no longest sequence")
+    return ModelLimits(architecture, length, config.vocab_size)
 
 
 def objection(config: Any) -> str | None:
@@ -69,3 +125,19 @@ def windows(config: Any) -> bool:
         return False
     kinds = getattr(config, "layer_types", None)
     return bool(getattr(config, "sliding_window", None)) and (kinds is None or "sliding_attention" in kinds)
+
+
+def model_classes(config: Any) -> list[Any]:
+    """The library's causal language models of this configuration; none if it knows none."""
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return [] if found is None else list(found) if isinstance(found, tuple) else [found]
+
+
+def refusal(folder: str, architecture: str, reason: str) -> UserError:
+    """The sentence for a model that cannot be served."""
+    return UserError(f"The model in {folder} ({architecture}) cannot be used: {reason}; {FAMILIES}.")
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of an error's text, without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
