@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 from pydantic_settings import EnvSettingsSource
+from yaml.error import MarkedYAMLError
 from yaml.reader import ReaderError
 
 from evals.types import UserError
@@ -107,17 +108,31 @@ def read_file(path: Path) -> Given:
     return given
 
 
+class UniqueKeys(yaml.SafeLoader):
+    """The safe loader, which refuses a key that a mapping has twice: YAML would let the last one win, unnoticed."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key {key.value} is there twice; leave one out"
+                raise MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+
 def read_yaml(path: Path) -> Any:
     """The content of a YAML file. Raises UserError naming the file and, for a mistake in it, the line."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), UniqueKeys)
     except OSError as error:
         raise UserError(f"The configuration file {path} cannot be read ({error.strerror}); see {SEE}.") from error
     except (UnicodeDecodeError, ReaderError) as error:
         raise UserError(
             f"The configuration file {path} is not a text in UTF-8; name a YAML file such as {SEE}."
         ) from error
-    except yaml.MarkedYAMLError as error:
+    except MarkedYAMLError as error:
         mark, problem = error.problem_mark or error.context_mark, error.problem or error.context
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(

@@ -168,6 +168,8 @@ def test_a_conflict_names_the_variable_that_it_comes_from() -> None:
         ("seed: null\n", ["seed=null"]),
         ("\0", ["not a text", "configs/gsm8k_power.yaml"]),
         ("1: 2\n", ["1 is unknown"]),
+        ("seed: 1\nlimit: 3\nseed: 1\n", ["bad.yaml, line 3: not valid YAML (the key seed is there twice; leave"]),
+        ("sampler:\n  alpha: 2\n  'alpha': 3\n", ["bad.yaml, line 3:", "the key alpha is there twice"]),
     ],
 )
 def test_what_is_wrong_in_a_file_is_named_with_the_file(text: str, words: list[str], tmp_path: Path) -> None:
@@ -177,6 +179,12 @@ def test_what_is_wrong_in_a_file_is_named_with_the_file(text: str, words: list[s
     for word in [str(file), *words]:
         assert word in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_merged_mapping_may_be_overridden(tmp_path: Path) -> None:
+    text = "sampler: &base {alpha: 2, num_moves: 3}\nsampler2: &more {<<: *base, alpha: 5}\n"
+    with pytest.raises(UserError, match="sampler2 is unknown"):
+        build_config([], {}, write(tmp_path / "x.yaml", text))
 
 
 def test_a_binary_file_is_no_configuration() -> None:
