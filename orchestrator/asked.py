@@ -13,7 +13,7 @@ from evals.tasks.gsm8k import make_task
 from evals.types import Message, Problem, UserError
 from orchestrator.claim import RUN
 from orchestrator.preflight import prompts_digest
-from orchestrator.sources import load_problems
+from orchestrator.sources import TRAIN_SETTING, load_problems
 
 
 class Asked(NamedTuple):
@@ -46,7 +46,7 @@ def prompts_of(
     """What the run asked for each of its problems. Raises UserError if that cannot be made again."""
     train = ()
     if task.num_shots and task.train_data is not None:
-        train = load_problems(task.train_data, "train", task=task).problems
+        train = load_problems(task.train_data, "train", None, task, TRAIN_SETTING).problems
     asking = make_task(task, run["config"].get("seed", 0), train)
     shown = list(problems.values())[: run.get("num_problems")]
     known = run.get("provenance", {}).get("prompts_sha256")

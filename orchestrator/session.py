@@ -28,7 +28,7 @@ from orchestrator.inline import InlineCrew
 from orchestrator.metrics import check_tracker, published
 from orchestrator.progress import Progress
 from orchestrator.report import tell
-from orchestrator.sources import DataSource, ModelSource, load_problems, resolve_model
+from orchestrator.sources import TRAIN_SETTING, DataSource, ModelSource, load_problems, resolve_model
 from orchestrator.stop import Stop
 from orchestrator.store import RunStore, check_root, check_store, fresh_directory, open_store
 from orchestrator.telemetry import Telemetry
@@ -179,7 +179,7 @@ def find(config: RunConfig, model: ModelSource | None = None) -> Inputs:
     data = load_problems(config.data or "", config.data_split, config.limit, config.task)
     train = None
     if config.task.num_shots and config.task.train_data is not None:
-        train = load_problems(config.task.train_data, "train", task=config.task)
+        train = load_problems(config.task.train_data, "train", None, config.task, TRAIN_SETTING)
     model = model or resolve_model(
         config.model or "",
         config.model_revision,

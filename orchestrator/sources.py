@@ -31,6 +31,9 @@ GSM8K_FORMAT = TaskConfig()
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write one alone, UTF-8 and tokenizers cannot
 MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 PICKLE_FILES = ("*.bin", "*.pt", "*.pth")
+MODEL_SETTING = "--model (of a run also POWERSAMPLE_MODEL)"
+DATA_SETTING = "POWERSAMPLE_DATA (--data)"
+TRAIN_SETTING = "POWERSAMPLE_TASK__TRAIN_DATA (--task.train-data)"
 
 
 class ModelSource(NamedTuple):
@@ -128,7 +131,7 @@ def is_local(name: str) -> bool:
 
 def check_folder(folder: Path, name: str, commit: str | None = None) -> None:
     """Raises UserError unless `folder`, which has the model `name` (at a commit on the hub), can be one."""
-    way_out = "set POWERSAMPLE_MODEL (--model) to a hub name or a folder with config.json, tokenizer and weights"
+    way_out = f"set {MODEL_SETTING} to a hub name or a folder with config.json, tokenizer and weights"
     if not folder.is_dir():
         raise UserError(f"There is no model folder {folder}; {way_out}.")
     if not (folder / "config.json").is_file():
@@ -156,29 +159,32 @@ def download(name: str, revision: str | None, patterns: list[str]) -> tuple[Path
         folder = Path(snapshot_download(name, revision=revision, **wanted))
     except Exception as error:  # the hub's client raises errors of several libraries
         raise UserError(
-            f"The model {name!r} is no folder on this machine and {unavailable(error)}; set POWERSAMPLE_MODEL "
-            f"(--model) to a local folder or another hub name, or {other_way()}."
+            f"The model {name!r} is no folder on this machine and {unavailable(error)}; set {MODEL_SETTING} "
+            f"to a local folder or another hub name, or {other_way()}."
         ) from error
     return folder, folder.name
 
 
 def load_problems(
-    data: str, split: str = "test", limit: int | None = None, task: TaskConfig = GSM8K_FORMAT
+    data: str,
+    split: str = "test",
+    limit: int | None = None,
+    task: TaskConfig = GSM8K_FORMAT,
+    setting: str = DATA_SETTING,
 ) -> DataSource:
     """The problems of `demo`, a JSONL file, or a data set on the hub, in the format of `task`; problem_id is the row.
 
-    Raises UserError: unreachable (naming POWERSAMPLE_DATA), empty, or a row that is no problem (file and line named).
+    Raises UserError: unreachable (naming `setting`, by which `data` was chosen), empty, or a row that is no problem
+    (file and line named).
     """
     if data == DEMO or is_local(data) or data.endswith((".jsonl", ".json")):
         path = DEMO_FOLDER / (DEMO_TRAIN if split == "train" else DEMO_PROBLEMS) if data == DEMO else Path(data)
-        problems, refused = read_jsonl(path.expanduser(), task)
+        problems, refused = read_jsonl(path.expanduser(), task, setting)
     else:
-        rows, refused = hub_rows(data, split), {}
+        rows, refused = hub_rows(data, split, setting), {}
         problems = [check_row(row, number, f"{data}, row {number}", task) for number, row in enumerate(rows)]
         if not problems:
-            raise UserError(
-                f"The data set {data} has no rows in split {split}; set POWERSAMPLE_DATA (--data) to another."
-            )
+            raise UserError(f"The data set {data} has no rows in split {split}; set {setting} to another.")
     pairs: list[list[Any]] = [[problem.question, problem.answer] for problem in problems]
     content = json.dumps([*pairs, *([row] for row in refused)], ensure_ascii=False)
     digest, num_rows = hashlib.sha256(content.encode()).hexdigest(), len(problems) + len(refused)
@@ -191,12 +197,12 @@ def load_problems(
     )
 
 
-def read_jsonl(path: Path, task: TaskConfig = GSM8K_FORMAT) -> tuple[list[Problem], dict[int, str]]:
+def read_jsonl(path: Path, task: TaskConfig, setting: str) -> tuple[list[Problem], dict[int, str]]:
     """The problems of a JSONL file, and why other rows are none, which only an open task does not raise at once.
 
     Raises UserError where there is no row.
     """
-    way_out = "set POWERSAMPLE_DATA (--data) to a JSONL file in GSM8K's format or a hub name"
+    way_out = f"set {setting} to a JSONL file in GSM8K's format or a hub name"
     problems, refused = [], {}
     for number, (where, line) in enumerate(jsonl_lines(path, way_out)):
         try:
@@ -296,7 +302,7 @@ def find_question(row: Any, task: TaskConfig) -> str:
     return "prompt" if either else task.question_key
 
 
-def hub_rows(name: str, split: str) -> list[dict[str, Any]]:
+def hub_rows(name: str, split: str, setting: str) -> list[dict[str, Any]]:
     """Rows of a data set from the hub; with HF_HUB_OFFLINE=1 only the cache on this machine is looked at.
 
     The hub is asked first by one short call: `load_dataset` alone retries for half a minute when offline.
@@ -316,7 +322,7 @@ def hub_rows(name: str, split: str) -> list[dict[str, Any]]:
     except Exception as error:  # the hub's client raises errors of several libraries
         raise UserError(
             f"The data set {name!r} (split {split}) is no file on this machine and {unavailable(error)}; set "
-            f"POWERSAMPLE_DATA (--data) to a JSONL file in GSM8K's format or another hub name, or {other_way()}."
+            f"{setting} to a JSONL file in GSM8K's format or another hub name, or {other_way()}."
         ) from error
 
 

@@ -110,13 +110,15 @@ def test_a_mistake_is_one_sentence_and_code_2(
     assert session == []
 
 
+@pytest.mark.parametrize("command", ["run", "sweep --knob sampler.alpha=1,2", "generate --output_file o.jsonl"])
 def test_an_unknown_variable_is_refused(
-    session: list[RunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("POWERSAMPLE_BATCHSIZE", "3")
-    assert main(["run"]) == 2
+    assert main(command.split()) == 2
     assert "POWERSAMPLE_BATCHSIZE=3 (did you mean POWERSAMPLE_BATCH_SIZE?)" in capsys.readouterr().err
-    assert session == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,6 +191,10 @@ def test_another_package_called_evals_is_noticed(tmp_path: Path) -> None:
         ({"MODEL": "{unsupported}", "DATA": "{words}"}, ["words.jsonl, line 2", "'two', not a number"]),
         ({"MODEL": "{unsupported}", "DATA": "{empty}"}, ["empty.jsonl", "POWERSAMPLE_DATA"]),
         ({"MODEL": "demo", "DATA": "{data}", "RUN_DIR": "{data}/run"}, ["cannot be written", "POWERSAMPLE_RUN_DIR"]),
+        (
+            {"MODEL": "demo", "DATA": "{data}", "TASK__NUM_SHOTS": "2", "TASK__TRAIN_DATA": "none.jsonl"},
+            ["none.jsonl cannot be read", "set POWERSAMPLE_TASK__TRAIN_DATA (--task.train-data)"],
+        ),
         ({"MODEL": "demo", "DATA": "{data}", "TASK__MAX_NEW_TOKENS": "900000"}, ["context", "max_new_tokens"]),
     ],
 )

@@ -112,6 +112,8 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
 def test_what_the_hub_would_have_is_refused_with_the_variables() -> None:
     with pytest.raises(UserError, match=r"'openai/gsm8k' .*Name or service not known.* POWERSAMPLE_DATA"):
         load_problems("openai/gsm8k")
+    with pytest.raises(UserError, match=r"'a/b' \(split train\) .*; set POWERSAMPLE_TASK__TRAIN_DATA"):
+        load_problems("a/b", "train", setting=sources.TRAIN_SETTING)
     with pytest.raises(UserError, match=r"'Qwen/Qwen2.5-Math-1.5B' .*Name or service not known.* POWERSAMPLE_MODEL"):
         resolve_model("Qwen/Qwen2.5-Math-1.5B")
 
@@ -183,10 +185,10 @@ def test_a_local_model_is_its_files(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_there_or_not_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no model folder /no/such/model; set POWERSAMPLE_MODEL"):
+    with pytest.raises(UserError, match=r"no model folder /no/such/model; set --model"):
         resolve_model("/no/such/model")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"^The folder \S+ has no config\.json, .*; set POWERSAMPLE_MODEL") as refused:
+    with pytest.raises(UserError, match=r"^The folder \S+ has no config\.json, .*; set --model") as refused:
         resolve_model(str(tmp_path / "empty"))
     assert str(refused.value).count(str(tmp_path / "empty")) == 1
     with pytest.raises(UserError, match=r"model_revision=main"):
