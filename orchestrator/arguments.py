@@ -1,10 +1,11 @@
-"""The arguments of commands that have no settings of a run. Knows no command."""
+"""The arguments of the commands beside `run`, and the sentences that refuse them. Knows no command."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from evals.types import UserError
 
@@ -41,13 +42,60 @@ def path_and_options(arguments: Sequence[str], options: Sequence[str], usage: st
     return paths[0], given
 
 
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The options' values. Raises UserError for what the parser, which exits on no error, does not take."""
-    command = parser.prog.rpartition(" ")[2]
+def command_parser(command: str, **more: Any) -> argparse.ArgumentParser:
+    """A parser of the options of `powersample COMMAND` for `parse`; `more` is as argparse has it."""
+    parser = argparse.ArgumentParser(
+        prog=f"powersample {command}", allow_abbrev=False, add_help=False, exit_on_error=False, **more
+    )
+    parser.add_argument("--help", "-h", action="store_true", help="print this")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace | None:
+    """As `parse_known`, and nothing may be left over."""
+    if (parsed := parse_known(parser, arguments)) is None:
+        return None
+    args, stray = parsed
+    if stray:
+        raise refused(parser, f"unknown option {stray[0]}")
+    return args
+
+
+def parse_known(
+    parser: argparse.ArgumentParser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]] | None:
+    """The options' values and what is left over; None where the help was asked for, which is printed then.
+
+    Raises UserError for what the parser, which exits on no error, does not take.
+    """
     try:
         args, stray = parser.parse_known_args(list(arguments))
     except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
-        raise UserError(f"{command}: {error}; `{parser.prog} --help` lists the options.") from error
-    if stray:
-        raise UserError(f"{command}: unknown option {stray[0]}; `{parser.prog} --help` lists the options.")
-    return args
+        raise refused(parser, str(error)) from error
+    if args.help:
+        print(parser.format_help().rstrip())
+        return None
+    return args, stray
+
+
+def refused(parser: argparse.ArgumentParser, reason: str) -> UserError:
+    return UserError(f"{parser.prog.rpartition(' ')[2]}: {reason}; `{parser.prog} --help` lists the options.")
+
+
+def positive(text: str) -> int:
+    return whole(text, 1)
+
+
+def count(text: str) -> int:
+    return whole(text, 0)
+
+
+def whole(text: str, least: int) -> int:
+    """A whole number from `least`, also as 100e6."""
+    try:
+        number = float(text)
+        if number.is_integer() and number >= least:
+            return int(number)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")

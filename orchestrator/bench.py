@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from evals.config import EngineConfig
 from evals.types import UserError
-from orchestrator.arguments import parse
+from orchestrator.arguments import command_parser, parse, positive
 
 if TYPE_CHECKING:
     from evals.engine.model import Model
@@ -29,10 +29,7 @@ def bench(arguments: Sequence[str], began: float) -> int:
 
     Raises UserError for options that cannot be, and for a model that cannot be used or does not fit.
     """
-    parser = make_parser()
-    args = parse(parser, arguments)
-    if args.help:
-        print(parser.format_help().rstrip())
+    if (args := parse(make_parser(), arguments)) is None:
         return 0
     say: Say = (lambda line: None) if args.json else (lambda line: print(line, flush=True))
     model, config, name, laps = load(args, began)
@@ -59,10 +56,10 @@ def load(args: argparse.Namespace, began: float) -> tuple[Model, EngineConfig, s
     from orchestrator import hardware
     from orchestrator.sources import resolve_model
 
-    if args.steps < 1 or measure.prompt_length(args.context, args.steps) < 1:
+    if measure.prompt_length(args.context, args.steps) < 1:
         raise UserError(
-            f"bench: --context {args.context} leaves no prompt before the warm-up and half of --steps {args.steps} "
-            "(at least 1); raise the former or lower the latter."
+            f"bench: --context {args.context} leaves no prompt before the warm-up and half of --steps {args.steps}; "
+            "raise the former or lower the latter."
         )
     laps = measure.Laps(began)
     laps.lap("imports")
@@ -84,27 +81,20 @@ def load(args: argparse.Namespace, began: float) -> tuple[Model, EngineConfig, s
 
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(
-        prog="powersample bench",
-        description=(__doc__ or "").splitlines()[0],
-        epilog="Ends with one JSON line.",
-        allow_abbrev=False,
-        add_help=False,
-        exit_on_error=False,
-    )
+    description = (__doc__ or "").splitlines()[0]
+    parser = command_parser("bench", description=description, epilog="Ends with one JSON line.")
     model = parser.add_mutually_exclusive_group()
     model.add_argument("--model", metavar="FOLDER", help="a model: local folder, hub name, or demo")
     model.add_argument("--shape", choices=SHAPES, help="random weights (default: 1.5b, without a GPU tiny)")
     batches = "1,10,16,64,256,auto"
     parser.add_argument("--batch", type=as_batches, default=as_batches(batches), help=f"slots ({batches})")
-    parser.add_argument("--context", type=int, default=300, help="mean context of the timed steps (%(default)s)")
-    parser.add_argument("--steps", type=int, default=100, help="steps that are timed (%(default)s)")
+    parser.add_argument("--context", type=positive, default=300, help="mean context of the timed steps (%(default)s)")
+    parser.add_argument("--steps", type=positive, default=100, help="steps that are timed (%(default)s)")
     for name in ("dtype", "execution"):
         allowed = get_args(EngineConfig.model_fields[name].annotation)
         parser.add_argument(f"--{name}", choices=allowed, default="auto", help="as engine's of a run (%(default)s)")
     parser.add_argument("--no-generate", dest="generate", action="store_false", help="skip the library's generate")
     parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
-    parser.add_argument("--help", "-h", action="store_true", help="print this")
     return parser
 
 

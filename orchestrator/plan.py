@@ -30,6 +30,11 @@ GIB = 2**30
 COUNTS = {"parameters", "trainable_parameters", "batch", "num_gpus", "effective_batch", "in_flight"}
 CHAIN_SEQUENCES = 2
 """A state and a draft, as power sampling needs."""
+WAY_OUT = "take a larger --gpu, a smaller model, a higher --target or a shorter --length"
+HEADS = {"evaluation": "powersample run --config {}"} | dict.fromkeys(
+    ("training", "founding"), "The batch of a training program, in its words; `powersample run` does not know them."
+)
+"""First lines of presets, by kind of budget."""
 Budget = dict[str, int | float]
 
 
@@ -48,14 +53,13 @@ def plan(arguments: Sequence[str]) -> int:
     Raises UserError for options that cannot be, a model or GPU that is unknown, and where nothing fits.
     """
     parser = make_parser()
-    args = parse(parser, arguments)
-    if args.help:
-        print(parser.format_help().rstrip())
+    if (args := parse(parser, arguments)) is None:
         return 0
     budgets = {"evaluation": evaluation, "training": training, "founding": founding}
-    found = budgets[check_read(parser, args)](args)
+    kind = check_read(parser, args)
+    found = budgets[kind](args)
     if args.write is not None:
-        keep(found.preset, args.write, args.overwrite)
+        keep(HEADS[kind].format(args.write), found.preset, args.write, args.overwrite)
     if args.json:
         print(json.dumps({**found.inputs, **found.budget, "notes": found.notes}))
     else:
@@ -73,7 +77,7 @@ def evaluation(args: argparse.Namespace) -> Plan:
     most = AUTO_SLOTS["cuda"]
     gpu, total = gpu_memory(args.gpu)
     reading = forecast(model, total, min(args.batch_size or most, most), config)
-    found = plan_slots(reading, demand(model, args.batch_size, args.length, CHAIN_SEQUENCES), config)
+    found = plan_slots(reading, demand(model, args.batch_size, args.length, CHAIN_SEQUENCES), config, WAY_OUT)
     parts = found.parts
     budget: Budget = {
         "gpu_memory": total,
@@ -104,7 +108,7 @@ def evaluation(args: argparse.Namespace) -> Plan:
     engine = {"target_utilisation": config.target_utilisation, "dtype": args.dtype}
     preset = {"batch_size": found.slots, "num_gpus": args.num_gpus, "engine": engine}
     if args.model:
-        preset = {"model": name, **preset}
+        preset = {"model": without_file(name), **preset}
     return Plan(described(args, name, gpu), budget, notes, preset)
 
 
@@ -180,9 +184,13 @@ def config_folder(name: str) -> str:
     if name == DEMO:
         return str(DEMO_FOLDER / DEMO_MODEL)
     if is_local(name):
-        path = Path(name).expanduser()
-        return str(path.parent if path.name == "config.json" else path)
+        return str(Path(without_file(name)).expanduser())
     return str(download(name, None, ["config.json"])[0])
+
+
+def without_file(name: str) -> str:
+    """A model as a run takes it: the folder where its config.json was named."""
+    return str(Path(name).parent) if Path(name).name == "config.json" else name
 
 
 def gpu_memory(name: str | None) -> tuple[str, int]:
@@ -210,12 +218,12 @@ def gpu_memory(name: str | None) -> tuple[str, int]:
     )
 
 
-def keep(preset: dict[str, Any], path: Path, overwrite: bool) -> None:
-    """Write the preset. Raises UserError if the file is there or cannot be written."""
+def keep(head: str, preset: dict[str, Any], path: Path, overwrite: bool) -> None:
+    """Write the preset below its head. Raises UserError if the file is there or cannot be written."""
     if path.exists() and not overwrite:
         raise UserError(f"plan: {path} exists; name another file by --write, or add --overwrite to replace it.")
     try:
-        write_atomically(path, yaml.safe_dump(preset, sort_keys=False))
+        write_atomically(path, f"# {head}\n{yaml.safe_dump(preset, sort_keys=False)}")
     except OSError as error:
         raise UserError(f"plan: {path} cannot be written ({error.strerror}); name another file by --write.") from error
 

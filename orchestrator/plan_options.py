@@ -7,6 +7,7 @@ from pathlib import Path
 
 from evals.config import EngineConfig
 from evals.types import UserError
+from orchestrator.arguments import command_parser, count, positive
 from orchestrator.bench import SHAPES
 
 GPUS = {
@@ -25,13 +26,8 @@ UNREAD = {
 
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(
-        prog="powersample plan",
-        description="Where a GPU's memory would go, and the batch that it has room for. Touches no device.",
-        allow_abbrev=False,
-        add_help=False,
-        exit_on_error=False,
-    )
+    description = "Where a GPU's memory would go, and the batch that it has room for. Touches no device."
+    parser = command_parser("plan", description=description)
     add = parser.add_argument
     add("--model", action="append", default=[], metavar="NAME", help="folder, config.json, hub name, or demo")
     add("--shape", action="append", default=[], choices=SHAPES, help="a known shape in place of a model")
@@ -60,25 +56,7 @@ def make_parser() -> argparse.ArgumentParser:
     out.add_argument("--json", action="store_true", help="one JSON line, in bytes")
     out.add_argument("--write", type=Path, metavar="FILE", help="keep the batch as a preset in this YAML file")
     out.add_argument("--overwrite", action="store_true", help="even if the file exists")
-    out.add_argument("--help", "-h", action="store_true", help="print this")
     return parser
-
-
-def positive(text: str) -> int:
-    if (number := count(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return number
-
-
-def count(text: str) -> int:
-    """A whole number, also as 100e6."""
-    try:
-        number = float(text)
-        if number.is_integer() and number >= 0:
-            return int(number)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
 
 
 def share(text: str) -> float:

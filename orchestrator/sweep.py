@@ -17,6 +17,7 @@ from typing import Any
 
 from evals.types import UserError
 from orchestrator import hardware, session
+from orchestrator.arguments import command_parser, parse_known
 from orchestrator.claim import RECORDS
 from orchestrator.config import Provenance, RunConfig, fingerprint
 from orchestrator.fit import fitted, host_memory
@@ -36,14 +37,9 @@ def sweep(arguments: Sequence[str], configured: Callable[[list[str]], RunConfig]
 
     `configured` resolves the options of a run. Raises UserError for what the user can mend, WorkersLost.
     """
-    parser = make_parser()
-    try:
-        args, flags = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise UserError(f"sweep: {error}; `powersample sweep --help` lists the options.") from error
-    if args.help:
-        print(parser.format_help().rstrip())
+    if (parsed := parse_known(make_parser(), arguments)) is None:
         return 0
+    args, flags = parsed
     began = time.time()
     knob, values = values_of(args.knob or "", args.start_from)
     configs = [configured([*flags, option(knob, value)]).model_copy(update={"mode": "run"}) for value in values]
@@ -88,13 +84,10 @@ def sweep(arguments: Sequence[str], configured: Callable[[list[str]], RunConfig]
 
 def make_parser() -> argparse.ArgumentParser:
     """The options that a run does not have."""
-    parser = argparse.ArgumentParser(
-        prog="powersample sweep",
+    parser = command_parser(
+        "sweep",
         usage="powersample sweep --knob NAME=VALUE,VALUE,... [options] [options of `powersample run`]",
         description="One evaluation per value of a setting, each with the batch that fits, on the same workers.",
-        allow_abbrev=False,
-        add_help=False,
-        exit_on_error=False,
     )
     add = parser.add_argument
     add("--knob", metavar="NAME=VALUES", help="a setting of sampler or task and its values, as sampler.alpha=1,2,4")
@@ -103,7 +96,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--auto-batch-size", action=argparse.BooleanOptionalAction, default=True, help=automatic)
     limit = "GiB for each worker on CPUs (default: engine.target_utilisation of the machine's, shared by the workers)"
     add("--memory-limit", type=float, metavar="GIB", help=limit)
-    add("--help", "-h", action="store_true", help="print this")
     return parser
 
 

@@ -65,7 +65,7 @@ def test_json_alone_and_without_generate(capsys: pytest.CaptureFixture[str]) -> 
     ("flags", "words"),
     [
         (["--context", "20"], ["--context 20", "raise"]),
-        (["--steps", "0"], ["--steps 0"]),
+        (["--steps", "-1"], ["--steps", "'-1' is not a whole number from 1"]),
         (["--context", "32760"], ["32768"]),
         (["--batch", "0,4"], ["--batch", "'0,4'"]),
         (["--batch", "many"], ["--batch", "'many'"]),

@@ -118,7 +118,10 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
         "MyLM.*trust_remote_code",
     ),
     "unknown": ({"model_type": "no_such_model"}, "`no_such_model`.*choose another model"),
-    "own code": ({"model_type": "x", "auto_map": {"AutoConfig": "a.B"}}, "own; engine.trust_remote_code=true runs it"),
+    "own code": (
+        {"model_type": "x", "auto_map": {"AutoConfig": "a.B"}},
+        "own; a run with engine.trust_remote_code=true",
+    ),
     "a wrong type": ({"model_type": "llama", "hidden_size": "x"}, "config.json cannot be used: .*hidden_size.* int"),
 }
 
@@ -134,7 +137,7 @@ def test_unsupported_architectures_are_refused_before_loading(name: str, tmp_pat
 
 
 def test_folders_that_are_no_models(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"does not exist; set POWERSAMPLE_MODEL"):
+    with pytest.raises(UserError, match=r"does not exist; name one that does by --model"):
         check_architecture(str(tmp_path / "absent"))
     with pytest.raises(UserError, match=r"has no config\.json"):
         check_architecture(str(tmp_path))

@@ -298,6 +298,7 @@ def test_the_founding_budget_as_a_table_and_as_presets(tmp_path: Path, capsys: p
         assert main(["plan", "--founding", "--num-gpus", str(number), "--write", str(path)]) == 0
         preset = {"batch_size": 64, "effective_batch_size": 64 * number, "elastic_target_util": 0.8}
         assert yaml.safe_load(path.read_text()) == preset
+        assert path.read_text().startswith("# The batch of a training program, in its words; `powersample run` does")
     out = capsys.readouterr().out
     assert out.count("the document's total says 32") == 2
     rows = {line.split()[0]: line.split()[1:3] for line in out.splitlines() if line.startswith("  ")}
@@ -313,6 +314,7 @@ def test_a_preset_is_a_configuration_and_never_replaces_a_file_unasked(
     path = tmp_path / "mine.yaml"
     flags = ["plan", "--model", "demo", "--gpu", "h100-80", "--num-gpus", "2", "--target", "0.5", "--write", str(path)]
     assert main(flags) == 0
+    assert path.read_text().splitlines()[0] == f"# powersample run --config {path}"
     config = build_config(["--config", str(path)], {})
     assert (config.model, config.batch_size, config.num_gpus) == ("demo", 256, 2)
     assert (config.engine.target_utilisation, config.engine.dtype) == (0.5, "bfloat16")
@@ -322,6 +324,20 @@ def test_a_preset_is_a_configuration_and_never_replaces_a_file_unasked(
     assert path.read_text() == "mine: 1\n"
     assert main([*flags, "--overwrite"]) == 0
     assert yaml.safe_load(path.read_text())["batch_size"] == 256
+    assert main(["run", "--config", str(path), "--num-gpus", "0", "--data", "none.jsonl"]) == 2
+    assert "none.jsonl cannot be read" in capsys.readouterr().err, "the preset itself is taken"
+
+
+def test_a_preset_names_the_folder_of_a_model_and_one_for_training_is_not_for_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configuration("llama").save_pretrained(tmp_path)
+    path = tmp_path / "mine.yaml"
+    assert main(["plan", "--model", str(tmp_path / "config.json"), "--gpu", "80", "--write", str(path)]) == 0
+    assert build_config([], {}, path).model == str(tmp_path)
+    assert main(["plan", "--founding", "--write", str(path), "--overwrite"]) == 0
+    assert main(["run", "--config", str(path)]) == 2
+    assert "effective_batch_size is unknown" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -332,7 +348,7 @@ def test_a_preset_is_a_configuration_and_never_replaces_a_file_unasked(
         (["--shape", "7b"], ["no GPU", "h100-80"]),
         (["--shape", "7b", "--gpu", "h10080"], ["h10080", "did you mean h100-80?"]),
         (["--shape", "70b", "--gpu", "80"], ["70b"]),
-        (["--shape", "7b", "--gpu", "v100-16"], ["Not even one slot fits", "14.2 GiB"]),
+        (["--shape", "7b", "--gpu", "v100-16"], ["Not even one slot fits", "14.2 GiB", "a higher --target or a short"]),
         (["--shape", "7b", "--gpu", "80", "--lora-rank", "8"], ["--lora-rank", "evaluation", "leave it out"]),
         (["--training", "--shape", "7b", "--gpu", "80"], ["nothing is trained", "--trainable"]),
         (["--training", "--shape", "7b", "--gpu", "80", "--batch-size", "8"], ["--batch-size", "training"]),
@@ -341,7 +357,8 @@ def test_a_preset_is_a_configuration_and_never_replaces_a_file_unasked(
         (["--founding", "--num-gpus", "0.5"], ["--num-gpus", "0.5"]),
         (["--founding", "--overwrite"], ["--overwrite", "--write FILE"]),
         (["--founding", "--write", "/no/such/place/x.yaml"], ["/no/such/place/x.yaml", "cannot be written"]),
-        (["--model", "/no/such/model", "--gpu", "80"], ["/no/such/model"]),
+        (["--model", "/no/such/model", "--gpu", "80"], ["/no/such/model", "by --model"]),
+        (["--founding", "--target", "0.001"], ["Not even one sample fits", "raise --target"]),
         (["--plan"], ["--plan", "powersample plan --help"]),
     ],
 )

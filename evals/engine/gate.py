@@ -36,7 +36,7 @@ def read_config(folder: str, trust_remote_code: bool) -> Any:
     """The configuration in a local folder. Raises UserError where the folder, the file or the model type is missing."""
     path = Path(folder)
     if not path.is_dir():
-        raise UserError(f"The model folder {folder} does not exist; set POWERSAMPLE_MODEL to a folder that does.")
+        raise UserError(f"The model folder {folder} does not exist; name one that does by --model.")
     if not (path / "config.json").is_file():
         raise UserError(f"The model folder {folder} has no config.json; use one that `save_pretrained` wrote.")
     try:
@@ -47,7 +47,7 @@ def read_config(folder: str, trust_remote_code: bool) -> Any:
         if "custom code" in reason:
             reason, way_out = (
                 "it brings Python code of its own",
-                "engine.trust_remote_code=true runs it if you trust it",
+                "a run with engine.trust_remote_code=true takes it, if you trust it",
             )
         raise UserError(f"{path / 'config.json'} cannot be used: {reason}; {way_out}.") from error
 

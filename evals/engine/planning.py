@@ -20,6 +20,11 @@ from evals.types import UserError
 GRAPH_BYTES = 256 << 20
 """What the driver keeps for the graphs of a run, beside their activations (an estimate: 18 graphs and fewer)."""
 GIB = 2**30
+WAY_OUT = (
+    "free the GPU, raise engine.target_utilisation, or lower task.max_new_tokens, sampler.num_candidates or "
+    "engine.prefill_tokens"
+)
+"""Of a run for which not even one slot fits."""
 
 
 class Reading(NamedTuple):
@@ -76,10 +81,10 @@ class SlotChange(NamedTuple):
     reason: str
 
 
-def plan_slots(reading: Reading, demand: Demand, config: EngineConfig) -> SlotPlan:
+def plan_slots(reading: Reading, demand: Demand, config: EngineConfig, way_out: str = WAY_OUT) -> SlotPlan:
     """The largest number of slots, up to the one asked for, whose run stays under `config.target_utilisation`.
 
-    Raises UserError where not even one slot fits.
+    Raises UserError where not even one slot fits; `way_out` says what helps.
     """
     limit = int(config.target_utilisation * reading.total)
     room = limit - reading.others - reading.weights
@@ -89,8 +94,7 @@ def plan_slots(reading: Reading, demand: Demand, config: EngineConfig) -> SlotPl
         raise UserError(
             f"Not even one slot fits the GPU: the model's weights take {gib(reading.weights)}, others hold "
             f"{gib(reading.others)}, one slot needs {gib(first)}, and {config.target_utilisation:.0%} "
-            f"of {gib(reading.total)} may be used; free the GPU, raise engine.target_utilisation, or lower "
-            "task.max_new_tokens, sampler.num_candidates or engine.prefill_tokens."
+            f"of {gib(reading.total)} may be used; {way_out}."
         )
     taken = {"context and others": reading.others, "weights": reading.weights, **parts(reading, demand, config, slots)}
     taken["reserve"] = reading.total - limit
