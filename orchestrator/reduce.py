@@ -263,7 +263,7 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
             f"{undecided:,} answers are formulas that the symbolic checker could not decide (not installed, too slow, "
             "or it failed); they count as wrong until `powersample regrade` decides them."
         )
-    if (changed := summary["num_rescored"]) is not None:
+    if changed := summary["num_rescored"]:
         found.append(
             f"The scores are those of a later `powersample regrade` (scores.jsonl), by which {changed:,} answers have "
             "other verdicts than when they were sampled."

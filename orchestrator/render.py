@@ -139,6 +139,8 @@ def answers(summary: Mapping[str, Any]) -> str:
         if summary["right_if_finished"] is not None:
             each = f"finished answers {finished} %, of truncated ones {cut} %"
         text += f" {HEADLINE.capitalize()} score of {each}."
+    if summary["num_rescored"] == 0:
+        text += " A later `powersample regrade` has changed no verdict."
     return text
 
 

@@ -22,21 +22,21 @@ MAX_WORKERS = 64  # drawn; a larger figure is read by nobody
 GAP_SECONDS = 30.0  # samples further apart than this are not joined
 CURVES = {"memory": COLOURS[0], "utilisation": COLOURS[1], "slots": COLOURS[2]}
 MARKS = {
-    "start": COLOURS[7],
-    "stop": COLOURS[7],
-    "torn_tail": COLOURS[7],
-    "spawn": COLOURS[4],
-    "ready": COLOURS[4],
-    "slots": COLOURS[5],
-    "requeue": COLOURS[5],
-    "retry": COLOURS[5],
-    "oom": COLOURS[3],
-    "hang": COLOURS[3],
-    "failed": COLOURS[3],
-    "death": COLOURS[6],
-    "lost": COLOURS[6],
+    "start": ("start", COLOURS[7]),
+    "stop": ("stop by a signal", COLOURS[7]),
+    "torn_tail": ("half line removed", COLOURS[7]),
+    "spawn": ("worker started", COLOURS[4]),
+    "ready": ("worker ready", COLOURS[4]),
+    "slots": ("fewer slots", COLOURS[5]),
+    "requeue": ("asked again", COLOURS[5]),
+    "retry": ("tried again", COLOURS[5]),
+    "oom": ("out of memory", COLOURS[3]),
+    "hang": ("worker hung", COLOURS[3]),
+    "failed": ("problem failed", COLOURS[3]),
+    "death": ("worker died", COLOURS[6]),
+    "lost": ("worker given up", COLOURS[6]),
 }
-"""Events that are drawn, the graver the later."""
+"""Events that are drawn, in words and their colours, the graver the later."""
 
 
 class Moment(NamedTuple):
@@ -107,10 +107,10 @@ def whole(samples: Sequence[Moment]) -> dict[str, str]:
     rows = [moment.row for moment in samples]
     words = {}
     if size := max(map(memory_size, rows)):
-        kind = "device memory" if rows[-1]["memory"].get("total_bytes") else "memory, highest"
-        words["memory"] = f"{kind} (100 % = {gib(size)})"
+        device = rows[-1]["memory"].get("total_bytes")
+        words["memory"] = f"{'GPU memory' if device else 'memory'} (100 % = {'' if device else 'highest, '}{gib(size)})"
     if any(row.get("utilisation") is not None for row in rows):
-        words["utilisation"] = "utilisation"
+        words["utilisation"] = "GPU busy (share of the time)"
     if slots := max(row.get("slots") or 0 for row in rows):
         words["slots"] = f"slots in use (100 % = {slots})"
     return words
@@ -162,17 +162,18 @@ def draw_events(events: Sequence[Moment], time: Axis, below: float) -> Iterator[
         reason = str(row.get("reason") or row.get("signal") or "").strip().partition("\n")[0][:200]
         problem = f" problem {row['problem_id']}" if "problem_id" in row else ""
         places[round(time.at(at / 60)), row["event"]].append(
-            f"{duration(at)}: {row['event']}{problem}{': ' if reason else ''}{reason}"
+            f"{duration(at)}: {MARKS[row['event']][0]}{problem}{': ' if reason else ''}{reason}"
         )
         counts[row["event"]] += 1
     for (x, event), words in sorted(places.items(), key=lambda item: list(MARKS).index(item[0][1])):
         shown = escape("\n".join(words[:10] + [f"and {len(words) - 10} more"] * (len(words) > 10)))
         yield (
-            f'<g class="{event}" stroke="{MARKS[event]}" fill="{MARKS[event]}"><title>{shown}</title>'
+            f'<g class="{event}" stroke="{MARKS[event][1]}" fill="{MARKS[event][1]}"><title>{shown}</title>'
             f'<path d="M{x} {TOP}V{TOP + HEIGHT}M{x - 4} {TOP - 6}h8l-4 6z"/></g>'
         )
     told = [
-        f"{number} {event}" for event, number in sorted(counts.items(), key=lambda item: -list(MARKS).index(item[0]))
+        f"{MARKS[event][0]}: {number}"
+        for event, number in sorted(counts.items(), key=lambda item: -list(MARKS).index(item[0]))
     ]
-    for i in range(0, len(told), 4):
-        yield text(RIGHT + 12, TOP + 10 + below + 4.25 * i, ", ".join(told[i : i + 4]))
+    for i in range(0, len(told), 2):
+        yield text(RIGHT + 12, TOP + 10 + below + 8.5 * i, ", ".join(told[i : i + 2]))

@@ -19,7 +19,7 @@ from evals.types import Problem
 from orchestrator.cli import main
 from orchestrator.reduce import summarise
 from orchestrator.sources import load_problems
-from orchestrator.store import encode, first_records
+from orchestrator.store import encode, first_records, read_records
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "evals/demo"
@@ -173,6 +173,7 @@ def test_a_run_is_scored_again(run: Path, capsys: pytest.CaptureFixture[str]) ->
     summary = json.loads((run / "summary.json").read_text())
     assert summary["num_rescored"] == 4
     assert any("regrade" in warning and "4 answers" in warning for warning in summary["warnings"])
+    assert "has changed no verdict" not in capsys.readouterr().out
     assert (run / "records.jsonl").read_bytes() == log
     rows = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
     assert [(row["problem_id"], row["sample_index"]) for row in rows] == sorted(first_records(run / "records.jsonl"))
@@ -180,6 +181,18 @@ def test_a_run_is_scored_again(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["report", str(run)]) == 0
     assert set(accuracy(run).values()) == {0.0}
     capsys.readouterr()
+
+
+def test_a_regrade_that_changes_nothing_is_no_warning(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    right = {"correct": True, "answer": "1", "kind": "number"}
+    log = run / "records.jsonl"
+    records = [one._replace(scores=dict.fromkeys(one.scores, right)) for one in read_records(log)]
+    log.write_bytes(b"".join(map(encode, records)))
+    assert main(["regrade", str(run)]) == 0
+    assert json.loads((run / "summary.json").read_text())["num_rescored"] == 0
+    out = capsys.readouterr().out
+    assert "A later `powersample regrade` has changed no verdict." in " ".join(out.split())
+    assert "regrade" not in "".join(block for block in out.split("\n- ") if block.startswith("Warning"))
 
 
 def test_other_data_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

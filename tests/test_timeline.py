@@ -51,7 +51,7 @@ def test_values_are_shares_of_what_there_is() -> None:
     heights = [float(curve[1:].split("L")[0].split()[1].partition("h")[0]) for curve in curves(root)]
     assert heights == [TOP + HEIGHT * (1 - share) for share in (0.75, 1.0, 0.5)]
     said = words(root)
-    assert "device memory (100 % = 80.00 GiB)" in said
+    assert "GPU memory (100 % = 80.00 GiB)" in said
     assert "slots in use (100 % = 10)" in said
 
 
@@ -73,20 +73,21 @@ def test_every_event_has_a_mark_at_its_worker_with_its_reason() -> None:
     marks = {
         node.get("class"): node.findtext(f"{SVG}title") or "" for node in root.iter(f"{SVG}g") if node.get("class")
     }
-    assert marks["death"] == "70.0 s: death: illegal <address>"
-    assert marks["requeue"].splitlines()[::10] == ["70.0 s: requeue problem 0", "and 2 more"]
-    assert marks["stop"] == "80.0 s: stop: SIGTERM"
-    assert [word for word in words(root) if "start" in word] == [
-        "1 stop, 1 start",
-        "1 death, 12 requeue, 1 stop, 1 start",
+    assert marks["death"] == "70.0 s: worker died: illegal <address>"
+    assert marks["requeue"].splitlines()[::10] == ["70.0 s: asked again problem 0", "and 2 more"]
+    assert marks["stop"] == "80.0 s: stop by a signal: SIGTERM"
+    assert [word for word in words(root) if ": " in word] == [
+        "stop by a signal: 1, start: 1",
+        "worker died: 1, asked again: 12",
+        "stop by a signal: 1, start: 1",
     ]
 
 
 def test_cpu_workers_unknown_devices_and_many_workers() -> None:
     rss = {"memory": {"rss_bytes": 3 << 29, "total_bytes": None}, "utilisation": None}
     said = words(tree([sample(t, f"cpu{i}", **rss) for t in (0, 2) for i in range(MAX_WORKERS + 3)]))
-    assert said.count("memory, highest (100 % = 1.50 GiB)") == MAX_WORKERS
-    assert "utilisation" not in said
+    assert said.count("memory (100 % = highest, 1.50 GiB)") == MAX_WORKERS
+    assert not any("busy" in word for word in said)
     assert said[-1] == "minutes of work and 3 more workers"
     assert timeline([event(0, "start")]) is None
     assert timeline([]) is None
