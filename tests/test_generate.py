@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_worker import FakeWorker, install
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.prompts import prompt_ids
@@ -49,36 +49,23 @@ ROWS = [
 GOOD, FAILED = [0, 1, 5, 7], [2, 3, 4, 6]
 
 
-class FakeWorker:
-    """Answers at once and notes how many lines the output has by then; the row RAISING raises."""
+class Answering(FakeWorker):
+    """Notes how many lines the output has when it answers; the row RAISING raises."""
 
     output = Path()
     seen: list[int]
 
     def __init__(self, rank: int, name: str) -> None:
-        FakeWorker.seen = []
+        Answering.seen = []
 
-    def load(self, config: Any) -> None: ...
-
-    def begin(self, work: Work) -> Future[Record]:
-        future: Future[Record] = Future()
+    def answer(self, work: Work) -> Record | Exception:
         i = work.problem.problem_id
         if i == RAISING:
-            future.set_exception(ValueError("cannot"))
-            return future
+            return ValueError("cannot")
         self.seen.append(len(self.output.read_text().splitlines()))
         ended = "length" if i == 0 else "eos"
         tokens = {"generated": 1}
-        future.set_result(Record(i, 0, "ok", f"answer {i}", [1], ended, {}, {}, {}, {}, tokens, {"rank": 0}))
-        return future
-
-    def failure(self) -> BaseException | None:
-        return None
-
-    def health(self) -> dict[str, Any]:
-        return {"rank": 0, "pid": os.getpid()}
-
-    def close(self) -> None: ...
+        return Record(i, 0, "ok", f"answer {i}", [1], ended, {}, {}, {}, {}, tokens, {"rank": 0})
 
 
 def jsonl(path: Path, rows: list[Any]) -> Path:
@@ -89,16 +76,13 @@ def jsonl(path: Path, rows: list[Any]) -> Path:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """`powersample generate` on ROWS in `tmp_path` with a fake worker and preflight, one row at a time."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/config.json").write_text("{}")
+    model = install(Answering, tmp_path, monkeypatch)
     jsonl(tmp_path / "in.jsonl", ROWS)
-    monkeypatch.setattr(session, "Worker", FakeWorker)
-    monkeypatch.setattr(session.preflight, "check", lambda *_: 100)
     monkeypatch.setattr(hardware, "gpus", list)
-    monkeypatch.setattr(FakeWorker, "output", tmp_path / "out.jsonl")
+    monkeypatch.setattr(Answering, "output", tmp_path / "out.jsonl")
     for name in [name for name in os.environ if name.startswith("POWERSAMPLE_")]:
         monkeypatch.delenv(name)
-    files = ["--model_path", tmp_path / "model", "--input_file", tmp_path / "in.jsonl"]
+    files = ["--model_path", model, "--input_file", tmp_path / "in.jsonl"]
 
     def start(*flags: object) -> int:
         every = [*files, "--output_file", tmp_path / "out.jsonl", "--inline", "--batch_size", 1, *flags]
@@ -139,7 +123,7 @@ def test_every_row_that_can_be_answered_is_and_the_others_are_listed(
     assert "ValueError: cannot" in said.out
     assert "$0.00 at $2.5 an hour" in said.out
     assert "Progress: 8/8 (100.0%) - Generated: 4, Failed: 4 - batch 8/8, " in said.err
-    assert FakeWorker.seen == [0, 1, 2, 3], "a line is there before the next answer is"
+    assert Answering.seen == [0, 1, 2, 3], "a line is there before the next answer is"
     assert validate([str(tmp_path / "out.jsonl"), "--input", str(tmp_path / "in.jsonl")]) == 0
 
 
@@ -152,10 +136,10 @@ def test_a_second_start_goes_on_and_heals_the_output(run: Callable[..., int], tm
     (tmp_path / "out.jsonl").write_bytes(b'{"input": "torn')
     assert run() == session.FAILED
     assert (tmp_path / "out.jsonl").read_bytes() == whole
-    assert FakeWorker.seen[0] == 2
-    FakeWorker.seen = []
+    assert Answering.seen[0] == 2
+    Answering.seen = []
     assert run() == session.FAILED
-    assert FakeWorker.seen == []
+    assert Answering.seen == []
     with pytest.raises(UserError, match=r"temperature: 0.7 there, 0.5 now\); .* another --output_file"):
         run("--temperature", 0.5)
     assert (tmp_path / "out.jsonl").read_bytes() == whole

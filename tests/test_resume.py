@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_worker import FakeWorker, install
 
 from evals.rng import Purpose, uniform
 from evals.types import Record, UserError
@@ -128,8 +128,8 @@ def test_a_complete_run_owes_nothing(tmp_path: Path, undisturbed: dict[tuple[int
     assert by_key(tmp_path) == undisturbed
 
 
-class FakeWorker:
-    """Answers at once, from random keys; problem 3 raises while `broken`."""
+class Answering(FakeWorker):
+    """Answers from random keys; problem 3 raises while `broken`."""
 
     broken = False
     signal_at: int | None = None
@@ -137,57 +137,38 @@ class FakeWorker:
     def __init__(self, rank: int, name: str) -> None:
         self.answers = 0
 
-    def load(self, config: Any) -> None: ...
-
-    def begin(self, work: Work) -> Future[Record]:
-        future: Future[Record] = Future()
+    def answer(self, work: Work) -> Record | Exception:
         i = work.problem.problem_id
         if self.broken and i == 3:
-            future.set_exception(ValueError("cannot"))
-            return future
+            return ValueError("cannot")
         self.answers += 1
         if self.answers == self.signal_at:
             os.kill(os.getpid(), signal.SIGTERM)
         u = uniform(work.seed, (i, work.sample_index, 0), 0, Purpose.TOKEN)
         score = {"correct": u < 0.5, "answer": "4", "kind": "number"}
-        future.set_result(
-            Record(
-                problem_id=i,
-                sample_index=work.sample_index,
-                status="ok",
-                text=f"{work.sampler.kind} #### 4",
-                token_ids=[int(9 * u)],
-                ended="eos",
-                scores=dict.fromkeys(("strict", "flexible", "numeric"), score),
-                chain={},
-                timings={"start": 1.0, "end": 2.0, "wall_seconds": 1.0},
-                memory={},
-                tokens={"prompt": 1, "answer": 1, "generated": 1, "prefilled": 1},
-                worker={"rank": 0},
-            )
+        return Record(
+            problem_id=i,
+            sample_index=work.sample_index,
+            status="ok",
+            text=f"{work.sampler.kind} #### 4",
+            token_ids=[int(9 * u)],
+            ended="eos",
+            scores=dict.fromkeys(("strict", "flexible", "numeric"), score),
+            chain={},
+            timings={"start": 1.0, "end": 2.0, "wall_seconds": 1.0},
+            memory={},
+            tokens={"prompt": 1, "answer": 1, "generated": 1, "prefilled": 1},
+            worker={"rank": 0},
         )
-        return future
-
-    def failure(self) -> BaseException | None:
-        return None
-
-    def health(self) -> dict[str, Any]:
-        return {"rank": 0, "pid": os.getpid()}
-
-    def close(self) -> None: ...
 
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs a session on eight problems in `tmp_path` with a fake worker, model and preflight."""
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
+    model = install(Answering, tmp_path, monkeypatch)
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"question": "q" * i, "answer": "#### 4"}) + "\n" for i in range(1, 9)))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(session, "Worker", FakeWorker)
-    monkeypatch.setattr(session.preflight, "check", lambda *_: 100)
     monkeypatch.setattr(sources, "DEMO_FOLDER", tmp_path)
     monkeypatch.setattr(sources, "DEMO_PROBLEMS", "data.jsonl")
 
@@ -230,7 +211,7 @@ def test_another_configuration_is_refused_and_fresh_starts_beside(start: Callabl
 def test_failed_problems_give_exit_code_3(
     start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FakeWorker, "broken", True)
+    monkeypatch.setattr(Answering, "broken", True)
     assert start(run_dir=tmp_path / "run") == 3
     assert [k for k, r in by_key(tmp_path / "run").items() if r.status == "failed"] == [(3, 0)]
 
@@ -287,11 +268,11 @@ def test_a_demo_whose_last_directory_is_refused_makes_none_of_the_others(
 def test_a_refused_start_does_not_block_its_remedy(
     start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(worker: FakeWorker, config: Any) -> None:
+    def refuse(worker: Answering, config: Any) -> None:
         raise UserError("the model cannot be loaded here")
 
     with monkeypatch.context() as broken:
-        broken.setattr(FakeWorker, "load", refuse)
+        broken.setattr(Answering, "load", refuse)
         with pytest.raises(UserError, match="cannot be loaded"):
             start(run_dir=tmp_path / "run")
     assert start(run_dir=tmp_path / "run", seed=1) == 0
@@ -305,7 +286,7 @@ def test_every_start_says_commit_and_versions(
     for commit in ("a" * 40, "b" * 40):
         described = {"git_commit": commit, "git_dirty": False, "versions": {"torch": commit[:1]}, "hardware": {}}
         monkeypatch.setattr(session.hardware, "describe", lambda described=described: described)
-        monkeypatch.setattr(FakeWorker, "signal_at", 3 if commit.startswith("a") else None)
+        monkeypatch.setattr(Answering, "signal_at", 3 if commit.startswith("a") else None)
         start(run_dir=tmp_path / "run", batch_size=1)
     starts = [row for row in read_telemetry(tmp_path / "run" / TELEMETRY) if row.get("event") == "start"]
     assert [(row["git_commit"][0], row["git_dirty"], row["versions"]) for row in starts] == [
@@ -323,13 +304,13 @@ def test_a_stopped_fresh_run_goes_on_in_its_directory(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert start(run_dir=tmp_path / "run", mode=mode) == 0
-    monkeypatch.setattr(FakeWorker, "signal_at", 3)
+    monkeypatch.setattr(Answering, "signal_at", 3)
     capsys.readouterr()
     assert start(run_dir=tmp_path / "run", mode=mode, batch_size=1, fresh=True) == 143
     said = capsys.readouterr().err
     assert f"--run-dir {tmp_path / 'run-2'} without --fresh" in said
     assert "same command" not in said
-    monkeypatch.setattr(FakeWorker, "signal_at", None)
+    monkeypatch.setattr(Answering, "signal_at", None)
     assert start(run_dir=tmp_path / "run-2", mode=mode) == 0
     assert not (tmp_path / "run-3").exists()
 
@@ -338,10 +319,10 @@ def test_a_signal_stops_the_session_and_says_how_to_go_on(
     start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(FakeWorker, "signal_at", 3)
+    monkeypatch.setattr(Answering, "signal_at", 3)
     assert start(run_dir=tmp_path / "run", batch_size=1) == 143
     assert signal.getsignal(signal.SIGTERM) == before
     assert re.search(r"Stopped by SIGTERM with 3 of 8 answers in .*; the same command goes on", capsys.readouterr().err)
-    monkeypatch.setattr(FakeWorker, "signal_at", None)
+    monkeypatch.setattr(Answering, "signal_at", None)
     assert start(run_dir=tmp_path / "run") == 0
     assert len(by_key(tmp_path / "run")) == 8
