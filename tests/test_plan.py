@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import weakref
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from orchestrator.cli import main
 from orchestrator.plan_options import GPUS
 from orchestrator.settings import build_config
 
+ROOT = Path(__file__).parents[1]
 GIB = 2**30
 CONFIG = EngineConfig()
 
@@ -235,6 +237,24 @@ def test_an_evaluation_is_planned_by_the_engines_own_arithmetic(capsys: pytest.C
     prompts = 4096 * 2 * 4 * (3584 + 18944)
     assert found["peak"] == peak(model, reading, plan, CONFIG)
     assert found["peak"] == WORKSPACE_BYTES + 2 * found["parameters"] + 2 * 4 * 64 + found["kv"] + prompts
+
+
+def test_every_configuration_is_described_and_the_slots_are_the_planners() -> None:
+    text = (ROOT / "docs/configs.md").read_text()
+    for file in (ROOT / "configs").glob("*.yaml"):
+        assert build_config([], {}, file)
+        assert re.search(rf"^## {file.stem}$|`{file.stem}`", text, re.MULTILINE), file.stem
+    shapes = {name: of_shape(name) for name in ("0.5b", "1.5b", "7b")}
+    tables = re.findall(r"`--gpu (\S+)`[^|]*((?:\|.*\n)+)", text)
+    assert {gpu for gpu, _ in tables} == {"h100-80", "h200-141", "a100-40", "a6000-48"}
+    for gpu, table in tables:
+        cells = []
+        for name, model in shapes.items():
+            reading = forecast(model, round(GPUS[gpu] * GIB), 256, CONFIG)
+            plans = [plan_slots(reading, demand(model, None, length, 2), CONFIG) for length in (768, 2304)]
+            shown = [f"{plan.slots} ({peak(model, reading, plan, CONFIG) / GIB:.1f} GiB)" for plan in plans]
+            cells.append(f"| {name} | {' | '.join(shown)} |")
+        assert table.splitlines()[2:] == cells, gpu
 
 
 def test_a_batch_size_is_an_upper_limit(capsys: pytest.CaptureFixture[str]) -> None:
