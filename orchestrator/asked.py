@@ -13,7 +13,7 @@ from evals.tasks.gsm8k import make_task
 from evals.types import Message, Problem, UserError
 from orchestrator.claim import RUN
 from orchestrator.preflight import prompts_digest
-from orchestrator.sources import TRAIN_SETTING, load_problems
+from orchestrator.problems import TRAIN_SETTING, load_problems
 
 
 class Asked(NamedTuple):

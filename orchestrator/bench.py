@@ -54,7 +54,7 @@ def load(args: argparse.Namespace, began: float) -> tuple[Model, EngineConfig, s
     """The model, the engine's settings, the model's name, and the seconds of imports, checks and load."""
     from evals import bench as measure
     from orchestrator import hardware
-    from orchestrator.sources import resolve_model
+    from orchestrator.models import resolve_model
 
     if measure.prompt_length(args.context, args.steps) < 1:
         raise UserError(

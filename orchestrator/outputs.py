@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from evals.config import TaskConfig
 from evals.types import Record, UserError
 from orchestrator.config import RunConfig
-from orchestrator.sources import find_question, jsonl_lines, parsed
+from orchestrator.problems import find_question, jsonl_lines, parsed
 
 
 class Metadata(BaseModel):

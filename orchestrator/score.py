@@ -14,7 +14,7 @@ from evals.tasks.presets import PRESETS
 from evals.types import Problem, UserError
 from orchestrator.arguments import path_and_options
 from orchestrator.names import suggestion
-from orchestrator.sources import SURROGATE, jsonl_rows
+from orchestrator.problems import SURROGATE, jsonl_rows
 
 USAGE = """usage: powersample score FILE.jsonl [--preset NAME]
 

@@ -26,9 +26,10 @@ from orchestrator.crew import Crew, Died, Lost, Ready, Spawned, Work
 from orchestrator.driver import drive, failed_record, note
 from orchestrator.inline import InlineCrew
 from orchestrator.metrics import check_tracker, published
+from orchestrator.models import ModelSource, resolve_model
+from orchestrator.problems import TRAIN_SETTING, DataSource, load_problems
 from orchestrator.progress import Progress
 from orchestrator.report import tell
-from orchestrator.sources import TRAIN_SETTING, DataSource, ModelSource, load_problems, resolve_model
 from orchestrator.stop import Stop
 from orchestrator.store import RunStore, check_root, check_store, fresh_directory, open_store
 from orchestrator.telemetry import Telemetry

@@ -21,7 +21,7 @@ from orchestrator.arguments import path_and_options
 from orchestrator.asked import task_of
 from orchestrator.claim import RECORDS, read_run
 from orchestrator.outputs import Output
-from orchestrator.sources import jsonl_lines
+from orchestrator.problems import jsonl_lines
 from orchestrator.store import first_records
 
 USAGE = "powersample validate OUT.jsonl --input IN.jsonl"

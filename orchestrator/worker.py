@@ -18,8 +18,8 @@ from evals.samplers.make import make_sampler
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem, Record, Task
 from orchestrator.crew import Work
+from orchestrator.models import ModelSource, on_this_node
 from orchestrator.room import wait_for_room
-from orchestrator.sources import ModelSource, on_this_node
 from orchestrator.store import encode
 
 ENGINE_FAILED = 1  # exit code

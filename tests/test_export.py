@@ -25,8 +25,8 @@ from orchestrator import durable, hardware
 from orchestrator.cli import main
 from orchestrator.config import RunConfig, resolve, run_content
 from orchestrator.preflight import prompts_digest
+from orchestrator.problems import load_problems
 from orchestrator.report import read
-from orchestrator.sources import load_problems
 from orchestrator.store import encode
 
 FORMS = ["#### {n}", "#### {n}.00", "The answer is ${n}.", "I do not know", "#### 7\n#### {n}", r"\boxed{{{n}}}."]

@@ -19,7 +19,7 @@ from evals.samplers.single import Single
 from evals.tasks.gsm8k import make_task
 from evals.types import Chain, Problem, Sample
 from orchestrator.cli import main
-from orchestrator.sources import load_problems
+from orchestrator.problems import load_problems
 
 pytestmark = [
     pytest.mark.gpu,

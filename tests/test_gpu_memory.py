@@ -20,7 +20,7 @@ from evals.samplers.make import make_sampler
 from evals.tasks.gsm8k import make_task
 from evals.types import Chain, UserError
 from orchestrator.cli import main
-from orchestrator.sources import load_problems
+from orchestrator.problems import load_problems
 
 pytestmark = [
     pytest.mark.gpu,

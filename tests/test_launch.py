@@ -17,7 +17,7 @@ import yaml
 
 from evals.config import EngineConfig
 from evals.types import UserError
-from orchestrator.sources import ModelSource, on_this_node
+from orchestrator.models import ModelSource, on_this_node
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
@@ -180,7 +180,7 @@ def test_one_worker_of_a_node_downloads_while_the_others_wait(tmp_path: Path, mo
 
     together = Event()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("orchestrator.sources.download", download)
+    monkeypatch.setattr("orchestrator.models.download", download)
     model = ModelSource("/driver/only", "owner/name", "abc123", "abc123")
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: on_this_node(model, EngineConfig()), range(3)))

@@ -21,8 +21,8 @@ from orchestrator.asked import as_text, asked
 from orchestrator.claim import read_run
 from orchestrator.page import markup
 from orchestrator.preflight import prompts_digest
+from orchestrator.problems import load_problems
 from orchestrator.report import write_report
-from orchestrator.sources import load_problems
 from orchestrator.store import encode
 
 HOSTILE = (

@@ -17,7 +17,7 @@ from fake_worker import FakeWorker, install
 
 from evals.rng import Purpose, uniform
 from evals.types import Record, UserError
-from orchestrator import session, sources
+from orchestrator import models, problems, session
 from orchestrator.claim import RECORDS, RUN, TELEMETRY
 from orchestrator.config import RunConfig, resolve
 from orchestrator.driver import Work
@@ -169,8 +169,9 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"question": "q" * i, "answer": "#### 4"}) + "\n" for i in range(1, 9)))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sources, "DEMO_FOLDER", tmp_path)
-    monkeypatch.setattr(sources, "DEMO_PROBLEMS", "data.jsonl")
+    for module in (models, problems):
+        monkeypatch.setattr(module, "DEMO_FOLDER", tmp_path)
+    monkeypatch.setattr(problems, "DEMO_PROBLEMS", "data.jsonl")
 
     def run(**settings: Any) -> int:
         inputs = {} if settings.get("mode") == "demo" else {"model": str(model), "data": str(data)}

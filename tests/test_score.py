@@ -17,8 +17,8 @@ from evals.samplers.replay import Replay
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem
 from orchestrator.cli import main
+from orchestrator.problems import load_problems
 from orchestrator.reduce import summarise
-from orchestrator.sources import load_problems
 from orchestrator.store import encode, first_records, read_records
 
 ROOT = Path(__file__).parents[1]

@@ -15,10 +15,11 @@ from safetensors.numpy import save_file
 from evals.config import TaskConfig
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem, UserError
-from orchestrator import hardware, preflight, sources
+from orchestrator import hardware, models, preflight, problems
 from orchestrator.config import RunConfig, resolve
 from orchestrator.hardware import Gpu, visible
-from orchestrator.sources import load_problems, resolve_model
+from orchestrator.models import resolve_model
+from orchestrator.problems import load_problems
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -113,7 +114,7 @@ def test_what_the_hub_would_have_is_refused_with_the_variables() -> None:
     with pytest.raises(UserError, match=r"'openai/gsm8k' .*Name or service not known.* POWERSAMPLE_DATA"):
         load_problems("openai/gsm8k")
     with pytest.raises(UserError, match=r"'a/b' \(split train\) .*; set POWERSAMPLE_TASK__TRAIN_DATA"):
-        load_problems("a/b", "train", setting=sources.TRAIN_SETTING)
+        load_problems("a/b", "train", setting=problems.TRAIN_SETTING)
     with pytest.raises(UserError, match=r"'Qwen/Qwen2.5-Math-1.5B' .*Name or service not known.* POWERSAMPLE_MODEL"):
         resolve_model("Qwen/Qwen2.5-Math-1.5B")
 
@@ -148,7 +149,7 @@ def test_gsm8k_comes_from_the_hub_at_one_revision(monkeypatch: pytest.MonkeyPatc
     assert load_problems("openai/gsm8k", "train").problems == [Problem(0, *ROW.values())]
     load_problems("someone/else")
     assert asked == [
-        (("openai/gsm8k", "main"), {"split": "train", "revision": sources.GSM8K_REVISION}),
+        (("openai/gsm8k", "main"), {"split": "train", "revision": problems.GSM8K_REVISION}),
         (("someone/else", None), {"split": "test", "revision": None}),
     ]
 
@@ -204,7 +205,7 @@ def test_gsm8k_itself() -> None:
 
 
 def test_the_embedded_model_and_problems() -> None:
-    if not (sources.DEMO_FOLDER / sources.DEMO_MODEL).exists():
+    if not (models.DEMO_FOLDER / models.DEMO_MODEL).exists():
         pytest.skip("the embedded model is not made yet")
     assert load_problems("demo", limit=3).num_rows == 200
     assert Path(resolve_model("demo").folder).is_dir()

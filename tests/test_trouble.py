@@ -19,7 +19,7 @@ from evals.engine.engine import EngineCounters
 from evals.types import Problem, UserError
 from orchestrator.cli import main
 from orchestrator.driver import Died, Event, Health, Ready, Work, WorkersLost
-from orchestrator.sources import load_problems
+from orchestrator.problems import load_problems
 from orchestrator.store import open_store
 from orchestrator.telemetry import Telemetry, read_telemetry
 

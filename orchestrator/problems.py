@@ -1,0 +1,213 @@
+"""From a name to the problems of a data set, with the digest that identifies them, and rows of JSONL files in general.
+
+What cannot be had, and a row that is no problem, is a UserError that names the setting or the line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from codecs import BOM_UTF8
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from evals.config import TaskConfig
+from evals.grading.numeric import gold
+from evals.types import Problem, UserError
+from orchestrator.config import DEFAULT_DATA, DEMO
+from orchestrator.sources import DEMO_FOLDER, HUB_SECONDS, is_local, other_way, unavailable
+
+DEMO_PROBLEMS, DEMO_TRAIN = "problems.jsonl", "train.jsonl"  # in DEMO_FOLDER
+GSM8K_REVISION = "cc7b047b6e5bb11b4f1af84efc572db110a51b3c"
+PLATINUM = "madrylab/gsm8k-platinum"  # has a test split alone, from which its solved examples come, too
+GSM8K_FORMAT = TaskConfig()
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write one alone, UTF-8 and tokenizers cannot
+DATA_SETTING = "POWERSAMPLE_DATA (--data)"
+TRAIN_SETTING = "POWERSAMPLE_TASK__TRAIN_DATA (--task.train-data)"
+
+
+class DataSource(NamedTuple):
+    """Problems in the order of their data set."""
+
+    problems: list[Problem]
+    """Within the limit."""
+    name: str
+    digest: str
+    """sha256 of all rows, the same for a file and the hub, whatever the limit."""
+    num_rows: int
+    """Rows of the whole data set."""
+    refused: Mapping[int, str] = MappingProxyType({})
+    """Row -> why it is no problem; only where nothing is graded, since a score is of all rows."""
+
+    @property
+    def num_problems(self) -> int:
+        """Within the limit, refused ones included."""
+        return len(self.problems) + len(self.refused)
+
+    def describe(self) -> dict[str, Any]:
+        """For run.json."""
+        return {"name": self.name, "sha256": self.digest, "rows": self.num_rows}
+
+
+def load_problems(
+    data: str,
+    split: str = "test",
+    limit: int | None = None,
+    task: TaskConfig = GSM8K_FORMAT,
+    setting: str = DATA_SETTING,
+) -> DataSource:
+    """The problems of `demo`, a JSONL file, or a data set on the hub, in the format of `task`; problem_id is the row.
+
+    Raises UserError: unreachable (naming `setting`, by which `data` was chosen), empty, or a row that is no problem
+    (file and line named).
+    """
+    if data == DEMO or is_local(data) or data.endswith((".jsonl", ".json")):
+        path = DEMO_FOLDER / (DEMO_TRAIN if split == "train" else DEMO_PROBLEMS) if data == DEMO else Path(data)
+        problems, refused = read_jsonl(path.expanduser(), task, setting)
+    else:
+        rows, refused = hub_rows(data, split, setting), {}
+        problems = [check_row(row, number, f"{data}, row {number}", task) for number, row in enumerate(rows)]
+        if not problems:
+            raise UserError(f"The data set {data} has no rows in split {split}; set {setting} to another.")
+    pairs: list[list[Any]] = [[problem.question, problem.answer] for problem in problems]
+    content = json.dumps([*pairs, *([row] for row in refused)], ensure_ascii=False)
+    digest, num_rows = hashlib.sha256(content.encode()).hexdigest(), len(problems) + len(refused)
+    within = num_rows if limit is None else limit
+    problems = [problem for problem in problems if problem.problem_id < within]
+    if not problems:
+        raise UserError(f"No row of {data} within the limit can be used; the first: {next(iter(refused.values()))}")
+    return DataSource(
+        problems, data, digest, num_rows, {row: reason for row, reason in refused.items() if row < within}
+    )
+
+
+def read_jsonl(path: Path, task: TaskConfig, setting: str) -> tuple[list[Problem], dict[int, str]]:
+    """The problems of a JSONL file, and why other rows are none, which only an open task does not raise at once.
+
+    Raises UserError where there is no row.
+    """
+    way_out = f"set {setting} to a JSONL file in GSM8K's format or a hub name"
+    problems, refused = [], {}
+    for number, (where, line) in enumerate(jsonl_lines(path, way_out)):
+        try:
+            problems.append(check_row(parsed(line, where), number, where, task))
+        except UserError as error:
+            if task.name != "open":
+                raise
+            refused[number] = str(error)
+    if not problems and not refused:
+        raise UserError(f"The data file {path} has no problems in it; {way_out}.")
+    return problems, refused
+
+
+def jsonl_rows(path: Path, way_out: str) -> Iterator[tuple[str, Any]]:
+    """What the lines of a JSONL file hold, each with where it stands. Raises UserError for a line that is no JSON."""
+    return ((where, parsed(line, where)) for where, line in jsonl_lines(path, way_out))
+
+
+def jsonl_lines(path: Path, way_out: str) -> Iterator[tuple[str, bytes]]:
+    """The rows of a JSONL file as they are written, each with where it stands; blank lines count as lines but not as
+    rows.
+
+    Raises UserError: `way_out` says what else to name where the file cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"The data file {path} cannot be read ({error.strerror}); {way_out}.") from error
+    for number, line in enumerate(content.removeprefix(BOM_UTF8).split(b"\n"), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", line
+
+
+def parsed(line: bytes, where: str) -> Any:
+    """What a line of JSON holds. Raises UserError."""
+    try:
+        return json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}: not a line of JSON ({error.msg} at column {error.colno}); repair or remove the line."
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits, brackets in too many brackets
+        raise UserError(f"{where}: no problem can be read from it ({error}); repair or remove the line.") from error
+
+
+def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FORMAT) -> Problem:
+    """A row as a problem: question and answer are texts, and the answer ends in a `#### number` that can be graded.
+
+    In the format `math` the whole answer is what is graded, unless it has a `####`, too; in the format `open` there is
+    none.
+    """
+    open_ended, has_gold = task.name == "math", task.name != "open"
+    question_key = find_question(row, task)
+    asked = {question_key: "…", task.answer_key: "42" if open_ended else "… #### 42"}
+    form = json.dumps(asked if has_gold else {question_key: "…"}, ensure_ascii=False)
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where}: a {type(row).__name__} instead of an object such as {form}.")
+    for key in (question_key, task.answer_key) if has_gold else (question_key,):
+        if key not in row:
+            raise UserError(
+                f"{where}: the key {key!r} is missing (it has {', '.join(row) or 'none'}); rows are {form}."
+            )
+        if not isinstance(row[key], str) or not row[key].strip():
+            raise UserError(f"{where}: {key!r} must be a text that is not empty; rows are {form}.")
+        if SURROGATE.search(row[key]):
+            raise UserError(
+                f"{where}: {key!r} has half a character (\\ud800 to \\udfff alone); repair or remove the row."
+            )
+    group = row.get("group")
+    if not has_gold:
+        if SURROGATE.search(json.dumps(row, ensure_ascii=False)):  # its other fields are carried into the output
+            raise UserError(f"{where}: it has half a character (\\ud800 to \\udfff alone); repair or remove the row.")
+        return Problem(problem_id, row[question_key], "", None if group is None else str(group))
+    question, answer = row[question_key], row[task.answer_key]
+    problem = Problem(problem_id, question, answer, None if group is None else str(group))
+    if open_ended and "####" not in answer:
+        return problem._replace(answer=f"#### {answer.strip()}")
+    if not answer.rpartition("####")[1] or not answer.rpartition("####")[2].strip():
+        raise UserError(
+            f"{where}: the answer has no `#### number` at its end, so nothing can be graded; rows are {form}."
+        )
+    if open_ended:
+        return problem
+    try:
+        gold(problem)
+    except UserError as error:  # which knows the problem but not where it stands
+        written = problem.answer.rpartition("####")[2].strip()
+        raise UserError(f"{where}: the answer after `####` is {written!r}, not a number; rows are {form}.") from error
+    return problem
+
+
+def find_question(row: Any, task: TaskConfig) -> str:
+    """Under which name a row has its question: where nothing is graded, `prompt` is as good as the usual one."""
+    either = task.name == "open" and isinstance(row, Mapping) and task.question_key not in row and "prompt" in row
+    return "prompt" if either else task.question_key
+
+
+def hub_rows(name: str, split: str, setting: str) -> list[dict[str, Any]]:
+    """Rows of a data set from the hub; with HF_HUB_OFFLINE=1 only the cache on this machine is looked at.
+
+    The hub is asked first by one short call: `load_dataset` alone retries for half a minute when offline.
+    """
+    from huggingface_hub import HfApi, constants
+
+    revision, configuration = (GSM8K_REVISION, "main") if name == DEFAULT_DATA else (None, None)
+    if name == PLATINUM:
+        configuration, split = "main", "test"
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            HfApi().dataset_info(name, revision=revision, timeout=HUB_SECONDS)
+        import datasets
+
+        loaded = datasets.load_dataset(name, configuration, split=split, revision=revision)
+        return [dict(row) for row in loaded]
+    except Exception as error:  # the hub's client raises errors of several libraries
+        raise UserError(
+            f"The data set {name!r} (split {split}) is no file on this machine and {unavailable(error)}; set "
+            f"{setting} to a JSONL file in GSM8K's format or another hub name, or {other_way()}."
+        ) from error
