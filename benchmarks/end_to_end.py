@@ -45,9 +45,9 @@ def measure(args: argparse.Namespace, began: float) -> None:
     """Set up, run, print."""
     from evals.bench import Laps, peak
     from evals.config import EngineConfig, TaskConfig
-    from evals.engine.checkpoint import load_model
     from evals.engine.engine import Engine
     from evals.engine.memory import release, reset_peak
+    from evals.engine.checkpoint import load_model
     from evals.tasks.gsm8k import make_task
     from orchestrator.bench import json_line
     from orchestrator.hardware import describe, gpus
@@ -130,7 +130,7 @@ def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.
     ]
     records = [future.result() for future in under_way]
     seconds = time.perf_counter() - began
-    after, shrunk = engine.counters(), engine.take_slot_changes()
+    after, changes = engine.counters(), engine.take_slot_changes()
     tokens = after.generated_tokens - before.generated_tokens
     return {
         "problems": len(records),
@@ -140,8 +140,8 @@ def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.
         "answer_tokens": sum(record.tokens["answer"] for record in records),
         "prefilled_tokens": after.prefilled_tokens - before.prefilled_tokens,
         "steps": after.steps - before.steps,
-        "device_waits": None if engine.idle is None or shrunk else engine.idle.seconds / seconds,
-        "shrunk": [event._asdict() for event in shrunk],
+        "device_waits": None if engine.idle is None or changes else engine.idle.seconds / seconds,
+        "slot_changes": [change._asdict() for change in changes],
         **judged(records),
     }
 
