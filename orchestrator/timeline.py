@@ -27,7 +27,7 @@ MARKS = {
     "torn_tail": ("half line removed", COLOURS[7]),
     "spawn": ("worker started", COLOURS[4]),
     "ready": ("worker ready", COLOURS[4]),
-    "slots": ("fewer slots", COLOURS[5]),
+    "slots": ("slots changed", COLOURS[5]),
     "requeue": ("asked again", COLOURS[5]),
     "retry": ("tried again", COLOURS[5]),
     "oom": ("out of memory", COLOURS[3]),
