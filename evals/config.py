@@ -16,7 +16,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-SamplerKind = Literal["power", "paper", "temperature", "greedy", "best_of", "majority", "snis", "smc"]
+SamplerKind = Literal["power", "paper", "temperature", "greedy", "best_of", "majority", "snis", "smc", "replay"]
 
 AUTO_SLOTS = {"cuda": 256, "cpu": 10}
 """Problems at once where nobody names a number: on a GPU at most so many, beyond which little is gained (512 slots were
@@ -36,6 +36,7 @@ READS: dict[SamplerKind, frozenset[str]] = {
     "majority": frozenset({"temperature", "num_candidates"}),
     "snis": frozenset({"alpha", "num_candidates"}),
     "smc": frozenset({"alpha", "num_candidates", "smc_ramp", "smc_interval", "smc_threshold"}),
+    "replay": frozenset({"texts"}),
 }  # fmt: skip
 """The settings that each kind of sampler reads; setting another one is a mistake."""
 
@@ -52,7 +53,7 @@ class SamplerConfig(Settings):
         default="power",
         description="power (exact Metropolis-Hastings for p^alpha), paper (the published code's rules, biased), "
         "temperature, greedy, best_of (candidates of temperature 1/alpha, the likeliest), majority (vote), snis "
-        "(candidates weighted by p^alpha), smc (particles)",
+        "(candidates weighted by p^alpha), smc (particles), replay (grades given texts and samples nothing)",
     )
     alpha: Annotated[float, Field(ge=1, le=1000)] = Field(default=4.0, description="exponent of the target p^alpha")
     num_moves: Annotated[int, Field(ge=0, le=100_000)] = Field(
@@ -93,6 +94,11 @@ class SamplerConfig(Settings):
     smc_threshold: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5, description="resample below this effective share of the particles"
     )
+    texts: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description='what replay grades: a JSONL file of rows {"id": row of the data from 0, "text": answer}, one for '
+        "each sample (without id: in the order of the data), or gold (the data's own answers)",
+    )
 
     @model_validator(mode="after")
     def _refuse_what_is_not_read(self) -> Self:
@@ -101,6 +107,8 @@ class SamplerConfig(Settings):
             readers = ", ".join(kind for kind, fields in READS.items() if name in fields)
             reason = f"kind {self.kind} does not read {name}, which belongs to {readers}"
             raise conflict(f"{reason}; leave {name} out or choose such a kind", name, "kind")
+        if self.kind == "replay" and self.texts is None:
+            raise conflict("name by sampler.texts what is replayed, a JSONL file or gold", "kind")
         if self.num_effective_moves is not None:
             if self.num_moves != usual["num_moves"]:
                 raise conflict("they exclude each other; set one", "num_moves", "num_effective_moves")

@@ -26,6 +26,7 @@ DECIDING = (
     ),
     "provenance.model.sha256",
     "provenance.data.sha256",
+    "provenance.texts_sha256",
 )
 """What of run.json may make two runs differ, to be named in a refusal; the fingerprint alone decides."""
 

@@ -233,6 +233,8 @@ class Provenance(NamedTuple):
     """Digest of all rows, before any limit."""
     train_data: str | None = None
     """Digest of the rows that solved examples come from; None without examples."""
+    texts: str | None = None
+    """Digest of the texts that are replayed; None where nothing is."""
 
 
 def fingerprint(config: RunConfig, provenance: Provenance) -> str:
@@ -240,15 +242,16 @@ def fingerprint(config: RunConfig, provenance: Provenance) -> str:
 
     Slots, workers, GPUs, paths and report options are not in it: they may change from one start to the next.
     """
+    sampler = {name: value for name, value in config.sampler.read().items() if name != "texts"}  # a path
     later = {"max_prompt_tokens"} if config.task.max_prompt_tokens is None else set()  # older runs did not know it
     task = config.task.model_dump(exclude={"train_data", *later})
     contents = {
         "record_format": RECORD_FORMAT,
-        **provenance._asdict(),
+        **{name: digest for name, digest in provenance._asdict().items() if name != "texts" or digest},
         "limit": config.limit,
         "num_samples": config.num_samples,
         "task": task,
-        "sampler": config.sampler.read(),
+        "sampler": sampler,
         "seed": config.seed,
         "dtype": config.engine.dtype,
     }
@@ -264,12 +267,13 @@ def run_content(
     num_problems: int,
     environment: Mapping[str, Any],
     prompts: str | None = None,
+    texts: str | None = None,
 ) -> dict[str, Any]:
     """What run.json says beside the fingerprint: configuration, inputs and where it was made.
 
     `model` {name, revision, sha256} and `data` {name, sha256, rows} describe the inputs (`ModelSource.describe`,
     `DataSource.describe`), `num_problems` counts those within the limit, `environment` is `hardware.describe()`,
-    `prompts` is the digest of their prompts (`preflight.prompts_digest`).
+    `prompts` is the digest of their prompts (`preflight.prompts_digest`), `texts` that of replayed texts.
     """
     settings = config.model_dump(mode="json", exclude={"fresh", "inline"})
     return {
@@ -279,6 +283,7 @@ def run_content(
             "model": dict(model),
             "data": dict(data),
             "prompts_sha256": prompts,
+            **({"texts_sha256": texts} if texts else {}),
             "dtype": config.engine.dtype,
             "record_format": RECORD_FORMAT,
             **environment,

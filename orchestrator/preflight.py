@@ -9,17 +9,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evals.prompts import prompt_ids
 from evals.types import Problem, Task, UserError
 from orchestrator.config import RunConfig, plan
 
+if TYPE_CHECKING:
+    from evals.engine.tokenizer import Tokenizer
 
-def check(config: RunConfig, folder: str, problems: Sequence[Problem], train_problems: Sequence[Problem] = ()) -> int:
-    """Check a resolved configuration against the model in `folder`; returns the longest prompt + answer in tokens."""
+
+def check(
+    config: RunConfig,
+    folder: str,
+    problems: Sequence[Problem],
+    train_problems: Sequence[Problem] = (),
+    texts: Mapping[tuple[int, int], str] | None = None,
+) -> int:
+    """Check a resolved configuration against the model in `folder`; returns the longest prompt + answer in tokens.
+
+    Where `texts` are replayed the model reads no prompt, and its context limits nothing.
+    """
     from evals.engine.gate import check_architecture
     from evals.engine.tokenizer import load_tokenizer
     from evals.tasks.gsm8k import make_task
@@ -34,9 +46,22 @@ def check(config: RunConfig, folder: str, problems: Sequence[Problem], train_pro
     tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
     task = make_task(config.task, config.seed, train_problems)
     lengths = prompt_lengths(task, problems, tokenizer.encode)
+    if texts is not None:
+        check_texts(texts, tokenizer)
+        return limits.context_length
     task_config = config.task
     cut = task_config.max_prompt_tokens is not None
     return check_lengths(lengths, task_config.max_new_tokens, limits.context_length, task_config.num_shots, cut=cut)
+
+
+def check_texts(texts: Mapping[tuple[int, int], str], tokenizer: Tokenizer) -> None:
+    """Raises UserError unless every text is the same again once it was tokens: what is graded is what was given."""
+    for (problem_id, _), text in texts.items():
+        if tokenizer.decode(tokenizer.encode(text, whole=False)) != text:
+            raise UserError(
+                f"The text for problem {problem_id} in sampler.texts is another one after the model's tokenizer; name "
+                "a model that keeps every byte, such as --model demo."
+            )
 
 
 def check_weights(folder: Path, allow_pickle: bool) -> None:

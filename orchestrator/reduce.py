@@ -8,6 +8,7 @@ after any limit), `fingerprint`, and of `provenance` `model` {name, sha256}, `da
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,8 @@ def method(sampler: Mapping[str, Any]) -> str:
             return f"SNIS of {sampler['num_candidates']} (alpha {sampler['alpha']:g})"
         case "smc":
             return f"SMC of {sampler['num_candidates']} (alpha {sampler['alpha']:g})"
+        case "replay":
+            return f"replay of {PurePath(sampler['texts']).name}"
         case kind:
             return str(kind or "unknown method")
 

@@ -31,8 +31,9 @@ from orchestrator.problems import TRAIN_SETTING, DataSource, load_problems
 from orchestrator.progress import Progress
 from orchestrator.report import tell
 from orchestrator.stop import Stop
-from orchestrator.store import RunStore, check_root, check_store, fresh_directory, open_store
+from orchestrator.store import Key, RunStore, check_root, check_store, fresh_directory, open_store
 from orchestrator.telemetry import Telemetry
+from orchestrator.texts import load_texts, texts_digest
 from orchestrator.worker import Worker, WorkerConfig
 
 MAX_CPU_THREADS = 2
@@ -54,6 +55,13 @@ class Inputs(NamedTuple):
     max_length: int
     """Longest prompt plus answer, in tokens."""
     prompts_digest: str
+    texts: dict[Key, str] | None = None
+    """What the sampler replays; None where it samples."""
+
+    @property
+    def provenance(self) -> Provenance:
+        texts = None if self.texts is None else texts_digest(self.texts)
+        return Provenance(self.model.digest, self.data.digest, self.train_digest, texts)
 
 
 class Planned(NamedTuple):
@@ -178,7 +186,8 @@ def find(config: RunConfig, model: ModelSource | None = None) -> Inputs:
     """Find model, unless it was found before, and data, and check that they fit. Raises UserError."""
     check_tracker(config.track)
     data = load_problems(config.data or "", config.data_split, config.limit, config.task)
-    train = None
+    sampler, train = config.sampler, None
+    texts = None if sampler.texts is None else load_texts(sampler.texts, data, config.num_samples)
     if config.task.num_shots and config.task.train_data is not None:
         train = load_problems(config.task.train_data, "train", None, config.task, TRAIN_SETTING)
     model = model or resolve_model(
@@ -188,9 +197,9 @@ def find(config: RunConfig, model: ModelSource | None = None) -> Inputs:
         allow_pickle=config.engine.allow_pickle,
     )
     train_problems = tuple(train.problems) if train else ()
-    max_length = preflight.check(config, model.folder, data.problems, train_problems)
+    max_length = preflight.check(config, model.folder, data.problems, train_problems, texts)
     prompts = preflight.prompts_digest(make_task(config.task, config.seed, train_problems), data.problems)
-    return Inputs(config, model, data, train_problems, train.digest if train else None, max_length, prompts)
+    return Inputs(config, model, data, train_problems, train.digest if train else None, max_length, prompts, texts)
 
 
 def way_on(config: RunConfig, directory: Path) -> str:
@@ -206,12 +215,12 @@ def plan_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[Planned]:
     if config.fresh and config.mode == "demo":
         config = config.model_copy(update={"run_dir": fresh_directory(config.run_dir or Path("runs/demo"))})
     for one in plan(config):
-        digest = fingerprint(one, Provenance(inputs.model.digest, inputs.data.digest, inputs.train_digest))
+        digest = fingerprint(one, inputs.provenance)
         directory = run_directory(one, digest)
         if config.fresh and config.mode != "demo":
             directory = fresh_directory(directory)
         found = inputs.model.describe(), inputs.data.describe(), inputs.data.num_problems
-        content = run_content(one, *found, environment, inputs.prompts_digest)
+        content = run_content(one, *found, environment, inputs.prompts_digest, inputs.provenance.texts)
         planned.append(Planned(one, directory, digest, content))
     return planned
 
@@ -301,6 +310,7 @@ def worker_config(inputs: Inputs) -> WorkerConfig:
         device="cuda" if config.use_gpus else "cpu",
         num_threads=None if config.use_gpus else cpu_threads(config.num_actors),
         train_problems=inputs.train_problems,
+        texts=inputs.texts,
         sequences=make_sampler(config.sampler).sequences,
     )
 

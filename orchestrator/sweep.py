@@ -19,7 +19,7 @@ from evals.types import UserError
 from orchestrator import hardware, session
 from orchestrator.arguments import command_parser, parse_known
 from orchestrator.claim import RECORDS
-from orchestrator.config import Provenance, RunConfig, fingerprint
+from orchestrator.config import RunConfig, fingerprint
 from orchestrator.fit import fitted, host_memory
 from orchestrator.flags import flag_name
 from orchestrator.names import known_settings, suggestion
@@ -58,7 +58,7 @@ def sweep(arguments: Sequence[str], configured: Callable[[list[str]], RunConfig]
 
     for one in map(planned, inputs.values()):
         check_store(one.directory, one.fingerprint, one.content)
-    if args.auto_batch_size and first.config.use_batched:
+    if args.auto_batch_size and first.config.use_batched and first.texts is None:
         owing = {name: one for name, one in inputs.items() if owes(one, planned(one).directory)}
         inputs |= fitted(owing, args.memory_limit, say)
 
@@ -132,7 +132,8 @@ def home(inputs: Inputs, knob: str) -> Path:
     group, _, key = knob.partition(".")
     config, usual = inputs.config, {key: known_settings()[knob].default}
     others = config.model_copy(update={group: getattr(config, group).model_copy(update=usual)})
-    digest = fingerprint(others, Provenance(inputs.model.digest, inputs.data.digest, inputs.train_digest))
+    provenance = inputs.provenance._replace(texts=None) if key == "texts" else inputs.provenance
+    digest = fingerprint(others, provenance)
     root = config.run_dir or Path("runs") / f"{config.name}-{key}-{digest[:8]}"
     return fresh_directory(root) if config.fresh else root
 

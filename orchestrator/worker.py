@@ -9,7 +9,9 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Mapping
 from concurrent.futures import Future
+from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from evals.types import Problem, Record, Task
 from orchestrator.crew import Work
 from orchestrator.models import ModelSource, on_this_node
 from orchestrator.room import wait_for_room
-from orchestrator.store import encode
+from orchestrator.store import Key, encode
 
 ENGINE_FAILED = 1  # exit code
 
@@ -40,6 +42,8 @@ class WorkerConfig(NamedTuple):
     """CPU threads of the model's products; None leaves the choice to torch."""
     train_problems: tuple[Problem, ...] = ()
     """Where solved examples come from."""
+    texts: Mapping[Key, str] | None = None
+    """What the sampler replays; None where it samples."""
     sequences: int = 2
     """Most sequences of full length that one answer needs at once; see `evals.types.Sampler`."""
 
@@ -83,7 +87,7 @@ class Worker:
                 model, config.engine, slots=config.slots, max_length=config.max_length, sequences=config.sequences
             )
             self._train_problems, self._tasks = config.train_problems, {}
-            self._prefetch = config.engine.prefetch
+            self._prefetch, self._texts = config.engine.prefetch, config.texts or {}
             self._notes = self._engine.notes
             self._engine.start()
             return found if room is None else room
@@ -99,7 +103,9 @@ class Worker:
             work.problem,
             work.sample_index,
             self.task(work.task, work.seed),
-            make_sampler(work.sampler, self._prefetch),
+            make_sampler(
+                work.sampler, self._prefetch, self._texts, partial(self._engine.tokenizer.encode, whole=False)
+            ),
             self._engine,
             max_new_tokens=work.task.max_new_tokens,
             seed=work.seed,

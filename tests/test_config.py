@@ -211,7 +211,7 @@ OTHER: dict[str, Any] = {
     "task.answer_key": "gold", "task.max_prompt_tokens": 99, "sampler.top_p": 0.9,
     "engine.dtype": "float16", "engine.trust_remote_code": True, "engine.allow_pickle": True, "engine.prefetch": 2,
     "engine.prefill_tokens": 64, "engine.execution": "eager", "engine.target_utilisation": 0.5, "num_samples": 4,
-    "engine.float32_logits": True, "engine.tensor_parallel": 2,
+    "engine.float32_logits": True, "engine.tensor_parallel": 2, "sampler.texts": "answers.jsonl",
 }  # fmt: skip
 """A value of every nested setting, in most cases not the default."""
 
@@ -222,7 +222,11 @@ def beside(name: str) -> dict[str, Any]:
     if group != "sampler" or key == "kind":
         return {}
     kind = next(kind for kind in READS if key in READS[kind])
-    return {"sampler.kind": kind, **({"sampler.cuts": "entropy"} if key == "entropy_power" else {})}
+    return {
+        "sampler.kind": kind,
+        **({"sampler.texts": "gold"} if kind == "replay" else {}),
+        **({"sampler.cuts": "entropy"} if key == "entropy_power" else {}),
+    }
 
 
 @pytest.mark.parametrize("name", OTHER)

@@ -1,29 +1,22 @@
-"""Scoring without a model: `score` on rows from anywhere, `regrade` on a run, and gold answers through the pipeline."""
+"""Scoring without a model: `score` on rows from anywhere, and `regrade` on a run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evals.config import EngineConfig, TaskConfig
-from evals.engine.checkpoint import load_model
-from evals.engine.engine import Engine
-from evals.evaluate import evaluate
-from evals.samplers.replay import Replay
-from evals.tasks.gsm8k import make_task
+from evals.config import TaskConfig
 from evals.types import Problem
 from orchestrator.cli import main
 from orchestrator.problems import load_problems
-from orchestrator.reduce import summarise
 from orchestrator.store import encode, first_records, read_records
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "evals/demo"
-GSM8K = ROOT.parent / "shared/data/gsm8k/test.jsonl"
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -102,59 +95,21 @@ def test_wrong_arguments_are_one_sentence(arguments: list[str], capsys: pytest.C
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    model = load_model(str(DEMO / "model"), EngineConfig(), "cpu", num_threads=1)
-    engine = Engine(model, EngineConfig(), slots=2, max_length=64)
-    engine.start()
-    yield engine
-    engine.close()
-
-
-def replayed(problems: list[Problem], engine: Engine) -> list[Any]:
-    """Records of the problems' own solutions, as if a model had written them."""
-    eos = min(engine.tokenizer.eos_ids)
-    answers = {(one.problem_id, 0): [*engine.tokenizer.encode(one.answer), eos] for one in problems}
-    task = make_task(TaskConfig(), 0)
-    records = evaluate(problems, task, Replay(answers), engine, max_new_tokens=16, seed=0)
-    return sorted(records, key=lambda record: record.problem_id)
-
-
-def test_all_gold_answers_of_gsm8k_are_right_through_the_whole_pipeline(engine: Engine) -> None:
-    if not GSM8K.exists():
-        pytest.skip(f"{GSM8K} is absent")
-    problems = load_problems(str(GSM8K)).problems
-    records = replayed(problems, engine)
-    summary = summarise(records, [], {"config": {}, "num_problems": len(problems)})
-    assert {name: score["mean"] for name, score in summary["accuracy"].items()} == dict.fromkeys(
-        ("strict", "flexible", "numeric"), 1.0
-    )
-    assert (len(records), summary["num_undecided"], summary["no_answer_rate"]) == (1319, 0, 0)
-    assert [record.text for record in records] == [problem.answer for problem in problems]
-    assert {record.ended for record in records} == {"eos"}
-
-
-def test_a_replayed_answer_needs_a_token_and_its_key(engine: Engine) -> None:
-    problem, task = Problem(0, "1+1?", "#### 2"), make_task(TaskConfig(), 0)
-    for answers, error in (({(0, 0): []}, ValueError), ({}, KeyError)):
-        with pytest.raises(error):
-            list(evaluate([problem], task, Replay(answers), engine, max_new_tokens=16, seed=0))
+def gold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the demo's first problems' own answers."""
+    directory = tmp_path_factory.mktemp("gold") / "run"
+    replay = ["--sampler.kind", "replay", "--sampler.texts", "gold", "--model", "demo", "--data", "demo"]
+    assert main(["run", "--inline", "--num-gpus", "0", "--limit", "4", *replay, "--run-dir", str(directory)]) == 0
+    return directory
 
 
 @pytest.fixture
-def run(engine: Engine, tmp_path: Path) -> Path:
-    """A finished run of the demo's first problems, whose recorded scores are all wrong."""
-    source = load_problems("demo", limit=4)
-    config = {
-        "data": "demo",
-        "task": TaskConfig().model_dump(mode="json"),
-        "sampler": {"kind": "greedy"},
-        "num_samples": 1,
-    }
-    content = {"config": config, "num_problems": 4, "provenance": {"data": source.describe()}, "fingerprint": "f"}
+def run(gold: Path, tmp_path: Path) -> Path:
+    """The same with recorded scores that are all wrong."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/run.json").write_text(json.dumps(content))
+    shutil.copy(gold / "run.json", tmp_path / "run")
     wrong = {"correct": False, "answer": "0", "kind": "number"}
-    records = [one._replace(scores=dict.fromkeys(one.scores, wrong)) for one in replayed(source.problems, engine)]
+    records = [one._replace(scores=dict.fromkeys(one.scores, wrong)) for one in read_records(gold / "records.jsonl")]
     (tmp_path / "run/records.jsonl").write_bytes(b"".join(map(encode, records)))
     return tmp_path / "run"
 
@@ -176,7 +131,7 @@ def test_a_run_is_scored_again(run: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "has changed no verdict" not in capsys.readouterr().out
     assert (run / "records.jsonl").read_bytes() == log
     rows = [json.loads(line) for line in (run / "scores.jsonl").read_text().splitlines()]
-    assert [(row["problem_id"], row["sample_index"]) for row in rows] == sorted(first_records(run / "records.jsonl"))
+    assert [(row["problem_id"], row["sample_index"]) for row in rows] == list(first_records(run / "records.jsonl"))
     (run / "scores.jsonl").unlink()
     assert main(["report", str(run)]) == 0
     assert set(accuracy(run).values()) == {0.0}

@@ -27,14 +27,17 @@ class Tokenizer:
         if getattr(type(tokenizer), "_decode", None) is PreTrainedTokenizerFast._decode:
             self._fast = tokenizer.backend_tokenizer
 
-    def encode(self, prompt: str | Sequence[Message]) -> list[int]:
-        """Ids of a raw prompt, with what the tokenizer adds by default (BOS for Llama), however long.
+    def encode(self, prompt: str | Sequence[Message], whole: bool = True) -> list[int]:
+        """Ids of a raw prompt, with what the tokenizer adds by default if `whole` (BOS for Llama), however long.
 
         The turns of a chat go through the model's chat template, up to where the assistant begins. Raises UserError if
         the model has none.
         """
         if isinstance(prompt, str):
-            return self._tokenizer(prompt, verbose=False)["input_ids"]  # the preflight says what is too long
+            made = self._tokenizer(
+                prompt, add_special_tokens=whole, verbose=False
+            )  # the preflight says what is too long
+            return made["input_ids"]
         if self._tokenizer.chat_template is None:
             raise UserError(
                 "The prompts are chats (task.preset, task.chat) but the model's tokenizer has no chat template; choose "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
+from types import MappingProxyType
 
 from evals.config import SamplerConfig
 from evals.samplers.candidates import Candidates
 from evals.samplers.paper import Paper
 from evals.samplers.power import Power
+from evals.samplers.replay import Replay
 from evals.samplers.single import Single
 from evals.samplers.smc import Smc
 from evals.types import Sampler
@@ -16,8 +19,16 @@ PAPER_TOP_K = 50
 """The published code sets no truncation, and its library then keeps the 50 most probable tokens."""
 
 
-def make_sampler(config: SamplerConfig, prefetch: int = 0) -> Sampler:
-    """The sampler that `config` describes; where slots idle, `prefetch` drafts of a chain may run ahead."""
+def make_sampler(
+    config: SamplerConfig,
+    prefetch: int = 0,
+    texts: Mapping[tuple[int, int], str] = MappingProxyType({}),
+    encode: Callable[[str], Sequence[int]] = lambda _: (),
+) -> Sampler:
+    """The sampler that `config` describes; where slots idle, `prefetch` drafts of a chain may run ahead.
+
+    `texts` and `encode` are what `replay` replays; see there.
+    """
     match config.kind:
         case "power":
             return Power(
@@ -56,3 +67,5 @@ def make_sampler(config: SamplerConfig, prefetch: int = 0) -> Sampler:
                 interval=config.smc_interval,
                 threshold=config.smc_threshold,
             )
+        case "replay":
+            return Replay(texts, encode)

@@ -1,38 +1,40 @@
-"""Answers that were produced elsewhere, put through the whole pipeline: nothing is sampled, all else happens."""
+"""Texts that were produced elsewhere, put through the whole pipeline: nothing is sampled, all else happens."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from evals.types import Ended, Operation, Prompt, Sample, Steps
+from evals.types import Operation, Prompt, Sample, Steps
 
 NOTHING: tuple[list[Operation], ...] = ()
 
 
 class Replay(NamedTuple):
-    """A sampler whose chains return given token ids without asking the engine for anything."""
+    """A sampler whose chains return given texts without asking the engine for anything."""
 
-    answers: Mapping[tuple[int, int], Sequence[int]]
-    """(problem id, sample index) -> the answer's tokens, at least one, its EOS included where it has one."""
+    texts: Mapping[tuple[int, int], str]
+    """(problem id, sample index) -> the answer's text."""
+    encode: Callable[[str], Sequence[int]]
+    """A text's token ids, which have to decode to it again; nothing is added to them."""
 
     sequences = 1
     """See `evals.types.Sampler`."""
 
     def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
-        """The answer of this key; KeyError where there is none. Its log q and log Z are not known and count as 0."""
-        tokens = tuple(self.answers[problem_id, sample_index])
-        if not tokens:
-            raise ValueError(f"problem {problem_id}, sample {sample_index}: an answer has at least one token")
+        """The answer of this key, ended as a model's would be: by its first stop string, else by an EOS token.
+
+        However long it is: no limit cut it. KeyError where there is none. Its log q and log Z are not known and count
+        as 0.
+        """
         yield from NOTHING  # a chain is a generator, also one that asks for nothing
+        tokens = (*self.encode(self.texts[problem_id, sample_index]), *sorted(prompt.eos_ids)[:1])
+        stopped = prompt.stopped or (lambda _: False)
+        over = (n for n, token in enumerate(tokens, 1) if token in prompt.eos_ids or stopped(tokens[:n]))
+        end = next(over, None)
+        tokens = tokens[:end]
         zeros = np.zeros(len(tokens))
-        return Sample(tokens, zeros, zeros, ended(prompt, tokens), {"generated": 0, "prefilled": 0})
-
-
-def ended(prompt: Prompt, tokens: Sequence[int]) -> Ended:
-    """How an answer of these tokens is over."""
-    if tokens[-1] in prompt.eos_ids:
-        return "eos"
-    return "stop" if prompt.stopped is not None and prompt.stopped(tokens) else "length"
+        ended = "length" if end is None else "eos" if tokens[-1] in prompt.eos_ids else "stop"
+        return Sample(tokens, zeros, zeros, ended, {"generated": 0, "prefilled": 0})

@@ -1,0 +1,60 @@
+"""The texts that the sampler `replay` grades: a JSONL file from anywhere, or the data's own answers. Knows no model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evals.types import UserError
+from orchestrator.problems import SURROGATE, DataSource, jsonl_rows
+from orchestrator.store import Key
+
+GOLD = "gold"
+FORM = '{"id": 7, "text": "So it is 42."}'
+
+
+def load_texts(name: str, data: DataSource, num_samples: int) -> dict[Key, str]:
+    """A text for every (problem, sample) of `data`; of several of a problem, the first in the file is sample 0.
+
+    Raises UserError: a row that is no text (file and line named), one too many, or none for a problem within the limit.
+    """
+    ids = [problem.problem_id for problem in data.problems]
+    if name == GOLD:
+        return {(problem.problem_id, k): problem.answer for problem in data.problems for k in range(num_samples)}
+    found: dict[int, list[str]] = defaultdict(list)
+    for number, (where, row) in enumerate(jsonl_rows(Path(name).expanduser(), "set sampler.texts to another, or gold")):
+        problem_id, text = check(row, number, where)
+        if problem_id >= data.num_rows:
+            raise UserError(f"{where}: a text for row {problem_id} of {data.name}, which has {data.num_rows} rows.")
+        if len(found[problem_id]) == num_samples:
+            raise UserError(
+                f"{where}: text {num_samples + 1} for problem {problem_id}, which num_samples={num_samples} does not "
+                "ask for; raise it, or remove the line."
+            )
+        found[problem_id].append(text)
+    missing = [problem_id for problem_id in ids if len(found[problem_id]) < num_samples]
+    if missing:
+        raise UserError(
+            f"{name} has too few texts for {len(missing)} of {len(ids)} problems, the first of them problem "
+            f"{missing[0]} ({len(found[missing[0]])} of {num_samples}); add rows {FORM}, or set limit or num_samples."
+        )
+    return {(problem_id, k): found[problem_id][k] for problem_id in ids for k in range(num_samples)}
+
+
+def check(row: Any, number: int, where: str) -> tuple[int, str]:
+    """Problem and text of a row; `number` is its own."""
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or SURROGATE.search(row["text"]):
+        raise UserError(f"{where}: not an object with a 'text' of whole characters; rows are {FORM}.")
+    problem_id = str(row.get("id", number))
+    if not (problem_id.isascii() and problem_id.isdecimal()):
+        raise UserError(f"{where}: id {problem_id} is not a row of the data, from 0; rows are {FORM}.")
+    return int(problem_id), row["text"]
+
+
+def texts_digest(texts: Mapping[Key, str]) -> str:
+    """Hex sha256 of all texts with their problems and samples."""
+    return hashlib.sha256(json.dumps(sorted(texts.items()), ensure_ascii=False).encode()).hexdigest()
