@@ -62,6 +62,8 @@ class Flip(NamedTuple):
     """As an answer that was graded right has it: the runs do not keep the data set's own."""
     answers: list[list[tuple[str, bool]]]
     """For each run its samples: the extracted answer, and whether it is right."""
+    texts: list[list[str]]
+    """For each run what its samples wrote; of failed ones why they failed."""
 
 
 def compare(runs: Sequence[Run], grader: str = HEADLINE) -> Comparison:
@@ -100,7 +102,8 @@ def flips(comparison: Comparison) -> list[Flip]:
         shares = [sum(is_right for _, is_right in one) / len(one) for one in answers]
         if gap := max(shares) - min(shares):
             gold = next(answer for one in answers for answer, is_right in one if is_right)
-            found.append((-gap, problem_id, Flip(problem_id, gold, answers)))
+            texts = [[record.text or record.error or "" for record in run[problem_id]] for run in samples]
+            found.append((-gap, problem_id, Flip(problem_id, gold, answers, texts)))
     return [flip for _, _, flip in sorted(found)]
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isnan
+from textwrap import fill, indent
 from typing import Any
 
 from orchestrator.compare import Comparison, Pair, flips
-from orchestrator.layout import figure, item, percent, table, with_error, without_spread, wrapped
+from orchestrator.layout import WIDTH, figure, item, percent, table, with_error, without_spread, wrapped
 from orchestrator.reduce import few_problems
 from orchestrator.render import AGREEMENT, model_name, problems_name, provenance, shown_scores
 from orchestrator.scores import HEADLINE
 
 WIDEST = 24
 """Characters of an answer in a table."""
+ENDING = 200
+"""Characters of the end of a text, where an answer mostly is."""
 
 
 def comparison_report(comparison: Comparison, plot: str | None) -> str:
@@ -168,9 +171,35 @@ def votes(answers: Sequence[tuple[str, bool]]) -> str:
     return ", ".join(answer if count == 1 else f"{answer} ×{count}" for answer, count in counts.most_common())
 
 
+def flipped_texts(comparison: Comparison, limit: int, whole: bool) -> str:
+    """What the runs wrote to up to `limit` flipped problems: all texts if `whole`, else of each run the end of the
+    first with its most frequent answer."""
+    parts = []
+    for flip in flips(comparison)[:limit]:
+        lines = [f"Problem {flip.problem_id}, gold {shown(flip.gold)}"]
+        for i, (answers, texts) in enumerate(zip(flip.answers, flip.texts, strict=True), 1):
+            usual = answers.index(max(answers, key=answers.count))
+            for k, ((answer, right), text) in enumerate(zip(answers, texts, strict=True)):
+                sample = f", sample {k}" if len(answers) > 1 else ""
+                said = f"run {i}{sample}, {'right' if right else 'wrong'} ({shown(answer)}):"
+                if whole:
+                    lines += [f"  {said}", indent(harmless(text), "    ")]
+                elif k == usual:
+                    line = harmless(" ".join(text.split()))
+                    line = line if len(line) <= ENDING else f"…{line[-ENDING:]}"
+                    lines.append(fill(f"{said} {line}", WIDTH, initial_indent="  ", subsequent_indent="    "))
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def harmless(text: str) -> str:
+    """A text without anything that a terminal would obey but the ends of its lines."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def shown(answer: str) -> str:
     """An answer as a cell: on one line, not too long, and nothing that a terminal or a table would obey."""
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in " ".join(answer.split()))
+    text = harmless(" ".join(answer.split()))
     return (text if len(text) <= WIDEST else text[: WIDEST - 1] + "…").replace("|", "\\|")
 
 

@@ -13,22 +13,23 @@ from evals.types import UserError
 from orchestrator.arguments import paths_and_options
 from orchestrator.claim import runs_in
 from orchestrator.compare import Comparison, Pair, compare, flips
-from orchestrator.render_comparison import comparison_report, flips_table
+from orchestrator.render_comparison import comparison_report, flipped_texts, flips_table
 from orchestrator.report import read
 from orchestrator.scores import HEADLINE, number
 
-COMMAND = "powersample compare RUN RUN [RUN ...] [--grader NAME] [--flips N] [--json]"
+COMMAND = "powersample compare RUN RUN [RUN ...] [--grader NAME] [--flips N] [--texts] [--json]"
 USAGE = f"""usage: {COMMAND}
 
 Compares runs on the problems that all of them have answered: paired differences with standard error, 95 % interval and
 minimum detectable effect (MDE), exact McNemar tests (sign-flip permutation tests with several samples per problem),
-Holm's correction, and the problems that flipped with every run's answer. Each run is compared with the reference, the
-first run at temperature 1 or else the first, and each of power sampling with every other method. A directory of runs,
-such as runs/demo, stands for them. Writes no file.
+Holm's correction, and the problems that flipped with every run's answer and text. Each run is compared with the
+reference, the first run at temperature 1 or else the first, and each of power sampling with every other method. A
+directory of runs, such as runs/demo, stands for them. Writes no file.
 
   --grader NAME   the score that is compared: strict, flexible or numeric (default: numeric)
   --flips N       flipped problems shown, those with the largest gaps first (default: 20; all with --json)
-  --json          one JSON object instead of text: runs, pairs, flips"""
+  --texts         whole texts of the flipped problems, of all samples (default: the end of one text of each run)
+  --json          one JSON object instead of text: runs, pairs, flips with all answers and texts"""
 NUM_FLIPS = 20
 
 
@@ -37,7 +38,7 @@ def versus(arguments: Sequence[str]) -> int:
     if arguments[:1] in (["--help"], ["-h"]):
         print(USAGE)
         return 0
-    directories, given = paths_and_options(arguments, COMMAND, ["--grader", "--flips"], ["--json"])
+    directories, given = paths_and_options(arguments, COMMAND, ["--grader", "--flips"], ["--texts", "--json"])
     directories = [run for path in directories for run in runs_in(path) or [path]]
     if len(directories) < 2:
         raise UserError(f"compare needs at least two run directories; usage: {COMMAND}.")
@@ -50,7 +51,8 @@ def versus(arguments: Sequence[str]) -> int:
         print(json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         print(comparison_report(comparison, None), end="")
-        print("\n" + flips_table(comparison, NUM_FLIPS if limit is None else int(limit)), end="")
+        num = NUM_FLIPS if limit is None else int(limit)
+        print("\n" + flips_table(comparison, num), flipped_texts(comparison, num, "--texts" in given), sep="\n", end="")
     return 0
 
 
@@ -72,6 +74,7 @@ def as_json(comparison: Comparison, limit: int | None) -> dict[str, Any]:
         "pairs": [pair_as_json(pair) for pair in comparison.pairs],
         "flips": [
             {"problem_id": flip.problem_id, "gold": flip.gold, "answers": dict(zip(labels, flip.answers, strict=True))}
+            | {"texts": dict(zip(labels, flip.texts, strict=True))}
             for flip in flips(comparison)[:limit]
         ],
     }

@@ -11,7 +11,7 @@ from test_end_to_end import DEMO, run
 from test_report import PLAIN, POWER, TELEMETRY, failed_record, make_record, make_run
 
 from orchestrator.cli import main
-from orchestrator.store import encode
+from orchestrator.store import encode, read_records
 
 METHOD = "power (alpha 4, 10 moves)"
 
@@ -65,6 +65,31 @@ def test_compare_of_two_runs(runs: tuple[str, str], capsys: pytest.CaptureFixtur
     assert sorted(Path(runs[0]).parent.rglob("*")) == before, "nothing is written"
 
 
+def test_flipped_problems_are_shown_with_what_both_runs_wrote(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [str(write_run(tmp_path / name, PLAIN, "18", "18 20 20")) for name in ("a", "b")]
+    texts = {"a": ["One.\n#### 20", "x", "y", "z"], "b": ["Two \x1b[31m.\n" + "so " * 200 + "18", "#### 18", "y", "z"]}
+    for name, written in texts.items():
+        path = tmp_path / name / "records.jsonl"
+        records = [record._replace(text=text) for record, text in zip(read_records(path), written, strict=True)]
+        if name == "a":
+            wrong = {"correct": False, "answer": "20", "kind": "number"}
+            records[0] = records[0]._replace(scores={"numeric": wrong})
+        path.write_bytes(b"".join(map(encode, records)))
+    assert main(["compare", *runs]) == 0
+    ends = capsys.readouterr().out.partition("Problem 0, gold 18\n")[2]
+    assert ends.startswith("  run 1, wrong (20): One. #### 20\n  run 2, right (18): …")
+    assert " ".join(ends.split()).endswith("so so so 18")
+    assert ends.count("so") <= 67
+    assert "\n\n" not in ends
+    assert max(map(len, ends.splitlines())) <= 100
+    assert main(["compare", "--texts", *runs]) == 0
+    whole = capsys.readouterr().out.partition("Problem 0, gold 18\n")[2]
+    assert whole.startswith("  run 1, wrong (20):\n    One.\n    #### 20\n  run 2, right (18):\n    Two ")
+    assert ("\N{REPLACEMENT CHARACTER}[31m." in whole, "\x1b" in whole, whole.count("so ")) == (True, False, 200)
+
+
 def test_the_reference_is_that_of_the_report(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", *runs[::-1], "--flips", "0"]) == 0
     text = capsys.readouterr().out
@@ -93,7 +118,8 @@ def test_json_has_the_same_numbers(runs: tuple[str, str], capsys: pytest.Capture
     assert [one["accuracy"]["n"] for one in found["runs"]] == [24, 23]
     assert len(found["flips"]) == 12
     answers = {"temperature 1": [["20", False]], METHOD: [["18", True]]}
-    assert found["flips"][0] == {"problem_id": 0, "gold": "18", "answers": answers}
+    texts = {"temperature 1": [make_record(0).text], METHOD: [make_record(0).text]}
+    assert found["flips"][0] == {"problem_id": 0, "gold": "18", "answers": answers, "texts": texts}
     assert main(["compare", "--json", *runs, "--flips", "3", "--grader", "strict"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["grader"], found["pairs"][0]["p"], found["pairs"][0]["mde"], found["flips"]) == (
