@@ -27,6 +27,7 @@ class Browser:
 
     def __init__(self, program: str, profile: Path, headers: dict[str, str], size: str = "1400,900") -> None:
         self._profile, self._headers, self._number = profile, headers, 0
+        self._size = dict(zip(("width", "height"), map(int, size.split(",")), strict=True))
         self.events: list[dict[str, Any]] = []
         """What the page did: its requests, its exceptions, what it wrote to the console."""
         self._process = subprocess.Popen(
@@ -59,6 +60,8 @@ class Browser:
                 for domain in ("Network", "Runtime", "Log"):
                     await self._call(socket, f"{domain}.enable")
                 await self._call(socket, "Network.setExtraHTTPHeaders", headers=self._headers)
+                shape = {**self._size, "deviceScaleFactor": 1, "mobile": False}  # no window is narrower than 500
+                await self._call(socket, "Emulation.setDeviceMetricsOverride", **shape)
                 await self._call(socket, "Page.navigate", url="about:blank")  # the same page but for its #part stays
                 await self._call(socket, "Page.navigate", url=url)
                 shown, until = "", time.monotonic() + seconds

@@ -200,12 +200,14 @@ def test_a_long_trace_keeps_both_ends() -> None:
     assert browse.thinned([]) == []
 
 
-def look(url: str, texts: list[str], picture: Path, scripts: Sequence[tuple[str, Any]] = ()) -> list[dict[str, Any]]:
+def look(
+    url: str, texts: list[str], picture: Path, scripts: Sequence[tuple[str, Any]] = (), size: str = "1200,1040"
+) -> list[dict[str, Any]]:
     """Open a page; returns what it did."""
     program = find_browser()
     if program is None:
         pytest.skip("there is no Chromium")
-    browser = Browser(program, picture.parent / "profile", {}, "1200,1040")
+    browser = Browser(program, picture.parent / "profile", {}, size)
     try:
         asyncio.run(browser.visit(url, texts, picture, scripts=scripts))
     finally:
@@ -265,6 +267,24 @@ def test_filters_search_and_pages_in_a_browser(tmp_path: Path) -> None:
     ]
     events = look(url, ["2 methods on 120 common problems", "1–50 of 120"], tmp_path / "page.png", scripts)
     check_quiet(events, url)
+
+
+def test_the_page_fits_a_phone(tmp_path: Path) -> None:
+    """The page itself never scrolls sideways; what is wider than a phone scrolls in a box of its own, to its end."""
+    runs = [save(tmp_path / "t1", PLAIN, 2), save(tmp_path / "power", POWER, 1)]  # all wrong: the longest headline
+    write_report(runs)
+    boxes = "[...document.querySelectorAll('.wide')]"
+    scripts = [
+        ("innerWidth", 390),
+        ("document.querySelectorAll('details').forEach((one) => one.open = true)", None),
+        ("location.hash = 'problem-20', dispatchEvent(new Event('hashchange')), 0", 0),
+        ("document.scrollingElement.scrollWidth <= innerWidth", True),
+        (f"{boxes}.every((box) => box.getBoundingClientRect().right <= innerWidth)", True),
+        (f"{boxes}.filter((box) => box.querySelector('svg')).every((box) => (box.scrollLeft = 9999) > 0 && "
+         "box.querySelector('svg').getBoundingClientRect().right <= innerWidth)", True),
+    ]  # fmt: skip
+    for page, text in ((runs[1], "1–50 of 120"), (tmp_path, "2 methods on 120 common problems")):
+        look((page / "report.html").as_uri(), [text], page / "page.png", scripts, "390,844")
 
 
 @pytest.mark.slow
