@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evals.config import READS
 from evals.types import UserError
 from orchestrator.config import DEMO_RUNS
 from orchestrator.durable import write_atomically
@@ -32,6 +33,8 @@ DECIDING = (
 
 ESSENTIAL = {"num_problems": int, "config.num_samples": int, "config.sampler.kind": str, "config.task.name": str}
 """What a reader needs of run.json, with its type."""
+NAMING = {"alpha": (int, float), "temperature": (int, float), "num_moves": int, "num_candidates": int, "texts": str}
+"""The same of the settings that a sampler is named by, as far as its kind reads them."""
 
 
 def check_place(directory: Path) -> None:
@@ -127,7 +130,9 @@ def read_known(directory: Path) -> dict[str, Any]:
         way = f"it holds the runs {held}; name one of them" if held else "give the directory of one run"
         raise UserError(f"{directory} is not a run directory (it has no {RUN}); {way}.")
     said = flatten(run)
-    missing = [name for name, kind in ESSENTIAL.items() if not isinstance(said.get(name), kind)]
+    read = next((names for kind, names in READS.items() if kind == said.get("config.sampler.kind")), frozenset())
+    needed = ESSENTIAL | {f"config.sampler.{name}": kind for name, kind in NAMING.items() if name in read}
+    missing = [name for name, kind in needed.items() if not isinstance(said.get(name), kind)]
     if missing:
         raise UserError(f"{directory / RUN} is damaged: it does not say {', '.join(missing)}; restore it from a copy.")
     return run

@@ -56,10 +56,13 @@ def score(arguments: Sequence[str]) -> int:
 
 def read_rows(path: Path, formulas: bool) -> list[Row]:
     """All rows of a file, checked. Raises UserError naming file and line."""
-    rows = [
-        check(row, where, number, formulas)
-        for number, (where, row) in enumerate(jsonl_rows(path, "name a file of rows"))
-    ]
+    rows: list[Row] = []
+    places: dict[Any, str] = {}
+    for number, (where, row) in enumerate(jsonl_rows(path, "name a file of rows")):
+        rows.append(check(row, where, number, formulas))
+        name = rows[-1].name
+        if (first := places.setdefault(json.dumps(name), where)) != where:
+            raise UserError(f"{where}: the id {name!r} is also that of {first.rpartition(', ')[2]}; give each its own.")
     if not rows:
         raise UserError(f"The file {path} has no rows; rows are {FORM}.")
     return rows

@@ -29,6 +29,11 @@ from orchestrator.durable import cut_torn_tail, sync_directory, write_whole
 
 Key = tuple[int, int]
 """(problem_id, sample_index)."""
+SHAPES = {
+    **{"problem_id": int, "sample_index": int, "text": str, "ended": str, "token_ids": list},
+    **dict.fromkeys(("scores", "chain", "timings", "memory", "tokens", "worker"), dict),
+}
+"""What the fields of a record are at least, so that no reader trips over a damaged one."""
 
 
 class RunStore:
@@ -158,11 +163,16 @@ def read_records(path: Path) -> list[Record]:
         try:
             records.append(decode(line))
         except (ValueError, TypeError) as error:
-            raise UserError(
-                f"{path}, line {number}: not a record ({error}); repair or remove that line (its problem is then owed "
-                "again), or start over with --fresh."
-            ) from error
+            raise bad_line(path, number, error) from error
     return records
+
+
+def bad_line(path: Path, number: int, error: Exception) -> UserError:
+    """Line `number` of a log is no record."""
+    return UserError(
+        f"{path}, line {number}: not a record ({error}); repair or remove that line (its problem is then owed again), "
+        "or start over with --fresh."
+    )
 
 
 def first_records(path: Path) -> dict[Key, Record]:
@@ -194,4 +204,10 @@ def decode(line: bytes | str) -> Record:
     fields = json.loads(line)
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object")
-    return Record(**fields)
+    record = Record(**fields)
+    for name, kind in SHAPES.items():
+        if not isinstance(getattr(record, name), kind):
+            raise ValueError(f"{name} is no {kind.__name__}")
+    if not all(isinstance(score, dict) for score in record.scores.values()):
+        raise ValueError("a score is no dict")
+    return record

@@ -13,7 +13,7 @@ from pathlib import Path
 from evals.types import Record, UserError
 from orchestrator.claim import RECORDS, TELEMETRY, check_lock, read_known
 from orchestrator.progress import Progress
-from orchestrator.store import decode
+from orchestrator.store import bad_line, decode
 from orchestrator.telemetry import parse
 
 LOOK_SECONDS = 0.5
@@ -47,6 +47,7 @@ class Watched:
         self._records, self._rows = Tail(directory / RECORDS), Tail(directory / TELEMETRY)
         self.total = run["num_problems"] * run["config"]["num_samples"]
         self._keys: set[tuple[int, int]] = set()
+        self._num_lines = 0
         self.phase, self.last_time = "", 0.0
         done = self.new_records()
         self.progress = Progress(run["config"].get("name") or directory.name, self.total, done, sys.stdout)
@@ -83,10 +84,11 @@ class Watched:
         """The first record of every key that was not known before."""
         found = []
         for line in self._records.lines():
+            self._num_lines += 1
             try:
                 record = decode(line)
             except (ValueError, TypeError) as error:
-                raise UserError(f"{self._directory / RECORDS} has a line that is no record ({error}).") from error
+                raise bad_line(self._directory / RECORDS, self._num_lines, error) from error
             key = record.problem_id, record.sample_index
             if key not in self._keys:
                 self._keys.add(key)

@@ -222,6 +222,10 @@ def test_a_directory_of_runs_stands_for_them_in_the_order_of_the_demo(
         ({}, "does not say num_problems, config.num_samples, config.sampler.kind, config.task.name; restore it"),
         ({"num_problems": None}, "does not say num_problems; restore it"),
         ({"config": {"sampler": PLAIN, "task": {"name": "gsm8k"}}}, "does not say config.num_samples; restore it"),
+        (
+            {"config": {"sampler": {"kind": "power", "num_moves": 1}, "task": {"name": "gsm8k"}, "num_samples": 1}},
+            "does not say config.sampler.alpha; restore it",
+        ),
     ],
 )
 def test_a_damaged_run_json_is_one_sentence(
@@ -246,6 +250,23 @@ def test_a_record_without_scores_is_one_sentence(runs: tuple[str, str], capsys: 
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1)
         assert f"sample 0 of problem 30 has no numeric score; `powersample regrade {runs[0]}` scores" in err
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [({"scores": None}, "scores is no dict"), ({"scores": {"numeric": None}}, "a score is no dict"),
+     ({"text": None}, "text is no str"), ({"chain": []}, "chain is no dict"), ({"tokens": None}, "tokens is no dict")],
+)  # fmt: skip
+def test_a_damaged_record_is_one_sentence(
+    damage: dict[str, Any], words: str, runs: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(runs[0], "records.jsonl")
+    path.write_bytes(path.read_bytes() + (json.dumps(make_record(30)._asdict() | damage) + "\n").encode())
+    for command in (["report", runs[0]], ["compare", *runs], ["regrade", runs[0]], ["watch", runs[0], "--once"]):
+        assert main(command) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        assert f"{path}, line 25: not a record ({words})" in err
 
 
 @pytest.mark.ray

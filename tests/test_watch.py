@@ -118,7 +118,7 @@ def test_what_cannot_be_watched_is_refused(run: Path, tmp_path: Path, capsys: py
     assert main(["watch"]) == 2
     assert "takes one run directory" in capsys.readouterr().err
     (run / "records.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match="a line that is no record"):
+    with pytest.raises(UserError, match=r"records\.jsonl, line 1: not a record"):
         Watched(run)
 
 
