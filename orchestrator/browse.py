@@ -109,4 +109,6 @@ def thinned(trace: Sequence[float]) -> list[list[float]]:
 
 
 def shortened(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: shortened(one) for name, one in value.items()}
     return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -80,8 +80,8 @@ function answerBox(answer, run, problem) {
   if (answer.error !== null) box.append(el("pre", "wrong", answer.error));
   if (answer.flags.includes("failed")) return box;
   const facts = `Tokens: ${prompt} of prompt, ${length} of answer, ${generated} generated, ${prefilled} prefilled. ` +
-    `Ended by ${answer.ended}, ${answer.seconds} s on ${answer.worker}. Record: ${data.places[run]}, ` +
-    `problem_id ${problem.id}, sample_index ${answer.sample}.`;
+    `Ended by ${answer.ended}, ${answer.seconds} s on ${answer.worker}. Its record: ` +
+    `grep '"problem_id": ${problem.id}, "sample_index": ${answer.sample},' ${data.places[run]}`;
   box.append(el("pre", "", answer.text), grades(answer.scores), el("p", "", facts));
   if (answer.trace.length > 1) box.append(curve(answer.trace));
   const chain = Object.entries(answer.chain).map(([name, value]) => `${name}: ${JSON.stringify(value)}`);

@@ -29,6 +29,7 @@ HOSTILE = (
     '</script><script>window.hacked = 1</script><img src="http://evil.test/x" onerror="hacked = 1"><!--<script>  &amp;'
 )
 NUM_PROBLEMS = 120
+GREP = '"problem_id": 7, "sample_index": 0,'
 
 
 def hostile_record(problem_id: int, correct: bool) -> Record:
@@ -163,7 +164,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     assert "img" not in {tag for tag, _ in page.tags}
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     links = [attributes.get("href") or attributes.get("src") for _, attributes in page.tags]
-    assert all(link.startswith(("#problem-", "data:,")) for link in links if link), "no address of anybody"
+    assert all(link.startswith(("#problem", "data:,")) for link in links if link), "no address of anybody"
     assert page.data["problems"][7]["answers"][0][0]["text"] == HOSTILE
     assert page.data["problems"][3]["answers"][0][0]["error"] == HOSTILE
     assert page.scripts[1] == (Path(browse.__file__).parent / "page.js").read_text(encoding="utf-8")
@@ -263,8 +264,14 @@ def test_filters_search_and_pages_in_a_browser(tmp_path: Path) -> None:
         (f"location.hash = 'problem-7', dispatchEvent(new Event('hashchange')), {details}.length", 2),
         (texts, [HOSTILE] * 2),
         ("document.querySelectorAll('.detail polyline').length", 2),
+        (
+            "document.querySelector('#scores a').getAttribute('href') === '#' + document.querySelector('.problems').id",
+            True,
+        ),
+        ("/grep '(.*)' power.records.jsonl/.exec(document.querySelector('.detail').innerText)[1]", GREP),
         ("[document.images.length, document.scripts.length, 'hacked' in window]", [0, 2, False]),
     ]
+    assert (tmp_path / "power/records.jsonl").read_text().count(GREP) == 1
     events = look(url, ["2 methods on 120 common problems", "1–50 of 120"], tmp_path / "page.png", scripts)
     check_quiet(events, url)
 
