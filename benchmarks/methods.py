@@ -31,10 +31,13 @@ from orchestrator import hardware
 from orchestrator.compare import Pair, Run, pair
 from orchestrator.config import RunConfig, resolve
 from orchestrator.driver import Crew
+from orchestrator.inputs import find
 from orchestrator.layout import percent, table
 from orchestrator.report import read, write_report
+from orchestrator.runs import open_runs, plan_runs
 from orchestrator.scores import HEADLINE, question_means
-from orchestrator.session import FAILED, find, open_runs, plan_runs, start_crew, work_off
+from orchestrator.session import FAILED
+from orchestrator.shift import start_crew, work_off
 from orchestrator.stop import Stop
 
 ALPHAS, MOVES = (1.0, 2.0, 4.0, 8.0), (0, 2, 5, 10, 20, 40)

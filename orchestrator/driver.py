@@ -7,18 +7,15 @@ longest goes first.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from tqdm import tqdm
-
 from evals.types import Record
 from orchestrator.crew import Crew, Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work, WorkersLost
-from orchestrator.progress import Progress
+from orchestrator.progress import Progress, say
 from orchestrator.schedule import MIN_RECORDS, forecast
 from orchestrator.store import Key, RunStore
 from orchestrator.telemetry import Telemetry
@@ -88,9 +85,7 @@ class Drive:
                 self.died(event)
             case Lost():
                 note(self.telemetry, event)
-                tqdm.write(
-                    f"Worker {event.worker} is missing, going on with the others: {event.reason}", file=sys.stderr
-                )
+                say(f"Worker {event.worker} is missing, going on with the others: {event.reason}")
             case Spawned() | Ready():
                 note(self.telemetry, event)
             case Health():
@@ -101,14 +96,11 @@ class Drive:
         reading = dict(reading)
         for change in reading.pop("slot_changes", []):
             self.telemetry.event("slots", worker=worker, **change)
-            tqdm.write(
-                f"Worker {worker} goes on with {change['new']} slots instead of {change['old']}: {change['reason']}",
-                file=sys.stderr,
-            )
+            say(f"Worker {worker} goes on with {change['new']} slots instead of {change['old']}: {change['reason']}")
         notes = reading.pop("notes", "")
         if notes and notes not in self.notes:
             self.notes.add(notes)
-            tqdm.write(notes, file=sys.stderr)
+            say(notes)
         self.telemetry.sample(worker, reading)
 
     def finish(self, work: Work, record: Record) -> None:
@@ -144,7 +136,7 @@ class Drive:
         """All problems of a dead worker are owed again; a strike for each that may have killed it."""
         note(self.telemetry, event)
         again = f"{len(event.lost)} answer{'s are' if len(event.lost) != 1 else ' is'} asked again"
-        tqdm.write(f"Worker {event.worker} was lost ({DEATHS[event.cause]}); {again}.", file=sys.stderr)
+        say(f"Worker {event.worker} was lost ({DEATHS[event.cause]}); {again}.")
         suspected = {work.key for work in event.suspected}
         self.barren_deaths[event.worker] += bool(suspected)
         if self.barren_deaths[event.worker] >= MAX_BARREN_DEATHS:

@@ -13,8 +13,9 @@ from evals.search import estimate, search_each
 from evals.types import UserError
 from orchestrator import hardware
 from orchestrator.config import RunConfig
+from orchestrator.inputs import Inputs
 from orchestrator.probe import batch, probe
-from orchestrator.session import Inputs, worker_config
+from orchestrator.shift import worker_config
 
 GIB = 2**30
 

@@ -18,8 +18,8 @@ from orchestrator import outputs
 from orchestrator.config import RunConfig
 from orchestrator.durable import write_atomically, write_whole
 from orchestrator.layout import duration
-from orchestrator.progress import Progress
-from orchestrator.session import OpenRun, say
+from orchestrator.progress import Progress, say
+from orchestrator.runs import OpenRun
 from orchestrator.telemetry import read_telemetry, timings
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -178,3 +178,8 @@ def by_number(worker: str) -> tuple[str, int]:
     """gpu2 before gpu10."""
     kind = worker.rstrip("0123456789")
     return kind, int(worker[len(kind) :] or 0)
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, above the bar if there is one."""
+    tqdm.write(text, file=sys.stderr)

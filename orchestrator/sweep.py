@@ -22,10 +22,13 @@ from orchestrator.claim import RECORDS
 from orchestrator.config import RunConfig, fingerprint
 from orchestrator.fit import fitted, host_memory
 from orchestrator.flags import flag_name
+from orchestrator.inputs import Inputs, find
 from orchestrator.names import known_settings, suggestion
+from orchestrator.progress import say
 from orchestrator.report import read, write
+from orchestrator.runs import OpenRun, Planned, open_runs, plan_runs
 from orchestrator.scores import HEADLINE
-from orchestrator.session import Inputs, OpenRun, say
+from orchestrator.shift import mark, start_crew, wait_for_a_worker, work_off, worker_config
 from orchestrator.stop import Stop
 from orchestrator.store import check_store, first_records, fresh_directory
 
@@ -46,15 +49,15 @@ def sweep(arguments: Sequence[str], configured: Callable[[list[str]], RunConfig]
     session.check_ray(configs[0])
     host_memory(configs[0], args.memory_limit)
     environment = hardware.describe()
-    first = session.find(configs[0])
+    first = find(configs[0])
     root = home(first, knob)
     inputs = {
-        f"{knob}={value}": placed(session.find(config, first.model), root, knob, value)
+        f"{knob}={value}": placed(find(config, first.model), root, knob, value)
         for value, config in zip(values, configs, strict=True)
     }
 
-    def planned(one: Inputs) -> session.Planned:
-        return session.plan_runs(one, environment)[0]
+    def planned(one: Inputs) -> Planned:
+        return plan_runs(one, environment)[0]
 
     for one in map(planned, inputs.values()):
         check_store(one.directory, one.fingerprint, one.content)
@@ -65,7 +68,7 @@ def sweep(arguments: Sequence[str], configured: Callable[[list[str]], RunConfig]
     def opened(stack: ExitStack) -> list[OpenRun]:
         runs = []
         for one in inputs.values():
-            runs += session.open_runs([planned(one)], one.data.problems, stack, one.data.refused)
+            runs += open_runs([planned(one)], one.data.problems, stack, one.data.refused)
         return runs
 
     def sampled(runs: list[OpenRun], stop: Stop) -> None:
@@ -154,13 +157,13 @@ def sample(runs: Sequence[tuple[OpenRun, Inputs]], stop: Stop) -> None:
     """Work off what the runs owe, one after the other, by workers that load the model once."""
     (_, first), *_ = runs
     with ExitStack() as stack:
-        crew = session.start_crew([run for run, _ in runs], first, stop, stack)
+        crew = start_crew([run for run, _ in runs], first, stop, stack)
         for run, inputs in runs:
             if inputs is not first and not stop:
-                session.mark([run], "load")
-                crew.reload(session.worker_config(inputs), inputs.config.slots)
-                session.wait_for_a_worker(crew, [run], stop)
-            session.work_off(crew, [run], stop)
+                mark([run], "load")
+                crew.reload(worker_config(inputs), inputs.config.slots)
+                wait_for_a_worker(crew, [run], stop)
+            work_off(crew, [run], stop)
 
 
 def row(knob: str, config: RunConfig, directory: Path) -> dict[str, Any]:

@@ -123,7 +123,7 @@ METHODS: dict[str, dict[str, object]] = {
 SEVERAL = """
 import json, os, signal, sys
 from evals.config import SamplerConfig
-from orchestrator import session
+from orchestrator import runs
 from orchestrator.cli import main
 from orchestrator.store import RunStore
 
@@ -141,7 +141,7 @@ def append_and_kill(store, record):
         os.kill(os.getpid() if store.directory.name == "blocks" else record.worker["pid"], signal.SIGKILL)
     return added
 
-session.plan, RunStore.append = plan, append_and_kill
+runs.plan, RunStore.append = plan, append_and_kill
 sys.exit(main(["run", *sys.argv[3:]]))
 """
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator import session
+from orchestrator import shift
 from orchestrator.config import RunConfig, resolve
 from orchestrator.driver import Event, Ready
-from orchestrator.session import OpenRun, wait_for_a_worker
+from orchestrator.runs import OpenRun
+from orchestrator.shift import wait_for_a_worker
 from orchestrator.stop import Stop
 from orchestrator.store import open_store
 from orchestrator.telemetry import Telemetry, read_telemetry
@@ -80,7 +81,7 @@ class Pending:
 def test_what_is_waited_for_is_said(
     interval: float, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(session, "WAITING_SECONDS", interval)
+    monkeypatch.setattr(shift, "WAITING_SECONDS", interval)
     config = resolve(RunConfig(model="owner/name", data="d.jsonl", num_gpus=4), 4)
     store = open_store(tmp_path, "f", {})
     telemetry = Telemetry(store.telemetry_path)

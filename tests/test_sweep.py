@@ -20,8 +20,9 @@ from orchestrator.config import RunConfig, resolve
 from orchestrator.fit import fitted, host_memory, start
 from orchestrator.hardware import Gpu
 from orchestrator.inline import InlineCrew
+from orchestrator.inputs import Inputs, find
 from orchestrator.probe import Outcome, batch, overflow, probe
-from orchestrator.session import Inputs, find, worker_config
+from orchestrator.shift import worker_config
 from orchestrator.sweep import option, values_of
 from orchestrator.telemetry import read_telemetry
 from orchestrator.worker import Worker

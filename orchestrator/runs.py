@@ -1,0 +1,110 @@
+"""Run directories: planned, opened together or not at all, with what each still owes. Knows no worker."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from evals.types import Problem
+from orchestrator.config import RunConfig, fingerprint, plan, run_content, run_directory
+from orchestrator.crew import Work
+from orchestrator.driver import failed_record
+from orchestrator.inputs import Inputs
+from orchestrator.progress import say
+from orchestrator.store import RunStore, check_root, check_store, fresh_directory, open_store
+from orchestrator.telemetry import Telemetry
+
+NO_ROWS: Mapping[int, str] = MappingProxyType({})
+
+
+class Planned(NamedTuple):
+    """A run before its directory is opened."""
+
+    config: RunConfig
+    directory: Path
+    fingerprint: str
+    content: dict[str, Any]
+    """What run.json will say."""
+
+
+class OpenRun(NamedTuple):
+    """A locked run directory with what it still owes."""
+
+    config: RunConfig
+    store: RunStore
+    telemetry: Telemetry
+    owed: list[Work]
+    total: int
+
+    def start(self, began: float, workers: int, software: Mapping[str, Any]) -> None:
+        """Say in the telemetry that this process works on the run, since `began` (Unix seconds), by `software`."""
+        self.telemetry.event(
+            "start",
+            time=began,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            done=len(self.store.records),
+            owed=len(self.owed),
+            num_workers=workers,
+            slots=self.config.slots,
+            inline=self.config.inline,
+            **software,
+        )
+        self.telemetry.phase("setup", began)
+        if self.store.cut_bytes:
+            self.telemetry.event("torn_tail", bytes=self.store.cut_bytes)
+
+
+def plan_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[Planned]:
+    """The planned runs with their directories, of which none is made here."""
+    config, planned = inputs.config, []
+    if config.fresh and config.mode == "demo":
+        config = config.model_copy(update={"run_dir": fresh_directory(config.run_dir or Path("runs/demo"))})
+    for one in plan(config):
+        digest = fingerprint(one, inputs.provenance)
+        directory = run_directory(one, digest)
+        if config.fresh and config.mode != "demo":
+            directory = fresh_directory(directory)
+        found = inputs.model.describe(), inputs.data.describe(), inputs.data.num_problems
+        content = run_content(one, *found, environment, inputs.prompts_digest, inputs.provenance.texts)
+        planned.append(Planned(one, directory, digest, content))
+    return planned
+
+
+def open_runs(
+    planned: Sequence[Planned], problems: Sequence[Problem], stack: ExitStack, refused: Mapping[int, str] = NO_ROWS
+) -> list[OpenRun]:
+    """Open and lock the directories of all planned runs, or of none; `stack` closes them. Raises UserError.
+
+    Rows that were `refused` (row -> reason) have failed before a worker hears of them.
+    """
+    if len(planned) > 1:
+        check_root([one.directory for one in planned])
+        for one in planned:
+            check_store(one.directory, one.fingerprint, one.content)
+    runs = []
+    for config, directory, digest, content in planned:
+        store = open_store(directory, digest, content)
+        stack.callback(store.close)
+        telemetry = Telemetry(store.telemetry_path)
+        stack.callback(telemetry.close)
+        if store.cut_bytes:
+            say(f"{directory}: cut an unfinished record of {store.cut_bytes} bytes, left by a crash; it is owed again.")
+        for row, reason in refused.items():
+            work = Work(Problem(row, "", ""), 0, config.sampler, config.task, config.seed)
+            store.append(failed_record(work, "input", reason))
+        owed, total = works(config, problems, store), len(problems) * config.num_samples + len(refused)
+        say(f"{directory}: {total - len(owed)} of {total} answers are there, {len(owed)} are owed.")
+        runs.append(OpenRun(config, store, telemetry, owed, total))
+    return runs
+
+
+def works(config: RunConfig, problems: Sequence[Problem], store: RunStore) -> list[Work]:
+    """What a run owes."""
+    owed = store.owed(problems, config.num_samples)
+    return [Work(problem, index, config.sampler, config.task, config.seed) for problem, index in owed]
