@@ -7,7 +7,6 @@ that are still its own, because what the host frees is reused only by work that 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -80,7 +79,6 @@ class GraphDecoder:
         self._prompts: dict[int, Tensor] = {}
         self._captured: dict[tuple, torch.cuda.CUDAGraph] = {}
         self._memory = torch.cuda.graph_pool_handle() if graphs else None
-        self.waited_seconds = 0.0
         """Time that the host has waited for the device."""
         self.idle = IdleClock(self._device)
         """Time that the device has waited for the host."""
@@ -97,10 +95,7 @@ class GraphDecoder:
             before, self._launched = self._launched, self._launch() if slots else None
         if before is None:
             return []
-        began = time.perf_counter()
-        drawn = read(before)
-        self.waited_seconds += time.perf_counter() - began
-        return drawn
+        return read(before)
 
     def open(self, openings: Sequence[Opening]) -> None:
         """Copy the pages that new sequences share in part; what else is in their pages stays, since the kernels read
