@@ -6,7 +6,9 @@ One process calls `powersample run` again and again: the embedded model, 24 prob
 a new run directory that is removed afterwards. After each run it reads its own memory and open files, counts what is
 left of Ray's processes, and measures what lies in a temporary directory that only this loop uses. The first WARM_UP
 runs fill caches. After them the bounds are: MEMORY_MIB of growth from the first half's median to the second half's,
-FILES more open than after the warm-up, no process after GONE_SECONDS, DISK_MIB per run (Ray keeps each session's logs).
+FILES more open for every run (of these Ray 2.60 leaves two sockets for each session that had an actor, as a bare
+loop of init, actor and shutdown does), no process after GONE_SECONDS, DISK_MIB per run (Ray keeps its logs). A
+driver has one session, and a few where Ray has to be started again.
 The last line is one JSON object; the exit code is 1 if a bound is broken.
 """
 
@@ -29,7 +31,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 WARM_UP = 3
-MEMORY_MIB, FILES, DISK_MIB, GONE_SECONDS = 32.0, 8, 2.0, 30.0
+MEMORY_MIB, FILES, DISK_MIB, GONE_SECONDS = 32.0, 2.5, 2.0, 30.0
 RUN = "--model demo --data demo --limit 24 --sampler.kind temperature --num-gpus 0 --num-workers 2 --no-dashboard"
 
 
@@ -72,11 +74,11 @@ def broken(readings: Sequence[Reading]) -> dict[str, float]:
     half = len(rest) // 2
     grown = {
         "memory_mib": median(r.memory_mib for r in rest[half:]) - median(r.memory_mib for r in rest[:half]),
-        "files": max(r.files for r in rest) - first.files,
+        "files_per_run": (rest[-1].files - first.files) / len(rest),
         "processes": max(r.processes for r in rest),
         "disk_mib_per_run": (rest[-1].disk_mib - first.disk_mib) / len(rest),
     }
-    bounds = {"memory_mib": MEMORY_MIB, "files": FILES, "processes": 0, "disk_mib_per_run": DISK_MIB}
+    bounds = {"memory_mib": MEMORY_MIB, "files_per_run": FILES, "processes": 0, "disk_mib_per_run": DISK_MIB}
     return {name: value for name, value in grown.items() if value > bounds[name]}
 
 
