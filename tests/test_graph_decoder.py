@@ -142,7 +142,7 @@ def test_requests_that_give_way_start_again(pair: Pair) -> None:
         gaps, late = iter(range(100)), []
         log = answers(on, prompts, steps, seed=3)
         assert on.counters().evicted_requests > 0
-        if isinstance(on._decoder, GraphDecoder):
+        if isinstance(on._stepper.decoder, GraphDecoder):
             ours, lates = log, late
     assert assert_same(pair, ours, log, seed=3) == 10
     for one, other in zip(lates, late, strict=True):
@@ -173,8 +173,8 @@ def seated(on: Any, to: Prompt, max_new: int, eos: int) -> Running:
     asked = request(to, max_new, alpha=np.inf)
     live = Live(Chain(to._replace(eos_ids=frozenset([eos])), single(asked)), 0)
     slot = Slot(0, asked, live.chain.prompt, 0)
-    opening = on._pool.open(None, 0, len(asked.prefix) + max_new)
-    on._cache.prepare([opening])
+    opening = on._stepper.pool.open(None, 0, len(asked.prefix) + max_new)
+    on._stepper.cache.prepare([opening])
     slot.pages = opening.pages
     return Running(live, slot, Handle(opening.handle))
 
@@ -195,8 +195,8 @@ def test_a_row_that_is_over_stands_still(pair: Pair, by: str) -> None:
     free = run_one(engine(pair.model), request(to, 12, alpha=np.inf), to)
     number = 4 if by == "limit" else next(i for i, t in enumerate(free.tokens) if t not in free.tokens[:i] and i > 2)
     on = lagging(pair, 2)
-    decoder: Any = on._decoder
-    cache: Any = on._cache
+    decoder: Any = on._stepper.decoder
+    cache: Any = on._stepper.cache
     on.model.attach(cache)
     running = seated(on, to, number if by == "limit" else 30, -1 if by == "limit" else free.tokens[number])
     drawn = [decoder.step([running]) for _ in range(number + 3)]
@@ -216,7 +216,7 @@ def test_freed_rows_write_to_the_scratch_page_only(pair: Pair) -> None:
     on = lagging(pair, 4)
     to = prompt(5, 20, max_new=10)
     on.run([Chain(to, single(request(to, 2 + i, key=(i, 0, 0)))) for i in range(4)], 0)
-    decoder: Any = on._decoder
+    decoder: Any = on._stepper.decoder
     decoder.step([])
     assert all(idle(state(decoder), row) for row in range(4))
 
