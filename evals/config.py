@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from evals.grading.grade import FORMATS
+from evals.samplers.make import SAMPLERS
 from evals.tasks.presets import PRESETS
 
 
@@ -16,28 +19,16 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-SamplerKind = Literal["power", "paper", "temperature", "greedy", "best_of", "majority", "snis", "smc", "replay"]
+if TYPE_CHECKING:
+    SamplerKind = PresetName = FormatName = str
+else:  # what the tables have is what can be set
+    SamplerKind, PresetName, FormatName = Literal[*SAMPLERS], Literal[*PRESETS], Literal[*FORMATS]
 
 AUTO_SLOTS = {"cuda": 256, "cpu": 10}
 """Problems at once where nobody names a number: on a GPU at most so many, beyond which little is gained (512 slots were
 estimated 6 % faster than 256), and as many as its memory holds; on a CPU so many."""
 
-READS: dict[SamplerKind, frozenset[str]] = {
-    "power": frozenset(
-        {
-            "alpha", "num_moves", "num_effective_moves", "blocks", "cuts", "entropy_power", "replay",
-            "early_rejection",
-        }
-    ),
-    "paper": frozenset({"alpha", "num_moves", "top_k", "replay", "early_rejection"}),
-    "temperature": frozenset({"temperature", "top_k", "top_p"}),
-    "greedy": frozenset(),
-    "best_of": frozenset({"alpha", "num_candidates"}),
-    "majority": frozenset({"temperature", "num_candidates"}),
-    "snis": frozenset({"alpha", "num_candidates"}),
-    "smc": frozenset({"alpha", "num_candidates", "smc_ramp", "smc_interval", "smc_threshold"}),
-    "replay": frozenset({"texts"}),
-}  # fmt: skip
+READS = {name: kind.reads for name, kind in SAMPLERS.items()}
 """The settings that each kind of sampler reads; setting another one is a mistake."""
 
 
@@ -46,14 +37,16 @@ def conflict(reason: str, *settings: str) -> PydanticCustomError:
     return PydanticCustomError("conflict", "{reason}", {"reason": reason, "settings": settings})
 
 
+def listed(words: Mapping[str, str]) -> str:
+    """Names with what they mean in brackets, for the help."""
+    return ", ".join(f"{name} ({meaning})" if meaning else name for name, meaning in words.items())
+
+
 class SamplerConfig(Settings):
     """How one answer is sampled."""
 
     kind: SamplerKind = Field(
-        default="power",
-        description="power (exact Metropolis-Hastings for p^alpha), paper (the published code's rules, biased), "
-        "temperature, greedy, best_of (candidates of temperature 1/alpha, the likeliest), majority (vote), snis "
-        "(candidates weighted by p^alpha), smc (particles), replay (grades given texts and samples nothing)",
+        default="power", description=listed({name: kind.words for name, kind in SAMPLERS.items()})
     )
     alpha: Annotated[float, Field(ge=1, le=1000)] = Field(default=4.0, description="exponent of the target p^alpha")
     num_moves: Annotated[int, Field(ge=0, le=100_000)] = Field(
@@ -129,14 +122,6 @@ class SamplerConfig(Settings):
         return self.model_dump(include={"kind"} | READS[self.kind], exclude={"top_p"} if self.top_p == 1 else None)
 
 
-PresetName = Literal[
-    "gsm8k", "lmeval-gsm8k", "lmeval-gsm8k-keyed", "lmeval-platinum", "lmeval-cot", "lmeval-cot-zeroshot",
-    "lighteval-gsm8k", "inspect-gsm8k", "inspect-gsm8k-0shot", "nanochat", "qwen25-math", "qwen25-math-base",
-    "power-paper", "math-verify", "math500", "jsonl", "generate",
-]  # fmt: skip
-"""The keys of `evals.tasks.presets.PRESETS`."""
-
-
 class TaskConfig(Settings):
     """Which problems, how they are put to the model, and how long an answer may be."""
 
@@ -145,10 +130,11 @@ class TaskConfig(Settings):
         description="how a published evaluation asks: its prompts, examples, stops and token limit, for all that is "
         "not set beside it; jsonl: any file of questions and answers, by task.template; generate: questions alone",
     )
-    name: Literal["gsm8k", "math", "open"] = Field(
+    name: FormatName = Field(
         default="gsm8k",
-        description="format of the data: gsm8k (worked answer, #### number), math (the answer alone, a number or "
-        "LaTeX, judged by math-verify) or open (no answer, nothing is graded) (default: the preset's)",
+        description="format of the data: "
+        + listed({name: form.words for name, form in FORMATS.items()})
+        + " (default: the preset's)",
     )
     num_shots: Annotated[int, Field(ge=0, le=64)] = Field(
         default=0, description="solved examples in front of each question (default: the preset's, 0 for gsm8k)"

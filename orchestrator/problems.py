@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from evals.config import TaskConfig
+from evals.grading.grade import FORMATS
 from evals.grading.numeric import gold
 from evals.types import Problem, UserError
 from orchestrator.config import DEFAULT_DATA, DEMO
@@ -140,10 +141,11 @@ def parsed(line: bytes, where: str) -> Any:
 def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FORMAT) -> Problem:
     """A row as a problem: question and answer are texts, and the answer ends in a `#### number` that can be graded.
 
-    In the format `math` the whole answer is what is graded, unless it has a `####`, too; in the format `open` there is
-    none.
+    Where golds are texts, as in the format `math`, the whole answer is what is graded, unless it has a `####`, too; in
+    the format `open` there is none.
     """
-    open_ended, has_gold = task.name == "math", task.name != "open"
+    golds = FORMATS[task.name].golds
+    open_ended, has_gold = golds == "text", golds != "none"
     question_key = find_question(row, task)
     asked = {question_key: "…", task.answer_key: "42" if open_ended else "… #### 42"}
     form = json.dumps(asked if has_gold else {question_key: "…"}, ensure_ascii=False)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from evals.config import TaskConfig
-from evals.grading.grade import grade
+from evals.grading.grade import FORMATS
 from evals.tasks.presets import PRESETS
 from evals.types import Problem, Record, UserError
 from orchestrator.arguments import path_and_options
@@ -49,7 +49,7 @@ def regrade(arguments: Sequence[str]) -> int:
 def rescored(record: Record, problems: Mapping[int, Problem], task: TaskConfig) -> str:
     """One line of scores.jsonl."""
     preset, problem = PRESETS[task.preset], problems[record.problem_id]
-    grades = grade(record.text, problem, cot=preset.cot, formulas=task.name == "math")
+    grades = FORMATS[task.name].scores(record.text, problem, preset.cot)
     scores = {name: one._asdict() for name, one in grades.items()}
     row = {"problem_id": record.problem_id, "sample_index": record.sample_index, "scores": scores}
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evals.grading.grade import grade
+from evals.grading.grade import FORMATS, Format
 from evals.grading.numeric import gold
 from evals.stopping import cut
-from evals.tasks.presets import PRESETS
+from evals.tasks.presets import PRESETS, Preset
 from evals.types import Problem, UserError
 from orchestrator.arguments import path_and_options
 from orchestrator.names import suggestion
@@ -47,19 +47,19 @@ def score(arguments: Sequence[str]) -> int:
     if name is not None and name not in PRESETS:
         raise UserError(f"--preset {name} is refused{suggestion(name, PRESETS)}; there are {', '.join(PRESETS)}.")
     preset = PRESETS[name or "gsm8k"]
-    formulas = preset.format == "math"
-    rows = read_rows(path, formulas)
-    lines = [verdict(row, preset.stop, cot=preset.cot, formulas=formulas) for row in rows]
+    form = FORMATS["gsm8k" if preset.format == "open" else preset.format]
+    rows = read_rows(path, form)
+    lines = [verdict(row, preset, form) for row in rows]
     print("".join(lines), end="")
     return 0
 
 
-def read_rows(path: Path, formulas: bool) -> list[Row]:
+def read_rows(path: Path, form: Format) -> list[Row]:
     """All rows of a file, checked. Raises UserError naming file and line."""
     rows: list[Row] = []
     places: dict[Any, str] = {}
     for number, (where, row) in enumerate(jsonl_rows(path, "name a file of rows")):
-        rows.append(check(row, where, number, formulas))
+        rows.append(check(row, where, number, form))
         name = rows[-1].name
         if (first := places.setdefault(json.dumps(name), where)) != where:
             raise UserError(f"{where}: the id {name!r} is also that of {first.rpartition(', ')[2]}; give each its own.")
@@ -68,7 +68,7 @@ def read_rows(path: Path, formulas: bool) -> list[Row]:
     return rows
 
 
-def check(row: Any, where: str, number: int, formulas: bool) -> Row:
+def check(row: Any, where: str, number: int, form: Format) -> Row:
     """A row as an answer to a problem."""
     if not isinstance(row, dict):
         raise UserError(f"{where}: a {type(row).__name__} instead of an object; rows are {FORM}.")
@@ -88,7 +88,7 @@ def check(row: Any, where: str, number: int, formulas: bool) -> Row:
     written = problem.answer.rpartition("####")[2].strip()
     if not written:
         raise UserError(f"{where}: 'gold' has no answer in it; rows are {FORM}.")
-    if not formulas:
+    if form.golds == "number":
         try:
             gold(problem)
         except UserError as error:  # which knows the problem but not where it stands
@@ -105,9 +105,9 @@ def whole_text(value: Any, name: str, where: str) -> str:
     return value
 
 
-def verdict(row: Row, stop: Sequence[str], *, cot: bool, formulas: bool) -> str:
+def verdict(row: Row, preset: Preset, form: Format) -> str:
     """One line of output."""
-    grades = grade(cut(row.text, stop), row.problem, cot=cot, formulas=formulas)
+    grades = form.scores(cut(row.text, preset.stop), row.problem, preset.cot)
     scores = {name: one.correct for name, one in grades.items()}
     answers = {name: one.answer for name, one in grades.items()}
     return json.dumps({"id": row.name, **scores, "answers": answers}, ensure_ascii=False) + "\n"

@@ -5,12 +5,11 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from interop import theirs
 
-from evals.config import PresetName, TaskConfig
+from evals.config import TaskConfig
 from evals.tasks.gsm8k import make_task
 from evals.tasks.presets import PRESETS
 from evals.tasks.shots import INSPECT_ROWS, lighteval_rows, packaged, replayed
@@ -87,31 +86,31 @@ def gsm8k(split: str) -> list[Problem]:
     return [Problem(i, row["question"], row["answer"]) for i, row in enumerate(map(json.loads, lines))]
 
 
-def digest(preset: PresetName) -> str:
+def digest(preset: str) -> str:
     config = TaskConfig(preset=preset)
     task = make_task(config, 0, gsm8k("train") if config.num_shots else ())
     return hashlib.sha256("\0".join(str(task.prompt(one)) for one in gsm8k("test")).encode()).hexdigest()
 
 
 def test_every_preset_is_here() -> None:
-    assert set(get_args(PresetName)) == PRESETS.keys() == LITERAL.keys() | CHATS.keys() | {"jsonl"}
+    assert PRESETS.keys() == LITERAL.keys() | CHATS.keys() | {"jsonl"}
     assert SETTINGS.keys() == PRESETS.keys() - {"jsonl"}
 
 
 @pytest.mark.parametrize("preset", LITERAL)
-def test_text_prompts_without_examples(preset: PresetName) -> None:
+def test_text_prompts_without_examples(preset: str) -> None:
     task = make_task(TaskConfig(preset=preset, num_shots=0), 0)
     assert task.prompt(Q) == written(LITERAL[preset])
 
 
 @pytest.mark.parametrize("preset", CHATS)
-def test_chats_without_examples(preset: PresetName) -> None:
+def test_chats_without_examples(preset: str) -> None:
     task = make_task(TaskConfig(preset=preset, num_shots=0), 0)
     assert task.prompt(Q) == ({"role": "user", "content": written(CHATS[preset])},)
 
 
 @pytest.mark.parametrize("preset", SETTINGS)
-def test_shots_limits_and_stops(preset: PresetName) -> None:
+def test_shots_limits_and_stops(preset: str) -> None:
     config = TaskConfig(preset=preset)
     assert (config.num_shots, config.max_new_tokens, config.stop) == SETTINGS[preset]
     assert (config.chat, config.name) == (preset in CHATS, {"math500": "math", "generate": "open"}.get(preset, "gsm8k"))

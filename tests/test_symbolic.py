@@ -8,7 +8,6 @@ import pytest
 
 from evals.grading import grade as grading
 from evals.grading.formula import formula
-from evals.grading.grade import grade
 from evals.grading.symbolic import Judge, Verdict
 from evals.types import Problem
 
@@ -27,8 +26,8 @@ def one_judge(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grading, "judge", lambda: judge)
 
 
-def scores(gold: str, text: str, **settings: bool) -> tuple[bool, str]:
-    found = grade(text, Problem(0, "How much?", f"So.\n#### {gold}"), **settings)["numeric"]
+def scores(gold: str, text: str) -> tuple[bool, str]:
+    found = grading.gsm8k(text, Problem(0, "How much?", f"So.\n#### {gold}"), cot=False)["numeric"]
     return found.correct, found.kind
 
 
@@ -73,7 +72,7 @@ def test_complex_answers_to_numbers(gold: str, text: str, expected: tuple[bool, 
 )
 def test_golds_in_latex(gold: str, text: str, right: bool, judge: Judge) -> None:
     assert formula(text, gold, judge.equal).correct == right
-    assert list(grade(text, Problem(0, "?", f"#### {gold}"), formulas=True)) == ["numeric"]
+    assert list(grading.FORMATS["math"].scores(text, Problem(0, "?", f"#### {gold}"), False)) == ["numeric"]
 
 
 HANG = """

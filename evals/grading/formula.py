@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from evals.grading.numeric import NUMBER, after_hashes, after_phrase, boxed, cleaned, last_box, value
+from evals.grading.numeric import NUMBER, after_hashes, after_phrase, boxed, cleaned, find, last_box, number_vote, value
 from evals.grading.symbolic import Verdict
 from evals.types import Grade
 
@@ -29,6 +29,12 @@ def formula(text: str, gold: str, equal: Callable[[str, str], Verdict]) -> Grade
         return Grade(found.value == value(wanted) and found.percent <= (wanted[4] is not None), found.shown, "number")
     verdict = equal(gold, segment)
     return Grade(bool(verdict.right), segment, "undecided" if verdict.right is None else "complex")
+
+
+def formula_vote(text: str) -> str | None:
+    """What a text comes to: numbers as `number_vote` writes them, a formula as it is written."""
+    shown = find(text).shown
+    return number_vote(text) or (shown and squeezed(shown))
 
 
 def final(text: str) -> str | None:

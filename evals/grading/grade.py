@@ -1,4 +1,4 @@
-r"""All named scores of one answer. Knows no model, no prompt and no run.
+r"""All named scores of one answer, and the one table of graders. Knows no model, no prompt and no run.
 
 `strict` and `flexible` are lm-eval's, `numeric` is ours: exact for numbers, and for what is none (`\frac{18}{2}`) the
 verdict of a symbolic checker. Where that cannot decide (it is not installed, it took too long, it raised) the answer
@@ -7,26 +7,45 @@ counts as wrong and its kind is `undecided`, which reports count: it is never th
 
 from __future__ import annotations
 
-from evals.grading.formula import formula
-from evals.grading.numeric import gold_text, numeric
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+from evals.grading.formula import formula, formula_vote
+from evals.grading.numeric import gold_text, number_vote, numeric
 from evals.grading.strict_flexible import COT_STRICT, STRICT, flexible, strict
 from evals.grading.symbolic import Verdict, judge
 from evals.types import Grade, Problem
 
+Scores = Callable[[str, Problem, bool], dict[str, Grade]]
+"""(text, problem, cot) -> grades by name."""
 
-def grade(text: str, problem: Problem, *, cot: bool = False, formulas: bool = False) -> dict[str, Grade]:
-    """Scores of a text that is already cut at its stop string.
 
-    `cot`: `strict` looks for "The answer is", as lm-eval's chain-of-thought tasks do. `formulas`: golds may be LaTeX;
-    there is then the score `numeric` alone, since string comparison means nothing.
-    """
-    if formulas:
-        return {"numeric": formula(text, gold_text(problem), judge().equal)}
+class Format(NamedTuple):
+    """What the answers in a data set are, and how a model's are graded by them: what `task.name` can name."""
+
+    scores: Scores
+    """Named scores of a text that is already cut at its stop string; reports put `numeric` first."""
+    vote: Callable[[str], str | None]
+    """The final answer of such a text, equal strings for equal answers; None where there is none."""
+    words: str
+    """What it is, for the help."""
+    golds: Literal["number", "text", "none"] = "text"
+    """A number after `####`, the whole answer or what stands after its `####`, or nothing."""
+
+
+def gsm8k(text: str, problem: Problem, cot: bool) -> dict[str, Grade]:
+    """With `cot`, `strict` looks for "The answer is", as lm-eval's chain-of-thought tasks do."""
     return {
         "strict": strict(text, problem.answer, COT_STRICT if cot else STRICT),
         "flexible": flexible(text, problem.answer),
         "numeric": settled(numeric(text, problem), gold_text(problem)),
     }
+
+
+def alone(grader: Callable[[str, str], Grade]) -> Scores:
+    """The one score of a grader of (text, gold)."""
+    return lambda text, problem, cot: {"numeric": grader(text, gold_text(problem))}
 
 
 def settled(found: Grade, gold: str) -> Grade:
@@ -39,3 +58,16 @@ def settled(found: Grade, gold: str) -> Grade:
 def judged(verdict: Verdict, answer: str) -> Grade:
     """A symbolic verdict as a grade."""
     return Grade(bool(verdict.right), answer, "undecided" if verdict.right is None else "complex")
+
+
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {
+        "gsm8k": Format(gsm8k, number_vote, "worked answer, #### number", golds="number"),
+        "math": Format(
+            alone(lambda text, gold: formula(text, gold, judge().equal)),  # comparing strings would mean nothing
+            formula_vote,
+            "the answer alone, a number or LaTeX, judged by math-verify",
+        ),
+        "open": Format(lambda *_: {}, number_vote, "no answer, nothing is graded", golds="none"),
+    }
+)

@@ -56,6 +56,16 @@ def numeric(text: str, problem: Problem) -> Grade:
     return Grade(correct, found.shown, found.kind)
 
 
+def number_vote(text: str) -> str | None:
+    """The number that a text comes to, written as all its equals are: 18 for 18.00, 18% for 18.0 per cent."""
+    found = find(text)
+    if found.value is None:
+        return None
+    digits = f"{found.value:f}"
+    digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
+    return ("0" if not found.value else digits) + ("%" if found.percent else "")
+
+
 def gold(problem: Problem) -> Decimal:
     """The number after `####` in the problem's solution. Raises UserError if there is none."""
     written = gold_text(problem)

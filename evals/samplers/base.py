@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable
+from collections.abc import Generator, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 
-from evals.types import Completion, Drop, Keep, Operation, Request, Submit
+from evals.types import Completion, Drop, Keep, Operation, Prompt, Request, Sample, Submit
 
 Key = tuple[int, int, int]
 """Problem, sample | try << 16, move."""
@@ -22,6 +23,23 @@ def key(problem_id: int, sample_index: int, move: int) -> Key:
             f"no random key for problem {problem_id}, sample {sample_index}, move {move}: a word overflows"
         )
     return problem_id, sample_index, move
+
+
+def whole(prompt: Prompt, alpha: float, key: Key, top_k: int = 0, top_p: float = 1.0) -> Request:
+    """The request for an answer from its first token to its end."""
+    origin = len(prompt.token_ids)
+    return Request(prompt.token_ids, prompt.max_new_tokens, alpha, key, origin, top_k=top_k, top_p=top_p)
+
+
+def sample(taken: Completion, drawn: Sequence[Completion], alpha: float, **info: Any) -> Sample:
+    """The answer `taken` of those `drawn` at `alpha`, all of them whole, with `info` beside the usual diagnostics."""
+    tokens, log_q, log_z, ended, *_ = taken
+    usual = {
+        "generated": sum(len(one.tokens) for one in drawn),
+        "prefilled": sum(one.prefilled for one in drawn),
+        "log_p": log_p(log_q, log_z, alpha),
+    }
+    return Sample(tokens, log_q, log_z, ended, usual | info)
 
 
 def ask(

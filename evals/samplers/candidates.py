@@ -19,10 +19,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from evals.rng import Purpose, uniform
-from evals.samplers.base import key, log_p
+from evals.samplers.base import key, log_p, sample, whole
 from evals.samplers.gather import gather
 from evals.samplers.weights import effective_size, normalised, pick
-from evals.types import Completion, Prompt, Request, Sample, Steps, Submit
+from evals.types import Completion, Prompt, Steps, Submit
 
 
 class Choice(NamedTuple):
@@ -46,9 +46,8 @@ class Candidates(NamedTuple):
     def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
         """One answer to `prompt`; see `evals.types.Sampler`."""
         moves = range(self.num_candidates)
-        found = yield from gather(
-            [Submit(move, self.request(prompt, key(problem_id, sample_index, move))) for move in moves], hold=False
-        )
+        submits = [Submit(move, whole(prompt, self.alpha, key(problem_id, sample_index, move))) for move in moves]
+        found = yield from gather(submits, hold=False)
         drawn = [found[move] for move in moves]
         match self.rule:
             case "best_of":
@@ -57,19 +56,8 @@ class Candidates(NamedTuple):
                 choice = by_weight(drawn, uniform(seed, key(problem_id, sample_index, 0), 0, Purpose.PICK))
             case "majority":
                 choice = by_vote(drawn, prompt, self.alpha)
-        tokens, log_q, log_z, ended, *_ = drawn[choice.index]
-        info = {
-            "candidates": len(drawn),
-            "generated": sum(len(one.tokens) for one in drawn),
-            "prefilled": sum(one.prefilled for one in drawn),
-            "log_p": log_p(log_q, log_z, self.alpha),
-            **choice.info,
-        }
-        return Sample(tokens, log_q, log_z, ended, info, choice.weighted)
-
-    def request(self, prompt: Prompt, words: tuple[int, int, int]) -> Request:
-        """A whole answer."""
-        return Request(prompt.token_ids, prompt.max_new_tokens, self.alpha, words, origin=len(prompt.token_ids))
+        answer = sample(drawn[choice.index], drawn, self.alpha, candidates=len(drawn), **choice.info)
+        return answer._replace(weighted=choice.weighted)
 
 
 def likeliest(drawn: Sequence[Completion], alpha: float) -> int:

@@ -1,12 +1,13 @@
-"""From settings to a sampler."""
+"""From settings to a sampler: the one table of samplers. A function here says which settings its sampler reads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from math import inf
 from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
-from evals.config import SamplerConfig
 from evals.samplers.candidates import Candidates
 from evals.samplers.paper import Paper
 from evals.samplers.power import Power
@@ -15,8 +16,63 @@ from evals.samplers.single import Single
 from evals.samplers.smc import Smc
 from evals.types import Sampler
 
+if TYPE_CHECKING:  # which reads this table
+    from evals.config import SamplerConfig
+
 PAPER_TOP_K = 50
 """The published code sets no truncation, and its library then keeps the 50 most probable tokens."""
+
+
+class Kind(NamedTuple):
+    """A way to sample that `sampler.kind` can name."""
+
+    make: Callable[..., Sampler]
+    """Its parameters are the settings of `SamplerConfig` that it reads, and what else of `make_sampler`'s it needs."""
+    words: str = ""
+    """What it is, for the help."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset(signature(self.make).parameters) - {"prefetch", "encode"}
+
+
+def paper(
+    alpha: float, num_moves: int, replay: bool, early_rejection: bool, top_k: int | None, prefetch: int
+) -> Sampler:
+    top_k = PAPER_TOP_K if top_k is None else top_k
+    return Paper(alpha, num_moves, replay, early_rejection, top_k=top_k, prefetch=prefetch)
+
+
+def at_temperature(temperature: float, top_k: int | None, top_p: float) -> Sampler:
+    return Single(1 / temperature, top_k or 0, top_p)
+
+
+def majority(temperature: float, num_candidates: int) -> Sampler:
+    return Candidates("majority", 1 / temperature, num_candidates)
+
+
+def smc(alpha: float, num_candidates: int, smc_ramp: int, smc_interval: int, smc_threshold: float) -> Sampler:
+    return Smc(alpha, num_candidates, smc_ramp, smc_interval, smc_threshold)
+
+
+SAMPLERS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "power": Kind(Power, "exact Metropolis-Hastings for p^alpha"),
+        "paper": Kind(paper, "the published code's rules, biased"),
+        "temperature": Kind(at_temperature),
+        "greedy": Kind(lambda: Single(inf)),
+        "best_of": Kind(
+            lambda alpha, num_candidates: Candidates("best_of", alpha, num_candidates),
+            "candidates of temperature 1/alpha, the likeliest",
+        ),
+        "majority": Kind(majority, "vote"),
+        "snis": Kind(
+            lambda alpha, num_candidates: Candidates("snis", alpha, num_candidates), "candidates weighted by p^alpha"
+        ),
+        "smc": Kind(smc, "particles"),
+        "replay": Kind(Replay, "grades given texts and samples nothing"),
+    }
+)
 
 
 def make_sampler(
@@ -27,45 +83,8 @@ def make_sampler(
 ) -> Sampler:
     """The sampler that `config` describes; where slots idle, `prefetch` drafts of a chain may run ahead.
 
-    `texts` and `encode` are what `replay` replays; see there.
+    `texts`, those of the setting of this name, and `encode` are what `replay` replays; see there.
     """
-    match config.kind:
-        case "power":
-            return Power(
-                alpha=config.alpha,
-                num_moves=config.num_moves,
-                replay=config.replay,
-                early_rejection=config.early_rejection,
-                num_effective_moves=config.num_effective_moves,
-                blocks=config.blocks,
-                cuts=config.cuts,
-                entropy_power=config.entropy_power,
-                prefetch=prefetch,
-            )
-        case "paper":
-            return Paper(
-                alpha=config.alpha,
-                num_moves=config.num_moves,
-                replay=config.replay,
-                early_rejection=config.early_rejection,
-                top_k=PAPER_TOP_K if config.top_k is None else config.top_k,
-                prefetch=prefetch,
-            )
-        case "temperature":
-            return Single(1 / config.temperature, config.top_k or 0, config.top_p)
-        case "greedy":
-            return Single(inf)
-        case "best_of" | "snis":
-            return Candidates(config.kind, config.alpha, config.num_candidates)
-        case "majority":
-            return Candidates(config.kind, 1 / config.temperature, config.num_candidates)
-        case "smc":
-            return Smc(
-                alpha=config.alpha,
-                num_particles=config.num_candidates,
-                ramp=config.smc_ramp,
-                interval=config.smc_interval,
-                threshold=config.smc_threshold,
-            )
-        case "replay":
-            return Replay(texts, encode)
+    make = SAMPLERS[config.kind].make
+    given = {**dict(config), "prefetch": prefetch, "texts": texts, "encode": encode}
+    return make(**{name: given[name] for name in signature(make).parameters})

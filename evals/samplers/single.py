@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from evals.samplers.base import ask, key, log_p
-from evals.types import Prompt, Request, Sample, Steps
+from evals.samplers.base import ask, key, sample, whole
+from evals.types import Prompt, Steps
 
 
 class Single(NamedTuple):
@@ -25,21 +25,6 @@ class Single(NamedTuple):
 
     def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
         """One answer to `prompt`; see `evals.types.Sampler`."""
-        completion = yield from ask(
-            Request(
-                prefix=prompt.token_ids,
-                max_new=prompt.max_new_tokens,
-                alpha=self.alpha,
-                key=key(problem_id, sample_index, 0),
-                origin=len(prompt.token_ids),
-                top_k=self.top_k,
-                top_p=self.top_p,
-            )
-        )
-        tokens, log_q, log_z, ended = completion.tokens, completion.log_q, completion.log_z, completion.ended
-        info = {
-            "generated": len(tokens),
-            "prefilled": completion.prefilled,
-            "log_p": log_p(log_q, log_z, self.alpha),
-        }
-        return Sample(tokens, log_q, log_z, ended, info)
+        words = key(problem_id, sample_index, 0)
+        drawn = yield from ask(whole(prompt, self.alpha, words, self.top_k, self.top_p))
+        return sample(drawn, [drawn], self.alpha)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from evals.config import TaskConfig
-from evals.grading.grade import grade
-from evals.grading.numeric import find
+from evals.grading.grade import FORMATS
 from evals.tasks.presets import PRESETS, Preset, fill
 from evals.tasks.shots import shots, too_few
 from evals.types import Grade, Message, Problem, Task
@@ -48,26 +46,12 @@ class Gsm8k(NamedTuple):
         return shots(self.preset.draw, problem, self.train_problems, self.config.num_shots, self.seed)
 
     def grade(self, problem: Problem, text: str) -> dict[str, Grade]:
-        """Named scores of an answer's text, already cut at its stop string; see evals/grading/grade.py.
-
-        None where there are no golds.
-        """
-        if self.config.name == "open":
-            return {}
-        return grade(text, problem, cot=self.preset.cot, formulas=self.config.name == "math")
+        """Named scores of an answer's text, already cut at its stop string; none where there are no golds."""
+        return FORMATS[self.config.name].scores(text, problem, self.preset.cot)
 
     def vote(self, text: str) -> str | None:
-        """The number that the numeric score finds, written as all its equals are: 18 for 18.00, 18% for 18.0 per cent.
-
-        None where there is no number, or none that can be read; for golds in LaTeX a formula votes as it is written.
-        """
-        found = find(text)
-        if found.value is None:
-            formula = found.shown if self.config.name == "math" else None
-            return formula and re.sub(r"\s", "", formula)
-        digits = f"{found.value:f}"
-        digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
-        return ("0" if not found.value else digits) + ("%" if found.percent else "")
+        """The final answer of such a text, as the format of the data has it."""
+        return FORMATS[self.config.name].vote(text)
 
 
 def make_task(config: TaskConfig, seed: int, train_problems: Sequence[Problem] | None = None) -> Task:

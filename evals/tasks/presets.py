@@ -40,8 +40,8 @@ class Preset(NamedTuple):
     """The stops where a chat template is used, if others."""
     cot: bool = False
     """The strict score looks for "The answer is", as lm-eval's chain-of-thought tasks do."""
-    format: Literal["gsm8k", "math", "open"] = "gsm8k"
-    """Of the data: golds are numbers after `####`, anything that the answer holds, LaTeX included, or none at all."""
+    format: str = "gsm8k"
+    """Of the data, and so how answers are graded: a name in `evals.grading.grade.FORMATS`."""
     question_key: str = "question"
     """Under which name the rows of the data have the question."""
     strip: bool = False
