@@ -11,8 +11,6 @@ from orchestrator.layout import duration, figure, gib, item, percent, short, tab
 from orchestrator.render_chain import chain_lines
 from orchestrator.scores import HEADLINE
 
-AGREEMENT = "The scores strict, flexible and numeric agree on every answer; one stands for all"
-
 
 def run_report(summary: Mapping[str, Any], timeline: str | None = None) -> str:
     """The report of one run; `timeline` is the file that shows its workers over time."""
@@ -68,6 +66,13 @@ def shown_scores(*summaries: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for summary in summaries for name in summary["accuracy"]))
 
 
+def agreement(*summaries: Mapping[str, Any]) -> list[str]:
+    """That the one score shown stands for several, where there are several."""
+    several = any(len(summary["accuracy"]) > 1 for summary in summaries)
+    words = "The scores strict, flexible and numeric agree on every answer; one stands for all"
+    return [words] if several and len(shown_scores(*summaries)) == 1 else []
+
+
 def scores(summary: Mapping[str, Any]) -> str:
     """The named scores as a table."""
     names = shown_scores(summary)
@@ -89,7 +94,7 @@ def scores(summary: Mapping[str, Any]) -> str:
 
 
 def scores_legend(summary: Mapping[str, Any]) -> str:
-    said = [f"{AGREEMENT}."] if len(shown_scores(summary)) == 1 else []
+    said = [f"{words}." for words in agreement(summary)]
     if summary["num_groups"]:
         said.append(f"Errors are those of {summary['num_groups']:,} groups of problems, which the data names.")
     if summary["chain"]["expected_correct"]:

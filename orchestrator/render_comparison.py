@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.compare import Comparison, Pair, flips
 from orchestrator.layout import WIDTH, figure, item, percent, table, with_error, without_spread, wrapped
 from orchestrator.reduce import few_problems
-from orchestrator.render import AGREEMENT, model_name, problems_name, provenance, shown_scores
+from orchestrator.render import agreement, model_name, problems_name, provenance, shown_scores
 from orchestrator.scores import HEADLINE
 
 WIDEST = 24
@@ -93,8 +93,7 @@ def methods_legend(summaries: Sequence[Mapping[str, Any]]) -> str:
     said = ["Scores are % right ± standard error, over all problems of each run"]
     if any(without_spread(summary["accuracy"][HEADLINE]) for summary in summaries):
         said[0] += "; the 95 % interval (Wilson) instead where all are right or all are wrong"
-    if len(shown_scores(*summaries)) == 1:
-        said.append(AGREEMENT)
+    said += agreement(*summaries)
     if any(expected_score(summary) for summary in summaries):
         said.append("expected: % right of all answers that the sampler weighted, by weight")
     said += [

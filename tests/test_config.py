@@ -65,7 +65,7 @@ def test_values_of_every_shape() -> None:
         ([], {"ALPHA": "3"}, ["did you mean POWERSAMPLE_SAMPLER__ALPHA?"]),
         ([], {"SAMPLER__ALPHA": "0.5"}, ["POWERSAMPLE_SAMPLER__ALPHA=0.5", "from 1 to 1000"]),
         ([], {"SAMPLER__ALPHA": "nan"}, ["POWERSAMPLE_SAMPLER__ALPHA=nan", "from 1 to 1000"]),
-        ([], {"SAMPLER__KIND": "pwer"}, ["did you mean power?", "one of power, paper, temperature, greedy"]),
+        ([], {"SAMPLER__KIND": "pwer"}, ["did you mean power?", "power, paper, temperature, greedy"]),
         ([], {"SAMPLER__FOO": "3"}, ["POWERSAMPLE_SAMPLER__FOO=3; unset it"]),
         ([], {"SAMPLER": "3"}, ["POWERSAMPLE_SAMPLER=3", "a group of kind, alpha"]),
         ([], {"ENGINE__PREFETCH": "100"}, ["POWERSAMPLE_ENGINE__PREFETCH=100", "from 0 to 64"]),
@@ -107,14 +107,14 @@ def test_what_is_wrong_is_named(flags: list[str], environ: dict[str, str], words
     ("flags", "sentence"),
     [
         (
-            ["--sampler.kind", "greedy", "--sampler.alpha", "2"],
-            "--sampler.alpha=2 and --sampler.kind=greedy do not go together: kind greedy does not read alpha, which "
-            "belongs to power, paper, best_of, snis, smc; leave alpha out or choose such a kind.",
+            ["--sampler.kind", "greedy", "--sampler.blocks", "2"],
+            "--sampler.blocks=2 and --sampler.kind=greedy do not go together: kind greedy does not read blocks, which "
+            "belongs to power; leave blocks out or choose such a kind.",
         ),
         (
-            ["--config", "configs/gsm8k_greedy.yaml", "--sampler.alpha", "2"],
-            "--sampler.alpha=2 and configs/gsm8k_greedy.yaml: sampler.kind=greedy do not go together: kind greedy does "
-            "not read alpha, which belongs to power, paper, best_of, snis, smc; leave alpha out or choose such a kind.",
+            ["--config", "configs/gsm8k_greedy.yaml", "--sampler.blocks", "2"],
+            "--sampler.blocks=2 and configs/gsm8k_greedy.yaml: sampler.kind=greedy do not go together: kind greedy "
+            "does not read blocks, which belongs to power; leave blocks out or choose such a kind.",
         ),
         (
             ["--sampler.top-k", "8"],

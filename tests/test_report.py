@@ -212,6 +212,8 @@ def test_scores_that_agree_are_shown_once() -> None:
     text = run_report(as_run("p", POWER, "1100").summary)
     assert "strict, flexible and numeric agree on every answer" in text
     assert "| strict" not in text
+    lone = [make_record(i, scores={"numeric": make_record(i).scores["numeric"]}) for i in range(2)]
+    assert "agree on every answer" not in run_report(summarise(lone, [], make_run(num_problems=2)))
     wrong = {"correct": False, "answer": "x", "kind": "number"}
     scores = make_record(0).scores | {"strict": wrong}
     summary = summarise([make_record(0, scores=scores), make_record(1)], [], make_run(num_problems=2))
