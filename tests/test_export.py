@@ -120,7 +120,7 @@ def test_parquet_has_a_row_for_every_answer(make: Make, tmp_path: Path, capsys: 
     run = make(num_shots=2, train_data=str(PROBLEMS))
     (path,) = exported(run, "parquet", capsys)
     rows = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
-    found = read(run).records
+    found, problems = read(run).records, load_problems("demo", limit=NUM_PROBLEMS).problems
     assert [(row["problem_id"], row["sample_index"]) for row in rows] == [record[:2] for record in found]
     for row, record in zip(rows, found, strict=True):
         assert (row["text"], row["token_ids"], json.loads(row["chain"])) == (
@@ -130,6 +130,10 @@ def test_parquet_has_a_row_for_every_answer(make: Make, tmp_path: Path, capsys: 
         )
         assert row["numeric_correct"] == record.scores.get("numeric", {}).get("correct", False)
         assert row["prompt"].count("Question:") == 3
+        problem = problems[record.problem_id]
+        assert (row["question"], row["solution"], row["wall_seconds"]) == (problem.question, problem.answer, 2.5)
+        counted = {name: row[f"{name}_tokens"] for name in ("prompt", "answer", "generated")}
+        assert counted == {name: record.tokens.get(name) for name in counted}
     assert (rows[-1]["error"], rows[-1]["numeric_answer"], rows[-1]["generated_tokens"]) == ("it died", None, None)
     from pyarrow.parquet import read_schema
 

@@ -174,12 +174,13 @@ def test_whole_pages_are_shared_and_the_partial_one_is_copied() -> None:
     assert whole.pages[:2] == first.pages[:2]
 
 
-def test_surplus_returns_when_a_sequence_ends() -> None:
+@pytest.mark.parametrize(("length", "pages"), [(17, 1), (18, 2)])  # 16 and 17 tokens are written
+def test_surplus_returns_when_a_sequence_ends(length: int, pages: int) -> None:
     pool = PagePool(20)
     opening = pool.open(None, 0, 200)
     assert pool.num_used == 13
-    pool.end(opening.handle, 18)  # 17 tokens are written
-    assert pool.num_used == 2
+    pool.end(opening.handle, length)
+    assert pool.num_used == pages
     pool.drop(opening.handle)
     assert pool.num_used == 0
 
