@@ -39,7 +39,7 @@ NAMING = {"alpha": (int, float), "temperature": (int, float), "num_moves": int, 
 
 def check_place(directory: Path) -> None:
     """Raises UserError if runs would lie inside one another, or among other files: nobody could tell whose is what."""
-    place = directory.resolve()
+    place = Path(os.path.realpath(directory))  # of a loop of links it says no more than opening it will
     outer = next((parent for parent in place.parents if is_run(parent)), None)
     if outer is not None:
         raise UserError(

@@ -6,11 +6,14 @@ stopped by a signal; anything else is ours.
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,22 +62,42 @@ Exit codes: 0 complete, 2 refused with one sentence, 3 complete but some problem
 (the same command goes on)."""
 
 
+UNUSABLE = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC}
+"""Of a path, or of standard output, that somebody named: mistakes of the user's wherever they show."""
+BROKEN_PIPE = 128 + signal.SIGPIPE
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name); returns the exit code."""
-    if not evals_is_ours():
-        return 2
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no ± shows ? instead
+    try:
+        code = told(list(sys.argv[1:] if argv is None else argv)) if evals_is_ours() else 2
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("powersample: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        return BROKEN_PIPE
+
+
+def told(arguments: list[str]) -> int:
+    """Do what they ask for; a mistake of the user's is one sentence."""
     from evals.types import UserError
 
-    arguments = list(sys.argv[1:] if argv is None else argv)
     os.umask(0o077)  # runs, Ray's token and its logs are for nobody else's eyes
     try:
         return dispatch(arguments)
     except UserError as error:
         print(f"powersample: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("powersample: interrupted before the run began", file=sys.stderr)
-        return 130
+    except OSError as error:
+        if error.errno not in UNUSABLE:
+            raise
+        print(f"powersample: {error.filename or 'standard output'} cannot be used: {error.strerror}", file=sys.stderr)
+    return 2
 
 
 def dispatch(arguments: list[str]) -> int:

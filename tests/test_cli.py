@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -23,8 +25,6 @@ EXAMPLE = "  powersample "  # how a line of an example begins
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in list(os.environ):
         if name.startswith(("POWERSAMPLE_", "RAY_")):
             monkeypatch.delenv(name)
@@ -223,3 +223,62 @@ def test_bad_inputs_end_before_anything_is_written(variables: dict[str, str], wo
     for word in words:
         assert word in done.stderr
     assert sorted(tmp_path.rglob("*")) == before
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--model", "demo", "--data", "demo", "--num-gpus", "0", "--run-dir", LONG],
+        ["run", "--model", LONG, "--data", "demo", "--num-gpus", "0"],
+        ["run", "--model", "demo", "--data", f"{20 * LONG}.jsonl", "--num-gpus", "0"],
+        ["run", "--model", "demo", "--data", "demo", "--num-gpus", "0", "--run-dir", "loop"],
+        ["report", LONG],
+        ["report", "loop"],
+        ["plan", "--model", LONG],
+    ],
+)
+def test_paths_that_no_file_system_has_are_one_sentence(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    done = command(arguments, tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("powersample: ")
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"]
+
+
+def command(arguments: list[str], folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`powersample` as a process in `folder`."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)} | options.pop("env", {})
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "orchestrator", *arguments],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stderr=subprocess.PIPE,
+        timeout=120,
+        check=False,
+        **{"stdout": subprocess.PIPE, **options},
+    )
+
+
+def test_a_reader_who_leaves_ends_it_without_a_word(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = command(["--help"], tmp_path, stdout=writing)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_an_output_that_is_full_is_one_sentence(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = command(["--help"], tmp_path, stdout=full)
+    assert done.returncode == 2
+    assert done.stderr.startswith("powersample: standard output cannot be used: No space left on device\n")
+
+
+def test_a_terminal_without_our_letters_shows_others(tmp_path: Path) -> None:
+    done = command(["plan", "--shape", "7b", "--gpu", "h100-80"], tmp_path, env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
