@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from evals.types import Problem, Record, UserError
@@ -22,6 +23,8 @@ from orchestrator.claim import (
     check_place,
     check_unused,
     claim,
+    flatten,
+    read_run,
     stored_run,
     take_lock,
 )
@@ -34,6 +37,8 @@ SHAPES = {
     **dict.fromkeys(("scores", "chain", "timings", "memory", "tokens", "worker"), dict),
 }
 """What the fields of a record are at least, so that no reader trips over a damaged one."""
+MAX_TOKEN_ID = 2**31 - 1  # what the Parquet export holds
+NO_LIMITS: Mapping[str, int] = MappingProxyType({})
 
 
 class RunStore:
@@ -153,15 +158,18 @@ def fresh_directory(directory: Path) -> Path:
 
 
 def read_records(path: Path) -> list[Record]:
-    """All complete lines of a record log; what follows the last newline is not read. UserError names a bad line."""
+    """All complete lines of a record log; what follows the last newline is not read.
+
+    Raises UserError, which names the line, for one that is no record of the run whose run.json lies beside the log.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return []
-    records = []
+    records, limits = [], limits_of(read_run(path.parent) or {})
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
-            records.append(decode(line))
+            records.append(decode(line, limits))
         except (ValueError, TypeError) as error:
             raise bad_line(path, number, error) from error
     return records
@@ -199,15 +207,30 @@ def encode(record: Record) -> bytes:
     return (json.dumps(record._asdict(), ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def decode(line: bytes | str) -> Record:
-    """The record of one line. Raises ValueError or TypeError when it is none."""
+def limits_of(run: Mapping[str, Any]) -> dict[str, int]:
+    """Below what the numbers of a run's records are, as far as run.json says; a problem's number is its row."""
+    said = flatten(run)
+    limits = {"problem_id": said.get("num_problems"), "sample_index": said.get("config.num_samples")}
+    return {name: limit for name, limit in limits.items() if isinstance(limit, int)}
+
+
+def decode(line: bytes | str, limits: Mapping[str, int] = NO_LIMITS) -> Record:
+    """The record of one line. Raises ValueError or TypeError when it is none, or not within `limits_of` its run."""
     fields = json.loads(line)
     if not isinstance(fields, dict):
         raise ValueError("not a JSON object")
     record = Record(**fields)
     for name, kind in SHAPES.items():
-        if not isinstance(getattr(record, name), kind):
+        if type(getattr(record, name)) is not kind:
             raise ValueError(f"{name} is no {kind.__name__}")
     if not all(isinstance(score, dict) for score in record.scores.values()):
         raise ValueError("a score is no dict")
+    if record.status not in ("ok", "failed"):
+        raise ValueError(f"status is {record.status!r}, not ok or failed")
+    ids = record.token_ids
+    if ids and (set(map(type, ids)) != {int} or min(ids) < 0 or max(ids) > MAX_TOKEN_ID):
+        raise ValueError(f"token_ids are not all whole numbers from 0 to {MAX_TOKEN_ID}")
+    for name, limit in limits.items():
+        if not 0 <= getattr(record, name) < limit:
+            raise ValueError(f"{name} is {getattr(record, name)}, but the run has 0 to {limit - 1}")
     return record

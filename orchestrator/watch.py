@@ -13,7 +13,7 @@ from pathlib import Path
 from evals.types import Record, UserError
 from orchestrator.claim import RECORDS, TELEMETRY, check_lock, read_known
 from orchestrator.progress import Progress
-from orchestrator.store import bad_line, decode
+from orchestrator.store import bad_line, decode, limits_of
 from orchestrator.telemetry import parse
 
 LOOK_SECONDS = 0.5
@@ -46,6 +46,7 @@ class Watched:
         self._directory = directory
         self._records, self._rows = Tail(directory / RECORDS), Tail(directory / TELEMETRY)
         self.total = run["num_problems"] * run["config"]["num_samples"]
+        self._limits = limits_of(run)
         self._keys: set[tuple[int, int]] = set()
         self._num_lines = 0
         self.phase, self.last_time = "", 0.0
@@ -86,7 +87,7 @@ class Watched:
         for line in self._records.lines():
             self._num_lines += 1
             try:
-                record = decode(line)
+                record = decode(line, self._limits)
             except (ValueError, TypeError) as error:
                 raise bad_line(self._directory / RECORDS, self._num_lines, error) from error
             key = record.problem_id, record.sample_index

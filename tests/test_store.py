@@ -15,7 +15,16 @@ import pytest
 from evals.types import Problem, Record, UserError
 from orchestrator.claim import RECORDS, RUN, TELEMETRY
 from orchestrator.durable import write_atomically
-from orchestrator.store import check_store, decode, encode, fresh_directory, open_store, read_records
+from orchestrator.store import (
+    answers,
+    check_store,
+    decode,
+    encode,
+    first_records,
+    fresh_directory,
+    open_store,
+    read_records,
+)
 
 FINGERPRINT = "0123456789abcdef"
 
@@ -91,6 +100,33 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     log.write_bytes(b"\n".join([lines[0], line, lines[1], b""]))
     with pytest.raises(UserError, match=r"records\.jsonl, line 2: not a record"):
         open_store(tmp_path, FINGERPRINT, {})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"problem_id": 777}, "problem_id is 777, but the run has 0 to 19"),
+        ({"problem_id": -1}, "problem_id is -1"),
+        ({"problem_id": True}, "problem_id is no int"),
+        ({"sample_index": 7}, "sample_index is 7, but the run has 0 to 0"),
+        ({"status": "odd"}, "status is 'odd'"),
+        ({"token_ids": [-5]}, "token_ids are not all whole numbers"),
+        ({"token_ids": [5, "a"]}, "token_ids are not all whole numbers"),
+        ({"token_ids": [2**31]}, "token_ids are not all whole numbers"),
+    ],
+)
+def test_a_record_that_cannot_be_of_the_run_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    run = {"num_problems": 20, "config": {"num_samples": 1}}
+    store = open_store(tmp_path, FINGERPRINT, run)
+    for i in (19, 0):
+        store.append(record(i))
+    store.close()
+    assert len(first_records(tmp_path / RECORDS)) == 2
+    with (tmp_path / RECORDS).open("ab") as log:
+        log.write(encode(record(1)._replace(**changes)))
+    for use in (lambda: check_store(tmp_path, FINGERPRINT, run), lambda: answers(tmp_path)):
+        with pytest.raises(UserError, match=rf"records\.jsonl, line 3: not a record \({words}"):
+            use()
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:

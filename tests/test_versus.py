@@ -243,13 +243,16 @@ def test_a_damaged_run_json_is_one_sentence(
 
 
 def test_a_record_without_scores_is_one_sentence(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    with Path(runs[0], "records.jsonl").open("ab") as log:
-        log.write(encode(make_record(30, scores={})))
+    log = Path(runs[0], "records.jsonl")
+    *records, last = read_records(log)
+    log.write_bytes(b"".join(map(encode, [*records, last._replace(scores={})])))
     for command in (["report", runs[0]], ["compare", *runs]):
         assert main(command) == 2
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1)
-        assert f"sample 0 of problem 30 has no numeric score; `powersample regrade {runs[0]}` scores" in err
+        assert (
+            f"sample 0 of problem {last.problem_id} has no numeric score; `powersample regrade {runs[0]}` scores" in err
+        )
 
 
 @pytest.mark.parametrize(

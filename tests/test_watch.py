@@ -113,10 +113,15 @@ def test_of_a_run_that_no_process_drives_no_worker_is_shown(
 
 
 def test_what_cannot_be_watched_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["watch", str(tmp_path)]) == 2
+    assert main(["watch", str(tmp_path / "absent")]) == 2
     assert "is not a run directory" in capsys.readouterr().err
     assert main(["watch"]) == 2
     assert "takes one run directory" in capsys.readouterr().err
+    assert main(["watch", str(run.parent)]) == 2
+    assert f"it holds the runs {run}; name one of them" in capsys.readouterr().err
+    (run / "records.jsonl").write_bytes(encode(make_record(4)))
+    with pytest.raises(UserError, match=r"line 1: not a record \(problem_id is 4, but the run has 0 to 3\)"):
+        Watched(run)
     (run / "records.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"records\.jsonl, line 1: not a record"):
         Watched(run)
