@@ -71,7 +71,7 @@ def table(shown: Sequence[Shown], baseline: str | None) -> dict[str, Any]:
     }
 
 
-def answer(record: Record, limit: int, ids: bool) -> dict[str, Any]:
+def answer(record: Record, limit: float, ids: bool) -> dict[str, Any]:
     """A record as the page shows it; with token ids if `ids`."""
     chain = {name: shortened(value) for name, value in record.chain.items() if name != "log_p_trace"}
     return {
@@ -90,7 +90,7 @@ def answer(record: Record, limit: int, ids: bool) -> dict[str, Any]:
     }
 
 
-def flags(record: Record, limit: int) -> list[str]:
+def flags(record: Record, limit: float) -> list[str]:
     """What a reader may filter by. Each share of the summary is that of the answers with one of these."""
     done = record.status == "ok"
     return [

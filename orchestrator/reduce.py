@@ -8,6 +8,7 @@ after any limit), `fingerprint`, and of `provenance` `model` {name, sha256}, `da
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from pathlib import PurePath
 from typing import Any
 
@@ -43,7 +44,7 @@ def summarise(
     if num_problems is None:
         num_problems = len({record.problem_id for record in records})
     num_samples = identity["num_samples"]
-    limit = cut_limit(identity)
+    limit, limited = cut_limit(identity), done if has_limit(identity["sampler"]) else []
     timings = time_spent(done, telemetry)
     tokens = token_counts(done)
     groups = groups_of(records)
@@ -63,9 +64,9 @@ def summarise(
         "no_answer_rate": rate(record.scores[HEADLINE]["kind"] == "none" for record in done),
         "num_undecided": sum(record.scores[HEADLINE]["kind"] == "undecided" for record in done),
         "num_rescored": num_rescored,
-        "truncated_rate": rate(truncated(record, limit) for record in done),
-        "right_if_truncated": rate(right(record, HEADLINE) for record in done if truncated(record, limit)),
-        "right_if_finished": rate(right(record, HEADLINE) for record in done if not truncated(record, limit)),
+        "truncated_rate": rate(truncated(record, limit) for record in limited),
+        "right_if_truncated": rate(right(record, HEADLINE) for record in limited if truncated(record, limit)),
+        "right_if_finished": rate(right(record, HEADLINE) for record in limited if not truncated(record, limit)),
         "num_disagreements": sum(len({right(record, name) for name in record.scores}) > 1 for record in done),
         "timings": timings,
         "tokens": tokens,
@@ -93,7 +94,7 @@ def describe(run: Mapping[str, Any]) -> dict[str, Any]:
         "preset": task.get("preset"),
         "prompts_sha256": provenance.get("prompts_sha256"),
         "num_shots": task.get("num_shots"),
-        "max_new_tokens": task.get("max_new_tokens"),
+        "max_new_tokens": task.get("max_new_tokens") if has_limit(config.get("sampler", {})) else None,
         "stop": task.get("stop"),
         "num_problems": run.get("num_problems"),
         "num_samples": config.get("num_samples", 1),
@@ -107,6 +108,11 @@ def describe(run: Mapping[str, Any]) -> dict[str, Any]:
         "git_commit": provenance.get("git_commit"),
         "fingerprint": run.get("fingerprint"),
     }
+
+
+def has_limit(sampler: Mapping[str, Any]) -> bool:
+    """Whether the task's token limit ends answers: replayed ones it does not, and which were cut off nobody knows."""
+    return sampler.get("kind") != "replay"
 
 
 def method(sampler: Mapping[str, Any]) -> str:
@@ -145,12 +151,14 @@ def power_settings(sampler: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def cut_limit(identity: Mapping[str, Any]) -> int:
+def cut_limit(identity: Mapping[str, Any]) -> float:
     """Tokens below which no answer of a run counts as cut off; see `truncated`."""
+    if not has_limit(identity["sampler"]):
+        return inf
     return identity["max_new_tokens"] if identity["sampler"].get("kind") == "paper" else 0
 
 
-def truncated(record: Record, limit: int) -> bool:
+def truncated(record: Record, limit: float) -> bool:
     """Whether a limit cut the answer off, at `limit` tokens or more: `paper` may end answers at their last length."""
     return record.ended == "length" and record.tokens["answer"] >= limit
 

@@ -132,10 +132,9 @@ def deaths(summary: Mapping[str, Any]) -> str:
 
 
 def answers(summary: Mapping[str, Any]) -> str:
-    text = (
-        f"Answers: no answer {percent(summary['no_answer_rate'])} %, truncated {percent(summary['truncated_rate'])} %, "
-        f"failed {summary['num_failed']:,}"
-    )
+    cut = summary["truncated_rate"]
+    truncated = "" if cut is None else f"truncated {percent(cut)} %, "
+    text = f"Answers: no answer {percent(summary['no_answer_rate'])} %, {truncated}failed {summary['num_failed']:,}"
     disagreements = summary["num_disagreements"]
     text += f"; the scores disagree on {disagreements:,}." if disagreements else "."
     if summary["truncated_rate"]:

@@ -78,6 +78,11 @@ def test_texts_of_a_file_are_graded_as_they_are(tmp_path: Path, capsys: pytest.C
         (2, 1): (" #### 6 ", "stop", True),
     }
     assert records[1, 0].tokens["answer"] > 160, "longer than the demo's limit"
+    unknown = summary(tmp_path / "run")
+    assert {unknown[name] for name in ("truncated_rate", "right_if_truncated", "right_if_finished")} == {None}
+    report = (tmp_path / "run/report.md").read_text()
+    assert "tokens, seed" not in report, "no limit is said"
+    assert "truncated" not in report
     assert summary(tmp_path / "run")["accuracy"]["numeric"]["mean"] == pytest.approx(2 / 3)
     same = write(tmp_path / "elsewhere.jsonl", sorted(texts, key=lambda row: int(row["id"])))
     log = (tmp_path / "run/records.jsonl").read_bytes()
