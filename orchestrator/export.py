@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from evals.config import TaskConfig
@@ -17,8 +17,10 @@ from orchestrator import export_inspect, export_lm_eval, export_parquet
 from orchestrator.arguments import path_and_options
 from orchestrator.asked import problems_of, prompts_of, task_of
 from orchestrator.claim import RUN, read_run
+from orchestrator.config import DEFAULT_DATA
 from orchestrator.durable import write_atomically
 from orchestrator.names import suggestion
+from orchestrator.problems import GSM8K_SHA256
 from orchestrator.report import read
 
 SHORT = "powersample export RUN --to lm-eval|inspect|parquet [--out PATH] [--data FILE]"
@@ -42,6 +44,25 @@ class Exported(NamedTuple):
     """Of the records."""
     prompts: Mapping[int, str | tuple[Message, ...]]
     """Of the records; the turns where the model was asked through its chat template."""
+
+    @property
+    def name(self) -> str:
+        """The task's for other tools: the preset on GSM8K, else the data's own, so that nothing else passes for it."""
+        data = self.summary["run"]
+        if data["data"] == DEFAULT_DATA or data["data_sha256"] == GSM8K_SHA256:
+            return self.task.preset
+        return PurePath(data["data"]).name.removesuffix(".jsonl").removesuffix(".json")
+
+    @property
+    def replayed(self) -> bool:
+        """Whether the texts were produced elsewhere, and no model was asked."""
+        return self.summary["run"]["sampler"]["kind"] == "replay"
+
+    @property
+    def model(self) -> str:
+        """Whose answers these are."""
+        run = self.summary["run"]
+        return f"replay-of-{PurePath(run['sampler']['texts']).name}" if self.replayed else str(run["model"])
 
 
 FORMATS = {"lm-eval": export_lm_eval.files, "inspect": export_inspect.files, "parquet": export_parquet.files}

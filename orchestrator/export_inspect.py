@@ -36,7 +36,7 @@ def files(found: Exported, out: Path | None, usual: Path) -> dict[Path, bytes]:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as log:
         for name, content in {**members, "summaries.json": summaries, "header.json": whole}.items():
             log.writestr(name, json.dumps(content, ensure_ascii=False, allow_nan=False))
-    return {out or usual / f"{found.task.preset}-{identity['fingerprint'][:8]}.eval": buffer.getvalue()}
+    return {out or usual / f"{found.name}-{identity['fingerprint'][:8]}.eval": buffer.getvalue()}
 
 
 def header(found: Exported) -> dict[str, Any]:
@@ -49,12 +49,12 @@ def header(found: Exported) -> dict[str, Any]:
         "eval_id": number[:22],
         "run_id": number[:22],
         "created": began,
-        "task": found.task.preset,
+        "task": found.name,
         "task_id": number[:22],
         "task_args": {**found.task.model_dump(mode="json"), "sampler": config["sampler"]},
         "dataset": {"name": identity["data"], "samples": identity["num_problems"], "sample_ids": list(found.problems)},
         "model": model_name(found),
-        "model_generate_config": {"max_tokens": found.task.max_new_tokens, "stop_seqs": list(found.task.stop)},
+        "model_generate_config": {"max_tokens": identity["max_new_tokens"], "stop_seqs": list(found.task.stop)},
         "model_args": config["sampler"],
         "config": {"limit": config["limit"], "epochs": found.summary["num_samples"], "epochs_reducer": ["mean"]},
         "packages": provenance["versions"],
@@ -147,7 +147,7 @@ def usage(record: Record) -> dict[str, int]:
 
 
 def model_name(found: Exported) -> str:
-    return f"powersample/{found.summary['run']['model']}"
+    return f"powersample/{found.model}"
 
 
 def moment(seconds: float) -> str:

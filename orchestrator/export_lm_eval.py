@@ -30,11 +30,11 @@ NO_MATCH = "[invalid]"
 
 def files(found: Exported, out: Path | None, usual: Path) -> dict[Path, str]:
     """Samples and results below `out`, or `usual`/lm-eval; their date is the end of the last answer."""
-    task = re.sub(r"\W", "_", found.task.preset)
+    task = re.sub(r"\W", "_", found.name)
     rows = samples(found)
     ended = max(record.timings.get("end", 0.0) for record in found.records)
     date = datetime.fromtimestamp(ended, UTC).replace(tzinfo=None).isoformat(timespec="microseconds").replace(":", "-")
-    model = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", str(found.summary["run"]["model"]))
+    model = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", found.model)
     folder = (out or usual / "lm-eval") / model
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     whole = {**results(found, task, rows), "model_name_sanitized": model}
@@ -92,10 +92,10 @@ def extracted(record: Record, grader: str) -> str:
 def generation(found: Exported) -> dict[str, Any]:
     """What lm-eval calls generation_kwargs; the sampler's own settings are beside the usual ones."""
     sampler = dict(found.run["config"]["sampler"])
-    do_sample = sampler.pop("kind") != "greedy"
+    do_sample = sampler.pop("kind") not in ("greedy", "replay")
     return {
         "until": list(found.task.stop),
-        "max_gen_toks": found.task.max_new_tokens,
+        "max_gen_toks": found.summary["run"]["max_new_tokens"],
         "do_sample": do_sample,
         **sampler,
     }
@@ -133,10 +133,10 @@ def results(found: Exported, task: str, rows: Sequence[Mapping[str, Any]]) -> di
         "n-samples": {task: {"original": identity["data_rows"], "effective": len(found.problems)}},
         "config": {
             "model": "powersample",
-            "model_args": {"pretrained": identity["model"], "method": identity["method"]},
+            "model_args": {"pretrained": found.model, "method": identity["method"]},
             "model_dtype": identity["dtype"],
-            "model_revision": provenance["model"]["revision"],
-            "model_sha": identity["model_sha256"],
+            "model_revision": None if found.replayed else provenance["model"]["revision"],
+            "model_sha": None if found.replayed else identity["model_sha256"],
             "batch_size": config["batch_size"],
             "limit": config["limit"],
             "gen_kwargs": settings,
@@ -147,7 +147,7 @@ def results(found: Exported, task: str, rows: Sequence[Mapping[str, Any]]) -> di
         "date": began,
         "task_hashes": {task: sha256(hashes)},
         "model_source": "powersample",
-        "model_name": identity["model"],
+        "model_name": found.model,
         "total_evaluation_time_seconds": str(found.summary["timings"]["sampling_seconds"]),
         "powersample": {"fingerprint": identity["fingerprint"], "provenance": provenance},
     }

@@ -23,6 +23,8 @@ from orchestrator.sources import DEMO_FOLDER, HUB_SECONDS, is_local, other_way, 
 
 DEMO_PROBLEMS, DEMO_TRAIN = "problems.jsonl", "train.jsonl"  # in DEMO_FOLDER
 GSM8K_REVISION = "cc7b047b6e5bb11b4f1af84efc572db110a51b3c"
+GSM8K_SHA256 = "65ae5a5b62654eafdde08f5e2adbf6d2cec66052a60b196aa354d9ea8fe4b9bd"
+"""`DataSource.digest` of its test split."""
 PLATINUM = "madrylab/gsm8k-platinum"  # has a test split alone, from which its solved examples come, too
 GSM8K_FORMAT = TaskConfig()
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write one alone, UTF-8 and tokenizers cannot

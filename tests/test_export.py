@@ -17,15 +17,16 @@ import pytest
 from chromium import Browser, find_browser
 from interop import python, theirs
 
-from evals.config import SamplerConfig
+from evals.config import SamplerConfig, TaskConfig
 from evals.grading.grade import gsm8k
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem, Record
 from orchestrator import durable, hardware
 from orchestrator.cli import main
 from orchestrator.config import RunConfig, resolve, run_content
+from orchestrator.export import Exported
 from orchestrator.preflight import prompts_digest
-from orchestrator.problems import load_problems
+from orchestrator.problems import GSM8K_SHA256, load_problems
 from orchestrator.report import read
 from orchestrator.store import encode
 
@@ -90,8 +91,8 @@ def test_lm_eval_files_say_what_the_report_says(make: Make, capsys: pytest.Captu
     samples, results = exported(run, "lm-eval", capsys)
     assert samples.parent == run / "exports/lm-eval/demo"
     date = "2001-09-09T01-46-47.500000"
-    assert (samples.name, results.name) == (f"samples_gsm8k_{date}.jsonl", f"results_{date}.json")
-    scored = json.loads(results.read_text())["results"]["gsm8k"]
+    assert (samples.name, results.name) == (f"samples_demo_{date}.jsonl", f"results_{date}.json")
+    scored = json.loads(results.read_text())["results"]["demo"]
     said = read(run).summary["accuracy"]
     for grader, name in {"strict": "strict-match", "flexible": "flexible-extract", "numeric": "numeric"}.items():
         assert scored[f"exact_match,{name}"] == said[grader]["mean"]
@@ -108,11 +109,45 @@ def test_exact_match_is_of_the_first_sample_and_the_mean_has_its_name(
     make: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = make()
-    scored = json.loads(exported(run, "lm-eval", capsys)[1].read_text())["results"]["gsm8k"]
+    scored = json.loads(exported(run, "lm-eval", capsys)[1].read_text())["results"]["demo"]
     found = read(run)
     assert scored["exact_match_mean,numeric"] == pytest.approx(found.summary["accuracy"]["numeric"]["mean"])
     first = [record.scores["strict"]["correct"] for record in found.records if record.sample_index == 0]
     assert scored["exact_match,strict-match"] == sum(first) / NUM_PROBLEMS != scored["exact_match_mean,strict-match"]
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"name": "openai/gsm8k"}, "gsm8k"),
+        ({"name": "mine/test.jsonl", "sha256": GSM8K_SHA256}, "gsm8k"),
+        ({"name": "mine/test-1.5.jsonl"}, "test-1.5"),
+        ({"name": "madrylab/gsm8k-platinum"}, "gsm8k-platinum"),
+    ],
+)
+def test_only_gsm8k_is_called_so(data: dict[str, str], name: str) -> None:
+    run = {"data": data["name"], "data_sha256": data.get("sha256", "0" * 64)}
+    assert Exported({}, {"run": run}, TaskConfig(), [], {}, {}).name == name
+
+
+@pytest.mark.parametrize(("texts", "name"), [("gold", "gold"), ("some/texts.jsonl", "texts.jsonl")])
+def test_a_replay_is_not_the_models_own_result(
+    texts: str, name: str, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make()
+    content = json.loads((run / "run.json").read_text())
+    content["config"]["sampler"] = {"kind": "replay", "texts": texts}
+    (run / "run.json").write_text(json.dumps(content))
+    samples, results = exported(run, "lm-eval", capsys)
+    said, row = json.loads(results.read_text()), json.loads(samples.read_text().splitlines()[0])
+    assert said["model_name"] == samples.parent.name == f"replay-of-{name}"
+    assert said["config"]["gen_kwargs"] == row["arguments"]["gen_args_0"]["arg_1"]
+    assert (said["config"]["gen_kwargs"]["do_sample"], said["config"]["model_sha"]) == (False, None)
+    (path,) = exported(run, "inspect", capsys)
+    with zipfile.ZipFile(path) as log:
+        spec = json.loads(log.read("header.json"))["eval"]
+    assert (spec["task"], spec["model"]) == ("demo", f"powersample/replay-of-{name}")
+    assert spec["model_generate_config"]["max_tokens"] is None
 
 
 def test_parquet_has_a_row_for_every_answer(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -257,10 +292,10 @@ answer = {"task": name, "table": make_table(results), "scored": scored}
 def test_lm_eval_reads_its_files_and_scores_the_texts_alike(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     files = exported(make(), "lm-eval", capsys)
     found = theirs(LM_EVAL, [str(path) for path in files])
-    scored = json.loads(files[1].read_text())["results"]["gsm8k"]
+    scored = json.loads(files[1].read_text())["results"]["demo"]
     assert found["scored"] == pytest.approx({name: scored[name] for name in found["scored"]})
     assert len(found["scored"]) == 4
-    assert found["task"] == "gsm8k"
+    assert found["task"] == "demo"
     assert all(word in found["table"] for word in ("strict-match", "flexible-extract", "numeric", "exact_match_mean"))
 
 

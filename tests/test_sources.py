@@ -201,7 +201,7 @@ def test_gsm8k_itself() -> None:
         pytest.skip("the GSM8K test set is not at hand")
     loaded = load_problems(str(GSM8K), limit=10)
     assert (len(loaded.problems), loaded.num_rows) == (10, 1319)
-    assert loaded.digest.startswith("65ae5a5b62654eaf")
+    assert loaded.digest == problems.GSM8K_SHA256
 
 
 def test_the_embedded_model_and_problems() -> None:
