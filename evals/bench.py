@@ -139,6 +139,11 @@ def prompt_length(context: int, steps: int) -> int:
     return context - WARM_UP - steps // 2
 
 
+def needed_length(context: int, steps: int) -> int:
+    """Tokens of such a prompt and all that is drawn after it, warm-up included."""
+    return prompt_length(context, steps) + WARM_UP + steps + 1
+
+
 def random_prompts(model: Model, count: int, length: int) -> list[list[int]]:
     """Prompts that share no page."""
     return np.random.default_rng(0).integers(model.limits.vocab_size, size=(count, length)).tolist()
@@ -153,7 +158,7 @@ def decode(model: Model, config: EngineConfig, slots: int | None, context: int, 
     reset_peak(model.device)
     length, new = prompt_length(context, steps), WARM_UP + steps + 1
     began = time.perf_counter()
-    engine = Engine(model, config, slots=slots, max_length=length + new, sequences=1)
+    engine = Engine(model, config, slots=slots, max_length=needed_length(context, steps), sequences=1)
     made = time.perf_counter() - began
     count = engine.counters().slots
     if engine.idle is not None:

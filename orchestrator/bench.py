@@ -71,10 +71,10 @@ def load(args: argparse.Namespace, began: float) -> tuple[Model, EngineConfig, s
     laps.lap("checks")
     model = measure.load(folder, shape, config, "cuda" if present else "cpu")
     laps.lap("load")
-    if args.context + args.steps > model.limits.context_length:
+    if (needed := measure.needed_length(args.context, args.steps)) > model.limits.context_length:
         raise UserError(
-            f"bench: --context {args.context} and half of --steps {args.steps} exceed the model's context of "
-            f"{model.limits.context_length} tokens; lower them."
+            f"bench: --context {args.context} and half of --steps {args.steps} need {needed} tokens, more than the "
+            f"model's context of {model.limits.context_length}; lower them."
         )
     return model, config, args.model or shape, laps
 

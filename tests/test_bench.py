@@ -61,12 +61,19 @@ def test_json_alone_and_without_generate(capsys: pytest.CaptureFixture[str]) -> 
     assert (found["bench"], found["dtype"], found["generate"]) == ("demo", "bfloat16", [])
 
 
+def test_the_last_token_may_be_the_last_of_the_context(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.limits = tiny.limits._replace(context_length=64)
+    monkeypatch.setattr(measure, "load", lambda *_: tiny)
+    assert main(["bench", "--context", "59", "--steps", "8", "--batch", "1", "--no-generate"]) == 0
+    assert main(["bench", "--context", "60", "--steps", "8", "--batch", "1", "--no-generate"]) == 2
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--context", "20"], ["--context 20", "raise"]),
         (["--steps", "-1"], ["--steps", "'-1' is not a whole number from 1"]),
-        (["--context", "32760"], ["32768"]),
+        (["--context", "32718"], ["need 32769 tokens", "32768"]),
         (["--batch", "0,4"], ["--batch", "'0,4'"]),
         (["--batch", "many"], ["--batch", "'many'"]),
         (["--shape", "70b"], ["--shape", "70b"]),
