@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,20 +15,29 @@ from orchestrator.problems import SURROGATE, DataSource, jsonl_rows
 from orchestrator.store import Key
 
 GOLD = "gold"
+ROW = re.compile("[0-9]{1,18}")
 FORM = '{"id": 7, "text": "So it is 42."}'
 
 
 def load_texts(name: str, data: DataSource, num_samples: int) -> dict[Key, str]:
     """A text for every (problem, sample) of `data`; of several of a problem, the first in the file is sample 0.
 
-    Raises UserError: a row that is no text (file and line named), one too many, or none for a problem within the limit.
+    All rows have ids or, with one sample, none, and are in the order of the data. Raises UserError: no text in a row
+    (file and line named), one too many, or none for a problem within the limit.
     """
     ids = [problem.problem_id for problem in data.problems]
     if name == GOLD:
         return {(problem.problem_id, k): problem.answer for problem in data.problems for k in range(num_samples)}
     found: dict[int, list[str]] = defaultdict(list)
+    have_ids = num_samples > 1  # else the first row decides
     for number, (where, row) in enumerate(jsonl_rows(Path(name).expanduser(), "set sampler.texts to another, or gold")):
         problem_id, text = check(row, number, where)
+        have_ids = have_ids or (number == 0 and "id" in row)
+        if ("id" in row) != have_ids:
+            raise UserError(
+                f"{where}: {'no id' if have_ids else 'an id'}; give all rows an id or, for one text per problem in the "
+                f"order of the data, none; rows are {FORM}."
+            )
         if problem_id >= data.num_rows:
             raise UserError(f"{where}: a text for row {problem_id} of {data.name}, which has {data.num_rows} rows.")
         if len(found[problem_id]) == num_samples:
@@ -50,8 +60,8 @@ def check(row: Any, number: int, where: str) -> tuple[int, str]:
     if not isinstance(row, dict) or not isinstance(row.get("text"), str) or SURROGATE.search(row["text"]):
         raise UserError(f"{where}: not an object with a 'text' of whole characters; rows are {FORM}.")
     problem_id = str(row.get("id", number))
-    if not (problem_id.isascii() and problem_id.isdecimal()):
-        raise UserError(f"{where}: id {problem_id} is not a row of the data, from 0; rows are {FORM}.")
+    if not ROW.fullmatch(problem_id):
+        raise UserError(f"{where}: id {problem_id[:40]} is not a row of the data, from 0; rows are {FORM}.")
     return int(problem_id), row["text"]
 
 
