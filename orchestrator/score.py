@@ -82,7 +82,7 @@ def check(row: Any, where: str, number: int, form: Format) -> Row:
         whole_text(value, name, where)
         for name, value in (("text", row["text"]), ("gold", wanted), ("question", row.get("question", "")))
     )
-    if not isinstance(row["id"], (str, int)):
+    if type(row["id"]) not in (str, int):
         raise UserError(f"{where}: 'id' must be a text or a whole number; rows are {FORM}.")
     problem = Problem(number, question, wanted if "####" in wanted else f"#### {wanted.strip()}")
     written = problem.answer.rpartition("####")[2].strip()

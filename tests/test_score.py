@@ -67,6 +67,7 @@ GOOD = '{"id": 1, "text": "#### 1", "gold": "1"}'
         ('{"id": 1, "text": null, "gold": "1"}', ["line 2", "'text' must be a text"]),
         ('{"id": 1, "text": "", "gold": "1"}', ["line 2", "the id 1 is also that of line 1"]),
         ('{"id": [], "text": "", "gold": "1"}', ["line 2", "'id' must be"]),
+        ('{"id": true, "text": "", "gold": "1"}', ["line 2", "'id' must be"]),
         ('{"id": 1, "text": "", "gold": true}', ["line 2", "'gold' must be"]),
         ('{"id": 1, "text": "", "gold": "eighteen"}', ["line 2", "'eighteen' is not a number", "math500"]),
         ('{"id": 1, "text": "", "gold": "So ####"}', ["line 2", "no answer in it"]),
