@@ -12,11 +12,15 @@ from evals.types import UserError
 
 def paths_and_options(
     arguments: Sequence[str], usage: str, options: Sequence[str] = (), switches: Sequence[str] = ()
-) -> tuple[list[Path], dict[str, str]]:
+) -> tuple[list[Path], dict[str, str]] | None:
     """The paths, and of what else is given the values: `options` as --data FILE or --data=FILE, `switches` alone.
 
-    Raises UserError, which says `usage`, for an unknown option and one without its value.
+    None where the help was asked for: `usage` is printed then. Raises UserError, which says its first line, for an
+    unknown option and one without its value.
     """
+    if {"--help", "-h"} & set(arguments):
+        print(usage)
+        return None
     paths, rest, given = [], list(arguments), {}
     while rest:
         argument = rest.pop(0)
@@ -24,22 +28,31 @@ def paths_and_options(
         if name in options:
             given[name] = value or (rest.pop(0) if rest else "")
             if not given[name]:
-                raise UserError(f"{name} needs a value; usage: {usage}.")
+                raise UserError(f"{name} needs a value; {short(usage)}.")
         elif argument in switches:
             given[argument] = ""
         elif argument.startswith("-"):
-            raise UserError(f"unknown option {argument}; usage: {usage}.")
+            raise UserError(f"unknown option {argument}; {short(usage)}.")
         else:
             paths.append(Path(argument))
     return paths, given
 
 
-def path_and_options(arguments: Sequence[str], options: Sequence[str], usage: str) -> tuple[Path, dict[str, str]]:
-    """As `paths_and_options`, for one path. Raises UserError, which says `usage`, for none or several."""
-    paths, given = paths_and_options(arguments, usage, options)
+def path_and_options(
+    arguments: Sequence[str], usage: str, options: Sequence[str] = (), switches: Sequence[str] = ()
+) -> tuple[Path, dict[str, str]] | None:
+    """As `paths_and_options`, for one path. Raises UserError, which says how it is used, for none or several."""
+    if (found := paths_and_options(arguments, usage, options, switches)) is None:
+        return None
+    paths, given = found
     if len(paths) != 1:
-        raise UserError(f"{len(paths) or 'no'} paths were given instead of one; usage: {usage}.")
+        raise UserError(f"{len(paths) or 'no'} paths were given instead of one; {short(usage)}.")
     return paths[0], given
+
+
+def short(usage: str) -> str:
+    """The first line of a usage, which begins with `usage: `."""
+    return usage.partition("\n")[0]
 
 
 def command_parser(command: str, **more: Any) -> argparse.ArgumentParser:

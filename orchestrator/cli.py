@@ -65,6 +65,13 @@ Exit codes: 0 complete, 2 refused with one sentence, 3 complete but some problem
 UNUSABLE = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC}
 """Of a path, or of standard output, that somebody named: mistakes of the user's wherever they show."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
+REPORT_USAGE = """usage: powersample report RUN [RUN ...]
+
+Makes summary.json, report.md and report.html again; compares several runs. A directory of runs, such as runs/demo,
+stands for them."""
+WATCH_USAGE = """usage: powersample watch RUN [--once]
+
+Shows bar and workers of a run until it ends or Ctrl-C; --once shows it as it is now."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,12 +233,9 @@ def report(arguments: list[str]) -> int:
     from evals.types import UserError
     from orchestrator.arguments import paths_and_options
 
-    usage = "powersample report RUN [RUN ...]"
-    if arguments[:1] in (["--help"], ["-h"]):
-        said = "Makes summary.json, report.md and report.html again; compares several runs."
-        print(f"usage: {usage}\n\n{said} A directory of runs, such as runs/demo, stands for them.")
+    if (asked := paths_and_options(arguments, REPORT_USAGE)) is None:
         return 0
-    if not paths_and_options(arguments, usage)[0]:
+    if not asked[0]:
         raise UserError("report needs a run directory, such as `powersample report runs/demo/power`.")
     from orchestrator.report import report as make
 
@@ -240,21 +244,13 @@ def report(arguments: list[str]) -> int:
 
 def watch(arguments: list[str]) -> int:
     """`powersample watch RUN`."""
-    from evals.types import UserError
-    from orchestrator.arguments import paths_and_options
+    from orchestrator.arguments import path_and_options
 
-    usage = "powersample watch RUN [--once]"
-    if arguments[:1] in (["--help"], ["-h"]):
-        print(
-            f"usage: {usage}\n\nShows bar and workers of a run until it ends or Ctrl-C; --once shows it as it is now."
-        )
+    if (asked := path_and_options(arguments, WATCH_USAGE, switches=["--once"])) is None:
         return 0
-    places, given = paths_and_options(arguments, usage, switches=["--once"])
-    if len(places) != 1:
-        raise UserError(f"watch takes one run directory, such as runs/demo/power; usage: {usage}.")
     from orchestrator.watch import watch as show
 
-    return show(places[0], "--once" in given)
+    return show(asked[0], "--once" in asked[1])
 
 
 def bench(arguments: list[str]) -> int:

@@ -23,8 +23,7 @@ from orchestrator.names import suggestion
 from orchestrator.problems import GSM8K_SHA256
 from orchestrator.report import read
 
-SHORT = "powersample export RUN --to lm-eval|inspect|parquet [--out PATH] [--data FILE]"
-USAGE = f"""usage: {SHORT}
+USAGE = """usage: powersample export RUN --to lm-eval|inspect|parquet [--out PATH] [--data FILE]
 
 Writes the run for the tools of others: lm-eval's results and samples files, an inspect log (.eval), or parquet with
 one row per answer. --out is a directory for lm-eval, else a file; by default they go to RUN/exports. Nothing is
@@ -71,10 +70,9 @@ FORMATS = {"lm-eval": export_lm_eval.files, "inspect": export_inspect.files, "pa
 
 def export(arguments: Sequence[str]) -> int:
     """Write a run in another format; returns the exit code. Raises UserError for what the user can mend."""
-    if arguments and arguments[0] in ("--help", "-h"):
-        print(USAGE)
+    if (asked := path_and_options(arguments, USAGE, ["--to", "--out", "--data"])) is None:
         return 0
-    directory, given = path_and_options(arguments, ["--to", "--out", "--data"], SHORT)
+    directory, given = asked
     name = given.get("--to")
     if name not in FORMATS:
         said = f"--to {name} is refused{suggestion(name, FORMATS)}" if name else "--to is missing"

@@ -30,10 +30,9 @@ data is found by what run.json says of it, or named by --data; its digest must b
 
 def regrade(arguments: Sequence[str]) -> int:
     """Score a run again and write its report; returns the exit code. Raises UserError for what the user can mend."""
-    if arguments and arguments[0] in ("--help", "-h"):
-        print(USAGE)
+    if (asked := path_and_options(arguments, USAGE, ["--data"])) is None:
         return 0
-    directory, given = path_and_options(arguments, ["--data"], "powersample regrade RUN [--data FILE]")
+    directory, given = asked
     run = read_graded(directory)
     check_lock(directory)
     records = answers(directory)

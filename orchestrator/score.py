@@ -39,10 +39,9 @@ def score(arguments: Sequence[str]) -> int:
 
     Raises UserError naming file and line for a row that cannot be graded; nothing has been printed then.
     """
-    if arguments and arguments[0] in ("--help", "-h"):
-        print(USAGE)
+    if (asked := path_and_options(arguments, USAGE, ["--preset"])) is None:
         return 0
-    path, given = path_and_options(arguments, ["--preset"], "powersample score FILE.jsonl [--preset NAME]")
+    path, given = asked
     name = given.get("--preset")
     if name is not None and name not in PRESETS:
         raise UserError(f"--preset {name} is refused{suggestion(name, PRESETS)}; there are {', '.join(PRESETS)}.")

@@ -22,7 +22,7 @@ FORM = '{"id": 7, "text": "So it is 42."}'
 def load_texts(name: str, data: DataSource, num_samples: int) -> dict[Key, str]:
     """A text for every (problem, sample) of `data`; of several of a problem, the first in the file is sample 0.
 
-    All rows have ids or, with one sample, none, and are in the order of the data. Raises UserError: no text in a row
+    All rows have ids or, with one sample, none, being in the order of the data. Raises UserError: no text in a row
     (file and line named), one too many, or none for a problem within the limit.
     """
     ids = [problem.problem_id for problem in data.problems]

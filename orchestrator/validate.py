@@ -17,14 +17,16 @@ from pydantic import ValidationError
 from evals.config import TaskConfig
 from evals.types import UserError
 from orchestrator import outputs
-from orchestrator.arguments import path_and_options
+from orchestrator.arguments import path_and_options, short
 from orchestrator.asked import task_of
 from orchestrator.claim import RECORDS, read_run
 from orchestrator.outputs import Output
 from orchestrator.problems import jsonl_lines
 from orchestrator.store import first_records
 
-USAGE = "powersample validate OUT.jsonl --input IN.jsonl"
+USAGE = """usage: powersample validate OUT.jsonl --input IN.jsonl
+
+Checks schema, counts, order, duplicates, texts and parameters; exit code 1: a list."""
 MAX_CUT = 0.02  # share of answers at the longest length above which there is a warning
 SHOWN = 50  # problems that are listed
 
@@ -43,12 +45,11 @@ class Expected(NamedTuple):
 
 def validate(arguments: Sequence[str]) -> int:
     """Print what is wrong, a line each; returns 1 if anything is, else 0. Raises UserError if a file cannot be read."""
-    if not arguments or {"--help", "-h"} & set(arguments):
-        print(f"usage: {USAGE}\n\nChecks schema, counts, order, duplicates, texts and parameters; exit code 1: a list.")
+    if (asked := path_and_options(arguments or ["--help"], USAGE, ["--input"])) is None:
         return 0
-    path, given = path_and_options(arguments, ["--input"], USAGE)
+    path, given = asked
     if "--input" not in given:
-        raise UserError(f"validate needs the input, too; usage: {USAGE}.")
+        raise UserError(f"validate needs the input, too; {short(USAGE)}.")
     expected = expect(path, Path(given["--input"]))
     found, wrong = read(path)
     wrong += [*check_rows(found, expected), *check_all([output for _, output in found], expected)]

@@ -10,15 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from evals.types import UserError
-from orchestrator.arguments import paths_and_options
+from orchestrator.arguments import paths_and_options, short
 from orchestrator.claim import runs_in
 from orchestrator.compare import Comparison, Pair, compare, flips
 from orchestrator.render_comparison import comparison_report, flipped_texts, flips_table
 from orchestrator.report import read
 from orchestrator.scores import HEADLINE, number
 
-COMMAND = "powersample compare RUN RUN [RUN ...] [--grader NAME] [--flips N] [--texts] [--json]"
-USAGE = f"""usage: {COMMAND}
+USAGE = """usage: powersample compare RUN RUN [RUN ...] [--grader NAME] [--flips N] [--texts] [--json]
 
 Compares runs on the problems that all of them have answered: paired differences with standard error, 95 % interval and
 minimum detectable effect (MDE), exact McNemar tests (sign-flip permutation tests with several samples per problem),
@@ -35,13 +34,12 @@ NUM_FLIPS = 20
 
 def versus(arguments: Sequence[str]) -> int:
     """Print the comparison that `arguments` ask for; returns the exit code. Raises UserError for a user's mistake."""
-    if arguments[:1] in (["--help"], ["-h"]):
-        print(USAGE)
+    if (asked := paths_and_options(arguments, USAGE, ["--grader", "--flips"], ["--texts", "--json"])) is None:
         return 0
-    directories, given = paths_and_options(arguments, COMMAND, ["--grader", "--flips"], ["--texts", "--json"])
+    directories, given = asked
     directories = [run for path in directories for run in runs_in(path) or [path]]
     if len(directories) < 2:
-        raise UserError(f"compare needs at least two run directories; usage: {COMMAND}.")
+        raise UserError(f"compare needs at least two run directories; {short(USAGE)}.")
     limit = given.get("--flips")
     if limit is not None and not limit.isdecimal():
         raise UserError(f"--flips {limit} is refused: it takes a whole number, 0 or more.")

@@ -133,6 +133,13 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"powersample {project['version']}\n"
 
 
+@pytest.mark.parametrize("command", ["report", "compare", "watch", "regrade", "export", "score", "validate"])
+def test_help_may_stand_anywhere(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["-h"], ["runs/absent", "--help"], ["--absent", "-h"]):
+        assert main([command, *words]) == 0
+        assert capsys.readouterr().out.startswith(f"usage: powersample {command} ")
+
+
 def test_every_example_of_the_help_is_accepted(session: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(hardware, "gpus", lambda: [Gpu(i, f"GPU-{i}", "H100", 1) for i in range(2)])

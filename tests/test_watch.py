@@ -116,7 +116,7 @@ def test_what_cannot_be_watched_is_refused(run: Path, tmp_path: Path, capsys: py
     assert main(["watch", str(tmp_path / "absent")]) == 2
     assert "is not a run directory" in capsys.readouterr().err
     assert main(["watch"]) == 2
-    assert "takes one run directory" in capsys.readouterr().err
+    assert "instead of one; usage: powersample watch RUN" in capsys.readouterr().err
     assert main(["watch", str(run.parent)]) == 2
     assert f"it holds the runs {run}; name one of them" in capsys.readouterr().err
     (run / "records.jsonl").write_bytes(encode(make_record(4)))
