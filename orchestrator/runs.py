@@ -99,7 +99,9 @@ def open_runs(
             work = Work(Problem(row, "", ""), 0, config.sampler, config.task, config.seed)
             store.append(failed_record(work, "input", reason))
         owed, total = works(config, problems, store), len(problems) * config.num_samples + len(refused)
-        say(f"{directory}: {total - len(owed)} of {total} answers are there, {len(owed)} are owed.")
+        rows = f" {len(refused)} row{'s' * (len(refused) > 1)} refused," if refused else ""
+        there = total - len(owed) - len(refused)
+        say(f"{directory}: {there} of {total} answers are there,{rows} {len(owed)} are owed.")
         runs.append(OpenRun(config, store, telemetry, owed, total))
     return runs
 
