@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -37,6 +38,7 @@ SETTINGS = {
     "--num_moves": "--sampler.num-moves",
 }
 """Options that are settings of a run under other names."""
+INPUT = "--input_file"
 POWER = ("--alpha", "--num_moves")
 BUSY, PER_MINUTE = 0.7, 200.0  # below these there is advice
 SHOWN = 20  # failed rows that are listed with their reasons
@@ -84,9 +86,19 @@ def generate(arguments: Sequence[str], start: Callable[..., int]) -> int:
     from orchestrator.settings import build_config
 
     options = read_options(arguments)
-    config = checked(build_config(options.flags, os.environ, options.defaults), options.output)
-    files = Files(options.output, outputs.input_rows(Path(config.data or "")), options.hourly_rate)
-    return start(config, hardware.gpus(), show=files.show, conclude=files.conclude)
+    try:
+        config = checked(build_config(options.flags, os.environ, options.defaults), options.output)
+        files = Files(options.output, outputs.input_rows(Path(config.data or ""), INPUT), options.hourly_rate)
+        return start(config, hardware.gpus(), show=files.show, conclude=files.conclude)
+    except UserError as error:
+        raise UserError(in_our_words(str(error))) from error
+
+
+def in_our_words(refusal: str) -> str:
+    """A refusal by a run, with the options named as they are here."""
+    for ours, setting in {**SETTINGS, "--output_file": "POWERSAMPLE_RUN_DIR or --run-dir"}.items():
+        refusal = re.sub(rf"(?<![\w-]){re.escape(setting)}(?![\w-]|\.\w)", ours, refusal)
+    return refusal
 
 
 def read_options(arguments: Sequence[str]) -> Options:
@@ -106,7 +118,7 @@ def read_options(arguments: Sequence[str]) -> Options:
         flags += [] if value is None else [SETTINGS[name], value]
     power = any(values[name] is not None for name in POWER)
     defaults = CONFIGS / f"generate{'_power' if power else ''}.yaml"
-    return Options(flags, Path(given.output_file), given.hourly_rate, defaults)
+    return Options(flags, outputs.target(Path(given.output_file)), given.hourly_rate, defaults)
 
 
 def price(text: str) -> float:
@@ -155,18 +167,21 @@ class Files(NamedTuple):
         self._write(run)
         records = run.store.records.values()
         failed = sorted((record for record in records if record.status == "failed"), key=lambda r: r.problem_id)
+        answered = len(records) - len(failed)
         cut = sum(record.ended == "length" for record in records)
-        print(f"{self.output}: {len(records) - len(failed)} answers, {cut} of them cut off at the longest length")
+        print(f"{self.output}: {answered} answers, {cut} of them cut off at the longest length")
         for record in failed[:SHOWN]:
             print(f"Failed: row {record.problem_id}: {' '.join((record.error or '').split())}")
         if len(failed) > SHOWN:
             print(f"and {len(failed) - SHOWN} more, in {run.store.directory / 'records.jsonl'}")
+        if not run.owed:  # this start has sampled nothing
+            return
         telemetry = read_telemetry(run.store.telemetry_path)
         spent = timings(telemetry)
         if spent["sampling_seconds"]:
-            per_minute = 60 * len(records) / spent["sampling_seconds"]
+            per_minute = 60 * answered / spent["sampling_seconds"]
             price = cost(spent["total_seconds"], self.hourly_rate)
-            print(f"{duration(spent['total_seconds'])} in all, {per_minute:.0f} examples/minute{price}")
+            print(f"{duration(spent['total_seconds'])} in all, {per_minute:.0f} examples/minute while sampling{price}")
             busy = [row["utilisation"] for row in telemetry if row.get("utilisation") is not None]
             for sentence in advice(mean(busy) if busy else None, per_minute, run.config):
                 say(sentence)
@@ -257,5 +272,5 @@ def advice(utilisation: float | None, per_minute: float, config: RunConfig) -> l
             f"answers of up to {config.task.max_new_tokens} tokens (--max_new_tokens)",
             "a large model, other work on the same device, or few rows for the time that it takes to fill up",
         ]
-        found.append(f"{per_minute:.0f} examples/minute are few; likely causes: {'; '.join(causes)}.")
+        found.append(f"{per_minute:.0f} examples/minute while sampling are few; likely causes: {'; '.join(causes)}.")
     return found

@@ -5,6 +5,7 @@ Difficulty, domain and the original output are the input row's, null where it ha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,13 @@ def lines(records: Iterable[Record], rows: Mapping[int, Mapping[str, Any]], conf
     return "".join(line(record, rows[record.problem_id], config) for record in good)
 
 
-def input_rows(path: Path) -> dict[int, Any]:
-    """Row number -> what the row holds; None for a line that is no JSON. Raises UserError if there is no such file."""
+def input_rows(path: Path, option: str) -> dict[int, Any]:
+    """Row number -> what the row holds; None for a line that is no JSON.
+
+    Raises UserError if there is no such file, which names the `option` that named it.
+    """
     rows = {}
-    for number, (where, text) in enumerate(jsonl_lines(path, "name a JSONL file by --input_file")):
+    for number, (where, text) in enumerate(jsonl_lines(path, f"name a JSONL file by {option}")):
         try:
             rows[number] = parsed(text, where)
         except UserError:  # said where the problems are read
@@ -91,6 +95,12 @@ def input_rows(path: Path) -> dict[int, Any]:
     return rows
 
 
+def target(output: Path) -> Path:
+    """The file itself that an output is: of a link what it points to."""
+    return Path(os.path.realpath(output)) if output.is_symlink() else output
+
+
 def run_of(output: Path) -> Path:
-    """The run directory of an output file: `answers.jsonl.run` beside `answers.jsonl`."""
+    """The run directory of an output file: `answers.jsonl.run` beside `answers.jsonl`, of a link beside its target."""
+    output = target(output)
     return output.with_name(f"{output.name}.run")

@@ -69,7 +69,7 @@ def validate(arguments: Sequence[str]) -> int:
 
 def expect(output: Path, source: Path) -> Expected:
     """What should be in `output`, by its input and, where it is there, its run."""
-    rows, run = outputs.input_rows(source), read_run(outputs.run_of(output))
+    rows, run = outputs.input_rows(source, "--input"), read_run(outputs.run_of(output))
     if run is None:
         return Expected(rows, TaskConfig(preset="generate"))
     directory = outputs.run_of(output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,13 +122,16 @@ def test_every_row_that_can_be_answered_is_and_the_others_are_listed(
     ]
     assert "4 answers, 1 of them cut off" in said.out
     assert "ValueError: cannot" in said.out
-    assert "$0.00 at $2.5 an hour" in said.out
+    assert re.search(r"^\S+ s in all, \d+ examples/minute while sampling, \$0.00 at \$2.5 an hour$", said.out, re.M)
+    assert "out.jsonl.run: 0 of 8 answers are there, 3 rows refused, 5 are owed." in said.err
     assert "Progress: 8/8 (100.0%) - Generated: 4, Failed: 4 - batch 8/8, " in said.err
     assert Answering.seen == [0, 1, 2, 3], "a line is there before the next answer is"
     assert validate([str(tmp_path / "out.jsonl"), "--input", str(tmp_path / "in.jsonl")]) == 0
 
 
-def test_a_second_start_goes_on_and_heals_the_output(run: Callable[..., int], tmp_path: Path) -> None:
+def test_a_second_start_goes_on_and_heals_the_output(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run()
     whole, log = (tmp_path / "out.jsonl").read_bytes(), tmp_path / "out.jsonl.run/records.jsonl"
     lines = log.read_bytes().splitlines(keepends=True)
@@ -138,8 +142,13 @@ def test_a_second_start_goes_on_and_heals_the_output(run: Callable[..., int], tm
     assert (tmp_path / "out.jsonl").read_bytes() == whole
     assert Answering.seen[0] == 2
     Answering.seen = []
-    assert run() == session.FAILED
+    capsys.readouterr()
+    assert run("--hourly_rate", 2.5) == session.FAILED
     assert Answering.seen == []
+    out, err = capsys.readouterr()
+    assert "in all" not in out
+    assert "are few" not in err
+    assert "5 of 8 answers are there, 3 rows refused, 0 are owed" in err
     with pytest.raises(UserError, match=r"temperature: 0.7 there, 0.5 now\); .* another --output_file"):
         run("--temperature", 0.5)
     assert (tmp_path / "out.jsonl").read_bytes() == whole
@@ -189,6 +198,37 @@ def test_an_output_that_cannot_be_written_loses_no_answer(
             run()
     assert run() == session.FAILED
     assert [row["metadata"]["example_id"] for row in written(tmp_path / "out.jsonl")] == GOOD
+
+
+def test_an_output_that_is_a_link_stays_one(run: Callable[..., int], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out.jsonl").symlink_to("elsewhere/real.jsonl")
+    for _ in range(2):
+        assert run() == session.FAILED
+        assert (tmp_path / "out.jsonl").is_symlink()
+        assert [row["metadata"]["example_id"] for row in written(tmp_path / "elsewhere/real.jsonl")] == GOOD
+    assert (tmp_path / "elsewhere/real.jsonl.run").is_dir()
+    assert validate([str(tmp_path / "out.jsonl"), "--input", str(tmp_path / "in.jsonl")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--max_examples", "0"], "--max_examples=0 is refused"),
+        (["--top_p", "2"], "--top_p=2 is refused"),
+        (["--num_moves", "x"], "--num_moves=x is refused"),
+        (["--output_file", __file__ + "/out.jsonl"], "cannot be written .*; choose another by --output_file[.]"),
+    ],
+)
+def test_refusals_name_the_options_that_generate_has(run: Callable[..., int], flags: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words) as refused:
+        run(*flags)
+    assert not re.search("--(limit|sampler|run-dir)", str(refused.value))
+
+
+def test_validate_names_its_own_option(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent cannot be read .*; name a JSONL file by --input[.]"):
+        validate(["out.jsonl", "--input", str(tmp_path / "absent")])
 
 
 def test_an_output_that_is_not_ours_stays(run: Callable[..., int], tmp_path: Path) -> None:
