@@ -1,6 +1,7 @@
 """The output format of `powersample generate`: records and input rows as lines of JSON. Knows no run.
 
-Difficulty, domain and the original output are the input row's, null where it has none.
+Difficulty, domain and the original output are the input row's, null where it has none; its other fields, such as an id,
+are in metadata's `other_fields`, which a row without any lacks.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Metadata(BaseModel):
     """Row of the input, from 0."""
     teacher_model: str
     generation_params: dict[str, JsonValue]
+    other_fields: dict[str, JsonValue] = {}
 
 
 class Output(BaseModel):
@@ -53,13 +55,20 @@ def parameters(config: RunConfig) -> dict[str, Any]:
     return {**settings, "max_new_tokens": config.task.max_new_tokens}
 
 
+CARRIED = ("original_output", "other_fields")
+"""What metadata has of the input row."""
+
+
 def carried(row: Mapping[str, Any], task: TaskConfig) -> dict[str, Any]:
-    """What a line has of its input row, metadata's `original_output` included."""
+    """What a line has of its input row, metadata's CARRIED included."""
+    question, original = find_question(row, task), "original_output" if "original_output" in row else "output"
+    named = {question, original, "difficulty", "domain"}
     return {
-        "input": row[find_question(row, task)],
+        "input": row[question],
         "difficulty": row.get("difficulty"),
         "domain": row.get("domain"),
-        "original_output": row.get("original_output", row.get("output")),
+        "original_output": row.get(original),
+        "other_fields": {name: value for name, value in row.items() if name not in named},
     }
 
 
@@ -67,12 +76,12 @@ def line(record: Record, row: Mapping[str, Any], config: RunConfig) -> str:
     """The output line of a record that is ok."""
     fields = carried(row, config.task)
     metadata = Metadata(
-        original_output=fields.pop("original_output"),
+        **{name: fields.pop(name) for name in CARRIED},
         example_id=record.problem_id,
         teacher_model=config.model or "",
         generation_params=parameters(config),
     )
-    return Output(**fields, output=record.text, metadata=metadata).model_dump_json() + "\n"
+    return Output(**fields, output=record.text, metadata=metadata).model_dump_json(exclude_defaults=True) + "\n"
 
 
 def lines(records: Iterable[Record], rows: Mapping[int, Mapping[str, Any]], config: RunConfig) -> str:

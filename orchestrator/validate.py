@@ -105,7 +105,7 @@ def check_rows(found: Iterable[tuple[str, Output]], expected: Expected) -> list[
             continue
         wanted = outputs.carried(row, expected.task)
         has = {name: getattr(output, name, None) for name in ("input", "difficulty", "domain")}
-        has["original_output"] = output.metadata.original_output
+        has |= {name: getattr(output.metadata, name) for name in outputs.CARRIED}
         wrong += [
             f"{where}: {name} is not that of row {output.metadata.example_id}"
             for name in has

@@ -43,7 +43,7 @@ ROWS = [
     '{"input": "cut off',
     {"input": " \n"},
     {"input": "five?"},
-    {"input": "six?", "difficulty": "hard"},
+    {"input": "six?", "difficulty": "hard", "id": "q6", "tags": ["é", None], "prompt": "6?"},
     {"input": "half \ud800", "domain": "x"},
     {"input": "eight?"},
 ]
@@ -116,6 +116,8 @@ def test_every_row_that_can_be_answered_is_and_the_others_are_listed(
         },
     }
     assert (rows[1]["input"], rows[1]["difficulty"], rows[2]["difficulty"]) == ("two?", None, "hard")
+    assert rows[2]["metadata"]["other_fields"] == {"id": "q6", "tags": ["é", None], "prompt": "6?"}
+    assert "other_fields" not in rows[1]["metadata"]
     assert "é" in (tmp_path / "out.jsonl").read_text(encoding="utf-8")
     assert [line.split(":")[1] for line in said.out.splitlines() if line.startswith("Failed")] == [
         f" row {row}" for row in FAILED
@@ -318,6 +320,7 @@ def params(rows: list[Any]) -> None:
         (lambda rows: rows[3]["metadata"].update(example_id=BROKEN), "the input has no row 2"),
         (lambda rows: rows[2]["metadata"].update(example_id=RAISING), "answered and listed as failed: 1 (4)"),
         (lambda rows: rows[2]["metadata"].update(original_output="x"), "original_output is not that of row 5"),
+        (lambda rows: rows[2]["metadata"].pop("other_fields"), "line 3: other_fields is not that of row 5"),
         (lambda rows: rows[2]["metadata"].update(teacher_model="x"), "teacher_model is not the same"),
         (params, "generation_params is not the same"),
     ],

@@ -64,4 +64,15 @@ def test_a_place_with_another_test_is_left_alone_and_what_run_refuses_ends_it(tm
     done = typed(tmp_path, "--bath-size", "3", RUN_DIR="there")
     assert (done.returncode, done.stdout) == (2, "")
     assert "did you mean --batch-size?" in done.stderr
+    assert "begin it again" not in done.stderr
     assert not (tmp_path / "there").exists()
+
+
+def test_a_signal_ends_it_with_the_truth_about_going_on(tmp_path: Path) -> None:
+    """A Python whose run was stopped by SIGINT stands for one."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *"orchestrator run"*) exit 130 ;; esac\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    done = typed(tmp_path, PYTHON=str(python), RUN_DIR="there")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.endswith("measures from the start; begin it again with a new POWERSAMPLE_RUN_DIR.\n")
