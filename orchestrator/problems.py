@@ -14,6 +14,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from pydantic_core import from_json
+
 from evals.config import TaskConfig
 from evals.grading.grade import FORMATS
 from evals.grading.numeric import gold
@@ -166,8 +168,7 @@ def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FO
             )
     group = row.get("group")
     if not has_gold:
-        if SURROGATE.search(json.dumps(row, ensure_ascii=False)):  # its other fields are carried into the output
-            raise UserError(f"{where}: it has half a character (\\ud800 to \\udfff alone); repair or remove the row.")
+        check_carried(row, where)
         return Problem(problem_id, row[question_key], "", None if group is None else str(group))
     question, answer = row[question_key], row[task.answer_key]
     problem = Problem(problem_id, question, answer, None if group is None else str(group))
@@ -185,6 +186,19 @@ def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FO
         written = problem.answer.rpartition("####")[2].strip()
         raise UserError(f"{where}: the answer after `####` is {written!r}, not a number; rows are {form}.") from error
     return problem
+
+
+def check_carried(row: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for a row whose fields, all of which are carried into the output, cannot be written there."""
+    try:
+        text = json.dumps([[row]], ensure_ascii=False)  # as deep as they are in a line of the output
+        if not SURROGATE.search(text):
+            from_json(text, allow_inf_nan=False)
+            return
+        reason = "it has half a character (\\ud800 to \\udfff alone)"
+    except (ValueError, RecursionError) as error:  # NaN, which is no JSON, or too many brackets in one another
+        reason = f"its fields cannot be carried into the output ({error})"
+    raise UserError(f"{where}: {reason}; repair or remove the row.")
 
 
 def find_question(row: Any, task: TaskConfig) -> str:

@@ -181,6 +181,16 @@ def test_what_reads_scores_says_that_there_are_none(run: Callable[..., int], tmp
     assert "numeric" not in watched.progress.frame()
 
 
+def test_rows_that_no_line_of_json_can_carry_fail_alone(run: Callable[..., int], tmp_path: Path) -> None:
+    at, near, beyond, far = (f'{{"input": "?", "x": {"[" * depth}{"]" * depth}}}' for depth in (190, 199, 300, 900))
+    jsonl(tmp_path / "in.jsonl", [at, {"input": "?", "x": 10**4000}, beyond, '{"input": "?", "x": NaN}', far, near])
+    run()
+    failed = {r.problem_id for r in read_records(tmp_path / "out.jsonl.run/records.jsonl") if r.status == "failed"}
+    assert failed >= {2, 3, RAISING}
+    assert failed.isdisjoint({0, 1})
+    assert validate([str(tmp_path / "out.jsonl"), "--input", str(tmp_path / "in.jsonl")]) == 0
+
+
 def test_a_file_without_one_good_row_is_refused(run: Callable[..., int], tmp_path: Path) -> None:
     jsonl(tmp_path / "in.jsonl", ["{", {"input": 3}])
     with pytest.raises(UserError, match=r"No row of .* can be used; the first: .*line 1: not a line of JSON"):
