@@ -85,7 +85,7 @@ def section(one: Shown) -> dict[str, Any]:
     }
 
 
-def fates(records: Sequence[Record], limit: int) -> dict[str, list[int]]:
+def fates(records: Sequence[Record], limit: float) -> dict[str, list[int]]:
     """What became of the answers -> their lengths in tokens; failed ones have none."""
     found: dict[str, list[int]] = {fate: [] for fate in FATES}
     for record in records:
