@@ -80,14 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no ± shows ? instead
     try:
-        code = told(list(sys.argv[1:] if argv is None else argv)) if evals_is_ours() else 2
-        sys.stdout.flush()
-        return code
+        return told(list(sys.argv[1:] if argv is None else argv)) if evals_is_ours() else 2
     except KeyboardInterrupt:
         print("powersample: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        silence()
         return BROKEN_PIPE
 
 
@@ -97,14 +95,23 @@ def told(arguments: list[str]) -> int:
 
     os.umask(0o077)  # runs, Ray's token and its logs are for nobody else's eyes
     try:
-        return dispatch(arguments)
+        code = dispatch(arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"powersample: {error}", file=sys.stderr)
     except OSError as error:
         if error.errno not in UNUSABLE:
             raise
+        if error.filename is None:
+            silence()
         print(f"powersample: {error.filename or 'standard output'} cannot be used: {error.strerror}", file=sys.stderr)
     return 2
+
+
+def silence() -> None:
+    """Nothing more reaches standard output, not even what waits to be flushed at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def dispatch(arguments: list[str]) -> int:

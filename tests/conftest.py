@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
+UMASK = os.umask(0o022)
+os.umask(UMASK)
+
 
 @pytest.fixture(autouse=True)
 def umask_kept() -> Iterator[None]:
-    """The command line makes files private for the rest of its process: here, for the rest of one test."""
-    kept = os.umask(0o022)
-    os.umask(kept)
+    """The command line makes files private for the rest of its process: here, for the rest of one test or fixture."""
+    os.umask(UMASK)
     yield
-    os.umask(kept)
+    os.umask(UMASK)

@@ -84,6 +84,7 @@ def token() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.slow
 def test_what_the_dashboard_shows(dashboard: str, tmp_path: Path) -> None:
     program = find_browser()
     if program is None:

@@ -77,7 +77,9 @@ def pair() -> Pair:
     return make("llama", seed=1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "power" else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_samples_are_those_of_an_engine_whose_slots_stay(
     kind: str, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def summary(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_all_gold_answers_of_gsm8k_are_right_through_the_whole_pipeline(tmp_path: Path) -> None:
     if not GSM8K.exists():
         pytest.skip(f"{GSM8K} is absent")
