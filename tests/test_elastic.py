@@ -12,7 +12,7 @@ from tiny_models import Pair, make, prompt
 from evals.config import EngineConfig
 from evals.engine.elastic import LOOK_SECONDS, Elastic, adjusted
 from evals.engine.engine import Engine
-from evals.engine.planning import Demand, Reading, SlotPlan, fewer, parts
+from evals.engine.planning import Demand, Reading, SlotPlan, fewer, size
 from evals.samplers.make import make_sampler
 from evals.types import Chain, Sample
 
@@ -24,7 +24,7 @@ TARGET = 80_000 * MIB
 
 
 def own(slots: int) -> int:
-    return sum(parts(READING, DEMAND, CONFIG, slots).values())
+    return size(READING, DEMAND, CONFIG, slots)
 
 
 @pytest.mark.parametrize("slots", [1, 10, 200, 256])

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from evals.config import EngineConfig
-from evals.engine.planning import Demand, Reading, fewer, most_slots, parts
+from evals.engine.planning import Demand, Reading, fewer, most_slots, size
 
 LOOK_SECONDS = 10.0
 """Between two looks. After memory has run out it is twice as long each time, since a plan was wrong."""
@@ -55,10 +55,10 @@ def adjusted(reading: Reading, demand: Demand, config: EngineConfig, slots: int,
     Fewer only when half of the reserve above the target is gone, more only when that is worth its price.
     """
     limit = int(config.target_utilisation * reading.total)
-    own = sum(parts(reading, demand, config, slots).values())
+    own = size(reading, demand, config, slots)
     if in_use - limit > (reading.total - limit) / 2:
         less = fewer(slots)
-        while less > 1 and own - sum(parts(reading, demand, config, less).values()) < in_use - limit:
+        while less > 1 and own - size(reading, demand, config, less) < in_use - limit:
             less = fewer(less)
         return max(1, less)
     more = most_slots(reading, demand, config, own + limit - in_use) if busy else slots

@@ -90,7 +90,7 @@ def plan_slots(reading: Reading, demand: Demand, config: EngineConfig, way_out: 
     room = limit - reading.others - reading.weights
     slots = most_slots(reading, demand, config, room)
     if not slots:
-        first = sum(parts(reading, demand, config, 1).values())
+        first = size(reading, demand, config, 1)
         raise UserError(
             f"Not even one slot fits the GPU: the model's weights take {gib(reading.weights)}, others hold "
             f"{gib(reading.others)}, one slot needs {gib(first)}, and {config.target_utilisation:.0%} "
@@ -112,12 +112,15 @@ def parts(reading: Reading, demand: Demand, config: EngineConfig, slots: int) ->
     return {"K/V": demand.num_pages(slots) * demand.page_bytes, "activations": activations, "graphs": graphs}
 
 
+def size(reading: Reading, demand: Demand, config: EngineConfig, slots: int) -> int:
+    """Bytes of all that grows with the slots."""
+    return sum(parts(reading, demand, config, slots).values())
+
+
 def most_slots(reading: Reading, demand: Demand, config: EngineConfig, room: int) -> int:
     """The largest number of slots, up to the one asked for, whose parts take at most `room` bytes; maybe 0."""
     wanted = AUTO_SLOTS["cuda"] if demand.slots is None else demand.slots
-    return bisect_right(
-        range(1, wanted + 1), room, key=lambda slots: sum(parts(reading, demand, config, slots).values())
-    )
+    return bisect_right(range(1, wanted + 1), room, key=lambda slots: size(reading, demand, config, slots))
 
 
 def plan_unmeasured(demand: Demand, num_pages: int | None) -> SlotPlan:
