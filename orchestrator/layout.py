@@ -5,10 +5,52 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from string import Formatter
+from typing import Any, NamedTuple
 
 WIDTH = 100
 NO_BREAK = "\u00a0"
+
+
+class Table(NamedTuple):
+    """Cells as they are shown, whether in Markdown or on a page."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Phrases(Formatter):
+    """A sentence whose phrases are parted by `|`, with fields as in `str.format` and the formats of FORMATS.
+
+    A phrase is left out if a figure that it names is None, and with the first one the sentence.
+    """
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().get_field(field_name, args, kwargs)
+        except TypeError:  # a part of what is None
+            return None, field_name
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if value is None:
+            raise LookupError
+        return FORMATS[format_spec](value) if format_spec in FORMATS else format(value, format_spec)
+
+    def say(self, sentence: str, figures: Mapping[str, Any]) -> str:
+        said: list[str] = []
+        for phrase in sentence.split("|"):
+            try:
+                said.append(self.vformat(phrase, (), figures))
+            except LookupError:
+                if not said:
+                    return ""
+        return "".join(said)
+
+
+def paragraphs(*parts: str | Table) -> str:
+    """Markdown of sentences and tables; what is empty is left out."""
+    texts = [table(*part) if isinstance(part, Table) else wrapped(part) for part in parts if part]
+    return "\n\n".join(texts)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -78,3 +120,7 @@ def gib(size: int) -> str:
 def short(digest: str | None, form: str = "{}") -> str:
     """The first eight characters of a hash in `form`; nothing where there is none."""
     return form.format(digest[:8]) if digest else ""
+
+
+FORMATS = {"percent": percent, "figure": figure, "duration": duration, "gib": gib}
+say = Phrases().say

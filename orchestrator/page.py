@@ -34,7 +34,7 @@ def page(shown: Sequence[Shown], comparison: Comparison | None, plot: str | None
     folder = Path(__file__).parent
     summaries = [one.run.summary for one in shown]
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
-    environment.filters["markup"] = markup
+    environment.filters["bold"] = bold
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     script = (folder / "page.js").read_text(encoding="utf-8")
     if comparison is None:
@@ -76,7 +76,7 @@ def section(one: Shown) -> dict[str, Any]:
     return {
         "label": one.label,
         "scores": score_parts(summary),
-        "facts": [line for line in facts(summary) if line],
+        "facts": facts(summary),
         "figures": [Markup(figure) for figure in figures if figure],
         "slowest": slowest(records),
         "content": json.dumps(one.content, indent=2),
@@ -111,17 +111,6 @@ def slowest(records: Sequence[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def markup(text: str) -> Markup:
-    """What the reports' own Markdown uses, as HTML: a table, or a paragraph with words in bold."""
-    lines = [str(escape(line)) for line in text.splitlines()]
-    if not text.startswith("| "):
-        return Markup(f"<p>{bold(' '.join(lines))}</p>")
-    rows = [[cell.strip() for cell in line[1:-1].split(" | ")] for line in lines if not line.startswith("| ---")]
-    html = ["".join(f"<td>{bold(cell)}</td>" for cell in row) for row in rows]
-    head, *body = (f"<tr>{row}</tr>" for row in html)
-    head = head.replace("td>", "th>")
-    return Markup(f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>')
-
-
-def bold(html: str) -> str:
-    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", html)
+def bold(text: str) -> Markup:
+    """A sentence of the reports, whose one markup is `**`."""
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))

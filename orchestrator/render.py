@@ -1,199 +1,205 @@
-"""The report of one run, as text. Computes nothing, reads no files."""
+"""The report of one run, as sentences and tables that text and page show alike. Computes nothing, reads no files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
 from orchestrator.config import DEMO
-from orchestrator.layout import duration, figure, gib, item, percent, short, table, with_error, without_spread, wrapped
-from orchestrator.render_chain import chain_lines
+from orchestrator.layout import (
+    Table,
+    duration,
+    figure,
+    gib,
+    item,
+    paragraphs,
+    percent,
+    say,
+    short,
+    with_error,
+    without_spread,
+)
 from orchestrator.scores import HEADLINE
 
+Summary = Mapping[str, Any]
 
-def run_report(summary: Mapping[str, Any], timeline: str | None = None) -> str:
+FACTS = (
+    "Answers: |no answer {no_answer_rate:percent} %, |truncated {truncated_rate:percent} %, |failed {num_failed:,}"
+    "|; the scores disagree on {disagreements:,}|. {headline} score of truncated answers "
+    "{right_if_truncated:percent} %|, of finished ones {finished:percent} %|.| {regraded}",
+    "Tokens: {tokens[generated]:,} generated, {tokens[prefilled]:,} prefilled|; per answer "
+    "{tokens[mean_prompt]:figure} of prompt, {tokens[mean_answer]:figure} of answer, "
+    "{tokens[mean_generated]:figure} generated|.",
+    "Time: {phases}|; per answer {each[mean]:duration} on average, {each[p50]:duration} median, {each[p95]:duration} "
+    "for 95 %, {each[max]:duration} at most|. Throughput: {throughput[tokens_per_second]:figure} tokens/s, "
+    "{throughput[problems_per_second]:figure} answers/s|.",
+    "Chain: {moves:,} moves|, {chain[null_rate]:percent} % of them null (they proposed the answer they started from)"
+    "|; acceptance {chain[acceptance]:percent} % of the others|; {chain[forwards_per_move]:figure} tokens generated "
+    "per move|, by the kernel without replay and early rejection {least}{chain[naive_per_move]:figure}"
+    "| ({most}{chain[forwards_to_naive]:percent} % of that)|; cut at {chain[mean_cut]:percent} % of the answer on "
+    "average|, first difference at {chain[mean_divergence]:percent} %|; {chain[mean_distinct]:figure} distinct "
+    "answers visited per chain|.",
+    "Saved: {chain[replayed_tokens]:,} tokens by replay|, the ends of {early:,} drafts by early rejection|. Drawn "
+    "ahead and thrown away: {discarded:,} tokens|.",
+    "Mean log p of the answers: {chain[mean_log_p]:figure}|, at the start {chain[mean_log_p_first]:figure}|; after "
+    "move {curve}|; change over the last {rise[moves]} moves {rise[mean]:+.2f}| ± {rise[stderr]:.2f}|; "
+    "autocorrelation {lags}, which so few moves bias downwards|; sum of log Z of a problem's first answers varies by "
+    "{chain[log_z_sum_first_sd]:figure} (SD)|.",
+    "Weights: {weighted} per answer|, effective sample size {chain[ess]:figure}| ({chain[ess_share]:percent} %)"
+    "|, resampled {chain[mean_resampled]:figure} times|; estimated log of the sum of p^alpha "
+    "{chain[mean_log_z_hat]:figure}|; {chain[vote_share]:percent} % of them gave the winning answer, "
+    "{chain[silent_share]:percent} % none|.",
+    "Ended: {endings}.",
+    "Drift of recomputed against stored log probabilities: at most {chain[max_drift]:.2g} nats"
+    "|, {chain[mean_drift]:.2g} on average|.",
+    "Memory: at most {memory[largest_peak_bytes]:gib}| of {memory[total_bytes]:gib}|{kind} per worker, {workers}"
+    "| (peaks {peaks})|; {memory[slots]} slots each|, {memory[mean_active_slots]:figure} in use on average|.",
+    "Workers lost and replaced: {deaths:,}; what they were answering was asked again.",
+)
+"""The sentences of a report; figures that are not the summary's own are made by `figures_of`."""
+SHOWN_MOVES = (0, 1, 2, 5, 10, 20, 40, 100, 200, 400, 1000)
+ENDINGS = {"eos": "EOS", "stop": "a stop string", "length": "the token limit"}
+PHASES = {"setup": "set-up", "ray": "Ray", "load": "load", "sampling": "sampling"}
+INTERVALS = {"wilson": "Wilson", "normal": "normal", "t": "t"}
+
+
+def run_report(summary: Summary, timeline: str | None = None) -> str:
     """The report of one run; `timeline` is the file that shows its workers over time."""
-    parts = [f"# {title(summary)}", wrapped(headline(summary))]
-    if summary["warnings"]:
-        parts.append("\n".join(item(f"Warning: {sentence}") for sentence in summary["warnings"]))
-    parts += score_parts(summary)
     lines = [*facts(summary), provenance(summary)]
     if timeline:
         lines.append(f"Workers over time (memory, utilisation, slots, events): [{timeline}]({timeline})")
-    parts.append("\n".join(item(line) for line in lines if line))
+    parts = [
+        f"# {title(summary)}",
+        paragraphs(headline(summary)),
+        "\n".join(item(f"Warning: {sentence}") for sentence in summary["warnings"]),
+        paragraphs(*score_parts(summary)),
+        "\n".join(map(item, lines)),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def title(summary: Mapping[str, Any]) -> str:
+def title(summary: Summary) -> str:
     run = summary["run"]
     return f"{problems_name(run)}: {model_name(run)}, {run['method']}"
 
 
-def score_parts(summary: Mapping[str, Any]) -> list[str]:
-    """The scores as tables, and what their columns mean."""
-    parts = [scores(summary), wrapped(scores_legend(summary)), samples_table(summary)]
-    return [part for part in parts if part]
-
-
-def facts(summary: Mapping[str, Any]) -> list[str]:
-    """Sentences on answers, tokens, time, chains and memory; those that nothing is known of are empty."""
-    return [
-        answers(summary),
-        tokens(summary),
-        seconds(summary),
-        *chain_lines(summary),
-        memory(summary),
-        deaths(summary),
-    ]
-
-
-def headline(summary: Mapping[str, Any]) -> str:
+def headline(summary: Summary) -> str:
     """How many of how many."""
-    run = summary["run"]
     samples = f", {summary['num_samples']} samples each" if summary["num_samples"] > 1 else ""
-    total = summary["num_problems"]
-    rows = run["data_rows"]
+    rows, total = summary["run"]["data_rows"], summary["num_problems"]
     subset = f", a subset of {rows:,}" if rows is not None and rows > total else ""
     wanted = summary["num_records"] + summary["num_owed"]
     return f"{summary['num_records']:,} of {wanted:,} answers to {total:,} problems{samples}{subset}."
 
 
-def shown_scores(*summaries: Mapping[str, Any]) -> list[str]:
+def facts(summary: Summary) -> list[str]:
+    """Sentences on answers, tokens, time, chains and memory, as far as anything is known of them."""
+    figures = figures_of(summary)
+    return [said for fact in FACTS if (said := say(fact, figures))]
+
+
+def figures_of(summary: Summary) -> dict[str, Any]:
+    """What FACTS name: the summary, and what is put into words first; None is what there is nothing to say of."""
+    chain, spent, used = summary["chain"], summary["timings"], summary["memory"]
+    lags, curve = chain["log_p_autocorrelation"], chain["log_p_by_move"]
+    phases = listed(
+        f"{name} {duration(spent[f'{key}_seconds'])}" for key, name in PHASES.items() if spent[f"{key}_seconds"]
+    )
+    total = f"{duration(spent['total_seconds'])} in all ({phases})" if spent["total_seconds"] else phases or "unknown"
+    peaks, many = list(used["peak_bytes"].values()), ("candidates", "particles")
+    return {
+        **summary,
+        "disagreements": summary["num_disagreements"] or None,
+        "headline": HEADLINE.capitalize(),
+        "finished": summary["right_if_finished"] if summary["truncated_rate"] else None,
+        "regraded": "A later `powersample regrade` has changed no verdict." if summary["num_rescored"] == 0 else None,
+        "phases": total + (f" over {spent['num_starts']} starts" if spent["num_starts"] > 1 else ""),
+        "each": spent["answer_seconds"],
+        "moves": chain["moves"] or None,
+        "least": "at least " if chain["rejected_early"] else "",
+        "most": "at most " if chain["rejected_early"] else "",
+        "early": chain["rejected_early"] or None,
+        "discarded": chain["discarded_tokens"] or None,
+        "curve": listed(f"{i}: {figure(value)}" for i, value in curve if i in SHOWN_MOVES or i == curve[-1][0]),
+        "rise": chain["log_p_rise"],
+        "lags": listed(f"{value:.2f} (lag {lag})" for lag, value in lags.items() if value is not None),
+        "weighted": listed(f"{figure(chain[f'mean_{what}'])} {what}" for what in many if chain[f"mean_{what}"]),
+        "endings": listed(f"{percent(share)} % by {ENDINGS[how]}" for how, share in chain["ended"].items() if share),
+        "kind": {"device": " of device memory", "rss": " of host memory", None: ""}[used["kind"]],
+        "workers": f"{len(peaks)} worker{'s' if len(peaks) > 1 else ''}",
+        "peaks": listed(map(gib, peaks)) if len(peaks) > 1 else None,
+        "deaths": summary["num_deaths"] or None,
+    }
+
+
+def listed(words: Iterable[str]) -> str | None:
+    return ", ".join(words) or None
+
+
+def score_parts(summary: Summary) -> list[str | Table]:
+    """The scores as tables, and what their columns mean."""
+    legend = [f"{words}." for words in agreement(summary)]
+    if summary["num_groups"]:
+        legend.append(f"Errors are those of {summary['num_groups']:,} groups of problems, which the data names.")
+    if summary["chain"]["expected_correct"]:
+        legend.append(
+            "expected: % right ± SE of all answers that the sampler weighted, by weight: candidates and particles by "
+            "theirs, of a chain the answers after all its moves, which until it has converged lie nearer to its start."
+        )
+    return [scores_table(summary), " ".join(legend), *samples_parts(summary)]
+
+
+def shown_scores(*summaries: Summary) -> list[str]:
     """The scores worth a row or a column: where all of them agree on every answer, the headline stands for all."""
     if all(summary["num_disagreements"] == 0 for summary in summaries):
         return [HEADLINE]
     return list(dict.fromkeys(name for summary in summaries for name in summary["accuracy"]))
 
 
-def agreement(*summaries: Mapping[str, Any]) -> list[str]:
+def agreement(*summaries: Summary) -> list[str]:
     """That the one score shown stands for several, where there are several."""
     several = any(len(summary["accuracy"]) > 1 for summary in summaries)
     words = "The scores strict, flexible and numeric agree on every answer; one stands for all"
     return [words] if several and len(shown_scores(*summaries)) == 1 else []
 
 
-def scores(summary: Mapping[str, Any]) -> str:
-    """The named scores as a table."""
-    names = shown_scores(summary)
-    expected = summary["chain"]["expected_correct"]
+def scores_table(summary: Summary) -> Table:
+    names, expected = shown_scores(summary), summary["chain"]["expected_correct"]
     rows = []
     for name in names:
         score = summary["accuracy"][name]
-        low, high = score["ci95"] or (None, None)
-        interval = "unknown" if low is None else f"{percent(low)} to {percent(high)} %"
+        interval = "{} to {} %".format(*map(percent, score["ci95"])) if score["ci95"] else "unknown"
         error = "-" if without_spread(score) else f"± {percent(score['stderr'])}"
         rows.append([name, f"{percent(score['mean'])} %", error, interval])
         if expected:
             rows[-1].append(with_error(expected[name]) if name in expected else "-")
-    kinds = dict.fromkeys(
-        {"wilson": "Wilson", "normal": "normal", "t": "t"}[summary["accuracy"][n]["interval"]] for n in names
-    )
-    head = ["score", "right", "SE", f"95 % interval ({' / '.join(kinds)})", *(["expected"] if expected else [])]
-    return table(head, rows)
+    kinds = " / ".join(dict.fromkeys(INTERVALS[summary["accuracy"][name]["interval"]] for name in names))
+    return Table(["score", "right", "SE", f"95 % interval ({kinds})", *(["expected"] if expected else [])], rows)
 
 
-def scores_legend(summary: Mapping[str, Any]) -> str:
-    said = [f"{words}." for words in agreement(summary)]
-    if summary["num_groups"]:
-        said.append(f"Errors are those of {summary['num_groups']:,} groups of problems, which the data names.")
-    if summary["chain"]["expected_correct"]:
-        said.append(
-            "expected: % right ± SE of all answers that the sampler weighted, by weight: candidates and particles by "
-            "theirs, of a chain the answers after all its moves, which until it has converged lie nearer to its start."
-        )
-    return " ".join(said)
-
-
-def samples_table(summary: Mapping[str, Any]) -> str:
+def samples_parts(summary: Summary) -> list[str | Table]:
     """pass@k and maj@k of the headline score, and where its variance comes from; nothing for one sample per problem."""
     if HEADLINE not in summary["pass_at_k"]:
-        return ""
+        return []
     passes, votes = summary["pass_at_k"][HEADLINE], summary["maj_at_k"][HEADLINE]
     rows = [[k, with_error(passes[k]), with_error(votes[k])] for k in votes]
-    text = table(["k", f"pass@k ({HEADLINE}, % ± SE)", "maj@k"], rows)
+    found = Table(["k", f"pass@k ({HEADLINE}, % ± SE)", "maj@k"], rows)
     if (split := summary["variance"].get(HEADLINE)) is None:
-        return text
+        return [found]
     *with_k, (_, limit) = split["stderr_with"].items()
     errors = ", ".join(f"{percent(error)} with {k}" for k, error in with_k)
     whole = split["questions"] + split["reruns"] or 1.0
-    return f"{text}\n\n" + wrapped(
+    return [
+        found,
         f"Of the variance of one answer's score {percent(split['questions'] / whole)} % lies between problems and "
         f"{percent(split['reruns'] / whole)} % between answers to the same one. Standard error over new problems: "
         f"{errors} samples each, {percent(limit)} with ever more; over new answers to these problems: "
-        f"{percent(split['stderr_reruns'])}."
-    )
+        f"{percent(split['stderr_reruns'])}.",
+    ]
 
 
-def deaths(summary: Mapping[str, Any]) -> str:
-    if not (num := summary["num_deaths"]):
-        return ""
-    return f"Workers lost and replaced: {num:,}; what they were answering was asked again."
-
-
-def answers(summary: Mapping[str, Any]) -> str:
-    cut = summary["truncated_rate"]
-    truncated = "" if cut is None else f"truncated {percent(cut)} %, "
-    text = f"Answers: no answer {percent(summary['no_answer_rate'])} %, {truncated}failed {summary['num_failed']:,}"
-    disagreements = summary["num_disagreements"]
-    text += f"; the scores disagree on {disagreements:,}." if disagreements else "."
-    if summary["truncated_rate"]:
-        finished, cut = percent(summary["right_if_finished"]), percent(summary["right_if_truncated"])
-        each = f"truncated answers {cut} %"
-        if summary["right_if_finished"] is not None:
-            each = f"finished answers {finished} %, of truncated ones {cut} %"
-        text += f" {HEADLINE.capitalize()} score of {each}."
-    if summary["num_rescored"] == 0:
-        text += " A later `powersample regrade` has changed no verdict."
-    return text
-
-
-def tokens(summary: Mapping[str, Any]) -> str:
-    count = summary["tokens"]
-    return (
-        f"Tokens: {count['generated']:,} generated, {count['prefilled']:,} prefilled; per answer "
-        f"{figure(count['mean_prompt'])} of prompt, {figure(count['mean_answer'])} of answer, "
-        f"{figure(count['mean_generated'])} generated."
-    )
-
-
-def seconds(summary: Mapping[str, Any]) -> str:
-    """Wall time by phase, time per answer, throughput."""
-    spent, each, speed = summary["timings"], summary["timings"]["answer_seconds"], summary["throughput"]
-    phases = ", ".join(
-        f"{name} {duration(spent[f'{key}_seconds'])}"
-        for key, name in (("setup", "set-up"), ("ray", "Ray"), ("load", "load"), ("sampling", "sampling"))
-        if spent[f"{key}_seconds"]
-    )
-    total = f"{duration(spent['total_seconds'])} in all ({phases})" if spent["total_seconds"] else phases or "unknown"
-    starts = f" over {spent['num_starts']} starts" if spent["num_starts"] > 1 else ""
-    return (
-        f"Time: {total}{starts}; per answer {duration(each['mean'])} on average, {duration(each['p50'])} median, "
-        f"{duration(each['p95'])} for 95 %, {duration(each['max'])} at most. "
-        f"Throughput: {figure(speed['tokens_per_second'])} tokens/s, {figure(speed['problems_per_second'])} answers/s."
-    )
-
-
-def memory(summary: Mapping[str, Any]) -> str:
-    """Peaks per worker and slots."""
-    used = summary["memory"]
-    if used["largest_peak_bytes"] is None:
-        return ""
-    where = {"device": " of device memory", "rss": " of host memory", None: ""}[used["kind"]]
-    of = f" of {gib(used['total_bytes'])}" if used["total_bytes"] else ""
-    peaks = list(used["peak_bytes"].values())
-    text = (
-        f"Memory: at most {gib(max(peaks))}{of}{where} per worker, {len(peaks)} worker{'s' if len(peaks) > 1 else ''}"
-    )
-    if len(peaks) > 1:
-        text += f" (peaks {', '.join(gib(peak) for peak in peaks)})"
-    if used["slots"]:
-        busy = used["mean_active_slots"]
-        text += f"; {used['slots']} slots each" + (f", {figure(busy)} in use on average" if busy is not None else "")
-    return text + "."
-
-
-def provenance(*summaries: Mapping[str, Any]) -> str:
+def provenance(*summaries: Summary) -> str:
     """Where the figures come from; where runs differ, what each of them says, in their order."""
     runs = [summary["run"] for summary in summaries]
     facts = {

@@ -9,7 +9,7 @@ from textwrap import fill, indent
 from typing import Any
 
 from orchestrator.compare import Comparison, Pair, flips
-from orchestrator.layout import WIDTH, figure, item, percent, table, with_error, without_spread, wrapped
+from orchestrator.layout import WIDTH, Table, figure, item, paragraphs, percent, with_error, without_spread
 from orchestrator.reduce import few_problems
 from orchestrator.render import agreement, model_name, problems_name, provenance, shown_scores
 from orchestrator.scores import HEADLINE
@@ -23,13 +23,14 @@ ENDING = 200
 def comparison_report(comparison: Comparison, plot: str | None) -> str:
     """The report of several runs on the same problems; `plot` is the name of the figure that lies beside it."""
     summaries = [run.summary for _, run in comparison.runs]
+    warnings = [
+        item(f"Warning ({'all runs' if len(labels) == len(summaries) else '; '.join(labels)}): {sentence}")
+        for sentence, labels in shared_warnings(comparison).items()
+    ]
     parts = [
         f"# {comparison_title(comparison)}",
-        "\n".join(
-            item(f"Warning ({'all runs' if len(labels) == len(summaries) else '; '.join(labels)}): {sentence}")
-            for sentence, labels in shared_warnings(comparison).items()
-        ),
-        *comparison_parts(comparison),
+        "\n".join(warnings),
+        paragraphs(*comparison_parts(comparison)),
         f"![Scores against tokens and settings]({plot})" if plot else "",
         item(provenance(*summaries)),
     ]
@@ -43,15 +44,19 @@ def comparison_title(comparison: Comparison) -> str:
     return f"{name}, {models}: {len(summaries)} methods on {len(comparison.common):,} common problems"
 
 
-def comparison_parts(comparison: Comparison) -> list[str]:
+def comparison_parts(comparison: Comparison) -> list[str | Table]:
     """The methods' scores and their paired differences as tables, and what the columns mean."""
-    return [
-        methods_table(comparison),
-        wrapped(methods_legend([run.summary for _, run in comparison.runs])),
-        *against_baseline(comparison),
-        *against_others(comparison),
-        wrapped(pairs_legend(comparison)),
+    parts = [
+        *methods_parts([(label, run.summary) for label, run in comparison.runs]),
+        f"Paired differences of the {comparison.grader} score against **{comparison.baseline}**, in points, on the "
+        f"{len(comparison.common):,} common problems:",
+        pairs_table(comparison, "method", {p.label: p for p in comparison.pairs if p.against == comparison.baseline}),
     ]
+    others = [pair for pair in comparison.pairs if pair.against != comparison.baseline]
+    for label in dict.fromkeys(pair.label for pair in others):
+        rows = {pair.against: pair for pair in others if pair.label == label}
+        parts += [f"The same of **{label}** against other methods:", pairs_table(comparison, "against", rows)]
+    return [*parts, pairs_legend(comparison)]
 
 
 def shared_warnings(comparison: Comparison) -> dict[str, list[str]]:
@@ -68,82 +73,50 @@ def shared_warnings(comparison: Comparison) -> dict[str, list[str]]:
     return found
 
 
-def methods_table(comparison: Comparison) -> str:
-    """One row a run."""
-    summaries = [run.summary for _, run in comparison.runs]
+def methods_parts(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str | Table]:
+    """A table with one row a run, labelled, and what its columns mean."""
+    summaries = [summary for _, summary in runs]
     names = shown_scores(*summaries)
-    expected = any(expected_score(summary) for summary in summaries)
+    weighted = [summary["chain"]["expected_correct"].get(HEADLINE) for summary in summaries]
     rows = []
-    for label, run in comparison.runs:
-        scores = [run.summary["accuracy"].get(name) for name in names]
-        scores += [expected_score(run.summary)] if expected else []
-        count, spent = run.summary["tokens"], run.summary["timings"]["sampling_seconds"]
+    for (label, summary), expected in zip(runs, weighted, strict=True):
+        scores = [*(summary["accuracy"].get(name) for name in names), *([expected] if any(weighted) else [])]
+        count, spent = summary["tokens"], summary["timings"]["sampling_seconds"]
         figures = [count["mean_answer"], count["mean_generated"], spent]
         rows.append([label, *("-" if score is None else with_error(score) for score in scores), *map(figure, figures)])
-    head = ["method", *names, *(["expected"] if expected else []), "length", "tokens/problem", "run seconds"]
-    return table(head, rows)
-
-
-def expected_score(summary: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    return summary["chain"]["expected_correct"].get(HEADLINE)
-
-
-def methods_legend(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """What the columns of `methods_table` mean."""
-    said = ["Scores are % right ± standard error, over all problems of each run"]
+    legend = ["Scores are % right ± standard error, over all problems of each run"]
     if any(without_spread(summary["accuracy"][HEADLINE]) for summary in summaries):
-        said[0] += "; the 95 % interval (Wilson) instead where all are right or all are wrong"
-    said += agreement(*summaries)
-    if any(expected_score(summary) for summary in summaries):
-        said.append("expected: % right of all answers that the sampler weighted, by weight")
-    said += [
+        legend[0] += "; the 95 % interval (Wilson) instead where all are right or all are wrong"
+    legend += agreement(*summaries)
+    if any(weighted):
+        legend.append("expected: % right of all answers that the sampler weighted, by weight")
+    legend += [
         "length: tokens of the final answer, mean",
         "tokens/problem: tokens generated to get one answer to a problem, mean",
-        "run seconds: wall time of sampling of the whole run, not of a problem",
+        "run seconds: wall time of sampling of the whole run, not of a problem.",
     ]
-    return ". ".join(said) + "."
+    head = ["method", *names, *(["expected"] if any(weighted) else []), "length", "tokens/problem", "run seconds"]
+    return [Table(head, rows), ". ".join(legend)]
 
 
-def against_baseline(comparison: Comparison) -> list[str]:
-    """Every run with the baseline."""
-    pairs = [pair for pair in comparison.pairs if pair.against == comparison.baseline]
-    title = (
-        f"Paired differences of the {comparison.grader} score against **{comparison.baseline}**, in points, on the "
-        f"{len(comparison.common):,} common problems:"
-    )
-    return [wrapped(title), pairs_table(comparison, "method", [(pair.label, pair) for pair in pairs])]
-
-
-def against_others(comparison: Comparison) -> list[str]:
-    """Each run of power sampling with the other methods."""
-    pairs = [pair for pair in comparison.pairs if pair.against != comparison.baseline]
-    parts = []
-    for label in dict.fromkeys(pair.label for pair in pairs):
-        rows = [(pair.against, pair) for pair in pairs if pair.label == label]
-        parts += [wrapped(f"The same of **{label}** against other methods:"), pairs_table(comparison, "against", rows)]
-    return parts
-
-
-def pairs_table(comparison: Comparison, first: str, rows: Sequence[tuple[str, Pair]]) -> str:
-    """One row a pair, named in the column `first`."""
+def pairs_table(comparison: Comparison, first: str, pairs: Mapping[str, Pair]) -> Table:
+    """One row a pair, named in the column `first`: its difference, what it could detect, its counts and p values."""
     counts = ["won", "lost"] if comparison.single else []
-    head = [first, "difference", "95 % interval", "MDE", *counts, "p", "Holm p"]
-    return table(head, [[name, *cells(pair)] for name, pair in rows])
-
-
-def cells(pair: Pair) -> list[str]:
-    """A pair's difference with its error, its interval, what it could detect, its counts and its p values."""
-    mean, stderr, low, high, n = pair.difference
-    interval = f"{points(low)} to {points(high)}" if n > 1 else "unknown"
-    error = "" if stderr == 0 else f" ± {100 * stderr:.1f}" if n > 1 else " ± unknown"
-    counts = [f"{count:,}" for count in (pair.only_this, pair.only_other) if count is not None]
-    mde = "-" if isnan(pair.difference.mde) else percent(pair.difference.mde)
-    return [f"{points(mean)}{error}", interval, mde, *counts, probability(pair.p), probability(pair.p_holm)]
-
-
-def probability(p: float) -> str:
-    """A p value; of small ones only the size."""
-    return f"{p:.3g}" if p >= 1e-4 else f"{p:.0e}"
+    rows = []
+    for name, pair in pairs.items():
+        mean, stderr, low, high, n = pair.difference
+        error = "" if stderr == 0 else f" ± {100 * stderr:.1f}" if n > 1 else " ± unknown"
+        rows.append(
+            [
+                name,
+                f"{points(mean)}{error}",
+                f"{points(low)} to {points(high)}" if n > 1 else "unknown",
+                "-" if isnan(pair.difference.mde) else percent(pair.difference.mde),
+                *(f"{count:,}" for count in (pair.only_this, pair.only_other) if count is not None),
+                *(f"{p:.3g}" if p >= 1e-4 else f"{p:.0e}" for p in (pair.p, pair.p_holm)),
+            ]
+        )
+    return Table([first, "difference", "95 % interval", "MDE", *counts, "p", "Holm p"], rows)
 
 
 def points(difference: float) -> str:
@@ -161,7 +134,7 @@ def flips_table(comparison: Comparison, limit: int) -> str:
     said += f" (--flips {len(found)} shows all). " if limit < len(found) else ". "
     said += "; ".join(f"{name}: {label}" for name, (label, _) in zip(names, comparison.runs, strict=True))
     rows = [[str(flip.problem_id), shown(flip.gold), *map(votes, flip.answers)] for flip in found[:limit]]
-    return wrapped(said + ".") + ("\n\n" + table(["problem", "gold", *names], rows) if rows else "") + "\n"
+    return paragraphs(said + ".", *([Table(["problem", "gold", *names], rows)] if rows else [])) + "\n"
 
 
 def votes(answers: Sequence[tuple[str, bool]]) -> str:

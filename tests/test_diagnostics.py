@@ -88,7 +88,7 @@ def test_report_of_a_chain() -> None:
         "(at most 30.0 % of that)",
         "cut at 50.0 % of the answer on average, first difference at 70.0 %",
         "Saved: 270 tokens by replay, the ends of 6 drafts by early rejection. Drawn ahead and thrown away: 36 tokens.",
-        "-20.0 at the start, -14.0 at the end",
+        "Mean log p of the answers: -14.0, at the start -20.0; after",
         "after move 0: -20.0, 1: -20.0, 2: -20.0, 5: -20.0, 10: -14.0",
         "change over the last 3 moves +4.00 ± 0.00",
         "Ended: 100.0 % by EOS.",

@@ -19,7 +19,7 @@ from evals.types import Record
 from orchestrator import browse
 from orchestrator.asked import as_text, asked
 from orchestrator.claim import read_run
-from orchestrator.page import markup
+from orchestrator.page import bold
 from orchestrator.preflight import prompts_digest
 from orchestrator.problems import load_problems
 from orchestrator.report import write_report
@@ -168,7 +168,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     assert page.data["problems"][7]["answers"][0][0]["text"] == HOSTILE
     assert page.data["problems"][3]["answers"][0][0]["error"] == HOSTILE
     assert page.scripts[1] == (Path(browse.__file__).parent / "page.js").read_text(encoding="utf-8")
-    assert str(markup("**<b>** & *")) == "<p><strong>&lt;b&gt;</strong> &amp; *</p>"
+    assert str(bold("**<b>** & *")) == "<strong>&lt;b&gt;</strong> &amp; *"
 
 
 def test_the_page_of_a_comparison(tmp_path: Path) -> None:

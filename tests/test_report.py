@@ -162,7 +162,7 @@ def test_a_share_of_nothing_is_not_mentioned() -> None:
     assert "Numeric score of truncated answers 100.0 %." in text
     assert "finished" not in text
     text = " ".join(run_report(summarise([*cut, make_record(4)], [], make_run(num_problems=5))).split())
-    assert "Numeric score of finished answers 100.0 %, of truncated ones 100.0 %." in text
+    assert "Numeric score of truncated answers 100.0 %, of finished ones 100.0 %." in text
 
 
 def test_pauses_are_not_sampling_time() -> None:
