@@ -46,8 +46,8 @@ def measure(args: argparse.Namespace, began: float) -> None:
     from evals.bench import Laps, peak
     from evals.config import EngineConfig, TaskConfig
     from evals.engine.checkpoint import load_model
+    from evals.engine.device import release, reset_peak
     from evals.engine.engine import Engine
-    from evals.engine.memory import release, reset_peak
     from evals.tasks.gsm8k import make_task
     from orchestrator.bench import json_line
     from orchestrator.hardware import describe, gpus

@@ -22,9 +22,8 @@ from torch import Tensor
 
 from evals.engine.kernels.decode import DEFAULT, Tuning, decode
 from evals.engine.kernels.draw import draw
-from evals.engine.kernels.pages import copy_pages
+from evals.engine.kernels.pages import copy_pages, write
 from evals.engine.kernels.prefill import plan_tiles, prefill, tile_tokens
-from evals.engine.kernels.write import write
 from evals.engine.kv_cache import PAGE
 from evals.engine.roofline import copy_bandwidth
 

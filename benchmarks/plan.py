@@ -22,9 +22,9 @@ from evals.engine import selfcheck
 from evals.engine.accelerate import measure, prepare
 from evals.engine.anatomy import Anatomy, anatomy
 from evals.engine.checkpoint import shape_config
+from evals.engine.device import release, reset_peak
 from evals.engine.engine import Engine
 from evals.engine.forecast import demand, forecast, peak
-from evals.engine.memory import release, reset_peak
 from evals.engine.model import Model
 from evals.engine.planning import GIB, plan_slots
 from evals.samplers.make import make_sampler

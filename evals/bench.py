@@ -14,8 +14,8 @@ import numpy as np
 
 from evals.config import EngineConfig
 from evals.engine.checkpoint import load_model, random_model
+from evals.engine.device import release, reset_peak
 from evals.engine.engine import Engine
-from evals.engine.memory import release, reset_peak
 from evals.engine.model import Model
 from evals.samplers.single import Single
 from evals.types import Chain, MemoryReading, Prompt

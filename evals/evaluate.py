@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from evals.engine.engine import Engine
-from evals.engine.tokenizer import Tokenizer
+from evals.engine.gate import Tokenizer
 from evals.prompts import prompt_ids
 from evals.stopping import StopStrings, cut
 from evals.types import Chain, Problem, Prompt, Record, Sample, Sampler, Task

@@ -18,7 +18,7 @@ from evals.types import Problem, Task, UserError
 from orchestrator.config import RunConfig, plan
 
 if TYPE_CHECKING:
-    from evals.engine.tokenizer import Tokenizer
+    from evals.engine.gate import Tokenizer
 
 
 def check(
@@ -32,8 +32,7 @@ def check(
 
     Where `texts` are replayed the model reads no prompt, and its context limits nothing.
     """
-    from evals.engine.gate import check_architecture
-    from evals.engine.tokenizer import load_tokenizer
+    from evals.engine.gate import check_architecture, load_tokenizer
     from evals.tasks.gsm8k import make_task
 
     for run in plan(config):

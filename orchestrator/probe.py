@@ -110,7 +110,7 @@ def held() -> int:
 
 def overflow(error: BaseException | None) -> str | None:
     """How memory ran out, on a GPU or on the host; None if `error` is something else."""
-    from evals.engine.memory import out_of_memory
+    from evals.engine.device import out_of_memory
 
     if reason := out_of_memory(error):
         return reason

@@ -160,7 +160,7 @@ class Worker:
 
         Beside them, said once: `notes` for a person, and `slot_changes` (`planning.SlotChange`).
         """
-        from evals.engine.memory import device_state
+        from evals.engine.device import device_state
 
         device = self._engine.model.device
         notes, self._notes = self._notes, ""

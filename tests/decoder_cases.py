@@ -13,8 +13,8 @@ import pytest
 import torch
 from tiny_models import Pair, engine, prompt
 
-from evals.engine.batch import Layout
 from evals.engine.decoder import GraphDecoder
+from evals.engine.eager import Layout
 from evals.engine.engine import Engine
 from evals.engine.kv_cache import PagePool
 from evals.rng import Purpose, uniform

@@ -12,7 +12,7 @@ from torch import Tensor
 from evals import rng
 from evals.engine import attention, sampling
 from evals.engine.attention import Block
-from evals.engine.kernels import decode, draw, pages, prefill, truncate, write
+from evals.engine.kernels import decode, draw, pages, prefill, truncate
 from evals.engine.kv_cache import PAGE
 
 EDGE = 1e-5
@@ -132,7 +132,7 @@ def check_prefill(case: Attention, starts: list[int], lengths: list[int], device
     table = pool.pages.long()
     slots = torch.cat([table[i, torch.tensor(p) // PAGE] * PAGE + torch.tensor(p).to(device) % PAGE
                        for i, p in enumerate(positions)])  # fmt: skip
-    write.write(k, v, pool.k_pages, pool.v_pages, slots)
+    pages.write(k, v, pool.k_pages, pool.v_pages, slots)
     assert torch.equal(pool.k_pages.transpose(1, 2).reshape(-1, *k.shape[1:])[slots], k)
     assert torch.equal(pool.v_pages.transpose(1, 2).reshape(-1, *v.shape[1:])[slots], v)
 

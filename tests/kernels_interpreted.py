@@ -27,8 +27,7 @@ from kernel_cases import (
 )
 
 from evals import rng
-from evals.engine.kernels.draw import first_above
-from evals.engine.kernels.uniform import uniform
+from evals.engine.kernels.draw import first_above, uniform
 
 INF = float("inf")
 TYPES = [torch.float32, torch.float16]

@@ -15,10 +15,10 @@ import torch
 
 from evals import bench as measure
 from evals.config import EngineConfig
-from evals.engine import idle
+from evals.engine import device
 from evals.engine.baseline import generate, generate_steps
 from evals.engine.checkpoint import random_model
-from evals.engine.idle import IdleClock
+from evals.engine.device import IdleClock
 from evals.engine.model import Model
 from evals.engine.roofline import Roofline, roofline
 from orchestrator import bench, hardware
@@ -186,7 +186,7 @@ class FakeEvent:
 def test_gaps_between_pieces_of_work_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     host = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(idle.time, "perf_counter", lambda: host.now)
+    monkeypatch.setattr(device.time, "perf_counter", lambda: host.now)
     clock = IdleClock(torch.device("cuda"))
 
     def work(begin: float, end: float, reached: float, enqueuing: float = 0.0) -> None:

@@ -12,7 +12,7 @@ from toy import ToyLM
 from toy_crowd import Crowd, assert_same, distance, enumerated, mean_weights
 
 from evals.config import SamplerConfig
-from evals.engine.prefix import PrefixIndex
+from evals.engine.kv_cache import PrefixIndex
 from evals.samplers.candidates import Candidates, by_vote, likeliest
 from evals.samplers.make import make_sampler
 from evals.samplers.single import Single

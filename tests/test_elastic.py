@@ -10,9 +10,8 @@ from test_oom import KINDS, assert_same
 from tiny_models import Pair, make, prompt
 
 from evals.config import EngineConfig
-from evals.engine.elastic import LOOK_SECONDS, Elastic, adjusted
 from evals.engine.engine import Engine
-from evals.engine.planning import Demand, Reading, SlotPlan, fewer, size
+from evals.engine.planning import LOOK_SECONDS, Demand, Elastic, Reading, SlotPlan, adjusted, fewer, size
 from evals.samplers.make import make_sampler
 from evals.types import Chain, Sample
 
@@ -94,8 +93,8 @@ def test_samples_are_those_of_an_engine_whose_slots_stay(
             assert (reading, in_use) == (READING, 7)
             return next(outcomes, slots)
 
-        monkeypatch.setattr("evals.engine.elastic.LOOK_SECONDS", 0.0)
-        monkeypatch.setattr("evals.engine.elastic.adjusted", outcome)
+        monkeypatch.setattr("evals.engine.planning.LOOK_SECONDS", 0.0)
+        monkeypatch.setattr("evals.engine.planning.adjusted", outcome)
         monkeypatch.setattr("evals.engine.stepper.sized", sized)
         monkeypatch.setattr("evals.engine.stepper.bytes_in_use", lambda device: 7)
         sampler = make_sampler(KINDS[kind], prefetch=4)

@@ -22,12 +22,11 @@ from tokenizers import models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from evals.config import EngineConfig
-from evals.engine import seam, selfcheck
+from evals.engine import attention, selfcheck
 from evals.engine.checkpoint import load_model
-from evals.engine.gate import check_architecture, context_length, objection
-from evals.engine.linear import PackedLinear, packing_available
+from evals.engine.gate import check_architecture, context_length, load_tokenizer, objection
 from evals.engine.model import Model
-from evals.engine.tokenizer import load_tokenizer
+from evals.engine.products import PackedLinear, packing_available
 from evals.samplers.power import Power
 from evals.types import Chain, UserError
 
@@ -54,12 +53,12 @@ def test_a_broken_seam_fails_the_self_check(dtype: torch.dtype, monkeypatch: pyt
     with torch.inference_mode():
         error, allowed, _ = selfcheck.compare(model)
     assert error < allowed
-    plain = seam.attention
+    plain = attention.attention
 
     def shifted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> torch.Tensor:
         return plain(q, k.roll(1, 0), v.roll(1, 0), *rest)
 
-    monkeypatch.setattr(seam, "attention", shifted)
+    monkeypatch.setattr(attention, "attention", shifted)
     with pytest.raises(UserError, match=r"tiny llama \(LlamaForCausalLM\).*disagrees"):
         engine(model)
 

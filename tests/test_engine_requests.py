@@ -186,7 +186,7 @@ def test_the_first_log_z_is_not_in_the_sum_and_equality_goes_on(pair: Pair, on: 
 
 
 def test_certain_tokens_never_abort_under_the_nonnull_bound() -> None:
-    from evals.engine.request import Slot
+    from evals.engine.chains import Slot
 
     to = prompt(1)
     slot = Slot(0, request(to, floor=1e9, bound="nonnull"), to, 0)

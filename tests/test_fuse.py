@@ -9,7 +9,7 @@ import torch
 from tiny_models import make
 from torch import nn
 
-from evals.engine.fuse import Slice, fuse_linears
+from evals.engine.products import Slice, fuse_linears
 
 TOKENS = torch.tensor([[5, 7, 11, 13, 17, 19, 23, 29]])
 SAVED_PER_LAYER = {"qwen2": 3, "llama": 3, "gemma2": 3, "stablelm": 3, "phi3": 0, "gpt2": 0}

@@ -13,8 +13,8 @@ import torch
 
 from evals.config import EngineConfig, SamplerConfig, TaskConfig
 from evals.engine.checkpoint import load_model
+from evals.engine.device import release
 from evals.engine.engine import Engine
-from evals.engine.memory import release
 from evals.evaluate import make_prompt
 from evals.samplers.make import make_sampler
 from evals.tasks.gsm8k import make_task
@@ -157,7 +157,7 @@ def test_memory_taken_away_while_it_runs() -> None:
 
 def test_slots_follow_what_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others take the reserve and more, and leave again: fewer slots, then all of them, the same answers."""
-    monkeypatch.setattr("evals.engine.elastic.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("evals.engine.planning.LOOK_SECONDS", 0.0)
     calm = engine(16, target_utilisation=0.5)
     expected = calm.run(chains(calm, 48), 3)
     assert not calm.take_slot_changes()

@@ -23,9 +23,8 @@ from decoder_cases import answers, assert_same, branching, doubled, lagging, sta
 from tiny_models import Pair, engine, make, prompt, request, run_one, sample, single
 
 from evals.engine import rows
-from evals.engine.chains import Live, Running
+from evals.engine.chains import Live, Running, Slot
 from evals.engine.decoder import GraphDecoder
-from evals.engine.request import Slot
 from evals.samplers.paper import Paper
 from evals.samplers.power import Power
 from evals.types import Cancel, Chain, Drop, Handle, Keep, Prompt, Steps, Submit

@@ -29,7 +29,7 @@ from kernel_cases import (
     make_states,
 )
 
-from evals.engine.kernels import decode, draw, pages, prefill, write
+from evals.engine.kernels import decode, draw, pages, prefill
 
 pytestmark = pytest.mark.gpu
 CUDA = "cuda"
@@ -186,7 +186,7 @@ def test_prefill_write_draw_and_copies_in_a_graph() -> None:
     pairs = torch.tensor([[1, 2], [-1, -1]], device=CUDA)
 
     def attend() -> Tensor:
-        write.write(k, v, pool.k_pages, pool.v_pages, slots)
+        pages.write(k, v, pool.k_pages, pool.v_pages, slots)
         return prefill.prefill(q, pool.k_pages, pool.v_pages, pool.pages, tiles, 0.1)
 
     def copy() -> Tensor:

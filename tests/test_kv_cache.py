@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from evals.engine.kv_cache import PAGE, SCRATCH, CacheShape, KeysValues, PagePool, unwritten
+from evals.engine.kv_cache import PAGE, SCRATCH, PagePool
+from evals.engine.model import CacheShape, KeysValues, unwritten
 from evals.types import Handle
 
 SHAPE = CacheShape(num_layers=1, num_heads=1, head_dim=1, dtype=torch.float32)

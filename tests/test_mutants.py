@@ -12,7 +12,7 @@ from law import KERNELS, TOYS, chi_square, law, state_of, target_of, transition_
 from test_kernels import decisions
 from toy import EOS, ToyEngine
 
-from evals.engine.request import Slot
+from evals.engine.chains import Slot
 from evals.samplers import metropolis, walk
 from evals.samplers.metropolis import Kernel, State
 from evals.samplers.power import Power

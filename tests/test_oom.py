@@ -15,10 +15,10 @@ import torch
 from tiny_models import Pair, engine, make, prompt, request, sample
 
 from evals.config import EngineConfig, SamplerConfig
+from evals.engine.device import out_of_memory
 from evals.engine.eager import EagerDecoder
 from evals.engine.engine import Engine
 from evals.engine.kv_cache import PagePool
-from evals.engine.memory import out_of_memory
 from evals.engine.planning import fewer
 from evals.samplers.make import make_sampler
 from evals.types import Cancel, Chain, Drop, Keep, Sample, Submit, UserError

@@ -33,9 +33,9 @@ from evals.engine.anatomy import Anatomy, Layer, anatomy
 from evals.engine.checkpoint import make_network, shape_config
 from evals.engine.engine import Engine
 from evals.engine.forecast import WORKSPACE_BYTES, demand, forecast, peak
-from evals.engine.fuse import fuse_linears
 from evals.engine.kv_cache import PAGE
 from evals.engine.planning import plan_slots
+from evals.engine.products import fuse_linears
 from evals.types import UserError
 from orchestrator import hardware
 from orchestrator.cli import main

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tiny_models import make
 
 from evals.config import AUTO_SLOTS, EngineConfig
+from evals.engine.accelerate import largest_prompts, largest_step
 from evals.engine.eager import EagerDecoder
 from evals.engine.engine import Engine
-from evals.engine.kv_cache import KeysValues
+from evals.engine.model import KeysValues
 from evals.engine.planning import GRAPH_BYTES, Demand, Reading, fewer, plan_slots, plan_unmeasured, table
-from evals.engine.rehearsal import largest_prompts, largest_step
 from evals.types import UserError
 
 GIB = 2**30

@@ -9,11 +9,9 @@ import pytest
 import torch
 from tiny_models import Pair, assert_statistics, cache_of, engine, make, prompt, request, run_one, sample, single
 
-from evals.engine import batch
-from evals.engine.batch import Layout, Run, prompt_passes
+from evals.engine.eager import Layout, Run, layout, prompt_passes
 from evals.engine.engine import Engine
-from evals.engine.kv_cache import PAGE
-from evals.engine.prefix import PrefixIndex
+from evals.engine.kv_cache import PAGE, PrefixIndex
 from evals.samplers.power import Power
 from evals.types import Chain, Completion, Drop, Prompt, Submit
 
@@ -178,7 +176,7 @@ def test_nothing_is_read_before_an_earlier_pass_has_written_it() -> None:
 
 
 def test_passes_on_a_cpu_are_cut_at_fixed_positions() -> None:
-    shape = batch.layout(torch.device("cpu"))
+    shape = layout(torch.device("cpu"))
     prompts = [Run(range(150), 0, tuple(range(1, 11))), Run(range(20), 128, (1, 2, 3, 4, 5, 6, 7, 8, 11, 12))]
     passes = [[(run.start, len(run.tokens)) for run in runs] for runs in prompt_passes(prompts, shape, 16)]
     assert passes == [[(0, 64)], [(64, 64)], [(128, 22)], [(128, 20)]]

@@ -222,7 +222,7 @@ def test_strict_of_chain_of_thought_presets() -> None:
 
 
 def test_a_chat_goes_through_the_models_template() -> None:
-    from evals.engine.tokenizer import load_tokenizer
+    from evals.engine.gate import load_tokenizer
 
     tokenizer = load_tokenizer(str(Path(__file__).parents[1] / "evals/demo/model"))
     turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"})

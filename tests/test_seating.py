@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from tiny_models import VOCABULARY, prompt, request, sample
 
-from evals.engine.chains import Live
+from evals.engine.chains import Live, Slot
 from evals.engine.kv_cache import PAGE, PagePool
-from evals.engine.request import Slot
 from evals.engine.scheduler import Scheduler
 from evals.types import Cancel, Chain, Completion, Drop, Handle, Keep, Operation, Prompt, Request, Sample, Submit
 

@@ -14,8 +14,7 @@ import twins
 from tiny_models import Pair, make
 
 from evals.engine.decoder import GraphDecoder
-from evals.engine.kv_cache import KeysValues
-from evals.engine.model import Model
+from evals.engine.model import KeysValues, Model
 from evals.engine.selfcheck import check_decoder
 from evals.types import UserError
 
@@ -90,7 +89,7 @@ MISTAKES: dict[str, Callable[..., Any]] = {
     "decode.decode": louder,
     "decode.decode ": one_key_less,
     "decode.decode  ": nothing,
-    "write.write": unwritten,
+    "pages.write": unwritten,
 }
 
 

@@ -12,12 +12,11 @@ from family_cases import SEED, assert_plain, branched
 from tiny_models import FAMILIES, Pair, engine, make
 from torch import nn
 
-from evals.engine import sharding
 from evals.engine.attention import Block, Step
+from evals.engine.checkpoint import carry, cuda_devices, moved, split, spread
 from evals.engine.decoder import GraphDecoder
-from evals.engine.kv_cache import CacheShape, KeysValues, Opening
-from evals.engine.model import Model
-from evals.engine.sharding import cuda_devices, moved, split, spread
+from evals.engine.kv_cache import Opening
+from evals.engine.model import CacheShape, KeysValues, Model
 from evals.types import Handle, UserError
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -72,7 +71,7 @@ def test_what_a_layer_is_called_with_comes_to_its_device() -> None:
             return x
 
     layer = Layer()
-    sharding.carry(layer, META)
+    carry(layer, META)
     assert layer(torch.zeros(1), place=(torch.zeros(1), torch.zeros(1)), mask=None).device == META
 
 

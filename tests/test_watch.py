@@ -173,7 +173,7 @@ def test_a_gpu_says_what_nvml_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     import pynvml
     import torch
 
-    from evals.engine.memory import device_state
+    from evals.engine.device import device_state
 
     def refuse(*_: Any) -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)

@@ -28,8 +28,7 @@ from transformers import (
 from evals.config import EngineConfig
 from evals.engine.engine import Engine
 from evals.engine.gate import ModelLimits
-from evals.engine.kv_cache import KeysValues
-from evals.engine.model import Model
+from evals.engine.model import KeysValues, Model
 from evals.types import Chain, Completion, Operation, Prompt, Request, Sample, Steps, Submit
 
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterator, Sequence
 
 import numpy as np
 
-from evals.engine.request import Slot
+from evals.engine.chains import Slot
 from evals.types import Cancel, Completion, Drop, Ended, Handle, Keep, Prompt, Request, Sample, Steps, Submit
 
 EOS = 0

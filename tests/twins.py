@@ -18,7 +18,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
     """Put the twins where the kernels are looked up."""
     patch.setattr("evals.engine.kernels.decode.decode", decode)
     patch.setattr("evals.engine.kernels.prefill.prefill", prefill)
-    patch.setattr("evals.engine.kernels.write.write", write)
+    patch.setattr("evals.engine.kernels.pages.write", write)
     patch.setattr("evals.engine.decoder.draw", draw)
     patch.setattr("evals.engine.decoder.copy_pages", copy_pages)
 

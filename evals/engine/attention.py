@@ -1,12 +1,20 @@
-"""Attention over gathered pages in plain products, for any device. Knows no model, no request and no sampling.
- Letters in shapes: N packed tokens, G sequences of a block, R query rows of each,
-H query heads, K key/value heads, S keys (a multiple of PAGE), D head size, P pages of the pool.
+"""Attention over pages: what transformers calls, and the ways to do it. Knows no model and no request.
+
+The library hands over queries, keys and values of one packed row of tokens; which pages they belong to is said by the
+step, which all attention modules of a model share: `Step` for plain products on any device, `RowsStep` and `PromptStep`
+for kernels that a CUDA graph replays, of which everything is read on the device.
+
+Letters in shapes: N packed tokens, G sequences of a block, R query rows of each or runs of prompt tokens, B rows,
+T tiles, W pages of a table row, H query heads, K key/value heads, S keys (a multiple of PAGE), D head size, P pages of
+the pool.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evals.engine.kv_cache import PAGE
 
@@ -117,3 +125,131 @@ def attend(q: Tensor, k_pages: Tensor, v_pages: Tensor, block: Block, window: in
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
     mixed = torch.bmm(weights.view(num * kv_heads, group * rows, -1), values)
     return mixed.view(num, kv_heads, group, rows, dim).permute(0, 3, 1, 2, 4).reshape(length, heads, dim)
+
+
+class RowsStep(NamedTuple):
+    """One token of each of B sequences."""
+
+    token_ids: Tensor
+    """[B] int64."""
+    positions: Tensor
+    """[B] int64."""
+    table: Tensor
+    """[B, W] int32."""
+    arrivals: Tensor
+    """int32, zeros between two layers, as many as the largest step of the run has rows times key/value heads."""
+
+
+class PromptStep(NamedTuple):
+    """Runs of consecutive tokens of R sequences, one after another, and padding."""
+
+    token_ids: Tensor
+    """[N] int64."""
+    positions: Tensor
+    """[N] int64."""
+    write_at: Tensor
+    """[N] int64, page * PAGE + offset; below 0 for padding."""
+    table: Tensor
+    """[R, W] int32."""
+    tiles: Tensor
+    """[T, 4] int32, see `kernels.prefill.plan_tiles`; padding has no tokens."""
+
+
+@torch.library.custom_op("powersample::attend_rows", mutates_args=("k_pages", "v_pages", "arrivals"))
+def attend_rows(
+    q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, table: Tensor, positions: Tensor,
+    arrivals: Tensor, scale: float, window: int, softcap: float,
+) -> Tensor:  # fmt: skip
+    """Store keys and values [B, K, D] at their positions, then let every query [B, H, D] see its own sequence."""
+    from evals.engine.kernels.decode import decode, tuned
+
+    tuning = tuned(arrivals.numel())
+    return decode(q, k, v, k_pages, v_pages, table, positions, arrivals, scale, window, softcap, tuning)
+
+
+@torch.library.custom_op("powersample::attend_prompts", mutates_args=("k_pages", "v_pages"))
+def attend_prompts(
+    q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, write_at: Tensor, table: Tensor, tiles: Tensor,
+    scale: float, window: int, softcap: float,
+) -> Tensor:  # fmt: skip
+    """Store keys and values [N, K, D], then let every query [N, H, D] see its own sequence up to itself."""
+    from evals.engine.kernels.pages import write
+    from evals.engine.kernels.prefill import prefill
+
+    write(k, v, k_pages, v_pages, write_at)
+    return prefill(q, k_pages, v_pages, table, tiles, scale, window, softcap)
+
+
+@attend_rows.register_fake
+@attend_prompts.register_fake
+def _(q: Tensor, *_: object) -> Tensor:
+    return q.new_empty(q.shape)
+
+
+class Seat:
+    """What the attention modules of a model share that are on one device: the step of the forward pass that runs."""
+
+    step: Step | RowsStep | PromptStep
+
+
+class SeamError(Exception):
+    """An attention module asks for something that this attention does not do; the text says what."""
+
+
+def paged_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The function behind `AttentionInterface`: query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H, D].
+
+    `module` carries `k_pages`, `v_pages` ([P, K, PAGE, D]) and `seat`.
+    """
+    if attention_mask is not None:
+        raise SeamError("it builds an attention mask of its own")
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    step, pages = module.seat.step, (module.k_pages, module.v_pages)
+    how = (scale, sliding_window or 0, softcap or 0.0)
+    if isinstance(step, RowsStep):
+        mixed = attend_rows(q, k, v, *pages, step.table, step.positions, step.arrivals, *how)
+    elif isinstance(step, PromptStep):
+        mixed = attend_prompts(q, k, v, *pages, step.write_at, step.table, step.tiles, *how)
+    else:
+        mixed = attention(q, k, v, *pages, step, *how)
+    return mixed[None], None
+
+
+class Probe(nn.Module):
+    """Records what every attention module is called with, in order; stands in for attention in one forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modules_seen: list[nn.Module] = []
+        self.shapes: set[tuple[int, int, torch.dtype]] = set()
+        self.devices: list[torch.device] = []
+        self.windows: set[int] = set()
+        self.query_heads: set[int] = set()
+
+    def attention(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        """Returns zeros. Raises SeamError for what `paged_attention` cannot do."""
+        if attention_mask is not None:
+            raise SeamError("it builds an attention mask of its own")
+        if kwargs.get("s_aux") is not None:
+            raise SeamError("its attention has sinks")
+        if value.shape != key.shape:
+            raise SeamError("its values are not as wide as its keys")
+        self.modules_seen.append(module)
+        self.devices.append(key.device)
+        self.shapes.add((key.shape[1], key.shape[3], key.dtype))
+        self.query_heads.add(query.shape[1])
+        self.windows.add(kwargs.get("sliding_window") or 0)
+        return query.new_zeros(query.transpose(1, 2).shape), None

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from evals.engine.memory import out_of_memory, read_memory, release, reset_peak
+from evals.engine.device import out_of_memory, read_memory, release, reset_peak
 from evals.engine.model import PAGED, Model
 from evals.types import MemoryReading
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evals.engine import rows
-from evals.engine.batch import Run, write_slots
+from evals.engine.attention import PromptStep, RowsStep
 from evals.engine.chains import Drawn, Running
-from evals.engine.idle import IdleClock
-from evals.engine.kernel_steps import PromptStep, RowsStep
+from evals.engine.device import IdleClock
+from evals.engine.eager import Run, write_slots
 from evals.engine.kernels.draw import draw
 from evals.engine.kernels.pages import copy_pages
 from evals.engine.kernels.prefill import plan_tiles, tile_tokens

@@ -12,12 +12,11 @@ from typing import NamedTuple
 
 from evals.config import EngineConfig
 from evals.engine.chains import Live
-from evals.engine.idle import IdleClock
-from evals.engine.memory import read_memory
+from evals.engine.device import IdleClock, read_memory
+from evals.engine.gate import Tokenizer
 from evals.engine.model import Model
 from evals.engine.planning import SlotChange
 from evals.engine.stepper import Stepper
-from evals.engine.tokenizer import Tokenizer
 from evals.types import Chain, MemoryReading, Sample
 
 

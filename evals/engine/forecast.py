@@ -22,7 +22,7 @@ def demand(anatomy: Anatomy, slots: int | None, max_length: int, sequences: int)
 
 
 def forecast(anatomy: Anatomy, total: int, rows: int, config: EngineConfig) -> Reading:
-    """What `rehearsal.rehearse` is to read of `rows` rows on an empty GPU of `total` bytes that has our kernels."""
+    """What `accelerate.rehearse` is to read of `rows` rows on an empty GPU of `total` bytes that has our kernels."""
     return Reading(
         total=total,
         others=CONTEXT_BYTES + WORKSPACE_BYTES,

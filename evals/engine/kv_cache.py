@@ -11,13 +11,59 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from typing import NamedTuple
 
-import torch
-
-from evals.engine.prefix import PrefixIndex
 from evals.types import Handle
+
+Key = tuple[int, tuple[int, ...]]
+"""The page before, -1 for none, and the unit's tokens."""
+
+
+class PrefixIndex:
+    """Chains of pages of prompt tokens, found in whole units of `unit` pages or as far as the whole prompt."""
+
+    def __init__(self, page_tokens: int, unit: int) -> None:
+        self._size, self._unit = page_tokens, unit
+        self._pages: dict[Key, dict[int, None]] = {}
+        """Oldest first. The last page of a prompt, which its sequence goes on in, has a copy in every sequence."""
+        self._key: dict[int, Key] = {}
+
+    def find(self, tokens: Sequence[int]) -> list[int]:
+        """Pages that hold all of `tokens`, or else the longest prefix that is whole units."""
+        found: list[int] = []
+        for content in self._split(tokens):
+            pages = self._pages.get((found[-1] if found else -1, content))
+            if pages is None:
+                return found[: len(found) // self._unit * self._unit]
+            found.append(next(iter(pages)))
+        return found
+
+    def add(self, tokens: Sequence[int], pages: Sequence[int]) -> None:
+        """Enter the pages that hold `tokens` from the first on."""
+        before = -1
+        for page, content in zip(pages, self._split(tokens), strict=False):
+            self._key[page] = before, content
+            self._pages.setdefault(self._key[page], {})[page] = None
+            before = page
+
+    def forget(self, page: int) -> None:
+        """The page is free: nothing may find it any more."""
+        key = self._key.pop(page, None)
+        if key is not None:
+            del self._pages[key][page]
+            if not self._pages[key]:
+                del self._pages[key]
+
+    def pages(self) -> set[int]:
+        """All that can be found; for the audit."""
+        return set(self._key)
+
+    def _split(self, tokens: Sequence[int]) -> list[tuple[int, ...]]:
+        """Of every page the tokens of its unit; the last unit is what remains."""
+        span = self._size * self._unit
+        units = [tuple(tokens[start : start + span]) for start in range(0, len(tokens), span)]
+        return [unit for unit in units for _ in range(0, len(unit), self._size)]
+
 
 PAGE = 16
 """Tokens per page."""
@@ -197,87 +243,3 @@ class PagePool:
             if self._count[page] == 0:
                 self._prefixes.forget(page)
                 self._free.append(page)
-
-
-class CacheShape(NamedTuple):
-    """Shape of the keys, and of the values, of every attention layer."""
-
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    dtype: torch.dtype
-    devices: tuple[torch.device, ...] = ()
-    """Of every layer, where a model lies on several; else all are where the model is."""
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of one page over all layers, keys and values."""
-        return 2 * self.num_layers * self.num_heads * self.head_dim * PAGE * self.dtype.itemsize
-
-
-class KeysValues:
-    """The tensors behind a pool, one for the layers of each device: [2, layers, pages, heads, PAGE, head_dim], keys
-    first."""
-
-    def __init__(self, shape: CacheShape, num_pages: int, device: torch.device) -> None:
-        rest = (num_pages, shape.num_heads, PAGE, shape.head_dim)
-        self.parts: list[torch.Tensor] = []
-        for place, layers in groupby(shape.devices or (device,) * shape.num_layers):
-            self.parts.append(torch.zeros(2, len(list(layers)), *rest, dtype=shape.dtype, device=place))
-
-    @property
-    def tensor(self) -> torch.Tensor:
-        """That of all layers. Raises ValueError where they lie on several devices."""
-        (part,) = self.parts
-        return part
-
-    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one layer, each [pages, heads, PAGE, head_dim] and by all appearances alone in its memory.
-
-        A compiler that sees two tensors of one storage being written to copies the storage to keep them apart.
-        """
-        for part in self.parts:
-            if index < part.shape[1]:
-                return apart(part[0, index]), apart(part[1, index])
-            index -= part.shape[1]
-        raise IndexError("there are not as many layers")
-
-    def prepare(self, openings: Sequence[Opening]) -> None:
-        """Copy the pages that new sequences share in part, and clear the others that they own.
-
-        Copies come first: a page that is copied from may have been released since, and be one of those to clear.
-        Attention reads whole pages and masks what is not visible; a NaN that an earlier sequence left would pass the
-        mask.
-        """
-        copies = [opening.copy for opening in openings if opening.copy is not None]
-        copied = {to for _, to in copies}
-        clear = [page for opening in openings for page in opening.fresh if page not in copied]
-        if copies:
-            for part in self.parts:
-                sources, targets = torch.tensor(copies, device=part.device).T
-                part.index_copy_(2, targets, part.index_select(2, sources))
-        if clear:
-            self.fill(clear, 0.0)
-
-    def fill(self, pages: Sequence[int], value: float) -> None:
-        """Set every number in these pages."""
-        for part in self.parts:
-            part.index_fill_(2, torch.tensor(pages, dtype=torch.long, device=part.device), value)
-
-
-def unwritten(openings: Sequence[Opening]) -> list[Opening]:
-    """Those whose copy has to be made again once prompts are written: it is of a page that one before them owns."""
-    fresh: set[int] = set()
-    found = []
-    for opening in openings:
-        if opening.copy is not None and opening.copy[0] in fresh:
-            found.append(opening._replace(fresh=()))
-        fresh.update(opening.fresh)
-    return found
-
-
-def apart(part: torch.Tensor) -> torch.Tensor:
-    """The same memory as this contiguous part of a tensor, as a storage of its own."""
-    start = part.storage_offset() * part.itemsize
-    storage = part.untyped_storage()[start : start + part.numel() * part.itemsize]
-    return torch.empty(0, dtype=part.dtype, device=part.device).set_(storage, 0, part.shape, part.stride())

@@ -12,9 +12,8 @@ from itertools import islice
 
 import numpy as np
 
-from evals.engine.chains import Flight, Held, Live, Running
+from evals.engine.chains import Flight, Held, Live, Running, Slot, validate
 from evals.engine.kv_cache import PagePool
-from evals.engine.request import Slot, validate
 from evals.engine.seating import Seated, Seating
 from evals.types import (
     Cancel,

@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from evals.engine.chains import Flight, Live, Running
+from evals.engine.chains import Flight, Live, Running, Slot
 from evals.engine.kv_cache import Opening, PagePool
-from evals.engine.request import Slot
 
 
 class Seated(NamedTuple):

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from evals.engine.batch import Layout, Run, layout, pack
-from evals.engine.chains import Live, Running
-from evals.engine.kv_cache import PAGE, SCRATCH, KeysValues, Opening, PagePool
-from evals.engine.model import Model
-from evals.engine.rehearsal import never
-from evals.engine.request import Slot
+from evals.engine.accelerate import never
+from evals.engine.chains import Live, Running, Slot
+from evals.engine.eager import Layout, Run, layout, pack
+from evals.engine.kv_cache import PAGE, SCRATCH, Opening, PagePool
+from evals.engine.model import KeysValues, Model
 from evals.types import Chain, Handle, Prompt, Request
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ hands finished completions to their chains, which ask for more at once. Prompts 
 that one is fed again as an ordinary decode row, which is also how a request that branches from a held sequence begins.
 
 Where a GPU runs out of memory, what is on the device is made anew for three quarters of the slots, and chains go on
-from the tokens that the host holds. The same is done for another number of slots where elastic.py asks for it. Knows no
-thread.
+from the tokens that the host holds. The same is done for another number of slots where planning.py asks for it. Knows
+no thread.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ import torch
 from evals.config import EngineConfig
 from evals.engine import selfcheck
 from evals.engine.accelerate import fastest, prepare, sized
-from evals.engine.batch import Run, layout, prompt_passes
-from evals.engine.elastic import Elastic
-from evals.engine.kv_cache import KeysValues, PagePool, unwritten
-from evals.engine.memory import bytes_in_use, out_of_memory, release
-from evals.engine.model import Model
-from evals.engine.planning import Demand, SlotChange, fewer, table
+from evals.engine.device import bytes_in_use, out_of_memory, release
+from evals.engine.eager import Run, layout, prompt_passes
+from evals.engine.kv_cache import PagePool
+from evals.engine.model import KeysValues, Model, unwritten
+from evals.engine.planning import Demand, Elastic, SlotChange, fewer, table
 from evals.engine.scheduler import Scheduler
 from evals.engine.seating import Seated
 from evals.types import UserError

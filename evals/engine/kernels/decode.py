@@ -17,9 +17,37 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evals.engine.kernels.launch import OPTIONS
-from evals.engine.kernels.softmax import absorb, capped, normalised
+from evals.engine.kernels.pages import OPTIONS
 from evals.engine.kv_cache import PAGE
+
+
+@triton.jit
+def capped(scores, softcap, SOFTCAP: tl.constexpr):
+    """softcap * tanh(scores / softcap), where there is a cap; tanh(x) = 1 - 2 / (exp(2x) + 1) has no NaN."""
+    if SOFTCAP:
+        scores = softcap * (1.0 - 2.0 / (tl.exp(2.0 * scores / softcap) + 1.0))
+    return scores
+
+
+@triton.jit
+def absorb(q, keys, values, seen, top, total, mixed, scale, softcap, SOFTCAP: tl.constexpr):
+    """The state after a block: q [R, D], keys and values [S, D] (zero where not `seen`), seen [R, S] or [1, S]."""
+    scores = capped(tl.dot(q, tl.trans(keys), input_precision="ieee") * scale, softcap, SOFTCAP)
+    scores = tl.where(seen, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    base = tl.where(new_top == float("-inf"), 0.0, new_top)
+    weights = tl.exp(scores - base[:, None])
+    shrink = tl.exp(top - base)
+    total = total * shrink + tl.sum(weights, 1)
+    mixed = mixed * shrink[:, None]
+    mixed = tl.dot(weights.to(values.dtype), values, acc=mixed, input_precision="ieee")
+    return new_top, total, mixed
+
+
+@triton.jit
+def normalised(total, mixed):
+    """[R, D] mixed / total; zeros for a row that saw nothing."""
+    return mixed / tl.where(total == 0.0, 1.0, total)[:, None]
 
 
 class Tuning(NamedTuple):

@@ -18,10 +18,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evals.engine.kernels.launch import OPTIONS
+from evals.engine.kernels.pages import OPTIONS
 from evals.engine.kernels.truncate import ZERO_BITS, Last, kept, ordered, truncate
-from evals.engine.kernels.uniform import uniform
 from evals.engine.sampling import Draw
+
+
+@triton.jit
+def uniform(seed, problem, sample, move, position):
+    """Float64 in [0, 1) of 53 bits; integers of any width, taken modulo 2**64 (seed) and 2**32 (the others)."""
+    r0, r1, _, _ = tl.philox(
+        seed.to(tl.uint64), problem.to(tl.uint32), sample.to(tl.uint32), move.to(tl.uint32), position.to(tl.uint32)
+    )
+    high, low = (r0 >> 5).to(tl.float64), (r1 >> 6).to(tl.float64)
+    return (high * 67108864.0 + low) * (1.0 / 9007199254740992.0)
+
 
 CHUNK = 4096
 

@@ -20,8 +20,8 @@ import triton.language as tl
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evals.engine.kernels.launch import OPTIONS
-from evals.engine.kernels.softmax import absorb, normalised
+from evals.engine.kernels.decode import absorb, normalised
+from evals.engine.kernels.pages import OPTIONS
 from evals.engine.kv_cache import PAGE
 
 TILE_ROWS = 64

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from evals.engine.kernels.launch import OPTIONS
+from evals.engine.kernels.pages import OPTIONS
 
 BLOCK = 1024
 ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}

@@ -1,17 +1,51 @@
-"""Linear layers that read the same tensor, as one matrix product (q/k/v, gate/up). Knows no model's names.
-
-Which ones do is seen in one forward pass. Each of them is then replaced by a slice of a shared product: whoever is
-asked first computes it, the others find it, and the last to be asked lets go of it. Small products are far from the
-memory bandwidth, so that three in one cost little more than the largest.
-"""
+"""Linear layers and heads whose products are faster, or finer, than those a model came with. Knows no model's names."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+ROWS = 16
+"""Number of rows that the packed layout is chosen for; others work as well."""
+
+
+class PackedLinear(nn.Module):
+    """x W^T + b with W packed by oneDNN; stands where an `nn.Linear` stood."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._bias = None if linear.bias is None else linear.bias.detach()
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+
+
+def packing_available() -> bool:
+    """Whether this build of torch has the packed product."""
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    return (
+        platform.machine() in ("x86_64", "AMD64")
+        and torch.backends.mkldnn.is_available()
+        and all(hasattr(torch.ops.mkldnn, name) for name in names)
+    )
+
+
+def pack_linears(network: nn.Module) -> None:
+    """Replace every float32 `nn.Linear` on the CPU in place, where this build of torch can."""
+    if not packing_available():
+        return
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and child.weight.dtype == torch.float32 and child.weight.device.type == "cpu":
+                setattr(parent, name, PackedLinear(child))
 
 
 class Product(nn.Module):
@@ -104,3 +138,36 @@ def shared_inputs(network: nn.Module, run: Callable[[], object]) -> list[list[nn
     once = {linear for linear in calls if calls.count(linear) == 1}
     groups = [[linear for linear in group if id(linear) in once] for group in readers.values()]
     return [group for group in groups if len(group) > 1 and len({m.weight.dtype for m in group}) == 1]
+
+
+class Float32Head:
+    """x W^T + b of 16-bit hidden states x and a 16-bit W, summed and returned in float32."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self._linear = linear
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[N, in] -> float32 [N, out]."""
+        weight, bias = self._linear.weight, self._linear.bias
+        bias = None if bias is None else bias.float()
+        if hidden.device.type != "cuda":
+            return functional.linear(hidden.float(), weight.float(), bias)
+        product = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+        return product if bias is None else product + bias
+
+
+def float32_head(network: Any) -> Float32Head | str:
+    """The float32 head of a causal model of the library, or why it has none, as the end of a sentence.
+
+    That the logits are the head's product of the base model's last hidden states, and nothing more, is seen in one
+    forward pass.
+    """
+    linear = network.get_output_embeddings()
+    if type(linear) is not nn.Linear:
+        return f"its head is {'missing' if linear is None else f'a {type(linear).__name__}'}, not a plain linear layer"
+    inputs = {"input_ids": torch.arange(4, device=network.device)[None], "use_cache": False, "return_dict": True}
+    logits = network(**inputs).logits
+    hidden = network.base_model(**inputs).last_hidden_state
+    if not torch.equal(linear(hidden).float(), logits.float()):
+        return "its logits are more than the product of its head (they are capped or scaled)"
+    return Float32Head(linear)

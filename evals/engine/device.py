@@ -1,12 +1,16 @@
-"""Memory and utilisation of one worker's process and device, read and never assumed. Knows no engine."""
+"""What a device and this process have in use, and how long a stream had nothing to do. Knows no engine."""
 
 from __future__ import annotations
 
 import gc
 import os
 import resource
-from contextlib import suppress
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pynvml
 import torch
@@ -94,3 +98,48 @@ def out_of_memory(error: BaseException | None) -> str | None:
             return text.splitlines()[0] if text else type(error).__name__
         error = error.__context__
     return None
+
+
+class Piece(NamedTuple):
+    """Work that is enqueued in one go."""
+
+    begun: torch.cuda.Event
+    done: torch.cuda.Event
+
+
+class IdleClock:
+    """Adds up the gaps of the current stream; on a CPU it stands still."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds = 0.0
+        """Time without work, at most, between the pieces since `reset`."""
+        self._runs = device.type == "cuda"
+        self._pieces: deque[Piece] = deque()
+
+    def reset(self) -> None:
+        """Start anew: what lies before the next piece is no gap."""
+        self.seconds = 0.0
+        self._pieces.clear()
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Enclose what enqueues a piece of work; not within one another."""
+        if not self._runs:
+            yield
+            return
+        began = time.perf_counter()
+        starved = bool(self._pieces) and self._pieces[-1].done.query()
+        piece = Piece(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+        piece.begun.record()
+        yield
+        piece.done.record()
+        self._pieces.append(piece)
+        if starved:
+            self.seconds += time.perf_counter() - began
+        self._settle()
+
+    def _settle(self) -> None:
+        """Add the gaps that the device has passed."""
+        while len(self._pieces) > 1 and self._pieces[1].begun.query():
+            before = self._pieces.popleft()
+            self.seconds += before.done.elapsed_time(self._pieces[0].begun) / 1e3
