@@ -15,18 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Z95 = 1.959963984540054
-"""The 97.5 % quantile of the normal law."""
-Z80 = 0.841621233572914
-"""The 80 % quantile: the power that `Difference.mde` is for."""
-NUM_FLIPS = 9_999
-"""Random sign patterns of a permutation test; where no more than these exist, all are tried."""
-FLIPS_AT_ONCE = 1 << 20
-"""Signs in memory at a time."""
-MAX_EXACT_VOTES = 64
-"""Samples up to which the expected majority is summed exactly; its cost grows with their cube."""
-NUM_BALLOTS = 2_000
-"""Random subsets where it is not."""
+Z95, Z80 = 1.959963984540054, 0.841621233572914
+"""Quantiles of the normal law: 97.5 %, and the 80 % that `Difference.mde` is for."""
+NUM_FLIPS, FLIPS_AT_ONCE = 9_999, 1 << 20
+"""Random sign patterns of a permutation test (where no more than these exist, all are tried); signs in memory."""
+MAX_EXACT_VOTES, NUM_BALLOTS = 64, 2_000
+"""Samples up to which the expected majority is summed exactly, at cubic cost; random subsets where it is not."""
 
 
 class Difference(NamedTuple):
@@ -70,8 +64,7 @@ def mean_and_stderr(question_means: ArrayLike, groups: Sequence[str] = ()) -> tu
     the error is sqrt(p (1 - p) / (n - 1)). NaN where n or C is too small.
     """
     values = np.asarray(question_means, dtype=np.float64)
-    n = len(values)
-    if n == 0:
+    if (n := len(values)) == 0:
         return nan, nan
     mean = float(values.mean())
     sums = cluster_sums(values - mean, groups)
@@ -81,9 +74,7 @@ def mean_and_stderr(question_means: ArrayLike, groups: Sequence[str] = ()) -> tu
 
 def cluster_sums(values: NDArray[np.float64], groups: Sequence[str]) -> NDArray[np.float64]:
     """[C] sums of `values` [n] over the questions of each group; the values themselves without groups."""
-    if not groups:
-        return values
-    return np.bincount(np.unique(groups, return_inverse=True)[1], weights=values).astype(np.float64, copy=False)
+    return np.bincount(np.unique(groups, return_inverse=True)[1], weights=values) if groups else values
 
 
 def quantile95(groups: Sequence[str] = ()) -> float:
@@ -102,13 +93,10 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     """
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} successes of {n}")
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = successes / n, Z95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    # at 0 and n the formula gives 0 and 1 exactly, up to rounding
-    return 0.0 if successes == 0 else centre - half, 1.0 if successes == n else centre + half
+    centre = successes + Z95**2 / 2
+    half = Z95 * sqrt(successes * (n - successes) / n + Z95**2 / 4) if n else centre
+    low, high = (centre - half) / (n + Z95**2), (centre + half) / (n + Z95**2)
+    return low if successes else 0.0, high if successes < n else 1.0  # exactly, whatever is rounded
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, groups: Sequence[str] = ()) -> Difference:
@@ -132,11 +120,10 @@ def paired_difference(a: ArrayLike, b: ArrayLike, groups: Sequence[str] = ()) ->
 def mcnemar_exact(only_a: int, only_b: int) -> float:
     """Two-sided p of the exact McNemar test: could the questions that only A or only B got right be a fair coin's?
 
-    p = min(1, 2 P[Bin(only_a + only_b, 1/2) <= the smaller one]); 1 without such questions. Exact in integers.
+    p = min(1, 2 P[Bin(only_a + only_b, 1/2) <= the smaller one]), exact in integers.
     """
     n = only_a + only_b
-    tail = sum(comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2 * sum(comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n)
 
 
 def sign_flip(differences: ArrayLike) -> float:
@@ -163,12 +150,10 @@ def sign_flip(differences: ArrayLike) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p values adjusted for how many there are, in the same order (Holm, Scandinavian J. of Statistics, 1979)."""
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = largest
-    return adjusted
+    p, order = np.asarray(p_values, dtype=np.float64), np.argsort(p_values, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, np.arange(len(p), 0, -1) * p[order]))
+    return adjusted.tolist()
 
 
 def variance_split(right: ArrayLike, num_samples: ArrayLike) -> Split | None:

@@ -11,7 +11,8 @@ import numpy as np
 from evals.types import Record
 from orchestrator.asked import Asked
 from orchestrator.compare import Run
-from orchestrator.reduce import cut_limit, truncated
+from orchestrator.reduce import truncated
+from orchestrator.run_record import cut_limit
 from orchestrator.scores import HEADLINE, by_problem, question_means, right
 
 MAX_TRACE = 101

@@ -21,38 +21,39 @@ TOTALS = (
     "moves", "null", "accepted", "rejected_early", "initial_tokens", "replayed_tokens", "naive_tokens",
     "early_saved_tokens_at_least", "discarded_tokens",
 )  # fmt: skip
+"""Fields of a record's chain that are added up over all answers, under their names."""
 MEANS = (
-    "log_p_first", "log_p", "log_z_sum_first", "log_z_sum", "cut", "divergence", "distinct", "drift", "candidates",
-    "particles", "resampled", "log_z_hat",
+    "log_p_first", "log_p", "log_z_sum_first", "log_z_sum", "mean_cut", "mean_divergence", "distinct", "drift_mean",
+    "candidates", "particles", "resampled", "log_z_hat",
 )  # fmt: skip
-"""Averaged over answers as `mean_` + name; a record may have the name with or without the `mean_`, or `drift_mean`."""
+"""Fields that are averaged over answers, as `mean_` and the rest of the name."""
+RATIOS = {
+    "acceptance": ("accepted", "effective"),
+    "null_rate": ("null", "moves"),
+    "forwards_per_move": ("moved", "moves"),
+    "forwards_per_effective_move": ("moved", "effective"),
+    "naive_per_move": ("naive_tokens", "moves"),
+    "forwards_to_naive": ("moved", "naive_tokens"),
+}
+"""Sums of fields over sums of others; `effective` moves proposed another answer, `moved` are the tokens generated after
+the first answer, `naive_tokens` what the kernel without replay and early rejection would have generated."""
 LAGS = (1, 2, 5)
 MAX_POINTS = 41
 """Points of the mean log p by move in the summary."""
-MAX_NULL, MIN_ACCEPTANCE, MIN_ESS_SHARE = 0.95, 0.01, 0.10
 
 
 def chain_statistics(records: Sequence[Record]) -> dict[str, Any]:
-    """The run's chain figures; see the module. Log p and log Z in nats, tokens and moves as sums over all answers.
-
-    `acceptance` is over moves that proposed another answer; `forwards_per_move` and `naive_per_move` are tokens
-    generated after the first answer, as run and as the kernel without replay and early rejection would have.
-    """
+    """The run's chain figures; log p and log Z in nats, lengths in tokens."""
     done = [record for record in records if record.status == "ok"]
     chains = [record.chain for record in done]
     moving = [with_differences(chain) for chain in chains if chain.get("moves")]
     return {
-        **{name: total(chains, name) for name in TOTALS},
-        "acceptance": quotient(moving, "accepted", "effective"),
-        "null_rate": quotient(moving, "null", "moves"),
-        "forwards_per_move": quotient(moving, "moved", "moves"),
-        "forwards_per_effective_move": quotient(moving, "moved", "effective"),
-        "naive_per_move": quotient(moving, "naive_tokens", "moves"),
-        "forwards_to_naive": quotient(moving, "moved", "naive_tokens"),
-        **{f"mean_{name}": mean_of(chains, name) for name in MEANS},
+        **{name: sum(found) if (found := reported(chains, name)) else None for name in TOTALS},
+        **{name: quotient(moving, *parts) for name, parts in RATIOS.items()},
+        **{mean_name(name): average(reported(chains, name)) for name in MEANS},
         "max_drift": max(reported(chains, "drift_max"), default=None),
-        "ess": average(effective_sizes(chains)),
-        "ess_share": average(effective_shares(chains)),
+        "ess": average([size for size, _ in effective_sizes(chains)]),
+        "ess_share": average([size / many for size, many in effective_sizes(chains) if many]),
         "vote_share": average([max(votes.values(), default=0) / many for votes, many in elections(chains)]),
         "silent_share": average([1 - sum(votes.values()) / many for votes, many in elections(chains)]),
         "log_z_sum_first_sd": spread_within(done, "log_z_sum_first"),
@@ -60,38 +61,13 @@ def chain_statistics(records: Sequence[Record]) -> dict[str, Any]:
         "log_p_rise": log_p_rise(done),
         "log_p_autocorrelation": autocorrelation(done),
         "expected_correct": expected_correctness(records),
-        "ended": endings(done),
+        "ended": {how: sum(one.ended == how for one in done) / len(done) for how in ("eos", "stop", "length") if done},
     }
 
 
-def chain_warnings(chain: Chain, kind: str | None) -> list[str]:
-    """Sentences on a run that mixed badly or that does not sample what it seems to."""
-    found = []
-    if kind == "paper":
-        found.append(
-            "The rules of paper do not leave p^alpha invariant: its scores are biased, for comparison only. "
-            "They also end an answer at the length of the one before."
-        )
-    if (share := chain["null_rate"]) is not None and share > MAX_NULL:
-        found.append(
-            f"{100 * share:.1f} % of the moves proposed the answer they started from: the chains hardly move; the "
-            "model is sure of its answers, or alpha is too large."
-        )
-    if (share := chain["acceptance"]) is not None and share < MIN_ACCEPTANCE:
-        found.append(
-            f"Only {100 * share:.2f} % of the proposals of another answer were accepted: the chains are stuck."
-        )
-    rise = chain["log_p_rise"]
-    if rise is not None and rise["stderr"] is not None and rise["mean"] > rise["stderr"]:
-        found.append(
-            f"Mean log p still rose over the last {rise['moves']} moves, by {rise['mean']:.2f} ± {rise['stderr']:.2f}: "
-            "the chains have not converged; more moves would change the scores."
-        )
-    if (share := chain["ess_share"]) is not None and share < MIN_ESS_SHARE:
-        found.append(
-            f"The effective sample size is {100 * share:.1f} % of the candidates: a few of them carry all the weight."
-        )
-    return found
+def mean_name(field: str) -> str:
+    """mean_drift of drift_mean, and mean_cut of mean_cut."""
+    return f"mean_{field.removeprefix('mean_').removesuffix('_mean')}"
 
 
 def with_differences(chain: Chain) -> dict[str, Any]:
@@ -107,15 +83,6 @@ def reported(chains: Iterable[Chain], name: str) -> list[float]:
     return [chain[name] for chain in chains if chain.get(name) is not None]
 
 
-def total(chains: Iterable[Chain], name: str) -> float | None:
-    values = reported(chains, name)
-    return sum(values) if values else None
-
-
-def mean_of(chains: Sequence[Chain], name: str) -> float | None:
-    return average([value for form in (name, f"mean_{name}", f"{name}_mean") for value in reported(chains, form)])
-
-
 def average(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
@@ -127,27 +94,17 @@ def quotient(chains: Iterable[Chain], part: str, whole: str) -> float | None:
     return sum(chain[part] for chain in both) / below if below else None
 
 
-def effective_sizes(chains: Iterable[Chain]) -> list[float]:
-    """Effective sample sizes of the candidates, or of the particles at the end."""
-    return [size for chain in chains for size in (chain.get("ess", chain.get("ess_final")),) if size is not None]
-
-
-def effective_shares(chains: Iterable[Chain]) -> list[float]:
-    """The same over the number of candidates or particles."""
-    pairs = [
+def effective_sizes(chains: Iterable[Chain]) -> list[tuple[float, float | None]]:
+    """Effective sample sizes of the candidates, or of the particles at the end, and how many there were."""
+    many = (
         (chain.get("ess", chain.get("ess_final")), chain.get("candidates", chain.get("particles"))) for chain in chains
-    ]
-    return [size / many for size, many in pairs if size is not None and many]
+    )
+    return [(size, number) for size, number in many if size is not None]
 
 
 def elections(chains: Iterable[Chain]) -> list[tuple[Mapping[str, int], int]]:
     """The votes for each answer, and how many candidates could vote."""
     return [(chain["votes"], chain["candidates"]) for chain in chains if {"votes", "candidates"} <= chain.keys()]
-
-
-def endings(done: Sequence[Record]) -> dict[str, float]:
-    """Share of the answers that ended by EOS token, stop string and token limit."""
-    return {how: sum(record.ended == how for record in done) / len(done) for how in ("eos", "stop", "length") if done}
 
 
 def spread_within(done: Iterable[Record], name: str) -> float | None:

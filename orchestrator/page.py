@@ -21,9 +21,9 @@ from orchestrator.browse import Shown, flags, table
 from orchestrator.compare import Comparison
 from orchestrator.figures import FATES, length_figure, log_p_figure
 from orchestrator.layout import duration, percent, with_error
-from orchestrator.reduce import cut_limit
 from orchestrator.render import facts, headline, provenance, score_parts, title
 from orchestrator.render_comparison import comparison_parts, comparison_title, shared_warnings
+from orchestrator.run_record import cut_limit
 from orchestrator.scores import HEADLINE
 
 NUM_SLOWEST = 10

@@ -1,27 +1,48 @@
-"""The reducer: a run's records, telemetry and run.json folded into one summary. Pure; knows no files and no layout.
-
-It reads of run.json: `config` (`sampler`, `task`, `seed`, `num_samples`, `model`, `data`), `num_problems` (of the run,
-after any limit), `fingerprint`, and of `provenance` `model` {name, sha256}, `data` {name, sha256, rows}, `git_commit`,
-`dtype`. What is missing there is None in the summary and "unknown" in a report. The summary is strict JSON.
-"""
+"""The reducer: a run's records, telemetry and run.json folded into one summary, which is strict JSON. Pure; knows no
+files. What is missing in run.json is None in the summary and "unknown" in a report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
 from evals.types import Record
-from orchestrator.diagnostics import average, chain_statistics, chain_warnings
+from orchestrator.diagnostics import average, chain_statistics
+from orchestrator.layout import say
+from orchestrator.run_record import RunRecord, cut_limit
 from orchestrator.scores import HEADLINE, at_k, estimate, graders, groups_of, question_means, right
 from orchestrator.telemetry import timings as phase_timings
 
 FEW_PROBLEMS = 300
+WARNINGS = (
+    "The run is incomplete: {num_records:,} of {wanted:,} answers are recorded, so all figures are provisional; start "
+    "it again to finish it.",
+    "Answers that failed and count as wrong: {failures:,} (problems {ids}); records.jsonl says why.",
+    "{truncated:percent} % of the answers were cut off at the limit| of {run[max_new_tokens]:,} tokens|; a longer "
+    "task.max_new_tokens would tell whether they are wrong.",
+    "In {silent:percent} % of the texts the numeric grader found no answer at all.",
+    "{undecided:,} answers are formulas that the symbolic checker could not decide (not installed, too slow, or it "
+    "failed); they count as wrong until `powersample regrade` decides them.",
+    "The scores are those of a later `powersample regrade` (scores.jsonl), by which {rescored:,} answers have other "
+    "verdicts than when they were sampled.",
+    "The rules of paper do not leave p^alpha invariant: its scores are biased, for comparison only. {paper}",
+    "{null:percent} % of the moves proposed the answer they started from: the chains hardly move; the model is sure of "
+    "its answers, or alpha is too large.",
+    "Only {acceptance:percent} % of the proposals of another answer were accepted: the chains are stuck.",
+    "Mean log p still rose over the last {rise[moves]} moves, by {rise[mean]:.2f} ± {rise[stderr]:.2f}: the chains "
+    "have not converged; more moves would change the scores.",
+    "The effective sample size is {ess:percent} % of the candidates: a few of them carry all the weight.",
+    "Lines of telemetry.jsonl that are damaged and could not be read: {damaged:,}; seconds and memory may be too low; "
+    "the scores are not affected.",
+    f"Fewer than {FEW_PROBLEMS} problems ({{few:,}}): the intervals are wide, and small differences mean nothing.",
+)
+"""What a reader must know before believing the figures; a sentence whose figure is None is not said."""
 MAX_QUIET_RATE = 0.02
 """Share of truncated answers, and of texts without an answer, above which a warning says so."""
+MAX_NULL, MIN_ACCEPTANCE, MIN_ESS_SHARE = 0.95, 0.01, 0.10
 
 
 def summarise(
@@ -38,13 +59,13 @@ def summarise(
     telemetry rows that were skipped, `num_rescored` the records whose verdicts a regrade has changed (None:
     there was none).
     """
-    identity = describe(run)
+    identity = RunRecord.model_validate(run).model_dump()
     done = [record for record in records if record.status == "ok"]
     num_problems = identity["num_problems"]
     if num_problems is None:
         num_problems = len({record.problem_id for record in records})
-    num_samples = identity["num_samples"]
-    limit, limited = cut_limit(identity), done if has_limit(identity["sampler"]) else []
+    num_samples, limit = identity["num_samples"], cut_limit(identity)
+    limited = done if limit < inf else []
     timings = time_spent(done, telemetry)
     tokens = token_counts(done)
     groups = groups_of(records)
@@ -80,82 +101,6 @@ def summarise(
         "num_damaged_telemetry": num_damaged_telemetry,
     }
     return {**summary, "warnings": warnings(summary)}
-
-
-def describe(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What a reader must know of a run to trust and repeat it, taken from run.json."""
-    config, provenance = run.get("config", {}), run.get("provenance", {})
-    model, data = provenance.get("model", {}), provenance.get("data", {})
-    task = config.get("task", {})
-    return {
-        "method": method(config.get("sampler", {})),
-        "sampler": config.get("sampler", {}),
-        "task": task.get("name"),
-        "preset": task.get("preset"),
-        "prompts_sha256": provenance.get("prompts_sha256"),
-        "num_shots": task.get("num_shots"),
-        "max_new_tokens": task.get("max_new_tokens") if has_limit(config.get("sampler", {})) else None,
-        "stop": task.get("stop"),
-        "num_problems": run.get("num_problems"),
-        "num_samples": config.get("num_samples", 1),
-        "model": model.get("name", config.get("model")),
-        "model_sha256": model.get("sha256"),
-        "data": data.get("name", config.get("data")),
-        "data_sha256": data.get("sha256"),
-        "data_rows": data.get("rows"),
-        "seed": config.get("seed"),
-        "dtype": provenance.get("dtype"),
-        "git_commit": provenance.get("git_commit"),
-        "fingerprint": run.get("fingerprint"),
-    }
-
-
-def has_limit(sampler: Mapping[str, Any]) -> bool:
-    """Whether the task's token limit ends answers: replayed ones it does not, and which were cut off nobody knows."""
-    return sampler.get("kind") != "replay"
-
-
-def method(sampler: Mapping[str, Any]) -> str:
-    """A sampler in a few words, the same wherever its result appears."""
-    match sampler.get("kind"):
-        case "power":
-            return f"power ({', '.join(power_settings(sampler))})"
-        case "paper":
-            return f"paper (alpha {sampler['alpha']:g}, biased, for comparison only)"
-        case "temperature":
-            top_k = sampler.get("top_k")
-            return f"temperature {sampler['temperature']:g}{f', top {top_k}' if top_k else ''}"
-        case "best_of":
-            return f"best of {sampler['num_candidates']} by log p (alpha {sampler['alpha']:g})"
-        case "majority":
-            return f"majority of {sampler['num_candidates']} (temperature {sampler['temperature']:g})"
-        case "snis":
-            return f"SNIS of {sampler['num_candidates']} (alpha {sampler['alpha']:g})"
-        case "smc":
-            return f"SMC of {sampler['num_candidates']} (alpha {sampler['alpha']:g})"
-        case "replay":
-            return f"replay of {PurePath(sampler['texts']).name}"
-        case kind:
-            return str(kind or "unknown method")
-
-
-def power_settings(sampler: Mapping[str, Any]) -> list[str]:
-    """Alpha and moves of a chain, and what departs from the plain kernel."""
-    effective, blocks = sampler.get("num_effective_moves"), sampler.get("blocks", 1)
-    said = [f"alpha {sampler['alpha']:g}"]
-    said.append(f"{sampler['num_moves']} moves" if effective is None else f"{effective} effective moves")
-    if blocks > 1:
-        said.append(f"{blocks} blocks")
-    if sampler.get("cuts", "uniform") != "uniform":
-        said.append(f"{sampler['cuts']} cuts")
-    return said
-
-
-def cut_limit(identity: Mapping[str, Any]) -> float:
-    """Tokens below which no answer of a run counts as cut off; see `truncated`."""
-    if not has_limit(identity["sampler"]):
-        return inf
-    return identity["max_new_tokens"] if identity["sampler"].get("kind") == "paper" else 0
 
 
 def truncated(record: Record, limit: float) -> bool:
@@ -245,55 +190,41 @@ def worker_name(source: Mapping[str, Any], name: Any) -> str:
 
 
 def warnings(summary: Mapping[str, Any]) -> list[str]:
-    """What a reader must know before believing the figures, as sentences."""
-    run, found = summary["run"], []
-    if summary["num_owed"]:
-        total = summary["num_records"] + summary["num_owed"]
-        found.append(
-            f"The run is incomplete: {summary['num_records']:,} of {total:,} answers are recorded, so all figures are "
-            "provisional; start it again to finish it."
-        )
-    if failed := summary["num_failed"]:
-        shown = ", ".join(str(problem_id) for problem_id, _ in summary["failed"][:10])
-        what = (
-            "answers failed and count as wrong (problems"
-            if failed > 1
-            else "answer failed and counts as wrong (problem"
-        )
-        found.append(f"{failed:,} {what} {shown}{', …' if failed > 10 else ''}); records.jsonl says why.")
-    if (share := summary["truncated_rate"]) is not None and share > MAX_QUIET_RATE:
-        limit = run["max_new_tokens"]
-        found.append(
-            f"{100 * share:.1f} % of the answers were cut off at the limit{f' of {limit:,} tokens' if limit else ''}; "
-            "a longer task.max_new_tokens would tell whether they are wrong."
-        )
-    if (share := summary["no_answer_rate"]) is not None and share > MAX_QUIET_RATE:
-        found.append(f"In {100 * share:.1f} % of the texts the numeric grader found no answer at all.")
-    if undecided := summary["num_undecided"]:
-        found.append(
-            f"{undecided:,} answers are formulas that the symbolic checker could not decide (not installed, too slow, "
-            "or it failed); they count as wrong until `powersample regrade` decides them."
-        )
-    if changed := summary["num_rescored"]:
-        found.append(
-            f"The scores are those of a later `powersample regrade` (scores.jsonl), by which {changed:,} answers have "
-            "other verdicts than when they were sampled."
-        )
-    found += chain_warnings(summary["chain"], run["sampler"].get("kind"))
-    if damaged := summary["num_damaged_telemetry"]:
-        found.append(
-            f"{damaged:,} damaged {'lines' if damaged > 1 else 'line'} of telemetry.jsonl could not be read: seconds "
-            "and memory may be too low; the scores are not affected."
-        )
-    return found + few_problems(summary["num_problems"])
+    """The sentences of WARNINGS that apply."""
+    chain, rise, failed = summary["chain"], summary["chain"]["log_p_rise"], summary["failed"]
+    rising = rise is not None and rise["stderr"] is not None and rise["mean"] > rise["stderr"]
+    paper = "They also end an answer at the length of the one before."
+    figures = {
+        **summary,
+        "wanted": summary["num_records"] + summary["num_owed"] if summary["num_owed"] else None,
+        "failures": len(failed) or None,
+        "ids": ", ".join(str(problem_id) for problem_id, _ in failed[:10]) + (", …" if len(failed) > 10 else ""),
+        "truncated": above(summary["truncated_rate"], MAX_QUIET_RATE),
+        "silent": above(summary["no_answer_rate"], MAX_QUIET_RATE),
+        "undecided": summary["num_undecided"] or None,
+        "rescored": summary["num_rescored"] or None,
+        "paper": paper if summary["run"]["sampler"].get("kind") == "paper" else None,
+        "null": above(chain["null_rate"], MAX_NULL),
+        "acceptance": below(chain["acceptance"], MIN_ACCEPTANCE),
+        "rise": rise if rising else None,
+        "ess": below(chain["ess_share"], MIN_ESS_SHARE),
+        "damaged": summary["num_damaged_telemetry"] or None,
+        "few": below(summary["num_problems"], FEW_PROBLEMS),
+    }
+    return [said for warning in WARNINGS if (said := say(warning, figures))]
 
 
 def few_problems(number: int) -> list[str]:
     """The warning that figures of so few problems need, if they need it."""
-    said = (
-        f"Fewer than {FEW_PROBLEMS} problems ({number:,}): the intervals are wide, and small differences mean nothing."
-    )
-    return [said] if number < FEW_PROBLEMS else []
+    return [said for said in [say(WARNINGS[-1], {"few": below(number, FEW_PROBLEMS)})] if said]
+
+
+def above(value: float | None, limit: float) -> float | None:
+    return value if value is not None and value > limit else None
+
+
+def below(value: float | None, limit: float) -> float | None:
+    return value if value is not None and value < limit else None
 
 
 def rate(flags: Iterable[bool]) -> float | None:

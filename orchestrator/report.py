@@ -12,10 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from evals.types import Record, UserError
 from orchestrator.asked import asked
 from orchestrator.browse import Shown
-from orchestrator.claim import RECORDS, TELEMETRY, read_graded, read_run, runs_in
+from orchestrator.claim import RECORDS, RUN, TELEMETRY, read_graded, read_run, runs_in
 from orchestrator.compare import Comparison, Run, compare
 from orchestrator.durable import write_atomically
 from orchestrator.figures import FIRST_PANEL, accuracy_figure
@@ -142,7 +144,11 @@ def read(directory: Path) -> Run:
     records, num_changed = with_new_scores(directory, records)
     check_scores(directory, records)
     telemetry, num_damaged = scan_telemetry(directory / TELEMETRY)
-    return Run(directory, summarise(records, telemetry, run, num_damaged, num_changed), records)
+    try:
+        return Run(directory, summarise(records, telemetry, run, num_damaged, num_changed), records)
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
+        raise UserError(f"{directory / RUN} is damaged: it does not say {fields}; restore it from a copy.") from error
 
 
 def check_scores(directory: Path, records: Sequence[Record]) -> None:

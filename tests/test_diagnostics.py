@@ -10,8 +10,9 @@ from test_report import POWER, make_record, make_run
 from evals.types import Record
 from orchestrator.diagnostics import autocorrelation, chain_statistics, log_p_by_move, log_p_rise
 from orchestrator.progress import Progress
-from orchestrator.reduce import method, summarise, truncated
+from orchestrator.reduce import summarise, truncated
 from orchestrator.render import run_report
+from orchestrator.run_record import method
 from orchestrator.scores import at_k
 
 FULL = {
@@ -150,7 +151,7 @@ def test_warnings_on_bad_mixing() -> None:
     assert warnings_of() == ""
     assert warnings_of(moves=100, null=95, accepted=3) == ""
     assert "96.0 % of the moves proposed the answer they started from" in warnings_of(moves=100, null=96, accepted=3)
-    assert "Only 0.00 % of the proposals of another answer were accepted" in warnings_of(accepted=0)
+    assert "Only 0.0 % of the proposals of another answer were accepted" in warnings_of(accepted=0)
     assert "Mean log p still rose over the last 3 moves, by 4.00" in warnings_of(log_p_trace=FULL["log_p_trace"])
     assert warnings_of(log_p_trace=FULL["log_p_trace"][::-1]) == ""
     assert "effective sample size is 5.0 % of the candidates" in warnings_of(ess=0.8, candidates=16)

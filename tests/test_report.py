@@ -199,7 +199,9 @@ def test_warnings() -> None:
     empty = [make_record(i, scores=nothing) for i in range(7)] + quiet[7:]
     assert "In 2.3 % of the texts" in sentences(empty, make_run(num_problems=300))
     broken = [*quiet[:298], failed_record(298), failed_record(299)]
-    assert "2 answers failed and count as wrong (problems 298, 299)" in sentences(broken, make_run(num_problems=300))
+    assert "Answers that failed and count as wrong: 2 (problems 298, 299)" in sentences(
+        broken, make_run(num_problems=300)
+    )
 
 
 def as_run(name: str, sampler: dict[str, Any], verdicts: str, **changes: Any) -> Run:
@@ -308,7 +310,9 @@ def test_damaged_telemetry_is_skipped_and_said(tmp_path: Path) -> None:
     assert summary["num_damaged_telemetry"] == len(damaged)
     assert summary["num_deaths"] == 1
     assert "Workers lost and replaced: 1;" in text
-    assert any("8 damaged lines of telemetry.jsonl could not be read" in line for line in summary["warnings"])
+    assert any(
+        "Lines of telemetry.jsonl that are damaged and could not be read: 8" in line for line in summary["warnings"]
+    )
     assert "15.0 s in all (set-up 1.0 s, load 4.0 s, sampling 10.0 s)" in text
     assert "damaged" not in good
 

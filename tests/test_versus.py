@@ -226,6 +226,7 @@ def test_a_directory_of_runs_stands_for_them_in_the_order_of_the_demo(
             {"config": {"sampler": {"kind": "power", "num_moves": 1}, "task": {"name": "gsm8k"}, "num_samples": 1}},
             "does not say config.sampler.alpha; restore it",
         ),
+        ({"fingerprint": 7}, "does not say fingerprint; restore it"),
     ],
 )
 def test_a_damaged_run_json_is_one_sentence(
@@ -234,7 +235,8 @@ def test_a_damaged_run_json_is_one_sentence(
     path = Path(runs[0], "run.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), **damage} if damage else {}))
     before = sorted(Path(runs[0]).rglob("*"))
-    for command in (["watch", runs[0], "--once"], ["report", runs[0]], ["compare", *runs]):
+    watched = [] if "fingerprint" in damage else [["watch", runs[0], "--once"]]
+    for command in (*watched, ["report", runs[0]], ["compare", *runs]):
         assert main(command) == 2
         out, err = capsys.readouterr()
         assert (out, err.count("\n")) == ("", 1)

@@ -1,4 +1,4 @@
-"""What a chain's moves were and what they cost, over all its stages. Decides nothing."""
+"""What a chain's moves were, what they cost and how they wander, for its record. Decides nothing."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from typing import Any
 
 import numpy as np
 
+from evals.samplers.base import log_p
 from evals.samplers.metropolis import Plan, State
 from evals.types import Completion
 
+Answer = tuple[int, ...]
+
 
 class Trace:
-    """Filled by a walk, request by request and move by move; read once at the end."""
+    """Moves and costs over all stages of a chain; its public fields have the names of the record's."""
 
     def __init__(self) -> None:
-        self.moves = self.null = self.accepted = self.rejected_early = self.discarded = 0
-        self.initial_tokens = self.generated = self.prefilled = self.replayed = self.naive = 0
-        self.cuts: list[float] = []
-        self.divergences: list[float] = []
-        self.drift: list[float] = []
+        self.moves = self.null = self.accepted = self.rejected_early = 0
+        self.generated = self.prefilled = self.initial_tokens = 0
+        self.replayed_tokens = self.naive_tokens = self.discarded_tokens = 0
+        self._cuts: list[float] = []
+        self._divergences: list[float] = []
+        self._drift: list[float] = []
 
     def add_extension(self, drawn: Completion) -> None:
         """The first answer, or what was drawn to reach the next horizon."""
@@ -36,46 +40,36 @@ class Trace:
         self.null += null
         self.accepted += accepted and not null
         self.rejected_early += given_up
-        self.naive += len(completion.tokens) + given_up  # it was not complete: one more token at least
+        self.naive_tokens += len(completion.tokens) + given_up  # it was not complete: one more token at least
         self._cut(state, plan)
         if not null:
-            self.divergences.append(plan.start / len(state.tokens))
-        self.drift.append(abs(float(completion.log_z[0] - state.log_z[plan.start])))
+            self._divergences.append(plan.start / len(state.tokens))
+        self._drift.append(abs(float(completion.log_z[0] - state.log_z[plan.start])))
         self._spend(completion)
 
     def summary(self) -> dict[str, Any]:
         """Diagnostics as JSON values, drift in nats, the rest counts of moves or tokens.
 
         `naive_tokens` is what the moves would have cost without replay and early rejection, for the same cuts and
-        proposals: exact where `rejected_early` is 0. The length of a draft that was given up is not known without
-        drawing the rest; it counts as drawn plus one, the least that was missing, so that the figure is then a lower
-        bound, as is `early_saved_tokens_at_least`. `generated` leaves out the `discarded_tokens` of drafts that ran
-        ahead for nothing.
+        proposals; a draft that was given up counts as drawn plus one, the least that was missing, so that with
+        `rejected_early` it is a lower bound, as is `early_saved_tokens_at_least`. `generated` leaves out the
+        `discarded_tokens` of drafts that ran ahead for nothing.
         """
-        return {
-            "moves": self.moves,
+        counts = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return counts | {
             "effective": self.moves - self.null,
-            "null": self.null,
-            "accepted": self.accepted,
-            "rejected_early": self.rejected_early,
-            "generated": self.generated,
-            "prefilled": self.prefilled,
-            "initial_tokens": self.initial_tokens,
-            "replayed_tokens": self.replayed,
-            "naive_tokens": self.naive,
             "early_saved_tokens_at_least": self.rejected_early,
-            "discarded_tokens": self.discarded,
-            "mean_cut": mean(self.cuts),
-            "mean_divergence": mean(self.divergences),
-            "drift_max": max(self.drift, default=None),
-            "drift_mean": mean(self.drift),
+            "mean_cut": mean(self._cuts),
+            "mean_divergence": mean(self._divergences),
+            "drift_max": max(self._drift, default=None),
+            "drift_mean": mean(self._drift),
         }
 
     def _cut(self, state: State, plan: Plan) -> None:
         self.moves += 1
-        self.replayed += plan.start - plan.cut
-        self.naive += plan.start - plan.cut
-        self.cuts.append(plan.cut / len(state.tokens))
+        self.replayed_tokens += plan.start - plan.cut
+        self.naive_tokens += plan.start - plan.cut
+        self._cuts.append(plan.cut / len(state.tokens))
 
     def _spend(self, completion: Completion) -> None:
         self.generated += len(completion.tokens)
@@ -84,3 +78,47 @@ class Trace:
 
 def mean(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
+
+
+class Mixing:
+    """Log p by move, answers visited and answers weighed of one stage, from the answer at which it starts.
+
+    With `recycle` every move weighs its draft by the chance that it is accepted and its state by the rest (waste
+    recycling); otherwise the states after the moves count alike.
+    """
+
+    def __init__(self, start: State, alpha: float, recycle: bool) -> None:
+        self._start, self._alpha, self._recycle = start, alpha, recycle
+        self._log_p = [log_p(start.log_q, start.log_z, alpha)]
+        self._visited = {start.tokens}
+        self._weights: dict[Answer, float] = {}
+
+    def add(self, state: State, draft: State, chance: float | None, accepted: bool) -> None:
+        """A move from `state`; `chance` is min(1, r), None where the draft was given up."""
+        if self._recycle and chance is not None:
+            self._weigh(draft.tokens, chance)
+            self._weigh(state.tokens, 1.0 - chance)
+        else:
+            self._weigh(draft.tokens if accepted else state.tokens, 1.0)
+        if accepted:
+            self._visited.add(draft.tokens)
+        self._log_p.append(log_p(draft.log_q, draft.log_z, self._alpha) if accepted else self._log_p[-1])
+
+    def weighted(self) -> tuple[tuple[Answer, float], ...]:
+        """The answers with weights that sum to 1; empty without moves."""
+        total = sum(self._weights.values())
+        return tuple((answer, weight / total) for answer, weight in self._weights.items() if weight > 0)
+
+    def summary(self, final: State) -> dict[str, Any]:
+        """Diagnostics as JSON values, in nats; `_first`: of the answer at the start, with one stage move 0."""
+        return {
+            "distinct": len(self._visited),
+            "log_p_first": self._log_p[0],
+            "log_p": log_p(final.log_q, final.log_z, self._alpha),
+            "log_z_sum_first": float(np.sum(self._start.log_z)),
+            "log_z_sum": float(np.sum(final.log_z)),
+            "log_p_trace": [round(value, 4) for value in self._log_p],
+        }
+
+    def _weigh(self, answer: Answer, weight: float) -> None:
+        self._weights[answer] = self._weights.get(answer, 0.0) + weight

@@ -18,8 +18,7 @@ import numpy as np
 
 from evals.samplers.base import Key, key
 from evals.samplers.metropolis import Limits, Plan, State, chance, spliced
-from evals.samplers.mixing import Mixing
-from evals.samplers.trace import Trace
+from evals.samplers.trace import Mixing, Trace
 from evals.types import Cancel, Completion, Drop, Handle, Keep, Operation, Prompt, Request, Sample, Submit
 
 Arrival = tuple[Hashable, Completion]
@@ -141,7 +140,7 @@ class Walk:
         """Throw away the drafts of these moves; those in flight still arrive, as cancelled."""
         for number in numbers:
             if number in drafts:
-                self.trace.discarded += len(drafts[number].tokens)
+                self.trace.discarded_tokens += len(drafts[number].tokens)
                 self._operations.append(Drop(held(drafts[number])))
             else:
                 self._operations.append(Cancel(number))
@@ -182,7 +181,7 @@ class Walk:
         if arrival[1].ended != "cancelled":
             return arrival
         self._cancelled -= 1
-        self.trace.discarded += len(arrival[1].tokens)
+        self.trace.discarded_tokens += len(arrival[1].tokens)
         return None
 
     def _taken(self) -> list[Operation]:
