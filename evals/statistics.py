@@ -74,7 +74,9 @@ def mean_and_stderr(question_means: ArrayLike, groups: Sequence[str] = ()) -> tu
 
 def cluster_sums(values: NDArray[np.float64], groups: Sequence[str]) -> NDArray[np.float64]:
     """[C] sums of `values` [n] over the questions of each group; the values themselves without groups."""
-    return np.bincount(np.unique(groups, return_inverse=True)[1], weights=values) if groups else values
+    if not groups:
+        return values
+    return np.bincount(np.unique(groups, return_inverse=True)[1], weights=values).astype(np.float64, copy=False)
 
 
 def quantile95(groups: Sequence[str] = ()) -> float:
