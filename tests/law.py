@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from math import exp, fsum
+from unittest.mock import patch
 
 import numpy as np
 from scipy.stats import chisquare
-from toy import ToyEngine, ToyLM
+from toy import LONGEST, ToyEngine, ToyLM, row, uniform
 
+from evals.rng import Purpose
+from evals.samplers import metropolis
 from evals.samplers.metropolis import Kernel, State, chance
 from evals.samplers.power import Power
+from evals.types import Prompt, Sampler
 
 TOYS = {
     "eos": ToyLM(1, vocabulary=3, horizon=4),
@@ -117,10 +121,19 @@ def law(model: ToyLM, sampler: Power) -> dict[Answer, float]:
     return found
 
 
-def drawn(model: ToyLM, sampler: Power, count: int, seed: int = 7) -> Counter:
+def coins(seed: int, problem: int, sample: int, move: int, length: int) -> np.ndarray:
+    return np.array([row(seed, (problem, sample, move), Purpose.COIN)[:length]])
+
+
+UNIFORMS = {"uniform": uniform, "coins_at_once": coins, "MOVES_AT_ONCE": 1, "COINS_AT_ONCE": LONGEST}
+"""What the kernel draws, from the toy's table of the same numbers."""
+
+
+def drawn(model: ToyLM, sampler: Sampler, count: int, seed: int = 7, prompt: Prompt | None = None) -> Counter:
     """Answers of independent production chains on the scripted engine."""
-    engine = ToyEngine(model, seed)
-    return Counter(engine.run(sampler.chain(model.prompt(), seed, i, 0)).tokens for i in range(count))
+    engine, prompt = ToyEngine(model, seed), prompt or model.prompt()
+    with patch.multiple(metropolis, **UNIFORMS):
+        return Counter(engine.run(sampler.chain(prompt, seed, i, 0), prompt).tokens for i in range(count))
 
 
 def chi_square(expected: dict[Answer, float], seen: Counter) -> float:

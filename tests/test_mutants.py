@@ -8,9 +8,9 @@ from math import fsum, log
 
 import numpy as np
 import pytest
-from law import KERNELS, TOYS, chi_square, law, state_of, target_of, transition_matrix
+from law import KERNELS, TOYS, chi_square, drawn, law, state_of, target_of, transition_matrix
 from test_kernels import decisions
-from toy import EOS, ToyEngine
+from toy import EOS
 
 from evals.engine.chains import Slot
 from evals.samplers import metropolis, walk
@@ -106,12 +106,9 @@ CHAINS = {
 def far_from_the_law(toy: str, sampler: Power, count: int, eos: frozenset[int] = frozenset({EOS})) -> bool:
     """Whether the answers, cut at the first EOS token, fail the chi-square by a wide margin."""
     model = TOYS[toy]
-    prompt = model.prompt()._replace(eos_ids=eos)
-    engine = ToyEngine(model, 7)
     seen: Counter = Counter()
-    for problem_id in range(count):
-        tokens = engine.run(sampler.chain(prompt, 7, problem_id, 0), prompt).tokens
-        seen[tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens] += 1
+    for tokens, number in drawn(model, sampler, count, prompt=model.prompt()._replace(eos_ids=eos)).items():
+        seen[tokens[: tokens.index(EOS) + 1] if EOS in tokens else tokens] += number
     return chi_square(law(model, sampler), seen) < 1e-6
 
 

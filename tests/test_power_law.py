@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from law import SAVINGS, TOYS, drawn, law, p_value
-from toy import EOS, ToyEngine, ToyLM
+from toy import EOS, PROBLEMS_AT_ONCE, ToyEngine, ToyLM, row
 
+from evals import rng
+from evals.rng import Purpose
 from evals.samplers.power import Power
 from evals.samplers.single import Single
 from evals.stopping import StopStrings
@@ -20,6 +22,14 @@ SAMPLERS = {
     "blocks, nonnull": Power(2.0, 0, num_effective_moves=2, blocks=2),
     "blocks, entropy": Power(2.0, 2, blocks=2, cuts="entropy"),
 }
+
+
+@pytest.mark.parametrize("purpose", [Purpose.TOKEN, Purpose.COIN, Purpose.CUT, Purpose.ACCEPT])
+def test_the_toys_table_has_the_numbers_of_every_other_run(purpose: Purpose) -> None:
+    for key in [(0, 0, 0), (PROBLEMS_AT_ONCE + 3, 2 | 1 << 16, 30)]:
+        assert row(7, key, purpose) == [
+            rng.uniform(7, key, place, purpose) for place in range(len(row(7, key, purpose)))
+        ]
 
 
 @pytest.mark.parametrize(("replay", "early"), SAVINGS)

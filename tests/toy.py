@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import copy
 import itertools
+from bisect import bisect_right
 from collections.abc import Hashable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from evals.engine.chains import Slot
+from evals.rng import Purpose, uniforms
 from evals.types import Cancel, Completion, Drop, Ended, Handle, Keep, Prompt, Request, Sample, Steps, Submit
 
 EOS = 0
 PROMPT = (9,)
+PROBLEMS_AT_ONCE, LONGEST = 256, 8
+
+
+@lru_cache(maxsize=1024)
+def table(seed: int, block: int, sample: int, move: int, purpose: Purpose) -> list[list[float]]:
+    """[PROBLEMS_AT_ONCE, LONGEST] uniforms of a move of many problems: calling costs more than hashing."""
+    first = block * PROBLEMS_AT_ONCE
+    keys = [(problem, sample, move) for problem in range(first, first + PROBLEMS_AT_ONCE)]
+    positions = np.tile(np.arange(LONGEST), PROBLEMS_AT_ONCE)
+    found = uniforms(seed, np.repeat(keys, LONGEST, axis=0), positions, purpose)
+    return found.reshape(PROBLEMS_AT_ONCE, LONGEST).tolist()
+
+
+def row(seed: int, key: tuple[int, int, int], purpose: Purpose) -> list[float]:
+    """[LONGEST] the uniforms of `evals.rng` for this key."""
+    problem, sample, move = key
+    return table(seed, problem // PROBLEMS_AT_ONCE, sample, move, purpose)[problem % PROBLEMS_AT_ONCE]
+
+
+def uniform(seed: int, key: tuple[int, int, int], position: int, purpose: Purpose) -> float:
+    return row(seed, key, purpose)[position]
 
 
 class ToyLM:
@@ -26,6 +50,7 @@ class ToyLM:
         forbidden: float = 0.0,
     ) -> None:  # fmt: skip
         self.vocabulary, self.horizon, self.stop = vocabulary, horizon, stop
+        self.laws: dict[tuple, tuple[np.ndarray, float]] = {}
         rng = np.random.default_rng(seed)
         self.table = {
             prefix: spread * rng.standard_normal(vocabulary)
@@ -57,11 +82,14 @@ class ToyLM:
 
     def log_law(self, prefix: tuple[int, ...], alpha: float, top_k: int = 0) -> tuple[np.ndarray, float]:
         """log q over the vocabulary (of the `top_k` likeliest tokens, if not 0) and log Z at this prefix."""
-        logits = self.table[prefix]
-        log_p = logits - np.logaddexp.reduce(logits)
-        kept = log_p if not top_k else np.where(log_p >= np.sort(log_p)[-top_k:][0], log_p, -np.inf)
-        log_z = float(np.logaddexp.reduce(alpha * kept))
-        return alpha * kept - log_z, log_z
+        where = prefix, alpha, top_k
+        if where not in self.laws:
+            logits = self.table[prefix]
+            log_p = logits - np.logaddexp.reduce(logits)
+            kept = log_p if not top_k else np.where(log_p >= np.sort(log_p)[-top_k:][0], log_p, -np.inf)
+            log_z = float(np.logaddexp.reduce(alpha * kept))
+            self.laws[where] = alpha * kept - log_z, log_z
+        return self.laws[where]
 
     def complete(self, prefix: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
         """Every complete answer that starts with `prefix` and can be drawn."""
@@ -99,7 +127,7 @@ class ToyEngine:
         self.requests: list[Request] = []
         self.handles = itertools.count()
         self.generated = self.most = 0
-        self.laws: dict[tuple, tuple[np.ndarray, float]] = {}
+        self.law = lru_cache(maxsize=None)(self.law_of)
 
     def run(self, steps: Steps, prompt: Prompt | None = None) -> Sample:
         prompt = prompt or self.model.prompt()
@@ -140,8 +168,10 @@ class ToyEngine:
         answer = request.prefix[request.origin :]
         ended: Ended | None = None
         while ended is None:
-            token, log_q, log_z = self.draw(answer, request, slot)
-            ended = slot.add(token, log_q, log_z)
+            cumulative, log_q, log_z = self.law(answer, request.alpha, request.top_k, slot.exclude)
+            u = uniform(self.seed, request.key, len(answer), Purpose.TOKEN)
+            token = bisect_right(cumulative, u * cumulative[-1], hi=len(cumulative) - 1)
+            ended = slot.add(token, log_q[token], log_z)
             answer = (*answer, token)
         self.generated += len(slot.tokens)
         assert len(slot.tokens) <= request.max_new
@@ -152,16 +182,13 @@ class ToyEngine:
         prefilled = 0 if request.parent is not None else start - 1
         return Completion(tuple(slot.tokens), np.array(slot.log_q), np.array(slot.log_z), ended, handle, prefilled)
 
-    def draw(self, answer: tuple[int, ...], request: Request, slot: Slot) -> tuple[int, float, float]:
-        """Inverse CDF of the slot's uniform; log q and log Z of the law without the exclusion."""
-        where = (answer, request.alpha, request.top_k)
-        if where not in self.laws:
-            self.laws[where] = self.model.log_law(*where)
-        law, log_z = self.laws[where]
-        weights = np.exp(law)
-        if slot.exclude >= 0:
-            weights[slot.exclude] = 0.0
-        cumulative = np.cumsum(weights)
-        found = int(np.searchsorted(cumulative, slot.uniform() * cumulative[-1], side="right"))
-        token = min(found, int(np.flatnonzero(weights)[-1]))
-        return token, float(law[token]), min(log_z, 0.0)
+    def law_of(
+        self, answer: tuple[int, ...], alpha: float, top_k: int, exclude: int
+    ) -> tuple[list[float], list[float], float]:
+        """Cumulative weights without `exclude`, and log q and log Z with it."""
+        log_q, log_z = self.model.log_law(answer, alpha, top_k)
+        weights = np.exp(log_q)
+        if exclude >= 0:
+            weights[exclude] = 0.0
+        last = int(np.flatnonzero(weights)[-1])
+        return np.cumsum(weights)[: last + 1].tolist(), log_q.tolist(), min(log_z, 0.0)

@@ -55,5 +55,5 @@ def ask(
 def log_p(log_q: np.ndarray, log_z: np.ndarray, alpha: float) -> float:
     """log p of an answer in nats: (sum log q + sum log Z) / alpha; the sum of log_z alone where alpha is inf."""
     if np.isinf(alpha):
-        return float(np.sum(log_z))
-    return float((np.sum(log_q) + np.sum(log_z)) / alpha)
+        return float(log_z.sum())
+    return float((log_q.sum() + log_z.sum()) / alpha)

@@ -127,7 +127,7 @@ class Kernel(NamedTuple):
 
     def log_normaliser(self, state: State) -> float:
         """log G of an answer, -inf where G is 0."""
-        total = float(np.sum(self.cut_weights(state)))
+        total = float(len(state.tokens) if self.cuts == "uniform" else self.cut_weights(state).sum())
         return log(total) if total > 0 else -inf
 
     def log_weight(self, state: State, start: int) -> float:
