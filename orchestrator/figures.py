@@ -14,23 +14,19 @@ from orchestrator.svg import (
     LEFT,
     RIGHT,
     TOP,
-    Axis,
     Panel,
     Point,
     Series,
     axis,
     document,
     figure,
-    grid,
-    legend,
-    text,
+    frame,
+    key,
 )
 
 SETTINGS = {
-    "alpha": "alpha",
-    "num_moves": "moves",
-    "num_effective_moves": "effective moves",
-    "num_candidates": "candidates",
+    **{"alpha": "alpha", "num_moves": "moves"},
+    **{"num_effective_moves": "effective moves", "num_candidates": "candidates"},
 }
 """Settings of samplers that a panel can stand for, and what its axis says."""
 MAX_TICKS = 8
@@ -117,29 +113,22 @@ def length_figure(lengths: Mapping[str, Sequence[int]]) -> str | None:
     if not values:
         return None
     low, width = min(values), (max(values) - min(values)) // MAX_BARS + 1
-    counts = {name: Counter((length - low) // width for length in kind) for name, kind in lengths.items()}
+    counts = {name: Counter((length - low) // width for length in kind) for name, kind in lengths.items() if kind}
     x = axis([low, low + width * ((max(values) - low) // width + 1)], LEFT, RIGHT)
     largest = sum(counts.values(), Counter[int]()).most_common(1)[0][1]
     y = axis([0, largest], BOTTOM, TOP)._replace(low=0)
     y = y._replace(ticks=[tick for tick in y.ticks if tick == int(tick)])
-    lines = [text(LEFT, TOP - 16, "Answer lengths", weight="bold"), *grid(x, y)]
-    lines.append(
-        text((LEFT + RIGHT) / 2, BOTTOM + 38, "tokens of the answer (beside the names: how many answers)", "middle")
-    )
+    lines = [*frame(x, y, "Answer lengths", "tokens of the answer (beside the names: how many answers)")]
     below: Counter[int] = Counter()
     for i, (name, count) in enumerate(counts.items()):
         for place, number in sorted(count.items()):
-            lines.append(bar(x, y, low + width * place, width, below[place], number, FATES[name]))
+            start = low + width * place
+            left, top, bottom = x.at(start), y.at(below[place] + number), y.at(below[place])
+            said = f"{number:,} of {start:,}" + (f" to {start + width - 1:,}" if width > 1 else "") + " tokens"
+            lines.append(
+                f'<rect x="{left}" y="{top}" width="{max(1.0, x.at(start + width) - left - 0.5):g}" '
+                f'height="{bottom - top:g}" fill="{FATES[name]}"><title>{said}</title></rect>'
+            )
         below.update(count)
-        lines += legend(i, f"{name} ({len(lengths[name]):,})", FATES[name])
+        lines.append(key(RIGHT + 20, TOP + 6 + 20 * i, f"{name} ({len(lengths[name]):,})", FATES[name]))
     return document("Answer lengths", HEIGHT, lines)
-
-
-def bar(x: Axis, y: Axis, start: int, width: int, below: int, number: int, colour: str) -> str:
-    """`number` answers of start to start + width - 1 tokens, drawn above `below` others."""
-    left, top, bottom = x.at(start), y.at(below + number), y.at(below)
-    said = f"{number:,} of {start:,}" + (f" to {start + width - 1:,}" if width > 1 else "") + " tokens"
-    return (
-        f'<rect x="{left}" y="{top}" width="{max(1.0, x.at(start + width) - left - 0.5):g}" height="{bottom - top:g}" '
-        f'fill="{colour}"><title>{said}</title></rect>'
-    )

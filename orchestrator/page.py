@@ -9,24 +9,42 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os.path import commonprefix
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from evals.types import Record
-from orchestrator.browse import Shown, flags, table
-from orchestrator.compare import Comparison
+from orchestrator.asked import Asked
+from orchestrator.compare import Comparison, Run
 from orchestrator.figures import FATES, length_figure, log_p_figure
-from orchestrator.layout import duration, percent, with_error
+from orchestrator.layout import Table, duration, percent, with_error
+from orchestrator.reduce import truncated
 from orchestrator.render import facts, headline, provenance, score_parts, title
 from orchestrator.render_comparison import comparison_parts, comparison_title, shared_warnings
 from orchestrator.run_record import cut_limit
-from orchestrator.scores import HEADLINE
+from orchestrator.scores import HEADLINE, by_problem, question_means, right
 
 NUM_SLOWEST = 10
+MAX_TRACE = 101
+"""Points of a chain's log p that a page keeps."""
+MAX_TOKEN_IDS = 1_000_000
+"""A page leaves token ids to records.jsonl where there are more: they would be most of it."""
+
+
+class Shown(NamedTuple):
+    """A run on a page."""
+
+    label: str
+    run: Run
+    content: Mapping[str, Any]
+    """What run.json says."""
+    asked: Asked
+    timeline: str | None
 
 
 def page(shown: Sequence[Shown], comparison: Comparison | None, plot: str | None) -> str:
@@ -49,10 +67,15 @@ def page(shown: Sequence[Shown], comparison: Comparison | None, plot: str | None
         plot=Markup(plot or ""),
         runs=[section(one) for one in shown],
         provenance=provenance(*summaries),
-        table=table(shown, comparison and comparison.baseline),
+        problems=problems(shown, comparison and comparison.baseline),
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def bold(text: str) -> Markup:
+    """A sentence of the reports, whose one markup is `**`."""
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))
 
 
 def score(one: Shown) -> dict[str, Any]:
@@ -72,7 +95,12 @@ def score(one: Shown) -> dict[str, Any]:
 def section(one: Shown) -> dict[str, Any]:
     """One run's figures beside the table of problems."""
     summary, records = one.run.summary, one.run.records
-    figures = [length_figure(fates(records, cut_limit(summary["run"]))), log_p_figure(summary["chain"]), one.timeline]
+    lengths: dict[str, list[int]] = {fate: [] for fate in FATES}
+    for record in records:
+        if record.status == "ok":
+            said = flags(record, cut_limit(summary["run"]))
+            lengths[[fate for fate in FATES if fate in said][-1]].append(record.tokens["answer"])
+    figures = [length_figure(lengths), log_p_figure(summary["chain"]), one.timeline]
     return {
         "label": one.label,
         "scores": score_parts(summary),
@@ -85,32 +113,94 @@ def section(one: Shown) -> dict[str, Any]:
     }
 
 
-def fates(records: Sequence[Record], limit: float) -> dict[str, list[int]]:
-    """What became of the answers -> their lengths in tokens; failed ones have none."""
-    found: dict[str, list[int]] = {fate: [] for fate in FATES}
-    for record in records:
-        if record.status == "ok":
-            fate = [fate for fate in FATES if fate in flags(record, limit)][-1]
-            found[fate].append(record.tokens["answer"])
-    return {fate: lengths for fate, lengths in found.items() if lengths}
-
-
-def slowest(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The answers that took longest from submission to record."""
+def slowest(records: Sequence[Record]) -> Table:
+    """The answers that took longest from submission to record, the problem's number first."""
     timed = [record for record in records if "wall_seconds" in record.timings]
-    return [
-        {
-            "id": record.problem_id,
-            "sample": record.sample_index,
-            "seconds": duration(record.timings["wall_seconds"]),
-            "answer": record.tokens["answer"],
-            "generated": record.tokens["generated"],
-            "ended": record.ended,
-        }
-        for record in sorted(timed, key=lambda record: -record.timings["wall_seconds"])[:NUM_SLOWEST]
-    ]
+    rows = []
+    for record in sorted(timed, key=lambda record: -record.timings["wall_seconds"])[:NUM_SLOWEST]:
+        lengths = record.tokens["answer"], record.tokens["generated"]
+        rows.append([*map(str, record[:2]), duration(record.timings["wall_seconds"]), *map(str, lengths), record.ended])
+    return Table(["problem", "sample", "time", "answer tokens", "generated", "ended"], rows)
 
 
-def bold(text: str) -> Markup:
-    """A sentence of the reports, whose one markup is `**`."""
-    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))
+def problems(shown: Sequence[Shown], baseline: str | None) -> dict[str, Any]:
+    """The page's table of problems as JSON: each that a run has answered, in order, with all answers of all runs.
+
+    `prefix` is what all prompts begin with; `prompts` has one prompt where all runs asked the same, else one a run.
+    """
+    answers = [by_problem(one.run.records) for one in shown]
+    means = [question_means(one.run.records, HEADLINE) for one in shown]
+    prefix = commonprefix([prompt for one in shown for prompt in one.asked.prompts.values()])  # noqa: RUF071
+    ids = sum(len(record.token_ids) for one in shown for record in one.run.records) <= MAX_TOKEN_IDS
+    limits = [cut_limit(one.run.summary["run"]) for one in shown]
+    rows = []
+    for problem_id in sorted(set().union(*answers)):
+        problem = next((one.asked.problems[problem_id] for one in shown if problem_id in one.asked.problems), None)
+        asked = [one.asked.prompts.get(problem_id) for one in shown]
+        cut = [prompt and prompt[len(prefix) :] for prompt in asked]
+        rows.append(
+            {
+                "id": problem_id,
+                "question": problem and problem.question,
+                "gold": problem and problem.answer,
+                "prompts": cut if len(set(cut)) > 1 else cut[:1],
+                "means": [mean.get(problem_id) for mean in means],
+                "answers": [
+                    [answer(record, limit, ids) for record in found.get(problem_id, [])]
+                    for limit, found in zip(limits, answers, strict=True)
+                ],
+            }
+        )
+    labels = [one.label for one in shown]
+    return {
+        "runs": labels,
+        "places": [f"{one.run.directory.name}/records.jsonl" for one in shown],
+        "baseline": labels.index(baseline) if baseline in labels else None,
+        "headline": HEADLINE,
+        "prefix": prefix,
+        "missing": [one.asked.missing for one in shown],
+        "problems": rows,
+    }
+
+
+def answer(record: Record, limit: float, ids: bool) -> dict[str, Any]:
+    """A record as the page shows it; with token ids if `ids`."""
+    return {
+        "sample": record.sample_index,
+        "flags": flags(record, limit),
+        "text": record.text,
+        "scores": record.scores,
+        "ended": record.ended,
+        "tokens": record.tokens,
+        "ids": record.token_ids if ids else None,
+        "chain": {name: shortened(value) for name, value in record.chain.items() if name != "log_p_trace"},
+        "trace": thinned(record.chain.get("log_p_trace") or []),
+        "seconds": shortened(record.timings.get("wall_seconds")),
+        "worker": record.worker.get("name"),
+        "error": record.error,
+    }
+
+
+def flags(record: Record, limit: float) -> list[str]:
+    """What a reader may filter by. Each share of the summary is that of the answers with one of these."""
+    done = record.status == "ok"
+    found = {
+        "right" if right(record, HEADLINE) else "wrong": True,
+        "no answer": done and record.scores[HEADLINE]["kind"] == "none",
+        "truncated": done and truncated(record, limit),
+        "failed": not done,
+        "graders differ": len({right(record, name) for name in record.scores}) > 1,
+    }
+    return [flag for flag, holds in found.items() if holds]
+
+
+def thinned(trace: Sequence[float]) -> list[list[float]]:
+    """[move, log p] of at most MAX_TRACE moves, the first and the last among them."""
+    moves = np.linspace(0, len(trace) - 1, min(len(trace), MAX_TRACE)) if trace else []
+    return [[move, trace[move]] for move in sorted({round(move) for move in moves})]
+
+
+def shortened(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: shortened(one) for name, one in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value

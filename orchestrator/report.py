@@ -16,12 +16,11 @@ from pydantic import ValidationError
 
 from evals.types import Record, UserError
 from orchestrator.asked import asked
-from orchestrator.browse import Shown
 from orchestrator.claim import RECORDS, RUN, TELEMETRY, read_graded, read_run, runs_in
 from orchestrator.compare import Comparison, Run, compare
 from orchestrator.durable import write_atomically
 from orchestrator.figures import FIRST_PANEL, accuracy_figure
-from orchestrator.page import page
+from orchestrator.page import Shown, page
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
 from orchestrator.render_comparison import comparison_report

@@ -43,10 +43,6 @@ class Panel(NamedTuple):
     x_ticks: tuple[float, ...] = ()
     """Where the ticks stand; round values of the writer's choice if empty."""
 
-    @property
-    def height(self) -> int:
-        return max(HEIGHT, TOP + 20 * len(self.series) + 20)
-
 
 class Axis(NamedTuple):
     """Values between `low` and `high` on pixels between `start` and `end`."""
@@ -74,24 +70,19 @@ def axis(values: Sequence[float], start: float, end: float, logarithmic: bool = 
     else:
         room = 0.06 * (high - low) or max(1.0, 0.1 * abs(high))
         low, high = low - room, high + room
-        step = round_step((high - low) / 6)
+        power = 10.0 ** floor(log10((high - low) / 6))
+        step = next(digit * power for digit in (1, 2, 5, 10) if digit * power >= (high - low) / 6 * (1 - 1e-9))
         ticks = [step * i for i in range(ceil(low / step), floor(high / step) + 1)]
     return Axis(low, high, start, end, logarithmic, [tick for tick in ticks if low <= tick <= high])
 
 
-def round_step(raw: float) -> float:
-    """1, 2 or 5 times a power of ten, not below `raw`."""
-    power = 10.0 ** floor(log10(raw))
-    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= raw * (1 - 1e-9))
-
-
 def figure(panels: Sequence[Panel]) -> str:
     """A whole SVG file. Every panel needs a point."""
-    lines: list[str] = []
-    for i, panel in enumerate(panels):
-        above = sum(other.height for other in panels[:i])
-        lines += [f'<g transform="translate(0 {above})">', *draw(panel), "</g>"]
-    return document("; ".join(panel.title for panel in panels), sum(panel.height for panel in panels), lines)
+    lines, height = [], 0
+    for panel in panels:
+        lines += [f'<g transform="translate(0 {height})">', *draw(panel), "</g>"]
+        height += max(HEIGHT, TOP + 20 * len(panel.series) + 20)
+    return document("; ".join(panel.title for panel in panels), height, lines)
 
 
 def document(title: str, height: int, lines: Iterable[str]) -> str:
@@ -100,8 +91,7 @@ def document(title: str, height: int, lines: Iterable[str]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         f'font-family="sans-serif" font-size="12" role="img"><title>{escape(title)}</title>'
     )
-    ground = f'<rect width="{WIDTH}" height="{height}" fill="white"/>'
-    return "\n".join([head, ground, *lines, "</svg>"]) + "\n"
+    return "\n".join([head, f'<rect width="{WIDTH}" height="{height}" fill="white"/>', *lines, "</svg>"]) + "\n"
 
 
 def draw(panel: Panel) -> Iterator[str]:
@@ -111,58 +101,62 @@ def draw(panel: Panel) -> Iterator[str]:
     x = axis(xs, LEFT, RIGHT, logarithmic=min(xs) > 0 and max(xs) >= LOG_FROM * min(xs))
     x = x._replace(ticks=list(panel.x_ticks)) if panel.x_ticks else x
     y = axis([value for point in points for value in (point.low, point.y, point.high)], BOTTOM, TOP)
-    yield text(LEFT, TOP - 16, panel.title, weight="bold")
-    yield from grid(x, y)
-    yield text((LEFT + RIGHT) / 2, BOTTOM + 38, panel.x_label, "middle")
+    yield from frame(x, y, panel.title, panel.x_label)
     turned = f'transform="rotate(-90 16 {(TOP + BOTTOM) / 2:g})"'
     yield text(16, (TOP + BOTTOM) / 2, panel.y_label, "middle", turned)
     taken: list[tuple[float, float]] = []
     for i, series in enumerate(panel.series):
         yield from draw_series(series, COLOURS[i % len(COLOURS)], x, y, taken)
-        yield from legend(i, series.name, COLOURS[i % len(COLOURS)])
+        yield key(RIGHT + 20, TOP + 6 + 20 * i, series.name, COLOURS[i % len(COLOURS)])
 
 
-def legend(i: int, name: str, colour: str) -> Iterator[str]:
-    """Line `i` of it."""
-    yield f'<circle cx="{RIGHT + 20}" cy="{TOP + 6 + 20 * i}" r="4" fill="{colour}"/>'
-    yield text(RIGHT + 32, TOP + 10 + 20 * i, name)
-
-
-def grid(x: Axis, y: Axis) -> Iterator[str]:
-    """Frame, ticks and their labels."""
-    yield f'<rect x="{LEFT}" y="{TOP}" width="{RIGHT - LEFT}" height="{BOTTOM - TOP}" fill="none" stroke="#444"/>'
+def frame(x: Axis, y: Axis, title: str, label: str = "", unit: str = "") -> Iterator[str]:
+    """Title, frame, ticks with their labels (of `y` in `unit`) and what stands below them."""
+    yield text(x.start, y.end - 16, title, weight="bold")
+    yield (
+        f'<rect x="{x.start}" y="{y.end}" width="{x.end - x.start}" height="{y.start - y.end}" fill="none" '
+        'stroke="#444"/>'
+    )
     for tick in x.ticks:
-        yield f'<path d="M{x.at(tick)} {TOP}V{BOTTOM + 5}" stroke="#ddd"/>'
-        yield text(x.at(tick), BOTTOM + 19, f"{tick:,.10g}", "middle")
+        yield f'<path d="M{x.at(tick)} {y.end}V{y.start + 5}" stroke="#ddd"/>'
+        yield text(x.at(tick), y.start + 19, f"{tick:,.10g}", "middle")
     for tick in y.ticks:
-        yield f'<path d="M{LEFT - 5} {y.at(tick)}H{RIGHT}" stroke="#ddd"/>'
-        yield text(LEFT - 9, y.at(tick) + 4, f"{tick:,.10g}", "end")
+        yield f'<path d="M{x.start - 5} {y.at(tick)}H{x.end}" stroke="#ddd"/>'
+        yield text(x.start - 9, y.at(tick) + 4, f"{tick:,.10g}{unit}", "end")
+    if label:
+        yield text((x.start + x.end) / 2, y.start + 38, label, "middle")
+
+
+def key(x: float, y: float, name: str, colour: str) -> str:
+    """A line of a legend."""
+    return f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>' + text(x + 12, y + 4, name)
+
+
+def path(points: Iterable[tuple[float, float]], colour: str) -> str:
+    """A line through places."""
+    way = "L".join(f"{x} {y}" for x, y in points)
+    return f'<path d="M{way}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
 
 
 def draw_series(series: Series, colour: str, x: Axis, y: Axis, taken: list[tuple[float, float]]) -> Iterator[str]:
     """Line, error bars, points and marks; `taken` are the places of the marks so far."""
-    if series.joined and len(series.points) > 1:
-        way = "L".join(f"{x.at(point.x)} {y.at(point.y)}" for point in series.points)
-        yield f'<path d="M{way}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
+    if series.joined:
+        yield path(((x.at(point.x), y.at(point.y)) for point in series.points), colour)
     places = PLACES[1:] + PLACES[:1] if series.joined else PLACES  # a line mostly rises: below it is room
     for point in series.points:
         across, up = x.at(point.x), y.at(point.y)
-        yield f'<path d="M{across} {y.at(point.low)}V{y.at(point.high)}" stroke="{colour}" stroke-width="1.5"/>'
+        yield path([(across, y.at(point.low)), (across, y.at(point.high))], colour)
         yield f'<circle cx="{across}" cy="{up}" r="4" fill="{colour}"/>'
         if point.mark:
-            free = [place for place in places if clear((across + place[0], up + place[1]), taken)]
+            free = [
+                place
+                for place in places
+                if all(abs(across + place[0] - a) > 14 or abs(up + place[1] - b) > 12 for a, b in taken)
+            ]
             right, down, anchor = (free or places)[0]
             taken.append((across + right, up + down))
             yield text(across + right, up + down, point.mark, anchor)
 
 
-def clear(place: tuple[float, float], taken: Sequence[tuple[float, float]]) -> bool:
-    """Is there room for a mark?"""
-    return all(abs(place[0] - other[0]) > 14 or abs(place[1] - other[1]) > 12 for other in taken)
-
-
 def text(x: float, y: float, words: str, anchor: str = "start", more: str = "", weight: str = "normal") -> str:
-    return (
-        f'<text x="{x:.5g}" y="{y:.5g}" text-anchor="{anchor}" font-weight="{weight}"{" " if more else ""}{more}>'
-        f"{escape(words)}</text>"
-    )
+    return f'<text x="{x:.5g}" y="{y:.5g}" text-anchor="{anchor}" font-weight="{weight}" {more}>{escape(words)}</text>'

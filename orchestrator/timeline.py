@@ -6,17 +6,20 @@ left out. Every mark has its reason as a tooltip.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import groupby
+from statistics import fmean
 from typing import Any, NamedTuple
 
 from orchestrator.layout import duration, gib
 from orchestrator.progress import by_number
-from orchestrator.svg import COLOURS, Axis, axis, document, text
+from orchestrator.svg import COLOURS, Axis, axis, document, frame, key, path, text
 
-LEFT, RIGHT, TOP, HEIGHT, FOOT = 48, 640, 24, 84, 24  # of a worker's plot, in pixels
+Place = tuple[float, float]
+
+LEFT, RIGHT, TOP, HEIGHT, FOOT = 52, 640, 26, 84, 28  # of a worker's plot, in pixels
 STEP = TOP + HEIGHT + FOOT
 MAX_WORKERS = 64  # drawn; a larger figure is read by nobody
 GAP_SECONDS = 30.0  # samples further apart than this are not joined
@@ -84,96 +87,69 @@ def timeline(rows: Iterable[Mapping[str, Any]]) -> str | None:
 def panel(worker: str, samples: Sequence[Moment], events: Sequence[Moment], time: Axis) -> Iterator[str]:
     """One worker's plot: curves in % of what there is, marks of events, and the legend."""
     share = Axis(0, 100, TOP + HEIGHT, TOP, False, [0, 50, 100])
-    yield text(LEFT, TOP - 8, worker, weight="bold")
-    yield f'<rect x="{LEFT}" y="{TOP}" width="{RIGHT - LEFT}" height="{HEIGHT}" fill="none" stroke="#444"/>'
-    for tick in time.ticks:
-        yield f'<path d="M{time.at(tick)} {TOP}V{TOP + HEIGHT}" stroke="#ddd"/>'
-        yield text(time.at(tick), TOP + HEIGHT + 14, f"{tick:,.10g}", "middle")
-    for tick in share.ticks:
-        yield f'<path d="M{LEFT} {share.at(tick)}H{RIGHT}" stroke="#ddd"/>'
-        yield text(LEFT - 6, share.at(tick) + 4, f"{tick} %", "end")
-    names = whole(samples)
-    for i, (name, words) in enumerate(names.items()):
-        for points in pieces(samples, name, time, share):
-            way = "L".join(f"{x} {y}" for x, y in points)
-            yield f'<path d="M{way}h1" fill="none" stroke="{CURVES[name]}" stroke-width="1.5"/>'
-        yield f'<circle cx="{RIGHT + 16}" cy="{TOP + 6 + 17 * i}" r="4" fill="{CURVES[name]}"/>'
-        yield text(RIGHT + 26, TOP + 10 + 17 * i, words)
-    yield from draw_events(events, time, 17 * len(names))
+    yield from frame(time, share, worker, unit=" %")
+    curves = whole([moment.row for moment in samples])
+    for i, (name, (full, words)) in enumerate(curves.items()):
+        for points in pieces(samples, name, full, time, share):
+            x, y = points[-1]
+            yield path([*points, (x + 1, y)], CURVES[name])  # one point alone is seen, too
+        yield key(RIGHT + 16, TOP + 6 + 17 * i, words, CURVES[name])
+    yield from draw_events(events, time, 17 * len(curves))
 
 
-def whole(samples: Sequence[Moment]) -> dict[str, str]:
-    """The curves that there is something of, and what 100 % of each is."""
-    rows = [moment.row for moment in samples]
-    words = {}
-    if size := max(map(memory_size, rows)):
-        device = rows[-1]["memory"].get("total_bytes")
-        words["memory"] = f"{'GPU memory' if device else 'memory'} (100 % = {'' if device else 'highest, '}{gib(size)})"
+def whole(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, str]]:
+    """The curves that there is something of: what 100 % of each is, as a number and in words."""
+    found: dict[str, tuple[float, str]] = {}
+    memories = [row.get("memory", {}) for row in rows]
+    if size := max(memory.get("total_bytes") or memory.get("rss_bytes") or 0 for memory in memories):
+        words = "GPU memory (100 % = {})" if memories[-1].get("total_bytes") else "memory (100 % = highest, {})"
+        found["memory"] = size, words.format(gib(size))
     if any(row.get("utilisation") is not None for row in rows):
-        words["utilisation"] = "GPU busy (share of the time)"
+        found["utilisation"] = 1.0, "GPU busy (share of the time)"
     if slots := max(row.get("slots") or 0 for row in rows):
-        words["slots"] = f"slots in use (100 % = {slots})"
-    return words
+        found["slots"] = slots, f"slots in use (100 % = {slots})"
+    return found
 
 
-def memory_size(row: Mapping[str, Any]) -> int:
-    """Of the whole device, or what the process holds where there is none."""
+def value(row: Mapping[str, Any], name: str) -> float | None:
+    """What a curve shows of a row; None where the row does not say."""
+    if name != "memory":
+        return row.get({"utilisation": "utilisation", "slots": "active_slots"}[name])
     memory = row.get("memory", {})
-    return memory.get("total_bytes") or memory.get("rss_bytes") or 0
+    device = memory.get("total_bytes")
+    return device - memory.get("free_bytes", device) if device else memory.get("rss_bytes")
 
 
-def value(row: Mapping[str, Any], name: str, full: Mapping[str, float]) -> float | None:
-    """A curve's value in %; None where the row does not say."""
-    if name == "utilisation":
-        used = row.get("utilisation")
-    elif name == "slots":
-        used = row.get("active_slots")
-    else:
-        memory = row.get("memory", {})
-        device = memory.get("total_bytes")
-        used = device - memory.get("free_bytes", device) if device else memory.get("rss_bytes")
-    return None if used is None else min(100.0, 100 * used / full[name])
-
-
-def pieces(samples: Sequence[Moment], name: str, time: Axis, share: Axis) -> Iterator[list[tuple[float, float]]]:
+def pieces(samples: Sequence[Moment], name: str, full: float, time: Axis, share: Axis) -> Iterator[list[Place]]:
     """Joined points of a curve, one a pixel (the mean of its samples); it breaks at gaps and where a process ends."""
-    full = {"utilisation": 1.0, "slots": max(moment.row.get("slots") or 0 for moment in samples)}
-    full["memory"] = max(memory_size(moment.row) for moment in samples)
     number, last, parts = 0, samples[0], []
     for moment in samples:
-        if moment.at - last.at > GAP_SECONDS or moment.row.get("pid") != last.row.get("pid"):
-            number += 1
+        number += moment.at - last.at > GAP_SECONDS or moment.row.get("pid") != last.row.get("pid")
         last = moment
-        if (y := value(moment.row, name, full)) is not None:
-            parts.append((number, round(time.at(moment.at / 60)), y))
+        if (used := value(moment.row, name)) is not None:
+            parts.append((number, round(time.at(moment.at / 60)), min(100.0, 100 * used / full)))
     for _, piece in groupby(parts, key=lambda part: part[0]):
-        points = []
-        for x, group in groupby(piece, key=lambda part: part[1]):
-            ys = [part[2] for part in group]
-            points.append((x, share.at(sum(ys) / len(ys))))
-        yield points
+        columns = groupby(piece, key=lambda part: part[1])
+        yield [(x, share.at(fmean(part[2] for part in column))) for x, column in columns]
 
 
 def draw_events(events: Sequence[Moment], time: Axis, below: float) -> Iterator[str]:
     """A mark for each kind of event in each pixel, its reasons as a tooltip, and how many there are of each."""
-    places: dict[tuple[int, str], list[str]] = defaultdict(list)
-    counts: dict[str, int] = defaultdict(int)
+    order = list(MARKS)
+    places: dict[tuple[int, int], list[str]] = defaultdict(list)
     for at, row in events:
         reason = str(row.get("reason") or row.get("signal") or "").strip().partition("\n")[0][:200]
         problem = f" problem {row['problem_id']}" if "problem_id" in row else ""
-        places[round(time.at(at / 60)), row["event"]].append(
-            f"{duration(at)}: {MARKS[row['event']][0]}{problem}{': ' if reason else ''}{reason}"
-        )
-        counts[row["event"]] += 1
-    for (x, event), words in sorted(places.items(), key=lambda item: list(MARKS).index(item[0][1])):
+        words = f"{duration(at)}: {MARKS[row['event']][0]}{problem}{': ' if reason else ''}{reason}"
+        places[order.index(row["event"]), round(time.at(at / 60))].append(words)
+    for (kind, x), words in sorted(places.items()):
         shown = escape("\n".join(words[:10] + [f"and {len(words) - 10} more"] * (len(words) > 10)))
+        event, colour = order[kind], MARKS[order[kind]][1]
         yield (
-            f'<g class="{event}" stroke="{MARKS[event][1]}" fill="{MARKS[event][1]}"><title>{shown}</title>'
+            f'<g class="{event}" stroke="{colour}" fill="{colour}"><title>{shown}</title>'
             f'<path d="M{x} {TOP}V{TOP + HEIGHT}M{x - 4} {TOP - 6}h8l-4 6z"/></g>'
         )
-    told = [
-        f"{MARKS[event][0]}: {number}"
-        for event, number in sorted(counts.items(), key=lambda item: -list(MARKS).index(item[0]))
-    ]
+    counts = Counter(row["event"] for _, row in events)
+    told = [f"{MARKS[event][0]}: {counts[event]}" for event in reversed(order) if counts[event]]
     for i in range(0, len(told), 2):
         yield text(RIGHT + 12, TOP + 10 + below + 8.5 * i, ", ".join(told[i : i + 2]))

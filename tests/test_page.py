@@ -16,7 +16,7 @@ from test_report import PLAIN, POWER, TELEMETRY, make_record, make_run
 from evals.config import TaskConfig
 from evals.tasks.gsm8k import make_task
 from evals.types import Record
-from orchestrator import browse
+from orchestrator import page as pages
 from orchestrator.asked import as_text, asked
 from orchestrator.claim import read_run
 from orchestrator.page import bold
@@ -167,7 +167,7 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     assert all(link.startswith(("#problem", "data:,")) for link in links if link), "no address of anybody"
     assert page.data["problems"][7]["answers"][0][0]["text"] == HOSTILE
     assert page.data["problems"][3]["answers"][0][0]["error"] == HOSTILE
-    assert page.scripts[1] == (Path(browse.__file__).parent / "page.js").read_text(encoding="utf-8")
+    assert page.scripts[1] == (Path(pages.__file__).parent / "page.js").read_text(encoding="utf-8")
     assert str(bold("**<b>** & *")) == "<strong>&lt;b&gt;</strong> &amp; *"
 
 
@@ -189,16 +189,16 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
 
 
 def test_token_ids_are_left_to_the_records_where_they_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(browse, "MAX_TOKEN_IDS", 100)
+    monkeypatch.setattr(pages, "MAX_TOKEN_IDS", 100)
     directory = save(tmp_path / "run", POWER, 3)
     write_report([directory])
     assert Page(directory / "report.html").data["problems"][0]["answers"][0][0]["ids"] is None
 
 
 def test_a_long_trace_keeps_both_ends() -> None:
-    kept = browse.thinned([float(move) for move in range(1001)])
-    assert (len(kept), kept[0], kept[-1]) == (browse.MAX_TRACE, [0, 0.0], [1000, 1000.0])
-    assert browse.thinned([]) == []
+    kept = pages.thinned([float(move) for move in range(1001)])
+    assert (len(kept), kept[0], kept[-1]) == (pages.MAX_TRACE, [0, 0.0], [1000, 1000.0])
+    assert pages.thinned([]) == []
 
 
 def look(
