@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,8 +73,7 @@ def compare(runs: Sequence[Run], grader: str = HEADLINE) -> Comparison:
     The baseline is the first run at temperature 1, else the first. Raises UserError if they are of different tasks or
     data, share no problem, or lack the score.
     """
-    check_alike(runs)
-    check_grader(runs, grader)
+    check_alike(runs, grader)
     labels = distinct_labels(runs)
     means = [question_means(run.records, grader) for run in runs]
     common = sorted(set(means[0]).intersection(*means[1:]))
@@ -85,7 +85,9 @@ def compare(runs: Sequence[Run], grader: str = HEADLINE) -> Comparison:
     rows = [[mean[problem_id] for problem_id in common] for mean in means]
     groups = clusters(common, {i: group for run in runs for i, group in groups_of(run.records).items()})
     single = not groups and all(run.summary["num_samples"] == 1 for run in runs)
-    base = next((i for i, run in enumerate(runs) if is_plain(run)), 0)
+    samplers = [run.summary["run"]["sampler"] for run in runs]
+    plain = [i for i, one in enumerate(samplers) if one.get("kind") == "temperature" and one.get("temperature") == 1]
+    base = plain[0] if plain else 0
     pairs = [pair((labels[i], labels[j]), rows[i], rows[j], single, groups) for i, j in chosen_pairs(runs, base)]
     adjusted = holm([row.p for row in pairs])
     pairs = [row._replace(p_holm=p) for row, p in zip(pairs, adjusted, strict=True)]
@@ -117,47 +119,34 @@ def verdict(record: Record, grader: str) -> tuple[str, bool]:
 
 def chosen_pairs(runs: Sequence[Run], base: int) -> list[tuple[int, int]]:
     """Which runs are compared; no more than are asked about, since every pair makes Holm's p values larger."""
-    pairs = [(i, base) for i in range(len(runs)) if i != base]
-    others = [j for j in range(len(runs)) if j != base and not is_power(runs[j])]
-    return pairs + [(i, j) for i in range(len(runs)) if i != base and is_power(runs[i]) for j in others]
+    power = [run.summary["run"]["sampler"].get("kind") == "power" for run in runs]
+    rest = [i for i in range(len(runs)) if i != base]
+    return [(i, base) for i in rest] + [(i, j) for i in rest if power[i] for j in rest if not power[j]]
 
 
 def pair(
     labels: tuple[str, str], a: Sequence[float], b: Sequence[float], single: bool, groups: Sequence[str] = ()
 ) -> Pair:
     """`a` and `b` are question means of two runs on the same problems; `single`: all are 0 or 1. `p_holm` is p."""
-    difference = paired_difference(a, b, groups)
+    difference, gaps = paired_difference(a, b, groups), np.subtract(a, b)
     if not single:
-        p = sign_flip(cluster_sums(np.subtract(a, b), groups))
+        p = sign_flip(cluster_sums(gaps, groups))
         return Pair(*labels, difference, None, None, p, p)
-    only_a = sum(x > y for x, y in zip(a, b, strict=True))
-    only_b = sum(x < y for x, y in zip(a, b, strict=True))
-    p = mcnemar_exact(only_a, only_b)
-    return Pair(*labels, difference, only_a, only_b, p, p)
+    won, lost = int(np.sum(gaps > 0)), int(np.sum(gaps < 0))
+    p = mcnemar_exact(won, lost)
+    return Pair(*labels, difference, won, lost, p, p)
 
 
-def is_power(run: Run) -> bool:
-    return run.summary["run"]["sampler"].get("kind") == "power"
-
-
-def is_plain(run: Run) -> bool:
-    sampler = run.summary["run"]["sampler"]
-    return sampler.get("kind") == "temperature" and sampler.get("temperature") == 1
-
-
-def check_alike(runs: Sequence[Run]) -> None:
-    """A problem id means the same problem only within one data set, and has the same gold only within one task."""
+def check_alike(runs: Sequence[Run], grader: str) -> None:
+    """A problem id means the same problem only within one data set, and has the same gold only within one task; a score
+    that a run lacks would count as wrong everywhere."""
     for key, what in (("data_sha256", "used different data"), ("task", "are of different tasks")):
         found = {run.summary["run"][key]: run.directory for run in runs}
         if len(found) > 1:
             raise UserError(
-                f"The runs {' and '.join(str(directory) for directory in found.values())} {what}, so their problems "
-                "cannot be paired; report them one by one."
+                f"The runs {' and '.join(map(str, found.values()))} {what}, so their problems cannot be paired; report "
+                "them one by one."
             )
-
-
-def check_grader(runs: Sequence[Run], grader: str) -> None:
-    """A score that a run lacks would count as wrong everywhere."""
     for run in runs:
         if grader not in (known := run.summary["accuracy"]):
             raise UserError(f"The run {run.directory} has no score {grader}; it has {', '.join(known)}.")
@@ -178,9 +167,9 @@ def distinct_labels(runs: Sequence[Run]) -> list[str]:
     """
     if len({run.directory.resolve() for run in runs}) < len(runs):
         raise UserError("A run is named twice, and would be compared with itself; name each run once.")
-    methods = [run.summary["run"]["method"] for run in runs]
-    named = [(method, run.directory.name) for method, run in zip(methods, runs, strict=True)]
-    return [
-        method if methods.count(method) == 1 else f"{method}, {name if named.count((method, name)) == 1 else directory}"
-        for (method, name), directory in zip(named, (run.directory for run in runs), strict=True)
+    forms = [
+        [method := run.summary["run"]["method"], f"{method}, {run.directory.name}", f"{method}, {run.directory}"]
+        for run in runs
     ]
+    counts = Counter(form for forms_of_one in forms for form in set(forms_of_one))
+    return [next((form for form in one if counts[form] == 1), one[-1]) for one in forms]

@@ -6,6 +6,8 @@ files come about, and of each format only which module it is in.
 
 from __future__ import annotations
 
+import io
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple
 
 from evals.config import TaskConfig
 from evals.types import Message, Problem, Record, UserError
-from orchestrator import export_inspect, export_lm_eval, export_parquet
+from orchestrator import export_inspect, export_lm_eval
 from orchestrator.arguments import path_and_options
 from orchestrator.asked import problems_of, prompts_of, task_of
 from orchestrator.claim import RUN, read_run
@@ -22,6 +24,7 @@ from orchestrator.durable import write_atomically
 from orchestrator.names import suggestion
 from orchestrator.problems import GSM8K_SHA256
 from orchestrator.report import read
+from orchestrator.scores import graders, right
 
 USAGE = """usage: powersample export RUN --to lm-eval|inspect|parquet [--out PATH] [--data FILE]
 
@@ -63,8 +66,59 @@ class Exported(NamedTuple):
         run = self.summary["run"]
         return f"replay-of-{PurePath(run['sampler']['texts']).name}" if self.replayed else str(run["model"])
 
+    @property
+    def began(self) -> float:
+        """Start of the first answer in Unix seconds; 0 where one does not say."""
+        return min(record.timings.get("start", 0.0) for record in self.records)
 
-FORMATS = {"lm-eval": export_lm_eval.files, "inspect": export_inspect.files, "parquet": export_parquet.files}
+    @property
+    def ended(self) -> float:
+        return max(record.timings.get("end", 0.0) for record in self.records)
+
+    def prompt_text(self, problem_id: int) -> str:
+        """A prompt as one text, a chat's turns as JSON."""
+        prompt = self.prompts[problem_id]
+        return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+
+
+def parquet(found: Exported, out: Path | None, usual: Path) -> dict[Path, bytes]:
+    """The one file: `out`, or records.parquet in `usual`. run.json goes with it, as the schema's key `powersample`."""
+    import pyarrow as pa
+    from pyarrow.parquet import write_table
+
+    text, whole, names = pa.string(), pa.int64(), graders(found.records)
+    graded = {f"{name}_{what}": kind for name in names for what, kind in (("correct", pa.bool_()), ("answer", text))}
+    columns = {
+        **dict.fromkeys(("problem_id", "sample_index"), whole),
+        **dict.fromkeys(("question", "solution", "prompt", "status", "ended", "text"), text),
+        **{"token_ids": pa.list_(pa.int32()), **graded},
+        **dict.fromkeys(("prompt_tokens", "answer_tokens", "generated_tokens"), whole),
+        **{"wall_seconds": pa.float64(), "chain": text, "error": text},
+    }
+    rows = [answer_row(found, record, names) for record in found.records]
+    schema = pa.schema(list(columns.items()), {"powersample": json.dumps(found.run, ensure_ascii=False)})
+    buffer = io.BytesIO()
+    write_table(pa.Table.from_pylist(rows, schema), buffer)
+    return {out or usual / "records.parquet": buffer.getvalue()}
+
+
+def answer_row(found: Exported, record: Record, names: Sequence[str]) -> dict[str, Any]:
+    """One answer; what a failed record lacks is null, a failed answer is wrong."""
+    problem = found.problems[record.problem_id]
+    return {
+        **record._asdict(),
+        "question": problem.question,
+        "solution": problem.answer,
+        "prompt": found.prompt_text(record.problem_id),
+        **{f"{name}_correct": right(record, name) for name in names},
+        **{f"{name}_answer": record.scores.get(name, {}).get("answer") for name in names},
+        **{f"{name}_tokens": record.tokens.get(name) for name in ("prompt", "answer", "generated")},
+        "wall_seconds": record.timings.get("wall_seconds"),
+        "chain": json.dumps(record.chain, ensure_ascii=False),
+    }
+
+
+FORMATS = {"lm-eval": export_lm_eval.files, "inspect": export_inspect.files, "parquet": parquet}
 """Format -> the files of a run below a place: path -> content, the one that the tool looks for last."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,28 +28,27 @@ STOP_REASONS = {"length": "max_tokens"}
 
 def files(found: Exported, out: Path | None, usual: Path) -> dict[Path, bytes]:
     """The one file: `out`, or one named after the run in `usual`."""
-    identity, rows = found.summary["run"], [sample(found, record) for record in found.records]
-    whole = header(found)
+    whole, rows = header(found), [sample(found, record) for record in found.records]
     members = {"_journal/start.json": {name: whole[name] for name in ("version", "eval", "plan")}}
     members |= {f"samples/{row['id']}_epoch_{row['epoch']}.json": row for row in rows}
-    summaries = list(map(summary, rows))
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as log:
-        for name, content in {**members, "summaries.json": summaries, "header.json": whole}.items():
+        for name, content in {**members, "summaries.json": list(map(summary, rows)), "header.json": whole}.items():
             log.writestr(name, json.dumps(content, ensure_ascii=False, allow_nan=False))
-    return {out or usual / f"{found.name}-{identity['fingerprint'][:8]}.eval": buffer.getvalue()}
+    return {out or usual / f"{found.name}-{found.summary['run']['fingerprint'][:8]}.eval": buffer.getvalue()}
 
 
 def header(found: Exported) -> dict[str, Any]:
     """What the log says of the run as a whole, in the order of fields that inspect fixes."""
     identity, provenance, config = found.summary["run"], found.run["provenance"], found.run["config"]
     done = [record for record in found.records if record.status == "ok"]
-    began = moment(min(record.timings.get("start", 0.0) for record in found.records))
-    names, number = graders(found.records), identity["fingerprint"]
+    number, total = identity["fingerprint"], Counter[str]()
+    for record in done:
+        total.update(usage(record))
     spec = {
         "eval_id": number[:22],
         "run_id": number[:22],
-        "created": began,
+        "created": moment(found.began),
         "task": found.name,
         "task_id": number[:22],
         "task_args": {**found.task.model_dump(mode="json"), "sampler": config["sampler"]},
@@ -59,12 +59,10 @@ def header(found: Exported) -> dict[str, Any]:
         "config": {"limit": config["limit"], "epochs": found.summary["num_samples"], "epochs_reducer": ["mean"]},
         "packages": provenance["versions"],
         "metadata": {"method": identity["method"], "fingerprint": number, "provenance": provenance},
-        "scorers": [{"name": name} for name in names],
+        "scorers": [{"name": name} for name in graders(found.records)],
     }
     if identity["git_commit"]:
         spec["revision"] = {"type": "git", "origin": "", "commit": identity["git_commit"]}
-    usages = [usage(record) for record in done]
-    total = {name: sum(one[name] for one in usages) for name in usages[0]} if usages else {}
     return {
         "version": FORMAT,
         "status": "cancelled" if found.summary["num_owed"] else "success",
@@ -73,34 +71,27 @@ def header(found: Exported) -> dict[str, Any]:
         "results": {
             "total_samples": identity["num_problems"] * found.summary["num_samples"],
             "completed_samples": len(done),
-            "scores": [score(found, name) for name in names],
+            "scores": [score(name, found.summary["accuracy"][name]) for name in graders(found.records)],
         },
         "stats": {
-            "started_at": began,
-            "completed_at": moment(max(record.timings.get("end", 0.0) for record in found.records)),
-            "model_usage": {model_name(found): total} if total else {},
+            "started_at": moment(found.began),
+            "completed_at": moment(found.ended),
+            "model_usage": {model_name(found): dict(total)} if total else {},
         },
     }
 
 
-def score(found: Exported, name: str) -> dict[str, Any]:
+def score(name: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
     """Accuracy over all problems, a failed one counted as wrong, with its error where there is one."""
-    estimate = found.summary["accuracy"][name]
     values = {"accuracy": estimate["mean"], "stderr": estimate["stderr"]}
-    return {
-        "name": name,
-        "scorer": name,
-        "reducer": "mean",
-        "scored_samples": estimate["n"],
-        "metrics": {key: {"name": key, "value": value} for key, value in values.items() if value is not None},
-    }
+    metrics = {key: {"name": key, "value": value} for key, value in values.items() if value is not None}
+    return {"name": name, "scorer": name, "reducer": "mean", "scored_samples": estimate["n"], "metrics": metrics}
 
 
 def sample(found: Exported, record: Record) -> dict[str, Any]:
     """One answer; epochs are samples, counted from 1."""
     problem, prompt, model = found.problems[record.problem_id], found.prompts[record.problem_id], model_name(found)
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    answer = {"role": "assistant", "content": record.text, "source": "generate", "model": model}
     row: dict[str, Any] = {
         "id": record.problem_id,
         "epoch": record.sample_index + 1,
@@ -112,6 +103,7 @@ def sample(found: Exported, record: Record) -> dict[str, Any]:
     if record.status == "failed":
         reason = record.error or "failed"
         return {**row, "messages": asked, "error": {"message": reason, "traceback": "", "traceback_ansi": ""}}
+    answer = {"role": "assistant", "content": record.text, "source": "generate", "model": model}
     used, seconds = usage(record), record.timings["wall_seconds"]
     choice = {"message": answer, "stop_reason": STOP_REASONS.get(record.ended, "stop")}
     return {
@@ -131,6 +123,10 @@ def sample(found: Exported, record: Record) -> dict[str, Any]:
         "completed_at": moment(record.timings["end"]),
         "total_time": seconds,
     }
+
+
+def verdict(correct: bool, answer: str | None, kind: str | None = None) -> dict[str, Any]:
+    return {"value": "C" if correct else "I", "answer": answer, "metadata": {"kind": kind}}
 
 
 def summary(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from evals.statistics import mean_and_stderr
 from evals.tasks.presets import PRESETS
-from evals.types import Record
 from orchestrator.scores import by_problem, graders, right
 
 if TYPE_CHECKING:
@@ -32,8 +31,8 @@ def files(found: Exported, out: Path | None, usual: Path) -> dict[Path, str]:
     """Samples and results below `out`, or `usual`/lm-eval; their date is the end of the last answer."""
     task = re.sub(r"\W", "_", found.name)
     rows = samples(found)
-    ended = max(record.timings.get("end", 0.0) for record in found.records)
-    date = datetime.fromtimestamp(ended, UTC).replace(tzinfo=None).isoformat(timespec="microseconds").replace(":", "-")
+    date = datetime.fromtimestamp(found.ended, UTC).replace(tzinfo=None).isoformat(timespec="microseconds")
+    date = date.replace(":", "-")
     model = re.sub(r"[\"<>:/|\\?*\[\]]+", "__", found.model)
     folder = (out or usual / "lm-eval") / model
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
@@ -45,90 +44,72 @@ def files(found: Exported, out: Path | None, usual: Path) -> dict[Path, str]:
 
 
 def samples(found: Exported) -> list[dict[str, Any]]:
-    """One row per problem and score, in the order of the problems."""
-    cot, settings = PRESETS[found.task.preset].cot, generation(found)
-    rows = []
+    """One row per problem and score, in the order of the problems; a failed answer is wrong."""
+    cot, settings, rows = PRESETS[found.task.preset].cot, generation(found), []
     for problem_id, records in by_problem(found.records).items():
-        problem, prompt = found.problems[problem_id], found.prompts[problem_id]
-        asked = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+        problem, asked = found.problems[problem_id], found.prompt_text(problem_id)
         doc = {"question": problem.question, "answer": problem.answer}
         target = problem.answer.rpartition("####")[2].strip() if cot else problem.answer
+        same = {
+            "doc_id": problem_id,
+            "doc": doc,
+            "target": target,
+            "arguments": {"gen_args_0": {"arg_0": asked, "arg_1": settings}},
+            "resps": [[record.text for record in records]],
+        }
         hashes = {
             "doc_hash": sha256(json.dumps(doc, indent=2, ensure_ascii=False)),
             "prompt_hash": sha256(asked),
             "target_hash": sha256(target),
         }
         for grader in graders(found.records):
-            scores = metrics(records, grader, found.summary["num_samples"])
-            rows.append(
-                {
-                    "doc_id": problem_id,
-                    "doc": doc,
-                    "target": target,
-                    "arguments": {"gen_args_0": {"arg_0": asked, "arg_1": settings}},
-                    "resps": [[record.text for record in records]],
-                    "filtered_resps": [extracted(records[0], grader)],
-                    "filter": FILTERS.get(grader, grader),
-                    "metrics": list(scores),
-                    **hashes,
-                    **scores,
-                }
-            )
+            extracted = records[0].scores.get(grader, {}).get("answer")
+            rights = [float(right(record, grader)) for record in records]
+            mean = {"exact_match_mean": sum(rights) / len(rights)} if found.summary["num_samples"] > 1 else {}
+            scores = {"exact_match": rights[0], **mean}
+            answer = {
+                "filtered_resps": [NO_MATCH if extracted is None else extracted],
+                "filter": FILTERS.get(grader, grader),
+                "metrics": list(scores),
+            }
+            rows.append({**same, **answer, **hashes, **scores})
     return rows
-
-
-def metrics(records: Sequence[Record], grader: str, num_samples: int) -> dict[str, float]:
-    """The scores of one problem; a failed answer is wrong."""
-    rights = [float(right(record, grader)) for record in records]
-    mean = {"exact_match_mean": sum(rights) / len(rights)} if num_samples > 1 else {}
-    return {"exact_match": rights[0], **mean}
-
-
-def extracted(record: Record, grader: str) -> str:
-    answer = record.scores.get(grader, {}).get("answer")
-    return NO_MATCH if answer is None else answer
 
 
 def generation(found: Exported) -> dict[str, Any]:
     """What lm-eval calls generation_kwargs; the sampler's own settings are beside the usual ones."""
     sampler = dict(found.run["config"]["sampler"])
     do_sample = sampler.pop("kind") not in ("greedy", "replay")
-    return {
-        "until": list(found.task.stop),
-        "max_gen_toks": found.summary["run"]["max_new_tokens"],
-        "do_sample": do_sample,
-        **sampler,
-    }
+    limit = found.summary["run"]["max_new_tokens"]
+    return {"until": list(found.task.stop), "max_gen_toks": limit, "do_sample": do_sample, **sampler}
 
 
 def results(found: Exported, task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The content of results_DATE.json."""
     identity, config, provenance = found.summary["run"], found.run["config"], found.run["provenance"]
-    repeats, settings = found.summary["num_samples"], generation(found)
+    settings, version, shots = generation(found), provenance["record_format"], found.task.num_shots
     scored: dict[str, Any] = {"name": task, "alias": task, "sample_len": len(found.problems)}
     for name in dict.fromkeys(row["filter"] for row in rows):
         for metric in rows[0]["metrics"]:
             mean, stderr = mean_and_stderr([row[metric] for row in rows if row["filter"] == name])
             scored[f"{metric},{name}"] = mean
             scored[f"{metric}_stderr,{name}"] = "N/A" if isnan(stderr) else stderr
-    began = min(record.timings.get("start", 0.0) for record in found.records)
     hashes = "".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows)
+    described = {
+        "task": task,
+        "dataset_path": identity["data"],
+        "output_type": "generate_until",
+        "repeats": found.summary["num_samples"],
+        "num_fewshot": shots,
+        "generation_kwargs": settings,
+        "metadata": {"version": version, "preset": found.task.preset},
+    }
     return {
         "results": {task: scored},
         "group_subtasks": {task: []},
-        "configs": {
-            task: {
-                "task": task,
-                "dataset_path": identity["data"],
-                "output_type": "generate_until",
-                "repeats": repeats,
-                "num_fewshot": found.task.num_shots,
-                "generation_kwargs": settings,
-                "metadata": {"version": provenance["record_format"], "preset": found.task.preset},
-            }
-        },
-        "versions": {task: provenance["record_format"]},
-        "n-shot": {task: found.task.num_shots},
+        "configs": {task: described},
+        "versions": {task: version},
+        "n-shot": {task: shots},
         "higher_is_better": {task: dict.fromkeys(rows[0]["metrics"], True)},
         "n-samples": {task: {"original": identity["data_rows"], "effective": len(found.problems)}},
         "config": {
@@ -144,7 +125,7 @@ def results(found: Exported, task: str, rows: Sequence[Mapping[str, Any]]) -> di
             "fewshot_seed": identity["seed"],
         },
         "git_hash": identity["git_commit"],
-        "date": began,
+        "date": found.began,
         "task_hashes": {task: sha256(hashes)},
         "model_source": "powersample",
         "model_name": found.model,

@@ -70,24 +70,17 @@ def estimate(
     """
     names = clusters(values, groups or {})
     mean, stderr = map(number, mean_and_stderr(list(values.values()), names))
-    interval: Sequence[float] | None = None
-    binary = binary and not names
-    by_wilson = binary or (stderr is not None and stderr < ROUNDING)
-    if binary and values:
-        interval = wilson(round(sum(values.values())), len(values))
-    elif mean is not None and stderr is not None and by_wilson:
+    kind, interval = "t" if names else "normal", None
+    if binary and not names:
+        kind, interval = "wilson", wilson(round(sum(values.values())), len(values)) if values else None
+    elif mean is not None and stderr is not None and stderr < ROUNDING:
         other = wilson(0, len(set(names)) or len(values))[1]
-        interval = (1 - other) * mean, (1 - other) * mean + other
+        kind, interval = "wilson", ((1 - other) * mean, (1 - other) * mean + other)
     elif mean is not None and stderr is not None:
         half = quantile95(names) * stderr
         interval = max(0.0, mean - half), min(1.0, mean + half)
-    return {
-        "mean": mean,
-        "stderr": stderr,
-        "ci95": None if interval is None else list(interval),
-        "interval": "wilson" if by_wilson else "t" if names else "normal",
-        "n": len(values),
-    }
+    ci95 = None if interval is None else list(interval)
+    return {"mean": mean, "stderr": stderr, "ci95": ci95, "interval": kind, "n": len(values)}
 
 
 def expected_correctness(records: Sequence[Record]) -> dict[str, Any]:
@@ -95,20 +88,15 @@ def expected_correctness(records: Sequence[Record]) -> dict[str, Any]:
 
     It estimates what the accuracy does with less variance (Rao-Blackwell). See `estimate`.
     """
-    names = dict.fromkeys(name for record in records for name in record.chain.get("expected_correct", {}))
+    expected = [({} if one.status == "failed" else one.chain.get("expected_correct", {}), one) for one in records]
     found, groups = {}, groups_of(records)
-    for name in names:
-        known = [record for record in records if record.status == "failed" or reports(record, name)]
-        values = {
-            i: sum(record.chain["expected_correct"][name] for record in samples if reports(record, name)) / len(samples)
-            for i, samples in by_problem(known).items()
-        }
-        found[name] = estimate(values, groups=groups)
+    for name in dict.fromkeys(name for shares, _ in expected for name in shares):
+        values: dict[int, list[float]] = defaultdict(list)
+        for shares, record in expected:
+            if record.status == "failed" or name in shares:
+                values[record.problem_id].append(shares.get(name, 0.0))
+        found[name] = estimate({i: sum(values[i]) / len(values[i]) for i in sorted(values)}, groups=groups)
     return found
-
-
-def reports(record: Record, grader: str) -> bool:
-    return grader in record.chain.get("expected_correct", {})
 
 
 def at_k(records: Sequence[Record], num_samples: int) -> dict[str, dict[str, Any]]:
@@ -122,16 +110,18 @@ def at_k(records: Sequence[Record], num_samples: int) -> dict[str, dict[str, Any
     found: dict[str, dict[str, Any]] = {"pass_at_k": {}, "maj_at_k": {}, "variance": {}}
     for grader in graders(records) if num_samples > 1 else []:
         tallies = {problem_id: tally(samples, grader) for problem_id, samples in by_problem(records).items()}
-        passes = {i: pass_at_k(counts[0], total(*counts)) for i, counts in tallies.items()}
+        passes = {i: pass_at_k(right, right + sum(wrong) + silent) for i, (right, wrong, silent) in tallies.items()}
         found["pass_at_k"][grader] = {
             str(k): estimate({i: one[k - 1] for i, one in passes.items() if len(one) >= k}, groups=groups)
             for k in range(1, num_samples + 1)
         }
-        votes = found["maj_at_k"][grader] = {}
-        for k in [*(1 << i for i in range((num_samples - 1).bit_length())), num_samples]:
-            enough = {i: counts for i, counts in tallies.items() if total(*counts) >= k}
-            values = {i: maj_at_k(*counts, k, key=(i, k)) for i, counts in enough.items()}
-            votes[str(k)] = estimate(values, groups=groups)
+        found["maj_at_k"][grader] = {
+            str(k): estimate(
+                {i: maj_at_k(*counts, k, key=(i, k)) for i, counts in tallies.items() if len(passes[i]) >= k},
+                groups=groups,
+            )
+            for k in [*(1 << i for i in range((num_samples - 1).bit_length())), num_samples]
+        }
         split = variance_split([counts[0] for counts in tallies.values()], list(map(len, passes.values())))
         if split and not groups:
             errors = {str(k): split.stderr(k) for k in (1, num_samples, 2 * num_samples, inf)}
@@ -161,10 +151,6 @@ def ballot(answer: str, grader: str) -> str:
         return str(Decimal(answer).normalize())
     except InvalidOperation:
         return answer
-
-
-def total(num_right: int, wrong: Sequence[int], silent: int) -> int:
-    return num_right + sum(wrong) + silent
 
 
 def number(value: float) -> float | None:
