@@ -13,10 +13,10 @@ from toy_crowd import Crowd, assert_same, distance, enumerated, mean_weights
 
 from evals.config import SamplerConfig
 from evals.engine.kv_cache import PrefixIndex
-from evals.samplers.candidates import Candidates, by_vote, likeliest
+from evals.samplers.base import pick
+from evals.samplers.candidates import Candidates, by_vote, effective_size, likeliest, log_mean, normalised, systematic
 from evals.samplers.make import make_sampler
 from evals.samplers.single import Single
-from evals.samplers.weights import effective_size, log_mean, normalised, pick, systematic
 from evals.types import Chain, Completion, Prompt, Sample
 
 SPREAD = ToyLM(2, vocabulary=3, horizon=4, spread=1.0)

@@ -10,13 +10,13 @@ import pytest
 from law import KERNELS, TOYS, divergence, endings, state_of, target_of, transition_matrix
 from toy import ToyEngine, ToyLM
 
+from evals.samplers.base import pick
 from evals.samplers.metropolis import (
     EVERYWHERE,
     Kernel,
     Plan,
     certain_divergence,
     chance,
-    cut_position,
     first_divergence,
     spliced,
 )
@@ -109,12 +109,12 @@ def test_divergence_given_that_there_is_one_has_the_law_of_the_coins() -> None:
 
 
 def test_cuts_are_drawn_by_weight() -> None:
-    assert Counter(cut_position(np.ones(4), u / 64) for u in range(64)) == {0: 16, 1: 16, 2: 16, 3: 16}
+    assert Counter(pick(np.ones(4), u / 64) for u in range(64)) == {0: 16, 1: 16, 2: 16, 3: 16}
     last = np.nextafter(1, 0)
-    assert cut_position(np.ones(7), last) == 6
-    assert [cut_position(np.array([0.0, 1.0, 3.0, 0.0]), u) for u in (0.0, 0.24, 0.26, last)] == [1, 1, 2, 2]
+    assert pick(np.ones(7), last) == 6
+    assert [pick(np.array([0.0, 1.0, 3.0, 0.0]), u) for u in (0.0, 0.24, 0.26, last)] == [1, 1, 2, 2]
     for length in (1, 3, 49, 509):  # floor(L u), as for every run so far
-        assert [cut_position(np.ones(length), u / 997) for u in range(997)] == [length * u // 997 for u in range(997)]
+        assert [pick(np.ones(length), u / 997) for u in range(997)] == [length * u // 997 for u in range(997)]
 
 
 def test_normalisers_by_their_definitions() -> None:

@@ -13,7 +13,7 @@ from test_kernels import decisions
 from toy import EOS
 
 from evals.engine.chains import Slot
-from evals.samplers import metropolis, walk
+from evals.samplers import metropolis, power
 from evals.samplers.metropolis import Kernel, State
 from evals.samplers.power import Power
 from evals.types import Completion
@@ -96,9 +96,9 @@ def capped(self: Kernel, state: State, plan):
 
 
 CHAINS = {
-    "masked q stored": (walk, "spliced", masked_q_stored),
+    "masked q stored": (power, "spliced", masked_q_stored),
     "coin and token share a uniform": (metropolis, "coins", coin_shares_the_token_uniform),
-    "draws not keyed by move": (walk, "key", lambda problem, sample, move: (problem, sample, 0)),
+    "draws not keyed by move": (power, "key", lambda problem, sample, move: (problem, sample, 0)),
     "cap at the current length": (Kernel, "limits", capped),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evals.samplers.replay import Replay
+from evals.samplers.single import Replay
 from evals.types import Prompt, UserError
 from orchestrator import preflight
 from orchestrator.cli import main

@@ -1,4 +1,4 @@
-"""What every chain needs: asking the engine for one completion, and its words of the random counter."""
+"""What chains need: asking the engine for one completion or several, words of the random counter, draws by weight."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Generator, Hashable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from evals.types import Completion, Drop, Keep, Operation, Prompt, Request, Sample, Submit
+from evals.types import Completion, Drop, Handle, Keep, Operation, Prompt, Request, Sample, Submit
 
 Key = tuple[int, int, int]
 """Problem, sample | try << 16, move."""
+Arrival = tuple[Hashable, Completion]
+Weights = NDArray[np.float64]
 
 MAX_SAMPLES = 1 << 16
 """Sample indices share a 32-bit word with the number of the try."""
@@ -42,14 +45,38 @@ def sample(taken: Completion, drawn: Sequence[Completion], alpha: float, **info:
     return Sample(tokens, log_q, log_z, ended, usual | info)
 
 
-def ask(
-    request: Request, *first: Keep | Drop
-) -> Generator[list[Operation], tuple[Hashable, Completion] | None, Completion]:
-    """Submit one request, after the operations `first`, and wait for its completion: `c = yield from ask(request)`."""
-    arrival = yield [*first, Submit(request.key[2], request)]
-    if arrival is None:
+def arrival(operations: list[Operation]) -> Generator[list[Operation], Arrival | None, Arrival]:
+    """Hand over operations and wait for the next completion."""
+    arrived = yield operations
+    if arrived is None:
         raise RuntimeError("the engine resumed a chain that waits for a completion without one")
-    return arrival[1]
+    return arrived
+
+
+def ask(request: Request, *first: Keep | Drop) -> Generator[list[Operation], Arrival | None, Completion]:
+    """Submit one request, after the operations `first`, and wait for its completion: `c = yield from ask(request)`."""
+    _, completion = yield from arrival([*first, Submit(request.key[2], request)])
+    return completion
+
+
+def gather(
+    submits: Sequence[Submit], drops: Sequence[Drop] = (), *, hold: bool
+) -> Generator[list[Operation], Arrival | None, dict[Hashable, Completion]]:
+    """Submit all, then drop, then wait for all: `found = yield from gather(...)` maps tags to completions.
+
+    A parent may be among `drops`: what is submitted keeps the pages that it needs. With `hold` the sequences that
+    arrive stay held and are the caller's to drop. Without, each is dropped when the next arrives, the last when the
+    chain ends: thus the prompt that all share is not computed again for those that still wait.
+    """
+    found: dict[Hashable, Completion] = {}
+    operations: list[Operation] = [*submits, *drops]
+    last: Handle | None = None
+    for _ in submits:
+        tag, completion = yield from arrival(operations)
+        found[tag] = completion
+        operations = [] if hold or last is None else [Drop(last)]
+        last = completion.handle
+    return found
 
 
 def log_p(log_q: np.ndarray, log_z: np.ndarray, alpha: float) -> float:
@@ -57,3 +84,15 @@ def log_p(log_q: np.ndarray, log_z: np.ndarray, alpha: float) -> float:
     if np.isinf(alpha):
         return float(log_z.sum())
     return float((log_q.sum() + log_z.sum()) / alpha)
+
+
+def pick(weights: Weights, u: float) -> int:
+    """The index whose share of [0, 1) contains the uniform `u`; never one of weight 0."""
+    return int(shares(weights, np.array([u]))[0])
+
+
+def shares(weights: Weights, points: Weights) -> NDArray[np.intp]:
+    """Inverse CDF of normalised weights at points in [0, 1)."""
+    cumulative = np.cumsum(weights)
+    last = int(np.flatnonzero(weights)[-1])
+    return np.minimum(np.searchsorted(cumulative, points * cumulative[-1], side="right"), last)

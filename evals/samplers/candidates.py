@@ -19,9 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from evals.rng import Purpose, uniform
-from evals.samplers.base import key, log_p, sample, whole
-from evals.samplers.gather import gather
-from evals.samplers.weights import effective_size, normalised, pick
+from evals.samplers.base import Weights, gather, key, log_p, pick, sample, shares, whole
 from evals.types import Completion, Prompt, Steps, Submit
 
 
@@ -89,3 +87,34 @@ def by_vote(drawn: Sequence[Completion], prompt: Prompt, alpha: float) -> Choice
             mass[ballot] = np.logaddexp(mass[ballot], log_p(one.log_q, one.log_z, alpha))
     winner = max(votes, key=lambda ballot: (votes[ballot], mass[ballot]), default=None)
     return Choice(0 if winner is None else ballots.index(winner), {"votes": dict(votes)})
+
+
+def normalised(log_w: Sequence[float]) -> Weights:
+    """[K] weights that sum to 1. The largest is subtracted before exponentiating, so that none overflows.
+
+    At least one weight must be positive; where every token was drawn with positive probability all are.
+    """
+    logs = np.asarray(log_w, dtype=np.float64)
+    assert np.isfinite(logs.max()), "a candidate was drawn, so log Z is finite at each of its positions"
+    weights = np.exp(logs - logs.max())
+    return weights / weights.sum()
+
+
+def log_mean(log_w: Sequence[float]) -> float:
+    """log of the mean weight, in nats."""
+    return float(np.logaddexp.reduce(np.asarray(log_w, dtype=np.float64))) - float(np.log(len(log_w)))
+
+
+def effective_size(weights: Weights) -> float:
+    """(sum w)^2 / sum w^2: between 1, one candidate carries all the weight, and K, all carry the same."""
+    return float(weights.sum() ** 2 / np.sum(weights**2))
+
+
+def systematic(weights: Weights, u: float) -> list[int]:
+    """Ancestors [K], in order: index k gets K w_k children, rounded up or down, without bias (systematic resampling).
+
+    One uniform `u` in [0, 1) places K equally spaced points. Source: Carpenter, Clifford, Fearnhead, Improved Particle
+    Filter for Nonlinear Problems (1999).
+    """
+    count = len(weights)
+    return shares(weights, (np.arange(count) + u) / count).tolist()

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from evals.samplers.candidates import Candidates
 from evals.samplers.paper import Paper
 from evals.samplers.power import Power
-from evals.samplers.replay import Replay
-from evals.samplers.single import Single
+from evals.samplers.single import Replay, Single
 from evals.samplers.smc import Smc
 from evals.types import Sampler
 

@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evals.rng import Purpose, uniform, uniforms
-from evals.samplers.base import Key
+from evals.samplers.base import Key, pick
 from evals.types import Bound, Completion, Ended
 
 Cuts = Literal["uniform", "entropy", "nonnull"]
@@ -105,7 +105,7 @@ class Kernel(NamedTuple):
             weights = self.cut_weights(state)
             if not weights.any():  # nonnull cuts where every q is 1: no other answer can be drawn
                 return Plan(length, length, None, log_u)
-            cut = cut_position(weights, u)
+            cut = pick(weights, u)
         if self.cuts == "nonnull":
             start = certain_divergence(state.log_q, cut, uniform(seed, key, 0, Purpose.COIN))
         elif self.replay:
@@ -156,13 +156,6 @@ class Kernel(NamedTuple):
 def chance(log_ratio: float) -> float:
     """min(1, r)."""
     return exp(min(0.0, log_ratio))
-
-
-def cut_position(weights: NDArray[np.float64], u: float) -> int:
-    """The position (0-based) that a uniform u in [0, 1) picks by weight; never one of weight 0."""
-    cumulative = np.cumsum(weights)
-    found = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
-    return min(found, int(np.flatnonzero(weights)[-1]))
 
 
 def coins(seed: int, key: Key, cut: int, length: int) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from evals.samplers.base import Key
 from evals.samplers.metropolis import SLACK, Kernel, Limits, Plan, State
-from evals.samplers.walk import Draws, Walk
+from evals.samplers.power import Draws, Walk
 from evals.types import Prompt, Steps
 
 

@@ -15,16 +15,15 @@ drawn by weight; its law tends to p^alpha as N grows. Source: Azizi et al., Powe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evals.rng import Purpose, uniform
-from evals.samplers.base import Key, key, log_p
-from evals.samplers.gather import gather
-from evals.samplers.weights import effective_size, log_mean, normalised, pick, systematic
+from evals.samplers.base import Key, Weights, gather, key, log_p, pick
+from evals.samplers.candidates import effective_size, log_mean, normalised, systematic
 from evals.types import Completion, Drop, Ended, Handle, Prompt, Request, Sample, Steps, Submit
 
 NOTHING = np.empty(0)
@@ -88,7 +87,9 @@ class Smc(NamedTuple):
             found = yield from gather(self.requests(particles, prompt, words), drops, hold=True)
             particles = [one.longer(found[i]) if i in found else one for i, one in enumerate(particles)]
             drops = [Drop(done.handle) for done in found.values() if done.handle is not None]
-            counts.update(spent(found.values()))
+            counts["rounds"] += 1
+            counts["generated"] += sum(len(one.tokens) for one in found.values())
+            counts["prefilled"] += sum(one.prefilled for one in found.values())
             alpha_t = self.exponent(counts["rounds"] * self.interval)
             log_w = [one.log_w(self.alpha, alpha_t) - one.settled for one in particles]
             if self.uneven(log_w) and any(one.grows(horizon) for one in particles):
@@ -133,28 +134,16 @@ class Smc(NamedTuple):
         """True where few particles carry the weight."""
         return effective_size(normalised(log_w)) < self.threshold * self.num_particles
 
-    def sample(
-        self, particles: Sequence[Particle], weights: NDArray[np.float64], u: float, info: dict[str, Any]
-    ) -> Sample:
+    def sample(self, particles: Sequence[Particle], weights: Weights, u: float, info: dict[str, Any]) -> Sample:
         """The particle that the uniform `u` draws by weight, and all of them with their weights.
 
         The effective sample size counts equal answers once: resampling makes copies, whose weights say nothing new.
         """
         chosen = particles[pick(weights, u)]
+        weighted = tuple((one.tokens, weight) for one, weight in zip(particles, weights.tolist(), strict=True))
         shares = Counter[tuple[int, ...]]()
-        for one, weight in zip(particles, weights.tolist(), strict=True):
-            shares[one.tokens] += weight
+        for tokens, weight in weighted:
+            shares[tokens] += weight
         size = effective_size(np.array(list(shares.values())))
         info |= {"ess_final": size, "distinct": len(shares), "log_p": log_p(chosen.log_q, chosen.log_z, self.alpha)}
-        weighted = tuple((one.tokens, weight) for one, weight in zip(particles, weights.tolist(), strict=True))
         return Sample(chosen.tokens, chosen.log_q, chosen.log_z, chosen.ended, info, weighted)
-
-
-def spent(completions: Iterable[Completion]) -> dict[str, int]:
-    """Tokens of one round."""
-    done = list(completions)
-    return {
-        "rounds": 1,
-        "generated": sum(len(one.tokens) for one in done),
-        "prefilled": sum(one.prefilled for one in done),
-    }
