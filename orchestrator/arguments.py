@@ -1,114 +1,122 @@
-"""The arguments of the commands beside `run`, and the sentences that refuse them. Knows no command."""
+"""Reading the arguments of a command: its parser, the sentences that refuse, and numbers. Knows no command."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import SequenceMatcher
+from typing import Any, NoReturn
 
 from evals.types import UserError
 
+CLOSE = 0.6  # similarity from which a name is worth suggesting
 
-def paths_and_options(
-    arguments: Sequence[str], usage: str, options: Sequence[str] = (), switches: Sequence[str] = ()
-) -> tuple[list[Path], dict[str, str]] | None:
-    """The paths, and of what else is given the values: `options` as --data FILE or --data=FILE, `switches` alone.
 
-    None where the help was asked for: `usage` is printed then. Raises UserError, which says its first line, for an
-    unknown option and one without its value.
+class Parser(argparse.ArgumentParser):
+    """The arguments of `powersample COMMAND`; what it cannot take it refuses by a UserError of one sentence."""
+
+    def __init__(self, command: str, usage: str, about: str, epilog: str | None = None) -> None:
+        super().__init__(
+            prog=f"powersample {command}",
+            usage=f"powersample {command} {usage}",
+            description=about,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            add_help=False,
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+        self.allowed: dict[str, str] = {}
+        """Option -> what its value can be, in words, where its help does not say so."""
+
+    def read(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The values, options and paths in any order."""
+        self.check_names(arguments)
+        try:
+            found, stray = self.parse_known_intermixed_args(arguments)
+        except argparse.ArgumentError as error:
+            self.error(self.value_refusal(error.argument_name or "", error.message))
+        if stray:
+            self.error(f"{stray[0]} belongs to no option")
+        return found
+
+    @property
+    def flags(self) -> Mapping[str, argparse.Action]:
+        """Every spelling of every option."""
+        return self._option_string_actions
+
+    def check_names(self, arguments: Iterable[str]) -> None:
+        """Refuse an option that does not exist, with the nearest one that does."""
+        known = self.flags
+        for name in (argument.partition("=")[0] for argument in arguments):
+            if name == "--":
+                return
+            if name.startswith("--") and name not in known:
+                inner = next((other for other in known if other.startswith(f"{name}.")), None)
+                near = f" (a group of settings, such as {inner})" if inner else suggestion(name, known)
+                self.error(f"unknown option {name}{near}")
+
+    def value_refusal(self, option: str, message: str) -> str:
+        """Why an option's value is refused; `option` has all its spellings, as argparse names it."""
+        name, *others = option.split("/")
+        if message.startswith("ignored explicit"):
+            return f"{name} takes no value; write {' or '.join([name, *others])}"
+        if message.startswith("expected one"):
+            return f"{name} needs a value: {self.allowed.get(name) or self.flags[name].help}"
+        if invalid := re.match(r"invalid choice: '(.*?)'", message):
+            choices = list(self.flags[name].choices or ())
+            return f"{name} {invalid[1]} is refused{suggestion(invalid[1], choices)}; there are {', '.join(choices)}"
+        return f"{name}: {message}"
+
+    def error(self, message: str) -> NoReturn:
+        command = self.prog.rpartition(" ")[2]
+        raise UserError(f"{command}: {message}; `{self.prog} --help` lists all options.")
+
+
+def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """` (did you mean X?)` for the nearest of `known`, compared without their common prefix; empty if none is near."""
+    likenesses = {other: likeness(name.removeprefix(prefix), other.removeprefix(prefix)) for other in sorted(known)}
+    near = max(likenesses, key=lambda other: likenesses[other], default="")
+    return f" (did you mean {near}?)" if likenesses.get(near, 0) >= CLOSE else ""
+
+
+def likeness(a: str, b: str) -> float:
+    """Of the whole names, or of their last parts (`alpha` and `sampler.alpha` are one thought), from 0 to 1.
+
+    Of names in the same group only the last parts count.
     """
-    if {"--help", "-h"} & set(arguments):
-        print(usage)
-        return None
-    paths, rest, given = [], list(arguments), {}
-    while rest:
-        argument = rest.pop(0)
-        name, _, value = argument.partition("=")
-        if name in options:
-            given[name] = value or (rest.pop(0) if rest else "")
-            if not given[name]:
-                raise UserError(f"{name} needs a value; {short(usage)}.")
-        elif argument in switches:
-            given[argument] = ""
-        elif argument.startswith("-"):
-            raise UserError(f"unknown option {argument}; {short(usage)}.")
-        else:
-            paths.append(Path(argument))
-    return paths, given
+    a, b = (text.lower().replace("__", ".").strip("-").replace("-", "_") for text in (a, b))
+    last = SequenceMatcher(None, a.rpartition(".")[2], b.rpartition(".")[2]).ratio()
+    if "." in a and a.rpartition(".")[0] == b.rpartition(".")[0]:
+        return last
+    return max(SequenceMatcher(None, a, b).ratio(), 0.95 * last)
 
 
-def path_and_options(
-    arguments: Sequence[str], usage: str, options: Sequence[str] = (), switches: Sequence[str] = ()
-) -> tuple[Path, dict[str, str]] | None:
-    """As `paths_and_options`, for one path. Raises UserError, which says how it is used, for none or several."""
-    if (found := paths_and_options(arguments, usage, options, switches)) is None:
-        return None
-    paths, given = found
-    if len(paths) != 1:
-        raise UserError(f"{len(paths) or 'no'} paths were given instead of one; {short(usage)}.")
-    return paths[0], given
+def number(words: str, fits: Callable[[float], bool], kind: type[int] | type[float] = float) -> Callable[[str], Any]:
+    """A type of options: numbers that fit, also as 100e6."""
+
+    def read(text: str) -> int | float:
+        try:
+            if fits(value := float(text)):
+                return kind(value)
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+
+    return read
 
 
-def short(usage: str) -> str:
-    """The first line of a usage, which begins with `usage: `."""
-    return usage.partition("\n")[0]
+positive = number("a whole number from 1", lambda n: n >= 1 and n.is_integer(), int)
+count = number("a whole number from 0", lambda n: n >= 0 and n.is_integer(), int)
+share = number("a share above 0 and up to 1", lambda n: 0 < n <= 1)
+price = number("a price", lambda n: 0 <= n < float("inf"))
+memory = number("a number of GiB, such as 8", lambda n: 0 < n < 1e6)
 
 
-def command_parser(command: str, **more: Any) -> argparse.ArgumentParser:
-    """A parser of the options of `powersample COMMAND` for `parse`; `more` is as argparse has it."""
-    parser = argparse.ArgumentParser(
-        prog=f"powersample {command}", allow_abbrev=False, add_help=False, exit_on_error=False, **more
-    )
-    parser.add_argument("--help", "-h", action="store_true", help="print this")
-    return parser
-
-
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace | None:
-    """As `parse_known`, and nothing may be left over."""
-    if (parsed := parse_known(parser, arguments)) is None:
-        return None
-    args, stray = parsed
-    if stray:
-        raise refused(parser, f"unknown option {stray[0]}")
-    return args
-
-
-def parse_known(
-    parser: argparse.ArgumentParser, arguments: Sequence[str]
-) -> tuple[argparse.Namespace, list[str]] | None:
-    """The options' values and what is left over; None where the help was asked for, which is printed then.
-
-    Raises UserError for what the parser, which exits on no error, does not take.
-    """
-    try:
-        args, stray = parser.parse_known_args(list(arguments))
-    except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
-        raise refused(parser, str(error)) from error
-    if args.help:
-        print(parser.format_help().rstrip())
-        return None
-    return args, stray
-
-
-def refused(parser: argparse.ArgumentParser, reason: str) -> UserError:
-    return UserError(f"{parser.prog.rpartition(' ')[2]}: {reason}; `{parser.prog} --help` lists the options.")
-
-
-def positive(text: str) -> int:
-    return whole(text, 1)
-
-
-def count(text: str) -> int:
-    return whole(text, 0)
-
-
-def whole(text: str, least: int) -> int:
-    """A whole number from `least`, also as 100e6."""
-    try:
-        number = float(text)
-        if number.is_integer() and number >= least:
-            return int(number)
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
+def slots(text: str) -> list[int | None]:
+    """A type of options: numbers of slots, None for auto."""
+    parts = text.split(",")
+    if not all(part == "auto" or (part.isdecimal() and int(part)) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of slots such as 1,64,auto")
+    return [None if part == "auto" else int(part) for part in parts]

@@ -8,31 +8,27 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from evals.config import EngineConfig
 from evals.types import UserError
-from orchestrator.arguments import command_parser, parse, positive
 
 if TYPE_CHECKING:
     from evals.engine.model import Model
     from evals.engine.roofline import Roofline
 
-SHAPES = ("tiny", "0.5b", "1.5b", "7b", "8b")  # of evals/bench.py, which is too heavy for reading options
 GIB = 2**30
 Say = Callable[[str], None]
 
 
-def bench(arguments: Sequence[str], began: float) -> int:
-    """Measure what `arguments` ask for; the start of the command was at `began` (time.perf_counter). Returns 0.
+def bench(args: argparse.Namespace) -> int:
+    """Measure what `args` ask for. Returns 0.
 
     Raises UserError for options that cannot be, and for a model that cannot be used or does not fit.
     """
-    if (args := parse(make_parser(), arguments)) is None:
-        return 0
     say: Say = (lambda line: None) if args.json else (lambda line: print(line, flush=True))
-    model, config, name, laps = load(args, began)
+    model, config, name, laps = load(args)
     from evals.engine.roofline import roofline
     from orchestrator.hardware import describe
 
@@ -50,7 +46,7 @@ def bench(arguments: Sequence[str], began: float) -> int:
     return 0
 
 
-def load(args: argparse.Namespace, began: float) -> tuple[Model, EngineConfig, str, dict[str, float]]:
+def load(args: argparse.Namespace) -> tuple[Model, EngineConfig, str, dict[str, float]]:
     """The model, the engine's settings, the model's name, and the seconds of imports, checks and load."""
     from evals import bench as measure
     from orchestrator import hardware
@@ -61,7 +57,7 @@ def load(args: argparse.Namespace, began: float) -> tuple[Model, EngineConfig, s
             f"bench: --context {args.context} leaves no prompt before the warm-up and half of --steps {args.steps}; "
             "raise the former or lower the latter."
         )
-    laps = measure.Laps(began)
+    laps = measure.Laps(args.began)
     laps.lap("imports")
     if present := hardware.gpus():
         hardware.check_torch_sees_gpus(present)
@@ -77,33 +73,6 @@ def load(args: argparse.Namespace, began: float) -> tuple[Model, EngineConfig, s
             f"model's context of {model.limits.context_length}; lower them."
         )
     return model, config, args.model or shape, laps
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """The options."""
-    description = (__doc__ or "").splitlines()[0]
-    parser = command_parser("bench", description=description, epilog="Ends with one JSON line.")
-    model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", metavar="FOLDER", help="a model: local folder, hub name, or demo")
-    model.add_argument("--shape", choices=SHAPES, help="random weights (default: 1.5b, without a GPU tiny)")
-    batches = "1,10,16,64,256,auto"
-    parser.add_argument("--batch", type=as_batches, default=as_batches(batches), help=f"slots ({batches})")
-    parser.add_argument("--context", type=positive, default=300, help="mean context of the timed steps (%(default)s)")
-    parser.add_argument("--steps", type=positive, default=100, help="steps that are timed (%(default)s)")
-    for name in ("dtype", "execution"):
-        allowed = get_args(EngineConfig.model_fields[name].annotation)
-        parser.add_argument(f"--{name}", choices=allowed, default="auto", help="as engine's of a run (%(default)s)")
-    parser.add_argument("--no-generate", dest="generate", action="store_false", help="skip the library's generate")
-    parser.add_argument("--json", action="store_true", help="print nothing but the JSON line")
-    return parser
-
-
-def as_batches(text: str) -> list[int | None]:
-    """Numbers of slots; None for auto."""
-    parts = text.split(",")
-    if not all(part == "auto" or (part.isdecimal() and int(part)) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of slots such as 1,64,auto")
-    return [None if part == "auto" else int(part) for part in parts]
 
 
 def show_roofline(roof: Roofline, numbers: list[int], args: argparse.Namespace, say: Say) -> list[dict[str, Any]]:

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from evals.config import AUTO_SLOTS, EngineConfig, SamplerConfig, TaskConfig
+from evals.config import AUTO_SLOTS, EngineConfig, SamplerConfig, Settings, TaskConfig
 from evals.types import UserError
 
 RECORD_FORMAT = 1  # raise it when a record of an older version could no longer stand beside a new one
@@ -32,13 +31,10 @@ def refuse_empty(value: Any) -> Any:
     return value
 
 
-class RunConfig(BaseSettings):
-    """Everything that can be set. Constructing it reads no environment: settings.py does, and says where it erred.
+class RunConfig(Settings):
+    """Everything that can be set. The descriptions are what `powersample run --help` prints."""
 
-    The descriptions are what `powersample run --help` prints.
-    """
-
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=())
 
     mode: Literal["auto", "demo", "run"] = Field(
         default="auto",
@@ -115,12 +111,6 @@ class RunConfig(BaseSettings):
         if self.inline:
             return 1
         return self.num_gpus // self.engine.tensor_parallel if self.num_gpus else self.num_workers
-
-    @classmethod
-    def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
 
 
 def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> RunConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -16,21 +17,13 @@ from typing import Any, NamedTuple
 from evals.config import TaskConfig
 from evals.types import Message, Problem, Record, UserError
 from orchestrator import export_inspect, export_lm_eval
-from orchestrator.arguments import path_and_options
 from orchestrator.asked import problems_of, prompts_of, task_of
 from orchestrator.claim import RUN, read_run
 from orchestrator.config import DEFAULT_DATA
 from orchestrator.durable import write_atomically
-from orchestrator.names import suggestion
 from orchestrator.problems import GSM8K_SHA256
 from orchestrator.report import read
 from orchestrator.scores import graders, right
-
-USAGE = """usage: powersample export RUN --to lm-eval|inspect|parquet [--out PATH] [--data FILE]
-
-Writes the run for the tools of others: lm-eval's results and samples files, an inspect log (.eval), or parquet with
-one row per answer. --out is a directory for lm-eval, else a file; by default they go to RUN/exports. Nothing is
-overwritten. The data is found by what run.json says of it, or named by --data; its digest must be the run's."""
 
 
 class Exported(NamedTuple):
@@ -122,19 +115,12 @@ FORMATS = {"lm-eval": export_lm_eval.files, "inspect": export_inspect.files, "pa
 """Format -> the files of a run below a place: path -> content, the one that the tool looks for last."""
 
 
-def export(arguments: Sequence[str]) -> int:
+def export(args: Namespace) -> int:
     """Write a run in another format; returns the exit code. Raises UserError for what the user can mend."""
-    if (asked := path_and_options(arguments, USAGE, ["--to", "--out", "--data"])) is None:
-        return 0
-    directory, given = asked
-    name = given.get("--to")
-    if name not in FORMATS:
-        said = f"--to {name} is refused{suggestion(name, FORMATS)}" if name else "--to is missing"
-        raise UserError(f"{said}; there are {', '.join(FORMATS)}.")
-    out = Path(given["--out"]) if "--out" in given else None
+    directory = args.run
     try:
-        found = gather(directory, given.get("--data"))
-        files = FORMATS[name](found, out, directory / "exports")
+        found = gather(directory, args.data)
+        files = FORMATS[args.to](found, args.out, directory / "exports")
     except KeyError as error:
         raise UserError(
             f"{directory}: {error} is missing in {RUN} or a record; export the run with the version that made it."

@@ -5,127 +5,58 @@ The run in OUT.run is the truth: OUT is made from its records, streamed while th
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from time import monotonic
 from typing import Any, NamedTuple
 
 from evals.types import Record, UserError
-from orchestrator import outputs
+from orchestrator import hardware, outputs
+from orchestrator.commands import COMMANDS, Option
 from orchestrator.config import RunConfig
 from orchestrator.durable import write_atomically, write_whole
 from orchestrator.layout import duration
 from orchestrator.progress import Progress, say
+from orchestrator.run import start
 from orchestrator.runs import OpenRun
+from orchestrator.settings import build_config
 from orchestrator.telemetry import read_telemetry, timings
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-STARTING_BATCHES = {"H200": 32, "H100": 16, "A100": 8, "A6000": 10}
-"""Batch sizes to start from by hand, for 8B models at 2,048 tokens; auto measures and takes more."""
-SETTINGS = {
-    "--model_path": "--model",
-    "--input_file": "--data",
-    "--batch_size": "--batch-size",
-    "--max_new_tokens": "--task.max-new-tokens",
-    "--max_examples": "--limit",
-    "--temperature": "--sampler.temperature",
-    "--top_p": "--sampler.top-p",
-    "--alpha": "--sampler.alpha",
-    "--num_moves": "--sampler.num-moves",
-}
-"""Options that are settings of a run under other names."""
-INPUT = "--input_file"
-POWER = ("--alpha", "--num_moves")
+OPTIONS = [item for item in COMMANDS["generate"].takes if isinstance(item, Option) and "dest" in item.how]
+SPELLINGS = {item.names[-1]: item.names[0] for item in OPTIONS} | {"POWERSAMPLE_RUN_DIR or --run-dir": "--output_file"}
+"""How a run spells an option -> how it is spelled here."""
+POWER = {"sampler.alpha", "sampler.num_moves"}
+"""Settings by which power sampling is asked for."""
 BUSY, PER_MINUTE = 0.7, 200.0  # below these there is advice
 SHOWN = 20  # failed rows that are listed with their reasons
 
-HELP = f"""usage: powersample generate --model_path MODEL --input_file IN.jsonl --output_file OUT.jsonl [options]
 
-Answers every row of IN.jsonl, which has its text under `input` or `prompt`, on all GPUs (or --num-workers processes on
-CPUs). OUT.jsonl grows in the order in which answers come and is put in the order of its rows at the end; the run behind
-it is kept in OUT.jsonl.run, and the same command goes on from there. Try --max_examples 10 first.
-
-  --batch_size N        rows at once per GPU (default: auto, as many as its memory holds; values to start from by hand:
-                        {", ".join(f"{gpu} {size}" for gpu, size in STARTING_BATCHES.items())})
-  --max_new_tokens N    longest answer (default: 2048); prompts are cut at --task.max-prompt-tokens (2048)
-  --max_examples N      only the first so many rows
-  --temperature T       (default: 0.7) and
-  --top_p P             (default: 0.9) of the draws
-  --alpha A             power sampling from p^A instead, with
-  --num_moves N         Metropolis-Hastings moves per answer (default: 10)
-  --hourly_rate X       price of all GPUs together for an hour: the cost is told after a warm-up and at the end
-
-All options of `powersample run --help` that do not contradict these are taken, too, such as --task.chat,
---task.template "Question: {{question}}" or --num-gpus; the defaults are in configs/generate.yaml, or, with --alpha or
---num_moves, in configs/generate_power.yaml.
-
-Exit codes: 0 complete, 2 refused with one sentence, 3 complete but some rows failed (they are listed)."""
-
-
-class Options(NamedTuple):
-    """The command line, sorted."""
-
-    flags: list[str]
-    """As `powersample run` takes them."""
-    output: Path
-    hourly_rate: float | None
-    defaults: Path
-    """The configuration file unless the flags name one."""
-
-
-def generate(arguments: Sequence[str], start: Callable[..., int]) -> int:
-    """Run the command; `start` takes a configuration, the GPUs and what `session.run` takes. Returns the exit code."""
-    if not arguments or {"--help", "-h"} & set(arguments):
-        print(HELP)
-        return 0
-    from orchestrator import hardware
-    from orchestrator.settings import build_config
-
-    options = read_options(arguments)
+def generate(args: Namespace) -> int:
+    """Answer the rows; returns the exit code."""
+    output = outputs.target(args.output_file)
     try:
-        config = checked(build_config(options.flags, os.environ, options.defaults), options.output)
-        files = Files(options.output, outputs.input_rows(Path(config.data or ""), INPUT), options.hourly_rate)
+        config = checked(build_config(args, os.environ, defaults(args)), output)
+        files = Files(output, outputs.input_rows(Path(config.data or ""), "--input_file"), args.hourly_rate)
         return start(config, hardware.gpus(), show=files.show, conclude=files.conclude)
     except UserError as error:
         raise UserError(in_our_words(str(error))) from error
 
 
+def defaults(args: Namespace) -> Path:
+    """The file that is read unless --config names another."""
+    return CONFIGS / f"generate{'_power' if POWER & vars(args).keys() else ''}.yaml"
+
+
 def in_our_words(refusal: str) -> str:
     """A refusal by a run, with the options named as they are here."""
-    for ours, setting in {**SETTINGS, "--output_file": "POWERSAMPLE_RUN_DIR or --run-dir"}.items():
-        refusal = re.sub(rf"(?<![\w-]){re.escape(setting)}(?![\w-]|\.\w)", ours, refusal)
+    for theirs, ours in SPELLINGS.items():
+        refusal = re.sub(rf"(?<![\w-]){re.escape(theirs)}(?![\w-]|\.\w)", ours, refusal)
     return refusal
-
-
-def read_options(arguments: Sequence[str]) -> Options:
-    """Raises UserError for a value that is missing or no price."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in (*SETTINGS, "--output_file"):
-        parser.add_argument(*{name, name.replace("_", "-")})
-    parser.add_argument("--hourly_rate", "--hourly-rate", type=price)
-    try:
-        given, flags = parser.parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        raise UserError(f"generate: {error}; `powersample generate --help` lists the options.") from error
-    if given.output_file is None:
-        raise UserError("generate needs --output_file, such as answers.jsonl.")
-    values = {name: getattr(given, name.removeprefix("--")) for name in SETTINGS}
-    for name, value in values.items():
-        flags += [] if value is None else [SETTINGS[name], value]
-    power = any(values[name] is not None for name in POWER)
-    defaults = CONFIGS / f"generate{'_power' if power else ''}.yaml"
-    return Options(flags, outputs.target(Path(given.output_file)), given.hourly_rate, defaults)
-
-
-def price(text: str) -> float:
-    """Raises ValueError unless it is one."""
-    if not 0 <= (rate := float(text)) < float("inf"):
-        raise ValueError
-    return rate
 
 
 def checked(config: RunConfig, output: Path) -> RunConfig:

@@ -1,121 +1,140 @@
-"""The names of all settings, what each allows, and which a misspelt name may have meant. Knows no source of values."""
+"""What can be set: the names of all settings, what each allows, and their options. Knows no source of values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from difflib import SequenceMatcher
+import argparse
+import json
+from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
-from types import MappingProxyType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from types import MappingProxyType
+from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt, MaxLen
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
+from evals.config import READS
+from orchestrator.arguments import Parser
 from orchestrator.config import RunConfig
 
-CLOSE = 0.6  # similarity from which a name is worth suggesting
+SECTIONS = {
+    "what runs": ("mode", "model", "model_revision", "data", "data_split", "limit", "num_samples", "seed"),
+    "where it runs": ("num_gpus", "num_workers", "batch_size", "use_batched", "inline", "dashboard", "dashboard_host"),
+    "where it is kept": ("run_dir", "name", "fresh", "track"),
+}
+"""The settings that belong to no group."""
+BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+PLACEHOLDERS = {"file": "FILE", "path": "DIR", "whole number": "N", "number": "X"}
+CONFIG = {"type": "string", "format": "file", "description": "a YAML file with settings, such as those in configs/"}
+WIDEST_CHOICES = 40  # characters of choices that are shown as the placeholder of a value
 
 
 @cache
-def known_settings() -> MappingProxyType[str, FieldInfo]:
-    """Dotted name -> field, groups included (`sampler`, `sampler.alpha`)."""
-    fields: dict[str, FieldInfo] = {}
-    for name, field in RunConfig.model_fields.items():
-        fields[name] = field
-        if (group := as_group(field.annotation)) is not None:
-            fields |= {f"{name}.{inner}": nested for inner, nested in group.model_fields.items()}
-    return MappingProxyType(fields)
+def known_settings() -> Mapping[str, dict[str, Any]]:
+    """Dotted name -> its JSON schema, groups included (`sampler`, `sampler.alpha`)."""
+    schema = RunConfig.model_json_schema()
+    found: dict[str, dict[str, Any]] = {}
+    for name, about in schema["properties"].items():
+        group = schema["$defs"].get(about.get("$ref", "").rpartition("/")[2], {})
+        found[name] = {**group, **about}
+        found |= {f"{name}.{inner}": nested for inner, nested in group.get("properties", {}).items()}
+    return MappingProxyType(found)
 
 
-def as_group(annotation: Any) -> type[BaseModel] | None:
-    """The annotation if it is a group of settings."""
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+def is_group(name: str) -> bool:
+    return known_settings()[name].get("type") == "object"
 
 
 def is_list(name: str) -> bool:
-    """Whether a setting is a list of texts."""
-    return get_origin(known_settings()[name].annotation) is tuple
+    return known_settings()[name].get("type") == "array"
 
 
-def is_json(name: str) -> bool:
-    """Whether the environment gives this setting as JSON: groups and lists."""
-    return is_list(name) or as_group(known_settings()[name].annotation) is not None
-
-
-def choices(name: str) -> tuple[str, ...]:
-    """The values of a setting that is one of a few words; empty for any other."""
-    annotation = known_settings()[name].annotation
-    return get_args(annotation) if get_origin(annotation) is Literal else ()
+def is_switch(name: str) -> bool:
+    return known_settings()[name].get("type") == "boolean"
 
 
 def allowed(name: str) -> str:
     """What a setting accepts, in words."""
-    field = known_settings().get(name)
-    return describe(field.annotation, field.metadata) if field is not None else "nothing of this name"
+    return words(known_settings()[name])
 
 
-def describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """An annotation in words, with the bounds in its metadata."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return describe(arguments[0], [m for meta in arguments[1:] for m in getattr(meta, "metadata", [meta])])
-    if origin in (Union, UnionType):
-        return " or ".join(describe(part, metadata) for part in arguments if part is not type(None))
-    if origin is Literal:
-        return ("one of " if len(arguments) > 1 else "") + ", ".join(map(str, arguments))
-    if origin is tuple:
-        return 'a list of strings that are not empty, in JSON such as ["Question:"]'
-    if (group := as_group(annotation)) is not None:
-        return "a group of " + ", ".join(group.model_fields)
-    if annotation in (int, float):
-        return ("a whole number" if annotation is int else "a number") + bounds(metadata)
-    if annotation is str:
-        return text(metadata)
-    return {bool: "true or false", Path: "a path"}.get(annotation, str(annotation))
+def words(schema: Mapping[str, Any]) -> str:
+    """What a JSON schema allows, in words."""
+    if "anyOf" in schema:
+        return " or ".join(words(part) for part in schema["anyOf"] if part != {"type": "null"})
+    if "enum" in schema or "const" in schema:
+        return "one of " + ", ".join(schema["enum"]) if "enum" in schema else schema["const"]
+    match schema["type"]:
+        case "object":
+            return f"a group of {', '.join(schema['properties'])}"
+        case "array":
+            return 'a list of strings that are not empty, in JSON such as ["Question:"]'
+        case "boolean":
+            return "true or false"
+        case "string" if "format" in schema:
+            return {"path": "a path", "file": "a YAML file, such as configs/gsm8k_power.yaml"}[schema["format"]]
+        case "string" if "pattern" in schema:
+            return f"a text of the characters {schema['pattern'].strip('^[]*$')}, at most {schema['maxLength']} of them"
+        case "string":
+            return "a text that is not empty"
+    bounds = "".join(f" {word} {schema[bound]}" for bound, word in BOUNDS.items() if bound in schema)
+    return ("a whole number" if schema["type"] == "integer" else "a number") + bounds
 
 
-def text(metadata: Iterable[Any]) -> str:
-    """A string in words: the characters of its pattern `^[...]*$` and its longest length, where there are any."""
-    pattern = next((meta.pattern for meta in metadata if getattr(meta, "pattern", None)), None)
-    longest = next((meta.max_length for meta in metadata if isinstance(meta, MaxLen)), None)
-    return (
-        "a text "
-        + (f"of the characters {pattern.strip('^[]*$')}" if pattern else "that is not empty")
-        + (f", at most {longest} of them" if longest else "")
-    )
+def flag_name(name: str) -> str:
+    """How the command line spells a setting."""
+    return "--" + name.replace("_", "-")
 
 
-def bounds(metadata: Iterable[Any]) -> str:
-    words = []
-    for limit in metadata:
-        match limit:
-            case Ge(ge=least):
-                words.append(f"from {least}")
-            case Gt(gt=least):
-                words.append(f"above {least}")
-            case Le(le=most):
-                words.append(f"to {most}")
-            case Lt(lt=most):
-                words.append(f"below {most}")
-    return "".join(f" {word}" for word in words)
+def add_settings(parser: Parser, shown: bool) -> None:
+    """An option for --config and for every setting that the parser has none for; in its help only where `shown`."""
+    add_option(parser.add_argument_group("options"), parser, "config", shown)
+    for title, names in sections().items():
+        section = parser.add_argument_group(title, kinds() if shown and title.startswith("sampler:") else None)
+        for name in names:
+            add_option(section, parser, name, shown)
 
 
-def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """` (did you mean X?)` for the nearest of `known`, compared without their common prefix; empty if none is near."""
-    likenesses = {other: likeness(name.removeprefix(prefix), other.removeprefix(prefix)) for other in sorted(known)}
-    near = max(likenesses, key=lambda other: likenesses[other], default="")
-    return f" (did you mean {near}?)" if likenesses.get(near, 0) >= CLOSE else ""
+def sections() -> dict[str, tuple[str, ...]]:
+    """Title -> names of settings: those above, and every group."""
+    groups = {name: about for name, about in known_settings().items() if is_group(name)}
+    inner = {name: tuple(f"{name}.{key}" for key in about["properties"]) for name, about in groups.items()}
+    return {**SECTIONS, **{f"{name}: {groups[name]['description']}": names for name, names in inner.items()}}
 
 
-def likeness(a: str, b: str) -> float:
-    """Of the whole names, or of their last parts (`alpha` and `sampler.alpha` are one thought), from 0 to 1.
+def kinds() -> str:
+    """Which settings each kind of sampler reads."""
+    lines = [f"  {kind:<12} {', '.join(sorted(names)) or 'nothing'}" for kind, names in READS.items()]
+    return "\n".join(["each kind reads these settings, and another one is refused:", *lines])
 
-    Of names in the same group only the last parts count.
-    """
-    a, b = (text.lower().replace("__", ".").strip("-").replace("-", "_") for text in (a, b))
-    last = SequenceMatcher(None, a.rpartition(".")[2], b.rpartition(".")[2]).ratio()
-    if "." in a and a.rpartition(".")[0] == b.rpartition(".")[0]:
-        return last
-    return max(SequenceMatcher(None, a, b).ratio(), 0.95 * last)
+
+def add_option(section: argparse._ArgumentGroup, parser: Parser, name: str, shown: bool) -> None:
+    """The option of one setting, or of the file, whose value is a text or, of a switch, true or false."""
+    flag, about = flag_name(name), CONFIG if name == "config" else known_settings()[name]
+    if flag in parser.flags:
+        return
+    parser.allowed[flag] = words(about)
+    text = about["description"] + default_words(about)
+    how: dict[str, Any] = {
+        "action": "append" if about.get("type") == "array" else "store",
+        "metavar": placeholder(name, about),
+    }
+    if about.get("type") == "boolean":
+        how = {"action": argparse.BooleanOptionalAction}
+    shown_text = text.replace("%", "%%") if shown else argparse.SUPPRESS
+    section.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=shown_text, **how)
+
+
+def default_words(about: Mapping[str, Any]) -> str:
+    """The default in brackets, unless the description names it or there is none."""
+    default = about.get("default")
+    if default is None or "(default:" in about["description"]:
+        return ""
+    if isinstance(default, bool):
+        return f" (default: {'on' if default else 'off'})"
+    shown = json.dumps(default) if isinstance(default, list) else f"{default:g}" if type(default) is float else default
+    return f" (default: {shown})"
+
+
+def placeholder(name: str, about: Mapping[str, Any]) -> str:
+    """What stands for the value in the help."""
+    if choices := ",".join(about.get("enum", ())):
+        return f"{{{choices}}}" if len(choices) <= WIDEST_CHOICES else name.rpartition(".")[2].upper()
+    can = words(about)
+    return next((short for word, short in PLACEHOLDERS.items() if word in can), "TEXT")

@@ -1,4 +1,4 @@
-"""The output format of `powersample generate`: records and input rows as lines of JSON. Knows no run.
+"""The output format of `powersample generate`, and `powersample validate`, which checks a file of it. Runs no model.
 
 Difficulty, domain and the original output are the input row's, null where it has none; its other fields, such as an id,
 are in metadata's `other_fields`, which a row without any lacks.
@@ -7,16 +7,27 @@ are in metadata's `other_fields`, which a row without any lacks.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from evals.config import TaskConfig
 from evals.types import Record, UserError
+from orchestrator.asked import task_of
+from orchestrator.claim import RECORDS, read_run
 from orchestrator.config import RunConfig
 from orchestrator.problems import find_question, jsonl_lines, parsed
+from orchestrator.store import first_records
+
+CARRIED = ("original_output", "other_fields")
+"""What metadata has of the input row."""
+MAX_CUT = 0.02  # share of answers at the longest length above which there is a warning
+SHOWN = 50  # things that are wrong and listed
 
 
 class Metadata(BaseModel):
@@ -53,10 +64,6 @@ def parameters(config: RunConfig) -> dict[str, Any]:
     else:
         settings = sampler.read()
     return {**settings, "max_new_tokens": config.task.max_new_tokens}
-
-
-CARRIED = ("original_output", "other_fields")
-"""What metadata has of the input row."""
 
 
 def carried(row: Mapping[str, Any], task: TaskConfig) -> dict[str, Any]:
@@ -113,3 +120,106 @@ def run_of(output: Path) -> Path:
     """The run directory of an output file: `answers.jsonl.run` beside `answers.jsonl`, of a link beside its target."""
     output = target(output)
     return output.with_name(f"{output.name}.run")
+
+
+class Expected(NamedTuple):
+    """What the input and the run say of an output."""
+
+    rows: Mapping[int, Any]
+    """Row number -> what the input has there."""
+    task: TaskConfig
+    failed: frozenset[int] = frozenset()
+    """Rows that the run lists as failed."""
+    cut: int | None = None
+    """Answers that ended at the longest length; None where nobody knows."""
+
+
+def validate(args: Namespace) -> int:
+    """Print what is wrong, a line each; returns 1 if anything is, else 0. Raises UserError if a file cannot be read."""
+    path = args.file
+    expected = expect(path, args.input)
+    found, wrong = read(path)
+    wrong += [*check_rows(found, expected), *check_all([output for _, output in found], expected)]
+    for sentence in wrong[:SHOWN]:
+        print(sentence)
+    if len(wrong) > SHOWN:
+        print(f"and {len(wrong) - SHOWN} more")
+    cut = "an unknown number" if expected.cut is None else expected.cut
+    print(
+        f"{path}: {len(found)} answers to {len(expected.rows)} rows, {len(expected.failed)} rows listed as failed, "
+        f"{cut} answers cut off at the longest length; {f'{len(wrong)} things are wrong' if wrong else 'all is well'}"
+    )
+    if expected.cut and expected.cut > MAX_CUT * len(found):
+        print(f"Warning: {expected.cut / max(1, len(found)):.0%} of the answers are cut off: raise --max_new_tokens.")
+    return 1 if wrong else 0
+
+
+def expect(output: Path, source: Path) -> Expected:
+    """What should be in `output`, by its input and, where it is there, its run."""
+    rows, run = input_rows(source, "--input"), read_run(run_of(output))
+    if run is None:
+        return Expected(rows, TaskConfig(preset="generate"))
+    directory = run_of(output)
+    records = first_records(directory / RECORDS).values()
+    limit = run["config"].get("limit")
+    return Expected(
+        {number: row for number, row in rows.items() if limit is None or number < limit},
+        task_of(directory, run),
+        frozenset(record.problem_id for record in records if record.status == "failed"),
+        sum(record.ended == "length" for record in records),
+    )
+
+
+def read(path: Path) -> tuple[list[tuple[str, Output]], list[str]]:
+    """The lines that are outputs, each with where it stands, and what is wrong with the others."""
+    found, wrong = [], []
+    for where, text in jsonl_lines(path, "name the file that generate wrote"):
+        try:
+            found.append((where, Output.model_validate_json(text)))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            wrong.append(f"{where}: {'.'.join(map(str, first['loc'])) or 'the line'}: {first['msg']}")
+    return found, wrong
+
+
+def check_rows(found: Iterable[tuple[str, Output]], expected: Expected) -> list[str]:
+    """What is wrong with single lines."""
+    wrong = []
+    for where, output in found:
+        row = expected.rows.get(output.metadata.example_id)
+        if not isinstance(row, Mapping) or find_question(row, expected.task) not in row:
+            wrong.append(f"{where}: the input has no row {output.metadata.example_id} to be answered")
+            continue
+        wanted = carried(row, expected.task)
+        has = {name: getattr(output, name, None) for name in ("input", "difficulty", "domain")}
+        has |= {name: getattr(output.metadata, name) for name in CARRIED}
+        wrong += [
+            f"{where}: {name} is not that of row {output.metadata.example_id}"
+            for name in has
+            if has[name] != wanted[name]
+        ]
+        if not output.output.strip():
+            wrong.append(f"{where}: the output is empty")
+    return wrong
+
+
+def check_all(found: Sequence[Output], expected: Expected) -> list[str]:
+    """What is wrong with the lines together: duplicates, order, rows without an answer, different parameters."""
+    wrong, ids = [], [output.metadata.example_id for output in found]
+    if twice := sorted(i for i, number in Counter(ids).items() if number > 1):
+        wrong.append(f"rows that are answered twice: {few(twice)}")
+    if any(a > b for a, b in pairwise(ids)):
+        wrong.append("the lines are not in the order of the input (generate has not ended)")
+    if missing := sorted(expected.rows.keys() - set(ids) - expected.failed):
+        wrong.append(f"rows without an answer: {few(missing)}")
+    if both := sorted(expected.failed & set(ids)):
+        wrong.append(f"rows that are answered and listed as failed: {few(both)}")
+    for name in ("teacher_model", "generation_params"):
+        if len(kinds := {repr(getattr(output.metadata, name)) for output in found}) > 1:
+            wrong.append(f"{name} is not the same in all lines: {', '.join(sorted(kinds)[:3])}")
+    return wrong
+
+
+def few(ids: Sequence[int]) -> str:
+    """How many, and the first of them."""
+    return f"{len(ids)} ({', '.join(map(str, ids[:10]))}{', …' if len(ids) > 10 else ''})"

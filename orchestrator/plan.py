@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,10 +17,9 @@ from evals.budget import FOUNDING, Training, founding_notes, training_budget
 from evals.config import AUTO_SLOTS, EngineConfig
 from evals.types import UserError
 from orchestrator import hardware
-from orchestrator.arguments import parse
-from orchestrator.bench import SHAPES
+from orchestrator.arguments import suggestion
+from orchestrator.commands import GPUS, SHAPES, make_parser
 from orchestrator.durable import write_atomically
-from orchestrator.plan_options import GPUS, check_read, make_parser
 
 if TYPE_CHECKING:
     from evals.engine.anatomy import Anatomy
@@ -35,6 +33,13 @@ HEADS = {"evaluation": "powersample run --config {}"} | dict.fromkeys(
     ("training", "founding"), "The batch of a training program, in its words; `powersample run` does not know them."
 )
 """First lines of presets, by kind of budget."""
+OF_TRAINING = ("trainable", "lora_rank", "adapter_size", "sample_bytes")
+UNREAD = {
+    "evaluation": (*OF_TRAINING, "gradient_checkpointing"),
+    "training": ("batch_size",),
+    "founding": (*OF_TRAINING, "model", "shape", "gpu", "training", "dtype", "length", "batch_size"),
+}
+"""Options that would be ignored, by kind of budget."""
 Budget = dict[str, int | float]
 
 
@@ -47,16 +52,18 @@ class Plan(NamedTuple):
     preset: dict[str, Any]
 
 
-def plan(arguments: Sequence[str]) -> int:
-    """Print the plan that `arguments` ask for, and keep its preset where they say so. Returns 0.
+def plan(args: argparse.Namespace) -> int:
+    """Print the plan that `args` ask for, and keep its preset where they say so. Returns 0.
 
     Raises UserError for options that cannot be, a model or GPU that is unknown, and where nothing fits.
     """
-    parser = make_parser()
-    if (args := parse(parser, arguments)) is None:
-        return 0
     budgets = {"evaluation": evaluation, "training": training, "founding": founding}
-    kind = check_read(parser, args)
+    kind = "founding" if args.founding else "training" if args.training else "evaluation"
+    for name in UNREAD[kind]:
+        if getattr(args, name) != make_parser("plan").get_default(name):
+            raise UserError(f"plan: --{name.replace('_', '-')} has no part in the {kind} budget; leave it out.")
+    if args.overwrite and args.write is None:
+        raise UserError("plan: --overwrite names no file; add --write FILE.")
     found = budgets[kind](args)
     if args.write is not None:
         keep(HEADS[kind].format(args.write), found.preset, args.write, args.overwrite)
@@ -136,10 +143,6 @@ def training(args: argparse.Namespace) -> Plan:
 
 def founding(args: argparse.Namespace) -> Plan:
     """The founding document's budget from its own inputs."""
-    if args.model or args.shape or args.gpu or args.training:
-        raise UserError(
-            "plan: --founding brings its models and its GPU; leave --model, --shape, --gpu, --training out."
-        )
     inputs = {"model": "8B + 7B, frozen", "gpu": "H100, 80 GB", "trainable_parameters": FOUNDING.trainable}
     return trained(args, FOUNDING, inputs, founding_notes())
 
@@ -211,8 +214,6 @@ def gpu_memory(name: str | None) -> tuple[str, int]:
             return f"{size:g} GiB", round(size * GIB)
     except ValueError:
         pass
-    from orchestrator.names import suggestion
-
     raise UserError(
         f"plan: no GPU is called {name}{suggestion(name.lower(), GPUS)}; known are {', '.join(GPUS)}, or give its "
         "memory in GiB."

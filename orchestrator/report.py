@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from orchestrator.page import Shown, page
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
 from orchestrator.render_comparison import comparison_report
-from orchestrator.rescored import with_new_scores
+from orchestrator.score import with_new_scores
 from orchestrator.scores import HEADLINE
 from orchestrator.store import answers
 from orchestrator.telemetry import read_telemetry, scan_telemetry
@@ -33,13 +34,12 @@ from orchestrator.timeline import timeline
 SUMMARY, REPORT, PAGE, FIGURE, TIMELINE = "summary.json", "report.md", "report.html", "accuracy.svg", "timeline.svg"
 
 
-def report(paths: Sequence[str]) -> int:
+def report(args: Namespace) -> int:
     """`powersample report RUN…`: print the report of one run, or the comparison of several. Returns the exit code.
 
     A directory of several runs stands for them. Raises UserError for a directory that is missing or holds no run.
     """
-    directories = [run for path in map(Path, paths) for run in runs_in(path) or [path]]
-    tell(directories)
+    tell([run for path in args.runs for run in runs_in(path) or [path]])
     return 0
 
 

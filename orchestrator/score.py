@@ -1,65 +1,60 @@
-"""`powersample score FILE`: grade answers from anywhere, without a run and without a model. Knows no run directory."""
+"""Grading texts again: `powersample score` those of a file from anywhere, `powersample regrade` those of a run.
+
+A run's new scores go to `scores.jsonl` beside `records.jsonl`, and reports read them over the records' own. The log
+stays as it was sampled: it is the one file that cannot be made again, while scores can, and deleting scores.jsonl
+brings the first ones back. Knows no engine and no layout.
+"""
 
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from evals.grading.grade import FORMATS, Format
 from evals.grading.numeric import gold
 from evals.stopping import cut
-from evals.tasks.presets import PRESETS, Preset
-from evals.types import Problem, UserError
-from orchestrator.arguments import path_and_options
-from orchestrator.names import suggestion
+from evals.tasks.presets import PRESETS
+from evals.types import Problem, Record, UserError
+from orchestrator.arguments import suggestion
+from orchestrator.asked import problems_of, task_of
+from orchestrator.claim import check_lock, read_graded
+from orchestrator.durable import write_atomically
 from orchestrator.problems import SURROGATE, jsonl_rows
+from orchestrator.store import answers
 
-USAGE = """usage: powersample score FILE.jsonl [--preset NAME]
-
-Grades rows {"id": …, "text": …, "gold": …} and writes rows {"id", "strict", "flexible", "numeric", "answers"} to
-standard output, in their order. gold is a worked answer with `#### number` or the bare number (for --preset math500
-also LaTeX, and then only numeric is given). Each text is first cut at the stop strings of the preset, by default those
-of gsm8k; lmeval-cot and lmeval-cot-zeroshot look for "The answer is" in the score strict. A row may have its question:
-whether a percentage was asked for depends on it."""
+SCORES = "scores.jsonl"
 FORM = '{"id": "7", "text": "So it is 42.", "gold": "42"}'
 
 
-class Row(NamedTuple):
-    """One answer to grade."""
-
-    name: Any
-    text: str
-    problem: Problem
-
-
-def score(arguments: Sequence[str]) -> int:
+def score(args: Namespace) -> int:
     """Grade a file and print the verdicts; returns the exit code.
 
     Raises UserError naming file and line for a row that cannot be graded; nothing has been printed then.
     """
-    if (asked := path_and_options(arguments, USAGE, ["--preset"])) is None:
-        return 0
-    path, given = asked
-    name = given.get("--preset")
-    if name is not None and name not in PRESETS:
+    name = args.preset
+    if name not in PRESETS:
         raise UserError(f"--preset {name} is refused{suggestion(name, PRESETS)}; there are {', '.join(PRESETS)}.")
-    preset = PRESETS[name or "gsm8k"]
+    preset = PRESETS[name]
     form = FORMATS["gsm8k" if preset.format == "open" else preset.format]
-    rows = read_rows(path, form)
-    lines = [verdict(row, preset, form) for row in rows]
-    print("".join(lines), end="")
+    found = []
+    for row in read_rows(args.file, form):
+        grades = form.scores(cut(row["text"], preset.stop), row["problem"], preset.cot)
+        found.append({"id": row["id"], **{name: one.correct for name, one in grades.items()}})
+        found[-1]["answers"] = {name: one.answer for name, one in grades.items()}
+    print("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), end="")
     return 0
 
 
-def read_rows(path: Path, form: Format) -> list[Row]:
-    """All rows of a file, checked. Raises UserError naming file and line."""
-    rows: list[Row] = []
-    places: dict[Any, str] = {}
+def read_rows(path: Path, form: Format) -> list[dict[str, Any]]:
+    """The id, text and problem of all rows of a file. Raises UserError naming file and line."""
+    rows: list[dict[str, Any]] = []
+    places: dict[str, str] = {}
     for number, (where, row) in enumerate(jsonl_rows(path, "name a file of rows")):
         rows.append(check(row, where, number, form))
-        name = rows[-1].name
+        name = row["id"]
         if (first := places.setdefault(json.dumps(name), where)) != where:
             raise UserError(f"{where}: the id {name!r} is also that of {first.rpartition(', ')[2]}; give each its own.")
     if not rows:
@@ -67,23 +62,23 @@ def read_rows(path: Path, form: Format) -> list[Row]:
     return rows
 
 
-def check(row: Any, where: str, number: int, form: Format) -> Row:
-    """A row as an answer to a problem."""
+def check(row: Any, where: str, number: int, form: Format) -> dict[str, Any]:
+    """A row with its text and the problem that it answers."""
+    reason = ""
     if not isinstance(row, dict):
-        raise UserError(f"{where}: a {type(row).__name__} instead of an object; rows are {FORM}.")
-    for key in ("id", "text", "gold"):
-        if key not in row:
-            raise UserError(
-                f"{where}: the key {key!r} is missing (it has {', '.join(row) or 'none'}); rows are {FORM}."
-            )
-    wanted = row["gold"] if type(row["gold"]) not in (int, float) else str(row["gold"])
-    text, wanted, question = (
-        whole_text(value, name, where)
-        for name, value in (("text", row["text"]), ("gold", wanted), ("question", row.get("question", "")))
-    )
-    if type(row["id"]) not in (str, int):
-        raise UserError(f"{where}: 'id' must be a text or a whole number; rows are {FORM}.")
-    problem = Problem(number, question, wanted if "####" in wanted else f"#### {wanted.strip()}")
+        reason = f"a {type(row).__name__} instead of an object"
+    elif missing := next((key for key in ("id", "text", "gold") if key not in row), ""):
+        reason = f"the key {missing!r} is missing (it has {', '.join(row) or 'none'})"
+    elif type(row["id"]) not in (str, int):
+        reason = "'id' must be a text or a whole number"
+    if reason:
+        raise UserError(f"{where}: {reason}; rows are {FORM}.")
+    wanted = str(row["gold"]) if type(row["gold"]) in (int, float) else row["gold"]
+    texts = {"text": row["text"], "gold": wanted, "question": row.get("question", "")}
+    for name, text in texts.items():
+        if not isinstance(text, str) or SURROGATE.search(text):
+            raise UserError(f"{where}: {name!r} must be a text of whole characters; rows are {FORM}.")
+    problem = Problem(number, texts["question"], wanted if "####" in wanted else f"#### {wanted.strip()}")
     written = problem.answer.rpartition("####")[2].strip()
     if not written:
         raise UserError(f"{where}: 'gold' has no answer in it; rows are {FORM}.")
@@ -94,19 +89,59 @@ def check(row: Any, where: str, number: int, form: Format) -> Row:
             raise UserError(
                 f"{where}: the gold {written!r} is not a number; correct it (--preset math500 takes golds in LaTeX)."
             ) from error
-    return Row(row["id"], text, problem)
+    return {"id": row["id"], "text": row["text"], "problem": problem}
 
 
-def whole_text(value: Any, name: str, where: str) -> str:
-    """The value if it is a text that can be written as UTF-8."""
-    if not isinstance(value, str) or SURROGATE.search(value):
-        raise UserError(f"{where}: {name!r} must be a text of whole characters; rows are {FORM}.")
-    return value
+def regrade(args: Namespace) -> int:
+    """Score a run again and write its report; returns the exit code. Raises UserError for what the user can mend."""
+    from orchestrator.report import tell
+
+    directory = args.run
+    run = read_graded(directory)
+    check_lock(directory)
+    records = answers(directory)
+    task, problems = task_of(directory, run), problems_of(directory, run, args.data)
+    lines = []
+    for record in records.values():
+        if record.status == "ok":
+            grades = FORMATS[task.name].scores(record.text, problems[record.problem_id], PRESETS[task.preset].cot)
+            scores = {name: one._asdict() for name, one in grades.items()}
+            row = {"problem_id": record.problem_id, "sample_index": record.sample_index, "scores": scores}
+            lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    try:
+        write_atomically(directory / SCORES, "".join(lines))
+    except OSError as error:
+        raise UserError(f"{directory / SCORES} cannot be written ({error.strerror}); make it writable.") from error
+    tell([directory])
+    return 0
 
 
-def verdict(row: Row, preset: Preset, form: Format) -> str:
-    """One line of output."""
-    grades = form.scores(cut(row.text, preset.stop), row.problem, preset.cot)
-    scores = {name: one.correct for name, one in grades.items()}
-    answers = {name: one.answer for name, one in grades.items()}
-    return json.dumps({"id": row.name, **scores, "answers": answers}, ensure_ascii=False) + "\n"
+def with_new_scores(directory: Path, records: Sequence[Record]) -> tuple[list[Record], int | None]:
+    """The records with the scores of scores.jsonl, and how many records have other verdicts then.
+
+    None instead of a number where there is no such file. A record that it does not name keeps its own scores: the run
+    went on after the regrade. Raises UserError for a damaged line.
+    """
+    path = directory / SCORES
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return list(records), None
+    new = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            new[row["problem_id"], row["sample_index"]] = {name: dict(one) for name, one in row["scores"].items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(
+                f"{path}, line {number}: not the scores of a record ({type(error).__name__}); make the file again by "
+                f"`powersample regrade {directory}`, or delete it to have the run's own scores back."
+            ) from error
+    found = [
+        record._replace(scores=new.get((record.problem_id, record.sample_index), record.scores)) for record in records
+    ]
+    return found, sum(verdicts(old) != verdicts(now) for old, now in zip(records, found, strict=True))
+
+
+def verdicts(record: Record) -> dict[str, bool]:
+    return {name: bool(score.get("correct")) for name, score in record.scores.items()}

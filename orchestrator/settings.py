@@ -1,27 +1,27 @@
 """From file, environment and flags to one RunConfig: each overrides the one before. Knows no model, data or device.
 
-flags.py reads the flags, pydantic-settings the environment, pydantic judges the values; here they are merged, and every
-refusal becomes one sentence with the name as the user wrote it, the value, what is allowed, and the nearest right name.
+pydantic judges the values; here they are merged, and every refusal becomes one sentence with the name as the user wrote
+it, the value, what is allowed, and the nearest right name.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
-from pydantic_settings import EnvSettingsSource
 from yaml.error import MarkedYAMLError
 from yaml.reader import ReaderError
 
 from evals.types import UserError
+from orchestrator.arguments import suggestion
 from orchestrator.config import RunConfig
-from orchestrator.flags import flag_name, parse_flags
-from orchestrator.names import allowed, as_group, choices, is_json, known_settings, suggestion
+from orchestrator.names import allowed, flag_name, is_group, is_list, known_settings
 
 PREFIX = "POWERSAMPLE_"
 SEE = "configs/gsm8k_power.yaml"  # a file to look at
@@ -45,14 +45,13 @@ class Given(NamedTuple):
         return True, value
 
 
-def build_config(flags: Sequence[str], environ: Mapping[str, str], path: str | Path | None = None) -> RunConfig:
-    """The configuration that `flags` (arguments after `run`), `environ` and the YAML file `path` ask for together.
+def build_config(args: Namespace, environ: Mapping[str, str], path: str | Path | None = None) -> RunConfig:
+    """The configuration that options, `environ` and the YAML file `path` ask for together.
 
-    `path` is used if the flags name no file by --config. Raises UserError for anything unknown or out of range.
+    `path` is used if the options name no file by --config. Raises UserError for anything unknown or out of range.
     """
-    named, values = parse_flags(flags)
-    path = path if named is None else named
-    sources = [Given(values, flag_name), read_environment(environ)]
+    path = getattr(args, "config", path)
+    sources = [read_options(args), read_environment(environ)]
     if path is not None:
         sources.append(read_file(Path(path)))
     merged: dict[str, Any] = {} if path is None else {"name": re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem)}
@@ -64,33 +63,56 @@ def build_config(flags: Sequence[str], environ: Mapping[str, str], path: str | P
         raise UserError(refusal(error, sources)) from error
 
 
+def read_options(args: Namespace) -> Given:
+    """What options set, under the names of their settings."""
+    values: dict[str, Any] = {}
+    for name in vars(args).keys() & known_settings().keys():
+        value = getattr(args, name)
+        if is_list(name):  # each time the option is there: a value that begins with `[` is JSON, any other one string
+            value = [
+                item
+                for text in value
+                for item in (from_json(flag_name(name), text, name) if text.startswith("[") else [text])
+            ]
+        values = merge(values, nested(name, value))
+    return Given(values, flag_name)
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """`sampler.alpha` and 2 -> {"sampler": {"alpha": 2}}."""
+    group, _, key = name.rpartition(".")
+    return {group: {key: value}} if group else {key: value}
+
+
 def variable_name(name: str) -> str:
     return PREFIX + name.replace(".", "__").upper()
 
 
 def read_environment(environ: Mapping[str, str]) -> Given:
-    """What POWERSAMPLE_* variables set; an empty one counts as not set."""
+    """What POWERSAMPLE_* variables set, groups and lists as JSON; an empty one counts as not set."""
     names = {variable_name(name): name for name in known_settings()}
-    ours = {name: value for name, value in environ.items() if name.startswith(PREFIX) and value != ""}
-    for variable, value in ours.items():
-        if variable not in names.keys() | SCRIPT_VARIABLES:
-            single = {name for name, setting in names.items() if as_group(known_settings()[setting].annotation) is None}
+    values: dict[str, Any] = {}
+    for variable, value in sorted(environ.items()):  # a group before its settings
+        if not variable.startswith(PREFIX) or value == "" or variable in SCRIPT_VARIABLES:
+            continue
+        if variable not in names:
+            single = {one for one, name in names.items() if not is_group(name)}
             near = suggestion(variable, single | SCRIPT_VARIABLES, PREFIX)
             raise UserError(
                 f"Unknown environment variable {variable}={value}{near}; unset it (`powersample run --help` lists all)."
             )
-        if variable in names and is_json(names[variable]):
-            check_json(variable, value, names[variable])
-    source = EnvSettingsSource(RunConfig, env_prefix=PREFIX, env_nested_delimiter="__")
-    source.env_vars = {name.lower(): value for name, value in ours.items()}
-    return Given(source(), variable_name)
+        name = names[variable]
+        whole = is_group(name) or is_list(name)
+        values = merge(values, nested(name, from_json(variable, value, name) if whole else value))
+    return Given(values, variable_name)
 
 
-def check_json(variable: str, value: str, name: str) -> None:
+def from_json(spelling: str, text: str, name: str) -> Any:
+    """The value of the setting `name` that was given as JSON."""
     try:
-        json.loads(value)
+        return json.loads(text)
     except ValueError as error:
-        raise UserError(f"{variable}={shown(value)} is not valid JSON; allowed: {allowed(name)}.") from error
+        raise UserError(f"{spelling}={shown(text)} is not valid JSON; allowed: {allowed(name)}.") from error
 
 
 def read_file(path: Path) -> Given:
@@ -163,7 +185,7 @@ def refusal(error: ValidationError, sources: Sequence[Given]) -> str:
         name = name.rpartition(".")[0]
     spelling, value = written(name, sources)
     reason = f": {context['error']}" if first["type"] == "value_error" else ""
-    near = suggestion(value, choices(name)) if isinstance(value, str) else ""
+    near = suggestion(value, known[name].get("enum", ())) if isinstance(value, str) else ""
     return f"{spelling}={shown(value)} is refused{reason}{near}; allowed: {allowed(name)}."
 
 

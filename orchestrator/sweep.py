@@ -6,26 +6,26 @@ the workers start, for the values that owe answers (fit.py).
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from evals.types import UserError
 from orchestrator import hardware, session
-from orchestrator.arguments import command_parser, parse_known
+from orchestrator.arguments import suggestion
 from orchestrator.claim import RECORDS
 from orchestrator.config import RunConfig, fingerprint
 from orchestrator.fit import fitted, host_memory
-from orchestrator.flags import flag_name
 from orchestrator.inputs import Inputs, find
-from orchestrator.names import known_settings, suggestion
+from orchestrator.names import is_list, known_settings
 from orchestrator.progress import say
 from orchestrator.report import read, write
+from orchestrator.run import asked, outlasting, resolved
 from orchestrator.runs import OpenRun, Planned, open_runs, plan_runs
 from orchestrator.scores import HEADLINE
 from orchestrator.shift import mark, start_crew, wait_for_a_worker, work_off, worker_config
@@ -35,17 +35,16 @@ from orchestrator.store import check_store, first_records, fresh_directory
 SUMMARY = "sweep.json"
 
 
-def sweep(arguments: Sequence[str], configured: Callable[[list[str]], RunConfig]) -> int:
-    """Evaluate every value; returns the exit code, as `session.run` does.
+def sweep(args: Namespace) -> int:
+    """Evaluate every value; returns the exit code, as `session.run` does. Raises UserError."""
+    return outlasting(lambda: evaluate(args))
 
-    `configured` resolves the options of a run. Raises UserError for what the user can mend, WorkersLost.
-    """
-    if (parsed := parse_known(make_parser(), arguments)) is None:
-        return 0
-    args, flags = parsed
+
+def evaluate(args: Namespace) -> int:
+    """The same; raises WorkersLost."""
     began = time.time()
-    knob, values = values_of(args.knob or "", args.start_from)
-    configs = [configured([*flags, option(knob, value)]).model_copy(update={"mode": "run"}) for value in values]
+    knob, values = values_of(args.knob, args.start_from)
+    configs = [configured(args, knob, value) for value in values]
     session.check_ray(configs[0])
     host_memory(configs[0], args.memory_limit)
     environment = hardware.describe()
@@ -85,21 +84,10 @@ def sweep(arguments: Sequence[str], configured: Callable[[list[str]], RunConfig]
     return session.carry_out(configs[0], opened, sampled, conclude, began, environment)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The options that a run does not have."""
-    parser = command_parser(
-        "sweep",
-        usage="powersample sweep --knob NAME=VALUE,VALUE,... [options] [options of `powersample run`]",
-        description="One evaluation per value of a setting, each with the batch that fits, on the same workers.",
-    )
-    add = parser.add_argument
-    add("--knob", metavar="NAME=VALUES", help="a setting of sampler or task and its values, as sampler.alpha=1,2,4")
-    add("--start-from", metavar="VALUE", help="leave out the values before this one")
-    automatic = "find the largest batch that works for each value, up to --batch-size"
-    add("--auto-batch-size", action=argparse.BooleanOptionalAction, default=True, help=automatic)
-    limit = "GiB for each worker on CPUs (default: engine.target_utilisation of the machine's, shared by the workers)"
-    add("--memory-limit", type=float, metavar="GIB", help=limit)
-    return parser
+def configured(args: Namespace, knob: str, value: str) -> RunConfig:
+    """The run of one value."""
+    one = Namespace(**vars(args) | {knob: [value] if is_list(knob) else value})
+    return resolved(*asked(one)).model_copy(update={"mode": "run"})
 
 
 def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:
@@ -120,20 +108,10 @@ def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:
     return name, values[values.index(start_from or values[0]) :]
 
 
-def option(knob: str, value: str) -> str:
-    """How `powersample run` is given the value of a setting."""
-    flag = flag_name(knob)
-    if known_settings()[knob].annotation is not bool:
-        return f"{flag}={value}"
-    if value not in ("true", "false"):
-        raise UserError(f"sweep: {knob} is true or false and not {value}; write --knob {knob}=true,false.")
-    return flag if value == "true" else f"--no-{flag[2:]}"
-
-
 def home(inputs: Inputs, knob: str) -> Path:
     """Where a sweep is kept: the directory asked for, or one that belongs to all settings but the knob."""
     group, _, key = knob.partition(".")
-    config, usual = inputs.config, {key: known_settings()[knob].default}
+    config, usual = inputs.config, {key: getattr(getattr(RunConfig(), group), key)}
     others = config.model_copy(update={group: getattr(config, group).model_copy(update=usual)})
     provenance = inputs.provenance._replace(texts=None) if key == "texts" else inputs.provenance
     digest = fingerprint(others, provenance)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,10 +111,10 @@ class Watched:
                 self.phase = row["name"] if row["event"] == "phase" else "stopped"
 
 
-def watch(directory: Path, once: bool, sleep: Callable[[float], object] = time.sleep) -> int:
+def watch(args: Namespace, sleep: Callable[[float], object] = time.sleep) -> int:
     """Show the run until it is complete or stopped, or until Ctrl-C; with `once` as it is now. Returns 0."""
-    watched = Watched(directory)
-    if once:
+    watched = Watched(args.run)
+    if args.once:
         if not watched.driven:
             watched.progress.forget()
         print("\n".join(filter(None, (watched.progress.frame(), watched.silence()))))

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -21,8 +21,9 @@ from evals.engine.checkpoint import random_model
 from evals.engine.device import IdleClock
 from evals.engine.model import Model
 from evals.engine.roofline import Roofline, roofline
-from orchestrator import bench, hardware
+from orchestrator import hardware
 from orchestrator.cli import main
+from orchestrator.commands import DTYPES, SHAPES, make_parser
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["bench", "--context", "40", "--steps", "8"]
@@ -87,10 +88,12 @@ def test_mistakes_are_one_sentence(flags: list[str], words: list[str], capsys: p
     assert all(word in line for word in words), line
 
 
-def test_help_lists_the_options_and_the_shapes_are_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--help"]) == 0
-    assert "--no-generate" in capsys.readouterr().out
-    assert set(bench.SHAPES) == set(measure.SHAPES)
+def test_the_shapes_and_choices_of_the_options_are_those_that_exist() -> None:
+    assert set(SHAPES) == set(measure.SHAPES)
+    fields = EngineConfig.model_fields
+    assert set(DTYPES) == set(get_args(fields["dtype"].annotation)) - {"auto"}
+    assert make_parser("bench").flags["--execution"].choices == get_args(fields["execution"].annotation)
+    assert make_parser("plan").get_default("target") == EngineConfig().target_utilisation
 
 
 def test_a_tied_embedding_is_read_and_one_that_is_only_looked_up_is_not() -> None:

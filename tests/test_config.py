@@ -14,13 +14,19 @@ import yaml
 
 from evals.config import READS, SamplerConfig
 from evals.types import UserError
+from orchestrator import settings
+from orchestrator.commands import make_parser
 from orchestrator.config import Provenance, RunConfig, fingerprint, plan, resolve, run_content, run_directory
-from orchestrator.names import allowed, known_settings
-from orchestrator.settings import build_config, flag_name, variable_name
+from orchestrator.names import allowed, flag_name, known_settings
+from orchestrator.settings import variable_name
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(file for file in (ROOT / "configs").glob("*.yaml") if not file.stem.startswith("generate"))
 INPUTS = Provenance("m" * 64, "d" * 64)
+
+
+def build_config(flags: list[str], environ: dict[str, str], path: Path | str | None = None) -> RunConfig:
+    return settings.build_config(make_parser("run").read(flags), environ, path)
 
 
 def write(path: Path, text: str) -> Path:
@@ -193,8 +199,8 @@ def test_a_binary_file_is_no_configuration() -> None:
 
 
 def test_every_setting_has_a_flag_a_variable_and_words() -> None:
-    for name, field in known_settings().items():
-        assert field.description or "." not in name
+    for name, about in known_settings().items():
+        assert about["description"]
         assert allowed(name)
         assert flag_name(name).islower()
         assert variable_name(name).isupper()
@@ -251,12 +257,6 @@ def test_every_nested_setting_works_as_flag_variable_and_key(name: str, tmp_path
 
 def test_no_nested_setting_is_left_out() -> None:
     assert {name for name in known_settings() if "." in name} == OTHER.keys() - {"num_samples"}
-
-
-def test_constructing_a_configuration_reads_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SEED", "7")
-    monkeypatch.setenv("POWERSAMPLE_SEED", "7")
-    assert RunConfig().seed == 0
 
 
 def test_nothing_given_and_no_gpu_is_the_demo() -> None:
@@ -474,7 +474,8 @@ def test_every_kind_of_sampler_has_a_file() -> None:
 def test_loading_a_configuration_imports_nothing_heavy() -> None:
     code = (
         "import sys; from orchestrator.settings import build_config; from orchestrator.config import resolve;"
-        "resolve(build_config(['--limit', '3'], {}, 'configs/demo.yaml'), 0);"
+        "from orchestrator.commands import make_parser; args = make_parser('run').read(['--limit', '3']);"
+        "resolve(build_config(args, {}, 'configs/demo.yaml'), 0);"
         "print({'torch', 'ray', 'transformers', 'datasets', 'huggingface_hub'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -234,7 +234,7 @@ def test_mistakes_are_one_sentence(make: Make, tmp_path: Path, capsys: pytest.Ca
     other.write_text('{"question": "1+1?", "answer": "#### 2"}\n')
     content = json.loads((run / "run.json").read_text())
     for arguments, changed, words in [
-        ([str(run)], {}, "--to is missing"),
+        ([str(run)], {}, "arguments are required: --to"),
         ([str(run), "--to", "parket"], {}, "parquet"),
         ([str(tmp_path), "--to", "inspect"], {}, "not a run directory"),
         ([str(run), "--to", "inspect", "--data", str(other)], {}, "sha256"),

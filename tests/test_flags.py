@@ -8,8 +8,13 @@ import re
 import pytest
 
 from evals.config import READS, SamplerConfig
-from orchestrator.flags import flag_name, help_text, parse_flags
-from orchestrator.names import as_group, known_settings
+from orchestrator.commands import make_parser
+from orchestrator.names import flag_name, is_group, known_settings
+from orchestrator.settings import read_options
+
+
+def help_text() -> str:
+    return make_parser("run").format_help().rstrip()
 
 
 @pytest.fixture(autouse=True)
@@ -33,11 +38,10 @@ def test_it_opens_with_one_sentence_for_users() -> None:
 
 
 def test_every_setting_is_there_once_with_at_most_one_default() -> None:
-    for name, field in known_settings().items():
-        if as_group(field.annotation) is None:
+    for name, about in known_settings().items():
+        if not is_group(name):
             assert line_of(flag_name(name)).count("(default") <= 1
-            assert field.description
-            assert field.description in line_of(flag_name(name))
+            assert about["description"] in line_of(flag_name(name))
     for word in ("null", "None", "tuple", "==", "RunConfig"):
         assert word not in help_text()
 
@@ -49,7 +53,7 @@ def test_defaults_and_values_are_shown_as_a_user_writes_them() -> None:
     assert line_of("--engine.allow-pickle").endswith("(default: off)")
     stop = line_of("--task.stop")
     shown = stop[stop.index("(default: ") + 10 : -1]
-    assert parse_flags(["--task.stop", shown])[1] == {"task": {"stop": json.loads(shown)}}
+    assert read_options(make_parser("run").read(["--task.stop", shown])).values == {"task": {"stop": json.loads(shown)}}
     for words in ("answers per problem", "pass@k", "maj@k"):
         assert words in line_of("--num-samples")
 
@@ -67,5 +71,7 @@ def test_it_ends_with_examples() -> None:
 
 def test_flags_become_nested_texts() -> None:
     flags = ["--config", "a.yaml", "--limit=3", "--sampler.num-moves", "2", "--no-sampler.replay", "--config", "b.yaml"]
-    assert parse_flags(flags) == ("b.yaml", {"limit": "3", "sampler": {"num_moves": "2", "replay": False}})
-    assert parse_flags([]) == (None, {})
+    args = make_parser("run").read(flags)
+    assert args.config == "b.yaml"
+    assert read_options(args).values == {"limit": "3", "sampler": {"num_moves": "2", "replay": False}}
+    assert vars(make_parser("run").read([])) == {}

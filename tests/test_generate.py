@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,12 @@ from evals.samplers.make import make_sampler
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem, Prompt, Record, Submit, UserError
 from orchestrator import cli, hardware, outputs, session
+from orchestrator.commands import make_parser
 from orchestrator.config import Provenance, RunConfig, fingerprint, resolve
 from orchestrator.crew import Work
-from orchestrator.export import export
-from orchestrator.generate import advice, checked, cost, generate, read_options
-from orchestrator.regrade import regrade
-from orchestrator.report import report
+from orchestrator.generate import advice, checked, cost, defaults
 from orchestrator.settings import build_config
 from orchestrator.store import read_records
-from orchestrator.validate import validate
 from orchestrator.watch import Watched
 
 ROOT = Path(__file__).parents[1]
@@ -87,9 +85,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
     def start(*flags: object) -> int:
         every = [*files, "--output_file", tmp_path / "out.jsonl", "--inline", "--batch_size", 1, *flags]
-        return generate(list(map(str, every)), cli.start)
+        return command("generate", *every)
 
     return start
+
+
+def command(*arguments: object) -> int:
+    """The exit code of a command; what it refuses is raised."""
+    return cli.dispatch(list(map(str, arguments)))
 
 
 def written(path: Path) -> list[dict[str, Any]]:
@@ -128,7 +131,7 @@ def test_every_row_that_can_be_answered_is_and_the_others_are_listed(
     assert "out.jsonl.run: 0 of 8 answers are there, 3 rows refused, 5 are owed." in said.err
     assert "Progress: 8/8 (100.0%) - Generated: 4, Failed: 4 - batch 8/8, " in said.err
     assert Answering.seen == [0, 1, 2, 3], "a line is there before the next answer is"
-    assert validate([str(tmp_path / "out.jsonl"), "--input", str(tmp_path / "in.jsonl")]) == 0
+    assert command("validate", tmp_path / "out.jsonl", "--input", tmp_path / "in.jsonl") == 0
 
 
 def test_a_second_start_goes_on_and_heals_the_output(
@@ -162,21 +165,16 @@ def test_max_examples_and_power_sampling(run: Callable[..., int], tmp_path: Path
     assert [row["metadata"]["example_id"] for row in rows] == [0, 1]
     params = rows[0]["metadata"]["generation_params"]
     assert (params["kind"], params["alpha"], params["num_moves"], params["max_new_tokens"]) == ("power", 3, 10, 2048)
-    assert validate([str(tmp_path / "out.jsonl"), "--input", str(tmp_path / "in.jsonl")]) == 0
+    assert command("validate", tmp_path / "out.jsonl", "--input", tmp_path / "in.jsonl") == 0
 
 
 def test_what_reads_scores_says_that_there_are_none(run: Callable[..., int], tmp_path: Path) -> None:
     run()
-    directory = str(tmp_path / "out.jsonl.run")
-    commands: list[Callable[[], object]] = [
-        lambda: report([directory]),
-        lambda: regrade([directory]),
-        lambda: export([directory, "--to", "parquet"]),
-    ]
-    for command in commands:
+    directory = tmp_path / "out.jsonl.run"
+    for name, *options in (["report"], ["regrade"], ["export", "--to", "parquet"]):
         with pytest.raises(UserError, match=r"is a run of generate, which grades nothing"):
-            command()
-    watched = Watched(Path(directory))
+            command(name, directory, *options)
+    watched = Watched(directory)
     assert watched.complete
     assert "numeric" not in watched.progress.frame()
 
@@ -188,7 +186,7 @@ def test_rows_that_no_line_of_json_can_carry_fail_alone(run: Callable[..., int],
     failed = {r.problem_id for r in read_records(tmp_path / "out.jsonl.run/records.jsonl") if r.status == "failed"}
     assert failed >= {2, 3, RAISING}
     assert failed.isdisjoint({0, 1})
-    assert validate([str(tmp_path / "out.jsonl"), "--input", str(tmp_path / "in.jsonl")]) == 0
+    assert command("validate", tmp_path / "out.jsonl", "--input", tmp_path / "in.jsonl") == 0
 
 
 def test_a_file_without_one_good_row_is_refused(run: Callable[..., int], tmp_path: Path) -> None:
@@ -220,7 +218,7 @@ def test_an_output_that_is_a_link_stays_one(run: Callable[..., int], tmp_path: P
         assert (tmp_path / "out.jsonl").is_symlink()
         assert [row["metadata"]["example_id"] for row in written(tmp_path / "elsewhere/real.jsonl")] == GOOD
     assert (tmp_path / "elsewhere/real.jsonl.run").is_dir()
-    assert validate([str(tmp_path / "out.jsonl"), "--input", str(tmp_path / "in.jsonl")]) == 0
+    assert command("validate", tmp_path / "out.jsonl", "--input", tmp_path / "in.jsonl") == 0
 
 
 @pytest.mark.parametrize(
@@ -240,7 +238,7 @@ def test_refusals_name_the_options_that_generate_has(run: Callable[..., int], fl
 
 def test_validate_names_its_own_option(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"absent cannot be read .*; name a JSONL file by --input[.]"):
-        validate(["out.jsonl", "--input", str(tmp_path / "absent")])
+        command("validate", "out.jsonl", "--input", tmp_path / "absent")
 
 
 def test_an_output_that_is_not_ours_stays(run: Callable[..., int], tmp_path: Path) -> None:
@@ -258,22 +256,28 @@ def test_run_grades_and_so_takes_no_open_task(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--output_file"], "--output_file.*expected one argument"),
-        (["--model_path", "demo"], "needs --output_file"),
-        (["--output_file=o", "--hourly_rate", "cheap"], "--hourly_rate.*invalid price value: 'cheap'"),
-        (["--output_file=o", "--hourly-rate=-1"], "invalid price value: '-1'"),
+        (["--output_file"], "--output_file needs a value: grows in the order"),
+        (["--model_path", "demo"], "arguments are required: --output_file"),
+        (["--output_file=o", "--hourly_rate", "cheap"], "--hourly_rate: 'cheap' is not a price"),
+        (["--output_file=o", "--hourly-rate=-1"], "'-1' is not a price"),
+        (["--output_file=o", "--max_exmples=3"], "did you mean --max.examples"),
     ],
 )
 def test_arguments_that_are_refused(arguments: list[str], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        read_options(arguments)
+        command("generate", *arguments)
 
 
-def test_options_are_settings_of_a_run_in_either_spelling() -> None:
-    options = read_options(["--top-p=0.5", "--max_examples", "3", "--output-file", "o.jsonl", "--seed", "4"])
-    assert options.flags == ["--seed", "4", "--limit", "3", "--sampler.top-p", "0.5"]
-    assert (options.output, options.hourly_rate, options.defaults.name) == (Path("o.jsonl"), None, "generate.yaml")
-    assert read_options(["--output_file=o", "--num_moves", "2"]).defaults.name == "generate_power.yaml"
+def test_options_are_settings_of_a_run_in_any_spelling(run: Callable[..., int], tmp_path: Path) -> None:
+    options = ["--top-p=0.5", "--max_examples", "3", "--output-file", "o.jsonl", "--seed", "4"]
+    assert vars(make_parser("generate").read(options)) == {
+        "sampler.top_p": "0.5",
+        "limit": "3",
+        "output_file": Path("o.jsonl"),
+        "hourly_rate": None,
+        "seed": "4",
+    }
+    assert make_parser("generate").read(["--output_file=o", "--limit=1", "--max_examples=2"]).limit == "2"
 
 
 OPEN: dict[str, Any] = {"model": "m", "data": __file__, "task": {"preset": "generate"}}
@@ -347,7 +351,7 @@ def test_what_is_wrong_with_an_output_is_said(
     harm(rows)
     jsonl(tmp_path / "out.jsonl", rows)
     capsys.readouterr()
-    assert validate([str(tmp_path / "out.jsonl"), "--input", str(tmp_path / "in.jsonl")]) == 1
+    assert command("validate", tmp_path / "out.jsonl", "--input", tmp_path / "in.jsonl") == 1
     assert words in capsys.readouterr().out
 
 
@@ -356,7 +360,7 @@ def test_without_its_run_an_output_has_to_answer_every_row(
 ) -> None:
     run()
     (tmp_path / "out.jsonl").rename(tmp_path / "moved.jsonl")
-    assert validate([str(tmp_path / "moved.jsonl"), "--input", str(tmp_path / "in.jsonl")]) == 1
+    assert command("validate", tmp_path / "moved.jsonl", "--input", tmp_path / "in.jsonl") == 1
     said = capsys.readouterr().out
     assert "rows without an answer: 4 (2, 3, 4, 6)" in said
     assert "an unknown number answers cut off" in said
@@ -418,10 +422,10 @@ def test_advice_names_what_would_help() -> None:
 )
 def test_shipped_files_open_with_their_command_and_are_valid(name: str, kind: str, flag: str) -> None:
     file = ROOT / f"configs/{name}.yaml"
-    command = f"# powersample generate {flag}--model_path MODEL --input_file IN.jsonl --output_file OUT.jsonl"
-    assert file.read_text().splitlines()[0] == command
-    assert read_options(command.split()[3:]).defaults == file
-    config = build_config([], {}, file)
+    words = f"# powersample generate {flag}--model_path MODEL --input_file IN.jsonl --output_file OUT.jsonl"
+    assert file.read_text().splitlines()[0] == words
+    assert defaults(make_parser("generate").read(words.split()[3:])) == file
+    config = build_config(Namespace(), {}, file)
     assert (config.sampler.kind, config.task.name, config.batch_size) == (kind, "open", "auto")
     assert (config.task.max_new_tokens, config.task.max_prompt_tokens) == (2048, 2048)
 
@@ -438,7 +442,7 @@ def test_2000_rows_with_a_bad_one_survive_a_kill(tmp_path: Path) -> None:
     rows[777] = '{"input": "'
     data, out = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     flags = ["--model_path", "demo", "--input_file", data, "--output_file", out, "--max_new_tokens", 4]
-    command = [
+    words = [
         sys.executable,
         "-m",
         "orchestrator",
@@ -452,7 +456,7 @@ def test_2000_rows_with_a_bad_one_survive_a_kill(tmp_path: Path) -> None:
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
     env = clean | {"POWERSAMPLE_NUM_GPUS": "0"}
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=ROOT, env=env, **quiet)
+    process = subprocess.Popen(words, cwd=ROOT, env=env, **quiet)
     while not (out.exists() and out.read_bytes().count(b"\n") >= 900):
         assert process.poll() is None, "it ended before it was to be killed"
         time.sleep(0.05)
@@ -460,7 +464,7 @@ def test_2000_rows_with_a_bad_one_survive_a_kill(tmp_path: Path) -> None:
     assert process.wait(60) == -signal.SIGKILL
     before = written(out)
     assert 900 <= len(before) < 1999
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == session.FAILED, done.stderr
     after = {row["metadata"]["example_id"]: row for row in written(out)}
     assert list(after) == [row for row in range(2000) if row != 777]
@@ -469,4 +473,4 @@ def test_2000_rows_with_a_bad_one_survive_a_kill(tmp_path: Path) -> None:
         f"Failed: row 777: {data}, line 778: not a line of JSON (Unterminated string starting at at column 11); repair "
         "or remove the line."
     ]
-    assert validate([str(out), "--input", str(data)]) == 0
+    assert command("validate", out, "--input", data) == 0

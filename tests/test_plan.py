@@ -6,6 +6,7 @@ import json
 import math
 import re
 import weakref
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,14 @@ from evals.engine.products import fuse_linears
 from evals.types import UserError
 from orchestrator import hardware
 from orchestrator.cli import main
-from orchestrator.plan_options import GPUS
+from orchestrator.commands import GPUS
 from orchestrator.settings import build_config
 
 ROOT = Path(__file__).parents[1]
 GIB = 2**30
 CONFIG = EngineConfig()
+NOTHING = Namespace()
+"""The options of a run that is given none."""
 
 
 def of_shape(name: str) -> Anatomy:
@@ -242,7 +245,7 @@ def test_an_evaluation_is_planned_by_the_engines_own_arithmetic(capsys: pytest.C
 def test_every_configuration_is_described_and_the_slots_are_the_planners() -> None:
     text = (ROOT / "docs/configs.md").read_text()
     for file in (ROOT / "configs").glob("*.yaml"):
-        assert build_config([], {}, file)
+        assert build_config(NOTHING, {}, file)
         assert re.search(rf"^## {file.stem}$|`{file.stem}`", text, re.MULTILINE), file.stem
     shapes = {name: of_shape(name) for name in ("0.5b", "1.5b", "7b")}
     tables = re.findall(r"`--gpu (\S+)`[^|]*((?:\|.*\n)+)", text)
@@ -335,7 +338,7 @@ def test_a_preset_is_a_configuration_and_never_replaces_a_file_unasked(
     flags = ["plan", "--model", "demo", "--gpu", "h100-80", "--num-gpus", "2", "--target", "0.5", "--write", str(path)]
     assert main(flags) == 0
     assert path.read_text().splitlines()[0] == f"# powersample run --config {path}"
-    config = build_config(["--config", str(path)], {})
+    config = build_config(NOTHING, {}, path)
     assert (config.model, config.batch_size, config.num_gpus) == ("demo", 256, 2)
     assert (config.engine.target_utilisation, config.engine.dtype) == (0.5, "bfloat16")
     path.write_text("mine: 1\n")
@@ -354,7 +357,7 @@ def test_a_preset_names_the_folder_of_a_model_and_one_for_training_is_not_for_a_
     configuration("llama").save_pretrained(tmp_path)
     path = tmp_path / "mine.yaml"
     assert main(["plan", "--model", str(tmp_path / "config.json"), "--gpu", "80", "--write", str(path)]) == 0
-    assert build_config([], {}, path).model == str(tmp_path)
+    assert build_config(NOTHING, {}, path).model == str(tmp_path)
     assert main(["plan", "--founding", "--write", str(path), "--overwrite"]) == 0
     assert main(["run", "--config", str(path)]) == 2
     assert "effective_batch_size is unknown" in capsys.readouterr().err

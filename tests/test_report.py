@@ -1,6 +1,7 @@
 """Reducer, comparison and report on made-up records: exact figures, warnings, files that can be made again."""
 
 import json
+from argparse import Namespace
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -237,7 +238,7 @@ def save(directory: Path, sampler: dict[str, Any], verdicts: str, shuffled: bool
 
 def test_report_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = save(tmp_path / "power", POWER, "1101")
-    assert report([str(directory)]) == 0
+    assert report(Namespace(runs=[directory])) == 0
     text = capsys.readouterr().out
     files = {path.name: path.read_bytes() for path in directory.iterdir()}
     assert files["report.md"].decode() == text
@@ -319,7 +320,7 @@ def test_damaged_telemetry_is_skipped_and_said(tmp_path: Path) -> None:
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run directory .*absent"):
-        report([str(tmp_path / "absent")])
+        report(Namespace(runs=[tmp_path / "absent"]))
     with pytest.raises(UserError, match=r"no run\.json"):
-        report([str(tmp_path)])
+        report(Namespace(runs=[tmp_path]))
     assert list(tmp_path.iterdir()) == []

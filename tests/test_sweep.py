@@ -23,7 +23,7 @@ from orchestrator.inline import InlineCrew
 from orchestrator.inputs import Inputs, find
 from orchestrator.probe import Outcome, batch, overflow, probe
 from orchestrator.shift import worker_config
-from orchestrator.sweep import option, values_of
+from orchestrator.sweep import values_of
 from orchestrator.telemetry import read_telemetry
 from orchestrator.worker import Worker
 
@@ -156,32 +156,28 @@ def test_memory_of_a_worker() -> None:
     assert host_memory(half, 1.5) == 3 << 29
     on_gpu = found(1, num_gpus=1).config
     assert host_memory(on_gpu, None) is None
-    for config, limit, words in ((half, 0.0, "is no memory"), (half, float("nan"), "nan"), (on_gpu, 8.0, "for CPUs")):
-        with pytest.raises(UserError, match=words):
-            host_memory(config, limit)
+    with pytest.raises(UserError, match="for CPUs"):
+        host_memory(on_gpu, 8.0)
 
 
 def test_values_and_where_to_start() -> None:
     assert values_of("sampler.alpha=1, 2,4", None) == ("sampler.alpha", ["1", "2", "4"])
     assert values_of("task.num_shots=0,4,8", "4") == ("task.num_shots", ["4", "8"])
-    assert option("sampler.num_moves", "3") == "--sampler.num-moves=3"
-    assert option("sampler.early_rejection", "true") == "--sampler.early-rejection"
-    assert option("sampler.early_rejection", "false") == "--no-sampler.early-rejection"
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ((), "--knob is missing and names no setting"),
-        (("--knob",), "argument --knob: expected one argument"),
+        (("--knob",), "--knob needs a value: a setting of sampler or task"),
         (("--knob", "sampler.alhpa=1,2"), "did you mean sampler.alpha?"),
         (("--knob", "engine.prefetch=1,2"), "names no setting of sampler or task"),
         (("--knob", "sampler.alpha"), "needs values that differ"),
         (("--knob", "sampler.alpha=1,1"), "needs values that differ"),
         (("--knob", "sampler.alpha=1,0"), "--sampler.alpha=0 is refused; allowed: a number from 1"),
         (("--knob", "sampler.alpha=1,2", "--start-from", "3"), "--start-from 3 is none of the values 1,2"),
-        (("--knob", "sampler.replay=on"), "sampler.replay is true or false and not on"),
-        (("--knob", "sampler.alpha=1,2", "--memory-limit", "-1"), "--memory-limit -1 is no memory"),
+        (("--knob", "sampler.replay=off,of"), "--sampler.replay=of is refused; allowed: true or false"),
+        (("--knob", "sampler.alpha=1,2", "--memory-limit", "-1"), "--memory-limit: '-1' is not a number of GiB"),
         (("--knob", "sampler.alpha=1,2", "--bath-size", "3"), "did you mean --batch-size?"),
     ],
 )

@@ -158,7 +158,7 @@ def test_several_samples_per_problem(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["t1", "exports"], "not a run directory"),
         (["."], "are of different tasks"),
         (["t1", "t1"], "named twice"),
-        (["t1", "power", "--flips", "-1"], "--flips -1 is refused"),
+        (["t1", "power", "--flips", "-1"], "--flips: '-1' is not a whole number from 0"),
         (["t1", "power", "--flips"], "--flips needs a value"),
         (["t1", "power", "--grader", "exact"], "no score exact; it has strict, numeric"),
         (["t1", "power", "--all"], "unknown option --all"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,7 +79,7 @@ def test_watching_follows_the_files_until_the_run_is_complete(run: Path, capsys:
         with (run / "records.jsonl").open("ab") as log:
             log.write(pieces.pop(0))
 
-    assert watch(run, once=False, sleep=grow) == 0
+    assert watch(Namespace(run=run, once=False), sleep=grow) == 0
     assert not pieces
     assert "mine: 4 of 4" in capsys.readouterr().out
 
@@ -94,9 +95,9 @@ def test_watching_ends_with_a_run_that_was_stopped_and_says_when_one_is_silent(
         telemetry.event("stop", signal="SIGTERM")
         telemetry.close()
 
-    assert watch(run, once=False, sleep=stop) == 0
+    assert watch(Namespace(run=run, once=False), sleep=stop) == 0
     assert "Nothing new for" in capsys.readouterr().err
-    assert watch(run, once=False) == 0
+    assert watch(Namespace(run=run, once=False)) == 0
 
 
 @pytest.mark.parametrize("once", [True, False])
@@ -104,7 +105,7 @@ def test_of_a_run_that_no_process_drives_no_worker_is_shown(
     once: bool, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (run / "lock").unlink()
-    assert watch(run, once) == 0
+    assert watch(Namespace(run=run, once=once)) == 0
     shown = "".join(capsys.readouterr())
     assert "mine: 2 of 4" in shown
     assert "the command that started it goes on" in shown
@@ -116,7 +117,7 @@ def test_what_cannot_be_watched_is_refused(run: Path, tmp_path: Path, capsys: py
     assert main(["watch", str(tmp_path / "absent")]) == 2
     assert "is not a run directory" in capsys.readouterr().err
     assert main(["watch"]) == 2
-    assert "instead of one; usage: powersample watch RUN" in capsys.readouterr().err
+    assert "the following arguments are required: RUN" in capsys.readouterr().err
     assert main(["watch", str(run.parent)]) == 2
     assert f"it holds the runs {run}; name one of them" in capsys.readouterr().err
     (run / "records.jsonl").write_bytes(encode(make_record(4)))

@@ -1,0 +1,67 @@
+"""`powersample run`: the configuration for this machine, handed to a session; also for who runs sessions otherwise."""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.types import UserError
+from orchestrator import hardware
+from orchestrator.config import DEMO, RunConfig, resolve
+from orchestrator.crew import WorkersLost
+from orchestrator.hardware import Gpu
+from orchestrator.settings import build_config
+
+GPU_DEFAULT = Path(__file__).parents[1] / "configs/gsm8k_power.yaml"
+"""What runs on a machine with GPUs unless --config names another file."""
+
+
+def run(args: Namespace) -> int:
+    """Run what the options ask for; returns the exit code."""
+    return start(*asked(args))
+
+
+def asked(args: Namespace) -> tuple[RunConfig, list[Gpu]]:
+    """What options, environment and file ask for, and the GPUs that are there. Raises UserError."""
+    present = hardware.gpus()
+    config = build_config(args, os.environ)
+    for_demo = DEMO in (config.mode, config.model)
+    if present and config.num_gpus != 0 and not for_demo:  # a file that --config names takes its place
+        config = build_config(args, os.environ, GPU_DEFAULT)
+    if config.task.name == "open":
+        raise UserError("task.name open has no answers to grade by; use powersample generate, or another format.")
+    return config, present
+
+
+def start(config: RunConfig, present: Sequence[Gpu], **outlets: Any) -> int:
+    """Resolve a configuration for this machine with the GPUs `present` and run it; `outlets` as `session.run` has."""
+    config = resolved(config, present)
+    from orchestrator.session import run as run_session
+
+    return outlasting(lambda: run_session(config, **outlets))
+
+
+def resolved(config: RunConfig, present: Sequence[Gpu]) -> RunConfig:
+    """The configuration with all decided that depends on this machine, with the GPUs `present`. Raises UserError."""
+    remote = os.environ.get("RAY_ADDRESS") and config.num_gpus  # a cluster has GPUs of its own; Ray counts them
+    bfloat16 = all(gpu.has_bfloat16 for gpu in present)
+    automatic = config.engine.dtype == "auto"
+    config = resolve(config, int(remote) if remote else len(present), bfloat16 or bool(remote))
+    if automatic and config.engine.dtype == "float16":
+        print("These GPUs have no bfloat16: the model runs in float16 (engine.dtype).", file=sys.stderr)
+    if config.use_gpus and not remote:
+        hardware.check_torch_sees_gpus(present)
+    return config
+
+
+def outlasting(drive: Callable[[], int]) -> int:
+    """The exit code of `drive`; 1, and how to go on, where its workers are lost."""
+    try:
+        return drive()
+    except WorkersLost as lost:
+        print(f"powersample: {lost}; the answers so far are kept, start again to go on.", file=sys.stderr)
+        return 1
