@@ -11,7 +11,7 @@ from decimal import Decimal, InvalidOperation
 from math import inf, isnan
 from typing import Any
 
-from evals.grading.strict_flexible import normalised
+from evals.grading.numeric import normalised
 from evals.statistics import maj_at_k, mean_and_stderr, pass_at_k, quantile95, variance_split, wilson
 from evals.types import Record
 

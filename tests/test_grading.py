@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.grading.numeric import asks_percent, gold_text, numeric
-from evals.grading.strict_flexible import flexible, strict
+from evals.grading.numeric import asks_percent, flexible, gold_text, numeric, strict
 from evals.stopping import cut
 from evals.types import Problem, UserError
 
@@ -188,22 +187,9 @@ def test_per_cent_counts_where_it_is_asked_for() -> None:
 
 
 PIECES = [
-    *"0123456789.,-$%{}\\#=/*+^ \n:é’\u00a0\u2212٣",
-    r"\boxed{",
-    r"\fbox {",
-    r"\text{",
-    "####",
-    "#### ",
-    "The answer is ",
-    "Result: ",
-    r"\frac",
-    "1,234",
-    "percent",
-    "**",
-    "{,}",
-    "\U0001f600",
-    "\ufffd",
-]
+    *"0123456789.,-$%{}\\#=/*+^ \n:é’\u00a0\u2212٣\U0001f600\ufffd", r"\boxed{", r"\fbox {", r"\text{", "####", "#### ",
+    "The answer is ", "Result: ", r"\frac", "1,234", "percent", "**", "{,}",
+]  # fmt: skip
 
 
 def test_graders_survive_any_text() -> None:
@@ -215,46 +201,20 @@ def test_graders_survive_any_text() -> None:
             assert not (grade.correct and grade.kind != "number")
 
 
+UNITS = [
+    *".$-{}\\ \n=*%1a", "1,", "1,111,", "\\boxed{", "\\boxed{1", "\\boxed{}", "#### ", "\\text{", "answer: ",
+    "answer is 1 ", "answer", "1=", "1/", "1.", "\\text{1}", "#### 1\n",
+]  # fmt: skip
+
+
 def test_graders_take_linear_time() -> None:
     row, slowest = problem("18"), 0.0
-    units = [
-        "1",
-        "1,",
-        "1,111,",
-        ".",
-        "$",
-        "-",
-        "{",
-        "}",
-        "\\",
-        "\\boxed{",
-        "\\boxed{1",
-        "\\boxed{}",
-        "#### ",
-        "\\text{",
-    ]
-    units += [
-        "answer: ",
-        "answer is 1 ",
-        "answer",
-        " ",
-        "\n",
-        "=",
-        "1=",
-        "*",
-        "1/",
-        "1.",
-        "%",
-        "a",
-        "\\text{1}",
-        "#### 1\n",
-    ]
-    for unit in units:
-        body = unit * (100_000 // len(unit))
+    for unit in UNITS:
+        body = unit * (40_000 // len(unit))
         for text in (body, body + "/", "\\boxed{" + body + "}", "The answer is " + body + "/"):
             began = time.perf_counter()
             strict(text, row.answer)
             flexible(text, row.answer)
             numeric(text, row)
             slowest = max(slowest, time.perf_counter() - began)
-    assert slowest < 1.0
+    assert slowest < 0.8, "quadratic time would be tens of seconds"

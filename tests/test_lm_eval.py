@@ -6,7 +6,7 @@ import re
 import pytest
 from interop import theirs
 
-from evals.grading.strict_flexible import COT_STRICT, flexible, strict
+from evals.grading.numeric import COT_STRICT, flexible, strict
 
 GOLDS = ["18", "1,450,000", "1450000", "-10", "0", "276000", "2,125", "7"]
 FORMS = [

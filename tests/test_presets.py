@@ -10,9 +10,8 @@ import pytest
 from interop import theirs
 
 from evals.config import TaskConfig
-from evals.tasks.gsm8k import make_task
+from evals.tasks.gsm8k import INSPECT_ROWS, lighteval_rows, make_task, packaged, replayed
 from evals.tasks.presets import PRESETS
-from evals.tasks.shots import INSPECT_ROWS, lighteval_rows, packaged, replayed
 from evals.types import Problem, UserError
 
 GSM8K = Path(__file__).parents[2] / "shared" / "data" / "gsm8k"

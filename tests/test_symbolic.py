@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from evals.grading import grade as grading
-from evals.grading.formula import formula
-from evals.grading.symbolic import Judge, Verdict
+from evals.grading.symbolic import Judge
 from evals.types import Problem
 
 pytest.importorskip("math_verify", reason="math-verify is not installed")
@@ -71,7 +70,7 @@ def test_complex_answers_to_numbers(gold: str, text: str, expected: tuple[bool, 
     ],
 )
 def test_golds_in_latex(gold: str, text: str, right: bool, judge: Judge) -> None:
-    assert formula(text, gold, judge.equal).correct == right
+    assert grading.formula(text, gold, judge.equal).correct == right
     assert list(grading.FORMATS["math"].scores(text, Problem(0, "?", f"#### {gold}"), False)) == ["numeric"]
 
 
@@ -84,30 +83,28 @@ for line in sys.stdin:
         time.sleep(600)
     if "die" in line:
         sys.exit(3)
-    print("error TypeError: no" if "raise" in line else "right", flush=True)
+    print("undecided" if "raise" in line else "right", flush=True)
 """
 
 
 def test_one_that_hangs_dies_or_raises_is_undecided_and_costs_no_other_its_verdict() -> None:
     judge = Judge(seconds=0.5, command=(sys.executable, "-c", HANG))
-    assert judge.equal("1", "1") == Verdict(True)
+    assert judge.equal("1", "1") is True
     began = time.monotonic()
-    right, error = judge.equal("1", "hang")
-    assert right is None
-    assert "took over 0.5 s" in str(error)
+    assert judge.equal("1", "hang") is None
     assert time.monotonic() - began < 5
-    assert judge.equal("1", "1") == Verdict(True)
-    assert judge.equal("1", "die").right is None
-    assert judge.equal("1", "1") == Verdict(True)
-    assert judge.equal("1", "raise") == Verdict(None, "TypeError: no")
-    assert judge.equal("1", "1") == Verdict(True)
+    assert judge.equal("1", "1") is True
+    assert judge.equal("1", "die") is None
+    assert judge.equal("1", "1") is True
+    assert judge.equal("1", "raise") is None
+    assert judge.equal("1", "1") is True
     judge.close()
 
 
 def test_without_the_checker_an_answer_is_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = Judge(command=(sys.executable, "-c", "print('absent No module named math_verify')"))
-    assert absent.equal("9", "18/2") == Verdict(None, "No module named math_verify")
+    absent = Judge(command=(sys.executable, "-c", "import no_such_module"))
+    assert absent.equal("9", "18/2") is None
     monkeypatch.setattr(grading, "judge", lambda: absent)
     assert scores("9", r"\boxed{\frac{18}{2}}") == (False, "undecided")
     assert scores("9", r"\boxed{9}") == (True, "number")
-    assert formula(r"\boxed{x+1}", "1 + x", absent.equal).kind == "undecided"
+    assert grading.formula(r"\boxed{x+1}", "1 + x", absent.equal).kind == "undecided"

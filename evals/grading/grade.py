@@ -11,10 +11,24 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from evals.grading.formula import formula, formula_vote
-from evals.grading.numeric import gold_text, number_vote, numeric
-from evals.grading.strict_flexible import COT_STRICT, STRICT, flexible, strict
-from evals.grading.symbolic import Verdict, judge
+from evals.grading.numeric import (
+    COT_STRICT,
+    NUMBER,
+    STRICT,
+    after_hashes,
+    after_phrase,
+    boxed,
+    cleaned,
+    find,
+    flexible,
+    gold_text,
+    last_box,
+    number_vote,
+    numeric,
+    strict,
+    value,
+)
+from evals.grading.symbolic import judge
 from evals.types import Grade, Problem
 
 Scores = Callable[[str, Problem, bool], dict[str, Grade]]
@@ -55,9 +69,47 @@ def settled(found: Grade, gold: str) -> Grade:
     return judged(judge().equal(gold.replace(",", ""), found.answer.rstrip(". ")), found.answer)
 
 
-def judged(verdict: Verdict, answer: str) -> Grade:
+def judged(right: bool | None, answer: str) -> Grade:
     """A symbolic verdict as a grade."""
-    return Grade(bool(verdict.right), answer, "undecided" if verdict.right is None else "complex")
+    return Grade(bool(right), answer, "undecided" if right is None else "complex")
+
+
+def formula(text: str, gold: str, equal: Callable[[str, str], bool | None]) -> Grade:
+    """Is the final answer of `text`, looked for where `numeric` looks, the same as `gold`, a number or LaTeX?
+
+    The same spelling is right without asking; two numbers are compared exactly, and a percentage is right only where
+    the gold is one; for all else `equal` (gold, answer) decides.
+    """
+    segment = final(text)
+    if segment is None:
+        return Grade(False, None, "none")
+    gold = cleaned(gold).strip()
+    if squeezed(segment) == squeezed(gold):
+        return Grade(True, segment, "complex")
+    found, wanted = boxed(segment), NUMBER.fullmatch(gold)
+    if found.value is not None and wanted is not None:
+        return Grade(found.value == value(wanted) and found.percent <= (wanted[4] is not None), found.shown, "number")
+    return judged(equal(gold, segment), segment)
+
+
+def formula_vote(text: str) -> str | None:
+    """What a text comes to: numbers as `number_vote` writes them, a formula as it is written."""
+    shown = find(text).shown
+    return number_vote(text) or (shown and squeezed(shown))
+
+
+def final(text: str) -> str | None:
+    """The final answer as it is written, without the typography that numeric.py removes, too."""
+    text = cleaned(text)
+    for segment in (last_box(text), after_hashes(text), after_phrase(text)):
+        if segment is not None and segment.strip():
+            return segment.strip().rstrip(".").strip("$ ")
+    numbers = [match[0].strip() for match in NUMBER.finditer(text)]
+    return numbers[-1] if numbers else None
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
 
 
 FORMATS: Mapping[str, Format] = MappingProxyType(

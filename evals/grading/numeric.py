@@ -1,10 +1,14 @@
-r"""The numeric score: find the final answer of a text, read it as a decimal number, compare exactly. Knows no model.
+r"""Scores of answers that are numbers: ours, and the two of lm-evaluation-harness. Knows no model.
 
-Where the answer is looked for, in this order: the last closed, non-empty `\boxed{}` or `\fbox{}`; the last `####` with
-a digit on its line; the last "answer is", "result =" or the like with a digit in its sentence; the text's last number.
+`numeric` reads the final answer of a text as a decimal number and compares exactly. It looks for it in this order: the
+last closed, non-empty `\boxed{}` or `\fbox{}`; the last `####` with a digit on its line; the last "answer is",
+"result =" or the like with a digit in its sentence; the text's last number.
 No tolerance, no rounding, no factor 100: 18.00 is 18, 18.0000001 is not. Every step takes time linear in the text.
 
 An answer of kind `complex` (a fraction, a formula) is not correct here; grade.py has a symbolic checker decide those.
+
+`strict` and `flexible` decide as lm-eval 0.4.13 does, by strings. Their faults are kept on purpose, so that a score can
+stand beside published ones.
 """
 
 from __future__ import annotations
@@ -32,6 +36,12 @@ UNITS = re.compile(r"(?:[^\W\d_]|[\s$€£.])*")
 WRAPPER = re.compile(r"\\(?:textbf|text|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 SPACE = re.compile(r"\\[ ;]|[\u00a0\u202f\u2009]")
 NOTHING = re.compile(r"\\[!,]|\*\*")
+STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
+COT_STRICT = re.compile(r"The answer is (\-?[0-9\.\,]+).")
+"""The `strict-match` of the chain-of-thought tasks. Its last `.` is any character, so that a text which ends in
+`The answer is 18` gives 1."""
+FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
+FINAL_DOT = re.compile(r"\.$")
 MAX_NESTING = 4
 """Wrappers like \\text{\\textbf{18}} are opened this deep; deeper ones stay and make the answer `complex`."""
 
@@ -189,3 +199,36 @@ def value(match: re.Match[str]) -> Decimal:
     """The number as written; two signs cancel."""
     sign = "-" if bool(match[1]) != bool(match[2]) else ""
     return Decimal(sign + match[3].replace(",", ""))
+
+
+def strict(text: str, answer: str, pattern: re.Pattern[str] = STRICT) -> Grade:
+    """`strict-match`: the first number after `#### ` (or what `pattern` says) equals the gold as a string.
+
+    `text` is the answer, already cut at its stop string; `answer` is the data set's solution, `#### gold` included.
+    The grade's answer is the extracted string, None where lm-eval says `[invalid]`.
+    """
+    found = pattern.search(text)
+    return compared(found[1] if found else None, answer)
+
+
+def flexible(text: str, answer: str) -> Grade:
+    """`flexible-extract`: the last thing that looks like a number equals the gold as a string. Else as `strict`."""
+    found = list(FLEXIBLE.finditer(text))
+    return compared(found[-1][0] if found else None, answer)
+
+
+def compared(extracted: str | None, answer: str) -> Grade:
+    """The verdict on an extracted string."""
+    if extracted is None:
+        return Grade(False, None, "none")
+    return Grade(normalised(extracted) == normalised(answer), extracted, "number")
+
+
+def normalised(text: str) -> str:
+    r"""What both sides become before they are compared: lm-eval's `regexes_to_ignore` in their order, then lower case.
+
+    The patterns are `,`, `\$`, `(?s).*#### ` and `\.$`. The third is written as a search from the right: the regular
+    expression needs quadratic time on long texts.
+    """
+    bare = text.replace(",", "").replace("$", "").rpartition("#### ")[2]
+    return FINAL_DOT.sub("", bare).lower()

@@ -1,7 +1,9 @@
 """Are two formulas equal? Asks math-verify in a child process, with a hard time limit. Knows no problem and no model.
 
-One child answers one pair at a time, in well under a millisecond; it is started when first needed, killed when it
-exceeds its time, and replaced for the next pair, so that an answer that hangs costs the limit and no other verdict.
+math-verify times itself by a signal of the main thread and can hang all the same, so it runs where it has a main thread
+and can be killed. One child (this module, run) answers one pair at a time, in well under a millisecond; it is started
+when first needed, killed when it exceeds its time, and replaced for the next pair, so that an answer that hangs costs
+the limit and no other verdict.
 """
 
 from __future__ import annotations
@@ -16,20 +18,13 @@ from functools import cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from typing import IO, NamedTuple
+from typing import IO, Any
 
 SECONDS = 5.0
 """For one pair."""
 START_SECONDS = 60.0
 """For a child to import sympy on a busy machine."""
-COMMAND = (sys.executable, "-m", "evals.grading.judge")
-
-
-class Verdict(NamedTuple):
-    """`right` is None where nothing could be decided; `error` then says why."""
-
-    right: bool | None
-    error: str | None = None
+COMMAND = (sys.executable, "-m", "evals.grading.symbolic")
 
 
 class Judge:
@@ -40,29 +35,26 @@ class Judge:
         self._child: subprocess.Popen[str] | None = None
         self._lines: SimpleQueue[str] = SimpleQueue()
 
-    def equal(self, gold: str, answer: str) -> Verdict:
-        """Is `answer` the same as `gold`, both in LaTeX? The order matters. Never raises for what they say."""
+    def equal(self, gold: str, answer: str) -> bool | None:
+        """Is `answer` the same as `gold`, both in LaTeX without `$`? The order matters. Never raises for what they say.
+
+        None where nothing can be decided: math-verify is not installed, raises, dies or takes too long.
+        """
         with self._lock:
-            if self._child is None:
-                refusal = self._start()
-                if refusal is not None:
-                    return Verdict(None, refusal)
+            if self._child is None and not self._start():
+                return None
             reply = self._ask(json.dumps([gold, answer]) + "\n", self._seconds)
-            match reply.partition(" ")[0]:
-                case "right" | "wrong":
-                    return Verdict(reply == "right")
-                case "error":
-                    return Verdict(None, reply.removeprefix("error "))
-            self._kill()
-            return Verdict(None, f"the symbolic checker died or took over {self._seconds:g} s")
+            if reply not in ("right", "wrong", "undecided"):
+                self._kill()
+            return {"right": True, "wrong": False}.get(reply)
 
     def close(self) -> None:
         """End the child; the next call of `equal` would start another."""
         with self._lock:
             self._kill()
 
-    def _start(self) -> str | None:
-        """Start a child; returns why it cannot be used."""
+    def _start(self) -> bool:
+        """Start a child; returns whether it can be used."""
         self._lines = SimpleQueue()
         self._child = subprocess.Popen(
             self._command,
@@ -74,11 +66,10 @@ class Judge:
             encoding="utf-8",
         )
         Thread(target=pump, args=(self._child.stdout, self._lines), name="judge", daemon=True).start()
-        reply = self._ask("", START_SECONDS)
-        if reply == "ready":
-            return None
-        self._kill()
-        return reply.removeprefix("absent ") or "the symbolic checker does not start"
+        ready = self._ask("", START_SECONDS) == "ready"
+        if not ready:
+            self._kill()
+        return ready
 
     def _ask(self, line: str, seconds: float) -> str:
         """The child's next line; empty if it is dead or does not answer in time."""
@@ -116,3 +107,24 @@ def judge() -> Judge:
     one = Judge()
     atexit.register(one.close)
     return one
+
+
+def main() -> None:
+    """The child: `ready`, then for every [gold, answer] on standard input `right`, `wrong` or `undecided`."""
+    from math_verify import parse, verify
+
+    def read(text: str) -> list[Any]:
+        return parse(f"${text}$", parsing_timeout=None, raise_on_error=True)  # type: ignore[arg-type]
+
+    print("ready", flush=True)
+    for line in sys.stdin:
+        try:
+            expected, found = map(read, json.loads(line))
+            right = bool(found) and verify(expected, found, timeout_seconds=None, raise_on_error=True)  # gold first
+            print("right" if right else "wrong", flush=True)
+        except Exception:  # noqa: BLE001 - the next pair is none of its business
+            print("undecided", flush=True)
+
+
+if __name__ == "__main__":
+    main()

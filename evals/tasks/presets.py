@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 Draw = Literal["keyed", "lm_eval", "lm_eval_self", "lighteval", "fixed", "package"]
-"""Which solved examples a question gets: drawn by (seed, row), ours; as upstream draws them (see shots.py)."""
+"""Which solved examples a question gets: drawn by (seed, row), ours; as upstream draws them (see gsm8k.py)."""
 
 
 class Preset(NamedTuple):
