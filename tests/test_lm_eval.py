@@ -25,16 +25,8 @@ def outputs(count: int, seed: int = 0) -> list[tuple[str, str]]:
     for _ in range(count):
         gold = rng.choice(GOLDS)
         bare = gold.replace(",", "")
-        spellings = [
-            gold,
-            bare,
-            f"{int(bare):,}",
-            f"{bare}.00",
-            f"{bare}.0",
-            f"-{bare}",
-            f"{int(bare) + 1}",
-            f"0{bare}",
-        ]
+        number = int(bare)
+        spellings = [gold, bare, f"{number:,}", f"{bare}.00", f"{bare}.0", f"-{bare}", f"{number + 1}", f"0{bare}"]
         parts = [
             rng.choice(FORMS).format(**{name: rng.choice(spellings) for name in "xyz"})
             for _ in range(rng.randint(1, 4))

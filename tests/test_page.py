@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +9,8 @@ from typing import Any
 
 import pytest
 from chromium import Browser, find_browser
-from test_report import PLAIN, POWER, TELEMETRY, make_record, make_run
+from test_end_to_end import run
+from test_report import PLAIN, POWER, failed_record, make_record, make_run, write
 
 from evals.config import TaskConfig
 from evals.tasks.gsm8k import make_task
@@ -23,7 +22,6 @@ from orchestrator.page import bold
 from orchestrator.preflight import prompts_digest
 from orchestrator.problems import load_problems
 from orchestrator.report import write_report
-from orchestrator.store import encode
 
 HOSTILE = (
     '</script><script>window.hacked = 1</script><img src="http://evil.test/x" onerror="hacked = 1"><!--<script>  &amp;'
@@ -35,8 +33,7 @@ GREP = '"problem_id": 7, "sample_index": 0,'
 def hostile_record(problem_id: int, correct: bool) -> Record:
     """Every seventh text is hostile, every tenth answer cut off, every fifteenth has none, and problem 3 failed."""
     if problem_id == 3:
-        empty: dict[str, Any] = {"scores": {}, "chain": {}, "timings": {}, "memory": {}, "tokens": {}, "token_ids": []}
-        return make_record(3, status="failed", text="", ended="failed", error=HOSTILE, **empty)
+        return failed_record(3)._replace(error=HOSTILE)
     record = make_record(problem_id, correct, ended="length" if problem_id % 10 == 0 else "eos")
     numeric = {"correct": correct, "answer": str(problem_id), "kind": "number"}
     if problem_id % 15 == 1:
@@ -49,21 +46,14 @@ def hostile_record(problem_id: int, correct: bool) -> Record:
 def save(directory: Path, sampler: dict[str, Any], right: int, name: str = "tiny") -> Path:
     """A run of which run.json tells the truth; every `right`-th answer is wrong."""
     data = directory.parent / "data.jsonl"
-    rows = [
-        {"question": f"What is {i}? {HOSTILE if i % 20 == 0 else ''}", "answer": f"#### {i}"}
-        for i in range(NUM_PROBLEMS)
-    ]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = [f"What is {i}? {HOSTILE if i % 20 == 0 else ''}" for i in range(NUM_PROBLEMS)]
+    rows = [json.dumps({"question": question, "answer": f"#### {i}"}) + "\n" for i, question in enumerate(asked)]
+    data.write_text("".join(rows), encoding="utf-8")
     source = load_problems(str(data))
     run = make_run(sampler, NUM_PROBLEMS, data=str(data), model=name)
     run["provenance"]["data"] = source.describe()
     run["provenance"]["prompts_sha256"] = prompts_digest(make_task(TaskConfig(), 3), source.problems)
-    directory.mkdir()
-    (directory / "run.json").write_text(json.dumps(run), encoding="utf-8")
-    records = [hostile_record(i, i % right > 0) for i in range(NUM_PROBLEMS)]
-    (directory / "records.jsonl").write_bytes(b"".join(map(encode, records)))
-    (directory / "telemetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TELEMETRY), encoding="utf-8")
-    return directory
+    return write(directory, run, [hostile_record(i, i % right > 0) for i in range(NUM_PROBLEMS)])
 
 
 class Page(HTMLParser):
@@ -179,9 +169,8 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     assert page.data["runs"] == ["temperature 1", "power (alpha 4, 10 moves)"]
     assert page.data["baseline"] == 0
     means = [problem["means"] for problem in page.data["problems"]]
-    row = next(
-        line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| power") and "+" in line
-    )
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith("| power") and "+" in line)
     won, lost = (int(cell) for cell in row.split("|")[5:7])
     assert (sum(b > a for a, b in means), sum(b < a for a, b in means)) == (won, lost)
     assert won > lost > 0
@@ -300,19 +289,8 @@ def test_the_picture_of_the_demo(tmp_path: Path) -> None:
     """How docs/report.png is made: of the real demo, its four methods on one page."""
     if find_browser() is None:
         pytest.skip("there is no Chromium")
-    command = [
-        sys.executable,
-        "-m",
-        "orchestrator",
-        "run",
-        "--num-gpus",
-        "0",
-        "--mode",
-        "demo",
-        "--run-dir",
-        str(tmp_path / "demo"),
-    ]
-    subprocess.run(command, check=True, cwd=Path(__file__).parents[1], capture_output=True)
+    done = run("--run-dir", tmp_path / "demo")
+    assert done.returncode == 0, done.stderr
     url = (tmp_path / "demo/report.html").as_uri()
     texts = ["embedded model: 4 methods on 200 common problems", "1–50 of 200"]
     check_quiet(look(url, texts, tmp_path / "report.png"), url)

@@ -23,48 +23,30 @@ PLAIN = {"kind": "temperature", "temperature": 1.0}
 
 def make_run(sampler: dict[str, Any] = POWER, num_problems: int | None = 4, **changes: Any) -> dict[str, Any]:
     config = {
-        "sampler": sampler,
-        "task": {"name": "gsm8k", "num_shots": 0, "max_new_tokens": 256},
-        "model": "models/tiny",
-        "data": "problems.jsonl",
-        "seed": 3,
-        "num_samples": 1,
-    }
+        "sampler": sampler, "task": {"name": "gsm8k", "num_shots": 0, "max_new_tokens": 256}, "model": "models/tiny",
+        "data": "problems.jsonl", "seed": 3, "num_samples": 1, **changes,
+    }  # fmt: skip
     provenance = {"data": {"name": "problems.jsonl", "sha256": "d" * 64, "rows": 1319}, "git_commit": "c" * 40}
-    return {
-        "config": {**config, **changes},
-        "num_problems": num_problems,
-        "fingerprint": "f" * 64,
-        "provenance": provenance,
-    }
+    return {"config": config, "num_problems": num_problems, "fingerprint": "f" * 64, "provenance": provenance}
+
+
+CHAIN = {
+    "moves": 10, "null": 2, "rejected_early": 1, "replayed_tokens": 7, "accepted": 4, "generated": 330,
+    "initial_tokens": 80, "log_p_first": -20.0, "log_p": -15.0,
+}  # fmt: skip
 
 
 def make_record(problem_id: int, correct: bool = True, sample_index: int = 0, **changes: Any) -> Record:
     score = {"correct": correct, "answer": "18", "kind": "number"}
-    chain = {
-        "moves": 10,
-        "null": 2,
-        "rejected_early": 1,
-        "replayed_tokens": 7,
-        "accepted": 4,
-        "generated": 330,
-        "initial_tokens": 80,
-    }
-    fields: dict[str, Any] = {
-        "problem_id": problem_id,
-        "sample_index": sample_index,
-        "status": "ok",
-        "text": "#### 18",
-        "token_ids": [5, 6],
-        "ended": "eos",
-        "scores": {"strict": score, "flexible": score, "numeric": score},
-        "chain": {**chain, "log_p_first": -20.0, "log_p": -15.0},
-        "timings": {"start": 100.0 + problem_id, "end": 102.0 + problem_id, "wall_seconds": 2.0 + problem_id},
-        "memory": {"rss_bytes": 900, "peak_rss_bytes": 1000 + problem_id, "peak_bytes": None, "total_bytes": None},
-        "tokens": {"prompt": 50, "answer": 80, "generated": 330, "prefilled": 60},
-        "worker": {"rank": problem_id % 2, "name": f"cpu{problem_id % 2}"},
-    }
-    return Record(**{**fields, **changes})
+    record = Record(
+        problem_id, sample_index, "ok", "#### 18", [5, 6], "eos",
+        dict.fromkeys(("strict", "flexible", "numeric"), score), dict(CHAIN),
+        {"start": 100.0 + problem_id, "end": 102.0 + problem_id, "wall_seconds": 2.0 + problem_id},
+        {"rss_bytes": 900, "peak_rss_bytes": 1000 + problem_id, "peak_bytes": None, "total_bytes": None},
+        {"prompt": 50, "answer": 80, "generated": 330, "prefilled": 60},
+        {"rank": problem_id % 2, "name": f"cpu{problem_id % 2}"},
+    )  # fmt: skip
+    return record._replace(**changes)
 
 
 def failed_record(problem_id: int) -> Record:
@@ -79,16 +61,8 @@ TELEMETRY = [
     {"kind": "event", "event": "phase", "name": "sampling", "time": 95.0},
     *(
         {
-            "kind": "sample",
-            "time": at,
-            "worker": worker,
-            "pid": pid,
-            "rank": 1,
-            "slots": 10,
-            "active_slots": 9,
-            "steps": steps,
-            "generated_tokens": generated,
-            "memory": {"peak_rss_bytes": 5000, "peak_bytes": None},
+            "kind": "sample", "time": at, "worker": worker, "pid": pid, "rank": 1, "slots": 10, "active_slots": 9,
+            "steps": steps, "generated_tokens": generated, "memory": {"peak_rss_bytes": 5000, "peak_bytes": None},
         }
         for at, worker, pid, steps, generated in [
             (95.0, "cpu1", 7, 300, 2_000),  # it has worked for another run before
@@ -99,7 +73,7 @@ TELEMETRY = [
         ]
     ),
     {"kind": "event", "event": "phase", "name": "end", "time": 105.0},
-]
+]  # fmt: skip
 
 
 def test_summary_has_exact_figures() -> None:
@@ -116,30 +90,17 @@ def test_summary_has_exact_figures() -> None:
     assert summary["truncated_rate"] == pytest.approx(1 / 3)
     assert (summary["right_if_finished"], summary["right_if_truncated"]) == (1, 0)
     assert summary["timings"] == {
-        "setup_seconds": 1,
-        "ray_seconds": 0,
-        "load_seconds": 4,
-        "sampling_seconds": 10,
-        "total_seconds": 15,
-        "num_starts": 1,
-        "tail_seconds": 0,
+        "setup_seconds": 1, "ray_seconds": 0, "load_seconds": 4, "sampling_seconds": 10, "total_seconds": 15,
+        "num_starts": 1, "tail_seconds": 0,
         "answer_seconds": {"mean": 3, "p50": 3, "p95": pytest.approx(3.9), "max": 4},
-    }
-    assert summary["tokens"]["generated"] == 990
-    assert summary["tokens"]["mean_answer"] == 80
+    }  # fmt: skip
+    tokens = summary["tokens"]
+    assert (tokens["generated"], tokens["mean_answer"], tokens["generated_per_problem"]) == (990, 80, 330)
     assert summary["throughput"] == {"tokens_per_second": 99, "problems_per_second": 0.3}
-    assert summary["tokens"]["generated_per_problem"] == 330
     known = {
-        "moves": 30,
-        "null": 6,
-        "accepted": 12,
-        "rejected_early": 3,
-        "replayed_tokens": 21,
-        "acceptance": 0.5,
-        "forwards_per_move": 25,
-        "mean_log_p_first": -20,
-        "mean_log_p": -15,
-    }
+        "moves": 30, "null": 6, "accepted": 12, "rejected_early": 3, "replayed_tokens": 21, "acceptance": 0.5,
+        "forwards_per_move": 25, "mean_log_p_first": -20, "mean_log_p": -15,
+    }  # fmt: skip
     assert {name: summary["chain"][name] for name in known} == known
     assert (summary["pass_at_k"], summary["maj_at_k"], summary["variance"]) == ({}, {}, {})
     memory = summary["memory"]
@@ -149,9 +110,13 @@ def test_summary_has_exact_figures() -> None:
     json.dumps(summary, allow_nan=False)
 
 
+def rows(bits: str) -> list[Record]:
+    """Several samples of each problem; 1 is right."""
+    return [make_record(i, bit == "1", k) for i, row in enumerate(bits.split()) for k, bit in enumerate(row)]
+
+
 def test_several_samples_count_by_question() -> None:
-    rows = ["1111", "1101", "0100", "0000", "1011", "1111"]
-    records = [make_record(i, bit == "1", k) for i, row in enumerate(rows) for k, bit in enumerate(row)]
+    records = rows("1111 1101 0100 0000 1011 1111")
     score = summarise(records, [], make_run(num_problems=6, num_samples=4))["accuracy"]["numeric"]
     assert (score["mean"], score["stderr"]) == pytest.approx((0.625, 0.167705), abs=1e-6)
     assert score["ci95"] == pytest.approx([0.625 - 1.96 * 0.167705, 0.625 + 1.96 * 0.167705], abs=1e-4)
@@ -226,21 +191,37 @@ def test_scores_that_agree_are_shown_once() -> None:
     assert all(f"| {name}" in text for name in ("strict", "flexible", "numeric"))
 
 
-def save(directory: Path, sampler: dict[str, Any], verdicts: str, shuffled: bool = False) -> Path:
+def write(directory: Path, run: dict[str, Any], records: list[Record], torn: bytes = b"") -> Path:
+    """A run directory."""
     directory.mkdir()
-    records = [make_record(i, verdict == "1") for i, verdict in enumerate(verdicts)]
-    (directory / "run.json").write_text(json.dumps(make_run(sampler, len(verdicts))), encoding="utf-8")
-    lines = [encode(record) for record in records]
-    (directory / "records.jsonl").write_bytes(b"".join(lines[::-1] if shuffled else lines) + b'{"torn": ')
+    (directory / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    (directory / "records.jsonl").write_bytes(b"".join(map(encode, records)) + torn)
     (directory / "telemetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TELEMETRY), encoding="utf-8")
     return directory
+
+
+def save(directory: Path, sampler: dict[str, Any], verdicts: str, shuffled: bool = False) -> Path:
+    records = [make_record(i, verdict == "1") for i, verdict in enumerate(verdicts)]
+    return write(directory, make_run(sampler, len(verdicts)), records[:: -1 if shuffled else 1], b'{"torn": ')
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence with which the command line refuses a command."""
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), err[:13]) == ("", 1, "powersample: ")
+    return err
 
 
 def test_report_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = save(tmp_path / "power", POWER, "1101")
     assert report(Namespace(runs=[directory])) == 0
     text = capsys.readouterr().out
-    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    files = content(directory)
     assert files["report.md"].decode() == text
     assert json.loads(files["summary.json"])["accuracy"]["strict"]["mean"] == 0.75
     for part in (
@@ -259,7 +240,7 @@ def test_report_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     (directory / "summary.json").unlink()
     (directory / "report.md").unlink()
     assert write_report([directory]) == text
-    assert {path.name: path.read_bytes() for path in directory.iterdir()} == files
+    assert content(directory) == files
 
 
 def test_the_order_of_completion_does_not_matter(tmp_path: Path) -> None:
@@ -278,12 +259,10 @@ def test_a_run_without_an_answer_is_refused_and_keeps_its_summary(
     (directory / "records.jsonl").unlink()
     if log is not None:
         (directory / "records.jsonl").write_bytes(log)
-    before = {path.name: path.read_bytes() for path in directory.iterdir()}
-    assert main([command, str(directory)]) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert "has no answer yet (records.jsonl is missing or empty); go on with it first" in err
-    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
+    before = content(directory)
+    said = refused([command, str(directory)], capsys)
+    assert "has no answer yet (records.jsonl is missing or empty); go on with it first" in said
+    assert content(directory) == before
 
 
 def test_damaged_telemetry_is_skipped_and_said(tmp_path: Path) -> None:
@@ -292,15 +271,9 @@ def test_damaged_telemetry_is_skipped_and_said(tmp_path: Path) -> None:
     log = directory / "telemetry.jsonl"
     first, *others = log.read_bytes().splitlines(keepends=True)
     damaged = (
-        b'{"kind": "event", "ti',
-        b"\xff",
-        b"",
-        b"[1]",
-        b'{"kind": "event"}',
-        b'{"kind": "event", "event": "phase", "time": 1}',
-        b'{"kind": "sample", "time": 1, "memory": 3}',
-        b'{"time": 1}',
-    )
+        b'{"kind": "event", "ti', b"\xff", b"", b"[1]", b'{"kind": "event"}', b'{"time": 1}',
+        b'{"kind": "event", "event": "phase", "time": 1}', b'{"kind": "sample", "time": 1, "memory": 3}',
+    )  # fmt: skip
     log.write_bytes(b"".join([first, *(line + b"\n" for line in damaged), *others]))
     death = {"kind": "event", "event": "death", "time": 1.0, "worker": "cpu0", "cause": "crash", "lost": 2}
     assert "Workers lost" not in write_report([directory])
@@ -308,8 +281,7 @@ def test_damaged_telemetry_is_skipped_and_said(tmp_path: Path) -> None:
         file.write(json.dumps(death) + "\n")
     text = write_report([directory])
     summary = json.loads((directory / "summary.json").read_text())
-    assert summary["num_damaged_telemetry"] == len(damaged)
-    assert summary["num_deaths"] == 1
+    assert (summary["num_damaged_telemetry"], summary["num_deaths"]) == (len(damaged), 1)
     assert "Workers lost and replaced: 1;" in text
     assert any(
         "Lines of telemetry.jsonl that are damaged and could not be read: 8" in line for line in summary["warnings"]

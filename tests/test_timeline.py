@@ -8,10 +8,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from test_report import make_record, make_run
+from test_report import make_record, make_run, write
 
 from orchestrator.report import write_report
-from orchestrator.store import encode
 from orchestrator.timeline import HEIGHT, MAX_WORKERS, TOP, moments, timeline
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -95,9 +94,8 @@ def test_cpu_workers_unknown_devices_and_many_workers() -> None:
 
 @pytest.mark.parametrize("sampled", [True, False])
 def test_the_report_links_it_where_there_is_one(sampled: bool, tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps(make_run()))
-    (tmp_path / "records.jsonl").write_bytes(encode(make_record(0)))
+    directory = write(tmp_path / "run", make_run(), [make_record(0)])
     rows = [event(0, "start"), *([sample(1)] if sampled else [])]
-    (tmp_path / "telemetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert ("[timeline.svg](timeline.svg)" in write_report([tmp_path])) == sampled
-    assert (tmp_path / "timeline.svg").exists() == sampled
+    (directory / "telemetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert ("[timeline.svg](timeline.svg)" in write_report([directory])) == sampled
+    assert (directory / "timeline.svg").exists() == sampled

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_report import make_record, make_run
+from test_report import make_record, make_run, refused, write
 
 from evals.types import UserError
 from orchestrator.claim import take_lock
@@ -43,16 +43,13 @@ def sample(worker: str, **changes: Any) -> dict[str, Any]:
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Path]:
     """A run of four problems with two answers and two workers, one of which has died."""
-    directory = tmp_path / "mine"
-    directory.mkdir()
-    (directory / "run.json").write_text(json.dumps(make_run(name="mine")))
-    (directory / "records.jsonl").write_bytes(b"".join(map(encode, [make_record(0), make_record(1), make_record(1)])))
+    directory = write(tmp_path / "mine", make_run(name="mine"), [make_record(0), make_record(1), make_record(1)])
+    (directory / "telemetry.jsonl").unlink()
     telemetry = Telemetry(directory / "telemetry.jsonl")
     telemetry.event("start")
     telemetry.phase("sampling")
-    telemetry.sample("gpu0", GPU)
-    telemetry.sample("gpu10", GPU)
-    telemetry.sample("gpu2", GPU)
+    for worker in ("gpu0", "gpu10", "gpu2"):
+        telemetry.sample(worker, GPU)
     telemetry.event("death", worker="gpu2", reason="killed")
     telemetry.close()
     with (directory / "lock").open("w") as lock:  # as the driver does
@@ -114,12 +111,9 @@ def test_of_a_run_that_no_process_drives_no_worker_is_shown(
 
 
 def test_what_cannot_be_watched_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["watch", str(tmp_path / "absent")]) == 2
-    assert "is not a run directory" in capsys.readouterr().err
-    assert main(["watch"]) == 2
-    assert "the following arguments are required: RUN" in capsys.readouterr().err
-    assert main(["watch", str(run.parent)]) == 2
-    assert f"it holds the runs {run}; name one of them" in capsys.readouterr().err
+    assert "is not a run directory" in refused(["watch", str(tmp_path / "absent")], capsys)
+    assert "the following arguments are required: RUN" in refused(["watch"], capsys)
+    assert f"it holds the runs {run}; name one of them" in refused(["watch", str(run.parent)], capsys)
     (run / "records.jsonl").write_bytes(encode(make_record(4)))
     with pytest.raises(UserError, match=r"line 1: not a record \(problem_id is 4, but the run has 0 to 3\)"):
         Watched(run)
