@@ -159,7 +159,7 @@ def judged(records: list[Record]) -> dict[str, Any]:
 def generated(model: Model, task: Task, problems: list[Problem], args: argparse.Namespace) -> dict[str, Any]:
     """Answers to these problems by the library's `generate`, scores kept, in batches."""
     from evals.bench import peak
-    from evals.engine.baseline import generate
+    from evals.engine.yardsticks import generate
 
     prompts = [model.tokenizer.encode(task.prompt(problem)) for problem in problems]
     batches = [prompts[at : at + COMPARED_BATCH] for at in range(0, len(prompts), COMPARED_BATCH)]

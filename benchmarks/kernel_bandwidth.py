@@ -25,7 +25,7 @@ from evals.engine.kernels.draw import draw
 from evals.engine.kernels.pages import copy_pages, write
 from evals.engine.kernels.prefill import plan_tiles, prefill, tile_tokens
 from evals.engine.kv_cache import PAGE
-from evals.engine.roofline import copy_bandwidth
+from evals.engine.yardsticks import copy_bandwidth
 
 BATCHES = (1, 10, 64, 256)
 

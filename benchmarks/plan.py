@@ -20,11 +20,10 @@ from evals.bench import SHAPES, load, random_prompts
 from evals.config import AUTO_SLOTS, EngineConfig, SamplerConfig
 from evals.engine import selfcheck
 from evals.engine.accelerate import measure, prepare
-from evals.engine.anatomy import Anatomy, anatomy
 from evals.engine.checkpoint import shape_config
 from evals.engine.device import release, reset_peak
 from evals.engine.engine import Engine
-from evals.engine.forecast import demand, forecast, peak
+from evals.engine.forecast import Anatomy, anatomy, demand, forecast, peak
 from evals.engine.model import Model
 from evals.engine.planning import GIB, plan_slots
 from evals.samplers.make import make_sampler
@@ -38,7 +37,7 @@ def compare(shape: str, slots: list[int | None], length: int, config: EngineConf
     """A row for every number of slots (None: as many as fit and pay), of a model of this shape with random weights."""
     held = torch.cuda.memory_allocated()
     model = load(None, shape, config.model_copy(update={"dtype": DTYPE}), "cuda")
-    computed = anatomy(shape_config(SHAPES[shape].kind, SHAPES[shape].sizes), DTYPE, shape)
+    computed = anatomy(shape_config(*SHAPES[shape]), DTYPE, shape)
     selfcheck.check(model)
     prepare(model)
     return [{"shape": shape} | row(model, computed, number, length, config, held) for number in slots]

@@ -23,38 +23,23 @@ from evals.types import Chain, MemoryReading, Prompt
 ALPHA = 4.0
 WARM_UP = 20
 """Steps that do not count."""
-CONTEXT_LENGTH = 32_768
 
 
-class Shape(NamedTuple):
-    """What a step of a model costs, as far as its configuration says."""
-
-    kind: str
-    """The library's model type."""
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int
-    tie_word_embeddings: bool
-
-    @property
-    def sizes(self) -> dict[str, Any]:
-        """The configuration."""
-        sizes = self._asdict() | {"max_position_embeddings": CONTEXT_LENGTH}
-        del sizes["kind"]
-        return sizes
-
-
-SHAPES = {
-    "tiny": Shape("qwen2", 64, 128, 2, 4, 2, 512, True),
-    "0.5b": Shape("qwen2", 896, 4864, 24, 14, 2, 151_936, True),
-    "1.5b": Shape("qwen2", 1536, 8960, 28, 12, 2, 151_936, True),
-    "7b": Shape("qwen2", 3584, 18944, 28, 28, 4, 152_064, False),
-    "8b": Shape("llama", 4096, 14336, 32, 32, 8, 128_256, False),
+SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
+    "tie_word_embeddings",
+)  # fmt: skip
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    name: (kind, dict(zip(SIZES, sizes, strict=True)) | {"max_position_embeddings": 32_768})
+    for name, kind, *sizes in (
+        ("tiny", "qwen2", 64, 128, 2, 4, 2, 512, True),
+        ("0.5b", "qwen2", 896, 4864, 24, 14, 2, 151_936, True),
+        ("1.5b", "qwen2", 1536, 8960, 28, 12, 2, 151_936, True),
+        ("7b", "qwen2", 3584, 18944, 28, 28, 4, 152_064, False),
+        ("8b", "llama", 4096, 14336, 32, 32, 8, 128_256, False),
+    )
 }
-"""Qwen2.5 0.5B, 1.5B and 7B, Llama 3.1 8B, and one for a CPU."""
+"""Name -> the library's model type and its sizes: Qwen2.5 0.5B, 1.5B and 7B, Llama 3.1 8B, and one for a CPU."""
 
 
 class Laps(dict[str, float]):
@@ -131,7 +116,7 @@ def load(model: str | None, shape: str, config: EngineConfig, device: str) -> Mo
     if model is not None:
         return load_model(model, config, device)
     dtype = {"cpu": "float32", "cuda": "bfloat16"}[device] if config.dtype == "auto" else config.dtype
-    return random_model(SHAPES[shape].kind, SHAPES[shape].sizes, dtype, device)
+    return random_model(*SHAPES[shape], dtype, device)
 
 
 def prompt_length(context: int, steps: int) -> int:

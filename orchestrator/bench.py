@@ -16,7 +16,7 @@ from evals.types import UserError
 
 if TYPE_CHECKING:
     from evals.engine.model import Model
-    from evals.engine.roofline import Roofline
+    from evals.engine.yardsticks import Roofline
 
 GIB = 2**30
 Say = Callable[[str], None]
@@ -29,7 +29,7 @@ def bench(args: argparse.Namespace) -> int:
     """
     say: Say = (lambda line: None) if args.json else (lambda line: print(line, flush=True))
     model, config, name, laps = load(args)
-    from evals.engine.roofline import roofline
+    from evals.engine.yardsticks import roofline
     from orchestrator.hardware import describe
 
     roof = roofline(model)
@@ -93,7 +93,7 @@ def show_roofline(roof: Roofline, numbers: list[int], args: argparse.Namespace, 
 def show_generate(model: Model, numbers: list[int], args: argparse.Namespace, say: Say) -> list[dict[str, Any]]:
     """The library's generate with scores kept; no figures where memory does not suffice."""
     from evals import bench as measure
-    from evals.engine.baseline import generate_steps
+    from evals.engine.yardsticks import generate_steps
 
     say("\ngenerate, scores and logits kept\n   slots    ms/step    tokens/s  peak GiB")
     rows, length = [], measure.prompt_length(args.context, args.steps)

@@ -1,7 +1,7 @@
 """`powersample plan`: where a GPU's memory would go, and the batch that it has room for. Touches no device.
 
-Knows how a plan is made up, shown and kept; plan_options.py knows how it is asked for, and the arithmetic is in
-evals/budget.py, evals/engine/forecast.py and evals/engine/planning.py.
+Knows how a plan is made up, shown and kept; the arithmetic is in evals/budget.py, evals/engine/forecast.py and
+evals/engine/planning.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import yaml
 
 from evals.budget import FOUNDING, Training, founding_notes, training_budget
 from evals.config import AUTO_SLOTS, EngineConfig
+from evals.engine.planning import GIB
 from evals.types import UserError
 from orchestrator import hardware
 from orchestrator.arguments import suggestion
@@ -22,9 +23,8 @@ from orchestrator.commands import GPUS, SHAPES, make_parser
 from orchestrator.durable import write_atomically
 
 if TYPE_CHECKING:
-    from evals.engine.anatomy import Anatomy
+    from evals.engine.forecast import Anatomy
 
-GIB = 2**30
 COUNTS = {"parameters", "trainable_parameters", "batch", "num_gpus", "effective_batch", "in_flight"}
 CHAIN_SEQUENCES = 2
 """A state and a draft, as power sampling needs."""
@@ -40,14 +40,13 @@ UNREAD = {
     "founding": (*OF_TRAINING, "model", "shape", "gpu", "training", "dtype", "length", "batch_size"),
 }
 """Options that would be ignored, by kind of budget."""
-Budget = dict[str, int | float]
 
 
 class Plan(NamedTuple):
-    """A plan, and how it may be kept."""
+    """What was asked, the budget by names, notes on it, and the preset that it may be kept as."""
 
     inputs: dict[str, Any]
-    budget: Budget
+    budget: dict[str, int | float]
     notes: list[str]
     preset: dict[str, Any]
 
@@ -86,7 +85,7 @@ def evaluation(args: argparse.Namespace) -> Plan:
     reading = forecast(model, total, min(args.batch_size or most, most), config)
     found = plan_slots(reading, demand(model, args.batch_size, args.length, CHAIN_SEQUENCES), config, WAY_OUT)
     parts = found.parts
-    budget: Budget = {
+    budget = {
         "gpu_memory": total,
         "parameters": model.parameters,
         "overhead": parts["context and others"],
@@ -170,12 +169,12 @@ def models(args: argparse.Namespace, most: int | None = None) -> list[tuple[str,
             f"or --shape ({', '.join(SHAPES)})."
         )
     from evals.bench import SHAPES as KNOWN
-    from evals.engine.anatomy import anatomy
     from evals.engine.checkpoint import shape_config
+    from evals.engine.forecast import anatomy
     from evals.engine.gate import read_config
 
     configs = [(name, read_config(config_folder(name), False)) for name in args.model]
-    configs += [(name, shape_config(KNOWN[name].kind, KNOWN[name].sizes)) for name in args.shape]
+    configs += [(name, shape_config(*KNOWN[name])) for name in args.shape]
     return [(name, anatomy(config, args.dtype, name)) for name, config in configs]
 
 

@@ -16,11 +16,10 @@ import torch
 from evals import bench as measure
 from evals.config import EngineConfig
 from evals.engine import device
-from evals.engine.baseline import generate, generate_steps
 from evals.engine.checkpoint import random_model
 from evals.engine.device import IdleClock
 from evals.engine.model import Model
-from evals.engine.roofline import Roofline, roofline
+from evals.engine.yardsticks import Roofline, generate, generate_steps, roofline
 from orchestrator import hardware
 from orchestrator.cli import main
 from orchestrator.commands import DTYPES, SHAPES, make_parser
@@ -97,12 +96,11 @@ def test_the_shapes_and_choices_of_the_options_are_those_that_exist() -> None:
 
 
 def test_a_tied_embedding_is_read_and_one_that_is_only_looked_up_is_not() -> None:
-    tied = measure.SHAPES["tiny"]
+    kind, sizes = measure.SHAPES["tiny"]
     read = {}
-    for shape in (tied, tied._replace(tie_word_embeddings=False)):
-        model = random_model(shape.kind, shape.sizes, "float32", "cpu")
-        found = roofline(model)
-        read[shape.tie_word_embeddings] = found.weights
+    for tied in (True, False):
+        found = roofline(random_model(kind, sizes | {"tie_word_embeddings": tied}, "float32", "cpu"))
+        read[tied] = found.weights
         assert found.weight_bytes == 4 * found.weights
         assert found.kv_bytes == 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, head size, float32
         assert min(found.bandwidth, found.arithmetic) > 1e6

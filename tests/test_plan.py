@@ -30,10 +30,9 @@ from benchmarks import plan as benchmark
 from evals.bench import SHAPES, load
 from evals.budget import FOUNDING, GB, Training, founding_notes, training_budget
 from evals.config import EngineConfig
-from evals.engine.anatomy import Anatomy, Layer, anatomy
 from evals.engine.checkpoint import make_network, shape_config
 from evals.engine.engine import Engine
-from evals.engine.forecast import WORKSPACE_BYTES, demand, forecast, peak
+from evals.engine.forecast import WORKSPACE_BYTES, Anatomy, anatomy, demand, forecast, peak
 from evals.engine.kv_cache import PAGE
 from evals.engine.planning import plan_slots
 from evals.engine.products import fuse_linears
@@ -51,7 +50,7 @@ NOTHING = Namespace()
 
 
 def of_shape(name: str) -> Anatomy:
-    return anatomy(shape_config(SHAPES[name].kind, SHAPES[name].sizes), "bfloat16", name)
+    return anatomy(shape_config(*SHAPES[name]), "bfloat16", name)
 
 
 def command(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
@@ -107,7 +106,7 @@ def test_sizes_without_weights_are_those_with_them(family: str) -> None:
     assert found.weight_bytes == sum(tensor.nbytes for tensor in kept)
     assert found.parameters == pair.network.num_parameters()
     assert PAGE * found.kv_token_bytes == pair.model.cache_shape.page_bytes
-    assert len(found.layers) == pair.model.cache_shape.num_layers
+    assert len(found.windows) == pair.model.cache_shape.num_layers
     assert found.query == pair.model.num_query_heads * pair.model.cache_shape.head_dim
     assert found.refusal is None
 
@@ -123,12 +122,12 @@ def test_known_models() -> None:
 
 def test_windows_bound_what_a_sequence_needs() -> None:
     found = anatomy(configuration("gemma3"), "float32", "gemma3")
-    assert [layer.window for layer in found.layers] == [7, 7, None]
+    assert found.windows == (7, 7, None)
     each = 2 * 2 * 8 * 4
     assert found.kv_bytes(5) == 3 * 5 * each
     assert found.kv_bytes(100) == (7 + 7 + 100) * each
-    assert {layer.window for layer in anatomy(configuration("mistral"), "float32", "mistral").layers} == {9}
-    assert {layer.window for layer in anatomy(configuration("qwen2"), "float32", "qwen2").layers} == {None}
+    assert set(anatomy(configuration("mistral"), "float32", "mistral").windows) == {9}
+    assert set(anatomy(configuration("qwen2"), "float32", "qwen2").windows) == {None}
 
 
 def deepseek() -> DeepseekV3Config:
@@ -142,7 +141,7 @@ def deepseek() -> DeepseekV3Config:
 
 def test_latent_attention_keeps_the_latent_and_the_engine_says_that_it_cannot() -> None:
     found = anatomy(deepseek(), "bfloat16", "latent")
-    assert found.layers == (Layer(24 + 8, None),) * 2
+    assert (found.kept, found.windows) == (24 + 8, (None, None))
     assert found.kv_token_bytes == 2 * 32 * 2
     assert found.mlp == 6 * 16, "six experts are wider than the dense layer"
     assert found.refusal is not None
@@ -155,7 +154,7 @@ def test_heads_that_the_engine_cannot_see_are_those_of_the_configuration(kind: d
         vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_kv_heads=2, **kind
     )
     found = anatomy(config, "bfloat16", "falcon")
-    assert found.layers == (Layer(2 * heads * 8, None),) * 2
+    assert (found.kept, found.windows) == (2 * heads * 8, (None, None))
     assert "its attention cannot be replaced" in str(found.refusal)
 
 
@@ -174,8 +173,8 @@ def test_adapters_are_counted(family: str) -> None:
     else:
         h = 32
         layer = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)  # q, o; k, v; gate, up, down
-    assert found.lora_parameters(4) == 4 * layer * len(found.layers)
-    assert found.adapter_parameters(8) == len(found.layers) * 2 * (h * 8 + 8 + 8 * h + h)
+    assert found.lora_parameters(4) == 4 * layer * len(found.windows)
+    assert found.adapter_parameters(8) == len(found.windows) * 2 * (h * 8 + 8 + 8 * h + h)
 
 
 class Live(TorchDispatchMode):
@@ -211,7 +210,7 @@ def nothing(module: Any, query: torch.Tensor, key: Any, value: Any, mask: Any, *
 def test_a_prompt_pass_holds_what_the_formula_says(name: str) -> None:
     """The library's own layers on the meta device, fused as the engine does, every allocation counted."""
     AttentionInterface.register("nothing", nothing)
-    network = make_network(shape_config(SHAPES[name].kind, SHAPES[name].sizes), "bfloat16", "meta").eval()
+    network = make_network(shape_config(*SHAPES[name]), "bfloat16", "meta").eval()
     network.requires_grad_(False).set_attn_implementation("nothing")
     ids = torch.zeros(1, 1024, dtype=torch.long, device="meta")
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.search import MAX_ATTEMPTS, Attempt, estimate, next_size, search, search_each
+from evals.search import MAX_ATTEMPTS, estimate, next_size, search
 
 
 def quiet(_: str) -> None:
@@ -54,9 +54,9 @@ def test_estimates_by_active_blocks_and_by_several_at_once() -> None:
     ids=["A", "B", "C", "D", "D fits", "at the limit", "51", "56", "one", "nothing in five", "nothing at all"],
 )
 def test_scenarios(start: int, largest: int, attempts: list[int], expected: int | None) -> None:
-    found = search(start, 64, lambda size: size <= largest, quiet)
-    assert [attempt.size for attempt in found.attempts] == attempts
-    assert found.batch_size == expected
+    asked: list[int] = []
+    assert search(start, 64, lambda size: asked.append(size) or size <= largest, quiet) == expected
+    assert asked == attempts
 
 
 @given(start=st.integers(1, 3000), limit=st.integers(1, 2000), largest=st.integers(0, 3000))
@@ -72,9 +72,9 @@ def test_never_above_the_limit_and_never_more_than_five(start: int, limit: int, 
     assert len(set(asked)) == len(asked), "nothing is tried twice"
     assert max(asked) <= limit
     assert min(asked) >= 1
-    assert found.batch_size == max((size for size in asked if size <= largest), default=None)
-    if found.batch_size and len(asked) < MAX_ATTEMPTS:
-        assert min(limit, largest) <= 1.25 * found.batch_size
+    assert found == max((size for size in asked if size <= largest), default=None)
+    if found and len(asked) < MAX_ATTEMPTS:
+        assert min(limit, largest) <= 1.25 * found
 
 
 def test_the_lines_name_estimate_probes_and_result() -> None:
@@ -93,19 +93,6 @@ def test_the_lines_name_estimate_probes_and_result() -> None:
     assert lines[-1] == "no batch size works"
 
 
-def test_every_configuration_is_searched_alone() -> None:
-    lines: list[str] = []
-    memory = {"12 crops": 16, "13 crops": 24, "14 crops": 64}
-    starts = {"12 crops": 19, "13 crops": 16, "14 crops": 19}
-    found = search_each(starts, 64, lambda name, size: size <= memory[name], lines.append)
-    assert {name: one.batch_size for name, one in found.items()} == {"12 crops": 16, "13 crops": 24, "14 crops": 63}
-    for name, start in starts.items():
-        alone = search(start, 64, lambda size, name=name: size <= memory[name], quiet)
-        assert found[name] == alone
-    assert lines[0] == "12 crops: estimated batch size 19, limit 64"
-    assert lines[-1] == "14 crops: using batch size 63"
-
-
 def test_a_search_without_sizes_is_refused_and_a_broken_probe_is_heard() -> None:
     with pytest.raises(ValueError, match="no sizes"):
         search(19, 0, lambda size: True, quiet)
@@ -115,4 +102,4 @@ def test_a_search_without_sizes_is_refused_and_a_broken_probe_is_heard() -> None
 
     with pytest.raises(RuntimeError, match="gone"):
         search(19, 64, broken, quiet)
-    assert next_size((Attempt(19, True), Attempt(20, False)), 19, 64) is None
+    assert next_size({19: True, 20: False}, 19, 64) is None

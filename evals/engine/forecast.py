@@ -1,19 +1,153 @@
-"""Memory of a run before there is a device: the reading that planning.py plans from, computed instead of measured.
+"""Memory of a run before there is a device: the reading that planning.py plans from, computed instead of measured from
+sizes that are read off a model without weights. Knows no device; benchmarks/plan.py compares it with one.
 
-Knows no device; benchmarks/plan.py compares it with one.
+Per token and decoder layer, in numbers of the model's type: h the hidden size, q those of all query heads, kv those
+kept of keys and values, m those of the widest MLP.
 """
 
 from __future__ import annotations
 
-from evals.config import EngineConfig
-from evals.engine.anatomy import FLOAT32, Anatomy
-from evals.engine.kv_cache import PAGE, PagePool
-from evals.engine.planning import Demand, Reading, SlotPlan
+from typing import Any, NamedTuple
 
+import torch
+from torch import nn
+
+from evals.config import EngineConfig
+from evals.engine.checkpoint import DTYPES, make_network
+from evals.engine.gate import ModelLimits, first_line, model_classes, objection, refusal, windows
+from evals.engine.kv_cache import PAGE, PagePool
+from evals.engine.model import Model
+from evals.engine.planning import Demand, Reading, SlotPlan
+from evals.types import UserError
+
+FLOAT32 = 4
 CONTEXT_BYTES = 600 << 20
 """What the CUDA context and the kernels' code take of a GPU that nobody else uses (an estimate)."""
 WORKSPACE_BYTES = 64 << 20
 """What cuBLAS keeps: 32 MiB on a Hopper GPU for each of two streams, that of steps and that of captures."""
+
+
+class Anatomy(NamedTuple):
+    """Sizes of a model."""
+
+    parameters: int
+    weight_bytes: int
+    """Parameters and buffers."""
+    itemsize: int
+    """Bytes of a number in the model's type."""
+    hidden: int
+    mlp: int
+    query: int
+    vocabulary: int
+    kept: int
+    """Numbers of keys and values that a layer keeps of one token."""
+    windows: tuple[int | None, ...]
+    """Latest tokens that each layer looks at; None for all."""
+    matrices: tuple[tuple[int, ...], ...]
+    """Shapes of the weights of linear layers, the head's left out."""
+    refusal: str | None
+    """Why the engine cannot run it, as a sentence."""
+
+    @property
+    def kv_token_bytes(self) -> int:
+        """Keys and values of one token."""
+        return self.itemsize * self.kept * len(self.windows)
+
+    def kv_bytes(self, length: int) -> int:
+        """Keys and values that the model looks at, of a sequence of `length` tokens: no more than its windows."""
+        return self.itemsize * self.kept * sum(min(length, window or length) for window in self.windows)
+
+    @property
+    def pass_bytes(self) -> int:
+        """Most that a forward pass without gradients holds of a token: in an MLP its input, residual and their copies,
+        4h, gate and up as one product, 2m, and two results of size m."""
+        return self.itemsize * 4 * (self.hidden + self.mlp)
+
+    def training_bytes(self, length: int) -> int:
+        """What a backward pass needs of a sequence, attention matrices not kept: of every layer the inputs of norms,
+        products and residuals, 4h, queries and attention's result, 2q, kv, and gate, up and two results, 4m; once the
+        logits and their copy in float32 (after Korthikanti et al. 2022, section 4, with heads and MLP of these sizes).
+        """
+        numbers = len(self.windows) * (4 * (self.hidden + self.mlp) + 2 * self.query + self.kept)
+        return length * (self.itemsize * numbers + self.vocabulary * (self.itemsize + FLOAT32))
+
+    def lora_parameters(self, rank: int) -> int:
+        """Of adapters of this rank beside all matrices of the layers (Hu et al. 2021): rank * (in + out) each."""
+        return rank * sum(map(sum, self.matrices))
+
+    def adapter_parameters(self, size: int) -> int:
+        """Of two bottlenecks of this size in every layer, with biases (Houlsby et al. 2019, section 2.1)."""
+        return len(self.windows) * 2 * (2 * self.hidden * size + self.hidden + size)
+
+
+def anatomy(config: Any, dtype: str, name: str) -> Anatomy:
+    """The sizes of the library's model of this configuration, built on the meta device; `name` is for refusals.
+
+    Latent attention is that of DeepSeek-V2, section 2.1. Raises UserError where it is no causal language model, or one
+    that keeps more than keys and values.
+    """
+    classes = model_classes(config)
+    stateful = any(getattr(cls, "_is_stateful", False) for cls in classes)
+    if not classes or stateful or not getattr(config, "num_attention_heads", None):
+        raise refusal(name, type(config).__name__, "it is no text-only causal language model of attention layers alone")
+    network = make_network(config, "bfloat16", "meta")  # some products know their shapes in this type alone
+    itemsize, head = DTYPES[dtype].itemsize, network.get_output_embeddings()
+    tensors = [*network.parameters(), *network.buffers()]
+    matrices = [
+        tuple(part.weight.shape)
+        for part in network.modules()
+        if isinstance(getattr(part, "weight", None), nn.Parameter)
+        and part.weight.ndim == 2
+        and part is not head
+        and not isinstance(part, nn.Embedding)
+    ]
+    seen = probed(network, config, name)
+    heads, size = config_heads(config) if isinstance(seen, str) else seen
+    latent = getattr(config, "kv_lora_rank", None)  # latent attention keeps it and the key's rotated part
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    window = config.sliding_window if windows(config) else None
+    return Anatomy(
+        parameters=network.num_parameters(),
+        weight_bytes=sum(t.numel() * (itemsize if t.dtype == torch.bfloat16 else t.itemsize) for t in tensors),
+        itemsize=itemsize,
+        hidden=config.hidden_size,
+        mlp=mlp_size(config),
+        query=config.num_attention_heads * size,
+        vocabulary=config.vocab_size,
+        kept=latent + config.qk_rope_head_dim if latent else 2 * heads * size,
+        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+        matrices=tuple(matrices),
+        refusal=seen if isinstance(seen, str) else None,
+    )
+
+
+def probed(network: Any, config: Any, name: str) -> tuple[int, int] | str:
+    """Heads of keys and values and their size, as the engine sees them in a network (which it changes); or why it
+    cannot run it, as a sentence."""
+    if (reason := objection(config)) is not None:
+        return str(refusal(name, type(network).__name__, reason))
+    try:
+        shape = Model(network, ModelLimits(type(network).__name__, 1, config.vocab_size), folder=name).cache_shape
+    except UserError as error:
+        return str(error)
+    except RuntimeError as error:
+        return f"What it does cannot be seen without weights ({first_line(error)})."
+    return shape.num_heads, shape.head_dim
+
+
+def config_heads(config: Any) -> tuple[int, int]:
+    """The same as the configuration says."""
+    shared = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
+    named = (getattr(config, name, None) for name in ("num_key_value_heads", "num_kv_heads", "num_attention_heads"))
+    heads = 1 if shared else next(filter(None, named))
+    return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def mlp_size(config: Any) -> int:
+    """The widest MLP that a token goes through: dense, or all the experts that it is sent to."""
+    dense = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    experts = getattr(config, "num_experts_per_tok", None) or 0
+    return max(dense, experts * (getattr(config, "moe_intermediate_size", None) or dense))
 
 
 def demand(anatomy: Anatomy, slots: int | None, max_length: int, sequences: int) -> Demand:

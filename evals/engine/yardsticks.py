@@ -1,21 +1,25 @@
-"""The least time that a decoding step can take, from what it has to read and to compute. Knows no engine.
+"""What decoding is compared with: the least time of a step, and the library's own `generate`. Knows no engine.
 
 A step reads every weight once and the keys and values of every row (Williams et al., Roofline, CACM 2009). Both peaks
-are measured on the spot: that of memory by a copy, that of arithmetic by a large product.
+are measured on the spot: that of memory by a copy, that of arithmetic by a large product. `generate` keeps scores and
+logits of all steps, as published power-sampling code does, which needs log p and log q of every token; the network
+decodes with its own attention and cache. No engine may have changed the model yet.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 
+from evals.engine.device import out_of_memory, read_memory, release, reset_peak
 from evals.engine.kv_cache import PAGE
-from evals.engine.model import Model
+from evals.engine.model import PAGED, Model
+from evals.types import MemoryReading
 
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}
 PRODUCT_SIZE = {"cuda": 8192, "cpu": 512}
@@ -103,3 +107,63 @@ def median_seconds(work: Callable[[], object], device: torch.device, repeats: in
             instants.append(time.perf_counter())
         times = [after - before for before, after in pairwise(instants)]
     return sorted(times)[repeats // 2]
+
+
+class Generated(NamedTuple):
+    """What one call of `generate` took."""
+
+    seconds: float
+    steps: int
+    """Tokens per row, that of the longest row."""
+    memory: MemoryReading
+    """After it; the peak is that of this call, on a CPU that of the process."""
+
+
+@torch.inference_mode()
+def generate(
+    model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int, alpha: float, *, ends: bool = True
+) -> Generated:
+    """Sample from softmax(alpha * logits) for all prompts in one batch; without `ends`, EOS does not end a row.
+
+    Raises what torch raises where the device has no room for the scores.
+    """
+    device, longest = model.device, max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+    release(device)
+    reset_peak(device)
+    began = time.perf_counter()
+    model.network.set_attn_implementation("sdpa")
+    try:
+        output = model.network.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=None if ends else max_new_tokens,
+            do_sample=True,
+            temperature=1 / alpha,
+            top_k=0,
+            top_p=1.0,
+            pad_token_id=0,
+            output_scores=True,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+    finally:
+        model.network.set_attn_implementation(PAGED)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return Generated(time.perf_counter() - began, output.sequences.shape[1] - longest, read_memory(device))
+
+
+def generate_steps(model: Model, prompts: Sequence[Sequence[int]], steps: int, alpha: float) -> Generated | None:
+    """`steps` decoding steps, the pass over the prompts apart; None where memory does not suffice."""
+    try:
+        generate(model, prompts, 3, alpha, ends=False)  # what is loaded and allocated at first use
+        short = generate(model, prompts, 1, alpha, ends=False)
+        long = generate(model, prompts, steps + 1, alpha, ends=False)
+    except RuntimeError as error:
+        if out_of_memory(error) is None:
+            raise
+        return None
+    return Generated(long.seconds - short.seconds, steps, long.memory)
