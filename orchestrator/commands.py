@@ -107,7 +107,7 @@ COMMANDS = {
         settings=True,
     ),
     "compare": Command(
-        "orchestrator.versus:versus",
+        "orchestrator.report:versus",
         "runs on their common problems: differences, tests, what flipped",
         "RUN RUN [RUN ...] [options]",
         (

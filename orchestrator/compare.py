@@ -11,7 +11,7 @@ import numpy as np
 
 from evals.statistics import Difference, cluster_sums, holm, mcnemar_exact, paired_difference, sign_flip
 from evals.types import Record, UserError
-from orchestrator.scores import HEADLINE, by_problem, clusters, groups_of, question_means, right
+from orchestrator.scores import HEADLINE, by_problem, clusters, groups_of, number, question_means, right
 
 
 class Run(NamedTuple):
@@ -173,3 +173,38 @@ def distinct_labels(runs: Sequence[Run]) -> list[str]:
     ]
     counts = Counter(form for forms_of_one in forms for form in set(forms_of_one))
     return [next((form for form in one if counts[form] == 1), one[-1]) for one in forms]
+
+
+def as_json(comparison: Comparison, limit: int | None) -> dict[str, Any]:
+    """A comparison for scripts, its `run` compared with `against`; what cannot be computed is None. `limit`: of the
+    flipped problems, None for all."""
+    labels = [label for label, _ in comparison.runs]
+    return {
+        "grader": comparison.grader,
+        "reference": comparison.baseline,
+        "num_common": len(comparison.common),
+        "num_groups": comparison.num_groups or None,
+        "test": "mcnemar" if comparison.single else "sign_flip",
+        "asked_differently": comparison.asked,
+        "runs": [
+            {"label": label, "directory": str(run.directory), "fingerprint": run.summary["run"]["fingerprint"]}
+            | {"accuracy": run.summary["accuracy"][comparison.grader], "warnings": run.summary["warnings"]}
+            for label, run in comparison.runs
+        ],
+        "pairs": [
+            {
+                "run": pair.label,
+                "against": pair.against,
+                "difference": pair.difference.mean,
+                **{name: number(getattr(pair.difference, name)) for name in ("stderr", "mde", "n")},
+                "ci95": None if pair.difference.n < 2 else pair.difference[2:4],
+                **{"won": pair.only_this, "lost": pair.only_other, "p": pair.p, "p_holm": pair.p_holm},
+            }
+            for pair in comparison.pairs
+        ],
+        "flips": [
+            {"problem_id": flip.problem_id, "gold": flip.gold, "answers": dict(zip(labels, flip.answers, strict=True))}
+            | {"texts": dict(zip(labels, flip.texts, strict=True))}
+            for flip in flips(comparison)[:limit]
+        ],
+    }

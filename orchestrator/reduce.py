@@ -3,6 +3,7 @@ files. What is missing in run.json is None in the summary and "unknown" in a rep
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
@@ -61,9 +62,7 @@ def summarise(
     """
     identity = RunRecord.model_validate(run).model_dump()
     done = [record for record in records if record.status == "ok"]
-    num_problems = identity["num_problems"]
-    if num_problems is None:
-        num_problems = len({record.problem_id for record in records})
+    num_problems = identity["num_problems"] or len({record.problem_id for record in records})
     num_samples, limit = identity["num_samples"], cut_limit(identity)
     limited = done if limit < inf else []
     timings = time_spent(done, telemetry)
@@ -117,21 +116,17 @@ def time_spent(done: Sequence[Record], telemetry: Sequence[Mapping[str, Any]]) -
     if not seconds["sampling_seconds"]:
         seconds = dict.fromkeys(seconds) | {"sampling_seconds": busy_seconds(done), "num_starts": seconds["num_starts"]}
     each = [record.timings["wall_seconds"] for record in done if "wall_seconds" in record.timings]
-    quantiles = [float(value) for value in np.quantile(each, [0.5, 0.95, 1.0])] if each else [None] * 3
-    names = ("p50", "p95", "max")
-    return {**seconds, "answer_seconds": {"mean": average(each), **dict(zip(names, quantiles, strict=True))}}
+    p50, p95, longest = np.quantile(each, [0.5, 0.95, 1.0]).tolist() if each else [None] * 3
+    return {**seconds, "answer_seconds": {"mean": average(each), "p50": p50, "p95": p95, "max": longest}}
 
 
 def busy_seconds(done: Iterable[Record]) -> float | None:
     """Length of the union of the records' [start, end]: a pause between two starts of a run does not count."""
-    spans = sorted((record.timings["start"], record.timings["end"]) for record in done if "end" in record.timings)
-    if not spans:
-        return None
-    total, until = 0.0, spans[0][0]
-    for start, end in spans:
-        total += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return total
+    total, until, spans = 0.0, -inf, [record.timings for record in done if "end" in record.timings]
+    for span in sorted(spans, key=lambda span: span["start"]):
+        total += max(0.0, span["end"] - max(span["start"], until))
+        until = max(until, span["end"])
+    return total if spans else None
 
 
 def token_counts(done: Sequence[Record]) -> dict[str, Any]:
@@ -144,49 +139,39 @@ def token_counts(done: Sequence[Record]) -> dict[str, Any]:
 
 
 def memory_peaks(done: Iterable[Record], telemetry: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Largest memory of each worker in bytes: the device's where there is one, else the process's resident set."""
+    """Largest memory of each worker in bytes: the device's where there is one, else the process's resident set.
+
+    A worker goes by its rank if it says one, so that its readings and its records count as the same worker's.
+    """
     samples = [row for row in telemetry if row.get("kind") == "sample"]
     peaks: dict[str, int] = {}
     kinds: set[str] = set()
-    readings = [(worker_name(row, row.get("worker")), row.get("memory", {})) for row in samples]
-    readings += [(worker_name(record.worker, record.worker.get("name")), record.memory) for record in done]
-    for worker, reading in readings:
-        on_device = reading.get("peak_bytes") is not None
-        peak = reading.get("peak_bytes" if on_device else "peak_rss_bytes")
-        if peak is not None:
+    readings = [(row.get("rank"), row.get("worker"), row.get("memory", {})) for row in samples]
+    readings += [(record.worker.get("rank"), record.worker.get("name"), record.memory) for record in done]
+    for rank, name, reading in readings:
+        kind, field = ("rss", "peak_rss_bytes") if reading.get("peak_bytes") is None else ("device", "peak_bytes")
+        if (peak := reading.get(field)) is not None:
+            worker = str(name if rank is None else rank)
             peaks[worker] = max(peaks.get(worker, 0), peak)
-            kinds.add("device" if on_device else "rss")
-    slots = [row["slots"] for row in samples if "slots" in row]
+            kinds.add(kind)
     return {
         "peak_bytes": dict(sorted(peaks.items())),
         "largest_peak_bytes": max(peaks.values(), default=None),
         "kind": kinds.pop() if len(kinds) == 1 else None,
-        "total_bytes": max((reading.get("total_bytes") or 0 for _, reading in readings), default=0) or None,
-        "slots": max(slots, default=None),
+        "total_bytes": max((reading.get("total_bytes") or 0 for *_, reading in readings), default=0) or None,
+        "slots": max((row["slots"] for row in samples if "slots" in row), default=None),
         "mean_active_slots": mean_active_slots(samples),
     }
 
 
 def mean_active_slots(samples: Iterable[Mapping[str, Any]]) -> float | None:
     """Slots in use per step of an engine: each draws one token a step, between a process's first and last reading."""
-    steps = tokens = 0
-    first: dict[Any, Mapping[str, Any]] = {}
-    last: dict[Any, Mapping[str, Any]] = {}
+    processes: dict[Any, list[tuple[int, int]]] = defaultdict(list)
     for row in samples:
         if "steps" in row and "generated_tokens" in row:
-            process = row.get("worker"), row.get("pid")
-            first.setdefault(process, row)
-            last[process] = row
-    for process, row in last.items():
-        steps += row["steps"] - first[process]["steps"]
-        tokens += row["generated_tokens"] - first[process]["generated_tokens"]
+            processes[row.get("worker"), row.get("pid")].append((row["steps"], row["generated_tokens"]))
+    steps, tokens = (sum(rows[-1][i] - rows[0][i] for rows in processes.values()) for i in (0, 1))
     return ratio(tokens, steps)
-
-
-def worker_name(source: Mapping[str, Any], name: Any) -> str:
-    """A worker's rank if it says one, so that its readings and its records count as the same worker's."""
-    rank = source.get("rank")
-    return str(name if rank is None else rank)
 
 
 def warnings(summary: Mapping[str, Any]) -> list[str]:

@@ -18,13 +18,13 @@ from pydantic import ValidationError
 from evals.types import Record, UserError
 from orchestrator.asked import asked
 from orchestrator.claim import RECORDS, RUN, TELEMETRY, read_graded, read_run, runs_in
-from orchestrator.compare import Comparison, Run, compare
+from orchestrator.compare import Comparison, Run, as_json, compare
 from orchestrator.durable import write_atomically
 from orchestrator.figures import FIRST_PANEL, accuracy_figure
 from orchestrator.page import Shown, page
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
-from orchestrator.render_comparison import comparison_report
+from orchestrator.render_comparison import comparison_report, flipped_texts, flips_table
 from orchestrator.score import with_new_scores
 from orchestrator.scores import HEADLINE
 from orchestrator.store import answers
@@ -32,6 +32,7 @@ from orchestrator.telemetry import read_telemetry, scan_telemetry
 from orchestrator.timeline import timeline
 
 SUMMARY, REPORT, PAGE, FIGURE, TIMELINE = "summary.json", "report.md", "report.html", "accuracy.svg", "timeline.svg"
+NUM_FLIPS = 20
 
 
 def report(args: Namespace) -> int:
@@ -39,8 +40,30 @@ def report(args: Namespace) -> int:
 
     A directory of several runs stands for them. Raises UserError for a directory that is missing or holds no run.
     """
-    tell([run for path in args.runs for run in runs_in(path) or [path]])
+    tell(named_runs(args))
     return 0
+
+
+def versus(args: Namespace) -> int:
+    """`powersample compare RUN RUN…`: print what `report` writes of the runs and the problems that flipped, or JSON.
+
+    Writes no file. Returns the exit code. Raises UserError for a user's mistake.
+    """
+    directories = named_runs(args)
+    if len(directories) < 2:
+        raise UserError("compare needs at least two run directories.")
+    comparison = compare([read(directory) for directory in directories], args.grader)
+    if args.json:
+        print(json.dumps(as_json(comparison, args.flips), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        num = NUM_FLIPS if args.flips is None else args.flips
+        print(comparison_report(comparison, None), flips_table(comparison, num), sep="\n")
+        print(flipped_texts(comparison, num, args.texts), end="")
+    return 0
+
+
+def named_runs(args: Namespace) -> list[Path]:
+    return [run for path in args.runs for run in runs_in(path) or [path]]
 
 
 def tell(run_dirs: Sequence[Path], out: Path | None = None) -> None:
