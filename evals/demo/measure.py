@@ -123,23 +123,15 @@ def score(subject: Subject, rows: Sequence[Row], answers: Sequence[Answer]) -> S
     return Score(mean, math.sqrt(mean * (1 - mean) / (n - 1)), ended, sum(len(a.tokens) for a in answers) / n)
 
 
-def single(subject: Subject, rows: Sequence[Row]) -> dict[str, Score]:
-    """Scores of the methods that draw one answer a problem."""
-    prompts, scores = subject.prompts(rows), {}
+def measured(subject: Subject, rows: Sequence[Row], num_moves: int | None = None) -> tuple[str, float]:
+    """A Markdown table of the methods' scores, with `num_moves` also power sampling's; its share of accepted moves."""
+    prompts, answers, accepted = subject.prompts(rows), dict[str, list[Answer]](), 0.0
     for name, alpha in (("greedy", math.inf), ("T = 1", 1.0), ("T = 0.25", 4.0)):
-        scores[name] = score(subject, rows, draw(subject, prompts, [MAX_NEW_TOKENS] * len(rows), alpha))
-    return scores
-
-
-def with_power(subject: Subject, rows: Sequence[Row], num_moves: int) -> tuple[dict[str, Score], float]:
-    """Those and power sampling with alpha = 4; and its share of accepted moves, those that changed nothing included."""
-    states, accepted = power(subject, subject.prompts(rows), 4.0, num_moves)
-    return {**single(subject, rows), f"p^4, {num_moves} moves": score(subject, rows, states)}, accepted
-
-
-def as_table(scores: dict[str, Score]) -> str:
-    """The scores as a Markdown table."""
+        answers[name] = draw(subject, prompts, [MAX_NEW_TOKENS] * len(rows), alpha)
+    if num_moves is not None:
+        answers[f"p^4, {num_moves} moves"], accepted = power(subject, prompts, 4.0, num_moves)
     lines = ["| method | accuracy | standard error | ended by themselves | mean tokens |", "|---|---|---|---|---|"]
-    for name, s in scores.items():
+    for name, found in answers.items():
+        s = score(subject, rows, found)
         lines.append(f"| {name} | {s.accuracy:.3f} | {s.stderr:.3f} | {s.ended:.1%} | {s.mean_tokens:.0f} |")
-    return "\n".join(lines)
+    return "\n".join(lines), accepted

@@ -33,7 +33,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from evals.demo import measure
-from evals.demo.problems import FOLDER, Row, demo_rows, training_rows, validation_rows
+from evals.demo.problems import FOLDER, TRAIN_SEED, Row, demo_rows, rows, validation_rows
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 CONTEXT, VOCABULARY = 512, 1024
@@ -50,11 +50,6 @@ POOL = 32
 
 def text_of(row: Row) -> str:
     return f"Question: {row.question}\nAnswer: {row.answer}{EOS}"
-
-
-def training_texts(count: int) -> list[str]:
-    """The first `count` texts of the training stream."""
-    return [text_of(row) for row in islice(training_rows(), count)]
 
 
 def make_tokenizer(texts: Sequence[str]) -> Any:
@@ -165,24 +160,7 @@ def fill_card(card: Path, block: str) -> None:
     card.write_text(head + begin + block + "\n" + end + tail, encoding="utf-8")
 
 
-def measured(subject: measure.Subject, rows: list[Row], facts: dict[str, Any], num_moves: int) -> str:
-    """Everything the card says of this training, as Markdown."""
-    validation = measure.single(subject, rows)
-    print(measure.as_table(validation), flush=True)
-    test, accepted = measure.with_power(subject, demo_rows(), num_moves)
-    lines = "\n".join(
-        f"| {key} | {value:.4g} |" if isinstance(value, float) else f"| {key} | {value} |"
-        for key, value in facts.items()
-    )
-    return (
-        f"| what | value |\n|---|---|\n{lines}\n\n"
-        f"{len(rows)} held-out problems that are not among the 200:\n\n{measure.as_table(validation)}\n\n"
-        f"The 200 problems of `problems.jsonl` (share of accepted moves, null moves included: {accepted:.2f}):\n\n"
-        f"{measure.as_table(test)}"
-    )
-
-
-def parse_arguments() -> argparse.Namespace:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=FOLDER / "model")
     parser.add_argument("--card", type=Path, default=FOLDER / "MODEL_CARD.md")
@@ -192,21 +170,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--validation", type=int, default=1000, help="held-out problems to measure on")
     parser.add_argument("--moves", type=int, default=10, help="moves of the reference power sampler")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_arguments()
+    args = parser.parse_args()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(args.seed)
-    texts = training_texts(max(args.steps * args.batch, TOKENIZER_ROWS))
+    stream = islice(rows(TRAIN_SEED, held=False), max(args.steps * args.batch, TOKENIZER_ROWS))
+    texts = [text_of(row) for row in stream]
     tokenizer = make_tokenizer(texts[:TOKENIZER_ROWS])
-    rows: list[list[int]] = tokenizer(texts[: args.steps * args.batch])["input_ids"]
+    ids: list[list[int]] = tokenizer(texts[: args.steps * args.batch])["input_ids"]
     held = validation_rows(args.validation)
     pad = tokenizer.convert_tokens_to_ids(PAD)
     model = make_model(tokenizer).to(args.device)
-    results = train(model, rows, pad, args)
+    results = train(model, ids, pad, args)
     model.eval().to(torch.bfloat16).save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
     for file in args.out.iterdir():
@@ -226,8 +201,17 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor() or "cpu",
         "versions": ", ".join(f"{lib.__name__} {lib.__version__}" for lib in (torch, transformers, tokenizers)),
     }
-    generator = torch.Generator(args.device).manual_seed(args.seed)
-    block = measured(measure.Subject(saved, tokenizer, generator), held, facts, args.moves)
+    subject = measure.Subject(saved, tokenizer, torch.Generator(args.device).manual_seed(args.seed))
+    validation, _ = measure.measured(subject, held)
+    print(validation, flush=True)
+    test, accepted = measure.measured(subject, demo_rows(), args.moves)
+    lines = "\n".join(f"| {k} | {f'{v:.4g}' if isinstance(v, float) else v} |" for k, v in facts.items())
+    block = (
+        f"| what | value |\n|---|---|\n{lines}\n\n"
+        f"{len(held)} held-out problems that are not among the 200:\n\n{validation}\n\n"
+        f"The 200 problems of `problems.jsonl` (share of accepted moves, null moves included: {accepted:.2f}):\n\n"
+        f"{test}"
+    )
     fill_card(args.card, block)
     print(block)
 
