@@ -51,8 +51,8 @@ def measure(args: argparse.Namespace, began: float) -> None:
     from evals.tasks.gsm8k import make_task
     from orchestrator.bench import json_line
     from orchestrator.hardware import describe, gpus
+    from orchestrator.inputs import check_lengths, prompt_lengths
     from orchestrator.models import resolve_model
-    from orchestrator.preflight import check_lengths, prompt_lengths
     from orchestrator.problems import load_problems
 
     laps = Laps(began)

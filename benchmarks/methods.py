@@ -30,15 +30,13 @@ from evals.types import UserError
 from orchestrator import hardware
 from orchestrator.compare import Pair, Run, pair
 from orchestrator.config import RunConfig, resolve
-from orchestrator.driver import Crew
+from orchestrator.crew import Crew
 from orchestrator.inputs import find
 from orchestrator.layout import percent, table
 from orchestrator.report import read, write_report
 from orchestrator.runs import open_runs, plan_runs
 from orchestrator.scores import HEADLINE, question_means
-from orchestrator.session import FAILED
-from orchestrator.shift import start_crew, work_off
-from orchestrator.stop import Stop
+from orchestrator.session import FAILED, Stop, start_crew, work_off
 
 ALPHAS, MOVES = (1.0, 2.0, 4.0, 8.0), (0, 2, 5, 10, 20, 40)
 MAX_CANDIDATES = 64  # the engine keeps room for as many particles
@@ -78,12 +76,13 @@ class Laboratory:
         config = self._inputs.config.model_copy(update={"name": name, "run_dir": directory, "sampler": sampler})
         inputs = self._inputs._replace(config=config)
         with ExitStack() as stack:
-            runs = open_runs(plan_runs(inputs, self._environment), inputs.data.problems, stack)
+            planned = plan_runs(inputs, self._environment)
+            runs = open_runs([one._replace(inputs=self._inputs) for one in planned], stack)
             owing = [one for one in runs if one.owed]
             for one in owing:
-                one.start(began, config.num_actors, {k: self._environment[k] for k in ("git_commit", "versions")})
+                one.start(began, {k: self._environment[k] for k in ("git_commit", "versions")})
             if owing and self._crew is None:
-                self._crew = start_crew(owing, self._inputs, self._stop, self._stack)
+                self._crew = start_crew(owing, self._stop, self._stack)
             if self._crew is not None:
                 work_off(self._crew, owing, self._stop)
         return read(directory)

@@ -29,8 +29,8 @@ from evals.evaluate import evaluate
 from evals.samplers.make import make_sampler
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem, Record, UserError
+from orchestrator.inputs import check_lengths, prompt_lengths
 from orchestrator.models import resolve_model
-from orchestrator.preflight import check_lengths, prompt_lengths
 from orchestrator.problems import load_problems
 
 REPEATS = 3  # of a timed run; the fastest counts

@@ -6,17 +6,19 @@ Knows no Ray and no run directory. This is where tasks, samplers and the engine 
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cache, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evals.engine.engine import Engine
-from evals.engine.gate import Tokenizer
-from evals.prompts import prompt_ids
 from evals.stopping import StopStrings, cut
-from evals.types import Chain, Problem, Prompt, Record, Sample, Sampler, Task
+from evals.types import Chain, Problem, Prompt, Record, Sample, Sampler, Task, UserError
+
+if TYPE_CHECKING:
+    from evals.engine.engine import Engine
+    from evals.engine.gate import Tokenizer
 
 
 def start(
@@ -39,18 +41,44 @@ def start(
     prompt = make_prompt(task, problem, engine.tokenizer, max_new_tokens)
     steps = sampler.chain(prompt, seed, problem.problem_id, sample_index)
     sampling = engine.submit(Chain(prompt, steps, sampler.sequences), seed)
-    graded: Future[Record] = Future()
+    finished: Future[Record] = Future()
 
-    def grade(done: Future[Sample]) -> None:
+    def graded(sample: Sample) -> Record:
+        ended = time.time()
+        text = answer_text(sample.tokens, task, engine.tokenizer)
+        grades = task.grade(problem, text)
+        chain = dict(sample.chain)
+        if sample.weighted:
+            chain["expected_correct"] = expected_correct(problem, sample, task, engine.tokenizer)
+        return Record(
+            problem_id=problem.problem_id,
+            sample_index=sample_index,
+            status="ok",
+            text=text,
+            token_ids=list(sample.tokens),
+            ended=sample.ended,
+            scores={name: grade._asdict() for name, grade in grades.items()},
+            chain=chain,
+            timings={"start": began, "end": ended, "wall_seconds": ended - began},
+            memory=engine.memory()._asdict(),
+            tokens={
+                "prompt": len(prompt.token_ids),
+                "answer": len(sample.tokens),
+                "generated": sample.chain["generated"],
+                "prefilled": sample.chain["prefilled"],
+            },
+            worker=dict(worker),
+            group=problem.group,
+        )
+
+    def finish() -> None:
         try:
-            graded.set_result(
-                make_record(problem, sample_index, task, engine, prompt, done.result(), began, dict(worker))
-            )
+            finished.set_result(graded(sampling.result()))
         except BaseException as error:  # noqa: BLE001 - whatever it is belongs to whoever waits for the record
-            graded.set_exception(error)
+            finished.set_exception(error)
 
-    sampling.add_done_callback(lambda done: grading_thread().submit(grade, done))
-    return graded
+    sampling.add_done_callback(lambda _: grading_thread().submit(finish))
+    return finished
 
 
 @cache
@@ -92,6 +120,28 @@ def make_prompt(task: Task, problem: Problem, tokenizer: Tokenizer, max_new_toke
     )
 
 
+def prompt_ids(task: Task, problem: Problem, encode: Callable[[Any], Sequence[int]]) -> Sequence[int]:
+    """Ids of the problem's prompt, by `encode` (text or turns of a chat -> ids).
+
+    A prompt beyond `task.max_prompt_tokens` gets the longest beginning of its question that a bisection finds to fit:
+    what a template or a chat puts after the question stays. Raises UserError where none does.
+    """
+
+    def ids(characters: int) -> Sequence[int]:
+        return encode(task.prompt(problem._replace(question=problem.question[:characters])))
+
+    whole, most = ids(len(problem.question)), task.max_prompt_tokens
+    if most is None or len(whole) <= most:
+        return whole
+    fitting = bisect_right(range(len(problem.question)), most, key=lambda characters: len(ids(characters))) - 1
+    if fitting < 1:
+        raise UserError(
+            f"Nothing of problem {problem.problem_id}'s question fits a prompt of task.max_prompt_tokens={most}; raise "
+            "it, or shorten what the template or the examples put around the question."
+        )
+    return ids(fitting)
+
+
 @lru_cache(maxsize=16)
 def stop_rule(stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> StopStrings | None:
     """One rule for all problems, since it learns which tokens can end a stop string."""
@@ -114,42 +164,3 @@ def expected_correct(problem: Problem, sample: Sample, task: Task, tokenizer: To
         for name, grade in task.grade(problem, answer_text(tokens, task, tokenizer)).items():
             shares[name] += weight * grade.correct
     return dict(shares)
-
-
-def make_record(
-    problem: Problem,
-    sample_index: int,
-    task: Task,
-    engine: Engine,
-    prompt: Prompt,
-    sample: Sample,
-    began: float,
-    worker: dict[str, Any],
-) -> Record:
-    """Decode, cut, grade and count a finished sample."""
-    ended = time.time()
-    text = answer_text(sample.tokens, task, engine.tokenizer)
-    grades = task.grade(problem, text)
-    chain = dict(sample.chain)
-    if sample.weighted:
-        chain["expected_correct"] = expected_correct(problem, sample, task, engine.tokenizer)
-    return Record(
-        problem_id=problem.problem_id,
-        sample_index=sample_index,
-        status="ok",
-        text=text,
-        token_ids=list(sample.tokens),
-        ended=sample.ended,
-        scores={name: grade._asdict() for name, grade in grades.items()},
-        chain=chain,
-        timings={"start": began, "end": ended, "wall_seconds": ended - began},
-        memory=engine.memory()._asdict(),
-        tokens={
-            "prompt": len(prompt.token_ids),
-            "answer": len(sample.tokens),
-            "generated": sample.chain["generated"],
-            "prefilled": sample.chain["prefilled"],
-        },
-        worker=worker,
-        group=problem.group,
-    )

@@ -12,7 +12,7 @@ from evals.config import TaskConfig
 from evals.tasks.gsm8k import make_task
 from evals.types import Message, Problem, UserError
 from orchestrator.claim import RUN
-from orchestrator.preflight import prompts_digest
+from orchestrator.inputs import prompts_digest
 from orchestrator.problems import TRAIN_SETTING, load_problems
 
 

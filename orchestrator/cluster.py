@@ -14,14 +14,13 @@ from contextlib import suppress
 from typing import Any
 
 # Before Ray: sets what Ray reads when it is imported.
-from orchestrator.join import Shape, alive_nodes, start_ray, vital_places
+from orchestrator.join import LOCAL, Shape, alive_nodes, ray_address, start_ray, vital_places
 
 import ray  # isort: skip
 import psutil  # isort: skip # pyright: ignore[reportMissingModuleSource] - Ray brings it and puts it on the path
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from evals.types import UserError
-from orchestrator.address import LOCAL, ray_address
 from orchestrator.crew import Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work, WorkersLost
 from orchestrator.seat import Call, Hang, Seat
 

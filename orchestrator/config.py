@@ -263,7 +263,7 @@ def run_content(
 
     `model` {name, revision, sha256} and `data` {name, sha256, rows} describe the inputs (`ModelSource.describe`,
     `DataSource.describe`), `num_problems` counts those within the limit, `environment` is `hardware.describe()`,
-    `prompts` is the digest of their prompts (`preflight.prompts_digest`), `texts` that of replayed texts.
+    `prompts` is the digest of their prompts (`inputs.prompts_digest`), `texts` that of replayed texts.
     """
     settings = config.model_dump(mode="json", exclude={"fresh", "inline"})
     return {

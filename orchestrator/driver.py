@@ -2,21 +2,21 @@
 
 Pull with refill: a worker with a free slot gets the next owed problem; no slot waits for a batch. Only the loop
 writes to the store. A *crew* (Ray actors, or one worker in this process) does the work. What is expected to take
-longest goes first.
+longest goes first: it should not begin last.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, linear_regression
 from time import monotonic
 from typing import Any
 
 from evals.types import Record
 from orchestrator.crew import Crew, Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work, WorkersLost
 from orchestrator.progress import Progress, say
-from orchestrator.schedule import MIN_RECORDS, forecast
 from orchestrator.store import Key, RunStore
 from orchestrator.telemetry import Telemetry
 
@@ -24,6 +24,7 @@ MAX_ATTEMPTS = 3  # times that a problem may raise before it is recorded as fail
 MAX_STRIKES = 3  # deaths of a worker with this problem in flight before the problem has to run alone
 MAX_DEATHS_ALONE = 2  # so many it takes to convict it: something else may have been behind one
 MAX_BARREN_DEATHS = 8  # of one worker without an answer of any: then the machine is at fault, and no problem
+MIN_RECORDS = 32  # below, a fitted line says less than the rule that long questions take long
 HEALTH_SECONDS = 2.0
 DEATHS = {"crash": "its process died", "hang": "it hung", "oom": "out of memory", "node": "its node is gone"}
 WAIT_SECONDS = 0.2  # how long a signal may go unnoticed
@@ -77,19 +78,18 @@ class Drive:
         match event:
             case Done():
                 self.barren_deaths.clear()
-                self.finish(event.work, event.record)
+                self.finish(event.worker, event.work, event.record)
             case Raised():
                 self.barren_deaths.clear()
-                self.raised(event)
+                self.raised(event.worker, event.work, event.reason)
             case Died():
                 self.died(event)
-            case Lost():
-                note(self.telemetry, event)
-                say(f"Worker {event.worker} is missing, going on with the others: {event.reason}")
-            case Spawned() | Ready():
-                note(self.telemetry, event)
             case Health():
                 self.heard(event.worker, event.reading)
+            case Spawned() | Ready() | Lost():
+                note(self.telemetry, event)
+                if isinstance(event, Lost):
+                    say(f"Worker {event.worker} is missing, going on with the others: {event.reason}")
 
     def heard(self, worker: str, reading: dict[str, Any]) -> None:
         """Write a worker's health down, and apart from it what it says only once; of equal notes one is shown."""
@@ -103,34 +103,38 @@ class Drive:
             say(notes)
         self.telemetry.sample(worker, reading)
 
-    def finish(self, work: Work, record: Record) -> None:
-        """Write the record down, then let the bar know."""
+    def finish(self, worker: str, work: Work, record: Record) -> None:
+        """Write the record down, then let the bar know. What no line of JSON can carry is the problem's failure."""
         self.in_flight.pop(work.key, None)
-        if self.store.append(record):
+        try:
+            added = self.store.append(record)
+        except (TypeError, ValueError) as error:  # a number that is not finite, say
+            self.raised(worker, work, f"{type(error).__name__}: {error}")
+            return
+        if added:
             self.progress.add(record)
         if len(self.store.records) >= self.next_order:
             self.order()
 
+    def tell(self, event: str, worker: str, work: Work, **fields: Any) -> None:
+        """What became of a problem, as a row of the telemetry."""
+        problem_id, sample_index = work.key
+        self.telemetry.event(event, worker=worker, problem_id=problem_id, sample_index=sample_index, **fields)
+
     def fail(self, work: Work, worker: str, reason: str) -> None:
         """Give a problem up: it gets a record that says why, and counts as wrong."""
-        problem_id, sample_index = work.key
-        self.telemetry.event(
-            "failed", worker=worker, problem_id=problem_id, sample_index=sample_index, reason=reason.strip()
-        )
-        self.finish(work, failed_record(work, worker, reason))
+        self.tell("failed", worker, work, reason=reason.strip())
+        self.finish(worker, work, failed_record(work, worker, reason))
 
-    def raised(self, event: Raised) -> None:
+    def raised(self, worker: str, work: Work, reason: str) -> None:
         """Try again, up to MAX_ATTEMPTS times in all."""
-        self.in_flight.pop(event.work.key, None)
-        self.errors[event.work.key] += 1
-        if self.errors[event.work.key] >= MAX_ATTEMPTS:
-            self.fail(event.work, event.worker, event.reason)
-            return
-        problem_id, sample_index = event.work.key
-        self.telemetry.event(
-            "retry", worker=event.worker, problem_id=problem_id, sample_index=sample_index, reason=event.reason
-        )
-        self.queue.appendleft(event.work._replace(attempt=event.work.attempt + 1))
+        self.in_flight.pop(work.key, None)
+        self.errors[work.key] += 1
+        if self.errors[work.key] >= MAX_ATTEMPTS:
+            self.fail(work, worker, reason)
+        else:
+            self.tell("retry", worker, work, reason=reason)
+            self.queue.appendleft(work._replace(attempt=work.attempt + 1))
 
     def died(self, event: Died) -> None:
         """All problems of a dead worker are owed again; a strike for each that may have killed it."""
@@ -150,12 +154,9 @@ class Drive:
                 times = f"{strikes} times, {MAX_DEATHS_ALONE} of them with it alone"
                 self.fail(work, event.worker, f"its worker died {times}: {event.reason}")
                 continue
-            self.telemetry.event("requeue", worker=event.worker, problem_id=work.key[0], sample_index=work.key[1])
+            self.tell("requeue", event.worker, work)
             again = work._replace(attempt=work.attempt + 1)
-            if strikes >= MAX_STRIKES:
-                self.suspects.append(again)
-            else:
-                self.queue.appendleft(again)
+            self.suspects.append(again) if strikes >= MAX_STRIKES else self.queue.appendleft(again)
 
 
 def drive(
@@ -194,17 +195,32 @@ def drive(
 
 def note(telemetry: Telemetry, event: Spawned | Ready | Died | Lost) -> None:
     """A worker's life as rows of the telemetry."""
-    match event:
-        case Spawned():
-            telemetry.event("spawn", worker=event.worker, number=event.number)
-        case Ready():
-            telemetry.event("ready", worker=event.worker, seconds=event.seconds)
-        case Died():
-            if event.cause in ("hang", "oom"):
-                telemetry.event(event.cause, worker=event.worker, reason=event.reason)
-            telemetry.event("death", worker=event.worker, reason=event.reason, cause=event.cause, lost=len(event.lost))
-        case Lost():
-            telemetry.event("lost", worker=event.worker, reason=event.reason)
+    if isinstance(event, Died):
+        if event.cause in ("hang", "oom"):
+            telemetry.event(event.cause, worker=event.worker, reason=event.reason)
+        telemetry.event("death", worker=event.worker, reason=event.reason, cause=event.cause, lost=len(event.lost))
+    else:
+        name = {Spawned: "spawn", Ready: "ready", Lost: "lost"}[type(event)]
+        telemetry.event(name, **event._asdict())
+
+
+def forecast(lengths: Mapping[int, int], records: Iterable[Record]) -> Callable[[int], float]:
+    """problem_id -> what an answer to it will cost, in tokens once there are enough records, before that in order only.
+
+    `lengths` are the lengths of the questions. A problem that has answers costs their mean; of others a line of least
+    squares through (length of the question, tokens generated for an answer) tells.
+    """
+    costs: defaultdict[int, list[int]] = defaultdict(list)
+    for record in records:
+        if record.tokens.get("generated") and record.problem_id in lengths:
+            costs[record.problem_id].append(record.tokens["generated"])
+    xs = [lengths[problem_id] for problem_id, each in costs.items() for _ in each]
+    ys = [cost for each in costs.values() for cost in each]
+    if len(ys) < MIN_RECORDS:
+        return lambda problem_id: lengths[problem_id]
+    slope, intercept = linear_regression(xs, ys) if len(set(xs)) > 1 else (0.0, fmean(ys))
+    means = {problem_id: fmean(each) for problem_id, each in costs.items()}
+    return lambda problem_id: means.get(problem_id, intercept + slope * lengths[problem_id])
 
 
 def failed_record(work: Work, worker: str, reason: str) -> Record:
@@ -222,6 +238,6 @@ def failed_record(work: Work, worker: str, reason: str) -> Record:
         memory={},
         tokens={},
         worker={"name": worker, "attempt": work.attempt},
-        error=reason.strip(),
+        error=reason.strip().encode(errors="replace").decode(),
         group=work.problem.group,
     )

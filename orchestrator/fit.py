@@ -23,7 +23,7 @@ from orchestrator import hardware
 from orchestrator.config import RunConfig
 from orchestrator.crew import Work
 from orchestrator.inputs import Inputs
-from orchestrator.shift import worker_config
+from orchestrator.session import worker_config
 from orchestrator.worker import Worker, WorkerConfig
 
 ANSWER_TOKENS = 32

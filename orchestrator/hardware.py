@@ -1,6 +1,6 @@
-"""What this machine and this checkout are: GPUs (through NVML), CPUs, package versions, git commit. Imports no torch.
+"""What this machine and this checkout are: GPUs (through NVML), their free memory, package versions, git commit.
 
-CUDA must not be initialised here: a context in the driver would hold memory on a GPU that belongs to a worker.
+Imports no torch and must not initialise CUDA: a context would hold memory on a GPU that belongs to a worker.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,22 +24,15 @@ import pynvml
 from evals.types import UserError
 
 CHECKOUT = Path(__file__).parents[1]
-PACKAGES = (
-    "powersample",
-    "torch",
-    "transformers",
-    "tokenizers",
-    "safetensors",
-    "ray",
-    "datasets",
-    "numpy",
-    "pydantic",
-)
+PACKAGES = ["powersample", "torch", "transformers", "tokenizers", "safetensors", "ray", "datasets", "numpy", "pydantic"]
 NO_DRIVER = (
     pynvml.nvmlExceptionClass(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND),
     pynvml.nvmlExceptionClass(pynvml.NVML_ERROR_DRIVER_NOT_LOADED),
 )
 PROBE = "import json, torch; print(json.dumps([torch.cuda.is_available(), torch.__version__, torch.version.cuda]))"
+ROOM = 0.95
+"""Share of what was free before the first load that is enough for another: others may have come."""
+RELEASE_SECONDS, POLL_SECONDS = 60.0, 0.25
 
 
 class Gpu(NamedTuple):
@@ -61,7 +56,18 @@ def gpus(environ: Mapping[str, str] | None = None) -> list[Gpu]:
     Raises UserError if there is a driver and it does not answer.
     """
     try:
-        pynvml.nvmlInit()
+        with nvml():
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+            present = [
+                Gpu(
+                    index,
+                    str(pynvml.nvmlDeviceGetUUID(handle)),
+                    str(pynvml.nvmlDeviceGetName(handle)),
+                    int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                    pynvml.nvmlDeviceGetCudaComputeCapability(handle),
+                )
+                for index, handle in enumerate(handles)
+            ]
     except NO_DRIVER:
         return []
     except pynvml.NVMLError as error:
@@ -69,31 +75,17 @@ def gpus(environ: Mapping[str, str] | None = None) -> list[Gpu]:
             f"This machine has an NVIDIA driver that does not answer ({error}); repair it, or hide the GPUs by "
             "CUDA_VISIBLE_DEVICES= and POWERSAMPLE_NUM_GPUS=0."
         ) from error
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        present = [
-            Gpu(
-                index,
-                as_text(pynvml.nvmlDeviceGetUUID(handle)),
-                as_text(pynvml.nvmlDeviceGetName(handle)),
-                int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-                capability(handle),
-            )
-            for index, handle in enumerate(handles)
-        ]
-    finally:
-        pynvml.nvmlShutdown()
     return visible(present, (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES"))
 
 
-def capability(handle: Any) -> tuple[int, int]:
-    """CUDA's compute capability, major and minor."""
-    major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-    return int(major), int(minor)
-
-
-def as_text(name: str | bytes) -> str:
-    return name.decode() if isinstance(name, bytes) else name
+@contextmanager
+def nvml() -> Iterator[None]:
+    """NVML open; raises pynvml.NVMLError."""
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def visible(present: Sequence[Gpu], devices: str | None) -> list[Gpu]:
@@ -131,19 +123,39 @@ def check_torch_sees_gpus(present: Sequence[Gpu]) -> None:
 def driver_version() -> str:
     """Version of the NVIDIA driver, `none` without one."""
     try:
-        pynvml.nvmlInit()
-        try:
-            return as_text(pynvml.nvmlSystemGetDriverVersion())
-        finally:
-            pynvml.nvmlShutdown()
+        with nvml():
+            return str(pynvml.nvmlSystemGetDriverVersion())
     except pynvml.NVMLError:
         return "none"
+
+
+def free_bytes() -> int | None:
+    """Free memory of the one GPU that this process sees; None where there is none, or NVML does not tell."""
+    present = gpus()
+    if len(present) != 1:
+        return None
+    try:
+        with nvml():
+            return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(present[0].uuid)).free)
+    except pynvml.NVMLError:  # a MIG instance, say, of which the driver does not tell everybody
+        return None
+
+
+def wait_for_room(wanted: int | None, free: Callable[[], int | None] = free_bytes) -> int | None:
+    """Bytes free now, once nearly `wanted` are, or after RELEASE_SECONDS: whether that is enough, loading will tell.
+
+    A killed process's memory is given back only seconds after its end.
+    """
+    until = time.monotonic() + RELEASE_SECONDS
+    while (now := free()) is not None and wanted is not None and now < ROOM * wanted and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+    return now
 
 
 def describe(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Where and with what a run was made: versions, git commit, hardware, Python, command line (JSON values)."""
     return {
-        "versions": versions(),
+        "versions": {name: installed(name) for name in PACKAGES},
         **git_state(CHECKOUT),
         "python": platform.python_version(),
         "command": shlex.join(sys.argv if argv is None else argv),
@@ -158,12 +170,8 @@ def describe(argv: Sequence[str] | None = None) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that matter; `missing` for one that is not installed as a package."""
-    return {name: installed(name) for name in PACKAGES}
-
-
 def installed(name: str) -> str:
+    """Version of an installed package, `missing` for one that is not installed as a package."""
     try:
         return version(name)
     except PackageNotFoundError:

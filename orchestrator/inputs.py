@@ -1,18 +1,29 @@
-"""What a run needs, found and checked before anything starts or is written. Knows no directory and no worker."""
+"""What a run needs, found and checked before anything starts: model and data, that every problem fits, weights, places.
+
+Reads the model's configuration, its tokenizer and of its weights the headers, never a tensor. Every refusal is a
+UserError; nothing is created. Knows no worker.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evals.evaluate import prompt_ids
 from evals.tasks.gsm8k import make_task
-from evals.types import Problem
-from orchestrator import preflight
-from orchestrator.config import Provenance, RunConfig
+from evals.types import Problem, Task, UserError
+from orchestrator.config import Provenance, RunConfig, plan
 from orchestrator.metrics import check_tracker
 from orchestrator.models import ModelSource, resolve_model
-from orchestrator.problems import TRAIN_SETTING, DataSource, load_problems
+from orchestrator.problems import TRAIN_SETTING, DataSource, load_problems, load_texts, texts_digest
 from orchestrator.store import Key
-from orchestrator.texts import load_texts, texts_digest
+
+if TYPE_CHECKING:
+    from evals.engine.gate import Tokenizer
 
 
 class Inputs(NamedTuple):
@@ -22,25 +33,20 @@ class Inputs(NamedTuple):
     model: ModelSource
     data: DataSource
     train_problems: tuple[Problem, ...]
-    train_digest: str | None
     max_length: int
     """Longest prompt plus answer, in tokens."""
     prompts_digest: str
+    provenance: Provenance
     texts: dict[Key, str] | None = None
     """What the sampler replays; None where it samples."""
-
-    @property
-    def provenance(self) -> Provenance:
-        texts = None if self.texts is None else texts_digest(self.texts)
-        return Provenance(self.model.digest, self.data.digest, self.train_digest, texts)
 
 
 def find(config: RunConfig, model: ModelSource | None = None) -> Inputs:
     """Find model, unless it was found before, and data, and check that they fit. Raises UserError."""
     check_tracker(config.track)
     data = load_problems(config.data or "", config.data_split, config.limit, config.task)
-    sampler, train = config.sampler, None
-    texts = None if sampler.texts is None else load_texts(sampler.texts, data, config.num_samples)
+    texts = None if config.sampler.texts is None else load_texts(config.sampler.texts, data, config.num_samples)
+    train = None
     if config.task.num_shots and config.task.train_data is not None:
         train = load_problems(config.task.train_data, "train", None, config.task, TRAIN_SETTING)
     model = model or resolve_model(
@@ -50,6 +56,146 @@ def find(config: RunConfig, model: ModelSource | None = None) -> Inputs:
         allow_pickle=config.engine.allow_pickle,
     )
     train_problems = tuple(train.problems) if train else ()
-    max_length = preflight.check(config, model.folder, data.problems, train_problems, texts)
-    prompts = preflight.prompts_digest(make_task(config.task, config.seed, train_problems), data.problems)
-    return Inputs(config, model, data, train_problems, train.digest if train else None, max_length, prompts, texts)
+    task = make_task(config.task, config.seed, train_problems)
+    max_length = check(config, model.folder, task, data.problems, texts)
+    digest = None if texts is None else texts_digest(texts)
+    provenance = Provenance(model.digest, data.digest, train.digest if train else None, digest)
+    prompts = prompts_digest(task, data.problems)
+    return Inputs(config, model, data, train_problems, max_length, prompts, provenance, texts)
+
+
+def check(
+    config: RunConfig, folder: str, task: Task, problems: Sequence[Problem], texts: Mapping[Key, str] | None = None
+) -> int:
+    """Check a resolved configuration against the model in `folder`; returns the longest prompt + answer in tokens.
+
+    Where `texts` are replayed the model reads no prompt, and its context limits nothing.
+    """
+    from evals.engine.gate import check_architecture, load_tokenizer
+
+    for run in plan(config):
+        check_writable(run.run_dir or Path("runs"))
+    limits = check_architecture(folder, config.engine.trust_remote_code)
+    check_weights(Path(folder), config.engine.allow_pickle)
+    tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
+    lengths = prompt_lengths(task, problems, tokenizer.encode)
+    if texts is not None:
+        check_texts(texts, tokenizer)
+        return limits.context_length
+    cut = config.task.max_prompt_tokens is not None
+    return check_lengths(lengths, config.task.max_new_tokens, limits.context_length, config.task.num_shots, cut=cut)
+
+
+def check_texts(texts: Mapping[Key, str], tokenizer: Tokenizer) -> None:
+    """Raises UserError unless every text is the same again once it was tokens: what is graded is what was given."""
+    for (problem_id, _), text in texts.items():
+        if tokenizer.decode(tokenizer.encode(text, whole=False)) != text:
+            raise UserError(
+                f"The text for problem {problem_id} in sampler.texts is another one after the model's tokenizer; name "
+                "a model that keeps every byte, such as --model demo."
+            )
+
+
+def check_weights(folder: Path, allow_pickle: bool) -> None:
+    """Raises UserError unless the weights that transformers would load from `folder` are all there and whole.
+
+    It prefers one file to shards and safetensors to pickle; of a pickled file nothing can be known without loading it.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    named = read_json(folder / "config.json").get("transformers_weights")
+    names = [named] if isinstance(named, str) else ["model.safetensors", "model.safetensors.index.json"]
+    if allow_pickle:
+        names += ["pytorch_model.bin", "pytorch_model.bin.index.json"]
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        raise UserError(
+            f"The model folder {folder} has no weights ({' or '.join(names)}); download or convert them"
+            + ("." if allow_pickle else ", or set engine.allow_pickle to load pickled ones from a source you trust.")
+        )
+    for file in shards(found) if found.suffix == ".json" else [found]:
+        if not file.is_file():
+            raise UserError(
+                f"The weights in {folder} are incomplete: {found.name} names {file.name}; download it again."
+            )
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, framework="numpy"):  # the header can be read, and the file is as long as it says
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"The weights {file} are damaged or cut off ({error}); download the file again."
+                ) from error
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index of sharded weights names."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise UserError(f"{index} has no weight_map from tensors to files; download it again.")
+    return [index.parent / name for name in sorted(set(names.values()))]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError if the file holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); download it again.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a JSON object; download it again.")
+    return content
+
+
+def prompt_lengths(task: Task, problems: Iterable[Problem], encode: Callable[[Any], Sequence[int]]) -> dict[int, int]:
+    """problem_id -> tokens of its prompt. Raises UserError for a prompt without tokens."""
+    lengths = {problem.problem_id: len(prompt_ids(task, problem, encode)) for problem in problems}
+    for problem_id, length in lengths.items():
+        if length == 0:
+            raise UserError(f"The prompt of problem {problem_id} has no tokens; check the data and the tokenizer.")
+    return lengths
+
+
+def prompts_digest(task: Task, problems: Iterable[Problem]) -> str:
+    """Hex sha256 of all prompts in order, joined by NUL bytes; a chat counts as its turns in JSON."""
+    prompts = (task.prompt(problem) for problem in problems)
+    texts = (prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False) for prompt in prompts)
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def check_lengths(
+    lengths: dict[int, int], max_new_tokens: int, context_length: int, num_shots: int = 0, cut: bool = False
+) -> int:
+    """The longest prompt plus `max_new_tokens`. Raises UserError if that is beyond the model's context.
+
+    `cut` says that questions are cut to a longest prompt, which may be lowered.
+    """
+    problem_id, longest = max(lengths.items(), key=lambda item: item[1])
+    if longest + max_new_tokens > context_length:
+        num = sum(length + max_new_tokens > context_length for length in lengths.values())
+        room = context_length - longest
+        lower = f"lower task.max_new_tokens to {room} or less, " if room > 0 else ""
+        if cut and max_new_tokens < context_length:
+            lower += f"lower task.max_prompt_tokens to {context_length - max_new_tokens} or less, "
+        fewer = f"use fewer than {num_shots} examples (task.num_shots), " if num_shots else ""
+        raise UserError(
+            f"Problem {problem_id} does not fit the model: its prompt of {longest} tokens plus task.max_new_tokens "
+            f"{max_new_tokens} is more than the context of {context_length} ({num} of {len(lengths)} problems are too "
+            f"long); {lower}{fewer}leave the problem out of the data, or choose a model with a longer context."
+        )
+    return longest + max_new_tokens
+
+
+def check_writable(directory: Path) -> None:
+    """Raises UserError unless `directory`, or the nearest parent that exists, is a directory that can be written."""
+    nearest = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.exists())
+    reason = None
+    if not nearest.is_dir():
+        reason = f"{nearest} is not a directory"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        reason = f"no permission to write in {nearest}"
+    if reason is not None:
+        raise UserError(
+            f"The run directory {directory} cannot be written ({reason}); choose another by POWERSAMPLE_RUN_DIR or "
+            "--run-dir."
+        )

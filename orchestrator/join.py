@@ -1,13 +1,17 @@
-"""Ray itself: started on this machine or joined, and which of its nodes work. Knows no worker.
+"""Ray itself: where it is, started on this machine or joined, which of its nodes work, and what it shows of a run.
 
-Importing this imports Ray; with cluster.py and dashboard.py it is all that does.
+Knows no worker. Importing this imports Ray; with cluster.py it is all that does.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import shutil
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,12 +22,14 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import ray
 from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
+from ray.util.metrics import Counter, Gauge
 
 from evals.types import UserError
-from orchestrator.address import AUTO, LOCAL, check_address, check_dashboard, listens, ray_address
 from orchestrator.crew import WorkersLost
-from orchestrator.dashboard import invitation
+from orchestrator.metrics import METRICS
 
+LOCAL, AUTO = "local", "auto"  # addresses of Ray's: a cluster of this process's own, and one that it looks for
+CONNECT_SECONDS = 10.0
 HEALTH_CHECK = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 2000, "failure_threshold": 3}
 """Of nodes by a local Ray: a dead one is known after 3 s instead of 13 s, a frozen one after 9 s instead of 63 s."""
 OBJECT_STORE_BYTES = 256 << 20  # records are small; the default, 30 % of RAM, spills out of a small /dev/shm
@@ -41,6 +47,49 @@ class Shape(NamedTuple):
     """None: if its packages are there."""
     dashboard_host: str = "127.0.0.1"
     gpus_per_worker: int = 1
+
+
+def ray_address() -> str:
+    """Where Ray is to be found; LOCAL for one of our own."""
+    return os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def check(dashboard_host: str) -> None:
+    """Raises UserError if Ray cannot be joined, or would be open to others."""
+    check_address()
+    check_dashboard(dashboard_host)
+    if ray_address() == AUTO:  # only Ray knows where it looks
+        connect(AUTO)
+        ray.shutdown()
+
+
+def check_address() -> None:
+    """Raises UserError if nothing listens at RAY_ADDRESS; Ray itself would go on trying for minutes."""
+    address = ray_address()
+    if address in (LOCAL, AUTO):
+        return  # these name no place
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"RAY_ADDRESS={address} is no address; write it as HOST:PORT, or unset the variable.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"No Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, or unset the variable."
+        ) from error
+
+
+def check_dashboard(host: str) -> None:
+    """Raises UserError if the dashboard would be open to other machines, who may run code by it, without a token."""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False  # a name may lead anywhere
+    if not loopback and os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        raise UserError(
+            f"The dashboard is not bound to {host} while RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}: whoever reaches "
+            "it can run code here; set RAY_AUTH_MODE=token, or leave dashboard_host at 127.0.0.1 and use ssh -L."
+        )
 
 
 def start_ray(shape: Shape) -> None:
@@ -76,6 +125,17 @@ def start_ray(shape: Shape) -> None:
         print(invitation(place), file=sys.stderr)
 
 
+def invitation(place: str) -> str:
+    """Where the dashboard is, how to come in and how to get there from elsewhere."""
+    beside = Path(sys.executable).with_name("ray")
+    command = str(beside) if beside.exists() else shutil.which("ray") or f"{sys.executable} -m ray.scripts.scripts"
+    port = place.rpartition(":")[2]
+    return (
+        f"Ray's dashboard: http://{place} (it asks for what `{command} get-auth-token` prints; from another machine "
+        f"first `ssh -L {port}:{place} THIS_HOST`, then http://127.0.0.1:{port})"
+    )
+
+
 def connect(address: str, **options: Any) -> Any:
     """What `ray.init` returns. Raises as `start_ray`."""
     try:
@@ -96,12 +156,6 @@ def connect(address: str, **options: Any) -> Any:
         raise WorkersLost(f"Ray did not start: {error}") from error
 
 
-def find_cluster() -> None:
-    """Raises UserError if there is none for RAY_ADDRESS=auto; only Ray knows where it looks."""
-    connect(AUTO)
-    ray.shutdown()
-
-
 def vital_places() -> list[tuple[str, int]]:
     """Where server (GCS) and node of a local Ray listen; none for a cluster of others'."""
     if ray_address() != LOCAL:
@@ -113,4 +167,30 @@ def vital_places() -> list[tuple[str, int]]:
 def alive_nodes(vital: Sequence[tuple[str, int]]) -> set[str]:
     """Nodes that work. Of a local Ray its `vital_places` are tried first: the server hears of a dead node after
     seconds, and where the server is dead, Ray waits 60 s for it and then ends this process."""
-    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} if all(map(listens, vital)) else set()
+    try:
+        for place in vital:
+            socket.create_connection(place, CONNECT_SECONDS).close()
+    except OSError:
+        return set()
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+class RayMetrics:
+    """A sink of `metrics.METRICS`: the metrics port of the driver's node exports them as `ray_` + name."""
+
+    def add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
+        if amount:
+            meter(name).inc(amount, dict(labels))
+
+    def set(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        meter(name).set(value, dict(labels))
+
+    def close(self) -> None:
+        """The last values stay for as long as Ray does."""
+
+
+@cache
+def meter(name: str) -> Any:
+    """Ray's counter or gauge of that name."""
+    kind, labels, description = METRICS[name]
+    return {"counter": Counter, "gauge": Gauge}[kind](name, description, labels)

@@ -1,6 +1,6 @@
 """What a run publishes while it goes: the table of its metrics, filled from records and telemetry rows.
 
-Knows neither Ray nor a tracker: a *sink* takes the values. With Ray's sink (dashboard.py) they are at the
+Knows neither Ray nor a tracker: a *sink* takes the values. With Ray's sink (join.py) they are at the
 metrics port of the driver's node as `ray_` + name, for Prometheus; `launch/grafana.json` draws them. wandb and trackio
 get the same without the prefix. No text of a problem or an answer is ever a label.
 """
@@ -153,7 +153,7 @@ def sinks(config: RunConfig) -> list[Sink]:
     """Ray's metrics where Ray is up, and the tracker that was asked for."""
     found: list[Sink] = []
     if not config.inline:
-        from orchestrator.dashboard import RayMetrics
+        from orchestrator.join import RayMetrics
 
         found.append(RayMetrics())
     if config.track is not None:

@@ -1,6 +1,7 @@
-"""From a name to a model's folder on this machine, with the digest that identifies it.
+"""From a name to a model's folder on this machine, with the digest that identifies it. Knows no tokenizer.
 
-Knows no tokenizer. What cannot be had is a UserError that names the setting, within seconds also offline.
+A name is `demo`, something on this machine, or something on the hub; what cannot be had is a UserError that names the
+setting, within seconds also offline.
 """
 
 from __future__ import annotations
@@ -8,16 +9,16 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import socket
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evals.config import EngineConfig
 from evals.types import UserError
 from orchestrator.config import DEMO
-from orchestrator.sources import DEMO_FOLDER, HUB_SECONDS, is_local, other_way, unavailable
 
+DEMO_FOLDER = Path(__file__).parents[1] / "evals" / "demo"
 DEMO_MODEL = "model"  # in DEMO_FOLDER
+HUB_SECONDS = 10.0
 MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 PICKLE_FILES = ("*.bin", "*.pt", "*.pth")
 MODEL_SETTING = "--model (of a run also POWERSAMPLE_MODEL)"
@@ -39,6 +40,11 @@ class ModelSource(NamedTuple):
         return {"name": self.name, "revision": self.revision, "sha256": None if self.revision else self.digest}
 
 
+def is_local(name: str) -> bool:
+    """A hub name is `owner/name` or a bare word; anything else, and whatever exists here, is a path."""
+    return Path(name).expanduser().exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1
+
+
 def resolve_model(
     name: str, revision: str | None = None, *, trust_remote_code: bool = False, allow_pickle: bool = False
 ) -> ModelSource:
@@ -53,10 +59,10 @@ def resolve_model(
             raise UserError(
                 f"model_revision={revision} is for models from the hub but the model {name} is local; leave it out."
             )
-        check_folder(folder, name)
+        check_folder(folder, f"folder {folder}")
         return ModelSource(str(folder.resolve()), name, None, folder_digest(folder, patterns))
     folder, commit = download(name, revision, patterns)
-    check_folder(folder, name, commit)
+    check_folder(folder, f"model {name} on the hub (commit {commit[:8]})")
     return ModelSource(str(folder), name, commit, commit)
 
 
@@ -88,17 +94,16 @@ def model_files(trust_remote_code: bool, allow_pickle: bool) -> list[str]:
     return [*MODEL_FILES, *(["*.py"] if trust_remote_code else []), *(PICKLE_FILES if allow_pickle else [])]
 
 
-def check_folder(folder: Path, name: str, commit: str | None = None) -> None:
-    """Raises UserError unless `folder`, which has the model `name` (at a commit on the hub), can be one."""
+def check_folder(folder: Path, model: str) -> None:
+    """Raises UserError unless `folder` can be a model; `model` is what the sentence calls it."""
     way_out = f"set {MODEL_SETTING} to a hub name or a folder with config.json, tokenizer and weights"
     if not folder.is_dir():
         raise UserError(f"There is no model folder {folder}; {way_out}.")
     if not (folder / "config.json").is_file():
-        model = f"model {name} on the hub (commit {commit[:8]})" if commit else f"folder {folder}"
         raise UserError(f"The {model} has no config.json, so it is no model for transformers; {way_out}.")
 
 
-def folder_digest(folder: Path, patterns: Iterable[str]) -> str:
+def folder_digest(folder: Path, patterns: list[str]) -> str:
     """Hex sha256 over names and contents of the files directly in `folder` that match."""
     total = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
@@ -117,8 +122,20 @@ def download(name: str, revision: str | None, patterns: list[str]) -> tuple[Path
             revision = HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS).sha
         folder = Path(snapshot_download(name, revision=revision, **wanted))
     except Exception as error:  # the hub's client raises errors of several libraries
-        raise UserError(
-            f"The model {name!r} is no folder on this machine and {unavailable(error)}; set {MODEL_SETTING} "
-            f"to a local folder or another hub name, or {other_way()}."
+        raise unavailable(
+            f"model {name!r} is no folder", f"set {MODEL_SETTING} to a local folder or another hub name", error
         ) from error
     return folder, folder.name
+
+
+def unavailable(what: str, way_out: str, error: BaseException) -> UserError:
+    """A thing on the hub cannot be had: `what` it is not on this machine, and what else to set."""
+    from huggingface_hub import constants
+
+    text = " ".join(str(error).split()) or type(error).__name__
+    why = f"cannot be had from the Hugging Face hub ({text if len(text) <= 160 else text[:157] + '...'})"
+    other = "set HF_HUB_OFFLINE=1 if it is in the hub's cache"
+    if constants.HF_HUB_OFFLINE:
+        why = "not in the hub's cache, and the hub is not asked because HF_HUB_OFFLINE is set"
+        other = "unset HF_HUB_OFFLINE"
+    return UserError(f"The {what} on this machine and {why}; {way_out}, or {other}.")

@@ -181,8 +181,7 @@ def models(args: argparse.Namespace, most: int | None = None) -> list[tuple[str,
 def config_folder(name: str) -> str:
     """The folder of a model's config.json; of a model on the hub nothing else is fetched."""
     from orchestrator.config import DEMO
-    from orchestrator.models import DEMO_MODEL, download
-    from orchestrator.sources import DEMO_FOLDER, is_local
+    from orchestrator.models import DEMO_FOLDER, DEMO_MODEL, download, is_local
 
     if name == DEMO:
         return str(DEMO_FOLDER / DEMO_MODEL)

@@ -1,6 +1,7 @@
 """From a name to the problems of a data set, with the digest that identifies them, and rows of JSONL files in general.
 
-What cannot be had, and a row that is no problem, is a UserError that names the setting or the line.
+Also the texts that the sampler `replay` grades. What cannot be had, and a row that is no problem, is a UserError that
+names the setting or the line. Knows no model.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import json
 import re
 from codecs import BOM_UTF8
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +23,8 @@ from evals.grading.grade import FORMATS
 from evals.grading.numeric import gold
 from evals.types import Problem, UserError
 from orchestrator.config import DEFAULT_DATA, DEMO
-from orchestrator.sources import DEMO_FOLDER, HUB_SECONDS, is_local, other_way, unavailable
+from orchestrator.models import DEMO_FOLDER, HUB_SECONDS, is_local, unavailable
+from orchestrator.store import Key
 
 DEMO_PROBLEMS, DEMO_TRAIN = "problems.jsonl", "train.jsonl"  # in DEMO_FOLDER
 GSM8K_REVISION = "cc7b047b6e5bb11b4f1af84efc572db110a51b3c"
@@ -32,6 +35,9 @@ GSM8K_FORMAT = TaskConfig()
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write one alone, UTF-8 and tokenizers cannot
 DATA_SETTING = "POWERSAMPLE_DATA (--data)"
 TRAIN_SETTING = "POWERSAMPLE_TASK__TRAIN_DATA (--task.train-data)"
+GOLD = "gold"  # replays the data's own answers
+ROW = re.compile("[0-9]{1,18}")
+TEXT_FORM = '{"id": 7, "text": "So it is 42."}'
 
 
 class DataSource(NamedTuple):
@@ -67,45 +73,37 @@ def load_problems(
     """The problems of `demo`, a JSONL file, or a data set on the hub, in the format of `task`; problem_id is the row.
 
     Raises UserError: unreachable (naming `setting`, by which `data` was chosen), empty, or a row that is no problem
-    (file and line named).
+    (file and line named), unless nothing is graded.
     """
     if data == DEMO or is_local(data) or data.endswith((".jsonl", ".json")):
         path = DEMO_FOLDER / (DEMO_TRAIN if split == "train" else DEMO_PROBLEMS) if data == DEMO else Path(data)
-        problems, refused = read_jsonl(path.expanduser(), task, setting)
+        way_out = f"set {setting} to a JSONL file in GSM8K's format or a hub name"
+        rows: Iterator[tuple[str, Any]] = jsonl_lines(path.expanduser(), way_out)
+        empty = f"The data file {path.expanduser()} has no problems in it; {way_out}."
     else:
-        rows, refused = hub_rows(data, split, setting), {}
-        problems = [check_row(row, number, f"{data}, row {number}", task) for number, row in enumerate(rows)]
-        if not problems:
-            raise UserError(f"The data set {data} has no rows in split {split}; set {setting} to another.")
-    pairs: list[list[Any]] = [[problem.question, problem.answer] for problem in problems]
-    content = json.dumps([*pairs, *([row] for row in refused)], ensure_ascii=False)
-    digest, num_rows = hashlib.sha256(content.encode()).hexdigest(), len(problems) + len(refused)
-    within = num_rows if limit is None else limit
-    problems = [problem for problem in problems if problem.problem_id < within]
-    if not problems:
-        raise UserError(f"No row of {data} within the limit can be used; the first: {next(iter(refused.values()))}")
-    return DataSource(
-        problems, data, digest, num_rows, {row: reason for row, reason in refused.items() if row < within}
-    )
-
-
-def read_jsonl(path: Path, task: TaskConfig, setting: str) -> tuple[list[Problem], dict[int, str]]:
-    """The problems of a JSONL file, and why other rows are none, which only an open task does not raise at once.
-
-    Raises UserError where there is no row.
-    """
-    way_out = f"set {setting} to a JSONL file in GSM8K's format or a hub name"
+        rows = ((f"{data}, row {number}", row) for number, row in enumerate(hub_rows(data, split, setting)))
+        empty = f"The data set {data} has no rows in split {split}; set {setting} to another."
     problems, refused = [], {}
-    for number, (where, line) in enumerate(jsonl_lines(path, way_out)):
+    for number, (where, row) in enumerate(rows):
         try:
-            problems.append(check_row(parsed(line, where), number, where, task))
+            row = parsed(row, where) if isinstance(row, bytes) else row
+            problems.append(check_row(row, number, where, task))
         except UserError as error:
             if task.name != "open":
                 raise
             refused[number] = str(error)
     if not problems and not refused:
-        raise UserError(f"The data file {path} has no problems in it; {way_out}.")
-    return problems, refused
+        raise UserError(empty)
+    content = json.dumps(
+        [*([one.question, one.answer] for one in problems), *([row] for row in refused)], ensure_ascii=False
+    )
+    digest, num_rows = hashlib.sha256(content.encode()).hexdigest(), len(problems) + len(refused)
+    within = num_rows if limit is None else limit
+    problems = [problem for problem in problems if problem.problem_id < within]
+    if not problems:
+        raise UserError(f"No row of {data} within the limit can be used; the first: {next(iter(refused.values()))}")
+    refused = {row: reason for row, reason in refused.items() if row < within}
+    return DataSource(problems, data, digest, num_rows, refused)
 
 
 def jsonl_rows(path: Path, way_out: str) -> Iterator[tuple[str, Any]]:
@@ -148,14 +146,14 @@ def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FO
     Where golds are texts, as in the format `math`, the whole answer is what is graded, unless it has a `####`, too; in
     the format `open` there is none.
     """
-    golds = FORMATS[task.name].golds
-    open_ended, has_gold = golds == "text", golds != "none"
-    question_key = find_question(row, task)
-    asked = {question_key: "…", task.answer_key: "42" if open_ended else "… #### 42"}
-    form = json.dumps(asked if has_gold else {question_key: "…"}, ensure_ascii=False)
+    golds, question_key = FORMATS[task.name].golds, find_question(row, task)
+    form_of_row = {question_key: "…"}
+    if golds != "none":
+        form_of_row[task.answer_key] = "42" if golds == "text" else "… #### 42"
+    form = json.dumps(form_of_row, ensure_ascii=False)
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: a {type(row).__name__} instead of an object such as {form}.")
-    for key in (question_key, task.answer_key) if has_gold else (question_key,):
+    for key in form_of_row:
         if key not in row:
             raise UserError(
                 f"{where}: the key {key!r} is missing (it has {', '.join(row) or 'none'}); rows are {form}."
@@ -167,24 +165,25 @@ def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FO
                 f"{where}: {key!r} has half a character (\\ud800 to \\udfff alone); repair or remove the row."
             )
     group = row.get("group")
-    if not has_gold:
+    problem = Problem(problem_id, row[question_key], "", None if group is None else str(group))
+    if golds == "none":
         check_carried(row, where)
-        return Problem(problem_id, row[question_key], "", None if group is None else str(group))
-    question, answer = row[question_key], row[task.answer_key]
-    problem = Problem(problem_id, question, answer, None if group is None else str(group))
-    if open_ended and "####" not in answer:
+        return problem
+    answer = row[task.answer_key]
+    if golds == "text" and "####" not in answer:
         return problem._replace(answer=f"#### {answer.strip()}")
-    if not answer.rpartition("####")[1] or not answer.rpartition("####")[2].strip():
+    problem, written = problem._replace(answer=answer), answer.rpartition("####")
+    if not written[1] or not written[2].strip():
         raise UserError(
             f"{where}: the answer has no `#### number` at its end, so nothing can be graded; rows are {form}."
         )
-    if open_ended:
-        return problem
-    try:
-        gold(problem)
-    except UserError as error:  # which knows the problem but not where it stands
-        written = problem.answer.rpartition("####")[2].strip()
-        raise UserError(f"{where}: the answer after `####` is {written!r}, not a number; rows are {form}.") from error
+    if golds != "text":
+        try:
+            gold(problem)
+        except UserError as error:  # which knows the problem but not where it stands
+            raise UserError(
+                f"{where}: the answer after `####` is {written[2].strip()!r}, not a number; rows are {form}."
+            ) from error
     return problem
 
 
@@ -222,10 +221,55 @@ def hub_rows(name: str, split: str, setting: str) -> list[dict[str, Any]]:
             HfApi().dataset_info(name, revision=revision, timeout=HUB_SECONDS)
         import datasets
 
-        loaded = datasets.load_dataset(name, configuration, split=split, revision=revision)
-        return [dict(row) for row in loaded]
+        return [dict(row) for row in datasets.load_dataset(name, configuration, split=split, revision=revision)]
     except Exception as error:  # the hub's client raises errors of several libraries
-        raise UserError(
-            f"The data set {name!r} (split {split}) is no file on this machine and {unavailable(error)}; set "
-            f"{setting} to a JSONL file in GSM8K's format or another hub name, or {other_way()}."
+        raise unavailable(
+            f"data set {name!r} (split {split}) is no file",
+            f"set {setting} to a JSONL file in GSM8K's format or another hub name",
+            error,
         ) from error
+
+
+def load_texts(name: str, data: DataSource, num_samples: int) -> dict[Key, str]:
+    """A text for every (problem, sample) of `data`; of several of a problem, the first in the file is sample 0.
+
+    All rows have ids or, with one sample, none, being in the order of the data. Raises UserError: no text in a row
+    (file and line named), one too many, or none for a problem within the limit.
+    """
+    if name == GOLD:
+        return {(problem.problem_id, k): problem.answer for problem in data.problems for k in range(num_samples)}
+    found: dict[int, list[str]] = defaultdict(list)
+    have_ids = num_samples > 1  # else the first row decides
+    for number, (where, row) in enumerate(jsonl_rows(Path(name).expanduser(), "set sampler.texts to another, or gold")):
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or SURROGATE.search(row["text"]):
+            raise UserError(f"{where}: not an object with a 'text' of whole characters; rows are {TEXT_FORM}.")
+        if not ROW.fullmatch(given := str(row.get("id", number))):
+            raise UserError(f"{where}: id {given[:40]} is not a row of the data, from 0; rows are {TEXT_FORM}.")
+        have_ids = have_ids or (number == 0 and "id" in row)
+        if ("id" in row) != have_ids:
+            raise UserError(
+                f"{where}: {'no id' if have_ids else 'an id'}; give all rows an id or, for one text per problem in the "
+                f"order of the data, none; rows are {TEXT_FORM}."
+            )
+        if (problem_id := int(given)) >= data.num_rows:
+            raise UserError(f"{where}: a text for row {problem_id} of {data.name}, which has {data.num_rows} rows.")
+        if len(found[problem_id]) == num_samples:
+            raise UserError(
+                f"{where}: text {num_samples + 1} for problem {problem_id}, which num_samples={num_samples} does not "
+                "ask for; raise it, or remove the line."
+            )
+        found[problem_id].append(row["text"])
+    ids = [problem.problem_id for problem in data.problems]
+    missing = [problem_id for problem_id in ids if len(found[problem_id]) < num_samples]
+    if missing:
+        raise UserError(
+            f"{name} has too few texts for {len(missing)} of {len(ids)} problems, the first of them problem "
+            f"{missing[0]} ({len(found[missing[0]])} of {num_samples}); add rows {TEXT_FORM}, or set limit or "
+            "num_samples."
+        )
+    return {(problem_id, k): found[problem_id][k] for problem_id in ids for k in range(num_samples)}
+
+
+def texts_digest(texts: Mapping[Key, str]) -> str:
+    """Hex sha256 of all texts with their problems and samples."""
+    return hashlib.sha256(json.dumps(sorted(texts.items()), ensure_ascii=False).encode()).hexdigest()

@@ -7,7 +7,6 @@ import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from evals.types import Problem
@@ -19,8 +18,6 @@ from orchestrator.progress import say
 from orchestrator.store import RunStore, check_root, check_store, fresh_directory, open_store
 from orchestrator.telemetry import Telemetry
 
-NO_ROWS: Mapping[int, str] = MappingProxyType({})
-
 
 class Planned(NamedTuple):
     """A run before its directory is opened."""
@@ -30,6 +27,12 @@ class Planned(NamedTuple):
     fingerprint: str
     content: dict[str, Any]
     """What run.json will say."""
+    inputs: Inputs
+    """What its workers load; runs that share it follow one another without another load."""
+
+    def check(self) -> None:
+        """Raises UserError if the directory could not be opened now; writes nothing."""
+        check_store(self.directory, self.fingerprint, self.content)
 
 
 class OpenRun(NamedTuple):
@@ -40,8 +43,9 @@ class OpenRun(NamedTuple):
     telemetry: Telemetry
     owed: list[Work]
     total: int
+    inputs: Inputs
 
-    def start(self, began: float, workers: int, software: Mapping[str, Any]) -> None:
+    def start(self, began: float, software: Mapping[str, Any]) -> None:
         """Say in the telemetry that this process works on the run, since `began` (Unix seconds), by `software`."""
         self.telemetry.event(
             "start",
@@ -50,7 +54,7 @@ class OpenRun(NamedTuple):
             host=socket.gethostname(),
             done=len(self.store.records),
             owed=len(self.owed),
-            num_workers=workers,
+            num_workers=self.config.num_actors,
             slots=self.config.slots,
             inline=self.config.inline,
             **software,
@@ -61,52 +65,54 @@ class OpenRun(NamedTuple):
 
 
 def plan_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[Planned]:
-    """The planned runs with their directories, of which none is made here."""
+    """The planned runs with their directories, of which none is made here.
+
+    Raises UserError if the demo's would lie in a directory of other files.
+    """
     config, planned = inputs.config, []
-    if config.fresh and config.mode == "demo":
+    demo = config.mode == "demo"
+    if config.fresh and demo:
         config = config.model_copy(update={"run_dir": fresh_directory(config.run_dir or Path("runs/demo"))})
     for one in plan(config):
         digest = fingerprint(one, inputs.provenance)
         directory = run_directory(one, digest)
-        if config.fresh and config.mode != "demo":
+        if config.fresh and not demo:
             directory = fresh_directory(directory)
         found = inputs.model.describe(), inputs.data.describe(), inputs.data.num_problems
         content = run_content(one, *found, environment, inputs.prompts_digest, inputs.provenance.texts)
-        planned.append(Planned(one, directory, digest, content))
+        planned.append(Planned(one, directory, digest, content, inputs))
+    if demo:
+        check_root([one.directory for one in planned])
     return planned
 
 
-def open_runs(
-    planned: Sequence[Planned], problems: Sequence[Problem], stack: ExitStack, refused: Mapping[int, str] = NO_ROWS
-) -> list[OpenRun]:
+def open_runs(planned: Sequence[Planned], stack: ExitStack) -> list[OpenRun]:
     """Open and lock the directories of all planned runs, or of none; `stack` closes them. Raises UserError.
 
-    Rows that were `refused` (row -> reason) have failed before a worker hears of them.
+    Rows of the data that were refused have failed before a worker hears of them.
     """
     if len(planned) > 1:
-        check_root([one.directory for one in planned])
         for one in planned:
-            check_store(one.directory, one.fingerprint, one.content)
+            one.check()
     runs = []
-    for config, directory, digest, content in planned:
+    for config, directory, digest, content, inputs in planned:
         store = open_store(directory, digest, content)
         stack.callback(store.close)
         telemetry = Telemetry(store.telemetry_path)
         stack.callback(telemetry.close)
         if store.cut_bytes:
             say(f"{directory}: cut an unfinished record of {store.cut_bytes} bytes, left by a crash; it is owed again.")
+        problems, refused = inputs.data.problems, inputs.data.refused
         for row, reason in refused.items():
             work = Work(Problem(row, "", ""), 0, config.sampler, config.task, config.seed)
             store.append(failed_record(work, "input", reason))
-        owed, total = works(config, problems, store), len(problems) * config.num_samples + len(refused)
+        owed = [
+            Work(problem, index, config.sampler, config.task, config.seed)
+            for problem, index in store.owed(problems, config.num_samples)
+        ]
+        wanted = len(problems) * config.num_samples
         rows = f" {len(refused)} row{'s' * (len(refused) > 1)} refused," if refused else ""
-        there = total - len(owed) - len(refused)
-        say(f"{directory}: {there} of {total} answers are there,{rows} {len(owed)} are owed.")
-        runs.append(OpenRun(config, store, telemetry, owed, total))
+        there = f"{wanted - len(owed)} of {wanted + len(refused)} answers are there"
+        say(f"{directory}: {there},{rows} {len(owed)} are owed.")
+        runs.append(OpenRun(config, store, telemetry, owed, wanted + len(refused), inputs))
     return runs
-
-
-def works(config: RunConfig, problems: Sequence[Problem], store: RunStore) -> list[Work]:
-    """What a run owes."""
-    owed = store.owed(problems, config.num_samples)
-    return [Work(problem, index, config.sampler, config.task, config.seed) for problem, index in owed]

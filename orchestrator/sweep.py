@@ -11,7 +11,6 @@ import re
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,9 @@ from orchestrator.names import is_list, known_settings
 from orchestrator.progress import say
 from orchestrator.report import read, write
 from orchestrator.run import asked, outlasting, resolved
-from orchestrator.runs import OpenRun, Planned, open_runs, plan_runs
+from orchestrator.runs import OpenRun, Planned, plan_runs
 from orchestrator.scores import HEADLINE
-from orchestrator.shift import mark, start_crew, wait_for_a_worker, work_off, worker_config
-from orchestrator.stop import Stop
-from orchestrator.store import check_store, first_records, fresh_directory
+from orchestrator.store import first_records, fresh_directory
 
 SUMMARY = "sweep.json"
 
@@ -59,20 +56,10 @@ def evaluate(args: Namespace) -> int:
         return plan_runs(one, environment)[0]
 
     for one in map(planned, inputs.values()):
-        check_store(one.directory, one.fingerprint, one.content)
+        one.check()
     if args.auto_batch_size and first.config.use_batched and first.texts is None:
         owing = {name: one for name, one in inputs.items() if owes(one, planned(one).directory)}
         inputs |= fitted(owing, args.memory_limit, say)
-
-    def opened(stack: ExitStack) -> list[OpenRun]:
-        runs = []
-        for one in inputs.values():
-            runs += open_runs([planned(one)], one.data.problems, stack, one.data.refused)
-        return runs
-
-    def sampled(runs: list[OpenRun], stop: Stop) -> None:
-        of = {one.config.run_dir: one for one in inputs.values()}
-        sample([(run, of[run.store.directory]) for run in runs], stop)
 
     def conclude(runs: Sequence[OpenRun]) -> None:
         session.conclude(runs)
@@ -81,7 +68,7 @@ def evaluate(args: Namespace) -> int:
         print(*map(json.dumps, rows), sep="\n")
         say(f"The summary of the sweep, and beside it the comparison: {root / SUMMARY}")
 
-    return session.carry_out(configs[0], opened, sampled, conclude, began, environment)
+    return session.carry_out(configs[0], [planned(one) for one in inputs.values()], environment, began, conclude)
 
 
 def configured(args: Namespace, knob: str, value: str) -> RunConfig:
@@ -129,19 +116,6 @@ def placed(inputs: Inputs, root: Path, knob: str, value: str) -> Inputs:
 def owes(inputs: Inputs, directory: Path) -> bool:
     """Whether answers are missing."""
     return len(first_records(directory / RECORDS)) < len(inputs.data.problems) * inputs.config.num_samples
-
-
-def sample(runs: Sequence[tuple[OpenRun, Inputs]], stop: Stop) -> None:
-    """Work off what the runs owe, one after the other, by workers that load the model once."""
-    (_, first), *_ = runs
-    with ExitStack() as stack:
-        crew = start_crew([run for run, _ in runs], first, stop, stack)
-        for run, inputs in runs:
-            if inputs is not first and not stop:
-                mark([run], "load")
-                crew.reload(worker_config(inputs), inputs.config.slots)
-                wait_for_a_worker(crew, [run], stop)
-            work_off(crew, [run], stop)
 
 
 def row(knob: str, config: RunConfig, directory: Path) -> dict[str, Any]:

@@ -15,14 +15,15 @@ from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
 
-from evals.config import EngineConfig, TaskConfig
+from evals.config import EngineConfig
+from evals.evaluate import start
 from evals.samplers.make import make_sampler
 from evals.tasks.gsm8k import make_task
-from evals.types import Problem, Record, Task
+from evals.types import Problem, Record
 from orchestrator.crew import Work
+from orchestrator.hardware import wait_for_room
 from orchestrator.models import ModelSource, on_this_node
-from orchestrator.room import wait_for_room
-from orchestrator.store import Key, encode
+from orchestrator.store import Key
 
 ENGINE_FAILED = 1  # exit code
 
@@ -53,7 +54,6 @@ class Worker:
 
     def __init__(self, rank: int, name: str) -> None:
         self._rank, self._name = rank, name
-        self._tasks: dict[tuple[str, int], Task] = {}
         self._engine: Any = None
         self._loading = Lock()
 
@@ -86,26 +86,19 @@ class Worker:
             self._engine = Engine(
                 model, config.engine, slots=config.slots, max_length=config.max_length, sequences=config.sequences
             )
-            self._train_problems, self._tasks = config.train_problems, {}
-            self._prefetch, self._texts = config.engine.prefetch, config.texts or {}
+            self._config, self._texts = config, config.texts or {}
             self._notes = self._engine.notes
             self._engine.start()
             return found if room is None else room
 
     def begin(self, work: Work) -> Future[Record]:
-        """Begin one problem; the future has its record, or the exception that ended it.
-
-        What cannot be written down (a number that is not finite, say) is the problem's failure, not the run's.
-        """
-        from evals.evaluate import start
-
-        started = start(
+        """Begin one problem; the future has its record, or the exception that ended it."""
+        encode = partial(self._engine.tokenizer.encode, whole=False)
+        return start(
             work.problem,
             work.sample_index,
-            self.task(work.task, work.seed),
-            make_sampler(
-                work.sampler, self._prefetch, self._texts, partial(self._engine.tokenizer.encode, whole=False)
-            ),
+            make_task(work.task, work.seed, self._config.train_problems),
+            make_sampler(work.sampler, self._config.engine.prefetch, self._texts, encode),
             self._engine,
             max_new_tokens=work.task.max_new_tokens,
             seed=work.seed,
@@ -117,17 +110,6 @@ class Worker:
                 "attempt": work.attempt,
             },
         )
-        checked: Future[Record] = Future()
-
-        def check(done: Future[Record]) -> None:
-            try:
-                encode(done.result())
-                checked.set_result(done.result())
-            except BaseException as error:  # noqa: BLE001 - whatever it is belongs to whoever waits for the record
-                checked.set_exception(error)
-
-        started.add_done_callback(check)
-        return checked
 
     def solve(self, work: Work) -> Record:
         """Answer and grade one problem, waiting for it.
@@ -143,13 +125,6 @@ class Worker:
                 sys.stderr.flush()
                 os._exit(ENGINE_FAILED)
             raise
-
-    def task(self, config: TaskConfig, seed: int) -> Task:
-        """The task of these settings, made once."""
-        key = config.model_dump_json(), seed
-        if key not in self._tasks:
-            self._tasks[key] = make_task(config, seed, self._train_problems)
-        return self._tasks[key]
 
     def failure(self) -> BaseException | None:
         """What ended the engine's thread; None while it can still work."""

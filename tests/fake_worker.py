@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from evals.types import Record
-from orchestrator import preflight, shift
+from orchestrator import inputs, session
 from orchestrator.crew import Work
 
 
@@ -45,8 +45,8 @@ class FakeWorker:
 
 def install(worker: type[FakeWorker], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Have sessions use it, whatever the model; returns a model folder below `folder` for them to name."""
-    monkeypatch.setattr(shift, "Worker", worker)
-    monkeypatch.setattr(preflight, "check", lambda *_: 100)
+    monkeypatch.setattr(session, "Worker", worker)
+    monkeypatch.setattr(inputs, "check", lambda *_: 100)
     model = folder / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")

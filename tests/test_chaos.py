@@ -31,7 +31,7 @@ TORN = b'{"problem_id": 3, "sam'
 
 DRIVER = f"""
 import contextlib, json, math, os, resource, signal, sys, threading
-from orchestrator import driver, seat, shift
+from orchestrator import driver, seat, session
 from orchestrator.cli import main
 from orchestrator.store import RunStore
 from orchestrator.worker import Worker
@@ -98,7 +98,7 @@ def poison_first(*known):
 
 RunStore.append = append_and_strike
 driver.forecast = poison_first
-shift.Worker = Faulty
+session.Worker = Faulty
 seat.STILL_SECONDS, seat.LOADS, seat.DEADLINE_SECONDS, seat.ANSWERS = 15.0, 1, 20.0, 2
 sys.exit(main(["run", *sys.argv[2:]]))
 """

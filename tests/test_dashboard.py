@@ -115,7 +115,7 @@ def test_what_the_dashboard_shows(dashboard: str, tmp_path: Path) -> None:
 def test_strangers_are_not_let_in_and_metrics_have_our_names(dashboard: str) -> None:
     import ray
 
-    from orchestrator.dashboard import RayMetrics
+    from orchestrator.join import RayMetrics
 
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"http://{dashboard}/api/version")

@@ -14,13 +14,11 @@ import pytest
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
-from orchestrator.crew import Died, Done, Event, Health, Lost, Raised, Work, WorkersLost
-from orchestrator.driver import HEALTH_SECONDS, WAIT_SECONDS, drive, failed_record
-from orchestrator.inline import InlineCrew
+from orchestrator.crew import Died, Done, Event, Health, InlineCrew, Lost, Raised, Work, WorkersLost
+from orchestrator.driver import HEALTH_SECONDS, MIN_RECORDS, WAIT_SECONDS, drive, failed_record, forecast
+from orchestrator.hardware import wait_for_room
 from orchestrator.progress import Progress
 from orchestrator.reduce import HEADLINE, estimate, question_means
-from orchestrator.room import wait_for_room
-from orchestrator.schedule import MIN_RECORDS, fit, forecast
 from orchestrator.seat import DEADLINE_SECONDS, LOAD_SECONDS, MISSING_SECONDS, STILL_SECONDS, Call, Hang, Seat
 from orchestrator.store import RunStore, open_store
 from orchestrator.telemetry import Telemetry, read_telemetry, timings
@@ -428,13 +426,13 @@ def test_long_questions_go_first_until_answers_say_otherwise(store: RunStore) ->
 
 
 def test_a_forecast_is_the_line_of_least_squares_and_knows_what_a_problem_has_cost() -> None:
-    line = fit([1.0, 2.0, 3.0, 4.0], [3.0, 5.0, 8.0, 8.0])
-    assert (line.intercept, line.slope) == pytest.approx((1.5, 1.8))
-    assert fit([2.0, 2.0], [1.0, 3.0]) == (2.0, 0.0)
     lengths = {i: 10 * i for i in range(41)}
     records = [answered(work)._replace(tokens={"generated": 5 * i + 7}) for i, work in enumerate(works(40))]
     assert forecast(lengths, records[: MIN_RECORDS - 1])(3) == 30
     assert forecast(lengths, records)(40) == pytest.approx(207)
+    assert forecast(dict.fromkeys(range(41), 7), records)(40) == pytest.approx(5 * 19.5 + 7), (
+        "all questions alike: the mean"
+    )
     outlier = records[3]._replace(sample_index=1, tokens={"generated": 1022})
     assert forecast(lengths, [*records, outlier])(3) == 522
 
@@ -492,10 +490,10 @@ def test_patience_with_a_load_and_with_a_place() -> None:
 
 
 def test_room_is_waited_for_until_a_dead_workers_memory_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.room.POLL_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.hardware.POLL_SECONDS", 0.0)
     readings = iter([10, 20, 96, 100])
     assert wait_for_room(100, lambda: next(readings)) == 96
     assert wait_for_room(None, lambda: 10) == 10
     assert wait_for_room(100, lambda: None) is None
-    monkeypatch.setattr("orchestrator.room.RELEASE_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.hardware.RELEASE_SECONDS", 0.0)
     assert wait_for_room(100, lambda: 10) == 10, "the load will tell whether that is enough"

@@ -26,7 +26,7 @@ from orchestrator import durable, hardware
 from orchestrator.cli import main
 from orchestrator.config import RunConfig, resolve, run_content
 from orchestrator.export import Exported
-from orchestrator.preflight import prompts_digest
+from orchestrator.inputs import prompts_digest
 from orchestrator.problems import GSM8K_SHA256, load_problems
 from orchestrator.report import read
 from orchestrator.store import encode

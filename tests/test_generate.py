@@ -19,7 +19,7 @@ import pytest
 from fake_worker import FakeWorker, install
 
 from evals.config import SamplerConfig, TaskConfig
-from evals.prompts import prompt_ids
+from evals.evaluate import prompt_ids
 from evals.samplers.make import make_sampler
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem, Prompt, Record, Submit, UserError

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {"evals/demo/train.py", "evals/demo/measure.py", "evals/demo/grow.py"}  # run by hand, imported by no package
 ONLY = {
-    "ray": [f"orchestrator/{name}.py" for name in ("join", "cluster", "dashboard")],
+    "ray": [f"orchestrator/{name}.py" for name in ("join", "cluster")],
     "transformers": ["evals/engine/"],
     "torch": ["evals/engine/"],
 }

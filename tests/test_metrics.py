@@ -18,7 +18,7 @@ from test_watch import GPU
 
 from evals.types import UserError
 from orchestrator.config import RunConfig, resolve
-from orchestrator.dashboard import invitation
+from orchestrator.join import invitation
 from orchestrator.metrics import METRICS, Metrics, check_tracker, published
 from orchestrator.progress import Progress
 from orchestrator.telemetry import Telemetry

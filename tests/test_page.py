@@ -18,8 +18,8 @@ from evals.types import Record
 from orchestrator import page as pages
 from orchestrator.asked import as_text, asked
 from orchestrator.claim import read_run
+from orchestrator.inputs import prompts_digest
 from orchestrator.page import bold
-from orchestrator.preflight import prompts_digest
 from orchestrator.problems import load_problems
 from orchestrator.report import write_report
 

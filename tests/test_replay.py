@@ -10,7 +10,7 @@ import pytest
 
 from evals.samplers.single import Replay
 from evals.types import Prompt, UserError
-from orchestrator import preflight
+from orchestrator import inputs
 from orchestrator.cli import main
 from orchestrator.problems import load_problems
 from orchestrator.store import first_records
@@ -146,9 +146,9 @@ def test_a_tokenizer_that_changes_a_text_is_refused() -> None:
             return "".join(map(chr, ids))
 
     tokenizer: Any = Tokenizer()
-    preflight.check_texts({(0, 0): "a b"}, tokenizer)
+    inputs.check_texts({(0, 0): "a b"}, tokenizer)
     with pytest.raises(UserError, match=r"text for problem 7 .* is another one"):
-        preflight.check_texts({(0, 0): "a b", (7, 0): " a"}, tokenizer)
+        inputs.check_texts({(0, 0): "a b", (7, 0): " a"}, tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from evals.config import SamplerConfig, TaskConfig
 from evals.rng import Purpose, uniform
 from evals.types import Problem, Record
 from orchestrator.driver import Work, drive
-from orchestrator.inline import InlineCrew
+from orchestrator.crew import InlineCrew
 from orchestrator.progress import Progress
 from orchestrator.store import open_store
 from orchestrator.telemetry import Telemetry

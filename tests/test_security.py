@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from evals.types import UserError
-from orchestrator.address import check_dashboard
+from orchestrator.join import check_dashboard
 
 ROOT = Path(__file__).parents[1]
 SECRETS = {"HF_TOKEN": "hf_kept0to0myself", "RAY_AUTH_TOKEN": "5ec2e7" * 11, "WANDB_API_KEY": "also0kept0to0myself"}

@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator import shift
+from orchestrator import session
 from orchestrator.config import RunConfig, resolve
 from orchestrator.driver import Event, Ready
 from orchestrator.runs import OpenRun
-from orchestrator.shift import wait_for_a_worker
-from orchestrator.stop import Stop
+from orchestrator.session import Stop, wait_for_a_worker
 from orchestrator.store import open_store
 from orchestrator.telemetry import Telemetry, read_telemetry
 
@@ -23,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 BLOCKED = """
 import signal, sys
-from orchestrator import stop as stops
+from orchestrator import session as stops
 stops.ONE_STOP_SECONDS = float(sys.argv[1])
 stop = stops.Stop()
 stop.install()
@@ -41,7 +40,7 @@ def test_a_second_request_ends_a_process_that_is_blocked(second: signal.Signals)
 
 
 def test_one_request_that_arrives_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.stop.ONE_STOP_SECONDS", 1000.0)
+    monkeypatch.setattr("orchestrator.session.ONE_STOP_SECONDS", 1000.0)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     stop = Stop()
     assert not stop
@@ -81,11 +80,12 @@ class Pending:
 def test_what_is_waited_for_is_said(
     interval: float, lines: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(shift, "WAITING_SECONDS", interval)
+    monkeypatch.setattr(session, "WAITING_SECONDS", interval)
     config = resolve(RunConfig(model="owner/name", data="d.jsonl", num_gpus=4), 4)
     store = open_store(tmp_path, "f", {})
     telemetry = Telemetry(store.telemetry_path)
-    wait_for_a_worker(Pending(), [OpenRun(config, store, telemetry, [], 8)], Stop())
+    inputs: Any = None
+    wait_for_a_worker(Pending(), [OpenRun(config, store, telemetry, [], 8, inputs)], Stop())
     telemetry.close()
     store.close()
     said = capsys.readouterr().err.splitlines()

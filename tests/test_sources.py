@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from evals.config import TaskConfig
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem, UserError
-from orchestrator import hardware, models, preflight, problems
+from orchestrator import hardware, inputs, models, problems
 from orchestrator.config import RunConfig, resolve
 from orchestrator.hardware import Gpu, visible
 from orchestrator.models import resolve_model
@@ -212,27 +212,27 @@ def test_the_embedded_model_and_problems() -> None:
 
 
 def test_longest_prompt_and_answer_must_fit_the_context() -> None:
-    assert preflight.check_lengths({0: 5, 7: 30}, 100, 130) == 130
+    assert inputs.check_lengths({0: 5, 7: 30}, 100, 130) == 130
     with pytest.raises(UserError, match=r"Problem 7 .* 30 tokens .* 100 .* 129 \(1 of 2 .* to 99 or less") as refused:
-        preflight.check_lengths({0: 5, 7: 30}, 100, 129)
+        inputs.check_lengths({0: 5, 7: 30}, 100, 129)
     assert "num_shots" not in str(refused.value)
     with pytest.raises(UserError, match=r"; use fewer than 4 examples \(task\.num_shots\), leave the problem out"):
-        preflight.check_lengths({7: 30}, 100, 20, num_shots=4)
+        inputs.check_lengths({7: 30}, 100, 20, num_shots=4)
 
 
 def test_prompts_are_measured_as_they_will_be_put() -> None:
     task = make_task(TaskConfig(), 0)
-    assert preflight.prompt_lengths(task, [Problem(3, "q", "#### 1")], list) == {3: len("Question: q\nAnswer:")}  # pyright: ignore[reportArgumentType]
+    assert inputs.prompt_lengths(task, [Problem(3, "q", "#### 1")], list) == {3: len("Question: q\nAnswer:")}  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="prompt of problem 3 has no tokens"):
-        preflight.prompt_lengths(task, [Problem(3, "q", "#### 1")], lambda _: [])
+        inputs.prompt_lengths(task, [Problem(3, "q", "#### 1")], lambda _: [])
 
 
 def test_run_directories_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for directory in (tmp_path / "file", tmp_path / "file/run"):
         with pytest.raises(UserError, match=r"cannot be written .*POWERSAMPLE_RUN_DIR"):
-            preflight.check_writable(directory)
-    preflight.check_writable(tmp_path / "new/deep")
+            inputs.check_writable(directory)
+    inputs.check_writable(tmp_path / "new/deep")
     assert not (tmp_path / "new").exists()
 
 
@@ -241,11 +241,11 @@ def test_the_whole_check_on_a_real_model(tmp_path: Path, capfd: pytest.CaptureFi
         pytest.skip("a model trained on GSM8K is not at hand")
     config = resolve(RunConfig(model=str(GSM8K_MODEL), data="x", run_dir=tmp_path / "run"), 0)
     problems = [Problem(0, "How many legs have two dogs?", "#### 8"), Problem(1, "How?", "#### 8")]
-    longest = preflight.check(config, str(GSM8K_MODEL), problems)
+    longest = inputs.check(config, str(GSM8K_MODEL), make_task(config.task, 0), problems)
     assert 512 + 8 < longest < 512 + 40
     long = [*problems, Problem(2, "dog " * 5000, "#### 8")]
     with pytest.raises(UserError, match=r"Problem 2 does not fit the model"):
-        preflight.check(config, str(GSM8K_MODEL), long)
+        inputs.check(config, str(GSM8K_MODEL), make_task(config.task, 0), long)
     assert "longer than" not in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
@@ -269,13 +269,13 @@ def whole(path: Path) -> bytes:
 
 
 def test_weights_must_be_there(tmp_path: Path) -> None:
-    preflight.check_weights(weights(tmp_path / "good"), False)
+    inputs.check_weights(weights(tmp_path / "good"), False)
     pickled = weights(tmp_path / "pickled", model__safetensors=None, pytorch_model__bin=b"p")
     with pytest.raises(UserError, match=r"pickled has no weights .*model\.safetensors.*engine\.allow_pickle"):
-        preflight.check_weights(pickled, False)
-    preflight.check_weights(pickled, True)
+        inputs.check_weights(pickled, False)
+    inputs.check_weights(pickled, True)
     with pytest.raises(UserError, match=r"none has no weights"):
-        preflight.check_weights(weights(tmp_path / "none", model__safetensors=None), True)
+        inputs.check_weights(weights(tmp_path / "none", model__safetensors=None), True)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 30, -1])
@@ -283,7 +283,7 @@ def test_weights_that_are_cut_off_are_named(kept: int, tmp_path: Path) -> None:
     content = whole(tmp_path / "whole")
     folder = weights(tmp_path / "cut", model__safetensors=content[:kept])
     with pytest.raises(UserError, match=r"cut/model\.safetensors are damaged or cut off") as refused:
-        preflight.check_weights(folder, False)
+        inputs.check_weights(folder, False)
     assert "\n" not in str(refused.value)
 
 
@@ -291,14 +291,14 @@ def test_every_shard_of_an_index_must_be_there_and_whole(tmp_path: Path) -> None
     shard = whole(tmp_path / "whole")
     index = json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "1.safetensors"}}).encode()
     files = {"model__safetensors": None, "model__safetensors__index__json": index, "1__safetensors": shard}
-    preflight.check_weights(weights(tmp_path / "good", **files, **{"2__safetensors": shard}), False)
+    inputs.check_weights(weights(tmp_path / "good", **files, **{"2__safetensors": shard}), False)
     with pytest.raises(UserError, match=r"incomplete: model\.safetensors\.index\.json names 2\.safetensors"):
-        preflight.check_weights(weights(tmp_path / "missing", **files), False)
+        inputs.check_weights(weights(tmp_path / "missing", **files), False)
     with pytest.raises(UserError, match=r"2\.safetensors are damaged or cut off"):
-        preflight.check_weights(weights(tmp_path / "cut", **files, **{"2__safetensors": shard[:-1]}), False)
+        inputs.check_weights(weights(tmp_path / "cut", **files, **{"2__safetensors": shard[:-1]}), False)
     for number, broken in enumerate((b"{", b"[]", b"{}")):
         with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
-            preflight.check_weights(
+            inputs.check_weights(
                 weights(tmp_path / str(number), **{**files, "model__safetensors__index__json": broken}), False
             )
 

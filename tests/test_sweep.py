@@ -17,11 +17,11 @@ from evals.types import UserError
 from orchestrator import fit, hardware
 from orchestrator.cli import main
 from orchestrator.config import RunConfig, resolve
+from orchestrator.crew import InlineCrew
 from orchestrator.fit import Outcome, batch, fitted, host_memory, overflow, probe, start
 from orchestrator.hardware import Gpu
-from orchestrator.inline import InlineCrew
 from orchestrator.inputs import Inputs, find
-from orchestrator.shift import worker_config
+from orchestrator.session import worker_config
 from orchestrator.sweep import values_of
 from orchestrator.telemetry import read_telemetry
 from orchestrator.worker import Worker
