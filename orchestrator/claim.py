@@ -97,14 +97,10 @@ def stored_run(directory: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | N
     stored = read_run(directory)
     if stored is None or stored.get("fingerprint") == wanted["fingerprint"]:
         return stored
-    if has_answer(directory / RECORDS):
+    log = directory / RECORDS
+    if log.exists() and b"\n" in log.read_bytes():
         raise UserError(other_run(directory, stored, wanted))
     return None
-
-
-def has_answer(path: Path) -> bool:
-    """Is there a complete line in this log?"""
-    return path.exists() and b"\n" in path.read_bytes()
 
 
 def read_run(directory: Path) -> dict[str, Any] | None:
@@ -181,16 +177,13 @@ def held(lock: int, directory: Path) -> str:
     )
 
 
-def weight(name: str) -> tuple[bool, str]:
-    """The sampler's kind first: what it alone reads differs because of it."""
-    return not name.endswith("sampler.kind"), name
-
-
 def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """The sentence that refuses a directory of another run, with up to four of the settings that differ."""
     old, new = flatten(stored), flatten(wanted)
-    names = [name for name in sorted(old.keys() | new.keys(), key=weight) if name.startswith(DECIDING)]
-    differing = [name for name in names if old.get(name) != new.get(name)]
+    differing = [
+        name for name in old.keys() | new.keys() if name.startswith(DECIDING) and old.get(name) != new.get(name)
+    ]
+    differing.sort(key=lambda name: (not name.endswith("sampler.kind"), name))  # others differ because of the kind
     shown = ", ".join(
         f"{name.removeprefix('config.')}: {short(old.get(name))} there, {short(new.get(name))} now"
         for name in differing[:4]

@@ -28,7 +28,10 @@ def cut_torn_tail(path: Path) -> int:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content`, UTF-8 if text: after a crash or an OSError it is the old or the new, whole."""
-    remove_leftovers(path)
+    for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
+        pid = left.name.rpartition(".")[2]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -40,14 +43,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove what `write_atomically` left beside `path` when its process was killed."""
-    for temporary in path.parent.glob(f".{path.name}.*"):
-        pid = temporary.name.rpartition(".")[2]
-        if pid.isdecimal() and not Path("/proc", pid).exists():
-            temporary.unlink(missing_ok=True)
 
 
 def sync_directory(directory: Path) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -105,7 +106,7 @@ def open_store(directory: Path, fingerprint: str, run: Mapping[str, Any]) -> Run
     Raises UserError: not writable, inside or around another run, held by another process, a run of
     another fingerprint, or a damaged file.
     """
-    try:
+    with usable(directory):
         check_place(directory)
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -115,46 +116,41 @@ def open_store(directory: Path, fingerprint: str, run: Mapping[str, Any]) -> Run
         except BaseException:
             os.close(lock)
             raise
-    except OSError as error:
-        raise UserError(unusable(directory, error)) from error
 
 
 def check_store(directory: Path, fingerprint: str, run: Mapping[str, Any]) -> None:
     """Raises the UserError with which `open_store` would refuse these arguments now, and writes nothing."""
-    try:
+    with usable(directory):
         check_place(directory)
         check_lock(directory)
         stored_run(directory, {**run, "fingerprint": fingerprint})
         first_records(directory / RECORDS)
-    except OSError as error:
-        raise UserError(unusable(directory, error)) from error
 
 
 def check_root(directories: Sequence[Path]) -> None:
     """Raises UserError if new runs would lie beside each other in a directory of other files."""
     root = directories[0].parent
-    try:
+    with usable(root):
         if not any(directory.exists() for directory in directories):
             check_unused(root)
+
+
+@contextmanager
+def usable(directory: Path) -> Iterator[None]:
+    """Raises UserError for a directory which the system does not let us use."""
+    try:
+        yield
     except OSError as error:
-        raise UserError(unusable(root, error)) from error
-
-
-def unusable(directory: Path, error: OSError) -> str:
-    """The sentence that refuses a directory which the system does not let us use."""
-    return (
-        f"The run directory {directory} cannot be written ({error.strerror}); choose another by POWERSAMPLE_RUN_DIR "
-        "or --run-dir."
-    )
+        raise UserError(
+            f"The run directory {directory} cannot be written ({error.strerror}); choose another by "
+            "POWERSAMPLE_RUN_DIR or --run-dir."
+        ) from error
 
 
 def fresh_directory(directory: Path) -> Path:
     """`directory` itself if nothing is there, else the first of directory-2, directory-3, … that does not exist."""
-    candidate, number = directory, 1
-    while candidate.exists():
-        number += 1
-        candidate = directory.with_name(f"{directory.name}-{number}")
-    return candidate
+    beside = (directory.with_name(f"{directory.name}-{number}") for number in count(2))
+    return next(candidate for candidate in chain([directory], beside) if not candidate.exists())
 
 
 def read_records(path: Path) -> list[Record]:

@@ -48,6 +48,6 @@ def install(worker: type[FakeWorker], folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(session, "Worker", worker)
     monkeypatch.setattr(inputs, "check", lambda *_: 100)
     model = folder / "model"
-    model.mkdir()
+    model.mkdir(exist_ok=True)
     (model / "config.json").write_text("{}")
     return model

@@ -6,13 +6,12 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import python
 from fake_worker import FakeWorker, install
 
 from evals.rng import Purpose, uniform
@@ -24,74 +23,6 @@ from orchestrator.driver import Work
 from orchestrator.store import open_store, read_records
 from orchestrator.telemetry import read_telemetry, timings
 
-ROOT = Path(__file__).parents[1]
-NUMBER = 40
-
-DRIVER = """
-import os, signal, sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from evals.config import SamplerConfig, TaskConfig
-from evals.rng import Purpose, uniform
-from evals.types import Problem, Record
-from orchestrator.driver import Work, drive
-from orchestrator.crew import InlineCrew
-from orchestrator.progress import Progress
-from orchestrator.store import open_store
-from orchestrator.telemetry import Telemetry
-
-class Worker:
-    def load(self, config):
-        self.pool = ThreadPoolExecutor(4)
-
-    def begin(self, work):
-        return self.pool.submit(self.answer, work)
-
-    def answer(self, work):
-        i = work.problem.problem_id
-        u = uniform(work.seed, (i, work.sample_index, 0), 0, Purpose.TOKEN)
-        return Record(i, work.sample_index, "ok", f"#### {u}", [int(9 * u)], "eos", {}, {}, {}, {}, {}, {})
-
-    def failure(self):
-        return None
-
-    def health(self):
-        return {"pid": os.getpid()}
-
-    def close(self):
-        self.pool.shutdown()
-
-class Fuse(Progress):
-    def add(self, record):
-        super().add(record)
-        if len(store.records) == fuse:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-directory, number, fuse = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-problems = [Problem(i, "q", "#### 4") for i in range(number)]
-store = open_store(directory, "f", {"config": {}})
-telemetry = Telemetry(store.telemetry_path)
-telemetry.event("start")
-telemetry.phase("sampling")
-if store.cut_bytes:
-    telemetry.event("torn_tail", bytes=store.cut_bytes)
-crew = InlineCrew(Worker(), None, 4)
-crew.start()
-owed = [Work(problem, k, SamplerConfig(), TaskConfig(), 0) for problem, k in store.owed(problems, 2)]
-drive(crew, store, owed, telemetry, Fuse("run", 2 * number, store.records.values()))
-telemetry.phase("end")
-crew.close()
-"""
-
-
-def run(directory: Path, fuse: int = -1) -> int:
-    return subprocess.run(
-        [sys.executable, "-c", DRIVER, str(directory), str(NUMBER), str(fuse)],
-        cwd=ROOT,
-        check=False,
-        stderr=subprocess.DEVNULL,
-    ).returncode
-
 
 def by_key(directory: Path) -> dict[tuple[int, int], Record]:
     records = read_records(directory / RECORDS)
@@ -99,40 +30,12 @@ def by_key(directory: Path) -> dict[tuple[int, int], Record]:
     return {(r.problem_id, r.sample_index): r for r in records}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Record]:
-    directory = tmp_path_factory.mktemp("undisturbed")
-    assert run(directory) == 0
-    return by_key(directory)
-
-
-def test_killed_three_times_and_resumed(tmp_path: Path, undisturbed: dict[tuple[int, int], Record]) -> None:
-    for fuse in (1, 30, 79):
-        assert run(tmp_path, fuse) == -9
-        assert len(by_key(tmp_path)) == fuse
-        with (tmp_path / RECORDS).open("ab") as log:
-            log.write(b'{"problem_id": 3, "sam')
-    assert run(tmp_path) == 0
-    assert by_key(tmp_path) == undisturbed
-    assert len(undisturbed) == 2 * NUMBER
-    rows = read_telemetry(tmp_path / TELEMETRY)
-    assert timings(rows)["num_starts"] == 4
-    assert [row["bytes"] for row in rows if row.get("event") == "torn_tail"] == [22] * 3
-
-
-def test_a_complete_run_owes_nothing(tmp_path: Path, undisturbed: dict[tuple[int, int], Record]) -> None:
-    assert run(tmp_path) == 0
-    before = (tmp_path / RECORDS).read_bytes()
-    assert run(tmp_path) == 0
-    assert (tmp_path / RECORDS).read_bytes() == before
-    assert by_key(tmp_path) == undisturbed
-
-
 class Answering(FakeWorker):
-    """Answers from random keys; problem 3 raises while `broken`."""
+    """Answers from random keys; problem 3 raises while `broken`, and a signal is sent at an answer."""
 
     broken = False
     signal_at: int | None = None
+    sent = signal.SIGTERM
 
     def __init__(self, rank: int, name: str) -> None:
         self.answers = 0
@@ -143,7 +46,7 @@ class Answering(FakeWorker):
             return ValueError("cannot")
         self.answers += 1
         if self.answers == self.signal_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.sent)
         u = uniform(work.seed, (i, work.sample_index, 0), 0, Purpose.TOKEN)
         score = {"correct": u < 0.5, "answer": "4", "kind": "number"}
         return Record(
@@ -162,15 +65,13 @@ class Answering(FakeWorker):
         )
 
 
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs a session on eight problems in `tmp_path` with a fake worker, model and preflight."""
-    model = install(Answering, tmp_path, monkeypatch)
-    data = tmp_path / "data.jsonl"
+def sessions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs sessions on eight problems in `folder` with a fake worker, model and check of both."""
+    model, data = install(Answering, folder, monkeypatch), folder / "data.jsonl"
     data.write_text("".join(json.dumps({"question": "q" * i, "answer": "#### 4"}) + "\n" for i in range(1, 9)))
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(folder)
     for module in (models, problems):
-        monkeypatch.setattr(module, "DEMO_FOLDER", tmp_path)
+        monkeypatch.setattr(module, "DEMO_FOLDER", folder)
     monkeypatch.setattr(problems, "DEMO_PROBLEMS", "data.jsonl")
 
     def run(**settings: Any) -> int:
@@ -178,6 +79,41 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
         return session.run(resolve(RunConfig(inline=True, num_gpus=0, **inputs, **settings), 0))
 
     return run
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    return sessions(tmp_path, monkeypatch)
+
+
+KILLED = """
+import signal, sys
+from pathlib import Path
+sys.path.append("tests")
+import pytest
+from test_resume import Answering, sessions
+Answering.sent, Answering.signal_at = signal.SIGKILL, int(sys.argv[2])
+sessions(Path(sys.argv[1]), pytest.MonkeyPatch())(run_dir="run", num_samples=2, batch_size=3)
+"""
+
+
+def test_killed_three_times_and_resumed(start: Callable[..., int], tmp_path: Path) -> None:
+    assert start(run_dir="calm", num_samples=2) == 0
+    counts = []
+    for fuse in (1, 6, 8):
+        assert python("-c", KILLED, tmp_path, fuse).returncode == -signal.SIGKILL
+        with (tmp_path / "run" / RECORDS).open("ab") as log:
+            log.write(b'{"problem_id": 3, "sam')
+        counts.append(len(by_key(tmp_path / "run")))
+    assert counts == sorted(counts)
+    assert 0 < counts[-1] < 16
+    assert start(run_dir="run", num_samples=2) == 0
+    calm, killed = by_key(tmp_path / "calm"), by_key(tmp_path / "run")
+    assert killed == calm
+    assert len(calm) == 16
+    rows = read_telemetry(tmp_path / "run" / TELEMETRY)
+    assert timings(rows)["num_starts"] == 4
+    assert [row["bytes"] for row in rows if row.get("event") == "torn_tail"] == [22] * 3
 
 
 def test_a_session_reports_and_a_second_start_reprints(

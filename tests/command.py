@@ -1,0 +1,37 @@
+"""Python in a process of its own, in an environment without what this one has set for runs and Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def clean(**variables: object) -> dict[str, str]:
+    """This process's environment without POWERSAMPLE_ and RAY_ variables, with one thread and `variables`."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
+    return kept | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in variables.items()}
+
+
+def python(
+    *arguments: object, timeout: float = 290, umask: int = -1, **variables: object
+) -> subprocess.CompletedProcess[str]:
+    """What a Python process with these arguments and variables did."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=clean(**variables),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        umask=umask,
+        check=False,
+    )
+
+
+def powersample(*arguments: object, **variables: object) -> subprocess.CompletedProcess[str]:
+    """What the command line did."""
+    return python("-m", "orchestrator", *arguments, **variables)
