@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +33,6 @@ def python(
     )
 
 
-def powersample(*arguments: object, **variables: object) -> subprocess.CompletedProcess[str]:
+def powersample(*arguments: object, **variables: Any) -> subprocess.CompletedProcess[str]:
     """What the command line did."""
     return python("-m", "orchestrator", *arguments, **variables)

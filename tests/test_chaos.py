@@ -8,14 +8,13 @@ that must not hit a problem that runs alone: two of those would convict it.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import ROOT, python
 
 from evals.types import Record
 from orchestrator.claim import RECORDS, TELEMETRY
@@ -24,7 +23,7 @@ from orchestrator.telemetry import read_telemetry
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 
-ROOT = Path(__file__).parents[1]
+BUSY: dict[str, Any] = {"RAY_worker_niceness": 0, "timeout": 600}  # niceness 15 starves workers on a busy machine
 NUMBER, SLOTS = 400, 12
 POISON = 217
 TORN = b'{"problem_id": 3, "sam'
@@ -104,19 +103,6 @@ sys.exit(main(["run", *sys.argv[2:]]))
 """
 
 
-def powersample(*command: object) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
-    return subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        env=clean | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"},  # 15 starves workers on a busy machine
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-
-
 class Chaos:
     """Starts drivers on one run directory after a plan each, and keeps the marks that faults leave."""
 
@@ -132,7 +118,7 @@ class Chaos:
         model = ["--model", "demo", "--data", self.data, "--sampler.kind", "temperature"]
         shape = ["--inline", "--batch-size", SLOTS] if inline else ["--num-workers", 3, "--batch-size", SLOTS // 3]
         flags = [*model, "--num-gpus", 0, "--no-dashboard", "--run-dir", self.run, *shape]
-        return powersample("-c", DRIVER, json.dumps({**plan, "marks": str(self.marks)}), *flags)
+        return python("-c", DRIVER, json.dumps({**plan, "marks": str(self.marks)}), *flags, **BUSY)
 
     def tear(self) -> None:
         with (self.run / RECORDS).open("ab") as log:
@@ -224,7 +210,7 @@ def test_a_driver_outlives_the_processes_of_its_own_ray(tmp_path: Path) -> None:
         model = ["--model", "demo", "--data", "demo", "--limit", 120, "--sampler.kind", "temperature"]
         flags = [*model, "--num-gpus", 0, "--run-dir", tmp_path / name, *shape]
         command = ["-c", RAY_KILLER] if name == "killed" else ["-m", "orchestrator", "run"]
-        done = powersample(*command, *flags)
+        done = python(*command, *flags, **BUSY)
         assert done.returncode == 0, done.stderr
         found[name] = {r.problem_id: (r.token_ids, r.scores) for r in read_records(tmp_path / name / RECORDS)}
         if name == "killed":
@@ -240,11 +226,11 @@ NODES = """
 import json, os, signal, sys, time
 from pathlib import Path
 
-fault, tuned, directory = sys.argv[1], sys.argv[2] == "tuned", Path(sys.argv[3])
+fault, directory = sys.argv[1], Path(sys.argv[2])
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
 from orchestrator import cluster, join, seat
-if tuned:  # of the process that starts the head, as those of a local Ray
-    os.environ |= {f"RAY_health_check_{name}": str(value) for name, value in join.HEALTH_CHECK.items()}
+# of the process that starts the head, as those of a local Ray
+os.environ |= {f"RAY_health_check_{name}": str(value) for name, value in join.HEALTH_CHECK.items()}
 from ray.cluster_utils import Cluster
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
@@ -313,9 +299,7 @@ print(json.dumps({**seconds, "deaths": len(seen), "lost": len(seen[0].lost), "ca
 
 @pytest.mark.parametrize(("fault", "limit"), [("kill", 30.0), ("freeze", 40.0)])
 def test_a_lost_node_costs_seconds(fault: str, limit: float, tmp_path: Path) -> None:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
-    command = [sys.executable, "-c", NODES, fault, "tuned", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, timeout=600, check=False)
+    done = python("-c", NODES, fault, tmp_path / "run", timeout=600)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     print(f"node, {fault}: {found}")

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from command import ROOT, clean, powersample, python
 
-ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "evals/demo"
 GSM8K = ROOT.parent / "shared/data/gsm8k/test.jsonl"
 GSM8K_MODEL = ROOT.parent / "shared/models/gsm8k-25m"
 
 
-def environment(**variables: object) -> dict[str, str]:
-    """This process's environment without its POWERSAMPLE_ and RAY_ variables, with `variables` set."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
-    return clean | {f"POWERSAMPLE_{name}": str(value) for name, value in variables.items()}
-
-
-def command(*flags: object) -> list[str]:
-    return [sys.executable, "-m", "orchestrator", "run", *map(str, flags)]
-
-
 def run(*flags: object, **variables: object) -> subprocess.CompletedProcess[str]:
-    env = environment(**variables)
-    return subprocess.run(command(*flags), cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
+    return powersample("run", *flags, **named(variables))
+
+
+def named(variables: Mapping[str, object]) -> dict[str, Any]:
+    return {f"POWERSAMPLE_{name}": value for name, value in variables.items()}
 
 
 def answers(directory: Path) -> dict[tuple[int, int], list[int]]:
@@ -53,35 +47,30 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 DEMO_RUN = {"MODEL": DEMO / "model", "DATA": DEMO / "problems.jsonl", "LIMIT": 12, "TASK__MAX_NEW_TOKENS": 160}
 
 
-@pytest.mark.parametrize("slots", [3, pytest.param(8, marks=pytest.mark.slow)])
-def test_answers_do_not_depend_on_the_number_of_slots(reference: Path, slots: int, tmp_path: Path) -> None:
-    done = run("--inline", "--run-dir", tmp_path / "run", "--batch-size", slots, **DEMO_RUN)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ["--inline", "--batch-size", 3],
+        ["--inline", "--no-use-batched", "--limit", 3],
+        pytest.param(["--inline", "--batch-size", 8], marks=pytest.mark.slow),
+        pytest.param(["--num-workers", 2, "--batch-size", 3], marks=pytest.mark.ray),
+        pytest.param(["--num-workers", 4, "--batch-size", 3], marks=[pytest.mark.ray, pytest.mark.slow]),
+    ],
+    ids=lambda shape: " ".join(map(str, shape)),
+)
+def test_answers_do_not_depend_on_slots_and_workers(reference: Path, shape: list[object], tmp_path: Path) -> None:
+    done = run("--run-dir", tmp_path / "run", *shape, **DEMO_RUN)
     assert done.returncode == 0, done.stderr
-    assert answers(tmp_path / "run") == answers(reference)
-
-
-def test_unbatched_is_one_slot(reference: Path, tmp_path: Path) -> None:
-    done = run("--inline", "--run-dir", tmp_path / "run", "--limit", 3, **DEMO_RUN, USE_BATCHED=0)
-    assert done.returncode == 0, done.stderr
-    few = answers(tmp_path / "run")
-    assert len(few) == 3
-    assert few == {key: tokens for key, tokens in answers(reference).items() if key in few}
-
-
-@pytest.mark.ray
-@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_answers_do_not_depend_on_the_number_of_actors(reference: Path, workers: int, tmp_path: Path) -> None:
-    done = run("--run-dir", tmp_path / "run", "--num-workers", workers, "--batch-size", 3, **DEMO_RUN)
-    assert done.returncode == 0, done.stderr
-    assert answers(tmp_path / "run") == answers(reference)
+    found = answers(tmp_path / "run")
+    assert len(found) == (3 if "--limit" in shape else 12)
+    assert found == {key: tokens for key, tokens in answers(reference).items() if key in found}
 
 
 def kill_after(records: int, directory: Path, sent: signal.Signals, *flags: object, **variables: object) -> int:
     """Start a run, signal it once its log has `records` lines, and return its exit code."""
-    env = environment(**variables)
-    process = subprocess.Popen(
-        command(*flags, "--run-dir", directory), cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    command = [sys.executable, "-m", "orchestrator", "run", *map(str, flags), "--run-dir", str(directory)]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=ROOT, env=clean(**named(variables)), **quiet)
     log = directory / "records.jsonl"
     while not (log.exists() and log.read_bytes().count(b"\n") >= records):
         assert process.poll() is None, "the run ended before it was to be stopped"
@@ -157,13 +146,12 @@ def every_method(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "kill": ("--num-workers", 2, "--batch-size", 3, "--engine.prefetch", 4),
         "one": ("--num-workers", 1, "--batch-size", 8, "--engine.prefetch", 1),
     }
-    env = environment(**DEMO_RUN | {"LIMIT": 6, "TASK__MAX_NEW_TOKENS": 40})
+    variables = named(DEMO_RUN | {"LIMIT": 6, "TASK__MAX_NEW_TOKENS": 40})
     for name, shape in shapes.items():
-        flags = map(str, [name, json.dumps(METHODS), "--run-dir", root / name, "--no-dashboard", *sampler, *shape])
-        start = [sys.executable, "-c", SEVERAL, *flags]
+        flags = [name, json.dumps(METHODS), "--run-dir", root / name, "--no-dashboard", *sampler, *shape]
         codes = []
         while codes[-1:] != [0]:
-            done = subprocess.run(start, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+            done = python("-c", SEVERAL, *flags, **variables)
             assert done.returncode in (0, -signal.SIGKILL), done.stderr
             codes.append(done.returncode)
         assert codes == ([-signal.SIGKILL] if name == "kill" else []) + [0]
@@ -184,23 +172,6 @@ def test_every_method_answers_the_same_in_any_shape_and_after_any_kill(
     rows = [json.loads(line) for line in (killed / "telemetry.jsonl").read_text().splitlines()]
     dead = [row["event"] for row in rows if row["kind"] == "event" and row["event"] in ("start", "death")]
     assert dead == (["start"] * 2 if method == "blocks" else ["start"] * 2 + ["death"])
-
-
-def test_a_complete_run_started_again_prints_its_report_and_says_so(reference: Path) -> None:
-    again = run("--inline", "--run-dir", reference, "--batch-size", 1, **DEMO_RUN)
-    assert again.returncode == 0, again.stderr
-    assert "complete" in (again.stdout + again.stderr)
-
-
-def test_another_configuration_is_refused_with_the_ways_out(reference: Path) -> None:
-    before = {path.name: path.read_bytes() for path in reference.iterdir()}
-    refused = run("--inline", "--run-dir", reference, "--sampler.alpha", 2, **DEMO_RUN)
-    assert refused.returncode == 2
-    assert "--fresh" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    assert {path.name: path.read_bytes() for path in reference.iterdir() if path.name != "lock"} == {
-        name: content for name, content in before.items() if name != "lock"
-    }
 
 
 def test_summary_has_the_promised_keys(reference: Path) -> None:

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import ROOT, powersample, python
 
 from evals.types import UserError
 from orchestrator.join import check_dashboard
 
-ROOT = Path(__file__).parents[1]
 SECRETS = {"HF_TOKEN": "hf_kept0to0myself", "RAY_AUTH_TOKEN": "5ec2e7" * 11, "WANDB_API_KEY": "also0kept0to0myself"}
-
-
-def started(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A Python process in a clean environment, whose umask lets everybody read."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        env=clean | {"OMP_NUM_THREADS": "1"} | variables,
-        umask=0o022,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def test_a_run_is_readable_by_its_owner_alone_and_holds_no_secret(tmp_path: Path) -> None:
     flags = ["--model", "demo", "--data", "demo", "--limit", 2, "--num-gpus", 0, "--inline", "--sampler.kind", "greedy"]
-    done = started("-m", "orchestrator", "run", *flags, "--run-dir", tmp_path / "run", **SECRETS)
+    done = powersample("run", *flags, "--run-dir", tmp_path / "run", umask=0o022, **SECRETS)
     assert done.returncode == 0, done.stderr
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
@@ -59,7 +41,7 @@ print(oct(token.stat().st_mode & 0o777), oct(session.stat().st_mode & 0o777))
 
 @pytest.mark.ray
 def test_rays_token_and_logs_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
-    done = started("-c", RAY, HOME=str(tmp_path))
+    done = python("-c", RAY, umask=0o022, HOME=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-2:] == ["0o600", "0o700"]
 
@@ -85,7 +67,7 @@ def test_a_dashboard_without_a_token_stays_on_this_machine(host: str, monkeypatc
 
 def test_an_open_dashboard_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     flags = ["--model", "demo", "--data", "demo", "--limit", 2, "--num-gpus", 0, "--run-dir", tmp_path / "run"]
-    refused = started("-m", "orchestrator", "run", *flags, "--dashboard-host", "0.0.0.0", RAY_AUTH_MODE="disabled")
+    refused = powersample("run", *flags, "--dashboard-host", "0.0.0.0", RAY_AUTH_MODE="disabled")
     assert refused.returncode == 2
     assert refused.stderr.startswith("powersample: The dashboard is not bound to 0.0.0.0 while RAY_AUTH_MODE=disabled")
     assert not (tmp_path / "run").exists()

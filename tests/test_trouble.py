@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import ROOT, clean, python
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.engine.engine import EngineCounters
@@ -23,9 +24,6 @@ from orchestrator.problems import load_problems
 from orchestrator.store import open_store
 from orchestrator.telemetry import Telemetry, read_telemetry
 
-ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "evals/demo"
-
 LIMITED = """
 import resource, sys
 from orchestrator.cli import main
@@ -35,29 +33,16 @@ sys.exit(main(sys.argv[2:]))
 
 
 def run(
-    directory: Path, *flags: object, limit: int | None = None, **variables: str
+    directory: Path, *flags: object, limit: int | None = None, **variables: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Four demo problems inline; no file may grow beyond `limit` bytes, as on a disk that is full."""
-    entry = ["-m", "orchestrator"] if limit is None else ["-c", LIMITED, str(limit)]
-    return subprocess.run(
-        [sys.executable, *entry, "run", *settings(directory, *flags)],
-        cwd=ROOT,
-        env=clean() | variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    """Four demo problems; no file may grow beyond `limit` bytes, as on a disk that is full."""
+    entry = ["-m", "orchestrator"] if limit is None else ["-c", LIMITED, limit]
+    return python(*entry, "run", *settings(directory, *flags), **variables)
 
 
 def settings(directory: Path, *flags: object) -> list[str]:
-    inputs = ["--model", DEMO / "model", "--data", DEMO / "problems.jsonl", "--task.max-new-tokens", 160]
+    inputs = ["--model", "demo", "--data", "demo", "--task.max-new-tokens", 160]
     return [str(each) for each in (*inputs, "--limit", 4, "--num-gpus", 0, "--run-dir", directory, *flags)]
-
-
-def clean() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
-    return kept | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.slow
