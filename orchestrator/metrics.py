@@ -22,6 +22,9 @@ from orchestrator.telemetry import Telemetry
 TRACK_SECONDS = 10.0  # between two rows of a tracker
 
 
+FAILURES = ("death", "hang", "oom", "lost", "requeue", "retry", "failed")
+
+
 class Metric(NamedTuple):
     """One metric: a counter only grows while a driver lives, a gauge is what is now."""
 
@@ -31,36 +34,24 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "powersample_problems_total": Metric("counter", ("run", "status"), "Answers recorded, by status (ok, failed)"),
-    "powersample_tokens_total": Metric("counter", ("run",), "Tokens generated for the recorded answers"),
-    "powersample_answer_seconds_total": Metric("counter", ("run",), "Seconds of all recorded answers, added up"),
-    "powersample_moves_total": Metric("counter", ("run",), "Metropolis-Hastings moves of the recorded answers"),
-    "powersample_failures_total": Metric(
-        "counter", ("run", "event"), "What went wrong, by event (death, hang, oom, lost, requeue, retry, failed)"
-    ),
-    "powersample_accuracy": Metric("gauge", ("run",), "Share of the recorded answers that are right (numeric score)"),
-    "powersample_owed": Metric("gauge", ("run",), "Answers still to be recorded"),
-    "powersample_slots": Metric("gauge", ("run", "worker"), "Problems that a worker may have at once"),
-    "powersample_active_slots": Metric("gauge", ("run", "worker"), "Problems that a worker has now"),
-    "powersample_tokens_per_second": Metric("gauge", ("run", "worker"), "Tokens per second between two samples"),
-    "powersample_memory_bytes": Metric(
-        "gauge", ("run", "worker"), "Memory reserved by a worker's process on its GPU, or held by it on the host"
-    ),
-    "powersample_device_memory_bytes": Metric("gauge", ("run", "worker"), "Memory in use on the whole GPU (NVML)"),
-    "powersample_utilisation": Metric(
-        "gauge", ("run", "worker"), "Share of time in which the GPU ran a kernel, 0 to 1"
-    ),
+    f"powersample_{name}": Metric("counter" if name.endswith("_total") else "gauge", ("run", *labels.split()), words)
+    for name, labels, words in (
+        ("problems_total", "status", "Answers recorded, by status (ok, failed)"),
+        ("tokens_total", "", "Tokens generated for the recorded answers"),
+        ("answer_seconds_total", "", "Seconds of all recorded answers, added up"),
+        ("moves_total", "", "Metropolis-Hastings moves of the recorded answers"),
+        ("failures_total", "event", f"What went wrong, by event ({', '.join(FAILURES)})"),
+        ("accuracy", "", "Share of the recorded answers that are right (numeric score)"),
+        ("owed", "", "Answers still to be recorded"),
+        ("slots", "worker", "Problems that a worker may have at once"),
+        ("active_slots", "worker", "Problems that a worker has now"),
+        ("tokens_per_second", "worker", "Tokens per second between two samples"),
+        ("memory_bytes", "worker", "Memory reserved by a worker's process on its GPU, or held by it on the host"),
+        ("device_memory_bytes", "worker", "Memory in use on the whole GPU (NVML)"),
+        ("utilisation", "worker", "Share of time in which the GPU ran a kernel, 0 to 1"),
+    )
 }
 """Every metric by its name."""
-FAILURES = ("death", "hang", "oom", "lost", "requeue", "retry", "failed")
-READINGS = {
-    "slots": "powersample_slots",
-    "active_slots": "powersample_active_slots",
-    "tokens_per_second": "powersample_tokens_per_second",
-    "nvml_used_bytes": "powersample_device_memory_bytes",
-    "utilisation": "powersample_utilisation",
-}
-"""Fields of a sample that are gauges as they are."""
 
 
 class Sink(Protocol):
@@ -79,38 +70,37 @@ class Metrics:
 
     def record(self, record: Record) -> None:
         """One more record, which `progress` has counted."""
-        self._add("powersample_problems_total", 1, status=record.status)
-        self._add("powersample_tokens_total", record.tokens.get("generated", 0))
-        self._add("powersample_answer_seconds_total", record.timings.get("wall_seconds", 0.0))
-        self._add("powersample_moves_total", record.chain.get("moves") or 0)
+        self._tell("problems_total", 1, status=record.status)
+        self._tell("tokens_total", record.tokens.get("generated", 0))
+        self._tell("answer_seconds_total", record.timings.get("wall_seconds", 0.0))
+        self._tell("moves_total", record.chain.get("moves") or 0)
         self._state()
 
     def row(self, row: Mapping[str, Any]) -> None:
         """One more row of the telemetry."""
         if row["kind"] == "sample":
-            for field, name in READINGS.items():
-                if row.get(field) is not None:
-                    self._set(name, row[field], worker=row["worker"])
             memory = row.get("memory", {})
-            held = memory.get("reserved_bytes") or memory.get("rss_bytes")
-            if held is not None:
-                self._set("powersample_memory_bytes", held, worker=row["worker"])
+            readings = {name: row.get(name) for name in ("slots", "active_slots", "tokens_per_second", "utilisation")}
+            readings["memory_bytes"] = memory.get("reserved_bytes") or memory.get("rss_bytes")
+            readings["device_memory_bytes"] = row.get("nvml_used_bytes")
+            for name, value in readings.items():
+                if value is not None:
+                    self._tell(name, value, worker=row["worker"])
             self._state()
         elif row["event"] in FAILURES:
-            self._add("powersample_failures_total", 1, event=row["event"])
+            self._tell("failures_total", 1, event=row["event"])
 
     def _state(self) -> None:
-        """Set with every sample, too: Ray exports a gauge only if it was set since the last export."""
-        self._set("powersample_accuracy", self._progress.mean)
-        self._set("powersample_owed", self._total - self._progress.num)
+        """Told with every sample, too: Ray exports a gauge only if it was set since the last export."""
+        self._tell("accuracy", self._progress.mean)
+        self._tell("owed", self._total - self._progress.num)
 
-    def _add(self, name: str, amount: float, **labels: str) -> None:
+    def _tell(self, name: str, value: float, **labels: str) -> None:
+        """Add to a counter, or set a gauge."""
+        full = f"powersample_{name}"
         for sink in self._sinks:
-            sink.add(name, amount, {"run": self._run, **labels})
-
-    def _set(self, name: str, value: float, **labels: str) -> None:
-        for sink in self._sinks:
-            sink.set(name, value, {"run": self._run, **labels})
+            tell = sink.add if METRICS[full].kind == "counter" else sink.set
+            tell(full, value, {"run": self._run, **labels})
 
 
 class Tracker:

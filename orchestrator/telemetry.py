@@ -121,18 +121,14 @@ def parse(line: bytes) -> dict[str, Any] | None:
     """One row; None if the line is none or lacks what every row of its kind has."""
     try:
         row = json.loads(line)
-    except ValueError:
+        whole = isinstance(row["time"], int | float)
+    except (ValueError, TypeError, KeyError):
         return None
-    if not isinstance(row, dict) or not isinstance(row.get("time"), int | float):
-        return None
-    match row.get("kind"), row.get("event"):
-        case "sample", _:
-            whole = isinstance(row.get("memory", {}), dict)
-        case "event", "phase":
-            whole = isinstance(row.get("name"), str)
-        case kind, _:
-            whole = kind == "event"
-    return row if whole else None
+    if row.get("kind") == "sample":
+        whole = whole and isinstance(row.get("memory", {}), dict)
+    elif row.get("event") == "phase":
+        whole = whole and isinstance(row.get("name"), str)
+    return row if whole and row.get("kind") in ("sample", "event") else None
 
 
 def timings(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -141,23 +137,19 @@ def timings(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     Keys: `setup_seconds`, `ray_seconds`, `load_seconds`, `sampling_seconds`, `total_seconds` (their sum), `num_starts`,
     and `tail_seconds`, the part of the last start's sampling in which a slot had nothing left to do (0 if none was).
     """
-    rows = list(rows)
     starts: list[list[Mapping[str, Any]]] = []
+    tail, seconds = 0.0, dict.fromkeys(PHASES, 0.0)
     for row in rows:
         if row.get("event") == "start":
             starts.append([])
+        elif row.get("event") == "tail":
+            tail = row["seconds"]
         if starts:
             starts[-1].append(row)
-    seconds = dict.fromkeys(PHASES, 0.0)
     for start in starts:
         marks = [(row["name"], row["time"]) for row in start if row.get("event") == "phase"]
-        marks.append(("end", max(row["time"] for row in start)))
-        for (name, began), (_, until) in pairwise(marks):
+        for (name, began), (_, until) in pairwise([*marks, ("end", max(row["time"] for row in start))]):
             if name in seconds:
                 seconds[name] += max(0.0, until - began)
-    return {
-        **{f"{name}_seconds": value for name, value in seconds.items()},
-        "total_seconds": sum(seconds.values()),
-        "num_starts": len(starts),
-        "tail_seconds": next((row["seconds"] for row in reversed(rows) if row.get("event") == "tail"), 0.0),
-    }
+    named = {f"{name}_seconds": value for name, value in seconds.items()}
+    return {**named, "total_seconds": sum(seconds.values()), "num_starts": len(starts), "tail_seconds": tail}

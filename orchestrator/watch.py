@@ -56,10 +56,6 @@ class Watched:
         self.look()
 
     @property
-    def complete(self) -> bool:
-        return len(self._keys) >= self.total
-
-    @property
     def driven(self) -> bool:
         """Does a process hold the run?"""
         try:
@@ -71,11 +67,11 @@ class Watched:
     @property
     def active(self) -> bool:
         """Is there anything to wait for?"""
-        return not self.complete and self.phase not in ("end", "stopped")
+        return len(self._keys) < self.total and self.phase not in ("end", "stopped")
 
     def silence(self) -> str:
         """A sentence if a run that should be active has said nothing for a while."""
-        if not self.complete and not self.driven:
+        if len(self._keys) < self.total and not self.driven:
             return "No process works on this run: it was stopped or killed; the command that started it goes on."
         seconds = time.time() - self.last_time
         if not self.active or seconds < SILENT_SECONDS:
@@ -102,13 +98,11 @@ class Watched:
         for record in self.new_records():
             self.progress.add(record)
         for line in self._rows.lines():
-            row = parse(line)
-            if row is None:
-                continue
-            self.progress.row(row)
-            self.last_time = row["time"]
-            if row.get("event") in ("phase", "stop"):
-                self.phase = row["name"] if row["event"] == "phase" else "stopped"
+            if (row := parse(line)) is not None:
+                self.progress.row(row)
+                self.last_time = row["time"]
+                if row.get("event") in ("phase", "stop"):
+                    self.phase = row.get("name", "stopped")
 
 
 def watch(args: Namespace, sleep: Callable[[float], object] = time.sleep) -> int:
