@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,9 @@ class Run(NamedTuple):
     directory: Path
     summary: Mapping[str, Any]
     records: Sequence[Record]
+    content: Mapping[str, Any] = MappingProxyType({})
+    """What run.json says."""
+    telemetry: Sequence[Mapping[str, Any]] = ()
 
 
 class Pair(NamedTuple):

@@ -18,7 +18,7 @@ from evals.config import TaskConfig
 from evals.types import Message, Problem, Record, UserError
 from orchestrator import export_inspect, export_lm_eval
 from orchestrator.asked import problems_of, prompts_of, task_of
-from orchestrator.claim import RUN, read_run
+from orchestrator.claim import RUN
 from orchestrator.config import DEFAULT_DATA
 from orchestrator.durable import write_atomically
 from orchestrator.problems import GSM8K_SHA256
@@ -135,13 +135,12 @@ def export(args: Namespace) -> int:
 
 def gather(directory: Path, data: str | None) -> Exported:
     """Read a run and make its prompts again. Raises UserError if it has no answer or they are not the run's prompts."""
-    found, run = read(directory), read_run(directory)
-    assert run is not None, "read has refused a directory without run.json"
-    task, problems = task_of(directory, run), problems_of(directory, run, data)
-    ids = {record.problem_id for record in found.records}
+    found = read(directory)
+    task, problems = task_of(directory, found.content), problems_of(directory, found.content, data)
+    prompts, ids = prompts_of(directory, found.content, task, problems), {one.problem_id for one in found.records}
     kept = {key: problem for key, problem in problems.items() if key in ids}
-    prompts = {key: prompt for key, prompt in prompts_of(directory, run, task, problems).items() if key in ids}
-    return Exported(run, found.summary, task, found.records, kept, prompts)
+    asked = {key: prompt for key, prompt in prompts.items() if key in ids}
+    return Exported(found.content, found.summary, task, found.records, kept, asked)
 
 
 def write_new(files: Mapping[Path, str | bytes]) -> None:

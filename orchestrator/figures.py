@@ -6,23 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from orchestrator import svg
 from orchestrator.scores import HEADLINE
-from orchestrator.svg import (
-    BOTTOM,
-    COLOURS,
-    HEIGHT,
-    LEFT,
-    RIGHT,
-    TOP,
-    Panel,
-    Point,
-    Series,
-    axis,
-    document,
-    figure,
-    frame,
-    key,
-)
+from orchestrator.svg import Panel, Point, Series
 
 SETTINGS = {
     **{"alpha": "alpha", "num_moves": "moves"},
@@ -31,7 +17,7 @@ SETTINGS = {
 """Settings of samplers that a panel can stand for, and what its axis says."""
 MAX_TICKS = 8
 MAX_BARS = 40  # of a histogram, at least 1 token wide
-FATES = {"wrong": COLOURS[1], "right": COLOURS[2], "no answer": COLOURS[7], "truncated": COLOURS[3]}
+FATES = {"wrong": svg.COLOURS[1], "right": svg.COLOURS[2], "no answer": svg.COLOURS[7], "truncated": svg.COLOURS[3]}
 """What became of an answer, from below to above in a histogram; of several that apply, the last."""
 FIRST_PANEL = "Score and cost"
 SCORE = f"% right ({HEADLINE}) ± standard error"
@@ -61,7 +47,7 @@ def accuracy_figure(runs: Labelled) -> str | None:
             values = sorted({point.x for one in series for point in one.points})
             ticks = tuple(values) if len(values) <= MAX_TICKS else ()
             panels.append(Panel(f"Score and {name}", label, SCORE, series, ticks))
-    return figure(panels)
+    return svg.figure(panels)
 
 
 def sweeps(runs: Labelled, setting: str) -> list[Series]:
@@ -104,7 +90,7 @@ def log_p_figure(chain: Mapping[str, Any]) -> str | None:
     """SVG text of the mean log p by move; None where nothing moved."""
     points = [Point(move, value, value, value) for move, value in chain["log_p_by_move"]]
     series = [Series("mean over the chains that got that far", points, joined=True)]
-    return figure([Panel("Log p by move", "move", "mean log p of the answer, nats", series)]) if points else None
+    return svg.figure([Panel("Log p by move", "move", "mean log p of the answer, nats", series)]) if points else None
 
 
 def length_figure(lengths: Mapping[str, Sequence[int]]) -> str | None:
@@ -114,11 +100,11 @@ def length_figure(lengths: Mapping[str, Sequence[int]]) -> str | None:
         return None
     low, width = min(values), (max(values) - min(values)) // MAX_BARS + 1
     counts = {name: Counter((length - low) // width for length in kind) for name, kind in lengths.items() if kind}
-    x = axis([low, low + width * ((max(values) - low) // width + 1)], LEFT, RIGHT)
+    x = svg.axis([low, low + width * ((max(values) - low) // width + 1)], svg.LEFT, svg.RIGHT)
     largest = sum(counts.values(), Counter[int]()).most_common(1)[0][1]
-    y = axis([0, largest], BOTTOM, TOP)._replace(low=0)
+    y = svg.axis([0, largest], svg.BOTTOM, svg.TOP)._replace(low=0)
     y = y._replace(ticks=[tick for tick in y.ticks if tick == int(tick)])
-    lines = [*frame(x, y, "Answer lengths", "tokens of the answer (beside the names: how many answers)")]
+    lines = [*svg.frame(x, y, "Answer lengths", "tokens of the answer (beside the names: how many answers)")]
     below: Counter[int] = Counter()
     for i, (name, count) in enumerate(counts.items()):
         for place, number in sorted(count.items()):
@@ -130,5 +116,5 @@ def length_figure(lengths: Mapping[str, Sequence[int]]) -> str | None:
                 f'height="{bottom - top:g}" fill="{FATES[name]}"><title>{said}</title></rect>'
             )
         below.update(count)
-        lines.append(key(RIGHT + 20, TOP + 6 + 20 * i, f"{name} ({len(lengths[name]):,})", FATES[name]))
-    return document("Answer lengths", HEIGHT, lines)
+        lines.append(svg.key(svg.RIGHT + 20, svg.TOP + 6 + 20 * i, f"{name} ({len(lengths[name]):,})", FATES[name]))
+    return svg.document("Answer lengths", svg.HEIGHT, lines)

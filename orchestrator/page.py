@@ -41,8 +41,6 @@ class Shown(NamedTuple):
 
     label: str
     run: Run
-    content: Mapping[str, Any]
-    """What run.json says."""
     asked: Asked
     timeline: str | None
 
@@ -107,7 +105,7 @@ def section(one: Shown) -> dict[str, Any]:
         "facts": facts(summary),
         "figures": [Markup(figure) for figure in figures if figure],
         "slowest": slowest(records),
-        "content": json.dumps(one.content, indent=2),
+        "content": json.dumps(one.run.content, indent=2),
         "place": f"{one.run.directory.name}/run.json",
         "missing": one.asked.missing,
     }

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from evals.types import Record, UserError
 from orchestrator.asked import asked
-from orchestrator.claim import RECORDS, RUN, TELEMETRY, read_graded, read_run, runs_in
+from orchestrator.claim import RECORDS, RUN, TELEMETRY, read_graded, runs_in
 from orchestrator.compare import Comparison, Run, as_json, compare
 from orchestrator.durable import write_atomically
 from orchestrator.figures import FIRST_PANEL, accuracy_figure
@@ -28,7 +28,7 @@ from orchestrator.render_comparison import comparison_report, flipped_texts, fli
 from orchestrator.score import with_new_scores
 from orchestrator.scores import HEADLINE
 from orchestrator.store import answers
-from orchestrator.telemetry import read_telemetry, scan_telemetry
+from orchestrator.telemetry import scan_telemetry
 from orchestrator.timeline import timeline
 
 SUMMARY, REPORT, PAGE, FIGURE, TIMELINE = "summary.json", "report.md", "report.html", "accuracy.svg", "timeline.svg"
@@ -67,20 +67,16 @@ def named_runs(args: Namespace) -> list[Path]:
 
 
 def tell(run_dirs: Sequence[Path], out: Path | None = None) -> None:
-    """Write reports, print the text but not its link to a figure, and say on stderr where they are."""
+    """Write reports, print the text but not its link to a figure, and say on stderr where they are, the page first."""
     text = write_report(run_dirs, out)
     print(re.sub(r"^!\[.*\n\n", "", text, flags=re.MULTILINE), end="", flush=True)
-    print(written(run_dirs, out), file=sys.stderr, flush=True)
-
-
-def written(run_dirs: Sequence[Path], out: Path | None) -> str:
-    """A sentence that says where `write_report` wrote; it begins with what to read first."""
-    each = f"{SUMMARY}, {REPORT} and {PAGE}"
+    said = f"{SUMMARY}, {REPORT} and {PAGE}"
     if len(run_dirs) == 1:
-        return f"Read {run_dirs[0] / PAGE}; {each} were written there."
-    place = beside(run_dirs) if out is None else out
-    names = ", ".join(map(str, run_dirs))
-    return f"Read {place / PAGE}; the comparison was written there as {PAGE} and {REPORT}, and {each} into {names}."
+        said = f"Read {run_dirs[0] / PAGE}; {said} were written there."
+    else:
+        place, names = beside(run_dirs) if out is None else out, ", ".join(map(str, run_dirs))
+        said = f"Read {place / PAGE}; the comparison was written there as {PAGE} and {REPORT}, and {said} into {names}."
+    print(said, file=sys.stderr, flush=True)
 
 
 def beside(run_dirs: Sequence[Path]) -> Path:
@@ -99,8 +95,6 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
     if not run_dirs:
         raise UserError("No run directory was given; name at least one, as in `powersample report runs/demo/power`.")
     runs = [read(directory) for directory in run_dirs]
-    plots = [timeline(read_telemetry(run.directory / TELEMETRY)) for run in runs]
-    texts = [run_report(run.summary, TIMELINE if plot else None) for run, plot in zip(runs, plots, strict=True)]
     comparison = compare(runs) if len(runs) > 1 else None
     if comparison is not None:
         same = comparison if out is None else None
@@ -108,21 +102,18 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
         out = out / REPORT if out.is_dir() else out
         for path in (out, out.with_suffix(".html"), out.parent / FIGURE):
             check_place(path, same)
-    shown = [show(run, plot) for run, plot in zip(runs, plots, strict=True)]
-    for one, text in zip(shown, texts, strict=True):
-        summary = json.dumps(one.run.summary, indent=2, ensure_ascii=False, allow_nan=False)
-        write(one.run.directory / SUMMARY, summary + "\n")
-        write(one.run.directory / REPORT, text)
-        write(one.run.directory / PAGE, page([one], None, None))
-        if one.timeline:
-            write(one.run.directory / TIMELINE, one.timeline)
-    return texts[0] if comparison is None or out is None else write_comparison(comparison, shown, out)
-
-
-def show(run: Run, plot: str | None) -> Shown:
-    """A run as its page needs it."""
-    content = read_run(run.directory) or {}
-    return Shown(run.summary["run"]["method"], run, content, asked(run.directory, content), plot)
+    shown, text = [], ""
+    for run in runs:
+        plot = timeline(run.telemetry)
+        shown.append(Shown(run.summary["run"]["method"], run, asked(run.directory, run.content), plot))
+        text = run_report(run.summary, TIMELINE if plot else None)
+        summary = json.dumps(run.summary, indent=2, ensure_ascii=False, allow_nan=False)
+        write(run.directory / SUMMARY, summary + "\n")
+        write(run.directory / REPORT, text)
+        write(run.directory / PAGE, page(shown[-1:], None, None))
+        if plot:
+            write(run.directory / TIMELINE, plot)
+    return text if comparison is None or out is None else write_comparison(comparison, shown, out)
 
 
 def write_comparison(comparison: Comparison, shown: Sequence[Shown], out: Path) -> str:
@@ -167,10 +158,11 @@ def read(directory: Path) -> Run:
     check_scores(directory, records)
     telemetry, num_damaged = scan_telemetry(directory / TELEMETRY)
     try:
-        return Run(directory, summarise(records, telemetry, run, num_damaged, num_changed), records)
+        summary = summarise(records, telemetry, run, num_damaged, num_changed)
     except ValidationError as error:
         fields = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
         raise UserError(f"{directory / RUN} is damaged: it does not say {fields}; restore it from a copy.") from error
+    return Run(directory, summary, records, run, telemetry)
 
 
 def check_scores(directory: Path, records: Sequence[Record]) -> None:
