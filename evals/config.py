@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 else:  # what the tables have is what can be set
     SamplerKind, PresetName, FormatName = Literal[*SAMPLERS], Literal[*PRESETS], Literal[*FORMATS]
 
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
 AUTO_SLOTS = {"cuda": 256, "cpu": 10}
 """Problems at once where nobody names a number: on a GPU at most so many, beyond which little is gained (512 slots were
 estimated 6 % faster than 256), and as many as its memory holds; on a CPU so many."""
@@ -71,7 +75,7 @@ class SamplerConfig(Settings):
     temperature: Annotated[float, Field(gt=0, le=100)] = Field(
         default=1.0, description="temperature of the draws (temperature, majority)"
     )
-    top_k: Annotated[int, Field(ge=0)] | None = Field(
+    top_k: Count | None = Field(
         default=None, description="draw among the k most probable tokens only; 0: all (default: 50 for paper, else 0)"
     )
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -80,14 +84,14 @@ class SamplerConfig(Settings):
     num_candidates: Annotated[int, Field(ge=1, le=4096)] = Field(
         default=16, description="answers drawn per sample (best_of, majority, snis), or particles (smc)"
     )
-    smc_ramp: Annotated[int, Field(ge=1)] = Field(
+    smc_ramp: Positive = Field(
         default=32, description="tokens over which the exponent rises from 1 to alpha (1: constant)"
     )
-    smc_interval: Annotated[int, Field(ge=1)] = Field(default=16, description="tokens between two looks at the weights")
+    smc_interval: Positive = Field(default=16, description="tokens between two looks at the weights")
     smc_threshold: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5, description="resample below this effective share of the particles"
     )
-    texts: Annotated[str, Field(min_length=1)] | None = Field(
+    texts: Text | None = Field(
         default=None,
         description='what replay grades: a JSONL file of rows {"id": row of the data from 0, "text": answer}, one for '
         "each sample (without id: in the order of the data), or gold (the data's own answers)",
@@ -144,25 +148,21 @@ class TaskConfig(Settings):
         default=512,
         description="longest answer in tokens, the horizon of the target law (default: the preset's, 512 for gsm8k)",
     )
-    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = Field(
+    max_prompt_tokens: Positive | None = Field(
         default=None,
         description="the end of a question is cut off so that its prompt has at most so many tokens (default: the "
         "preset's, 2048 for generate; else a prompt that does not fit the model is refused)",
     )
-    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+    stop: tuple[Text, ...] = Field(
         default=("Question:", "</s>", "<|im_end|>"),
         description="strings that end an answer; what is shown here is for the preset gsm8k",
     )
     chat: bool = Field(default=False, description="ask through the model's chat template (default: as the preset does)")
-    template: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description="prompt with {question} in it, in place of the preset's"
-    )
-    question_key: Annotated[str, Field(min_length=1)] = Field(
+    template: Text | None = Field(default=None, description="prompt with {question} in it, in place of the preset's")
+    question_key: Text = Field(
         default="question", description="name of the question in the rows of the data (default: the preset's)"
     )
-    answer_key: Annotated[str, Field(min_length=1)] = Field(
-        default="answer", description="name of the answer in the rows of the data"
-    )
+    answer_key: Text = Field(default="answer", description="name of the answer in the rows of the data")
 
     @model_validator(mode="before")
     @classmethod

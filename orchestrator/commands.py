@@ -45,6 +45,7 @@ def setting(name: str, flag: str, **how: Any) -> Option:
 SHAPES = ("tiny", "0.5b", "1.5b", "7b", "8b")
 """Of evals/bench.py."""
 DTYPES = ("bfloat16", "float16", "float32")
+EXECUTIONS = ("auto", "compiled", "graphs", "eager")
 GPUS = {
     "v100-16": 15.8, "v100-32": 31.7, "a100-40": 39.4, "a6000-48": 47.5, "a100-80": 79.1, "h100-80": 79.1,
     "h200-141": 139.8,
@@ -65,7 +66,6 @@ variables, variables over the file."""
 RUN_EXAMPLES = """examples:
   powersample run
       without GPUs the demo, four samplers compared on the embedded problems; with GPUs all of GSM8K by power sampling
-  powersample run --limit 20 --sampler.alpha 2
   powersample run --config configs/gsm8k_power.yaml --num-gpus 2 --batch-size 16 --limit 100 --run-dir runs/mine
   powersample run --model path/to/model --data problems.jsonl --task.num-shots 4 --task.train-data train.jsonl
   powersample run --model demo --data demo --sampler.kind best_of --sampler.num-candidates 8
@@ -95,13 +95,11 @@ COMMANDS = {
         "evaluate per value of a setting, each with the batch that fits",
         "--knob NAME=VALUE,VALUE,... [options] [options of `powersample run`]",
         (
-            option("--knob", metavar="NAME=VALUES", default="",
-                   help="a setting of sampler or task and its values, as sampler.alpha=1,2,4"),
+            option("--knob", default="", metavar="NAME=VALUES", help="a setting of sampler or task, and its values"),
             option("--start-from", metavar="VALUE", help="leave out the values before this one"),
             option("--auto-batch-size", action=argparse.BooleanOptionalAction, default=True,
                    help="find the largest batch that works for each value, up to --batch-size"),
-            option("--memory-limit", type=memory, metavar="GIB",
-                   help="for each worker on CPUs (default: engine.target_utilisation of the machine's, shared)"),
+            option("--memory-limit", type=memory, metavar="GIB", help="for each worker on CPUs (default: its share)"),
         ),
         "All values are worked off by the same workers.",
         settings=True,
@@ -145,8 +143,7 @@ Writes no file.""",
             option("--context", type=positive, default=300, help="mean context of the timed steps (%(default)s)"),
             option("--steps", type=positive, default=100, help="steps that are timed (%(default)s)"),
             option("--dtype", choices=("auto", *DTYPES), default="auto", help="as engine.dtype (%(default)s)"),
-            option("--execution", choices=("auto", "compiled", "graphs", "eager"), default="auto",
-                   help="as engine.execution (%(default)s)"),
+            option("--execution", choices=EXECUTIONS, default="auto", help="as engine.execution (%(default)s)"),
             option("--no-generate", dest="generate", action="store_false", help="skip the library's generate"),
             JSON,
         ),
@@ -157,29 +154,23 @@ Writes no file.""",
         "where a GPU's memory would go, and the batch that fits",
         "[options]",
         (
-            option("--model", action="append", default=[], metavar="NAME",
-                   help="folder, config.json, hub name, or demo"),
+            option("--model", action="append", default=[], metavar="NAME", help="folder, config.json, hub name, demo"),
             option("--shape", action="append", default=[], choices=SHAPES, help="a known shape in place of a model"),
             option("--gpu", metavar="GPU", help=f"{', '.join(GPUS)}, or its memory in GiB (default: the one present)"),
             option("--num-gpus", type=positive, default=1, metavar="N", help="each with its own copy (%(default)s)"),
             option("--dtype", choices=DTYPES, default="bfloat16", help="of the weights (%(default)s)"),
-            option("--length", type=positive, default=1024, metavar="N",
-                   help="tokens of the longest sequence (%(default)s)"),
-            option("--batch-size", type=positive, metavar="N",
-                   help="upper limit of an evaluation (default: what fits and pays)"),
+            option("--length", type=positive, default=1024, metavar="N", help="tokens of a sequence (%(default)s)"),
+            option("--batch-size", type=positive, metavar="N", help="upper limit (default: what fits and pays)"),
             option("--target", type=share, default=0.8,
                    help="share that may be used: of the GPU, in training of the room for activations (%(default)s)"),
             "training of a small part beside frozen models",
             option("--training", action="store_true", help="every --model and --shape is frozen"),
             option("--trainable", type=count, default=0, metavar="N", help="parameters that are trained, as 100e6"),
-            option("--lora-rank", type=positive, metavar="R",
-                   help="LoRA beside all matrices of the last model's layers"),
+            option("--lora-rank", type=positive, metavar="R", help="LoRA beside all matrices of the last model"),
             option("--adapter-size", type=positive, metavar="N", help="two bottlenecks in every layer of that model"),
             option("--gradient-checkpointing", action="store_true", help="60 %% less for activations"),
-            option("--sample-bytes", type=count, metavar="N",
-                   help="activations of a sample, if measured (default: computed)"),
-            option("--founding", action="store_true",
-                   help="the founding document's budget, and where its sums do not add up"),
+            option("--sample-bytes", type=count, metavar="N", help="activations of a sample (default: computed)"),
+            option("--founding", action="store_true", help="the founding document's budget, and what is wrong in it"),
             "output",
             JSON,
             option("--write", type=Path, metavar="FILE", help="keep the batch as a preset in this YAML file"),
@@ -267,7 +258,6 @@ Exit codes: 0 complete, 2 refused with one sentence, 3 complete but some rows fa
 
 
 def help_text() -> str:
-    """What `powersample --help` prints."""
     listed = "\n".join(f"  {name:<9} {command.sentence}" for name, command in COMMANDS.items())
     return f"""powersample: exact power sampling of language models, evaluated on GSM8K-style problems
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from evals.config import AUTO_SLOTS, EngineConfig, SamplerConfig, Settings, TaskConfig
+from evals.config import AUTO_SLOTS, Count, EngineConfig, Positive, SamplerConfig, Settings, TaskConfig, Text
 from evals.types import UserError
 
 RECORD_FORMAT = 1  # raise it when a record of an older version could no longer stand beside a new one
@@ -44,21 +44,15 @@ class RunConfig(Settings):
         default="",
         description="first part of the name of its directory (default: that of the --config file, or of the task)",
     )
-    model: Annotated[str, Field(min_length=1)] | None = Field(
-        default=None, description=f"hub name, local folder, or demo (default: {DEFAULT_MODEL})"
-    )
-    model_revision: Annotated[str, Field(min_length=1)] | None = Field(
+    model: Text | None = Field(default=None, description=f"hub name, local folder, or demo (default: {DEFAULT_MODEL})")
+    model_revision: Text | None = Field(
         default=None, description="branch, tag or commit of a model from the hub (default: main)"
     )
-    data: Annotated[str, Field(min_length=1)] | None = Field(
+    data: Text | None = Field(
         default=None, description=f"JSONL in GSM8K's format, hub name, or demo (default: {DEFAULT_DATA})"
     )
-    data_split: Annotated[str, Field(min_length=1)] = Field(
-        default="test", description="split of a data set from the hub"
-    )
-    limit: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="only the first so many problems (default: all)"
-    )
+    data_split: Text = Field(default="test", description="split of a data set from the hub")
+    limit: Positive | None = Field(default=None, description="only the first so many problems (default: all)")
     run_dir: Annotated[Path, BeforeValidator(refuse_empty)] | None = Field(
         default=None,
         description="where the run is kept (default: runs/NAME-FINGERPRINT; for the demo runs/demo, or "
@@ -75,12 +69,12 @@ class RunConfig(Settings):
         f"{AUTO_SLOTS['cpu']})",
     )
     use_batched: bool = Field(default=True, description="several problems at once; off: one at a time per worker")
-    num_gpus: Annotated[int, Field(ge=0)] | None = Field(
+    num_gpus: Count | None = Field(
         default=None, description="GPUs to use, one worker each; 0: CPUs (default: all that are there)"
     )
     num_workers: Annotated[int, Field(ge=1, le=1024)] = Field(default=2, description="workers where no GPU is used")
     dashboard: bool = Field(default=True, description="Ray's dashboard, if its packages are there")
-    dashboard_host: Annotated[str, Field(min_length=1)] = Field(
+    dashboard_host: Text = Field(
         default="127.0.0.1", description="where the dashboard listens; beyond this machine only with a token"
     )
     track: Literal["wandb", "trackio"] | None = Field(

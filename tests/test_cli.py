@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -171,30 +172,31 @@ def test_an_interrupt_before_the_run_is_130(monkeypatch: pytest.MonkeyPatch) -> 
     assert main(["run"]) == 130
 
 
-def start(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    env = {"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": "", **variables}
-    command = [sys.executable, "-m", "orchestrator", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100, check=False)
+def command(arguments: list[str], folder: Path = ROOT, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`powersample` as a process in `folder`."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "orchestrator", *arguments],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | options.pop("env", {}),
+        text=True,
+        stderr=subprocess.PIPE,
+        timeout=120,
+        check=False,
+        **{"stdout": subprocess.PIPE, **options},
+    )
 
 
 def test_the_module_works_like_the_command() -> None:
-    done = start("run", "--limit", "none")
+    done = command(["run", "--limit", "none"])
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("powersample: --limit=none is refused")
-    assert start("--version").stdout.startswith("powersample ")
+    assert command(["--version"]).stdout.startswith("powersample ")
 
 
 def test_another_package_called_evals_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "evals").mkdir()
     (tmp_path / "evals/__init__.py").write_text("")
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "orchestrator", "--version"],
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{tmp_path}:{ROOT}"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = command(["--version"], tmp_path, env={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     assert done.returncode == 2
     assert str(tmp_path / "evals") in done.stderr
     assert "Traceback" not in done.stderr
@@ -204,7 +206,7 @@ def test_another_package_called_evals_is_noticed(tmp_path: Path) -> None:
     ("variables", "words"),
     [
         ({"MODEL": "/no/such/model", "DATA": "{data}"}, ["/no/such/model", "POWERSAMPLE_MODEL"]),
-        ({"MODEL": "{unsupported}", "DATA": "{data}"}, ["bert"]),
+        ({"MODEL": "{unsupported}", "DATA": "{data}"}, ["Bert"]),
         ({"MODEL": "{cut}", "DATA": "{data}"}, ["cut/model.safetensors", "damaged or cut off"]),
         ({"MODEL": "{unsupported}", "DATA": "{malformed}"}, ["malformed.jsonl, line 2"]),
         ({"MODEL": "{unsupported}", "DATA": "{words}"}, ["words.jsonl, line 2", "'two', not a number"]),
@@ -217,30 +219,31 @@ def test_another_package_called_evals_is_noticed(tmp_path: Path) -> None:
         ({"MODEL": "demo", "DATA": "{data}", "TASK__MAX_NEW_TOKENS": "900000"}, ["context", "max_new_tokens"]),
     ],
 )
-def test_bad_inputs_end_before_anything_is_written(variables: dict[str, str], words: list[str], tmp_path: Path) -> None:
-    if variables["MODEL"] == "demo" and not (ROOT / "evals/demo/model").exists():
-        pytest.skip("the embedded model is not made yet")
+def test_bad_inputs_end_before_anything_is_written(
+    variables: dict[str, str],
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     row = '{"question": "How many?", "answer": "#### 2"}\n'
     texts = {"data": row, "malformed": row + "{\n", "words": row + row.replace("2", "two"), "empty": ""}
     places = {name: tmp_path / f"{name}.jsonl" for name in texts}
     for name, text in texts.items():
         places[name].write_text(text)
-    places["unsupported"] = tmp_path / "bert"
-    places["unsupported"].mkdir()
-    (tmp_path / "bert/config.json").write_text('{"model_type": "bert", "architectures": ["BertForMaskedLM"]}')
-    places["cut"] = tmp_path / "cut"
-    places["cut"].mkdir()
-    (tmp_path / "cut/config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    kinds = {"unsupported": ("bert", "BertForMaskedLM"), "cut": ("llama", "LlamaForCausalLM")}
+    for name, (kind, architecture) in kinds.items():
+        places[name] = tmp_path / name
+        places[name].mkdir()
+        (places[name] / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [architecture]}))
     (tmp_path / "cut/model.safetensors").write_bytes(b"\x20\0\0\0\0\0\0\0{")
     before = sorted(tmp_path.rglob("*"))
-    given = {f"POWERSAMPLE_{name}": value.format(**places) for name, value in variables.items()}
-    given.setdefault("POWERSAMPLE_RUN_DIR", str(tmp_path / "run"))
-    done = start("run", **given)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("powersample: ")
-    assert "Traceback" not in done.stderr
-    for word in words:
-        assert word in done.stderr
+    for name, value in {"RUN_DIR": str(tmp_path / "run"), **variables}.items():
+        monkeypatch.setenv(f"POWERSAMPLE_{name}", value.format(**places))
+    assert main(["run"]) == 2
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith("powersample: ")
+    assert all(word in err for word in words), err
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -269,21 +272,6 @@ def test_paths_that_no_file_system_has_are_one_sentence(
     assert said.startswith("powersample: ")
     assert said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["loop"]
-
-
-def command(arguments: list[str], folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """`powersample` as a process in `folder`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)} | options.pop("env", {})
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "orchestrator", *arguments],
-        cwd=folder,
-        env=environment,
-        text=True,
-        stderr=subprocess.PIPE,
-        timeout=120,
-        check=False,
-        **{"stdout": subprocess.PIPE, **options},
-    )
 
 
 UNBUFFERED = pytest.mark.parametrize("unbuffered", ["", "1"])

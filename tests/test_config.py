@@ -17,8 +17,8 @@ from evals.types import UserError
 from orchestrator import settings
 from orchestrator.commands import make_parser
 from orchestrator.config import Provenance, RunConfig, fingerprint, plan, resolve, run_content, run_directory
-from orchestrator.names import allowed, flag_name, known_settings
-from orchestrator.settings import variable_name
+from orchestrator.names import allowed, flag_name, is_group, known_settings
+from orchestrator.settings import read_options, variable_name
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(file for file in (ROOT / "configs").glob("*.yaml") if not file.stem.startswith("generate"))
@@ -27,6 +27,15 @@ INPUTS = Provenance("m" * 64, "d" * 64)
 
 def build_config(flags: list[str], environ: dict[str, str], path: Path | str | None = None) -> RunConfig:
     return settings.build_config(make_parser("run").read(flags), environ, path)
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
+def run_help() -> str:
+    return make_parser("run").format_help().rstrip()
 
 
 def write(path: Path, text: str) -> Path:
@@ -65,7 +74,6 @@ def test_values_of_every_shape() -> None:
     [
         (["--batch-size", "0"], {}, ["--batch-size=0", "from 1 to"]),
         (["--batch-size", "ten"], {}, ["--batch-size=ten", "whole number"]),
-        ([], {"BATCH_SIZE": "ten"}, ["POWERSAMPLE_BATCH_SIZE=ten", "from 1 to"]),
         ([], {"BATCH_SIZE": "ten"}, ["POWERSAMPLE_BATCH_SIZE=ten", "from 1 to 65536 or auto"]),
         ([], {"BATCHSIZE": "3"}, ["POWERSAMPLE_BATCHSIZE=3", "did you mean POWERSAMPLE_BATCH_SIZE?"]),
         ([], {"ALPHA": "3"}, ["did you mean POWERSAMPLE_SAMPLER__ALPHA?"]),
@@ -196,15 +204,6 @@ def test_a_merged_mapping_may_be_overridden(tmp_path: Path) -> None:
 def test_a_binary_file_is_no_configuration() -> None:
     with pytest.raises(UserError, match=r"python\S* is not a text in UTF-8; name a YAML file such as configs/"):
         build_config(["--config", sys.executable], {})
-
-
-def test_every_setting_has_a_flag_a_variable_and_words() -> None:
-    for name, about in known_settings().items():
-        assert about["description"]
-        assert allowed(name)
-        assert flag_name(name).islower()
-        assert variable_name(name).isupper()
-    assert variable_name("sampler.num_moves") == "POWERSAMPLE_SAMPLER__NUM_MOVES"
 
 
 OTHER: dict[str, Any] = {
@@ -342,16 +341,10 @@ def demo_root(**settings: Any) -> Path:
 
 def test_a_demo_with_other_answers_has_a_directory_of_its_own() -> None:
     others: list[dict[str, Any]] = [
-        {"limit": 20},
-        {"seed": 1},
-        {"num_samples": 2},
-        {"sampler": {"alpha": 2}},
-        {"sampler": {"alpha": 2}, "limit": 20},
-        {"task": {"max_new_tokens": 100}},
-        {"task": {"num_shots": 1}},
+        {"limit": 20}, {"seed": 1}, {"num_samples": 2}, {"sampler": {"alpha": 2}}, {"task": {"max_new_tokens": 100}},
+        {"sampler": {"alpha": 2}, "limit": 20}, {"task": {"num_shots": 1}}, {"engine": {"dtype": "bfloat16"}},
         {"task": {"num_shots": 1, "train_data": "t.jsonl"}},
-        {"engine": {"dtype": "bfloat16"}},
-    ]
+    ]  # fmt: skip
     roots = [demo_root(**settings) for settings in others]
     assert len({*roots, Path("runs/demo")}) == len(others) + 1
     assert all(re.fullmatch(r"runs/demo-[0-9a-f]{8}", str(root)) for root in roots)
@@ -390,48 +383,23 @@ def test_the_fingerprint_is_stable() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"batch_size": 3},
-        {"use_batched": False},
-        {"num_gpus": 2},
-        {"num_workers": 4},
-        {"run_dir": Path("x")},
-        {"name": "x"},
-        {"model": "other/name"},
-        {"data": "other.jsonl"},
-        {"dashboard": False},
-        {"fresh": True},
-        {"inline": True},
-        {"task": {"train_data": "somewhere"}},
-        {"engine": {"dtype": "bfloat16"}},
-        {"engine": {"tensor_parallel": 2}},
-    ],
-)
+    [{"batch_size": 3}, {"use_batched": False}, {"num_gpus": 2}, {"num_workers": 4}, {"run_dir": Path("x")},
+     {"name": "x"}, {"model": "other/name"}, {"data": "other.jsonl"}, {"dashboard": False}, {"fresh": True},
+     {"inline": True}, {"task": {"train_data": "somewhere"}}, {"engine": {"dtype": "bfloat16"}},
+     {"engine": {"tensor_parallel": 2}}],
+)  # fmt: skip
 def test_what_may_change_from_one_start_to_the_next(changes: dict[str, Any]) -> None:
     assert digest(**changes) == digest()
 
 
 @pytest.mark.parametrize(
     "changes",
-    [
-        {"inputs": INPUTS._replace(model="x")},
-        {"inputs": INPUTS._replace(data="x")},
-        {"inputs": INPUTS._replace(train_data="x")},
-        {"limit": 3},
-        {"seed": 1},
-        {"num_samples": 2},
-        {"num_gpus": 0},
-        {"engine": {"dtype": "float32"}},
-        {"engine": {"float32_logits": True}},
-        {"task": {"max_new_tokens": 100}},
-        {"task": {"num_shots": 4}},
-        {"task": {"stop": ["x"]}},
-        {"sampler": {"alpha": 2.0}},
-        {"sampler": {"num_moves": 2}},
-        {"sampler": {"replay": False}},
-        {"sampler": {"kind": "greedy"}},
-    ],
-)
+    [{"inputs": INPUTS._replace(model="x")}, {"inputs": INPUTS._replace(data="x")},
+     {"inputs": INPUTS._replace(train_data="x")}, {"limit": 3}, {"seed": 1}, {"num_samples": 2}, {"num_gpus": 0},
+     {"engine": {"dtype": "float32"}}, {"engine": {"float32_logits": True}}, {"task": {"max_new_tokens": 100}},
+     {"task": {"num_shots": 4}}, {"task": {"stop": ["x"]}}, {"sampler": {"alpha": 2.0}}, {"sampler": {"num_moves": 2}},
+     {"sampler": {"replay": False}}, {"sampler": {"kind": "greedy"}}],
+)  # fmt: skip
 def test_what_makes_another_run(changes: dict[str, Any]) -> None:
     assert digest(**changes) != digest()
 
@@ -499,3 +467,59 @@ def test_a_stop_flag_is_one_string_or_a_list_and_adds_up() -> None:
     assert build_config(["--task.stop", "a,b", "--task.stop", '["c", "d"]'], {}).task.stop == ("a,b", "c", "d")
     with pytest.raises(UserError, match=r'--task\.stop=\["a is not valid JSON'):
         build_config(["--task.stop", '["a'], {})
+
+
+def line_of(flag: str) -> str:
+    """Flag and explanation, which stands on a line of its own where the flag is long."""
+    text = re.sub(r"\n {24}", "  ", run_help())
+    (line,) = [line for line in text.splitlines() if re.match(rf"  {re.escape(flag)}[ ,]", line)]
+    return line
+
+
+def test_it_opens_with_one_sentence_for_users() -> None:
+    usage, empty, sentence, after, *_ = run_help().splitlines()
+    assert usage == "usage: powersample run [--config FILE] [options]"
+    assert (empty, after) == ("", "")
+    assert sentence.startswith("Sample answers to math problems")
+    assert sentence.count(".") == 1
+
+
+def test_every_setting_is_there_once_with_at_most_one_default() -> None:
+    for name, about in known_settings().items():
+        assert allowed(name)
+        if not is_group(name):
+            assert line_of(flag_name(name)).count("(default") <= 1
+            assert about["description"] in line_of(flag_name(name))
+    for word in ("null", "None", "tuple", "==", "RunConfig"):
+        assert word not in run_help()
+
+
+def test_defaults_and_values_are_shown_as_a_user_writes_them() -> None:
+    assert line_of("--sampler.alpha").endswith("(default: 4)")
+    assert line_of("--limit").endswith("(default: all)")
+    assert line_of("--use-batched").endswith("(default: on)")
+    assert line_of("--engine.allow-pickle").endswith("(default: off)")
+    stop = line_of("--task.stop")
+    shown = stop[stop.index("(default: ") + 10 : -1]
+    assert read_options(make_parser("run").read(["--task.stop", shown])).values == {"task": {"stop": json.loads(shown)}}
+    for words in ("answers per problem", "pass@k", "maj@k"):
+        assert words in line_of("--num-samples")
+
+
+def test_it_says_which_settings_belong_to_which_kind() -> None:
+    for kind, names in READS.items():
+        (line,) = re.findall(rf"^ +{kind}  +(.+)$", run_help(), re.MULTILINE)
+        assert set(line.split(", ")) == (names or {"nothing"})
+        assert kind in (SamplerConfig.model_fields["kind"].description or "")
+
+
+def test_it_ends_with_examples() -> None:
+    assert run_help().rpartition("\n\n")[2].startswith("examples:\n  powersample run\n")
+
+
+def test_flags_become_nested_texts() -> None:
+    flags = ["--config", "a.yaml", "--limit=3", "--sampler.num-moves", "2", "--no-sampler.replay", "--config", "b.yaml"]
+    args = make_parser("run").read(flags)
+    assert args.config == "b.yaml"
+    assert read_options(args).values == {"limit": "3", "sampler": {"num_moves": "2", "replay": False}}
+    assert vars(make_parser("run").read([])) == {}
