@@ -123,9 +123,13 @@ def traces(chains: Iterable[Chain]) -> list[list[float]]:
 def log_p_by_move(chains: Sequence[Chain]) -> list[list[float]]:
     """[move, mean log p], at most MAX_POINTS of them, over the chains that got that far."""
     found = traces(chains)
-    last = max(map(len, found), default=1) - 1
-    moves = sorted({round(move) for move in np.linspace(0, last, min(last + 1, MAX_POINTS))}) if found else []
+    moves = shown_moves(max(map(len, found), default=0), MAX_POINTS)
     return [[move, float(np.mean([trace[move] for trace in found if len(trace) > move]))] for move in moves]
+
+
+def shown_moves(count: int, most: int) -> list[int]:
+    """At most `most` of the moves 0 to count - 1, the first and the last among them."""
+    return sorted({round(move) for move in np.linspace(0, count - 1, min(count, most))})
 
 
 def log_p_rise(done: Sequence[Record]) -> dict[str, Any] | None:

@@ -14,13 +14,13 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from evals.types import Record
 from orchestrator.asked import Asked
 from orchestrator.compare import Comparison, Run
+from orchestrator.diagnostics import shown_moves
 from orchestrator.figures import FATES, length_figure, log_p_figure
 from orchestrator.layout import Table, duration, percent, with_error
 from orchestrator.reduce import truncated
@@ -163,6 +163,7 @@ def problems(shown: Sequence[Shown], baseline: str | None) -> dict[str, Any]:
 
 def answer(record: Record, limit: float, ids: bool) -> dict[str, Any]:
     """A record as the page shows it; with token ids if `ids`."""
+    trace = record.chain.get("log_p_trace") or []
     return {
         "sample": record.sample_index,
         "flags": flags(record, limit),
@@ -172,7 +173,7 @@ def answer(record: Record, limit: float, ids: bool) -> dict[str, Any]:
         "tokens": record.tokens,
         "ids": record.token_ids if ids else None,
         "chain": {name: shortened(value) for name, value in record.chain.items() if name != "log_p_trace"},
-        "trace": thinned(record.chain.get("log_p_trace") or []),
+        "trace": [[move, trace[move]] for move in shown_moves(len(trace), MAX_TRACE)],
         "seconds": shortened(record.timings.get("wall_seconds")),
         "worker": record.worker.get("name"),
         "error": record.error,
@@ -190,12 +191,6 @@ def flags(record: Record, limit: float) -> list[str]:
         "graders differ": len({right(record, name) for name in record.scores}) > 1,
     }
     return [flag for flag, holds in found.items() if holds]
-
-
-def thinned(trace: Sequence[float]) -> list[list[float]]:
-    """[move, log p] of at most MAX_TRACE moves, the first and the last among them."""
-    moves = np.linspace(0, len(trace) - 1, min(len(trace), MAX_TRACE)) if trace else []
-    return [[move, trace[move]] for move in sorted({round(move) for move in moves})]
 
 
 def shortened(value: Any) -> Any:

@@ -86,7 +86,7 @@ def method(sampler: Mapping[str, Any]) -> str:
         "top_k": sampler.get("top_k") or None,
         "texts": PurePath(sampler.get("texts") or "").name,
     }
-    return say(METHODS.get(kind, kind), {**sampler, **words})
+    return say(METHODS[kind], {**sampler, **words}) if kind in METHODS else kind
 
 
 def cut_limit(run: Mapping[str, Any]) -> float:

@@ -18,6 +18,7 @@ from evals.types import Record
 from orchestrator import page as pages
 from orchestrator.asked import as_text, asked
 from orchestrator.claim import read_run
+from orchestrator.diagnostics import shown_moves
 from orchestrator.inputs import prompts_digest
 from orchestrator.page import bold
 from orchestrator.problems import load_problems
@@ -185,9 +186,9 @@ def test_token_ids_are_left_to_the_records_where_they_are_many(tmp_path: Path, m
 
 
 def test_a_long_trace_keeps_both_ends() -> None:
-    kept = pages.thinned([float(move) for move in range(1001)])
-    assert (len(kept), kept[0], kept[-1]) == (pages.MAX_TRACE, [0, 0.0], [1000, 1000.0])
-    assert pages.thinned([]) == []
+    kept = shown_moves(1001, pages.MAX_TRACE)
+    assert (len(kept), kept[0], kept[-1]) == (pages.MAX_TRACE, 0, 1000)
+    assert shown_moves(0, pages.MAX_TRACE) == []
 
 
 def look(

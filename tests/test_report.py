@@ -209,6 +209,12 @@ def content(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+def said(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command that succeeds prints."""
+    assert main(command) == 0
+    return capsys.readouterr().out
+
+
 def refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """The one sentence with which the command line refuses a command."""
     assert main(command) == 2

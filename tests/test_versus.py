@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from test_end_to_end import DEMO, run
-from test_report import PLAIN, POWER, failed_record, make_record, make_run, refused, write
+from test_report import PLAIN, POWER, failed_record, make_record, make_run, refused, said, write
 
 from orchestrator.cli import main
 from orchestrator.store import encode, read_records
@@ -42,8 +42,7 @@ def runs(tmp_path: Path) -> tuple[str, str]:
 
 def test_compare_of_two_runs(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(Path(runs[0]).parent.rglob("*"))
-    assert main(["compare", *runs]) == 0
-    text = capsys.readouterr().out
+    text = said(["compare", *runs], capsys)
     assert "# problems.jsonl, tiny: 2 methods on 23 common problems" in text
     assert f"| {METHOD} | +34.8 ± 13.5 | +8.3 to +61.2 | 37.8 |  10 |    2 | 0.0386 | 0.0386 |" in text
     flipped = text.partition("Flipped problems")[2]
@@ -72,22 +71,19 @@ def test_flipped_problems_are_shown_with_what_both_runs_wrote(
             wrong = {"correct": False, "answer": "20", "kind": "number"}
             records[0] = records[0]._replace(scores={"numeric": wrong})
         path.write_bytes(b"".join(map(encode, records)))
-    assert main(["compare", *runs]) == 0
-    ends = capsys.readouterr().out.partition("Problem 0, gold 18\n")[2]
+    ends = said(["compare", *runs], capsys).partition("Problem 0, gold 18\n")[2]
     assert ends.startswith("  run 1, wrong (20): One. #### 20\n  run 2, right (18): …")
     assert " ".join(ends.split()).endswith("so so so 18")
     assert ends.count("so") <= 67
     assert "\n\n" not in ends
     assert max(map(len, ends.splitlines())) <= 100
-    assert main(["compare", "--texts", *runs]) == 0
-    whole = capsys.readouterr().out.partition("Problem 0, gold 18\n")[2]
+    whole = said(["compare", "--texts", *runs], capsys).partition("Problem 0, gold 18\n")[2]
     assert whole.startswith("  run 1, wrong (20):\n    One.\n    #### 20\n  run 2, right (18):\n    Two ")
     assert ("\N{REPLACEMENT CHARACTER}[31m." in whole, "\x1b" in whole, whole.count("so ")) == (True, False, 200)
 
 
 def test_the_reference_is_that_of_the_report(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", *runs[::-1], "--flips", "0"]) == 0
-    text = capsys.readouterr().out
+    text = said(["compare", *runs[::-1], "--flips", "0"], capsys)
     assert f"| {METHOD} | +34.8 ± 13.5 |" in text
     assert main(["report", *runs[::-1]]) == 0
     assert text.partition("- Provenance")[0] in capsys.readouterr().out
@@ -95,15 +91,13 @@ def test_the_reference_is_that_of_the_report(runs: tuple[str, str], capsys: pyte
 
 def test_the_number_of_flips_is_limited(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     for limit in (0, 5, 12):
-        assert main(["compare", *runs, f"--flips={limit}"]) == 0
-        text = capsys.readouterr().out.partition("Flipped problems")[2]
+        text = said(["compare", *runs, f"--flips={limit}"], capsys).partition("Flipped problems")[2]
         assert sum(line.startswith("| ") for line in text.splitlines()) == (limit and limit + 2)
         assert ("--flips 12 shows all" in " ".join(text.split())) == (limit < 12)
 
 
 def test_json_has_the_same_numbers(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "--json", *runs]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(said(["compare", "--json", *runs], capsys))
     assert (found["reference"], found["num_common"], found["test"]) == ("temperature 1", 23, "mcnemar")
     (pair,) = found["pairs"]
     assert (pair["run"], pair["against"], pair["won"], pair["lost"]) == (METHOD, "temperature 1", 10, 2)
@@ -115,8 +109,7 @@ def test_json_has_the_same_numbers(runs: tuple[str, str], capsys: pytest.Capture
     answers = {"temperature 1": [["20", False]], METHOD: [["18", True]]}
     texts = {"temperature 1": [make_record(0).text], METHOD: [make_record(0).text]}
     assert found["flips"][0] == {"problem_id": 0, "gold": "18", "answers": answers, "texts": texts}
-    assert main(["compare", "--json", *runs, "--flips", "3", "--grader", "strict"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(said(["compare", "--json", *runs, "--flips", "3", "--grader", "strict"], capsys))
     (pair,) = found["pairs"]
     assert (found["grader"], pair["p"], pair["mde"], found["flips"]) == ("strict", 1, None, [])
 
@@ -130,8 +123,7 @@ def test_several_samples_per_problem(tmp_path: Path, capsys: pytest.CaptureFixtu
         write_run(tmp_path / name, samplers[name], *(row.translate(answers) for row in rows.split()))
         for name, rows in bits.items()
     ]
-    assert main(["compare", *map(str, runs)]) == 0
-    text = capsys.readouterr().out
+    text = said(["compare", *map(str, runs)], capsys)
     assert f"| {METHOD} | +20.8 ± 4.2 | +12.7 to +29.0 | 11.7 | 0.0625 | 0.0625 |" in text
     rows = [line.split() for line in text.partition("Flipped problems")[2].splitlines() if line.startswith("| ")]
     assert [" ".join(row) for row in rows[2:4]] == [
@@ -185,8 +177,7 @@ def test_a_directory_of_runs_stands_for_them_in_the_order_of_the_demo(
     order = [f"runs/{name}" for name in ("greedy", "t1", "low", "power", "a", "b")]
     assert main(["compare", "runs", "--json"]) == 0
     assert [one["directory"] for one in json.loads(capsys.readouterr().out)["runs"]] == order
-    assert main(["report", "runs"]) == 0
-    text = capsys.readouterr().out
+    text = said(["report", "runs"], capsys)
     assert (demo / "report.md").exists()
     assert main(["report", *order]) == 0
     assert capsys.readouterr().out == text
@@ -249,8 +240,7 @@ def test_power_against_temperature_1_of_the_embedded_default(
 ) -> None:
     done = run("--run-dir", tmp_path / "demo", "--limit", 60)
     assert done.returncode == 0, done.stderr
-    assert main(["compare", str(tmp_path / "demo/t1"), str(tmp_path / "demo/power"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(said(["compare", str(tmp_path / "demo/t1"), str(tmp_path / "demo/power"), "--json"], capsys))
     (pair,) = found["pairs"]
     assert (pair["run"], pair["against"], pair["n"]) == (METHOD, "temperature 1", 60)
     assert pair["ci95"][0] > 0, "power sampling is better"

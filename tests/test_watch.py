@@ -12,11 +12,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_report import make_record, make_run, refused, write
+from test_report import make_record, make_run, refused, said, write
 
 from evals.types import UserError
 from orchestrator.claim import take_lock
-from orchestrator.cli import main
 from orchestrator.progress import MAX_ROWS, Progress
 from orchestrator.store import encode
 from orchestrator.telemetry import Telemetry, rates, read_telemetry
@@ -59,8 +58,7 @@ def run(tmp_path: Path) -> Iterator[Path]:
 
 def test_one_frame_has_the_bar_and_a_line_for_each_live_worker(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path.name: path.read_bytes() for path in run.iterdir()}
-    assert main(["watch", str(run), "--once"]) == 0
-    state, head, *rows = capsys.readouterr().out.splitlines()
+    state, head, *rows = said(["watch", str(run), "--once"], capsys).splitlines()
     assert state.startswith("mine: 2 of 4, numeric 100.0")
     assert head.split() == ["worker", "slots", "tokens/s", "memory", "device"]
     assert [row.split() for row in rows] == [
