@@ -124,8 +124,11 @@ def points(difference: float) -> str:
     return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
-def flips_table(comparison: Comparison, limit: int) -> str:
-    """Up to `limit` problems on which the runs disagree, with what each of them answered."""
+def flips_text(comparison: Comparison, limit: int, whole: bool) -> str:
+    """Up to `limit` problems on which the runs disagree: a table of what each answered, then what each wrote.
+
+    That is all texts if `whole`, else of each run the end of the first with its most frequent answer.
+    """
     found = flips(comparison)
     if not found:
         return "The runs have the same problems right.\n"
@@ -134,34 +137,28 @@ def flips_table(comparison: Comparison, limit: int) -> str:
     said += f" (--flips {len(found)} shows all). " if limit < len(found) else ". "
     said += "; ".join(f"{name}: {label}" for name, (label, _) in zip(names, comparison.runs, strict=True))
     rows = [[str(flip.problem_id), shown(flip.gold), *map(votes, flip.answers)] for flip in found[:limit]]
-    return paragraphs(said + ".", *([Table(["problem", "gold", *names], rows)] if rows else [])) + "\n"
-
-
-def votes(answers: Sequence[tuple[str, bool]]) -> str:
-    """The answers of one run to a problem, the most frequent first."""
-    counts = Counter(shown(answer) for answer, _ in answers)
-    return ", ".join(answer if count == 1 else f"{answer} ×{count}" for answer, count in counts.most_common())
-
-
-def flipped_texts(comparison: Comparison, limit: int, whole: bool) -> str:
-    """What the runs wrote to up to `limit` flipped problems: all texts if `whole`, else of each run the end of the
-    first with its most frequent answer."""
-    parts = []
-    for flip in flips(comparison)[:limit]:
+    parts = [paragraphs(said + ".", *([Table(["problem", "gold", *names], rows)] if rows else []))]
+    for flip in found[:limit]:
         lines = [f"Problem {flip.problem_id}, gold {shown(flip.gold)}"]
-        for i, (answers, texts) in enumerate(zip(flip.answers, flip.texts, strict=True), 1):
+        for name, answers, texts in zip(names, flip.answers, flip.texts, strict=True):
             usual = answers.index(max(answers, key=answers.count))
             for k, ((answer, right), text) in enumerate(zip(answers, texts, strict=True)):
                 sample = f", sample {k}" if len(answers) > 1 else ""
-                said = f"run {i}{sample}, {'right' if right else 'wrong'} ({shown(answer)}):"
+                said = f"{name}{sample}, {'right' if right else 'wrong'} ({shown(answer)}):"
                 if whole:
                     lines += [f"  {said}", indent(harmless(text), "    ")]
                 elif k == usual:
                     line = harmless(" ".join(text.split()))
                     line = line if len(line) <= ENDING else f"…{line[-ENDING:]}"
                     lines.append(fill(f"{said} {line}", WIDTH, initial_indent="  ", subsequent_indent="    "))
-        parts.append("\n".join(lines) + "\n")
-    return "\n".join(parts)
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def votes(answers: Sequence[tuple[str, bool]]) -> str:
+    """The answers of one run to a problem, the most frequent first."""
+    counts = Counter(shown(answer) for answer, _ in answers)
+    return ", ".join(answer if count == 1 else f"{answer} ×{count}" for answer, count in counts.most_common())
 
 
 def harmless(text: str) -> str:

@@ -24,7 +24,7 @@ from orchestrator.figures import FIRST_PANEL, accuracy_figure
 from orchestrator.page import Shown, page
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
-from orchestrator.render_comparison import comparison_report, flipped_texts, flips_table
+from orchestrator.render_comparison import comparison_report, flips_text
 from orchestrator.score import with_new_scores
 from orchestrator.scores import HEADLINE
 from orchestrator.store import answers
@@ -56,9 +56,8 @@ def versus(args: Namespace) -> int:
     if args.json:
         print(json.dumps(as_json(comparison, args.flips), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        num = NUM_FLIPS if args.flips is None else args.flips
-        print(comparison_report(comparison, None), flips_table(comparison, num), sep="\n")
-        print(flipped_texts(comparison, num, args.texts), end="")
+        told = flips_text(comparison, NUM_FLIPS if args.flips is None else args.flips, args.texts)
+        print(comparison_report(comparison, None), told, sep="\n", end="")
     return 0
 
 
