@@ -36,7 +36,7 @@ class Found(NamedTuple):
 def packed() -> Iterator[None]:
     """Engines made within lay their passes out as on a GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evals.engine.stepper.layout", lambda device: PACKED)
+        patch.setattr("evals.engine.engine.layout", lambda device: PACKED)
         yield
 
 
@@ -44,7 +44,7 @@ def lagging(pair: Pair, slots: int, max_length: int = 160, num_pages: int | None
     """An engine that decodes by GraphDecoder, kernel by kernel."""
     with packed():
         on = engine(pair.model, slots, max_length, num_pages, **settings)
-    on._stepper.decoder = GraphDecoder(pair.model, slots, PagePool.pages_for(0, max_length), "graphs", graphs=False)
+    on._decoder = GraphDecoder(pair.model, slots, PagePool.pages_for(0, max_length), "graphs", graphs=False)
     return on
 
 

@@ -95,8 +95,8 @@ def test_samples_are_those_of_an_engine_whose_slots_stay(
 
         monkeypatch.setattr("evals.engine.planning.LOOK_SECONDS", 0.0)
         monkeypatch.setattr("evals.engine.planning.adjusted", outcome)
-        monkeypatch.setattr("evals.engine.stepper.sized", sized)
-        monkeypatch.setattr("evals.engine.stepper.bytes_in_use", lambda device: 7)
+        monkeypatch.setattr("evals.engine.engine.sized", sized)
+        monkeypatch.setattr("evals.engine.engine.bytes_in_use", lambda device: 7)
         sampler = make_sampler(KINDS[kind], prefetch=4)
         on = Engine(pair.model, EngineConfig(), slots=16, max_length=96, sequences=sampler.sequences)
         prompts = [prompt(i, 3 + 11 * i % 50, max_new=40, eos=[2, 7]) for i in range(8)]

@@ -186,7 +186,7 @@ def test_the_same_bits_with_and_without_further_requests_in_flight(monkeypatch: 
     plain, on = model.forward, engine(model, slots=1)
 
     def forward(step: Any) -> torch.Tensor:
-        cache_of(on).fill(on._stepper.pool._free, torch.nan)
+        cache_of(on).fill(on._pool._free, torch.nan)
         return plain(step)
 
     monkeypatch.setattr(model, "forward", forward)
@@ -313,7 +313,7 @@ def test_logits_that_are_not_numbers_fail_one_chain_and_poison_no_other(
         logits = plain(step)
         calls.append(step)
         if len(calls) == 6:
-            cache_of(on).fill(on._scheduler.slots[0].slot.pages, torch.nan)
+            cache_of(on).fill(on._scheduler.slots[0].pages, torch.nan)
             logits[0] = torch.nan
         return logits
 

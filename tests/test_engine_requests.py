@@ -189,7 +189,7 @@ def test_certain_tokens_never_abort_under_the_nonnull_bound() -> None:
     from evals.engine.chains import Slot
 
     to = prompt(1)
-    slot = Slot(0, request(to, floor=1e9, bound="nonnull"), to, 0)
+    slot = Slot(request(to, floor=1e9, bound="nonnull"), to, 0)
     assert slot.add(5, 0.0, 0.0) is None  # q = 1: every move from here is null, G is 0 so far
     assert slot.add(5, math.log(0.5), 0.0) == "floor"
 

@@ -68,5 +68,5 @@ def check(on: Engine, way: str) -> None:
     """
     experts = on.model.limits.architecture.startswith("Mixtral") and on.model.cache_shape.dtype != torch.bfloat16
     assert on.execution == ("eager" if experts else way)
-    assert on._stepper.decoder is not None
-    check_decoder(on.model, on._stepper.decoder, SLOTS, PagePool.pages_for(0, LENGTH), PAGES)
+    assert on._decoder is not None
+    check_decoder(on.model, on._decoder, SLOTS, PagePool.pages_for(0, LENGTH), PAGES)

@@ -164,7 +164,7 @@ def test_slots_follow_what_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
     calm.close()
     on = engine(16, target_utilisation=0.5)
     free, total = torch.cuda.mem_get_info()
-    steps, held, real = iter(range(10**6)), [], on._stepper._advance
+    steps, held, real = iter(range(10**6)), [], on._advance
 
     def advance() -> None:
         step = next(steps)
@@ -175,7 +175,7 @@ def test_slots_follow_what_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
             release(torch.device("cuda"))
         real()
 
-    monkeypatch.setattr(on._stepper, "_advance", advance)
+    monkeypatch.setattr(on, "_advance", advance)
     found = on.run(chains(on, 48), 3)
     changes = on.take_slot_changes()
     assert [(change.old, change.new) for change in changes[:1]] == [(16, 1)], changes
@@ -193,7 +193,7 @@ def test_memory_that_never_comes_back_ends_in_one_sentence() -> None:
     def greedy() -> None:
         torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
 
-    on._stepper._build = greedy  # type: ignore[method-assign]
+    on._build = greedy  # type: ignore[method-assign]
     release(torch.device("cuda"))
     held = fill_device()
     with pytest.raises(UserError, match="no memory left for even one slot"):

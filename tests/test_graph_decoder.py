@@ -23,11 +23,11 @@ from decoder_cases import answers, assert_same, branching, doubled, lagging, sta
 from tiny_models import Pair, engine, make, prompt, request, run_one, sample, single
 
 from evals.engine import rows
-from evals.engine.chains import Live, Running, Slot
+from evals.engine.chains import Slot
 from evals.engine.decoder import GraphDecoder
 from evals.samplers.paper import Paper
 from evals.samplers.power import Power
-from evals.types import Cancel, Chain, Drop, Handle, Keep, Prompt, Steps, Submit
+from evals.types import Cancel, Chain, Drop, Keep, Prompt, Steps, Submit
 
 CASES = Path(__file__).with_name("graph_decoder_interpreted.py")
 
@@ -141,7 +141,7 @@ def test_requests_that_give_way_start_again(pair: Pair) -> None:
         gaps, late = iter(range(100)), []
         log = answers(on, prompts, steps, seed=3)
         assert on.counters().evicted_requests > 0
-        if isinstance(on._stepper.decoder, GraphDecoder):
+        if isinstance(on._decoder, GraphDecoder):
             ours, lates = log, late
     assert assert_same(pair, ours, log, seed=3) == 10
     for one, other in zip(lates, late, strict=True):
@@ -167,15 +167,13 @@ def test_chains_that_fail_leave_rows_and_pages_to_others(pair: Pair) -> None:
 # --- the device's side ------------------------------------------------------------------------------------------------
 
 
-def seated(on: Any, to: Prompt, max_new: int, eos: int) -> Running:
+def seated(on: Any, to: Prompt, max_new: int, eos: int) -> Slot:
     """A request in pages of its own, of which the host does not keep up."""
     asked = request(to, max_new, alpha=np.inf)
-    live = Live(Chain(to._replace(eos_ids=frozenset([eos])), single(asked)), 0)
-    slot = Slot(0, asked, live.chain.prompt, 0)
-    opening = on._stepper.pool.open(None, 0, len(asked.prefix) + max_new)
-    on._stepper.cache.prepare([opening])
-    slot.pages = opening.pages
-    return Running(live, slot, Handle(opening.handle))
+    slot = Slot(asked, to._replace(eos_ids=frozenset([eos])), 0)
+    slot.opening = on._pool.open(None, 0, len(asked.prefix) + max_new)
+    on._cache.prepare([slot.opening])
+    return slot
 
 
 def idle(known: list[torch.Tensor], row: int) -> bool:
@@ -194,8 +192,8 @@ def test_a_row_that_is_over_stands_still(pair: Pair, by: str) -> None:
     free = run_one(engine(pair.model), request(to, 12, alpha=np.inf), to)
     number = 4 if by == "limit" else next(i for i, t in enumerate(free.tokens) if t not in free.tokens[:i] and i > 2)
     on = lagging(pair, 2)
-    decoder: Any = on._stepper.decoder
-    cache: Any = on._stepper.cache
+    decoder: Any = on._decoder
+    cache: Any = on._cache
     on.model.attach(cache)
     running = seated(on, to, number if by == "limit" else 30, -1 if by == "limit" else free.tokens[number])
     drawn = [decoder.step([running]) for _ in range(number + 3)]
@@ -203,8 +201,8 @@ def test_a_row_that_is_over_stands_still(pair: Pair, by: str) -> None:
     drawn += [decoder.step([running]) for _ in range(5)]
     over = number + (by == "eos")
     assert drawn[0] == []
-    assert [found.token for (found,) in drawn[1 : over + 1]] == list(free.tokens[:over])
-    assert len({found.token for (found,) in drawn[over:]}) == 1
+    assert [token for ((_, token, *_),) in drawn[1 : over + 1]] == list(free.tokens[:over])
+    assert len({token for ((_, token, *_),) in drawn[over:]}) == 1
     for one, other in zip(before, state(decoder), strict=True):
         assert torch.equal(one, other)
     torch.testing.assert_close(cache.tensor, keys, atol=1e-6, rtol=0)
@@ -215,7 +213,7 @@ def test_freed_rows_write_to_the_scratch_page_only(pair: Pair) -> None:
     on = lagging(pair, 4)
     to = prompt(5, 20, max_new=10)
     on.run([Chain(to, single(request(to, 2 + i, key=(i, 0, 0)))) for i in range(4)], 0)
-    decoder: Any = on._stepper.decoder
+    decoder: Any = on._decoder
     decoder.step([])
     assert all(idle(state(decoder), row) for row in range(4))
 

@@ -169,7 +169,7 @@ def test_memory_that_runs_out_while_an_engine_is_made(pair: Pair, monkeypatch: p
             raise torch.OutOfMemoryError(MESSAGE)
         return EagerDecoder(model)
 
-    monkeypatch.setattr("evals.engine.stepper.fastest", fastest)
+    monkeypatch.setattr("evals.engine.engine.fastest", fastest)
     on = engine(pair.model, slots=8)
     assert made == [8, 6, 4]
     assert on.counters().slots == 4

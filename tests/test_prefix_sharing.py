@@ -78,7 +78,7 @@ def test_statistics_are_those_of_a_plain_pass(pair: Pair) -> None:
 @pytest.mark.parametrize("prefill_tokens", [16, 50, 4096])
 def test_packed_passes_share_single_pages(pair: Pair, prefill_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: passes of many prompts, and pages shared one by one."""
-    monkeypatch.setattr("evals.engine.stepper.layout", lambda device: PACKED)
+    monkeypatch.setattr("evals.engine.engine.layout", lambda device: PACKED)
     prompts = branching(40, [1, 5, 30, 60]) + branching(100, [7, 8])
     on = engine(pair.model, slots=6, max_length=200, prefill_tokens=prefill_tokens)
     found = together(on, prompts)
@@ -148,7 +148,7 @@ def test_a_prompt_that_fails_leaves_nothing_to_be_found(pair: Pair, monkeypatch:
 
     def poisoned(step: Any) -> torch.Tensor:
         logits = plain(step)
-        cache_of(on).fill(range(1, on._stepper.pool.num_pages), torch.nan)
+        cache_of(on).fill(range(1, on._pool.num_pages), torch.nan)
         return torch.full_like(logits, torch.nan)
 
     with monkeypatch.context() as patch:

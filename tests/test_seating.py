@@ -26,7 +26,7 @@ class Drive:
     def __init__(self, num_pages: int, slots: int, share_unit: int = 1) -> None:
         self.pool = PagePool(num_pages + 1, share_unit)
         self.scheduler = Scheduler(self.pool, slots, LENGTH, VOCABULARY)
-        self.seating = self.scheduler.seating
+        self.seating = self.scheduler
         self.extras = 0
 
     def add(self, script: Script, to: Prompt, sequences: int = 2) -> Live:
@@ -40,7 +40,7 @@ class Drive:
 
     def draw(self) -> None:
         for running in list(self.scheduler.slots):
-            self.scheduler.record(running, token(running.slot), -0.7, -0.1)
+            self.scheduler.record(running, token(running), -0.7, -0.1)
             self.check()
 
     def run(self, late: Iterable[Live] = (), every: int = 10, honest: bool = True) -> None:
@@ -61,7 +61,7 @@ class Drive:
         assert self.pool.num_used == 0
 
     def heads(self) -> list[Any]:
-        return [live.head.running for live in self.seating.alive if live.head is not None]
+        return [live.head for live in self.seating.alive if live.head is not None]
 
     def check(self) -> None:
         """Pages add up, no claim is out of date or exceeds the pool, nobody sits twice."""
@@ -71,10 +71,10 @@ class Drive:
             assert live.claims(self.pool) <= live.claim
         assert sum(live.claim for live in self.seating.alive) <= self.pool.capacity
         flights = [flight for live in self.seating.alive for flight in live.flights.values()]
-        assert sorted(map(id, self.scheduler.slots)) == sorted(id(f.running) for f in flights if f.running is not None)
+        assert sorted(map(id, self.scheduler.slots)) == sorted(id(f) for f in flights if f.opening is not None)
 
     def tags(self) -> list[Hashable]:
-        return [running.slot.tag for running in self.scheduler.slots]
+        return [flight.tag for flight in self.scheduler.slots]
 
 
 def token(slot: Slot) -> int:
@@ -83,7 +83,7 @@ def token(slot: Slot) -> int:
 
 def answer(asked: Request, to: Prompt) -> tuple[int, ...]:
     """What a request must draw, whoever sends it back how often."""
-    slot = Slot(0, asked, to, SEED)
+    slot = Slot(asked, to, SEED)
     while slot.add(token(slot), -0.7, -0.1) is None:
         pass
     return tuple(slot.tokens)
@@ -245,7 +245,7 @@ def test_heads_sit_first_and_extras_in_what_is_left() -> None:
     drive.add(submits(3, to[1]), to[1])
     drive.seat()
     lives = list(drive.seating.alive)
-    assert [(lives.index(r.live), r.slot.tag) for r in drive.scheduler.slots] == [(0, 0), (1, 0), (0, 1), (0, 2)]
+    assert [(lives.index(r.live), r.tag) for r in drive.scheduler.slots] == [(0, 0), (1, 0), (0, 1), (0, 2)]
 
 
 def test_the_youngest_extra_gives_way_to_a_new_chain_and_the_next_oldest_becomes_head() -> None:
@@ -257,7 +257,7 @@ def test_the_youngest_extra_gives_way_to_a_new_chain_and_the_next_oldest_becomes
     drive.draw()
     drive.add(submits(1, other), other)
     drive.seat()
-    assert [(r.live is first, r.slot.tag) for r in drive.scheduler.slots] == [(True, 0), (True, 1), (False, 0)]
+    assert [(r.live is first, r.tag) for r in drive.scheduler.slots] == [(True, 0), (True, 1), (False, 0)]
     assert drive.seating.evicted == 1
     while 0 in first.flights:
         drive.draw()

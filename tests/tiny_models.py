@@ -106,8 +106,8 @@ def engine(
 
 def cache_of(on: Engine) -> KeysValues:
     """The keys and values of an engine, to look at or to spoil."""
-    assert on._stepper.cache is not None
-    return on._stepper.cache
+    assert on._cache is not None
+    return on._cache
 
 
 def prompt(seed: int = 0, length: int = 12, max_new: int = 40, eos: Iterable[int] = (), **rest: Any) -> Prompt:

@@ -163,7 +163,7 @@ class ToyEngine:
             return stop.value
 
     def complete(self, request: Request, prompt: Prompt) -> Completion:
-        slot = Slot(None, request, prompt, self.seed)
+        slot = Slot(request, prompt, self.seed)
         start = len(request.prefix)
         answer = request.prefix[request.origin :]
         ended: Ended | None = None

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from evals.config import AUTO_SLOTS, EngineConfig
-from evals.engine.chains import Live, Running, Slot
+from evals.engine.chains import Slot
 from evals.engine.device import out_of_memory, release
 from evals.engine.eager import EagerDecoder, Run
 from evals.engine.gate import first_line
-from evals.engine.kv_cache import SCRATCH, PagePool
+from evals.engine.kv_cache import SCRATCH, Opening, PagePool
 from evals.engine.model import KeysValues, Model
 from evals.engine.planning import Demand, Reading, SlotPlan, gib, plan_slots, plan_unmeasured
 from evals.engine.products import fuse_linears
-from evals.types import Chain, Handle, Prompt, Request, Steps, UserError
+from evals.types import Handle, Prompt, Request, UserError
 
 if TYPE_CHECKING:
     from evals.engine.decoder import GraphDecoder
@@ -132,9 +132,9 @@ def rehearse(
     device = model.device
     model.attach(KeysValues(model.cache_shape, 2, device))
     try:
-        prompts, step = peaks(
-            device, make(), largest_prompts(max_length, prefill_tokens), largest_step(rows, max_length)
-        )
+        decoder, runs, slots = make(), largest_prompts(max_length, prefill_tokens), largest_step(rows, max_length)
+        prompts = peak(device, lambda: decoder.prefill(runs))
+        step = peak(device, lambda: (decoder.step(slots), decoder.step([])))
     except torch.OutOfMemoryError as error:
         free, total = torch.cuda.mem_get_info(device)
         raise UserError(
@@ -147,16 +147,6 @@ def rehearse(
     free, total = torch.cuda.mem_get_info(device)
     weights = torch.cuda.memory_reserved(device)
     return Reading(total, total - free - weights, weights, rows, prompts, step)
-
-
-def peaks(
-    device: torch.device, decoder: EagerDecoder | GraphDecoder, prompts: list[Run], running: list[Running]
-) -> tuple[int, int]:
-    """Bytes of a prompt pass and of a step."""
-    return (
-        peak(device, lambda: decoder.prefill(prompts)),
-        peak(device, lambda: (decoder.step(running), decoder.step([]))),
-    )
 
 
 def peak(device: torch.device, run: Callable[[], object]) -> int:
@@ -176,19 +166,12 @@ def largest_prompts(max_length: int, prefill_tokens: int) -> list[Run]:
     return [Run((0,) * length, 0, pages) for length in [longest] * full + [rest] * (rest > 0)]
 
 
-def largest_step(rows: int, max_length: int) -> list[Running]:
+def largest_step(rows: int, max_length: int) -> list[Slot]:
     """Requests about to draw their last token, among the most probable ones only, which takes the most memory."""
-    prompt = Prompt((0,), max_length, frozenset())
-    live, prefix = Live(Chain(prompt, never()), 0), (0,) * max(1, max_length - 1)
-    running = []
+    prompt, prefix = Prompt((0,), max_length, frozenset()), (0,) * max(1, max_length - 1)
+    pages = (SCRATCH,) * PagePool.pages_for(0, max_length)
+    slots = []
     for row in range(rows):
-        slot = Slot(row, Request(prefix, 1, 1.0, (0, 0, row), 1, top_k=1, top_p=0.5), prompt, 0)
-        slot.pages = (SCRATCH,) * PagePool.pages_for(0, max_length)
-        running.append(Running(live, slot, Handle(row)))
-    return running
-
-
-def never() -> Steps:
-    """Of a chain that is not started."""
-    raise AssertionError("these requests belong to nobody")
-    yield []
+        slots.append(Slot(Request(prefix, 1, 1.0, (0, 0, row), 1, top_k=1, top_p=0.5), prompt, seed=0))
+        slots[-1].opening = Opening(Handle(row), pages, (), None)
+    return slots

@@ -1,6 +1,6 @@
-"""A chain in the engine: what it has in flight, what it holds, and the pages that have to be kept for it.
+"""Requests as they are drawn, and chains: what they have in flight, what they hold, and the pages kept for them.
 
-Knows no other chain, no device and no order of seating.
+Knows no device and no order of seating.
 
 **Pages.** A chain is guaranteed room for as many sequences of full length as it says it needs (`Chain.sequences`). Its
 *claim* is that guarantee, or what it has if that is more, together with what its older requests in flight still need
@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 from concurrent.futures import Future
 from math import exp, inf, isnan, log
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from evals.engine.kv_cache import PagePool
+from evals.engine.kv_cache import Opening, PagePool
 from evals.rng import uniforms
 from evals.types import Chain, Ended, Handle, Prompt, Request, Sample
 
@@ -51,21 +51,31 @@ def validate(request: Request, context_length: int, vocab_size: int) -> None:
 
 
 class Slot:
-    """One running request. `token` at `position` is what is fed next."""
+    """A request that is drawn token by token. `token` at `position` is what is fed next."""
 
-    def __init__(self, tag: Hashable, request: Request, prompt: Prompt, seed: int) -> None:
-        self.tag, self.request = tag, request
+    def __init__(self, request: Request, prompt: Prompt, seed: int) -> None:
+        self.request, self.prompt, self.seed = request, prompt, seed
+        self.opening: Opening | None = None
+        """Its sequence and pages; None while it waits for them."""
+        self.prefilled = 0
         self.token, self.position = request.prefix[-1], len(request.prefix) - 1
         self.tokens: list[int] = []
         self.log_q: list[float] = []
         self.log_z: list[float] = []
-        self.pages: tuple[int, ...] = ()
-        self.prefilled = 0
-        self._prompt, self._seed = prompt, seed
         self._answer = list(request.prefix[request.origin :])
         self._sum = 0.0
         self._carry = request.carry
         self._uniforms: list[float] = []
+
+    @property
+    def pages(self) -> tuple[int, ...]:
+        """In order of position."""
+        return () if self.opening is None else self.opening.pages
+
+    @property
+    def sequence(self) -> tuple[int, ...]:
+        """All tokens, the prefix included."""
+        return self.request.prefix + tuple(self.tokens)
 
     @property
     def exclude(self) -> int:
@@ -78,7 +88,7 @@ class Slot:
         if index == 0:
             positions = len(self._answer) + np.arange(UNIFORMS_AT_ONCE)
             keys = np.broadcast_to(self.request.key, (UNIFORMS_AT_ONCE, 3))
-            self._uniforms = uniforms(self._seed, keys, positions).tolist()
+            self._uniforms = uniforms(self.seed, keys, positions).tolist()
         return self._uniforms[index]
 
     def add(self, token: int, log_q: float, log_z: float) -> Ended | None:
@@ -103,9 +113,9 @@ class Slot:
         return self._over(token)
 
     def _over(self, token: int) -> Ended | None:
-        if token in self._prompt.eos_ids:
+        if token in self.prompt.eos_ids:
             return "eos"
-        if self._prompt.stopped is not None and self._prompt.stopped(self._answer):
+        if self.prompt.stopped is not None and self.prompt.stopped(self._answer):
             return "stop"
         if len(self.tokens) == self.request.max_new:
             return "length"
@@ -129,43 +139,22 @@ class Slot:
                 return 0.0
 
 
-class Running(NamedTuple):
-    """A request in a slot."""
-
-    live: Live
-    slot: Slot
-    handle: Handle
+Drawn = tuple[Any, int, float, float]
+"""A slot as it was given, its next token, and the token's log q and log Z in nats."""
 
 
-class Drawn(NamedTuple):
-    """One token of one request, with its statistics in nats."""
-
-    running: Running
-    token: int
-    log_q: float
-    log_z: float
-
-
-class Held(NamedTuple):
-    """A sequence that a chain may name."""
-
-    tokens: tuple[int, ...]
-    number: int
-    """That of the request it comes from."""
-
-
-class Flight:
-    """A request in flight: it waits, or runs in a slot, from where it may be sent back to wait."""
+class Flight(Slot):
+    """A request in flight: it waits, or runs in a slot. Sent back to wait, another takes its place."""
 
     def __init__(self, live: Live, tag: Hashable, request: Request, number: int, lease: Handle | None) -> None:
-        self.live, self.tag, self.request = live, tag, request
+        super().__init__(request, live.chain.prompt, live.seed)
+        self.live, self.tag = live, tag
         self.number = number
         """Order of arrival."""
         self.lease = lease
         """Its parent under another name, so that the chain may drop the parent meanwhile; None where its whole prefix
         has to be written."""
         self.limit = len(request.prefix) + request.max_new
-        self.running: Running | None = None
 
     @property
     def start(self) -> int:
@@ -173,7 +162,7 @@ class Flight:
         return 0 if self.lease is None else len(self.request.prefix) - 1
 
     @property
-    def pages(self) -> int:
+    def own_pages(self) -> int:
         """Pages that it needs beyond its parent's."""
         return PagePool.pages_for(self.start, self.limit)
 
@@ -189,7 +178,8 @@ class Live:
     def __init__(self, chain: Chain, seed: int) -> None:
         self.chain, self.seed = chain, seed
         self.future: Future[Sample] = Future()
-        self.held: dict[Handle, Held] = {}
+        self.held: dict[Handle, Flight] = {}
+        """Requests that have ended, by the names of their sequences."""
         self.flights: dict[Hashable, Flight] = {}
         """By tag, oldest first."""
         self.full = self.guaranteed = self.claim = 0
@@ -207,14 +197,8 @@ class Live:
     def guarantee(self, longest: int) -> None:
         """Set the pages that are kept for it, in an engine whose longest sequence has `longest` tokens."""
         prompt = self.chain.prompt
-        length = min(len(prompt.token_ids) + prompt.max_new_tokens, longest)
-        self.full = PagePool.pages_for(0, length)
+        self.full = PagePool.pages_for(0, min(len(prompt.token_ids) + prompt.max_new_tokens, longest))
         self.guaranteed = self.chain.sequences * self.full
-
-    def add(self, flight: Flight) -> None:
-        """Take a request as its youngest."""
-        self.flights[flight.tag] = flight
-        self.full = max(self.full, PagePool.pages_for(0, flight.limit))
 
     def claims(self, pool: PagePool, joining: Flight | None = None, *, extras: bool = True) -> int:
         """Pages that are not free to others.
@@ -224,14 +208,11 @@ class Live:
         A request that waits is owed its pages if a younger one, running or done, has got some: it came first, and the
         chain may need its completion before it gives back what the younger one took.
         """
-        running = [f for f in self.flights.values() if f.running is not None and (extras or f.is_head)]
-        numbers = [held.number for handle, held in self.held.items() if pool.reaches(handle, 1)]
-        numbers += [flight.number for flight in running]
-        if joining is not None:
-            numbers.append(joining.number)
-        newest = max(numbers, default=-1)
-        owed = [f.pages for f in self.flights.values() if f not in running and f.number <= newest]
-        handles = [*self.held, *(f.running.handle for f in running if f.running is not None)]
+        running = {f: f.opening.handle for f in self.flights.values() if f.opening and (extras or f.is_head)}
+        served = [*running, *(f for handle, f in self.held.items() if pool.reaches(handle, 1))]
+        newest = max((f.number for f in (*served, joining) if f is not None), default=-1)
+        owed = [f.own_pages for f in self.flights.values() if f not in running and f.number <= newest]
+        handles = [*self.held, *running.values()]
         for flight in self.flights.values():
             if flight.lease is not None and flight.request.parent not in self.held:
                 handles.append(flight.lease)

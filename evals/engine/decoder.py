@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evals.engine import rows
 from evals.engine.attention import PromptStep, RowsStep
-from evals.engine.chains import Drawn, Running
+from evals.engine.chains import Drawn, Slot
 from evals.engine.device import IdleClock
 from evals.engine.eager import Run, write_slots
 from evals.engine.kernels.draw import draw
@@ -42,7 +42,7 @@ RESULTS = 2
 class Launch(NamedTuple):
     """A step that the device works on."""
 
-    occupied: list[tuple[int, Running]]
+    occupied: list[tuple[int, Slot]]
     results: Tensor
     """int64 [3, rows] on the host, complete once `done`: token, and the bits of log q and log Z."""
     done: torch.cuda.Event | None
@@ -83,7 +83,7 @@ class GraphDecoder:
         self.idle = IdleClock(self._device)
         """Time that the device has waited for the host."""
 
-    def step(self, slots: Sequence[Running]) -> list[Drawn]:
+    def step(self, slots: Sequence[Slot]) -> list[Drawn]:
         """Launch the next token of these requests; returns the tokens of the launch before."""
         patch = self._rows.update(slots)
         with self.idle.work():
@@ -233,4 +233,4 @@ def read(launch: Launch) -> list[Drawn]:
         launch.done.synchronize()
     tokens = launch.results[0].tolist()
     log_q, log_z = launch.results[1:].view(torch.float64).tolist()
-    return [Drawn(running, tokens[row], log_q[row], log_z[row]) for row, running in launch.occupied]
+    return [(slot, tokens[row], log_q[row], log_z[row]) for row, slot in launch.occupied]

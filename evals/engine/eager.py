@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from evals.engine.attention import Block, Step
-from evals.engine.chains import Drawn, Running
+from evals.engine.chains import Drawn, Slot
 from evals.engine.kv_cache import PAGE, SCRATCH, Opening
 from evals.engine.model import Model
 from evals.engine.sampling import draw
@@ -181,22 +181,20 @@ class EagerDecoder:
         """Keys and values of these tokens, in one pass."""
         self._model.forward(pack(runs, self._layout, self._model.device, logits=False))
 
-    def step(self, slots: Sequence[Running]) -> list[Drawn]:
+    def step(self, slots: Sequence[Slot]) -> list[Drawn]:
         """One token for each of these requests."""
         if not slots:
             return []
-        requests = [running.slot for running in slots]
-        runs = [Run((slot.token,), slot.position, slot.pages) for slot in requests]
-        logits = self._model.forward(pack(runs, self._layout, self._model.device))[: len(slots)]
-        exclude = np.array([slot.exclude for slot in requests])
-        top_k = np.array([slot.request.top_k for slot in requests])
-        top_p = np.array([slot.request.top_p for slot in requests], dtype=np.float64)
+        device = self._model.device
+        runs = [Run((slot.token,), slot.position, slot.pages) for slot in slots]
+        logits = self._model.forward(pack(runs, self._layout, device))[: len(slots)]
+        exclude = np.array([slot.exclude for slot in slots])
+        top_k = np.array([slot.request.top_k for slot in slots])
+        alpha, top_p, uniform = np.array(
+            [[slot.request.alpha, slot.request.top_p, slot.uniform()] for slot in slots], dtype=np.float64
+        ).T
         truncated = bool(top_k.any() or (top_p < 1).any())
-        alpha = np.array([slot.request.alpha for slot in requests], dtype=np.float64)
-        uniform = np.array([slot.uniform() for slot in requests], dtype=np.float64)
-        alpha_B, uniform_B, exclude_B, top_k_B, top_p_B = to_device(
-            [alpha, uniform, exclude, top_k, top_p], self._model.device
-        )
+        alpha_B, uniform_B, exclude_B, top_k_B, top_p_B = to_device([alpha, uniform, exclude, top_k, top_p], device)
         drawn = draw(
             logits,
             alpha_B,
@@ -206,4 +204,4 @@ class EagerDecoder:
             top_p_B if truncated else None,
         )
         numbers = torch.stack([drawn.token.double(), drawn.log_q, drawn.log_z]).tolist()
-        return [Drawn(running, int(token), *rest) for running, token, *rest in zip(slots, *numbers, strict=True)]
+        return [(slot, int(token), *rest) for slot, token, *rest in zip(slots, *numbers, strict=True)]

@@ -1,23 +1,44 @@
 """The decoding engine: chains in, samples out, on one device. Knows no sampler, no task and no other device.
 
-Chains come from any thread; one thread, or `run` itself, takes them and steps (stepper.py) until none is left.
+Chains come from any thread; one thread, or `run` itself, takes them and steps until none is left. Every step seats what
+waits, prefills the prompts that are new, decodes one token for every slot in one packed pass, and hands finished
+completions to their chains, which ask for more at once. Prompts are prefilled up to their last token; that one is fed
+again as an ordinary decode row, which is also how a request that branches from a held sequence begins.
+
+Where a GPU runs out of memory, what is on the device is made anew for three quarters of the slots, and chains go on
+from the tokens that the host holds. The same is done for another number of slots where planning.py asks for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from functools import partial
 from threading import Condition, Thread
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
 
 from evals.config import EngineConfig
+from evals.engine import selfcheck
+from evals.engine.accelerate import fastest, prepare, sized
 from evals.engine.chains import Live
-from evals.engine.device import IdleClock, read_memory
-from evals.engine.gate import Tokenizer
-from evals.engine.model import Model
-from evals.engine.planning import SlotChange
-from evals.engine.stepper import Stepper
-from evals.types import Chain, MemoryReading, Sample
+from evals.engine.device import IdleClock, bytes_in_use, out_of_memory, read_memory, release
+from evals.engine.eager import Run, layout, prompt_passes
+from evals.engine.kv_cache import PagePool
+from evals.engine.model import KeysValues, Model, unwritten
+from evals.engine.planning import Demand, Elastic, SlotChange, fewer, table
+from evals.engine.scheduler import Scheduler
+from evals.types import Chain, MemoryReading, Sample, UserError
+
+if TYPE_CHECKING:
+    from evals.engine.accelerate import Decoder
+    from evals.engine.gate import Tokenizer
+
+
+CLOSED = "the engine was closed before the chain ended"
 
 
 class EngineClosed(Exception):  # noqa: N818 - it is no mistake
@@ -61,19 +82,37 @@ class Engine:
         Raises UserError if the model fails the self-check or not even one slot fits; ValueError for sizes below 1 or a
         `max_length` beyond the model's context.
         """
-        self.model = model
-        self._stepper = Stepper(model, config, slots, max_length, num_pages, sequences)
-        self._scheduler = self._stepper.scheduler
+        if (slots is not None and slots < 1) or not 1 <= max_length <= model.limits.context_length:
+            raise ValueError(f"{slots} slots, longest sequence {max_length} of {model.limits.context_length}")
+        self.model, self._layout = model, layout(model.device)
+        if not model.checked:
+            selfcheck.check(model)
+        prepare(model)
+        self._max_pages = PagePool.pages_for(0, max_length)
+        self._demand = Demand(slots, sequences, self._max_pages, model.cache_shape.page_bytes)
+        plan, self._config = sized(model, config, self._demand, max_length, num_pages)
+        self.notes = table(plan, str(model.device))
+        """Where the device's memory goes, for a person; empty where nothing was measured."""
+        self._given_pages = num_pages
+        self._pool = PagePool(plan.num_pages, self._layout.share_unit)
+        self._scheduler = Scheduler(self._pool, plan.slots, max_length, model.limits.vocab_size)
+        self._cache: KeysValues | None = None
+        self._decoder: Decoder | None = None
+        """None of the two while they have to be made."""
+        self._slot_changes = deque[SlotChange]()
+        in_use = partial(bytes_in_use, model.device)
+        self._elastic = plan.reading and Elastic(plan.reading, self._demand, self._config, in_use)
+        self._steps = self._generated = self._prefilled = 0
+        self._seconds = 0.0
+        while self._decoder is None:
+            self._surviving(self._build)
+
+        self.failure: BaseException | None = None
+        """What ended the engine's thread; None while it can still work."""
         self._changed = Condition()
         self._inbox: list[Live] = []
         self._thread: Thread | None = None
         self._closing = False
-        self._failure: BaseException | None = None
-
-    @property
-    def notes(self) -> str:
-        """Where the device's memory goes, for a person; empty where nothing was measured."""
-        return self._stepper.notes
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -82,19 +121,12 @@ class Engine:
     @property
     def execution(self) -> str:
         """How steps run: compiled, graphs or eager (see `accelerate.fastest`); none while they cannot."""
-        decoder = self._stepper.decoder
-        return "none" if decoder is None else decoder.name
+        return "none" if self._decoder is None else self._decoder.name
 
     @property
     def idle(self) -> IdleClock | None:
         """The time that the device has waited for the host; None where steps are not enqueued ahead (eager)."""
-        decoder = self._stepper.decoder
-        return None if decoder is None else decoder.idle
-
-    @property
-    def failure(self) -> BaseException | None:
-        """What ended the engine's thread; None while it can still work."""
-        return self._failure
+        return None if self._decoder is None else self._decoder.idle
 
     def submit(self, chain: Chain, seed: int) -> Future[Sample]:
         """Take a chain; thread-safe. The future has its sample, or what its chain or the engine raised.
@@ -103,8 +135,8 @@ class Engine:
         """
         live = Live(chain, seed)
         with self._changed:
-            if self._failure is not None:
-                raise RuntimeError("the engine has failed") from self._failure
+            if self.failure is not None:
+                raise RuntimeError("the engine has failed") from self.failure
             if self._closing:
                 raise EngineClosed("the engine is closed")
             self._inbox.append(live)
@@ -130,10 +162,10 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
         else:
-            self._finish(EngineClosed("the engine was closed before the chain ended"))
-        if self._failure is not None:
-            raise self._failure
-        self._stepper.let_go()
+            self._finish(EngineClosed(CLOSED))
+        if self.failure is not None:
+            raise self.failure
+        self._let_go()
 
     def run(self, chains: Iterable[Chain], seed: int) -> list[Sample]:
         """Samples of these chains, in order, without a thread. Raises the first chain's error after all have ended."""
@@ -142,7 +174,7 @@ class Engine:
         futures = [self.submit(chain, seed) for chain in chains]
         try:
             while self._take():
-                self._stepper.step()
+                self._step()
         except BaseException as error:
             self._finish(error)
             raise
@@ -151,15 +183,15 @@ class Engine:
     def counters(self) -> EngineCounters:
         """May be called from any thread."""
         return EngineCounters(
-            steps=self._stepper.steps,
+            steps=self._steps,
             active_slots=len(self._scheduler.slots),
             slots=self._scheduler.num_slots,
-            generated_tokens=self._stepper.generated,
-            prefilled_tokens=self._stepper.prefilled,
-            evicted_requests=self._scheduler.seating.evicted,
-            kv_pages_used=self._stepper.pool.num_used,
-            kv_pages=self._stepper.pool.capacity,
-            step_seconds=self._stepper.seconds,
+            generated_tokens=self._generated,
+            prefilled_tokens=self._prefilled,
+            evicted_requests=self._scheduler.evicted,
+            kv_pages_used=self._pool.num_used,
+            kv_pages=self._pool.capacity,
+            step_seconds=self._seconds,
         )
 
     def memory(self) -> MemoryReading:
@@ -168,27 +200,22 @@ class Engine:
 
     def take_slot_changes(self) -> list[SlotChange]:
         """The changes since this was last asked; from any thread."""
-        changes = self._stepper.slot_changes
-        return [changes.popleft() for _ in range(len(changes))]
+        return [self._slot_changes.popleft() for _ in range(len(self._slot_changes))]
 
     def audit(self) -> None:
         """Recount the pages. Raises RuntimeError if a count is wrong; for tests, between runs."""
-        self._stepper.pool.audit()
+        self._pool.audit()
 
     def _loop(self) -> None:
-        error: BaseException = EngineClosed("the engine was closed before the chain ended")
         try:
-            while self._wait():
-                self._stepper.step()
+            while not self._closing:
+                with self._changed:  # asleep until there is something to do
+                    self._changed.wait_for(lambda: self._closing or self._inbox or not self._scheduler.idle)
+                if not self._closing and self._take():
+                    self._step()
         except BaseException as failure:  # noqa: BLE001 - handed to every chain, and raised by submit and close
-            error = self._failure = failure
-        self._finish(error)
-
-    def _wait(self) -> bool:
-        """Sleep until there is something to do; False when the engine closes."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closing or self._inbox or not self._scheduler.idle)
-        return not self._closing and self._take()
+            self.failure = failure
+        self._finish(self.failure or EngineClosed(CLOSED))
 
     def _take(self) -> bool:
         """Move new chains to the scheduler; False if there is nothing to do."""
@@ -202,3 +229,78 @@ class Engine:
         """All chains, taken or not, end with this error."""
         self._take()
         self._scheduler.fail_all(error)
+
+    def _step(self) -> None:
+        """One token for everybody, or what is on the device made anew."""
+        began = time.perf_counter()
+        slots = self._scheduler.num_slots
+        if self._elastic is not None:
+            wanted = self._elastic.wanted(slots, self._scheduler.num_chains)
+            if wanted != slots:
+                self._resize(wanted, "there is room for more" if wanted > slots else "others use the GPU's memory")
+        self._surviving(self._build if self._decoder is None else self._advance)
+        self._steps += 1
+        self._seconds += time.perf_counter() - began
+
+    def _build(self) -> None:
+        """Make what is on the device: keys and values, and the decoder."""
+        self._cache = KeysValues(self.model.cache_shape, self._pool.num_pages, self.model.device)
+        self.model.attach(self._cache)
+        slots = self._scheduler.num_slots
+        self._decoder = fastest(self.model, self._config, slots, self._max_pages)
+        selfcheck.check_decoder(self.model, self._decoder, slots, self._max_pages, self._pool.num_pages)
+
+    @torch.inference_mode()
+    def _advance(self) -> None:
+        """Seat, prefill, one token for everybody."""
+        assert self._cache is not None
+        assert self._decoder is not None
+        self.model.attach(self._cache)
+        seated = self._scheduler.seat()
+        openings = [flight.opening for flight in seated if flight.opening is not None]
+        self._decoder.open(openings)
+        prompts = []  # all but their last tokens and what they share with others
+        for flight in seated:
+            end = len(flight.request.prefix) - 1
+            start = end - flight.prefilled
+            prompts.append(Run(flight.request.prefix[start:end], start, flight.pages))
+            self._prefilled += flight.prefilled
+        for runs in prompt_passes(prompts, self._layout, self._config.prefill_tokens):
+            self._decoder.prefill(runs)
+        self._decoder.open(unwritten(openings))
+        for drawn in self._decoder.step(self._scheduler.slots):
+            self._generated += self._scheduler.record(*drawn)
+
+    def _surviving(self, work: Callable[[], None]) -> None:
+        """Do `work`; go on with fewer slots if the device runs out of memory. Raises whatever else it raises."""
+        try:
+            work()
+            return
+        except RuntimeError as error:  # until it is gone, its traceback holds what the work had on the device
+            reason = out_of_memory(error)
+            if reason is None:
+                raise
+        if self._elastic is not None:
+            self._elastic.ran_out()
+        self._resize(fewer(self._scheduler.num_slots), reason)
+
+    def _let_go(self) -> None:
+        """Of all that is on the device but the model."""
+        self._cache = self._decoder = None
+        self.model.detach()
+        release(self.model.device)
+
+    def _resize(self, slots: int, reason: str) -> None:
+        """Let go of all that is on the device, to be made for so many slots; all chains wait to enter again.
+
+        Raises UserError if `slots` is 0.
+        """
+        self._let_go()
+        self._slot_changes.append(SlotChange(time.time(), self._scheduler.num_slots, slots, reason))
+        if not slots:
+            raise UserError(
+                f"The GPU has no memory left for even one slot ({reason}); free the GPU, choose a smaller model, or "
+                "lower task.max_new_tokens, sampler.num_candidates or engine.prefill_tokens."
+            )
+        pages = self._demand.num_pages(slots)
+        self._scheduler.requeue(slots, pages if self._given_pages is None else min(pages, self._given_pages))

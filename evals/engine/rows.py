@@ -8,15 +8,14 @@ that are free again, rows with a new request) goes to the device in one piece, a
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.engine.chains import Running
+from evals.engine.chains import Slot
 from evals.engine.kv_cache import SCRATCH
-from evals.types import Handle
 
 (TOKEN, POSITION, LIMIT, LIVE, EXCLUDE, ALPHA, TOP_K, TOP_P, SEED, ORIGIN, EOS) = range(11)
 """What a row's integers are, all int64. ALPHA and TOP_P hold the bits of a float64, SEED those of an unsigned integer;
@@ -45,62 +44,54 @@ class Rows:
     def __init__(self, num_rows: int, max_pages: int) -> None:
         self._columns = TABLE + max_pages
         self._free = list(range(num_rows))
-        self._row: dict[Handle, int] = {}
-        self._running: dict[int, Running] = {}
+        self._slots: dict[int, Slot] = {}
 
     @property
-    def occupied(self) -> list[tuple[int, Running]]:
+    def occupied(self) -> list[tuple[int, Slot]]:
         """(row, request) of every row in use."""
-        return list(self._running.items())
+        return list(self._slots.items())
 
     @property
     def truncated(self) -> bool:
         """Whether some request in a row draws among its most probable tokens only."""
-        return any(r.slot.request.top_k or r.slot.request.top_p < 1 for r in self._running.values())
+        return any(slot.request.top_k or slot.request.top_p < 1 for slot in self._slots.values())
 
     @property
     def height(self) -> int:
         """Rows that a step has to compute: one more than the highest in use."""
-        return max(self._running, default=-1) + 1
+        return max(self._slots, default=-1) + 1
 
-    def update(self, slots: Sequence[Running]) -> Patch | None:
+    def update(self, slots: Sequence[Slot]) -> Patch | None:
         """Make the rows hold exactly `slots`; returns what the device has to be told, None if nothing."""
-        present = {running.handle for running in slots}
-        freed = [row for handle, row in self._row.items() if handle not in present]
-        for row in freed:
-            del self._row[self._running.pop(row).handle]
+        present, known = set(slots), set(self._slots.values())
+        changed = [row for row, slot in self._slots.items() if slot not in present]
+        for row in changed:
+            del self._slots[row]
             heapq.heappush(self._free, row)
-        taken = []
-        for running in slots:
-            if running.handle not in self._row:
+        for slot in slots:
+            if slot not in known:
                 row = heapq.heappop(self._free)
-                self._row[running.handle], self._running[row] = row, running
-                taken.append(row)
-        changed = sorted({*freed, *taken})
+                self._slots[row] = slot
+                changed.append(row)
         if not changed:
             return None
+        changed = sorted(set(changed))
         values = np.full((len(changed), self._columns), SCRATCH, dtype=np.int64)
         for line, row in zip(values, changed, strict=True):
-            if row in self._running:
-                fill(line, self._running[row])
+            if row in self._slots:
+                fill(line, self._slots[row])
         return Patch(np.array(changed), values)
 
 
-def fill(line: NDArray[np.int64], running: Running) -> None:
+def fill(line: NDArray[np.int64], slot: Slot) -> None:
     """The state of a request that is about to be fed the last token of its prefix; `line` holds zeros."""
-    slot = running.slot
-    request, prompt = slot.request, running.live.chain.prompt
+    request = slot.request
+    eos = sorted(slot.prompt.eos_ids)[:NUM_EOS]
     line[[TOKEN, POSITION, EXCLUDE, ORIGIN, LIVE]] = slot.token, slot.position, slot.exclude, request.origin, 1
     line[LIMIT] = len(request.prefix) + request.max_new - 2
     line[ALPHA] = np.float64(request.alpha).view(np.int64)
     line[TOP_K], line[TOP_P] = request.top_k, np.float64(request.top_p).view(np.int64)
-    line[SEED] = np.uint64(running.live.seed).view(np.int64)
+    line[SEED] = np.uint64(slot.seed).view(np.int64)
     line[KEY:TABLE] = request.key
-    line[EOS:KEY] = list(padded(prompt.eos_ids, NUM_EOS))
+    line[EOS:KEY] = eos + [-1] * (NUM_EOS - len(eos))
     line[TABLE : TABLE + len(slot.pages)] = slot.pages
-
-
-def padded(ids: Iterable[int], count: int) -> list[int]:
-    """The first `count` ids in order, -1 where there are fewer."""
-    first = sorted(ids)[:count]
-    return [*first, *[-1] * (count - len(first))]

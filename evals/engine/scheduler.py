@@ -12,94 +12,77 @@ from itertools import islice
 
 import numpy as np
 
-from evals.engine.chains import Flight, Held, Live, Running, Slot, validate
+from evals.engine.chains import Flight, Live, validate
 from evals.engine.kv_cache import PagePool
-from evals.engine.seating import Seated, Seating
-from evals.types import (
-    Cancel,
-    Completion,
-    Drop,
-    Ended,
-    Handle,
-    Keep,
-    Operation,
-    Request,
-    Submit,
-    UserError,
-)
+from evals.engine.seating import Seating
+from evals.types import Cancel, Completion, Drop, Ended, Handle, Keep, Operation, Request, Submit, UserError
 
 TOGETHER = 32
 """New chains start when a share of 1 / TOGETHER of the slots is free for them, since a prompt costs a pass of its own
 little less than several cost together."""
 
 
-class Scheduler:
+class Scheduler(Seating):
     """The state of an engine apart from its device. Errors of a chain end that chain and nothing else."""
 
     def __init__(self, pool: PagePool, num_slots: int, max_length: int, vocab_size: int) -> None:
-        self.pool, self.num_slots = pool, num_slots
-        self.seating = Seating(pool, num_slots)
+        super().__init__(pool, num_slots)
         self._max_length, self._vocab_size = max_length, vocab_size
         self._new: deque[Live] = deque()
         self._submitted = 0
 
     @property
-    def slots(self) -> list[Running]:
-        """What runs, in order of seating."""
-        return self.seating.slots
-
-    @property
     def idle(self) -> bool:
         """True if nothing runs, waits or is to be started."""
-        return not (self.seating.alive or self._new)
+        return not (self.alive or self._new)
 
     @property
     def num_chains(self) -> int:
         """Chains that have not ended."""
-        return len(self.seating.alive) + len(self._new)
+        return len(self.alive) + len(self._new)
 
     def add(self, live: Live) -> None:
         """Take a chain; it starts when its turn comes."""
         live.guarantee(self._max_length)
         self._new.append(live)
 
-    def seat(self) -> list[Seated]:
+    def seat(self) -> list[Flight]:
         """Seat heads, then start chains, then seat extras, as many as there is room for.
 
         A head that waits although nothing runs waits for ever, since only a chain that goes on gives pages back; its
         chain, which asks for more than it was guaranteed, fails.
         """
-        seated: list[Seated] = []
+        seated: list[Flight] = []
         while True:
-            seated += self.seating.seat_heads()
-            stuck = self.seating.waiting_heads()
+            seated += self.seat_heads()
+            stuck = self.waiting_heads()
             if stuck and self.slots:
                 return seated
             if stuck:
                 self._fail(stuck[-1].live, self._out_of_pages(stuck[-1]))
             elif self._few_could_start() or not self._start_next():
-                return seated + self.seating.seat_extras(within_guarantee=bool(self._new))
+                return seated + self.seat_extras(within_guarantee=bool(self._new))
 
-    def record(self, running: Running, token: int, log_q: float, log_z: float) -> bool:
+    def record(self, flight: Flight, token: int, log_q: float, log_z: float) -> bool:
         """A drawn token of a running request; if that ends it, its chain goes on at once.
 
         False for a request that its chain has cancelled within the same step, or that has been sent back: passed over.
         """
-        live, slot = running.live, running.slot
-        flight = live.flights.get(slot.tag)
-        if flight is None or flight.running is not running:
+        live = flight.live
+        if live.flights.get(flight.tag) is not flight:
             return False
         try:
-            ended = slot.add(token, log_q, log_z)
+            ended = flight.add(token, log_q, log_z)
         except Exception as error:  # noqa: BLE001 - a stop rule is the chain's own code
             self._fail(live, error)
             return True
         if ended is not None:
-            self.seating.leave(flight)
-            tokens = slot.request.prefix + tuple(slot.tokens)
-            self.pool.end(running.handle, len(tokens))
-            live.held[running.handle] = Held(tokens, flight.number)
-            self._advance(live, (slot.tag, completion(slot, ended, running.handle, self._idle_slots())))
+            assert flight.opening is not None, "what draws has pages"
+            handle = flight.opening.handle
+            self.leave(flight)
+            self.pool.end(handle, len(flight.sequence))
+            live.held[handle] = flight
+            self._advance(live, self._arrival(flight, ended, handle))
         return True
 
     def requeue(self, num_slots: int, num_pages: int) -> None:
@@ -108,8 +91,7 @@ class Scheduler:
         What a chain holds keeps its handle and its tokens, from which a request that branches there is prefilled;
         requests in flight start again, with the same keys and so with the same tokens.
         """
-        self._new.extendleft(reversed(self.seating.clear(num_slots)))
-        self.num_slots = num_slots
+        self._new.extendleft(reversed(self.clear(num_slots)))
         self.pool.reset(num_pages)
 
     def fail_all(self, error: BaseException) -> None:
@@ -118,12 +100,12 @@ class Scheduler:
             live = self._new.popleft()
             if live.begin():
                 self._fail(live, error)
-        for live in list(self.seating.alive):
+        for live in list(self.alive):
             self._fail(live, error)
 
     def _few_could_start(self) -> bool:
         """Whether to wait until more slots are free, as long as somebody runs."""
-        free = self.num_slots - len(self.seating.alive)
+        free = self.num_slots - len(self.alive)
         return bool(self.slots) and free < min(self.num_slots // TOGETHER, len(self._new))
 
     def _start_next(self) -> bool:
@@ -132,7 +114,7 @@ class Scheduler:
             return False
         live = self._new[0]
         refusal = self._refusal(live)
-        if refusal is None and not self.seating.enter(live):
+        if refusal is None and not self.enter(live):
             return False
         self._new.popleft()
         if not live.begin():
@@ -155,18 +137,17 @@ class Scheduler:
         )
 
     def _out_of_pages(self, flight: Flight) -> RuntimeError:
-        live = flight.live
+        live, pool = flight.live, self.pool
         return RuntimeError(
-            f"a request needs {flight.pages} pages of keys and values; {self.pool.num_free} of {self.pool.capacity} "
-            f"are free and nothing runs that could free more: its chain holds more than the {live.chain.sequences} "
+            f"a request needs {flight.own_pages} pages of keys and values; {pool.num_free} of {pool.capacity} are "
+            f"free and nothing runs that could free more: its chain holds more than the {live.chain.sequences} "
             f"sequences, {live.guaranteed} pages, that it was to need"
         )
 
     def _idle_slots(self) -> int:
         """Slots that stand idle and that no head and no new chain will take."""
-        seating = self.seating
-        free = self.num_slots - len(seating.slots) - len(seating.waiting_heads())
-        return max(free - seating.could_enter(list(islice(self._new, self.num_slots))), 0) if free > 0 else 0
+        free = self.num_slots - len(self.slots) - len(self.waiting_heads())
+        return max(free - self.could_enter(list(islice(self._new, self.num_slots))), 0) if free > 0 else 0
 
     def _advance(self, live: Live, arrival: tuple[Hashable, Completion] | None) -> None:
         """Send an arrival to the chain and do what it asks for, until it waits for something in flight."""
@@ -182,7 +163,7 @@ class Scheduler:
                     if not operations:
                         raise RuntimeError("the chain waits, and has nothing in flight")
                     arrivals.append(None)
-            self.seating.recount(live)
+            self.recount(live)
         except StopIteration as stop:
             self._release(live)
             live.future.set_result(stop.value)
@@ -216,14 +197,15 @@ class Scheduler:
         lease = None
         if request.parent is not None:
             self._own(live, request.parent)
-            if live.held[request.parent].tokens[: len(request.prefix)] != request.prefix:
+            if live.held[request.parent].sequence[: len(request.prefix)] != request.prefix:
                 raise ValueError("the parent's tokens do not start with the request's prefix")
             if self.pool.reaches(request.parent, len(request.prefix) - 1):
                 lease = self.pool.fork(request.parent)
         self._submitted += 1
         flight = Flight(live, tag, request, self._submitted, lease)
-        live.add(flight)
-        self.seating.wait(flight)
+        live.flights[tag] = flight
+        live.full = max(live.full, self.pool.pages_for(0, flight.limit))
+        self.wait(flight)
 
     def _own(self, live: Live, handle: Handle) -> None:
         if handle not in live.held:
@@ -234,18 +216,22 @@ class Scheduler:
             raise ValueError(f"nothing with the tag {tag!r} is in flight")
         flight = live.flights[tag]
         self._give_up(flight)
-        unseated = Slot(tag, flight.request, live.chain.prompt, live.seed)
-        slot = unseated if flight.running is None else flight.running.slot
-        return tag, completion(slot, "cancelled", None, self._idle_slots())
+        return self._arrival(flight, "cancelled", None)
+
+    def _arrival(self, flight: Flight, ended: Ended, handle: Handle | None) -> tuple[Hashable, Completion]:
+        """What a request has drawn, as its chain hears of it."""
+        log_q, log_z = np.array([flight.log_q, flight.log_z], dtype=np.float64)
+        tokens = tuple(flight.tokens)
+        return flight.tag, Completion(tokens, log_q, log_z, ended, handle, flight.prefilled, self._idle_slots())
 
     def _give_up(self, flight: Flight) -> None:
-        self.seating.leave(flight)
-        if flight.running is not None:
-            self.pool.drop(flight.running.handle)
+        self.leave(flight)
+        if flight.opening is not None:
+            self.pool.drop(flight.opening.handle)
 
     def _release(self, live: Live) -> None:
         """Give back everything that a chain holds or has in flight."""
-        self.seating.exit(live)
+        self.exit(live)
         for flight in list(live.flights.values()):
             self._give_up(flight)
         for handle in live.held:
@@ -259,16 +245,3 @@ class Scheduler:
         except Exception as second:  # noqa: BLE001 - the first error is the one that ended the chain
             error.add_note(f"closing the chain raised {second!r}")
         live.future.set_exception(error)
-
-
-def completion(slot: Slot, ended: Ended, handle: Handle | None, idle: int) -> Completion:
-    """What a slot has drawn, as its chain hears of it."""
-    return Completion(
-        tokens=tuple(slot.tokens),
-        log_q=np.array(slot.log_q, dtype=np.float64),
-        log_z=np.array(slot.log_z, dtype=np.float64),
-        ended=ended,
-        handle=handle,
-        prefilled=slot.prefilled,
-        idle=idle,
-    )

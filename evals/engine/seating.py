@@ -9,17 +9,9 @@ again later, with the same keys and so with the same tokens. Pages are given wit
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
-from evals.engine.chains import Flight, Live, Running, Slot
-from evals.engine.kv_cache import Opening, PagePool
-
-
-class Seated(NamedTuple):
-    """A request that has just got its slot: its pages have to be prepared, and filled unless it has a parent."""
-
-    running: Running
-    opening: Opening
+from evals.engine.chains import Flight, Live
+from evals.engine.kv_cache import PagePool
 
 
 class Seating:
@@ -28,7 +20,7 @@ class Seating:
     def __init__(self, pool: PagePool, num_slots: int) -> None:
         self.pool, self.num_slots = pool, num_slots
         self.alive: dict[Live, None] = {}
-        self.slots: list[Running] = []
+        self.slots: list[Flight] = []
         """What runs, in order of seating."""
         self.claimed = 0
         """Pages that the chains claim together."""
@@ -72,7 +64,7 @@ class Seating:
         """In order of arrival."""
         return sorted((f for f in self._waiting if f.is_head), key=lambda flight: flight.number)
 
-    def seat_heads(self) -> list[Seated]:
+    def seat_heads(self) -> list[Flight]:
         """All heads that wait; only one that wants more than its chain was guaranteed may have to wait on."""
         seated = []
         for flight in self.waiting_heads():
@@ -84,7 +76,7 @@ class Seating:
                 seated.append(self.open(flight))
         return seated
 
-    def seat_extras(self, within_guarantee: bool) -> list[Seated]:
+    def seat_extras(self, within_guarantee: bool) -> list[Flight]:
         """Younger requests in slots that stand idle, in order of arrival, from pages that no chain is guaranteed.
 
         With `within_guarantee` only from what is guaranteed to their own chain, since somebody waits for the others.
@@ -92,7 +84,7 @@ class Seating:
         if len(self.slots) == self.num_slots:
             return []
         free = 0 if within_guarantee else self.pool.capacity - self.claimed
-        seated: list[Seated] = []
+        seated: list[Flight] = []
         blocked: set[Live] = set()
         for flight in sorted(self._waiting, key=lambda flight: flight.number):
             live = flight.live
@@ -107,27 +99,24 @@ class Seating:
                 blocked.add(live)
         return seated
 
-    def open(self, flight: Flight) -> Seated:
-        """Give a request a slot and its pages."""
-        live, request = flight.live, flight.request
-        slot = Slot(flight.tag, request, live.chain.prompt, live.seed)
+    def open(self, flight: Flight) -> Flight:
+        """Give a request a slot and its pages, which have to be prepared, and filled unless it has a parent."""
+        request = flight.request
         if flight.lease is None:
-            opening, present = self.pool.open_prompt(request.prefix, flight.limit, replaces=request.parent)
-            slot.prefilled = len(request.prefix) - 1 - present
+            flight.opening, present = self.pool.open_prompt(request.prefix, flight.limit, replaces=request.parent)
+            flight.prefilled = len(request.prefix) - 1 - present
         else:
-            opening = self.pool.open(flight.lease, flight.start, flight.limit, replaces=request.parent)
-        slot.pages = opening.pages
-        flight.running = Running(live, slot, opening.handle)
+            flight.opening = self.pool.open(flight.lease, flight.start, flight.limit, replaces=request.parent)
         del self._waiting[flight]
-        self.slots.append(flight.running)
-        self.recount(live)
-        return Seated(flight.running, opening)
+        self.slots.append(flight)
+        self.recount(flight.live)
+        return flight
 
     def leave(self, flight: Flight) -> None:
         """A request is over, or given up: it leaves its chain, and its slot if it has one; its sequence stays."""
         del flight.live.flights[flight.tag]
-        if flight.running is not None:
-            self.slots.remove(flight.running)
+        if flight.opening is not None:
+            self.slots.remove(flight)
         else:
             self._waiting.pop(flight, None)
         if flight.lease is not None:
@@ -135,11 +124,12 @@ class Seating:
 
     def evict(self, flight: Flight) -> None:
         """Send a running request back to wait; what it has drawn so far it will draw again."""
-        assert flight.running is not None, "only what runs can be sent back"
-        self.slots.remove(flight.running)
-        self.pool.drop(flight.running.handle)
-        flight.running = None
-        self._waiting[flight] = None
+        assert flight.opening is not None, "only what runs can be sent back"
+        self.slots.remove(flight)
+        self.pool.drop(flight.opening.handle)
+        again = Flight(flight.live, flight.tag, flight.request, flight.number, flight.lease)
+        flight.live.flights[flight.tag] = again  # in the same place
+        self._waiting[again] = None
         self.evicted += 1
         self.recount(flight.live)
 
@@ -148,8 +138,8 @@ class Seating:
 
         Requests in flight are as if they had just been asked for, without a parent's pages to branch from.
         """
-        for running in list(self.slots):
-            self.evict(running.live.flights[running.slot.tag])
+        for flight in list(self.slots):
+            self.evict(flight)
         lives = list(self.alive)
         for live in lives:
             self._claim(live, 0)
@@ -183,5 +173,5 @@ class Seating:
 
     def _youngest(self, lives: Iterable[Live]) -> Flight | None:
         """The youngest running extra of these chains."""
-        flights = [f for live in lives for f in live.flights.values() if f.running is not None and not f.is_head]
+        flights = [f for live in lives for f in live.flights.values() if f.opening and not f.is_head]
         return max(flights, key=lambda flight: flight.number, default=None)

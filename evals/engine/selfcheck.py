@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from evals.engine.accelerate import never
-from evals.engine.chains import Live, Running, Slot
+from evals.engine.chains import Slot
 from evals.engine.eager import Layout, Run, layout, pack
 from evals.engine.kv_cache import PAGE, SCRATCH, Opening, PagePool
 from evals.engine.model import KeysValues, Model
-from evals.types import Chain, Handle, Prompt, Request
+from evals.types import Handle, Prompt, Request
 
 if TYPE_CHECKING:
     from evals.engine.decoder import GraphDecoder
@@ -168,29 +167,29 @@ def draw_in_company(
         sit(prompt, i, range(start, start + count))
         for i, (prompt, start, count) in enumerate(zip(prompts, starts, needed, strict=True))
     )
-    draft = sit(prompts[1][: max(1, min(REWIND_TO, lengths[1] - 1))], 2, b.slot.pages)
+    draft = sit(prompts[1][: max(1, min(REWIND_TO, lengths[1] - 1))], 2, b.pages)
     for rows in ([a, b], [draft]) if together else ([a], [b], [draft]):
-        if runs := [Run(r.slot.request.prefix[:-1], 0, r.slot.pages) for r in rows if r is not draft]:
+        if runs := [Run(r.request.prefix[:-1], 0, r.pages) for r in rows if r is not draft]:
             decoder.prefill(runs)
         between = [sit(prompts[0][:1], 3 + i, (SCRATCH,)) for i in range(slots - 2)]
         advance(decoder, [rows[0], *between, *rows[1:]])
-    return [running.slot for running in (a, b, draft)]
+    return [a, b, draft]
 
 
-def sit(prefix: Sequence[int], number: int, pages: Sequence[int]) -> Running:
+def sit(prefix: Sequence[int], number: int, pages: Sequence[int]) -> Slot:
     """A request for STEPS tokens in these pages, of no chain."""
     prompt = Prompt(tuple(prefix), STEPS, frozenset())
-    slot = Slot(number, Request(prompt.token_ids, STEPS, 1.0, (0, 0, number), len(prefix)), prompt, seed=0)
-    slot.pages = tuple(pages)
-    return Running(Live(Chain(prompt, never()), 0), slot, Handle(number))
+    slot = Slot(Request(prompt.token_ids, STEPS, 1.0, (0, 0, number), len(prefix)), prompt, seed=0)
+    slot.opening = Opening(Handle(number), tuple(pages), (), None)
+    return slot
 
 
-def advance(decoder: EagerDecoder | GraphDecoder, rows: list[Running]) -> None:
+def advance(decoder: EagerDecoder | GraphDecoder, rows: list[Slot]) -> None:
     """Step until all requests have their tokens, and let go of them."""
     while rows:
         over = []
         for row, token, log_q, log_z in decoder.step(rows):
-            if row in rows and row.slot.add(token, log_q, log_z) is not None:
+            if row in rows and row.add(token, log_q, log_z) is not None:
                 over.append(row)
         rows = [row for row in rows if row not in over]
     decoder.step([])
