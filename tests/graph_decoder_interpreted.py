@@ -1,6 +1,6 @@
 """GraphDecoder over the kernels themselves, in Triton's interpreter: no twins, no GPU.
 
-Run by test_graph_decoder.py in a process of its own; by hand: TRITON_INTERPRET=1 pytest
+Run by test_kernels_triton.py in a process of its own; by hand: TRITON_INTERPRET=1 pytest
 tests/graph_decoder_interpreted.py.
 """
 

@@ -277,3 +277,32 @@ def check_copies(device: str = "cpu", shape: tuple[int, ...] = (2, 3, 9, 2, PAGE
         expected[:, :, target] = expected[:, :, source]
     pages.copy_pages(cache, torch.tensor([[1, 2], [-1, -1], [5, 1], [8, 6]], device=device))
     assert torch.equal(cache.nan_to_num(7.0), expected.nan_to_num(7.0))
+
+
+def check_rounded_truncation(logits: Tensor, dtype: torch.dtype) -> None:
+    """With ties (halves only) as well as without."""
+    for rounded in (logits, (2 * logits).round() / 2):
+        check_truncation(rounded.to(dtype), [0, 1, 2, 50, 7], [1.0, 0.9, 0.3, 0.999])
+
+
+def truncated(count: int) -> Limits:
+    """Limits of `count` rows, a multiple of 12; the second of them keeps one token."""
+    return {
+        "top_k_B": torch.tensor([0, 1, 20, 50] * (count // 4)),
+        "top_p_B": torch.tensor([0.9, 1.0, 0.5, 1.0, 0.95, 0.2] * (count // 6), dtype=torch.float64),
+    }
+
+
+def check_rows_without_a_draw(alpha: float, vocabulary: int, chunk: int, device: str = "cpu") -> None:
+    """Rows that hold NaN or infinity, or from which nothing is left, have a log q of NaN and a token all the same."""
+    logits = torch.zeros(6, vocabulary)
+    logits[0, vocabulary // 2] = torch.nan
+    logits[1] = -torch.inf
+    logits[2, 1:] = -torch.inf  # its only token is excluded
+    logits[3, 0] = torch.nan  # and excluded
+    logits[4, 3] = torch.inf
+    rows = make_rows(logits, [alpha])
+    rows.exclude[:] = torch.tensor([-1, -1, 0, 0, -1, 7])
+    ours, theirs = draw_both(logits.to(device), rows, chunk)
+    assert ours.log_q.isnan().tolist() == theirs.log_q.isnan().tolist() == [True, True, True, True, True, False]
+    assert ((ours.token >= 0) & (ours.token < vocabulary)).all()

@@ -21,9 +21,11 @@ from kernel_cases import (
     check_decode_alone,
     check_draw,
     check_prefill,
-    check_truncation,
+    check_rounded_truncation,
+    check_rows_without_a_draw,
     draw_both,
     make_rows,
+    truncated,
 )
 
 from evals import rng
@@ -106,18 +108,13 @@ def test_draws_equal_the_twins(vocabulary: int, dtype: torch.dtype) -> None:
     ("vocabulary", "dtype"), [(2, torch.float32), (31, torch.float32), (31, torch.float16), (1500, torch.bfloat16)]
 )
 def test_truncation_keeps_what_sorting_keeps(vocabulary: int, dtype: torch.dtype) -> None:
-    """With ties (halves only) as well as without."""
     logits = 3 * torch.randn(6, vocabulary, generator=torch.Generator().manual_seed(vocabulary))
-    for rounded in (logits, (2 * logits).round() / 2):
-        check_truncation(rounded.to(dtype), [0, 1, 2, 50, 7], [1.0, 0.9, 0.3, 0.999])
+    check_rounded_truncation(logits, dtype)
 
 
 def test_truncated_draws_equal_the_twins() -> None:
     logits = (3 * torch.randn(12, 700, generator=torch.Generator().manual_seed(3))).to(torch.bfloat16)
-    limits = {
-        "top_k_B": torch.tensor([0, 1, 20, 50] * 3),
-        "top_p_B": torch.tensor([0.9, 1.0, 0.5, 1.0, 0.95, 0.2] * 2, dtype=torch.float64),
-    }
+    limits = truncated(12)
     rows = make_rows(logits, [1.0, 4.0, 0.7, INF])
     rows.exclude[1] = -1  # a row of one token that may be drawn
     assert check_draw(logits, rows, 256, limits=limits) <= 1
@@ -173,17 +170,7 @@ def test_the_search_never_ends_at_a_place_without_weight(target: float, place: i
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, for what NaN and infinity do
 @pytest.mark.parametrize("alpha", [0.5, 4.0, INF])
 def test_a_row_that_cannot_be_drawn_says_so(alpha: float) -> None:
-    logits = torch.zeros(6, 700)
-    logits[0, 300] = torch.nan
-    logits[1] = -INF
-    logits[2, 1:] = -INF  # its only token is excluded
-    logits[3, 0] = torch.nan  # and excluded
-    logits[4, 3] = INF
-    rows = make_rows(logits, [alpha])
-    rows.exclude[:] = torch.tensor([-1, -1, 0, 0, -1, 7])
-    ours, theirs = draw_both(logits, rows, chunk=256)
-    assert ours.log_q.isnan().tolist() == theirs.log_q.isnan().tolist() == [True, True, True, True, True, False]
-    assert ((ours.token >= 0) & (ours.token < 700)).all()
+    check_rows_without_a_draw(alpha, 700, chunk=256)
 
 
 def test_alpha_one_has_log_z_zero_to_the_bit() -> None:

@@ -1,16 +1,12 @@
 """GraphDecoder's logic on a CPU: rows, patches and results one step behind give what EagerDecoder gives.
 
 The kernels are replaced by their twins, so that hundreds of requests take seconds; a smaller set of the same cases runs
-over the kernels themselves in Triton's interpreter.
+over the kernels themselves in Triton's interpreter (test_kernels_triton.py).
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +24,6 @@ from evals.engine.decoder import GraphDecoder
 from evals.samplers.paper import Paper
 from evals.samplers.power import Power
 from evals.types import Cancel, Chain, Drop, Keep, Prompt, Steps, Submit
-
-CASES = Path(__file__).with_name("graph_decoder_interpreted.py")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -216,13 +210,3 @@ def test_freed_rows_write_to_the_scratch_page_only(pair: Pair) -> None:
     decoder: Any = on._decoder
     decoder.step([])
     assert all(idle(state(decoder), row) for row in range(4))
-
-
-@pytest.mark.slow
-def test_the_same_cases_over_the_kernels_in_the_interpreter() -> None:
-    """In a process of its own, because Triton decides when it is imported whether it interprets."""
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    done = subprocess.run(command, env=environment, cwd=CASES.parents[1], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout

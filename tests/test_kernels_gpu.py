@@ -22,11 +22,12 @@ from kernel_cases import (
     check_decode_alone,
     check_draw,
     check_prefill,
-    check_truncation,
-    draw_both,
+    check_rounded_truncation,
+    check_rows_without_a_draw,
     make_pool,
     make_rows,
     make_states,
+    truncated,
 )
 
 from evals.engine.kernels import decode, draw, pages, prefill
@@ -85,18 +86,13 @@ def test_draws_equal_the_twins(vocabulary: int, dtype: torch.dtype, spread: floa
 @pytest.mark.parametrize("vocabulary", [5003, 151_936])
 def test_truncation_keeps_what_sorting_keeps(vocabulary: int, dtype: torch.dtype) -> None:
     logits = 3 * torch.randn(12, vocabulary, generator=torch.Generator().manual_seed(vocabulary))
-    for rounded in (logits, (2 * logits).round() / 2):
-        check_truncation(rounded.to(CUDA, dtype), [0, 1, 2, 50, 7], [1.0, 0.9, 0.3, 0.999])
+    check_rounded_truncation(logits.to(CUDA), dtype)
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP32])
 def test_truncated_draws_equal_the_twins(dtype: torch.dtype) -> None:
     logits = (3 * torch.randn(24, 151_936, generator=torch.Generator().manual_seed(3))).to(CUDA, dtype)
-    limits = {
-        "top_k_B": torch.tensor([0, 1, 20, 50] * 6),
-        "top_p_B": torch.tensor([0.9, 1.0, 0.5, 1.0, 0.95, 0.2] * 4, dtype=torch.float64),
-    }
-    assert check_draw(logits, make_rows(logits, [1.0, 4.0, 0.7, INF]), limits=limits) <= 1
+    assert check_draw(logits, make_rows(logits, [1.0, 4.0, 0.7, INF]), limits=truncated(24)) <= 1
 
 
 def test_draws_of_rows_that_are_not_contiguous_with_each_other() -> None:
@@ -106,17 +102,7 @@ def test_draws_of_rows_that_are_not_contiguous_with_each_other() -> None:
 
 @pytest.mark.parametrize("alpha", [0.5, 4.0, INF])
 def test_rows_that_cannot_be_drawn_say_so(alpha: float) -> None:
-    logits = torch.zeros(6, 70_000)
-    logits[0, 30_000] = torch.nan
-    logits[1] = -INF
-    logits[2, 1:] = -INF  # its only token is excluded
-    logits[3, 0] = torch.nan  # and excluded
-    logits[4, 3] = INF
-    rows = make_rows(logits, [alpha])
-    rows.exclude[:] = torch.tensor([-1, -1, 0, 0, -1, 7])
-    ours, theirs = draw_both(logits.to(CUDA), rows, draw.CHUNK)
-    assert ours.log_q.isnan().tolist() == theirs.log_q.isnan().tolist() == [True, True, True, True, True, False]
-    assert ((ours.token >= 0) & (ours.token < 70_000)).all()
+    check_rows_without_a_draw(alpha, 70_000, draw.CHUNK, CUDA)
 
 
 def test_a_draw_is_the_same_alone_and_alpha_one_has_log_z_zero() -> None:

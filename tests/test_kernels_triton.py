@@ -1,23 +1,23 @@
-"""The Triton kernels against their torch twins, in Triton's interpreter: no GPU is needed."""
+"""The Triton kernels against their torch twins, alone and under a decoder, in Triton's interpreter: no GPU needed."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-CASES = Path(__file__).with_name("kernels_interpreted.py")
+pytest.importorskip("triton", reason="triton is not installed")
+TESTS = Path(__file__).parent
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-def test_kernels_in_the_interpreter() -> None:
+@pytest.mark.parametrize("cases", ["kernels", pytest.param("graph_decoder", marks=pytest.mark.slow)])
+def test_cases_pass_in_the_interpreter(cases: str) -> None:
     """In a process of its own, because Triton decides when it is imported whether it interprets."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
-    done = subprocess.run(command, env=environment, cwd=CASES.parents[1], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / f"{cases}_interpreted.py")]
+    done = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evals.engine.kv_cache import PAGE
 
@@ -186,6 +186,9 @@ def _(q: Tensor, *_: object) -> Tensor:
     return q.new_empty(q.shape)
 
 
+OWN_MASK = "it builds an attention mask of its own"
+
+
 class Seat:
     """What the attention modules of a model share that are on one device: the step of the forward pass that runs."""
 
@@ -212,7 +215,7 @@ def paged_attention(
     `module` carries `k_pages`, `v_pages` ([P, K, PAGE, D]) and `seat`.
     """
     if attention_mask is not None:
-        raise SeamError("it builds an attention mask of its own")
+        raise SeamError(OWN_MASK)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     step, pages = module.seat.step, (module.k_pages, module.v_pages)
@@ -226,30 +229,28 @@ def paged_attention(
     return mixed[None], None
 
 
-class Probe(nn.Module):
+class Probe:
     """Records what every attention module is called with, in order; stands in for attention in one forward pass."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.modules_seen: list[nn.Module] = []
-        self.shapes: set[tuple[int, int, torch.dtype]] = set()
+        self.modules: list[Any] = []
         self.devices: list[torch.device] = []
+        self.shapes: set[tuple[int, int, torch.dtype, int]] = set()
+        """Heads, size and type of keys, and query heads."""
         self.windows: set[int] = set()
-        self.query_heads: set[int] = set()
 
     def attention(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, None]:
         """Returns zeros. Raises SeamError for what `paged_attention` cannot do."""
         if attention_mask is not None:
-            raise SeamError("it builds an attention mask of its own")
+            raise SeamError(OWN_MASK)
         if kwargs.get("s_aux") is not None:
             raise SeamError("its attention has sinks")
         if value.shape != key.shape:
             raise SeamError("its values are not as wide as its keys")
-        self.modules_seen.append(module)
+        self.modules.append(module)
         self.devices.append(key.device)
-        self.shapes.add((key.shape[1], key.shape[3], key.dtype))
-        self.query_heads.add(query.shape[1])
+        self.shapes.add((key.shape[1], key.shape[3], key.dtype, query.shape[1]))
         self.windows.add(kwargs.get("sliding_window") or 0)
         return query.new_zeros(query.transpose(1, 2).shape), None

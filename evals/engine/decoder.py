@@ -79,7 +79,6 @@ class GraphDecoder:
         self._prompts: dict[int, Tensor] = {}
         self._captured: dict[tuple, torch.cuda.CUDAGraph] = {}
         self._memory = torch.cuda.graph_pool_handle() if graphs else None
-        """Time that the host has waited for the device."""
         self.idle = IdleClock(self._device)
         """Time that the device has waited for the host."""
 

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import pynvml
 import torch
@@ -100,21 +99,21 @@ def out_of_memory(error: BaseException | None) -> str | None:
     return None
 
 
-class Piece(NamedTuple):
-    """Work that is enqueued in one go."""
-
-    begun: torch.cuda.Event
-    done: torch.cuda.Event
-
-
 class IdleClock:
-    """Adds up the gaps of the current stream; on a CPU it stands still."""
+    """Adds up the gaps of the current CUDA stream, from events around each piece of work; waits for nothing, and stands
+    still on a CPU.
+
+    Between two pieces lies a gap on the device's own clock: a microsecond or two if the second was enqueued in time,
+    else the time that the device waited for the host. A piece that comes too late also counts for the time it takes to
+    enqueue, so that the sum is an upper bound.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = 0.0
         """Time without work, at most, between the pieces since `reset`."""
         self._runs = device.type == "cuda"
-        self._pieces: deque[Piece] = deque()
+        self._pieces: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
+        """Where each begins, and where it is done."""
 
     def reset(self) -> None:
         """Start anew: what lies before the next piece is no gap."""
@@ -128,18 +127,14 @@ class IdleClock:
             yield
             return
         began = time.perf_counter()
-        starved = bool(self._pieces) and self._pieces[-1].done.query()
-        piece = Piece(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-        piece.begun.record()
+        starved = bool(self._pieces) and self._pieces[-1][1].query()
+        begun, done = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun.record()
         yield
-        piece.done.record()
-        self._pieces.append(piece)
+        done.record()
+        self._pieces.append((begun, done))
         if starved:
             self.seconds += time.perf_counter() - began
-        self._settle()
-
-    def _settle(self) -> None:
-        """Add the gaps that the device has passed."""
-        while len(self._pieces) > 1 and self._pieces[1].begun.query():
-            before = self._pieces.popleft()
-            self.seconds += before.done.elapsed_time(self._pieces[0].begun) / 1e3
+        while len(self._pieces) > 1 and self._pieces[1][0].query():  # the device has passed this gap
+            _, before = self._pieces.popleft()
+            self.seconds += before.elapsed_time(self._pieces[0][0]) / 1e3

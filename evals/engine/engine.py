@@ -27,6 +27,7 @@ from evals.engine.accelerate import fastest, prepare, sized
 from evals.engine.chains import Live
 from evals.engine.device import IdleClock, bytes_in_use, out_of_memory, read_memory, release
 from evals.engine.eager import Run, layout, prompt_passes
+from evals.engine.gate import Tokenizer
 from evals.engine.kv_cache import PagePool
 from evals.engine.model import KeysValues, Model, unwritten
 from evals.engine.planning import Demand, Elastic, SlotChange, fewer, table
@@ -35,7 +36,6 @@ from evals.types import Chain, MemoryReading, Sample, UserError
 
 if TYPE_CHECKING:
     from evals.engine.accelerate import Decoder
-    from evals.engine.gate import Tokenizer
 
 
 CLOSED = "the engine was closed before the chain ended"
@@ -97,8 +97,7 @@ class Engine:
         self._pool = PagePool(plan.num_pages, self._layout.share_unit)
         self._scheduler = Scheduler(self._pool, plan.slots, max_length, model.limits.vocab_size)
         self._cache: KeysValues | None = None
-        self._decoder: Decoder | None = None
-        """None of the two while they have to be made."""
+        self._decoder: Decoder | None = None  # none of the two while they have to be made
         self._slot_changes = deque[SlotChange]()
         in_use = partial(bytes_in_use, model.device)
         self._elastic = plan.reading and Elastic(plan.reading, self._demand, self._config, in_use)
@@ -106,7 +105,6 @@ class Engine:
         self._seconds = 0.0
         while self._decoder is None:
             self._surviving(self._build)
-
         self.failure: BaseException | None = None
         """What ended the engine's thread; None while it can still work."""
         self._changed = Condition()
@@ -199,7 +197,7 @@ class Engine:
         return read_memory(self.model.device)
 
     def take_slot_changes(self) -> list[SlotChange]:
-        """The changes since this was last asked; from any thread."""
+        """Those since this was last asked; from any thread."""
         return [self._slot_changes.popleft() for _ in range(len(self._slot_changes))]
 
     def audit(self) -> None:
@@ -226,7 +224,6 @@ class Engine:
         return not self._scheduler.idle
 
     def _finish(self, error: BaseException) -> None:
-        """All chains, taken or not, end with this error."""
         self._take()
         self._scheduler.fail_all(error)
 
@@ -243,7 +240,6 @@ class Engine:
         self._seconds += time.perf_counter() - began
 
     def _build(self) -> None:
-        """Make what is on the device: keys and values, and the decoder."""
         self._cache = KeysValues(self.model.cache_shape, self._pool.num_pages, self.model.device)
         self.model.attach(self._cache)
         slots = self._scheduler.num_slots
@@ -252,7 +248,6 @@ class Engine:
 
     @torch.inference_mode()
     def _advance(self) -> None:
-        """Seat, prefill, one token for everybody."""
         assert self._cache is not None
         assert self._decoder is not None
         self.model.attach(self._cache)
@@ -285,7 +280,6 @@ class Engine:
         self._resize(fewer(self._scheduler.num_slots), reason)
 
     def _let_go(self) -> None:
-        """Of all that is on the device but the model."""
         self._cache = self._decoder = None
         self.model.detach()
         release(self.model.device)

@@ -96,13 +96,17 @@ def objection(config: Any) -> str | None:
 
 def rope_types(config: Any) -> Iterator[str]:
     """Types of rotary embedding that a configuration names, one or one per kind of layer."""
-    for name in ("rope_parameters", "rope_scaling"):
-        found = getattr(config, name, None)
-        if isinstance(found, Mapping):
-            for group in (found, *(value for value in found.values() if isinstance(value, Mapping))):
-                kind = group.get("rope_type", group.get("type"))
-                if isinstance(kind, str):
-                    yield kind
+    for found in ropes(config):
+        for group in (found, *(value for value in found.values() if isinstance(value, Mapping))):
+            kind = group.get("rope_type", group.get("type"))
+            if isinstance(kind, str):
+                yield kind
+
+
+def ropes(config: Any) -> list[Mapping]:
+    """What a configuration says of rotary embeddings."""
+    named = (getattr(config, name, None) for name in ("rope_parameters", "rope_scaling"))
+    return [found for found in named if isinstance(found, Mapping)]
 
 
 def context_length(config: Any) -> int | None:
@@ -111,9 +115,8 @@ def context_length(config: Any) -> int | None:
     if not lengths:
         return None
     original = getattr(config, "original_max_position_embeddings", None)
-    for name in ("rope_parameters", "rope_scaling"):
-        if isinstance(found := getattr(config, name, None), Mapping):
-            original = found.get("original_max_position_embeddings", original)
+    for found in ropes(config):
+        original = found.get("original_max_position_embeddings", original)
     if "longrope" in set(rope_types(config)) and isinstance(original, int):
         return min(lengths[0], original)
     return lengths[0]

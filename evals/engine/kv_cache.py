@@ -15,6 +15,12 @@ from typing import NamedTuple
 
 from evals.types import Handle
 
+PAGE = 16
+"""Tokens per page."""
+
+SCRATCH = 0
+"""The page that rows without a sequence write to; nobody reads it for anything that counts."""
+
 Key = tuple[int, tuple[int, ...]]
 """The page before, -1 for none, and the unit's tokens."""
 
@@ -65,13 +71,6 @@ class PrefixIndex:
         return [unit for unit in units for _ in range(0, len(unit), self._size)]
 
 
-PAGE = 16
-"""Tokens per page."""
-
-SCRATCH = 0
-"""The page that rows without a sequence write to; nobody reads it for anything that counts."""
-
-
 class Opening(NamedTuple):
     """A new sequence and what has to happen to its pages before it is written to."""
 
@@ -118,7 +117,7 @@ class PagePool:
     @property
     def num_used(self) -> int:
         """Pages that belong to some sequence."""
-        return self.num_pages - 1 - len(self._free)
+        return self.capacity - self.num_free
 
     @property
     def capacity(self) -> int:
@@ -215,14 +214,12 @@ class PagePool:
             raise ValueError(f"sequence {handle} is not held: it was released, or never was")
         return self._pages[handle]
 
-    def _take(self, count: int) -> list[int]:
-        if count > len(self._free):
-            raise MemoryError(f"{count} pages are needed and {len(self._free)} are free")
-        return [self._free.pop() for _ in range(count)]
-
     def _open(self, inherited: Sequence[int], position: int, limit: int, replaces: Handle | None) -> Opening:
         shared, rest = divmod(position, PAGE)
-        fresh = self._take(self.pages_for(position, limit))
+        needed = self.pages_for(position, limit)
+        if needed > self.num_free:
+            raise MemoryError(f"{needed} pages are needed and {self.num_free} are free")
+        fresh = [self._free.pop() for _ in range(needed)]
         handle = self._add([*inherited[:shared], *fresh], replaces)
         copy = (inherited[shared], fresh[0]) if rest else None
         return Opening(handle, tuple(self._pages[handle]), tuple(fresh), copy)

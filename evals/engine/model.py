@@ -242,13 +242,13 @@ class Model:
             self.network(input_ids=ids, position_ids=torch.arange(2, device=self.device)[None], use_cache=False)
         except SeamError as error:
             raise self.refuse(str(error)) from error
-        config = self.network.config
-        modules = probe.modules_seen
+        config, modules = self.network.config, probe.modules
         if len(modules) != config.num_hidden_layers or len(set(map(id, modules))) != len(modules):
             raise self.refuse(f"{len(modules)} attention calls were seen in {config.num_hidden_layers} layers")
-        if len(probe.shapes) != 1 or len(probe.query_heads) != 1:
+        if len(probe.shapes) != 1:
             raise self.refuse("its layers differ in the shape of queries, keys or values")
         if windows(config) and probe.windows == {0}:
             raise self.refuse("it does not tell its attention about the sliding window")
         devices = tuple(probe.devices) if len(set(probe.devices)) > 1 else ()
-        return modules, CacheShape(len(modules), *probe.shapes.pop(), devices), probe.query_heads.pop()
+        heads, size, dtype, query_heads = probe.shapes.pop()
+        return modules, CacheShape(len(modules), heads, size, dtype, devices), query_heads

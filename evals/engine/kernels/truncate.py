@@ -126,17 +126,9 @@ def find_last(
     top_p = tl.load(top_p_ptr + row)
     order, token = tl.full([], 0, tl.int64), tl.full([], 0, tl.int64) + vocabulary
     if (top_k > 0) & (top_k < vocabulary):
+        need = top_k.to(tl.float64)
         order, token = shorten(
-            logits_ptr,
-            vocabulary,
-            alpha,
-            0.0,
-            order,
-            token,
-            top_k.to(tl.float64),
-            tl.constexpr(False),
-            BLOCK,
-            ZERO_BITS,
+            logits_ptr, vocabulary, alpha, 0.0, order, token, need, tl.constexpr(False), BLOCK, ZERO_BITS
         )
     if top_p < 1.0:
         tops = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -150,17 +142,9 @@ def find_last(
                 logits_ptr, start, vocabulary, alpha, top, order, token, tl.constexpr(True), BLOCK, ZERO_BITS
             )
             total += weight
+        need = tl.sum(total, 0) * top_p
         order, token = shorten(
-            logits_ptr,
-            vocabulary,
-            alpha,
-            top,
-            order,
-            token,
-            tl.sum(total, 0) * top_p,
-            tl.constexpr(True),
-            BLOCK,
-            ZERO_BITS,
+            logits_ptr, vocabulary, alpha, top, order, token, need, tl.constexpr(True), BLOCK, ZERO_BITS
         )
     tl.store(order_ptr + row, order)
     tl.store(token_ptr + row, token)
