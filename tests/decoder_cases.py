@@ -4,24 +4,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from tiny_models import Pair, engine, prompt
+from tiny_models import PACKED, Pair, engine
 
 from evals.engine.decoder import GraphDecoder
-from evals.engine.eager import Layout
 from evals.engine.engine import Engine
 from evals.engine.kv_cache import PagePool
 from evals.rng import Purpose, uniform
 from evals.types import Chain, Completion, Prompt, Request, Sample, Steps, Submit
-
-PACKED = Layout(row_unit=1, min_rows=1, page_unit=None, chunk=None)
-"""What a GPU has: prompts packed in one pass, pages shared one by one."""
 
 
 class Found(NamedTuple):
@@ -32,17 +27,10 @@ class Found(NamedTuple):
     samples: list[Sample]
 
 
-@contextmanager
-def packed() -> Iterator[None]:
-    """Engines made within lay their passes out as on a GPU."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("evals.engine.engine.layout", lambda device: PACKED)
-        yield
-
-
 def lagging(pair: Pair, slots: int, max_length: int = 160, num_pages: int | None = None, **settings: Any) -> Engine:
     """An engine that decodes by GraphDecoder, kernel by kernel."""
-    with packed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("evals.engine.engine.layout", lambda device: PACKED)
         on = engine(pair.model, slots, max_length, num_pages, **settings)
     on._decoder = GraphDecoder(pair.model, slots, PagePool.pages_for(0, max_length), "graphs", graphs=False)
     return on
@@ -107,13 +95,6 @@ def at_an_edge(pair: Pair, asked: Request, before: tuple[int, ...], tokens: set[
     cumulative = (weights / weights.sum()).cumsum(-1)
     drawn = uniform(seed, asked.key, len(asked.prefix) + len(before) - asked.origin, Purpose.TOKEN)
     return bool((cumulative[low:high] - drawn).abs().max() < edge)
-
-
-def branching(lengths: Sequence[int], shared: int, max_new: int, **rest: Any) -> list[Prompt]:
-    """Prompts of these lengths that have their first `shared` tokens, or all, in common."""
-    common = prompt(99, shared).token_ids
-    prompts = [prompt(i, length, max_new, **rest) for i, length in enumerate(lengths)]
-    return [to._replace(token_ids=(common + to.token_ids)[: len(to.token_ids)]) for to in prompts]
 
 
 def doubled(answer: Sequence[int]) -> bool:

@@ -7,8 +7,8 @@ tests/graph_decoder_interpreted.py.
 from __future__ import annotations
 
 import pytest
-from decoder_cases import answers, assert_same, branching, lagging
-from tiny_models import engine, make
+from decoder_cases import answers, assert_same, lagging
+from tiny_models import branching, engine, make
 
 from evals.samplers.power import Power
 from evals.types import Prompt, Steps

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_oom import KINDS, assert_same
-from tiny_models import Pair, make, prompt
+from test_oom import KINDS, assert_same, run
+from tiny_models import Pair, make
 
 from evals.config import EngineConfig
 from evals.engine.engine import Engine
 from evals.engine.planning import LOOK_SECONDS, Demand, Elastic, Reading, SlotPlan, adjusted, fewer, size
-from evals.samplers.make import make_sampler
-from evals.types import Chain, Sample
+from evals.types import Sample
 
 MIB = 2**20
 CONFIG = EngineConfig(target_utilisation=0.8)
@@ -82,7 +81,7 @@ def pair() -> Pair:
 def test_samples_are_those_of_an_engine_whose_slots_stay(
     kind: str, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(wanted: list[int]) -> tuple[list[Sample], Engine]:
+    def shaking(wanted: list[int]) -> tuple[list[Sample], Engine]:
         """A look before every step, of which these are the outcomes."""
         outcomes = iter(wanted)
 
@@ -97,16 +96,10 @@ def test_samples_are_those_of_an_engine_whose_slots_stay(
         monkeypatch.setattr("evals.engine.planning.adjusted", outcome)
         monkeypatch.setattr("evals.engine.engine.sized", sized)
         monkeypatch.setattr("evals.engine.engine.bytes_in_use", lambda device: 7)
-        sampler = make_sampler(KINDS[kind], prefetch=4)
-        on = Engine(pair.model, EngineConfig(), slots=16, max_length=96, sequences=sampler.sequences)
-        prompts = [prompt(i, 3 + 11 * i % 50, max_new=40, eos=[2, 7]) for i in range(8)]
-        samples = on.run([Chain(p, sampler.chain(p, 1, i, 0), sampler.sequences) for i, p in enumerate(prompts)], 1)
-        on.audit()
-        assert on.counters().kv_pages_used == 0
-        return samples, on
+        return run(pair, kind, slots=16, count=8)
 
-    calm, _ = run([])
-    shaken, on = run([8, 8, 8, 3, 3, 3, 3, 3, 16, 16, 1, *[1] * 9, 8])
+    calm, _ = shaking([])
+    shaken, on = shaking([8, 8, 8, 3, 3, 3, 3, 3, 16, 16, 1, *[1] * 9, 8])
     for one, two in zip(calm, shaken, strict=True):
         assert_same(one, two)
     changes = on.take_slot_changes()

@@ -6,10 +6,9 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from tiny_models import engine, single
+from tiny_models import Pair, assert_statistics, engine, single
 from transformers import AutoModelForCausalLM
 
 from evals.config import EngineConfig
@@ -41,13 +40,6 @@ def prompts(model: Model, count: int, max_new: int = MAX_NEW) -> list[Prompt]:
     return [Prompt(tuple(model.tokenizer.encode(text)), max_new, model.tokenizer.eos_ids) for text in texts]
 
 
-def logits(plain: torch.nn.Module, prompt: Prompt, tokens: tuple[int, ...]) -> torch.Tensor:
-    """[answer, V] in float64."""
-    ids = torch.tensor([[*prompt.token_ids, *tokens]])
-    with torch.inference_mode():
-        return plain(input_ids=ids).logits[0, len(prompt.token_ids) - 1 : -1].double()
-
-
 @pytest.mark.parametrize("count", [6, pytest.param(50, marks=pytest.mark.slow)])
 def test_greedy_tokens_equal_generate(count: int, model: Model, plain: torch.nn.Module) -> None:
     asked = prompts(model, count)
@@ -58,8 +50,7 @@ def test_greedy_tokens_equal_generate(count: int, model: Model, plain: torch.nn.
         whole = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=MAX_NEW, do_sample=False)  # type: ignore[operator]
         assert found.tokens == tuple(whole[0, ids.shape[1] :].tolist())
         assert (found.log_q == 0).all()
-        log_p = logits(plain, to, found.tokens).log_softmax(-1)
-        np.testing.assert_allclose(found.log_z, log_p.amax(-1).numpy(), atol=1e-4)
+        assert_statistics(Pair(model, plain), to.token_ids, found, math.inf)
 
 
 @pytest.mark.slow
@@ -78,11 +69,7 @@ def test_power_sampling_is_the_same_for_any_number_of_slots_and_equals_a_plain_f
             assert one.tokens == other[i].tokens
             assert one.log_q.tobytes() == other[i].log_q.tobytes()
             assert one.log_z.tobytes() == other[i].log_z.tobytes()
-        log_p = logits(plain, to, one.tokens).log_softmax(-1)
-        log_z = torch.logsumexp(4 * log_p, -1).numpy()
-        log_q = 4 * log_p.gather(-1, torch.tensor(one.tokens)[:, None])[:, 0].numpy() - log_z
-        np.testing.assert_allclose(one.log_z, log_z, atol=1e-4)
-        np.testing.assert_allclose(one.log_q, log_q, atol=1e-4)
+        assert_statistics(Pair(model, plain), to.token_ids, one, 4.0)
     assert sum(sample.chain["accepted"] for sample in results[0]) > 0
 
 

@@ -7,16 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from tiny_models import (
-    CONTEXT,
-    VOCABULARY,
-    engine,
-    make,
-    prompt,
-)
+from tiny_models import CONTEXT, VOCABULARY, assert_statistics, engine, make, prompt
 from tokenizers import Tokenizer as Fast
 from tokenizers import models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
@@ -38,12 +31,7 @@ def test_a_chain_of_power_sampling_equals_plain_statistics(family: str) -> None:
     steps = Power(2.0, 12).chain(to, 5, 0, 0)
     found = engine(pair.model).run([Chain(to, steps)], 5)[0]
     assert found.chain["accepted"] > 0
-    logits = pair.logits([*to.token_ids, *found.tokens])[len(to.token_ids) - 1 : -1].double()
-    log_p = logits.log_softmax(-1)
-    log_z = torch.logsumexp(2 * log_p, -1).numpy()
-    chosen = log_p.gather(-1, torch.tensor(found.tokens)[:, None])[:, 0].numpy()
-    np.testing.assert_allclose(found.log_z, log_z, atol=1e-4)
-    np.testing.assert_allclose(found.log_q, 2 * chosen - log_z, atol=1e-4)
+    assert_statistics(pair, to.token_ids, found, 2.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
-from tiny_models import VOCABULARY, Pair, engine, expected, make, prompt, request, run_one, sample, single
+from tiny_models import VOCABULARY, Pair, assert_statistics, engine, make, prompt, request, run_one, sample, single
 
 from evals.engine.engine import Engine
 from evals.rng import Purpose, uniform
@@ -69,7 +69,7 @@ def test_a_prompt_of_one_token_needs_no_prefill(pair: Pair, on: Engine) -> None:
     to = prompt(3, length=1)
     found = run_one(on, request(to, 20, ALPHA), to)
     assert found.prefilled == 0
-    np.testing.assert_allclose(found.log_q, expected(pair, to.token_ids, found, ALPHA)[0], atol=1e-4)
+    assert_statistics(pair, to.token_ids, found, ALPHA)
 
 
 def test_eos_may_be_the_first_token(on: Engine) -> None:
@@ -122,7 +122,7 @@ def test_exclusion_holds_for_the_first_token_only(pair: Pair, on: Engine) -> Non
         token = run_one(on, asked, to).tokens[0]
         found = run_one(on, asked._replace(exclude=token), to)
         assert found.tokens[0] != token
-        np.testing.assert_allclose(found.log_q, expected(pair, to.token_ids, found, 1.0)[0], atol=1e-4)
+        assert_statistics(pair, to.token_ids, found, 1.0)
         if token in found.tokens[1:]:
             break
     else:

@@ -15,8 +15,8 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 import twins
-from decoder_cases import answers, assert_same, branching, doubled, lagging, state
-from tiny_models import Pair, engine, make, prompt, request, run_one, sample, single
+from decoder_cases import answers, assert_same, doubled, lagging, state
+from tiny_models import Pair, branching, engine, make, prompt, request, run_one, sample, single
 
 from evals.engine import rows
 from evals.engine.chains import Slot

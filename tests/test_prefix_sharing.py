@@ -7,17 +7,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import Pair, assert_statistics, cache_of, engine, make, prompt, request, run_one, sample, single
+from tiny_models import (
+    PACKED,
+    Pair,
+    assert_statistics,
+    branching,
+    cache_of,
+    engine,
+    make,
+    prompt,
+    request,
+    run_one,
+    sample,
+    single,
+)
 
-from evals.engine.eager import Layout, Run, layout, prompt_passes
+from evals.engine.eager import Run, layout, prompt_passes
 from evals.engine.engine import Engine
 from evals.engine.kv_cache import PAGE, PrefixIndex
 from evals.samplers.power import Power
 from evals.types import Chain, Completion, Drop, Prompt, Submit
 
 CHUNK = 64
-PACKED = Layout(row_unit=1, min_rows=1, page_unit=None, chunk=None)
-"""What a GPU has."""
 
 
 @pytest.fixture(scope="module")
@@ -25,13 +36,9 @@ def pair() -> Pair:
     return make("llama", seed=1)
 
 
-def branching(shared: int, lengths: list[int]) -> list[Prompt]:
-    """Prompts that have their first `shared` tokens in common."""
-    common = prompt(0, shared).token_ids
-    return [
-        to._replace(token_ids=common + to.token_ids)
-        for to in (prompt(i, n, max_new=30) for i, n in enumerate(lengths, 1))
-    ]
+def beyond(shared: int, lengths: list[int]) -> list[Prompt]:
+    """Prompts that have their first `shared` tokens in common and so many of their own."""
+    return branching([shared + length for length in lengths], shared, max_new=30)
 
 
 def together(on: Engine, prompts: list[Prompt], first: int = 0) -> list[Completion]:
@@ -47,7 +54,7 @@ def together(on: Engine, prompts: list[Prompt], first: int = 0) -> list[Completi
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_same_bits_with_and_without_sharing(family: str, threads: int) -> None:
     """Rests of 0 to 70 tokens beyond one and two chunks, some prompts twice; alone, at once, one after the other."""
-    prompts = branching(64, [1, 1, 2, 9, 37, 66]) + branching(128, [1, 2, 3, 40]) + branching(20, [3, 30, 13])
+    prompts = beyond(64, [1, 1, 2, 9, 37, 66]) + beyond(128, [1, 2, 3, 40]) + beyond(20, [3, 30, 13])
     prompts += prompts[3:6] + prompts[-4:]
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -70,7 +77,7 @@ def test_the_same_bits_with_and_without_sharing(family: str, threads: int) -> No
 
 
 def test_statistics_are_those_of_a_plain_pass(pair: Pair) -> None:
-    prompts = branching(100, [3, 30, 50])
+    prompts = beyond(100, [3, 30, 50])
     for to, found in zip(prompts, together(engine(pair.model, max_length=200), prompts), strict=True):
         assert_statistics(pair, to.token_ids, found, 2.0)
 
@@ -79,7 +86,7 @@ def test_statistics_are_those_of_a_plain_pass(pair: Pair) -> None:
 def test_packed_passes_share_single_pages(pair: Pair, prefill_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: passes of many prompts, and pages shared one by one."""
     monkeypatch.setattr("evals.engine.engine.layout", lambda device: PACKED)
-    prompts = branching(40, [1, 5, 30, 60]) + branching(100, [7, 8])
+    prompts = beyond(40, [1, 5, 30, 60]) + beyond(100, [7, 8])
     on = engine(pair.model, slots=6, max_length=200, prefill_tokens=prefill_tokens)
     found = together(on, prompts)
     for to, one in zip(prompts, found, strict=True):

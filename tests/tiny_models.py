@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from evals.config import EngineConfig
+from evals.engine.eager import Layout
 from evals.engine.engine import Engine
 from evals.engine.gate import ModelLimits
 from evals.engine.model import KeysValues, Model
@@ -68,6 +69,8 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
 }  # fmt: skip
 """Class of the configuration, and what it is made with."""
 FAMILIES = list(CONFIGS)
+PACKED = Layout(row_unit=1, min_rows=1, page_unit=None, chunk=None)
+"""What a GPU has: prompts packed in one pass, pages shared one by one."""
 
 
 class Pair(NamedTuple):
@@ -115,6 +118,13 @@ def prompt(seed: int = 0, length: int = 12, max_new: int = 40, eos: Iterable[int
     return Prompt(tuple(int(t) for t in tokens), max_new, frozenset(eos), **rest)
 
 
+def branching(lengths: Sequence[int], shared: int, max_new: int, **rest: Any) -> list[Prompt]:
+    """Prompts of these lengths that have their first `shared` tokens, or all, in common."""
+    common = prompt(99, shared).token_ids
+    prompts = [prompt(i, length, max_new, **rest) for i, length in enumerate(lengths)]
+    return [to._replace(token_ids=(common + to.token_ids)[: len(to.token_ids)]) for to in prompts]
+
+
 def request(to: Prompt, max_new: int | None = None, alpha: float = 2.0, **fields: Any) -> Request:
     """A first request, unless `fields` say otherwise."""
     defaults = {"prefix": to.token_ids, "key": (0, 0, 0), "origin": len(to.token_ids)}
@@ -143,21 +153,14 @@ def run_one(on: Engine, asked: Request, to: Prompt, seed: int = 0) -> Completion
 Script = Generator[list[Operation], tuple[Hashable, Completion] | None, Sample]
 
 
-def expected(pair: Pair, prefix: Sequence[int], found: Completion, alpha: float) -> tuple[np.ndarray, np.ndarray]:
-    """log q and log Z of a completion's tokens, from one plain forward pass."""
+def assert_statistics(
+    pair: Pair, prefix: Sequence[int], found: Completion | Sample, alpha: float, tolerance: float = 1e-4
+) -> None:
+    """log q and log Z of these tokens equal those of a plain forward pass."""
     logits = pair.logits([*prefix, *found.tokens])[len(prefix) - 1 : -1].double()
     log_p = logits.log_softmax(-1)
     chosen = log_p.gather(-1, torch.tensor(found.tokens)[:, None])[:, 0].numpy()
-    if np.isinf(alpha):
-        return np.zeros(len(found.tokens)), chosen
-    log_z = torch.logsumexp(alpha * log_p, -1).numpy()
-    return alpha * chosen - log_z, log_z
-
-
-def assert_statistics(
-    pair: Pair, prefix: Sequence[int], found: Completion, alpha: float, tolerance: float = 1e-4
-) -> None:
-    """log q and log Z of a completion equal those of a plain forward pass."""
-    log_q, log_z = expected(pair, prefix, found, alpha)
+    log_z = chosen if np.isinf(alpha) else torch.logsumexp(alpha * log_p, -1).numpy()
+    log_q = np.zeros(len(found.tokens)) if np.isinf(alpha) else alpha * chosen - log_z
     np.testing.assert_allclose(found.log_q, log_q, atol=tolerance)
     np.testing.assert_allclose(found.log_z, log_z, atol=tolerance)
