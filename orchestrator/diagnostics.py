@@ -47,15 +47,17 @@ def chain_statistics(records: Sequence[Record]) -> dict[str, Any]:
     done = [record for record in records if record.status == "ok"]
     chains = [record.chain for record in done]
     moving = [with_differences(chain) for chain in chains if chain.get("moves")]
+    sizes = [(one.get("ess", one.get("ess_final")), one.get("candidates", one.get("particles"))) for one in chains]
+    elections = [(chain["votes"], chain["candidates"]) for chain in chains if {"votes", "candidates"} <= chain.keys()]
     return {
         **{name: sum(found) if (found := reported(chains, name)) else None for name in TOTALS},
         **{name: quotient(moving, *parts) for name, parts in RATIOS.items()},
         **{mean_name(name): average(reported(chains, name)) for name in MEANS},
         "max_drift": max(reported(chains, "drift_max"), default=None),
-        "ess": average([size for size, _ in effective_sizes(chains)]),
-        "ess_share": average([size / many for size, many in effective_sizes(chains) if many]),
-        "vote_share": average([max(votes.values(), default=0) / many for votes, many in elections(chains)]),
-        "silent_share": average([1 - sum(votes.values()) / many for votes, many in elections(chains)]),
+        "ess": average([size for size, _ in sizes if size is not None]),
+        "ess_share": average([size / many for size, many in sizes if size is not None and many]),
+        "vote_share": average([max(votes.values(), default=0) / many for votes, many in elections]),
+        "silent_share": average([1 - sum(votes.values()) / many for votes, many in elections]),
         "log_z_sum_first_sd": spread_within(done, "log_z_sum_first"),
         "log_p_by_move": log_p_by_move(chains),
         "log_p_rise": log_p_rise(done),
@@ -92,19 +94,6 @@ def quotient(chains: Iterable[Chain], part: str, whole: str) -> float | None:
     both = [chain for chain in chains if chain.get(part) is not None and chain.get(whole) is not None]
     below = sum(chain[whole] for chain in both)
     return sum(chain[part] for chain in both) / below if below else None
-
-
-def effective_sizes(chains: Iterable[Chain]) -> list[tuple[float, float | None]]:
-    """Effective sample sizes of the candidates, or of the particles at the end, and how many there were."""
-    many = (
-        (chain.get("ess", chain.get("ess_final")), chain.get("candidates", chain.get("particles"))) for chain in chains
-    )
-    return [(size, number) for size, number in many if size is not None]
-
-
-def elections(chains: Iterable[Chain]) -> list[tuple[Mapping[str, int], int]]:
-    """The votes for each answer, and how many candidates could vote."""
-    return [(chain["votes"], chain["candidates"]) for chain in chains if {"votes", "candidates"} <= chain.keys()]
 
 
 def spread_within(done: Iterable[Record], name: str) -> float | None:

@@ -7,16 +7,7 @@ from math import inf
 from pathlib import PurePath
 from typing import Any
 
-from pydantic import (
-    AliasChoices,
-    AliasPath,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    computed_field,
-    field_validator,
-)
+from pydantic import AliasChoices, AliasPath, BaseModel, Field, ValidationInfo, computed_field, field_validator
 
 from orchestrator.layout import say
 
@@ -38,10 +29,8 @@ def at(*paths: str, default: Any = None) -> Any:
     return Field(default, validation_alias=AliasChoices(*(AliasPath(*path.split(".")) for path in paths)))
 
 
-class RunRecord(BaseModel):
+class RunRecord(BaseModel, frozen=True, protected_namespaces=()):
     """What a reader must know of a run to trust and repeat it; None is what an older or damaged run.json leaves out."""
-
-    model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     sampler: dict[str, Any] = at("config.sampler", default={})
     task: str | None = at("config.task.name")
