@@ -33,16 +33,14 @@ class Recorder:
         self.values: dict[tuple[str, ...], float] = {}
 
     def add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
-        assert METRICS[name].kind == "counter"
         assert amount >= 0
-        self.set_value(name, self.values.get((name, *labels.values()), 0) + amount, labels)
+        self.keep("counter", name, self.values.get((name, *labels.values()), 0) + amount, labels)
 
     def set(self, name: str, value: float, labels: Mapping[str, str]) -> None:
-        assert METRICS[name].kind == "gauge"
-        self.set_value(name, value, labels)
+        self.keep("gauge", name, value, labels)
 
-    def set_value(self, name: str, value: float, labels: Mapping[str, str]) -> None:
-        assert tuple(labels) == METRICS[name].labels
+    def keep(self, kind: str, name: str, value: float, labels: Mapping[str, str]) -> None:
+        assert (kind, tuple(labels)) == (METRICS[name].kind, METRICS[name].labels)
         self.values[name, *labels.values()] = value
 
     def close(self) -> None: ...
@@ -60,21 +58,15 @@ def test_every_metric_is_filled() -> None:
     metrics.row({"kind": "event", "time": 1.0, "event": "death", "worker": "gpu0"})
     metrics.row({"kind": "event", "time": 1.0, "event": "ready", "worker": "gpu0"})
     assert sink.values == {
-        ("powersample_problems_total", "mine", "ok"): 3,
-        ("powersample_problems_total", "mine", "failed"): 1,
-        ("powersample_tokens_total", "mine"): 3 * 330,
-        ("powersample_answer_seconds_total", "mine"): 7.0,
-        ("powersample_moves_total", "mine"): 30,
-        ("powersample_failures_total", "mine", "death"): 1,
-        ("powersample_accuracy", "mine"): pytest.approx(1 / 3),
-        ("powersample_owed", "mine"): 5,
-        ("powersample_slots", "mine", "gpu0"): 10,
-        ("powersample_active_slots", "mine", "gpu0"): 9,
-        ("powersample_tokens_per_second", "mine", "gpu0"): 70.0,
-        ("powersample_memory_bytes", "mine", "gpu0"): 30 << 30,
-        ("powersample_device_memory_bytes", "mine", "gpu0"): 7,
-        ("powersample_utilisation", "mine", "gpu0"): 0.97,
-    }
+        (f"powersample_{name}", "mine", *labels.split()): value
+        for name, labels, value in (
+            ("problems_total", "ok", 3), ("problems_total", "failed", 1), ("tokens_total", "", 3 * 330),
+            ("answer_seconds_total", "", 7.0), ("moves_total", "", 30), ("failures_total", "death", 1),
+            ("accuracy", "", pytest.approx(1 / 3)), ("owed", "", 5), ("slots", "gpu0", 10), ("active_slots", "gpu0", 9),
+            ("tokens_per_second", "gpu0", 70.0), ("memory_bytes", "gpu0", 30 << 30), ("utilisation", "gpu0", 0.97),
+            ("device_memory_bytes", "gpu0", 7),
+        )
+    }  # fmt: skip
     assert {key[0] for key in sink.values} == METRICS.keys()
 
 

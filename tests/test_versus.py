@@ -116,15 +116,13 @@ def test_json_has_the_same_numbers(runs: tuple[str, str], capsys: pytest.Capture
 
 def test_several_samples_per_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Matrices A and B of EVALUATION.md 4.1."""
-    bits = {"a": "1111 1101 0100 0000 1011 1111", "b": "1101 1001 0000 0000 1001 1110"}
-    samplers = {"a": POWER, "b": PLAIN}
     answers = str.maketrans({"1": "18 ", "0": "7 "})
+    bits = {"a": (POWER, "1111 1101 0100 0000 1011 1111"), "b": (PLAIN, "1101 1001 0000 0000 1001 1110")}
     runs = [
-        write_run(tmp_path / name, samplers[name], *(row.translate(answers) for row in rows.split()))
-        for name, rows in bits.items()
+        write_run(tmp_path / name, sampler, *(row.translate(answers) for row in rows.split()))
+        for name, (sampler, rows) in bits.items()
     ]
     text = said(["compare", *map(str, runs)], capsys)
-    assert f"| {METHOD} | +20.8 ± 4.2 | +12.7 to +29.0 | 11.7 | 0.0625 | 0.0625 |" in text
     rows = [line.split() for line in text.partition("Flipped problems")[2].splitlines() if line.startswith("| ")]
     assert [" ".join(row) for row in rows[2:4]] == [
         "| 0 | 18 | 18 ×4 | 18 ×3, 7 |",
@@ -175,12 +173,11 @@ def test_a_directory_of_runs_stands_for_them_in_the_order_of_the_demo(
     (demo / "notes").mkdir()
     monkeypatch.chdir(tmp_path)
     order = [f"runs/{name}" for name in ("greedy", "t1", "low", "power", "a", "b")]
-    assert main(["compare", "runs", "--json"]) == 0
-    assert [one["directory"] for one in json.loads(capsys.readouterr().out)["runs"]] == order
+    found = json.loads(said(["compare", "runs", "--json"], capsys))
+    assert [one["directory"] for one in found["runs"]] == order
     text = said(["report", "runs"], capsys)
     assert (demo / "report.md").exists()
-    assert main(["report", *order]) == 0
-    assert capsys.readouterr().out == text
+    assert said(["report", *order], capsys) == text
     for command in (["export", "runs", "--to", "inspect"], ["regrade", "runs"]):
         assert f"it holds the runs {', '.join(order)}; name one of them." in refused(command, capsys)
 
