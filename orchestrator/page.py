@@ -79,14 +79,14 @@ def bold(text: str) -> Markup:
 def score(one: Shown) -> dict[str, Any]:
     """The headline score with its interval, in words and in % for the bar."""
     found = one.run.summary["accuracy"][HEADLINE]
-    low, high = found["ci95"] or (None, None)
+    interval = found["ci95"]
     return {
         "label": one.label,
         "name": HEADLINE,
         "headline": headline(one.run.summary),
         "words": with_error(found),
-        "interval": "" if low is None else f"95 % interval {percent(low)} to {percent(high)} %",
-        "at": None if low is None else [round(100 * value, 2) for value in (low, found["mean"], high)],
+        "interval": "95 % interval {} to {} %".format(*map(percent, interval)) if interval else "",
+        "at": [round(100 * value, 2) for value in (interval[0], found["mean"], interval[1])] if interval else None,
     }
 
 
