@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +61,8 @@ def crews(monkeypatch: pytest.MonkeyPatch) -> Iterable[Any]:
 
     made = []
 
-    def make(config: str, **shape: Any) -> RayCrew:
-        made.append(RayCrew(fake_worker(), config, Shape(dashboard=False, **shape)))
+    def make(config: str, worker: type | None = None, **shape: Any) -> RayCrew:
+        made.append(RayCrew(worker or fake_worker(), config, Shape(dashboard=False, **shape)))
         return made[-1]
 
     yield make
@@ -154,12 +152,22 @@ def test_more_gpus_than_present_fails_fast(
     assert "num_gpus" not in calls[0]
 
 
-def test_an_address_where_nobody_listens_is_refused_at_once(crews: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as closed:  # bound and not listening: whoever connects is refused
-        closed.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed.getsockname()[1]}")
-        with pytest.raises(UserError, match=r"No Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:\d+ \(.*refused"):
-            crews("model", num_workers=1, slots=1, use_gpus=False).start()
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        ("AuthenticationError", UserError, "do not agree on a token; set RAY_AUTH_TOKEN or"),
+        ("Exception", WorkersLost, "^Ray did not start: as if$"),
+    ],
+)
+def test_ray_that_does_not_come_up_is_one_sentence(
+    error: str, kind: type[Exception], words: str, crews: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**options: Any) -> None:
+        raise getattr(sys.modules["ray.exceptions"], error, Exception)("as if")
+
+    monkeypatch.setattr("ray.init", fail)
+    with pytest.raises(kind, match=words):
+        crews("model", num_workers=1, slots=1, use_gpus=False).start()
 
 
 def test_ray_is_closed_to_strangers_and_reports_to_nobody() -> None:
@@ -217,23 +225,19 @@ def worker_that_loads_once() -> type:
 
 
 def test_a_device_that_is_lost_is_told_and_the_others_finish(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, crews: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    from orchestrator.cluster import RayCrew, Shape
-
     store = open_store(tmp_path / "run", "f", {})
     telemetry = Telemetry(store.telemetry_path)
-    crew = RayCrew(worker_that_loads_once(), str(tmp_path / "loaded"), Shape(2, 1, False, dashboard=False))
-    with closing(crew):
-        crew.start()
-        while sum(isinstance(event, Health) for event in crew.wait(0.2)) + crew.free(2) < 2:
-            pass
-        lost = False
-        while not lost:  # work goes on while the lost one is tried again
-            owed = [work for work in works(len(store.records) + 50) if work.key not in store.records]
-            drive(crew, store, owed, telemetry, Progress("run", len(owed), out=io.StringIO()))
-            lost = any(row.get("event") == "lost" for row in read_telemetry(store.telemetry_path))
+    crew = crews(str(tmp_path / "loaded"), worker_that_loads_once(), num_workers=2, slots=1, use_gpus=False)
+    crew.start()
+    while sum(isinstance(event, Health) for event in crew.wait(0.2)) + crew.free(2) < 2:
+        pass
+    lost = False
+    while not lost:  # work goes on while the lost one is tried again
+        owed = [work for work in works(len(store.records) + 50) if work.key not in store.records]
+        drive(crew, store, owed, telemetry, Progress("run", len(owed), out=io.StringIO()))
+        lost = any(row.get("event") == "lost" for row in read_telemetry(store.telemetry_path))
     telemetry.close()
     store.close()
     assert {record.status for record in store.records.values()} == {"ok"}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 from collections.abc import Iterable
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_worker import FakeWorker
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
@@ -46,7 +47,13 @@ class SimulatedCrew:
         self.seats: dict[str, list[Work]] = {f"w{i}": [] for i in range(num_workers)}
         self.random = random.Random(0)
         self.submitted: list[int] = []
+        self.in_flight: list[int] = []
+        """At every wait."""
         self.asked = 0
+
+    def die(self, name: str) -> list[Work]:
+        lost, self.seats[name] = self.seats[name], []
+        return lost
 
     def start(self) -> None: ...
 
@@ -66,13 +73,13 @@ class SimulatedCrew:
         return set(self.seats)
 
     def wait(self, timeout: float) -> list[Event]:
+        self.in_flight.append(sum(map(len, self.seats.values())))
         if not any(self.seats.values()):
             return [Health(name, {"pid": 1}) for name in self.seats]
         name = self.random.choice([name for name, seat in self.seats.items() if seat])
         seat = self.seats[name]
         if killers := self.poison & {work.problem.problem_id for work in seat}:
-            lost, self.seats[name] = seat, []
-            return [Died(name, lost, f"killed by {min(killers)}")]
+            return [Died(name, self.die(name), f"killed by {min(killers)}")]
         work = seat.pop(self.random.randrange(len(seat)))
         if work.problem.problem_id in self.raising:
             return [Raised(name, work, "ValueError: no")]
@@ -101,21 +108,10 @@ def test_every_problem_once_in_the_given_order_with_all_slots_busy(store: RunSto
     crew = SimulatedCrew(2, 3)
     rows = driven(store, crew, works(20))
     assert crew.submitted == list(range(20))
+    assert crew.in_flight == [6] * 15 + [5, 4, 3, 2, 1] + [0], "slots are refilled at once"
     assert sorted(store.records) == [(i, 0) for i in range(20)]
     assert sum(row["kind"] == "sample" for row in rows) == 20 + 2, "with every answer, and of both workers at the end"
     assert crew.asked >= 1
-
-
-def test_slots_are_refilled_at_once(store: RunStore) -> None:
-    in_flight = []
-
-    class Watching(SimulatedCrew):
-        def wait(self, timeout: float) -> list[Event]:
-            in_flight.append(sum(map(len, self.seats.values())))
-            return super().wait(timeout)
-
-    driven(store, Watching(2, 3), works(20))
-    assert in_flight == [6] * 15 + [5, 4, 3, 2, 1] + [0]
 
 
 def test_a_raising_problem_is_tried_three_times_and_recorded(store: RunStore) -> None:
@@ -126,6 +122,22 @@ def test_a_raising_problem_is_tried_three_times_and_recorded(store: RunStore) ->
     assert (failed.status, failed.error, failed.worker["attempt"]) == ("failed", "ValueError: no", 3)
     assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [4]
     assert (len(events(rows, "retry")), len(events(rows, "failed"))) == (2, 1)
+
+
+def test_an_answer_that_no_line_of_json_can_carry_is_its_problems_failure(store: RunStore) -> None:
+    class NotFinite(SimulatedCrew):
+        def wait(self, timeout: float) -> list[Event]:
+            done, *others = super().wait(timeout)
+            if isinstance(done, Done) and done.work.problem.problem_id == 2:
+                done = done._replace(record=done.record._replace(timings={"wall_seconds": float("nan")}))
+            return [done, *others]
+
+    crew = NotFinite(1, 2)
+    driven(store, crew, works(4))
+    assert crew.submitted.count(2) == 3
+    failed = {i: r.error or "" for (i, _), r in store.records.items() if r.status == "failed"}
+    assert failed.keys() == {2}
+    assert failed[2].startswith("ValueError: Out of range float values are not JSON compliant")
 
 
 @pytest.mark.parametrize("slots", [1, 4])
@@ -148,8 +160,7 @@ def test_one_death_alone_is_not_final(store: RunStore) -> None:
             alone = next((name for name, seat in self.seats.items() if [w.problem.problem_id for w in seat] == [5]), "")
             if alone and not self.struck and self.submitted.count(5) > 3:
                 self.struck = True
-                lost, self.seats[alone] = self.seats[alone], []
-                return [Died(alone, lost, "killed by another")]
+                return [Died(alone, self.die(alone), "killed by another")]
             return super().wait(timeout)
 
     crew = UnluckyAlone(1, 8, poison=[3])
@@ -164,8 +175,7 @@ def test_lost_problems_go_to_the_front(store: RunStore) -> None:
         def wait(self, timeout: float) -> list[Event]:
             if self.asked == 1:
                 self.asked += 1
-                lost, self.seats["w0"] = self.seats["w0"], []
-                return [Died("w0", lost, "unplugged")]
+                return [Died("w0", self.die("w0"), "unplugged")]
             return super().wait(timeout)
 
     crew = DiesOnce(1, 3)
@@ -217,38 +227,31 @@ def test_a_stop_leaves_the_rest_owed(store: RunStore) -> None:
     assert len(store.owed([w.problem for w in works(20)], 1)) == 15
 
 
-class ThreadlessWorker:
-    """Answers when begun; one problem refuses to begin, another fails later."""
+class Answers(FakeWorker):
+    """One problem refuses to begin, another fails later."""
 
-    def __init__(self) -> None:
-        self.closed = False
-        self.broken: BaseException | None = None
+    closed = False
+    broken: BaseException | None = None
+
+    def __init__(self) -> None: ...
 
     def load(self, config: Any) -> None:
         assert config == "settings"
 
-    def begin(self, work: Work) -> Future[Record]:
+    def answer(self, work: Work) -> Record | Exception:
         if work.problem.problem_id == 1:
             raise ValueError("too long")
-        future: Future[Record] = Future()
-        if work.problem.problem_id == 2:
-            future.set_exception(RuntimeError("lost"))
-        else:
-            future.set_result(answered(work))
-        return future
+        return RuntimeError("lost") if work.problem.problem_id == 2 else answered(work)
 
     def failure(self) -> BaseException | None:
         return self.broken
-
-    def health(self) -> dict[str, Any]:
-        return {"pid": 7, "generated_tokens": 3}
 
     def close(self) -> None:
         self.closed = True
 
 
 def test_inline_crew(store: RunStore) -> None:
-    worker = ThreadlessWorker()
+    worker = Answers()
     crew = InlineCrew(worker, "settings", 2)
     crew.start()
     rows = driven(store, crew, works(5))
@@ -260,24 +263,21 @@ def test_inline_crew(store: RunStore) -> None:
     assert len(store.records) == 5
     assert worker.closed
     assert events(rows, "ready")
-    assert any(row["kind"] == "sample" and row["pid"] == 7 for row in rows)
+    assert any(row["kind"] == "sample" and row["pid"] == os.getpid() for row in rows)
 
 
-class FailingWorker(ThreadlessWorker):
+class Failing(Answers):
     """Answers problem 0; at problem 1 the engine fails, and whatever is in flight or begins then raises."""
 
-    def begin(self, work: Work) -> Future[Record]:
-        future: Future[Record] = Future()
+    def answer(self, work: Work) -> Record | Exception:
         if work.problem.problem_id == 0 and self.broken is None:
-            future.set_result(answered(work))
-        else:
-            self.broken = ValueError("out of memory")
-            future.set_exception(self.broken)
-        return future
+            return answered(work)
+        self.broken = ValueError("out of memory")
+        return self.broken
 
 
 def test_a_failed_engine_ends_an_inline_run_after_its_last_answers_and_fails_no_problem(store: RunStore) -> None:
-    crew = InlineCrew(FailingWorker(), "settings", 2)
+    crew = InlineCrew(Failing(), "settings", 2)
     crew.start()
     with pytest.raises(WorkersLost, match="the engine has failed: out of memory"):
         driven(store, crew, works(5))
@@ -363,11 +363,9 @@ def test_a_hang_strikes_only_what_was_late_and_a_lost_node_nothing(store: RunSto
             late = [work for work in lost if work.problem.problem_id == 1]
             if lost and self.nodes:
                 self.nodes -= 1
-                self.seats["w0"] = []
-                return [Died("w0", lost, "its node is gone", "node", [])]
+                return [Died("w0", self.die("w0"), "its node is gone", "node", [])]
             if late:
-                self.seats["w0"] = []
-                return [Died("w0", lost, "late", "hang", late)]
+                return [Died("w0", self.die("w0"), "late", "hang", late)]
             return super().wait(timeout)
 
     rows = driven(store, Unlucky(1, 3), works(6))
@@ -385,9 +383,7 @@ def test_many_workers_lost_with_their_node_do_not_end_the_run(store: RunStore, c
         def wait(self, timeout: float) -> list[Event]:
             if not self.gone:
                 self.gone = True
-                deaths: list[Event] = [Died(name, seat, "gone", *cause) for name, seat in self.seats.items()]
-                self.seats = {name: [] for name in self.seats}
-                return deaths
+                return [Died(name, self.die(name), "gone", *cause) for name in self.seats]
             return super().wait(timeout)
 
     driven(store, NodeGone(16, 1), works(20))

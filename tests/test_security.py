@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from command import ROOT, powersample, python
@@ -71,17 +70,3 @@ def test_an_open_dashboard_is_refused_before_anything_is_made(tmp_path: Path) ->
     assert refused.returncode == 2
     assert refused.stderr.startswith("powersample: The dashboard is not bound to 0.0.0.0 while RAY_AUTH_MODE=disabled")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.ray
-def test_a_cluster_with_another_token_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.exceptions import AuthenticationError
-
-    from orchestrator.join import Shape, start_ray
-
-    def refuse(**options: Any) -> None:
-        raise AuthenticationError("no token")
-
-    monkeypatch.setattr("ray.init", refuse)
-    with pytest.raises(UserError, match=r"do not agree on a token; set RAY_AUTH_TOKEN or"):
-        start_ray(Shape(1, 1, False))

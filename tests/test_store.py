@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from evals.types import Problem, Record, UserError
 from orchestrator.claim import RECORDS, RUN, TELEMETRY
 from orchestrator.durable import write_atomically
 from orchestrator.store import (
+    RunStore,
     answers,
     check_store,
     decode,
     encode,
-    first_records,
     fresh_directory,
     open_store,
     read_records,
@@ -50,33 +51,27 @@ def problems(number: int) -> list[Problem]:
     return [Problem(i, "q", "#### 4") for i in range(number)]
 
 
-def filled(directory: Path, number: int) -> Path:
-    store = open_store(directory, FINGERPRINT, {"config": {}})
-    for i in range(number):
-        assert store.append(record(i))
-    store.close()
+def opened(directory: Path, run: dict[str, Any] | None = None) -> closing[RunStore]:
+    return closing(open_store(directory, FINGERPRINT, run or {"config": {}}))
+
+
+def filled(directory: Path, number: int, run: dict[str, Any] | None = None) -> Path:
+    with opened(directory, run) as store:
+        assert all(store.append(record(i)) for i in range(number))
     return directory
 
 
 def test_records_survive_and_the_first_of_a_key_wins(tmp_path: Path) -> None:
-    filled(tmp_path / "a" / "run", 3)
-    store = open_store(tmp_path / "a" / "run", FINGERPRINT, {"config": {}})
-    assert not store.append(record(1, text="second"))
-    assert store.append(record(1, sample_index=1))
-    assert list(store.records) == [(0, 0), (1, 0), (2, 0), (1, 1)]
-    assert store.records[1, 0] == record(1)
-    assert [(p.problem_id, i) for p, i in store.owed(problems(4), 2)] == [(0, 1), (2, 1), (3, 0), (3, 1)]
-    store.close()
-    assert len(read_records(store.directory / RECORDS)) == 4
-
-
-def test_a_second_line_of_a_key_is_ignored(tmp_path: Path) -> None:
-    filled(tmp_path, 2)
-    with (tmp_path / RECORDS).open("ab") as log:
-        log.write(encode(record(0, text="late")))
-    store = open_store(tmp_path, FINGERPRINT, {})
-    assert store.records[0, 0].text == record(0).text
-    store.close()
+    log = filled(tmp_path / "a" / "run", 3) / RECORDS
+    log.write_bytes(log.read_bytes() + encode(record(0, text="late")))
+    with opened(log.parent) as store:
+        assert not store.append(record(1, text="second"))
+        assert store.append(record(1, sample_index=1))
+        assert list(store.records) == [(0, 0), (1, 0), (2, 0), (1, 1)]
+        assert store.records[1, 0] == record(1)
+        assert store.records[0, 0] == record(0)
+        assert [(p.problem_id, i) for p, i in store.owed(problems(4), 2)] == [(0, 1), (2, 1), (3, 0), (3, 1)]
+    assert len(read_records(log)) == 5
 
 
 @pytest.mark.parametrize("kept", [1, 40, -2, -1])
@@ -85,11 +80,10 @@ def test_a_torn_tail_is_cut_and_owed_again(tmp_path: Path, kept: int) -> None:
     whole = log.read_bytes()
     start = whole[:-1].rfind(b"\n") + 1
     log.write_bytes(whole[:start] + whole[start:][:kept])
-    store = open_store(tmp_path, FINGERPRINT, {})
-    assert store.cut_bytes == len(whole[start:][:kept])
-    assert [p.problem_id for p, _ in store.owed(problems(3), 1)] == [2]
-    assert store.append(record(2))
-    store.close()
+    with opened(tmp_path) as store:
+        assert store.cut_bytes == len(whole[start:][:kept])
+        assert [p.problem_id for p, _ in store.owed(problems(3), 1)] == [2]
+        assert store.append(record(2))
     assert log.read_bytes() == whole
 
 
@@ -117,11 +111,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
 )
 def test_a_record_that_cannot_be_of_the_run_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
     run = {"num_problems": 20, "config": {"num_samples": 1}}
-    store = open_store(tmp_path, FINGERPRINT, run)
-    for i in (19, 0):
-        store.append(record(i))
-    store.close()
-    assert len(first_records(tmp_path / RECORDS)) == 2
+    filled(tmp_path, 2, run)
     with (tmp_path / RECORDS).open("ab") as log:
         log.write(encode(record(1)._replace(**changes)))
     for use in (lambda: check_store(tmp_path, FINGERPRINT, run), lambda: answers(tmp_path)):
@@ -129,25 +119,18 @@ def test_a_record_that_cannot_be_of_the_run_is_named(tmp_path: Path, changes: di
             use()
 
 
-def test_one_writer_at_a_time(tmp_path: Path) -> None:
-    store = open_store(tmp_path, FINGERPRINT, {})
-    with pytest.raises(UserError, match=f"being written by process {os.getpid()} on "):
-        open_store(tmp_path, FINGERPRINT, {})
-    store.close()
+def test_one_writer_at_a_time_whose_children_do_not_hold_the_lock(tmp_path: Path) -> None:
+    with opened(tmp_path) as store:
+        for use in (open_store, check_store):
+            with pytest.raises(UserError, match=f"being written by process {os.getpid()} on "):
+                use(tmp_path, FINGERPRINT, {})
+        assert not os.get_inheritable(store._lock)
+        assert not os.get_inheritable(store._log)
     open_store(tmp_path, FINGERPRINT, {}).close()
 
 
-def test_descriptors_are_not_inherited(tmp_path: Path) -> None:
-    store = open_store(tmp_path, FINGERPRINT, {})
-    assert not os.get_inheritable(store._lock)
-    assert not os.get_inheritable(store._log)
-    store.close()
-
-
 def test_another_fingerprint_is_refused_with_the_ways_out(tmp_path: Path) -> None:
-    store = open_store(tmp_path, FINGERPRINT, {"config": {"seed": 0, "sampler": {"alpha": 4.0}}})
-    store.append(record(0))
-    store.close()
+    filled(tmp_path, 1, {"config": {"seed": 0, "sampler": {"alpha": 4.0}}})
     before = (tmp_path / RUN).read_bytes()
     with pytest.raises(UserError) as caught:
         open_store(tmp_path, "f" * 16, {"config": {"seed": 0, "sampler": {"alpha": 2.0}}})
@@ -177,14 +160,9 @@ def test_a_run_without_one_answer_is_nobodys(tmp_path: Path, log: bytes | None) 
 def test_a_check_refuses_what_opening_would_and_writes_nothing(tmp_path: Path) -> None:
     check_store(tmp_path / "new", FINGERPRINT, {})
     assert list(tmp_path.iterdir()) == []
-    store = open_store(tmp_path, FINGERPRINT, {})
-    store.append(record(0))
-    with pytest.raises(UserError, match=f"being written by process {os.getpid()} on "):
-        check_store(tmp_path, FINGERPRINT, {})
-    store.close()
+    log = filled(tmp_path, 1) / RECORDS
     check_store(tmp_path, FINGERPRINT, {})
-    with (tmp_path / RECORDS).open("ab") as log:
-        log.write(b"{broken\n")
+    log.write_bytes(log.read_bytes() + b"{broken\n")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match="another run"):
         check_store(tmp_path, "f" * 16, {})
@@ -244,35 +222,30 @@ def test_fresh_starts_beside_the_old_run(tmp_path: Path) -> None:
     assert fresh_directory(run) == tmp_path / "run-3"
 
 
-def test_a_short_write_is_taken_back_and_ends_the_run(tmp_path: Path) -> None:
-    store = open_store(tmp_path, FINGERPRINT, {})
-    store.append(record(0))
-    whole = (tmp_path / RECORDS).read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
-    try:
-        with pytest.raises(UserError, match=r"records\.jsonl \(File too large\); the 1 before it are kept: make room"):
-            store.append(record(1))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert (tmp_path / RECORDS).read_bytes() == whole
-    assert [p.problem_id for p, _ in store.owed(problems(2), 1)] == [1]
-    store.close()
-
-
-def test_a_failed_sync_takes_the_record_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = open_store(tmp_path, FINGERPRINT, {})
-    store.append(record(0))
-
+@pytest.mark.parametrize("fault", ["File too large", "Input/output error"])
+def test_a_record_that_cannot_be_written_whole_is_taken_back_and_ends_the_run(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(descriptor: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    with monkeypatch.context() as failing:
-        failing.setattr(os, "fsync", fail)
-        with pytest.raises(UserError, match="Input/output error"):
-            store.append(record(1))
-    assert [r.problem_id for r in read_records(tmp_path / RECORDS)] == [0]
-    store.close()
+    with opened(filled(tmp_path, 1)) as store:
+        whole = (tmp_path / RECORDS).read_bytes()
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        with monkeypatch.context() as failing:
+            if fault == "File too large":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 20, hard))
+            else:
+                failing.setattr(os, "fsync", fail)
+            try:
+                with pytest.raises(
+                    UserError, match=rf"records\.jsonl \({fault}\); the 1 before it are kept: make room"
+                ):
+                    store.append(record(1))
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (tmp_path / RECORDS).read_bytes() == whole
+        assert [p.problem_id for p, _ in store.owed(problems(2), 1)] == [1]
 
 
 def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import ROOT, clean, python
+from command import powersample
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.engine.engine import EngineCounters
@@ -21,45 +19,17 @@ from evals.types import Problem, UserError
 from orchestrator.cli import main
 from orchestrator.driver import Died, Event, Health, Ready, Work, WorkersLost
 from orchestrator.problems import load_problems
-from orchestrator.store import open_store
 from orchestrator.telemetry import Telemetry, read_telemetry
 
-LIMITED = """
-import resource, sys
-from orchestrator.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-sys.exit(main(sys.argv[2:]))
-"""
 
-
-def run(
-    directory: Path, *flags: object, limit: int | None = None, **variables: Any
-) -> subprocess.CompletedProcess[str]:
-    """Four demo problems; no file may grow beyond `limit` bytes, as on a disk that is full."""
-    entry = ["-m", "orchestrator"] if limit is None else ["-c", LIMITED, limit]
-    return python(*entry, "run", *settings(directory, *flags), **variables)
+def run(directory: Path, *flags: object, **variables: Any) -> subprocess.CompletedProcess[str]:
+    """Four demo problems."""
+    return powersample("run", *settings(directory, *flags), **variables)
 
 
 def settings(directory: Path, *flags: object) -> list[str]:
     inputs = ["--model", "demo", "--data", "demo", "--task.max-new-tokens", 160]
     return [str(each) for each in (*inputs, "--limit", 4, "--num-gpus", 0, "--run-dir", directory, *flags)]
-
-
-@pytest.mark.slow
-def test_a_full_disk_ends_the_run_with_one_sentence_and_what_is_recorded_is_kept(tmp_path: Path) -> None:
-    full = run(tmp_path / "run", "--inline", "--batch-size", 1, "--sampler.kind", "greedy", limit=3000)
-    assert full.returncode == 2, full.stderr
-    last = full.stderr.splitlines()[-1]
-    assert last.startswith(
-        f"powersample: A record cannot be written to {tmp_path}/run/records.jsonl (File too large); "
-    )
-    kept = (tmp_path / "run/records.jsonl").read_bytes()
-    assert 0 < len(kept) <= 3000
-    assert kept.endswith(b"\n")
-    assert "Traceback" not in full.stderr
-    again = run(tmp_path / "run", "--inline", "--sampler.kind", "greedy")
-    assert again.returncode == 0, again.stderr
-    assert (tmp_path / "run/records.jsonl").read_bytes().startswith(kept)
 
 
 @pytest.fixture
@@ -77,8 +47,11 @@ def test_a_run_goes_on_when_a_full_disk_has_room_again(small_disk: Path) -> None
     flags = [small_disk / "run", "--inline", "--sampler.kind", "greedy", "--limit", 80]
     full = run(*flags)
     assert full.returncode == 2, full.stderr
-    assert "A record cannot be written to" in full.stderr
-    assert "(No space left on device)" in full.stderr
+    last = full.stderr.splitlines()[-1]
+    assert last.startswith(
+        f"powersample: A record cannot be written to {small_disk}/run/records.jsonl (No space left on"
+    )
+    assert "Traceback" not in full.stderr
     log = small_disk / "run/records.jsonl"
     kept = log.read_bytes()
     assert kept.endswith(b"\n")
@@ -87,23 +60,6 @@ def test_a_run_goes_on_when_a_full_disk_has_room_again(small_disk: Path) -> None
     assert again.returncode == 0, again.stderr
     assert log.read_bytes().startswith(kept)
     assert len(log.read_text().splitlines()) == 80
-
-
-@pytest.mark.slow
-def test_a_second_driver_is_refused_and_told_of_the_first(tmp_path: Path) -> None:
-    flags = [tmp_path, "--inline", "--sampler.num-moves", 10_000]
-    command = [sys.executable, "-m", "orchestrator", "run", *settings(*flags)]
-    with subprocess.Popen(command, cwd=ROOT, env=clean(), stderr=subprocess.PIPE, text=True) as first:
-        assert first.stderr is not None
-        assert any("are owed" in line for line in first.stderr), "the first has the directory"
-        second = run(*flags)
-        first.terminate()
-        _, err = first.communicate(timeout=60)
-    assert first.returncode == 143, err
-    assert second.returncode == 2, second.stderr
-    holder = f"process {first.pid} on {socket.gethostname()}"
-    assert second.stderr.startswith(f"powersample: The run in {tmp_path} is being written by {holder}; wait for it, ")
-    assert second.stderr.count("\n") == 1
 
 
 def test_telemetry_that_cannot_be_written_is_said_once_and_ends_nothing(
@@ -199,19 +155,6 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
-@pytest.mark.ray
-def test_ray_that_does_not_come_up_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from orchestrator.join import Shape, start_ray
-
-    def fail(**options: Any) -> None:
-        raise Exception("The current node timed out during startup.")
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("ray.init", fail)
-    with pytest.raises(WorkersLost, match=r"^Ray did not start: The current node timed out during startup\.$"):
-        start_ray(Shape(1, 1, False))
-
-
 def still_worker() -> type:
     """A class of its own scope, so that Ray sends it by value: it never loads, or loads and never answers."""
 
@@ -275,13 +218,3 @@ def test_a_worker_that_takes_no_step_counts_as_dead(crew: Any, monkeypatch: pyte
 
 def test_health_tells_the_steps_by_which_a_worker_is_judged() -> None:
     assert "steps" in EngineCounters._fields
-
-
-def test_a_demo_directory_is_not_taken_by_another_run(tmp_path: Path) -> None:
-    store = open_store(tmp_path / "demo/greedy", "f", {})
-    store.close()
-    before = sorted(tmp_path.rglob("*"))
-    refused = run(tmp_path / "demo", "--inline")
-    assert refused.returncode == 2
-    assert json.dumps(refused.stderr).count("holds the directory of another run, greedy") == 1
-    assert sorted(tmp_path.rglob("*")) == before
