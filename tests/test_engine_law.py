@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
 import torch
-from law import SAVINGS, p_value
+from law import SAVINGS, UNIFORMS, p_value
 from toy import EOS, ToyLM
 from toy_crowd import distance, enumerated, mean_weights
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from evals.config import EngineConfig
+from evals.engine import chains
 from evals.engine.engine import Engine
 from evals.engine.gate import ModelLimits
 from evals.engine.model import Model
+from evals.samplers import metropolis
 from evals.samplers.candidates import Candidates
 from evals.samplers.power import Power
 from evals.samplers.smc import Smc
@@ -22,6 +26,15 @@ from evals.types import Chain
 
 SEED, SLOTS = 11, 128
 PROMPT_IDS = (1, 3, 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products as small as these wait longer for a second thread than it saves."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +71,10 @@ def engine(network: Qwen2ForCausalLM, law: ToyLM) -> Engine:
     return Engine(model, EngineConfig(), slots=SLOTS, max_length=len(PROMPT_IDS) + law.horizon)
 
 
-def drawn(engine: Engine, law: ToyLM, sampler: Power, count: int) -> Counter:
+def drawn(engine: Engine, law: ToyLM, sampler: Power, count: int) -> Counter[tuple[int, ...]]:
     prompt = law.prompt()._replace(token_ids=PROMPT_IDS)
-    chains = [Chain(prompt, sampler.chain(prompt, SEED, i, 0)) for i in range(count)]
-    samples = engine.run(chains, SEED)
+    with patch.multiple(metropolis, **UNIFORMS), patch.object(chains, "UNIFORMS_AT_ONCE", 8):  # no other numbers
+        samples = engine.run([Chain(prompt, sampler.chain(prompt, SEED, i, 0)) for i in range(count)], SEED)
     engine.audit()
     return Counter(sample.tokens for sample in samples)
 
@@ -98,9 +111,9 @@ def test_weighted_answers_on_the_engine_approach_p_alpha(engine: Engine, law: To
     answers, target, _, _ = enumerated(law, 2.0)
     prompt = law.prompt()._replace(token_ids=PROMPT_IDS)
     found = []
-    for count, chains in ((1, 300), (8, 80), (64, 30)):
+    for count, answered in ((1, 300), (8, 80), (64, 30)):
         sampler = Candidates("snis", 2.0, count) if kind == "snis" else Smc(2.0, count, 2, 1, 0.9)
-        steps = [sampler.chain(prompt, SEED, i, 0) for i in range(chains)]
+        steps = [sampler.chain(prompt, SEED, i, 0) for i in range(answered)]
         samples = engine.run([Chain(prompt, each, sampler.sequences) for each in steps], SEED)
         found.append(distance(mean_weights(samples, answers), target))
         engine.audit()

@@ -10,9 +10,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from toy import ToyLM
+from toy import ToyLM, uniform
 
-from evals.rng import Purpose, uniform
+from evals import rng
+from evals.rng import Purpose
 from evals.types import Completion, Drop, Ended, Handle, Request, Sample, Sampler, Steps, Submit
 
 
@@ -68,10 +69,11 @@ class Crowd:
         self.requests.append(request)
         answer = request.prefix[request.origin :]
         start, log_q, log_z = len(answer), [], []
+        draw = rng.uniform if request.key[1] else uniform  # of particles there are too many for the table
         ended: Ended | None = None
         while ended is None:
             cumulative, law, normaliser = self.law(answer, request.alpha)
-            u = uniform(self.seed, request.key, len(answer), Purpose.TOKEN) * cumulative[-1]
+            u = draw(self.seed, request.key, len(answer), Purpose.TOKEN) * cumulative[-1]
             token = min(bisect_right(cumulative, u), len(law) - 1)
             answer = (*answer, token)
             log_q.append(law[token])
