@@ -79,28 +79,24 @@ def runs_in(directory: Path) -> list[Path]:
     return sorted(found, key=lambda run: (order.get(run.name, len(order)), run.name))
 
 
-def claim(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """What run.json says, written now if the directory is new. Raises UserError if it says another fingerprint.
+def claim(directory: Path, wanted: dict[str, Any]) -> None:
+    """Write run.json if the directory is new. Raises UserError if it is another run's.
 
     A run without one answer is nobody's: another fingerprint takes its directory over, and its telemetry goes.
     """
-    stored = stored_run(directory, wanted)
-    if stored is not None:
-        return stored
-    (directory / TELEMETRY).unlink(missing_ok=True)
-    write_atomically(directory / RUN, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
-    return wanted
+    if not is_ours(directory, wanted):
+        (directory / TELEMETRY).unlink(missing_ok=True)
+        write_atomically(directory / RUN, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
 
 
-def stored_run(directory: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What run.json says of the wanted run; None if the directory may be taken. Raises UserError if it is another's."""
-    stored = read_run(directory)
-    if stored is None or stored.get("fingerprint") == wanted["fingerprint"]:
-        return stored
-    log = directory / RECORDS
-    if log.exists() and b"\n" in log.read_bytes():
+def is_ours(directory: Path, wanted: Mapping[str, Any]) -> bool:
+    """Has run.json the wanted fingerprint? If not, the directory may be taken, or UserError: it is another run's."""
+    stored, log = read_run(directory), directory / RECORDS
+    if stored is not None and stored.get("fingerprint") == wanted["fingerprint"]:
+        return True
+    if stored is not None and log.exists() and b"\n" in log.read_bytes():
         raise UserError(other_run(directory, stored, wanted))
-    return None
+    return False
 
 
 def read_run(directory: Path) -> dict[str, Any] | None:

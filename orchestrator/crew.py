@@ -133,8 +133,8 @@ class Crew(Protocol):
 class InlineCrew:
     """One `orchestrator.worker.Worker` in this process; it survives no crash. What `load` raises comes from `start`."""
 
-    def __init__(self, worker: Any, config: Any, slots: int, name: str = "inline") -> None:
-        self._worker, self._config, self._slots, self._name = worker, config, slots, name
+    def __init__(self, worker: Any, config: Any, slots: int) -> None:
+        self._worker, self._config, self._slots, self._name = worker, config, slots, "inline"
         self._calls: dict[Future[Record], Work] = {}
         self._events: list[Event] = []
         self._loaded = False

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -50,7 +50,7 @@ class Gpu(NamedTuple):
         return self.capability >= (8, 0)
 
 
-def gpus(environ: Mapping[str, str] | None = None) -> list[Gpu]:
+def gpus() -> list[Gpu]:
     """The GPUs that CUDA_VISIBLE_DEVICES leaves to this process; none where there is no NVIDIA driver.
 
     Raises UserError if there is a driver and it does not answer.
@@ -75,7 +75,7 @@ def gpus(environ: Mapping[str, str] | None = None) -> list[Gpu]:
             f"This machine has an NVIDIA driver that does not answer ({error}); repair it, or hide the GPUs by "
             "CUDA_VISIBLE_DEVICES= and POWERSAMPLE_NUM_GPUS=0."
         ) from error
-    return visible(present, (os.environ if environ is None else environ).get("CUDA_VISIBLE_DEVICES"))
+    return visible(present, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 @contextmanager

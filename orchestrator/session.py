@@ -116,9 +116,24 @@ def common(directories: Sequence[Path]) -> Path:
 
 def start_crew(runs: Sequence[OpenRun], stop: Stop, stack: ExitStack) -> Crew:
     """A crew with a worker that has loaded for the first run; `stack` ends it. The time goes into their telemetry."""
-    crew = make_crew(runs[0].inputs, stop, max(one.config.slots for one in runs))
+    inputs, config, settings = runs[0].inputs, runs[0].inputs.config, worker_config(runs[0].inputs)
+    if config.inline:
+        crew = InlineCrew(Worker(0, "inline"), settings, config.slots)
+    else:
+        from orchestrator.cluster import RayCrew, Shape
+
+        shape = Shape(
+            num_workers=config.num_actors,
+            slots=max(one.config.slots for one in runs),
+            use_gpus=config.use_gpus,
+            job_name=f"powersample {config.name} {len(inputs.data.problems)}x{config.num_actors}",
+            dashboard=None if config.dashboard else False,
+            dashboard_host=config.dashboard_host,
+            gpus_per_worker=config.engine.tensor_parallel,
+        )
+        crew = RayCrew(Worker, settings, shape, on_ray=stop.install)
     stack.callback(crew.close)
-    mark(runs, "load" if runs[0].config.inline else "ray")
+    mark(runs, "load" if config.inline else "ray")
     with stop.breaking():  # nothing is answered yet that it would be worth to wait for
         if not stop:
             crew.start()
@@ -146,20 +161,6 @@ def work_off(
         with closing(progress), published(one.config, one.total, one.telemetry, progress):
             drive(crew, one.store, one.owed, one.telemetry, progress, lambda: stop)
         mark([one], "end")
-
-
-def make_crew(inputs: Inputs, stop: Stop, slots: int) -> Crew:
-    """Ray actors, or one worker in this process, that load for `inputs` and later for at most `slots` slots."""
-    config, settings = inputs.config, worker_config(inputs)
-    if config.inline:
-        return InlineCrew(Worker(0, "inline"), settings, config.slots)
-    from orchestrator.cluster import RayCrew, Shape
-
-    job = f"powersample {config.name} {len(inputs.data.problems)}x{config.num_actors}"
-    dashboard = None if config.dashboard else False
-    each = config.engine.tensor_parallel
-    shape = Shape(config.num_actors, slots, config.use_gpus, job, dashboard, config.dashboard_host, each)
-    return RayCrew(Worker, settings, shape, on_ray=stop.install)
 
 
 def worker_config(inputs: Inputs) -> WorkerConfig:

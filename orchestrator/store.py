@@ -25,8 +25,8 @@ from orchestrator.claim import (
     check_unused,
     claim,
     flatten,
+    is_ours,
     read_run,
-    stored_run,
     take_lock,
 )
 from orchestrator.durable import cut_torn_tail, sync_directory, write_whole
@@ -45,9 +45,8 @@ NO_LIMITS: Mapping[str, int] = MappingProxyType({})
 class RunStore:
     """An open run directory, locked until `close`. Use `open_store`."""
 
-    def __init__(self, directory: Path, run: dict[str, Any], lock: int) -> None:
+    def __init__(self, directory: Path, lock: int) -> None:
         self.directory = directory
-        self.run = run
         self.cut_bytes = cut_torn_tail(directory / RECORDS)
         """Length of an unfinished last line that a crash had left and that was cut off."""
         self.records = first_records(directory / RECORDS)
@@ -112,7 +111,8 @@ def open_store(directory: Path, fingerprint: str, run: Mapping[str, Any]) -> Run
         lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             take_lock(lock, directory)
-            return RunStore(directory, claim(directory, {**run, "fingerprint": fingerprint}), lock)
+            claim(directory, {**run, "fingerprint": fingerprint})
+            return RunStore(directory, lock)
         except BaseException:
             os.close(lock)
             raise
@@ -123,7 +123,7 @@ def check_store(directory: Path, fingerprint: str, run: Mapping[str, Any]) -> No
     with usable(directory):
         check_place(directory)
         check_lock(directory)
-        stored_run(directory, {**run, "fingerprint": fingerprint})
+        is_ours(directory, {**run, "fingerprint": fingerprint})
         first_records(directory / RECORDS)
 
 
