@@ -148,7 +148,7 @@ BOUNDS: list[Bound] = ["length", "nonnull", "constant"]
 def test_a_floor_stops_exactly_where_its_bound_says(kind: Bound) -> None:
     """Beside the prediction for this bound, those of the other two: mixed up, they would show."""
     alpha = 1.2
-    on = engine(make("qwen2", spread=0.8).model, max_length=200)
+    on = engine(make("qwen2", spread=0.8).model, slots=25, max_length=200)
     to = prompt(8, max_new=60)
     state = run_one(on, request(to, 25, alpha), to)
     start = 10
@@ -158,8 +158,9 @@ def test_a_floor_stops_exactly_where_its_bound_says(kind: Bound) -> None:
     log_q = [*state.log_q[:start], *whole.log_q]
     sums = np.cumsum([0.0, *whole.log_z[1:]])
     alike: Counter[Bound] = Counter()
-    floors = np.linspace(sums[45] - 4, -0.5, 25)
-    for floor in floors:
+    floors = np.linspace(sums[45] - 4, -0.5, 25).tolist()
+    stopped = [Chain(to, single(asked._replace(floor=floor, bound=kind))) for floor in floors]
+    for floor, ended in zip(floors, on.run(stopped, 0), strict=True):
         predicted = {
             other: next(
                 (n for n in range(1, 50) if sums[n - 1] - bound(other, log_q[: start + n]) < floor),
@@ -167,7 +168,7 @@ def test_a_floor_stops_exactly_where_its_bound_says(kind: Bound) -> None:
             )
             for other in BOUNDS
         }
-        found = run_one(on, asked._replace(floor=float(floor), bound=kind), to)
+        found = ended.chain["completion"]
         assert len(found.tokens) == predicted[kind]
         assert found.ended == ("length" if predicted[kind] == 50 else "floor")
         assert found.tokens == whole.tokens[: len(found.tokens)]

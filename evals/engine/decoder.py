@@ -87,14 +87,18 @@ class GraphDecoder:
         patch = self._rows.update(slots)
         with self.idle.work():
             if patch is not None:
-                index, values = send(patch.rows, self._device), send(patch.values, self._device)
+                index, values = (send(part, self._device) for part in patch)
                 self._scalars.index_copy_(1, index, values[:, : rows.KEY].T)
                 self._keys.index_copy_(0, index, values[:, rows.KEY : rows.TABLE])
                 self._table.index_copy_(0, index, values[:, rows.TABLE :].int())
             before, self._launched = self._launched, self._launch() if slots else None
         if before is None:
             return []
-        return read(before)
+        if before.done is not None:
+            before.done.synchronize()
+        tokens = before.results[0].tolist()
+        log_q, log_z = before.results[1:].view(torch.float64).tolist()
+        return [(slot, tokens[row], log_q[row], log_z[row]) for row, slot in before.occupied]
 
     def open(self, openings: Sequence[Opening]) -> None:
         """Copy the pages that new sequences share in part; what else is in their pages stays, since the kernels read
@@ -147,22 +151,24 @@ class GraphDecoder:
         scalars = self._scalars[:, :height]
         token, position = scalars[rows.TOKEN], scalars[rows.POSITION]
         logits = self._model.logits(RowsStep(token, position, self._table[:height], self._arrivals))
-        new = self._draw(logits, scalars, self._keys[:height], self._drawn[:, :height], truncated)
+        alpha, top_p = scalars[rows.ALPHA].view(torch.float64), scalars[rows.TOP_P].view(torch.float64)
+        new = draw(
+            logits,
+            alpha,
+            scalars[rows.EXCLUDE],
+            scalars[rows.SEED],
+            self._keys[:height],
+            position + 1 - scalars[rows.ORIGIN],
+            self._drawn[:, :height],
+            top_k_B=scalars[rows.TOP_K] if truncated else None,
+            top_p_B=top_p if truncated else None,
+        ).token
         ended = (new == scalars[rows.EOS : rows.KEY]).any(0)
         goes_on = (scalars[rows.LIVE] != 0) & ~ended & (position < scalars[rows.LIMIT])
         token.copy_(torch.where(goes_on, new, token))  # a frozen row feeds its last token again
         position.add_(goes_on)
         scalars[rows.LIVE].copy_(goes_on)
         scalars[rows.EXCLUDE].fill_(-1)
-
-    def _draw(self, logits: Tensor, scalars: Tensor, keys: Tensor, out: Tensor, truncated: bool) -> Tensor:
-        """Draw into `out`; returns the tokens [rows]."""
-        place = scalars[rows.POSITION] + 1 - scalars[rows.ORIGIN]
-        alpha, exclude = scalars[rows.ALPHA].view(torch.float64), scalars[rows.EXCLUDE]
-        top_k = scalars[rows.TOP_K] if truncated else None
-        top_p = scalars[rows.TOP_P].view(torch.float64) if truncated else None
-        seed = scalars[rows.SEED]
-        return draw(logits, alpha, exclude, seed, keys, place, out, top_k_B=top_k, top_p_B=top_p).token
 
     def _run(self, key: tuple, work: Callable[[], None]) -> None:
         """Do `work` on the device: by its graph, captured when first needed, or kernel by kernel."""
@@ -224,12 +230,3 @@ def send(array: NDArray[np.int64], device: torch.device) -> Tensor:
     """`array` on the device once the device gets there; the allocator keeps the pinned copy until then."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def read(launch: Launch) -> list[Drawn]:
-    """The tokens of a launch, once it is done."""
-    if launch.done is not None:
-        launch.done.synchronize()
-    tokens = launch.results[0].tolist()
-    log_q, log_z = launch.results[1:].view(torch.float64).tolist()
-    return [(slot, tokens[row], log_q[row], log_z[row]) for row, slot in launch.occupied]

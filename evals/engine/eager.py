@@ -77,7 +77,9 @@ def pack(runs: Sequence[Run], shape: Layout, device: torch.device, logits: bool 
     unit = shape.page_unit or max(run.num_pages for run in runs)
     singles = sorted((i for i, run in enumerate(runs) if len(run.tokens) == 1), key=lambda i: runs[i].num_pages)
     longs = [i for i, run in enumerate(runs) if len(run.tokens) > 1]
-    padding = padding_rows(sum(len(run.tokens) for run in runs), shape)
+    tokens = sum(len(run.tokens) for run in runs)
+    # so many rows that products have a shape whose rows agree with those of other shapes
+    padding = max(shape.min_rows, -(-tokens // shape.row_unit) * shape.row_unit) - tokens
     packed = [*(runs[i] for i in singles), *[idle(runs[singles[-1]] if singles else None)] * padding]
     groups = [list(group) for _, group in groupby(packed, key=lambda run: -(-run.num_pages // unit))]
     groups += [[runs[i]] for i in longs]
@@ -109,7 +111,9 @@ def prompt_passes(prompts: Sequence[Run], shape: Layout, max_tokens: int) -> lis
     passes: list[list[Run]] = []
     room, written = 0, set[int]()
     for prompt in prompts:
-        for run in chunks(prompt, shape.chunk or max_tokens):
+        size = shape.chunk or max_tokens
+        for cut in range(0, len(prompt.tokens), size):
+            run = Run(prompt.tokens[cut : cut + size], prompt.start + cut, prompt.pages)
             read = run.pages[: -(-run.start // PAGE)]
             if shape.chunk or len(run.tokens) > room or not written.isdisjoint(read):
                 passes.append([])
@@ -120,22 +124,11 @@ def prompt_passes(prompts: Sequence[Run], shape: Layout, max_tokens: int) -> lis
     return passes
 
 
-def chunks(run: Run, size: int) -> list[Run]:
-    """A run cut into runs of `size` tokens and a rest."""
-    cuts = range(0, len(run.tokens), size)
-    return [Run(run.tokens[cut : cut + size], run.start + cut, run.pages) for cut in cuts]
-
-
 def idle(neighbour: Run | None) -> Run:
     """A padding row that writes to the scratch page and sits in the attention group of `neighbour`."""
     if neighbour is None:
         return Run((0,), 0, (SCRATCH,))
     return Run((0,), neighbour.start, (SCRATCH,) * neighbour.num_pages)
-
-
-def padding_rows(num_tokens: int, shape: Layout) -> int:
-    """Rows to add so that products have a shape whose rows agree with those of other shapes."""
-    return max(shape.min_rows, -(-num_tokens // shape.row_unit) * shape.row_unit) - num_tokens
 
 
 def plan_block(runs: list[Run], unit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +26,6 @@ KEY = EOS + NUM_EOS
 """First of the three words of the random key."""
 TABLE = KEY + 3
 """First page number."""
-
-
-class Patch(NamedTuple):
-    """Rows of the device's state that change."""
-
-    rows: NDArray[np.int64]
-    """[n]"""
-    values: NDArray[np.int64]
-    """[n, TABLE + pages of a row]"""
 
 
 class Rows:
@@ -61,8 +51,9 @@ class Rows:
         """Rows that a step has to compute: one more than the highest in use."""
         return max(self._slots, default=-1) + 1
 
-    def update(self, slots: Sequence[Slot]) -> Patch | None:
-        """Make the rows hold exactly `slots`; returns what the device has to be told, None if nothing."""
+    def update(self, slots: Sequence[Slot]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """Make the rows hold exactly `slots`; returns the rows [n] that change and what they hold from now on
+        [n, TABLE + pages of a row], None if nothing does."""
         present, known = set(slots), set(self._slots.values())
         changed = [row for row, slot in self._slots.items() if slot not in present]
         for row in changed:
@@ -80,7 +71,7 @@ class Rows:
         for line, row in zip(values, changed, strict=True):
             if row in self._slots:
                 fill(line, self._slots[row])
-        return Patch(np.array(changed), values)
+        return np.array(changed), values
 
 
 def fill(line: NDArray[np.int64], slot: Slot) -> None:
