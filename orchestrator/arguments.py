@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
             exit_on_error=False,
         )
         self.allowed: dict[str, str] = {}
-        """Option -> what its value can be, in words, where its help does not say so."""
+        """Option -> what its value can be; of others their help says so."""
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         """The values, options and paths in any order."""

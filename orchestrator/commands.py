@@ -58,6 +58,7 @@ STARTING_BATCHES = {"H200": 32, "H100": 16, "A100": 8, "A6000": 10}
 RUN = option("run", type=Path, metavar="RUN", help="a run directory")
 RUNS = option("runs", type=Path, nargs="+", metavar="RUN", help="a run directory, or one of runs, such as runs/demo")
 DATA = option("--data", metavar="FILE", help="the data; its digest must be the run's (default: where run.json says)")
+CONFIG = option("--config", default=argparse.SUPPRESS, metavar="FILE", help="a YAML file, such as those in configs/")
 JSON = option("--json", action="store_true", help="one line of JSON and nothing else")
 
 WAYS = """Each option of run but --config is also a variable, --batch-size POWERSAMPLE_BATCH_SIZE and
@@ -79,7 +80,8 @@ COMMANDS = {
         "orchestrator.run:run",
         "sample answers to math problems from a model, grade them and report; started again, it goes on",
         "[--config FILE] [options]",
-        about=WAYS,
+        (CONFIG,),
+        WAYS,
         settings=True,
         examples=RUN_EXAMPLES,
     ),
@@ -95,13 +97,13 @@ COMMANDS = {
         "evaluate per value of a setting, each with the batch that fits",
         "--knob NAME=VALUE,VALUE,... [options] [options of `powersample run`]",
         (
+            CONFIG,
             option("--knob", default="", metavar="NAME=VALUES", help="a setting of sampler or task, and its values"),
             option("--start-from", metavar="VALUE", help="leave out the values before this one"),
             option("--auto-batch-size", action=argparse.BooleanOptionalAction, default=True,
                    help="find the largest batch that works for each value, up to --batch-size"),
             option("--memory-limit", type=memory, metavar="GIB", help="for each worker on CPUs (default: its share)"),
         ),
-        "All values are worked off by the same workers.",
         settings=True,
     ),
     "compare": Command(
@@ -217,6 +219,7 @@ answer is" in the score strict. A row may have its question: whether a percentag
         "answer every row of a JSONL file, without grades",
         "--model_path MODEL --input_file IN.jsonl --output_file OUT.jsonl [options]",
         (
+            CONFIG,
             setting("model", "--model_path", metavar="MODEL", help="hub name or local folder"),
             setting("data", "--input_file", metavar="IN.jsonl", help="rows with a text under `input` or `prompt`"),
             option("--output_file", "--output-file", type=Path, required=True, metavar="OUT.jsonl",
@@ -270,7 +273,6 @@ examples:
   powersample run
       no GPU: greedy, T = 1, T = 1/alpha and power sampling on the embedded model and problems;
       GPUs: GSM8K by power sampling on all of them
-  powersample run --config configs/gsm8k_power.yaml --sampler.alpha 4 --num-gpus 2 --batch-size 16 --limit 100
   powersample run --model path/to/model --data problems.jsonl --run-dir runs/mine
   powersample compare runs/demo/t1 runs/demo/power --flips 50
 

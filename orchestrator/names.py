@@ -20,8 +20,7 @@ SECTIONS = {
 }
 """The settings that belong to no group."""
 BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-PLACEHOLDERS = {"file": "FILE", "path": "DIR", "whole number": "N", "number": "X"}
-CONFIG = {"type": "string", "format": "file", "description": "a YAML file with settings, such as those in configs/"}
+PLACEHOLDERS = {"path": "DIR", "whole number": "N", "number": "X"}
 WIDEST_CHOICES = 40  # characters of choices that are shown as the placeholder of a value
 
 
@@ -45,10 +44,6 @@ def is_list(name: str) -> bool:
     return known_settings()[name].get("type") == "array"
 
 
-def is_switch(name: str) -> bool:
-    return known_settings()[name].get("type") == "boolean"
-
-
 def allowed(name: str) -> str:
     """What a setting accepts, in words."""
     return words(known_settings()[name])
@@ -68,7 +63,7 @@ def words(schema: Mapping[str, Any]) -> str:
         case "boolean":
             return "true or false"
         case "string" if "format" in schema:
-            return {"path": "a path", "file": "a YAML file, such as configs/gsm8k_power.yaml"}[schema["format"]]
+            return "a path"
         case "string" if "pattern" in schema:
             return f"a text of the characters {schema['pattern'].strip('^[]*$')}, at most {schema['maxLength']} of them"
         case "string":
@@ -83,19 +78,18 @@ def flag_name(name: str) -> str:
 
 
 def add_settings(parser: Parser, shown: bool) -> None:
-    """An option for --config and for every setting that the parser has none for; in its help only where `shown`."""
-    add_option(parser.add_argument_group("options"), parser, "config", shown)
-    for title, names in sections().items():
+    """An option for every setting that the parser has none for; in its help only where `shown`."""
+    inner = {
+        f"{name}: {about['description']}": tuple(f"{name}.{key}" for key in about["properties"])
+        for name, about in known_settings().items()
+        if is_group(name)
+    }
+    for title, names in {**SECTIONS, **inner}.items():
         section = parser.add_argument_group(title, kinds() if shown and title.startswith("sampler:") else None)
         for name in names:
-            add_option(section, parser, name, shown)
-
-
-def sections() -> dict[str, tuple[str, ...]]:
-    """Title -> names of settings: those above, and every group."""
-    groups = {name: about for name, about in known_settings().items() if is_group(name)}
-    inner = {name: tuple(f"{name}.{key}" for key in about["properties"]) for name, about in groups.items()}
-    return {**SECTIONS, **{f"{name}: {groups[name]['description']}": names for name, names in inner.items()}}
+            if flag_name(name) not in parser.flags:
+                parser.allowed[flag_name(name)] = allowed(name)
+                section.add_argument(flag_name(name), dest=name, default=argparse.SUPPRESS, **how_given(name, shown))
 
 
 def kinds() -> str:
@@ -104,21 +98,13 @@ def kinds() -> str:
     return "\n".join(["each kind reads these settings, and another one is refused:", *lines])
 
 
-def add_option(section: argparse._ArgumentGroup, parser: Parser, name: str, shown: bool) -> None:
-    """The option of one setting, or of the file, whose value is a text or, of a switch, true or false."""
-    flag, about = flag_name(name), CONFIG if name == "config" else known_settings()[name]
-    if flag in parser.flags:
-        return
-    parser.allowed[flag] = words(about)
-    text = about["description"] + default_words(about)
-    how: dict[str, Any] = {
-        "action": "append" if about.get("type") == "array" else "store",
-        "metavar": placeholder(name, about),
-    }
+def how_given(name: str, shown: bool) -> dict[str, Any]:
+    """A setting as `add_argument` takes it: its value is a text, that of a list several, that of a switch a bool."""
+    about = known_settings()[name]
+    text = (about["description"] + default_words(about)).replace("%", "%%") if shown else argparse.SUPPRESS
     if about.get("type") == "boolean":
-        how = {"action": argparse.BooleanOptionalAction}
-    shown_text = text.replace("%", "%%") if shown else argparse.SUPPRESS
-    section.add_argument(flag, dest=name, default=argparse.SUPPRESS, help=shown_text, **how)
+        return {"action": argparse.BooleanOptionalAction, "help": text}
+    return {"action": "append" if is_list(name) else "store", "metavar": placeholder(name, about), "help": text}
 
 
 def default_words(about: Mapping[str, Any]) -> str:
