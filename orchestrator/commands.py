@@ -42,8 +42,7 @@ def setting(name: str, flag: str, **how: Any) -> Option:
     return Option(tuple(spellings), {"dest": name, "default": argparse.SUPPRESS, **how})
 
 
-SHAPES = ("tiny", "0.5b", "1.5b", "7b", "8b")
-"""Of evals/bench.py."""
+SHAPES = ("tiny", "0.5b", "1.5b", "7b", "8b")  # of evals/bench.py
 DTYPES = ("bfloat16", "float16", "float32")
 EXECUTIONS = ("auto", "compiled", "graphs", "eager")
 GPUS = {
@@ -69,7 +68,6 @@ RUN_EXAMPLES = """examples:
       without GPUs the demo, four samplers compared on the embedded problems; with GPUs all of GSM8K by power sampling
   powersample run --config configs/gsm8k_power.yaml --num-gpus 2 --batch-size 16 --limit 100 --run-dir runs/mine
   powersample run --model path/to/model --data problems.jsonl --task.num-shots 4 --task.train-data train.jsonl
-  powersample run --model demo --data demo --sampler.kind best_of --sampler.num-candidates 8
   powersample run --model demo --data demo --sampler.kind temperature --num-samples 16
       16 answers to each problem, for pass@k and maj@k
   powersample run --config configs/gsm8k_power.yaml --task.stop "Question:" --task.stop '["\\n\\n"]'

@@ -159,7 +159,7 @@ def test_every_example_of_the_help_is_accepted(session: list[RunConfig], monkeyp
         shlex.split(line)[1:] for line in f"{help_text()}\n{RUN_EXAMPLES}".splitlines() if line.startswith(EXAMPLE)
     ]
     runs = [arguments for arguments in examples if arguments[0] == "run"]
-    assert len(runs) > 7
+    assert len(runs) > 6
     assert [main(arguments) for arguments in runs] == [3] * len(runs)
     assert len(session) == len(runs)
 

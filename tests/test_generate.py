@@ -30,7 +30,6 @@ from orchestrator.crew import Work
 from orchestrator.generate import advice, checked, cost, defaults
 from orchestrator.settings import build_config
 from orchestrator.store import read_records
-from orchestrator.watch import Watched
 
 ROOT = Path(__file__).parents[1]
 GSM8K = ROOT.parent / "shared/data/gsm8k/train.jsonl"
@@ -168,15 +167,19 @@ def test_max_examples_and_power_sampling(run: Callable[..., int], tmp_path: Path
     assert command("validate", tmp_path / "out.jsonl", "--input", tmp_path / "in.jsonl") == 0
 
 
-def test_what_reads_scores_says_that_there_are_none(run: Callable[..., int], tmp_path: Path) -> None:
+def test_what_reads_scores_says_that_there_are_none(
+    run: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run()
     directory = tmp_path / "out.jsonl.run"
     for name, *options in (["report"], ["regrade"], ["export", "--to", "parquet"]):
         with pytest.raises(UserError, match=r"is a run of generate, which grades nothing"):
             command(name, directory, *options)
-    watched = Watched(directory)
-    assert watched.complete
-    assert "numeric" not in watched.progress.frame()
+    capsys.readouterr()
+    assert command("watch", directory, "--once") == 0
+    shown = capsys.readouterr().out
+    assert "8 of 8" in shown
+    assert "numeric" not in shown
 
 
 def test_rows_that_no_line_of_json_can_carry_fail_alone(run: Callable[..., int], tmp_path: Path) -> None:
@@ -228,6 +231,10 @@ def test_an_output_that_is_a_link_stays_one(run: Callable[..., int], tmp_path: P
         (["--top_p", "2"], "--top_p=2 is refused"),
         (["--num_moves", "x"], "--num_moves=x is refused"),
         (["--output_file", __file__ + "/out.jsonl"], "cannot be written .*; choose another by --output_file[.]"),
+        (["--output_file"], "--output_file needs a value: grows in the order"),
+        (["--hourly_rate", "cheap"], "--hourly_rate: 'cheap' is not a price"),
+        (["--hourly-rate=-1"], "--hourly_rate: '-1' is not a price"),
+        (["--max_exmples=3"], "did you mean --max.examples"),
     ],
 )
 def test_refusals_name_the_options_that_generate_has(run: Callable[..., int], flags: list[str], words: str) -> None:
@@ -253,31 +260,12 @@ def test_run_grades_and_so_takes_no_open_task(capsys: pytest.CaptureFixture[str]
     assert "use powersample generate" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--output_file"], "--output_file needs a value: grows in the order"),
-        (["--model_path", "demo"], "arguments are required: --output_file"),
-        (["--output_file=o", "--hourly_rate", "cheap"], "--hourly_rate: 'cheap' is not a price"),
-        (["--output_file=o", "--hourly-rate=-1"], "'-1' is not a price"),
-        (["--output_file=o", "--max_exmples=3"], "did you mean --max.examples"),
-    ],
-)
-def test_arguments_that_are_refused(arguments: list[str], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        command("generate", *arguments)
-
-
-def test_options_are_settings_of_a_run_in_any_spelling(run: Callable[..., int], tmp_path: Path) -> None:
-    options = ["--top-p=0.5", "--max_examples", "3", "--output-file", "o.jsonl", "--seed", "4"]
-    assert vars(make_parser("generate").read(options)) == {
-        "sampler.top_p": "0.5",
-        "limit": "3",
-        "output_file": Path("o.jsonl"),
-        "hourly_rate": None,
-        "seed": "4",
-    }
-    assert make_parser("generate").read(["--output_file=o", "--limit=1", "--max_examples=2"]).limit == "2"
+def test_options_are_settings_of_a_run_in_any_spelling() -> None:
+    options = ["--top-p=0.5", "--max_examples", "3", "--output-file", "o.jsonl", "--seed", "4", "--limit=2"]
+    given = {"sampler.top_p": "0.5", "limit": "2", "output_file": Path("o.jsonl"), "hourly_rate": None, "seed": "4"}
+    assert vars(make_parser("generate").read(options)) == given
+    with pytest.raises(UserError, match="arguments are required: --output_file"):
+        make_parser("generate").read(["--model_path", "demo"])
 
 
 OPEN: dict[str, Any] = {"model": "m", "data": __file__, "task": {"preset": "generate"}}
@@ -442,17 +430,8 @@ def test_2000_rows_with_a_bad_one_survive_a_kill(tmp_path: Path) -> None:
     rows[777] = '{"input": "'
     data, out = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     flags = ["--model_path", "demo", "--input_file", data, "--output_file", out, "--max_new_tokens", 4]
-    words = [
-        sys.executable,
-        "-m",
-        "orchestrator",
-        "generate",
-        *map(str, flags),
-        "--batch_size",
-        "20",
-        "--num-workers",
-        "2",
-    ]
+    options = [*map(str, flags), "--batch_size", "20", "--num-workers", "2"]
+    words = [sys.executable, "-m", "orchestrator", "generate", *options]
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("POWERSAMPLE_", "RAY_"))}
     env = clean | {"POWERSAMPLE_NUM_GPUS": "0"}
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -67,12 +67,7 @@ def test_the_founding_table() -> None:
     assert found["gpu_memory"] == 80 * GB
     assert found["batch"] == 64
     assert training_budget(FOUNDING, 0.85)["batch"] == 69
-    assert [training_budget(FOUNDING, 0.80, number)["effective_batch"] for number in (1, 2, 3, 4)] == [
-        64,
-        128,
-        192,
-        256,
-    ]
+    assert [training_budget(FOUNDING, 0.80, n)["effective_batch"] for n in (1, 2, 3, 4)] == [64, 128, 192, 256]
     assert found["utilisation"] == pytest.approx(0.788)
 
 
