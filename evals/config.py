@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from evals.grading.grade import FORMATS
@@ -172,7 +172,10 @@ class TaskConfig(Settings):
         if preset is None or given.get("preset", "gsm8k") == "gsm8k":
             return given
         chat = given.get("chat", preset.chat)
-        asked = chat in (True, "true", "True", "1", 1)
+        try:
+            asked = TypeAdapter(bool).validate_python(chat)
+        except ValidationError:  # is refused as a value of its own
+            return given
         usual = {
             "name": preset.format,
             "num_shots": preset.num_shots,

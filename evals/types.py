@@ -61,7 +61,7 @@ class Prompt(NamedTuple):
 
 
 class Request(NamedTuple):
-    """Continue `prefix` with tokens of softmax(alpha * logits): all that an engine ever hears (ENGINE.md section 1)."""
+    """Continue `prefix` with tokens of softmax(alpha * logits): all that an engine ever hears."""
 
     prefix: tuple[int, ...]
     """Prompt and answer so far, at least one token; the first new token lands at position len(prefix)."""

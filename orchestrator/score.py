@@ -124,7 +124,7 @@ def with_new_scores(directory: Path, records: Sequence[Record]) -> tuple[list[Re
     """
     path = directory / SCORES
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().splitlines()  # of bytes: other letters than a newline end no line
     except FileNotFoundError:
         return list(records), None
     new = {}

@@ -119,7 +119,8 @@ def test_shots_limits_and_stops(preset: str) -> None:
 def test_what_is_set_wins_over_the_preset() -> None:
     config = TaskConfig(preset="lmeval-gsm8k", max_new_tokens=7, stop=("x",), num_shots=2)
     assert (config.max_new_tokens, config.stop, config.num_shots) == (7, ("x",), 2)
-    assert TaskConfig(preset="lighteval-gsm8k", chat=True).stop == ()
+    for said in (True, "true", "yes", "on", "TRUE"):
+        assert TaskConfig.model_validate({"preset": "lighteval-gsm8k", "chat": said}).stop == ()
     task = make_task(TaskConfig(preset="power-paper", chat=True), 0)
     assert task.prompt(Q) == ({"role": "user", "content": written(LITERAL["power-paper"])},)
 

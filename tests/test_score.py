@@ -165,6 +165,16 @@ def test_other_data_is_refused(run: Path, tmp_path: Path, capsys: pytest.Capture
     capsys.readouterr()
 
 
+def test_an_answer_with_other_line_separators_is_read_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = run / "records.jsonl"
+    records = [one._replace(text="\\boxed{a\u2028b\u0085c}") for one in read_records(log)]
+    log.write_bytes(b"".join(map(encode, records)))
+    assert main(["regrade", str(run)]) == 0
+    assert "\u2028" in (run / "scores.jsonl").read_text(encoding="utf-8")
+    assert main(["report", str(run)]) == 0
+    capsys.readouterr()
+
+
 def test_damaged_scores_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["regrade", str(run)]) == 0
     (run / "scores.jsonl").write_text('{"problem_id": 0}\n')

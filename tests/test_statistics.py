@@ -139,7 +139,7 @@ def test_sign_flip_by_random_signs_is_near_mcnemar() -> None:
 
 
 def test_the_minimum_detectable_effect_is_found_by_four_of_five_runs() -> None:
-    """Discordant shares and MDE in points at n = 1319: EVALUATION.md 4.1."""
+    """Discordant shares and MDE in points at n = 1319."""
     for discordant, points in ((0.05, 1.7), (0.1, 2.4), (0.2, 3.5), (0.3, 4.2)):
         half = round(1319 * discordant / 2)
         difference = paired_difference([1] * half + [0] * (1319 - half), [0] * (1319 - half) + [1] * half)

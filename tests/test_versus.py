@@ -115,7 +115,7 @@ def test_json_has_the_same_numbers(runs: tuple[str, str], capsys: pytest.Capture
 
 
 def test_several_samples_per_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Matrices A and B of EVALUATION.md 4.1."""
+    """Matrices A and B."""
     answers = str.maketrans({"1": "18 ", "0": "7 "})
     bits = {"a": (POWER, "1111 1101 0100 0000 1011 1111"), "b": (PLAIN, "1101 1001 0000 0000 1001 1110")}
     runs = [

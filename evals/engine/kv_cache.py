@@ -3,7 +3,7 @@
 A sequence is a list of pages of `PAGE` tokens. Nobody writes to a page that is shared, so that sequences share whole
 pages by counting references; a draft copies the one page that it shares in part. A draft reserves pages up to its limit
 when it opens and returns the surplus when it ends: nothing grows in flight. Pages of prompts are found again by their
-tokens (prefix.py) as long as somebody owns them. Page numbers never reach arithmetic, so that results do not
+tokens as long as somebody owns them. Page numbers never reach arithmetic, so that results do not
 depend on the allocation.
 """
 

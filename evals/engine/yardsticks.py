@@ -88,12 +88,12 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / median_seconds(lambda: torch.mm(a, b, out=out), device)
 
 
-def median_seconds(work: Callable[[], object], device: torch.device, repeats: int = REPEATS) -> float:
+def median_seconds(work: Callable[[], object], device: torch.device) -> float:
     """Median time of `work` on `device`, after three calls that do not count."""
     for _ in range(3):
         work()
     if device.type == "cuda":
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(REPEATS + 1)]
         for mark in marks[:-1]:
             mark.record()
             work()
@@ -102,11 +102,11 @@ def median_seconds(work: Callable[[], object], device: torch.device, repeats: in
         times = [before.elapsed_time(after) / 1e3 for before, after in pairwise(marks)]
     else:
         instants = [time.perf_counter()]
-        for _ in range(repeats):
+        for _ in range(REPEATS):
             work()
             instants.append(time.perf_counter())
         times = [after - before for before, after in pairwise(instants)]
-    return sorted(times)[repeats // 2]
+    return sorted(times)[REPEATS // 2]
 
 
 class Generated(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.types import Completion, Drop, Handle, Keep, Operation, Prompt, Request, Sample, Submit
+from evals.types import Completion, Drop, Handle, Operation, Prompt, Request, Sample, Submit
 
 Key = tuple[int, int, int]
 """Problem, sample | try << 16, move."""
@@ -53,9 +53,9 @@ def arrival(operations: list[Operation]) -> Generator[list[Operation], Arrival |
     return arrived
 
 
-def ask(request: Request, *first: Keep | Drop) -> Generator[list[Operation], Arrival | None, Completion]:
-    """Submit one request, after the operations `first`, and wait for its completion: `c = yield from ask(request)`."""
-    _, completion = yield from arrival([*first, Submit(request.key[2], request)])
+def ask(request: Request) -> Generator[list[Operation], Arrival | None, Completion]:
+    """Submit one request and wait for its completion: `c = yield from ask(request)`."""
+    _, completion = yield from arrival([Submit(request.key[2], request)])
     return completion
 
 

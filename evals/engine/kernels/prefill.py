@@ -1,6 +1,6 @@
 """Paged attention of a packed pass: runs of consecutive tokens of several sequences. Knows no model and no sampling.
 
-Keys and values of the pass are written first (write.py). A tile holds consecutive tokens of one sequence, with all
+Keys and values of the pass are written first (pages.py). A tile holds consecutive tokens of one sequence, with all
 query heads of one key/value head; it goes through the keys in blocks that start at multiples of the block size, and a
 block that a token does not see leaves its state as it is. So a token's result does not depend on its tile, its chunk or
 the batch. Single tokens are runs of length 1; decode.py is faster for them.
