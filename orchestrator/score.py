@@ -18,6 +18,7 @@ from evals.grading.numeric import gold
 from evals.stopping import cut
 from evals.tasks.presets import PRESETS
 from evals.types import Problem, Record, UserError
+from orchestrator import lines
 from orchestrator.arguments import suggestion
 from orchestrator.asked import problems_of, task_of
 from orchestrator.claim import check_lock, read_graded
@@ -101,15 +102,15 @@ def regrade(args: Namespace) -> int:
     check_lock(directory)
     records = answers(directory)
     task, problems = task_of(directory, run), problems_of(directory, run, args.data)
-    lines = []
+    rows = []
     for record in records.values():
         if record.status == "ok":
             grades = FORMATS[task.name].scores(record.text, problems[record.problem_id], PRESETS[task.preset].cot)
             scores = {name: one._asdict() for name, one in grades.items()}
             row = {"problem_id": record.problem_id, "sample_index": record.sample_index, "scores": scores}
-            lines.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            rows.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     try:
-        write_atomically(directory / SCORES, "".join(lines))
+        write_atomically(directory / SCORES, "".join(rows))
     except OSError as error:
         raise UserError(f"{directory / SCORES} cannot be written ({error.strerror}); make it writable.") from error
     tell([directory])
@@ -124,17 +125,17 @@ def with_new_scores(directory: Path, records: Sequence[Record]) -> tuple[list[Re
     """
     path = directory / SCORES
     try:
-        lines = path.read_bytes().splitlines()  # of bytes: other letters than a newline end no line
+        content = path.read_bytes()
     except FileNotFoundError:
         return list(records), None
     new = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(content.splitlines(), start=1):  # of bytes: a newline alone ends a line
         try:
-            row = json.loads(line)
-            new[row["problem_id"], row["sample_index"]] = {name: dict(one) for name, one in row["scores"].items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            row = lines.read(line, lines.ScoresLine)
+            new[row["problem_id"], row["sample_index"]] = row["scores"]
+        except ValueError as error:
             raise UserError(
-                f"{path}, line {number}: not the scores of a record ({type(error).__name__}); make the file again by "
+                f"{path}, line {number}: not the scores of a record ({error}); make the file again by "
                 f"`powersample regrade {directory}`, or delete it to have the run's own scores back."
             ) from error
     found = [

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from evals.types import Problem, Record, UserError
+from orchestrator import lines
 from orchestrator.claim import (
     LOCK,
     RECORDS,
@@ -33,12 +34,6 @@ from orchestrator.durable import cut_torn_tail, sync_directory, write_whole
 
 Key = tuple[int, int]
 """(problem_id, sample_index)."""
-SHAPES = {
-    **{"problem_id": int, "sample_index": int, "text": str, "ended": str, "token_ids": list},
-    **dict.fromkeys(("scores", "chain", "timings", "memory", "tokens", "worker"), dict),
-}
-"""What the fields of a record are at least, so that no reader trips over a damaged one."""
-MAX_TOKEN_ID = 2**31 - 1  # what the Parquet export holds
 NO_LIMITS: Mapping[str, int] = MappingProxyType({})
 
 
@@ -166,7 +161,7 @@ def read_records(path: Path) -> list[Record]:
     for number, line in enumerate(content.split(b"\n")[:-1], start=1):
         try:
             records.append(decode(line, limits))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise bad_line(path, number, error) from error
     return records
 
@@ -211,21 +206,8 @@ def limits_of(run: Mapping[str, Any]) -> dict[str, int]:
 
 
 def decode(line: bytes | str, limits: Mapping[str, int] = NO_LIMITS) -> Record:
-    """The record of one line. Raises ValueError or TypeError when it is none, or not within `limits_of` its run."""
-    fields = json.loads(line)
-    if not isinstance(fields, dict):
-        raise ValueError("not a JSON object")
-    record = Record(**fields)
-    for name, kind in SHAPES.items():
-        if type(getattr(record, name)) is not kind:
-            raise ValueError(f"{name} is no {kind.__name__}")
-    if not all(isinstance(score, dict) for score in record.scores.values()):
-        raise ValueError("a score is no dict")
-    if record.status not in ("ok", "failed"):
-        raise ValueError(f"status is {record.status!r}, not ok or failed")
-    ids = record.token_ids
-    if ids and (set(map(type, ids)) != {int} or min(ids) < 0 or max(ids) > MAX_TOKEN_ID):
-        raise ValueError(f"token_ids are not all whole numbers from 0 to {MAX_TOKEN_ID}")
+    """The record of one line. Raises ValueError when it is none, or not within `limits_of` its run."""
+    record = Record(**lines.read(line, lines.RecordLine))
     for name, limit in limits.items():
         if not 0 <= getattr(record, name) < limit:
             raise ValueError(f"{name} is {getattr(record, name)}, but the run has 0 to {limit - 1}")

@@ -101,12 +101,19 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     [
         ({"problem_id": 777}, "problem_id is 777, but the run has 0 to 19"),
         ({"problem_id": -1}, "problem_id is -1"),
-        ({"problem_id": True}, "problem_id is no int"),
+        ({"problem_id": True}, "problem_id is True"),
         ({"sample_index": 7}, "sample_index is 7, but the run has 0 to 0"),
         ({"status": "odd"}, "status is 'odd'"),
-        ({"token_ids": [-5]}, "token_ids are not all whole numbers"),
-        ({"token_ids": [5, "a"]}, "token_ids are not all whole numbers"),
-        ({"token_ids": [2**31]}, "token_ids are not all whole numbers"),
+        ({"token_ids": [-5]}, "token_ids.0 is -5"),
+        ({"token_ids": [5, "a"]}, "token_ids.1 is 'a'"),
+        ({"token_ids": [2**31]}, "token_ids.0 is 2147483648"),
+        ({"scores": {"numeric": {"correct": "false"}}}, "scores.numeric.correct is 'false'"),
+        ({"chain": {"moves": "x"}}, "chain.moves is 'x'"),
+        ({"chain": {"expected_correct": {"numeric": -100}}}, "chain.expected_correct.numeric is -100"),
+        ({"timings": {"start": ""}}, "timings.start is ''"),
+        ({"tokens": {"prefilled": []}}, "tokens.prefilled is"),
+        ({"memory": {"peak_rss_bytes": "x"}}, "memory.peak_rss_bytes is 'x'"),
+        ({"group": []}, "group is"),
     ],
 )
 def test_a_record_that_cannot_be_of_the_run_is_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:

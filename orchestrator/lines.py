@@ -1,0 +1,128 @@
+"""What lines of a run's files must hold: records, new scores, telemetry. Knows no file and no meaning."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
+
+from orchestrator.diagnostics import MEANS, TOTALS
+
+MAX_TOKEN_ID = 2**31 - 1  # what the Parquet export holds
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Amount = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1 + 1e-6)]
+"""The sum of weights may be rounded."""
+Count = Annotated[int, Field(ge=0)]
+
+
+class Line(BaseModel):
+    """Base of all: types as they are written, and whatever else there is."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class Verdict(Line):
+    """What one grader says of an answer."""
+
+    correct: bool
+    answer: str | None = None
+    kind: str = "number"
+
+
+class Worker(Line):
+    """Who answered."""
+
+    rank: int | None = None
+    name: str | None = None
+
+
+NUMBERS = (*TOTALS, *MEANS, "generated", "prefilled", "drift_max", "ess", "ess_final")
+Chain: Any = create_model(
+    "Chain",
+    __base__=Line,
+    **{name: (Number | None, None) for name in NUMBERS},
+    votes=(dict[str, Count], {}),
+    expected_correct=(dict[str, Share], {}),
+    log_p_trace=(list[Number], []),
+)
+"""A sampler's diagnostics: numbers, where reports read them."""
+
+
+class RecordLine(Line):
+    """A line of records.jsonl; see `evals.types.Record`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    problem_id: Count
+    sample_index: Count
+    status: Literal["ok", "failed"]
+    text: str
+    token_ids: list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]]
+    ended: str
+    scores: dict[str, Verdict]
+    chain: Chain
+    timings: dict[str, Amount]
+    memory: dict[str, Count | None]
+    tokens: dict[str, Count]
+    worker: Worker
+    error: str | None = None
+    group: str | None = None
+
+
+class ScoresLine(Line):
+    """A line of scores.jsonl."""
+
+    problem_id: Count
+    sample_index: Count
+    scores: dict[str, Verdict]
+
+
+class Sample(Line):
+    """A worker's state at a time, in telemetry.jsonl."""
+
+    kind: Literal["sample"]
+    time: Number
+    worker: str | None = None
+    pid: int | None = None
+    rank: int | None = None
+    memory: dict[str, Count | None] = {}
+    steps: Count | None = None
+    generated_tokens: Count | None = None
+    slots: Count | None = None
+    active_slots: Count | None = None
+    tokens_per_second: Amount | None = None
+    utilisation: Amount | None = None
+    nvml_used_bytes: Count | None = None
+
+
+class Event(Line):
+    """Something that happened, in telemetry.jsonl."""
+
+    kind: Literal["event"]
+    time: Number
+    event: str
+    name: str | None = None
+    worker: str | None = None
+    seconds: Amount | None = None
+
+
+def read(line: bytes | str, kind: type[Line]) -> dict[str, Any]:
+    """The fields of a line as they are written. Raises ValueError, which names the first that is wrong, for none."""
+    try:
+        fields = json.loads(line, parse_constant=not_json)
+        json.dumps(fields, ensure_ascii=False).encode()  # halves of characters cannot be written again
+        kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the line"
+        has = "" if first["type"] == "missing" else f" is {repr(first['input'])[:60]}"
+        raise ValueError(f"{where}{has}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return fields
+
+
+def not_json(word: str) -> JsonValue:
+    raise ValueError(f"{word} is no number in JSON")
