@@ -126,6 +126,10 @@ class SamplerConfig(Settings):
         return self.model_dump(include={"kind"} | READS[self.kind], exclude={"top_p"} if self.top_p == 1 else None)
 
 
+if unknown := frozenset().union(*READS.values()) - SamplerConfig.model_fields.keys():
+    raise TypeError(f"a kind of sampler (evals/samplers/make.py) reads {sorted(unknown)}: add them to SamplerConfig")
+
+
 class TaskConfig(Settings):
     """Which problems, how they are put to the model, and how long an answer may be."""
 

@@ -105,7 +105,7 @@ def read_run(directory: Path) -> dict[str, Any] | None:
         run = json.loads((directory / RUN).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{directory / RUN} is not valid JSON ({error}); restore it or choose another directory."
         ) from error

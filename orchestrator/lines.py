@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from math import isfinite
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from orchestrator.diagnostics import MEANS, TOTALS
 
@@ -39,15 +40,21 @@ class Worker(Line):
 
 
 NUMBERS = (*TOTALS, *MEANS, "generated", "prefilled", "drift_max", "ess", "ess_final")
-Chain: Any = create_model(
-    "Chain",
-    __base__=Line,
-    **{name: (Number | None, None) for name in NUMBERS},
-    votes=(dict[str, Count], {}),
-    expected_correct=(dict[str, Share], {}),
-    log_p_trace=(list[Number], []),
-)
-"""A sampler's diagnostics: numbers, where reports read them."""
+
+
+class Chain(Line):
+    """A sampler's diagnostics; what reports read as numbers is numbers."""
+
+    votes: dict[str, Count] = {}
+    expected_correct: dict[str, Share] = {}
+    log_p_trace: list[Number] = []
+
+    @model_validator(mode="after")
+    def _has_numbers(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if name in NUMBERS and not (value is None or (type(value) in (int, float) and isfinite(value))):
+                raise ValueError(f"chain.{name} is {value!r}, which is no number")
+        return self
 
 
 class RecordLine(Line):
@@ -79,33 +86,36 @@ class ScoresLine(Line):
     scores: dict[str, Verdict]
 
 
-class Sample(Line):
-    """A worker's state at a time, in telemetry.jsonl."""
+class TelemetryLine(Line):
+    """A line of telemetry.jsonl: a worker's state at a time, or an event; what every one must have, and types."""
 
-    kind: Literal["sample"]
+    kind: Literal["sample", "event"]
     time: Number
-    worker: str | None = None
+    event: str = ""
+    name: str = ""
+    worker: str = ""
     pid: int | None = None
     rank: int | None = None
     memory: dict[str, Count | None] = {}
-    steps: Count | None = None
-    generated_tokens: Count | None = None
-    slots: Count | None = None
-    active_slots: Count | None = None
+    seconds: Amount = 0.0
+    steps: Count = 0
+    generated_tokens: Count = 0
+    slots: Count = 0
+    active_slots: Count = 0
     tokens_per_second: Amount | None = None
     utilisation: Amount | None = None
+    waiting_fraction: Number | None = None
+    idle_seconds: Amount | None = None
     nvml_used_bytes: Count | None = None
 
-
-class Event(Line):
-    """Something that happened, in telemetry.jsonl."""
-
-    kind: Literal["event"]
-    time: Number
-    event: str
-    name: str | None = None
-    worker: str | None = None
-    seconds: Amount | None = None
+    @model_validator(mode="after")
+    def _says_what_its_kind_says(self) -> Self:
+        needed = (
+            {"worker"} if self.kind == "sample" else {"event", {"phase": "name", "tail": "seconds"}.get(self.event)}
+        )
+        if missing := needed - self.model_fields_set - {None}:
+            raise ValueError(f"{missing.pop()} is missing")
+        return self
 
 
 def read(line: bytes | str, kind: type[Line]) -> dict[str, Any]:
@@ -116,6 +126,8 @@ def read(line: bytes | str, kind: type[Line]) -> dict[str, Any]:
         kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        if first["type"] == "value_error":  # ours
+            raise first.get("ctx", {})["error"] from error
         where = ".".join(map(str, first["loc"])) or "the line"
         has = "" if first["type"] == "missing" else f" is {repr(first['input'])[:60]}"
         raise ValueError(f"{where}{has}: {first['msg'][0].lower()}{first['msg'][1:]}") from error

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from evals.config import TaskConfig
 from evals.types import Record, UserError
 from orchestrator.asked import task_of
-from orchestrator.claim import RECORDS, read_run
+from orchestrator.claim import RECORDS, read_known, read_run
 from orchestrator.config import RunConfig
 from orchestrator.problems import find_question, jsonl_lines, parsed
 from orchestrator.store import first_records
@@ -130,8 +130,10 @@ class Expected(NamedTuple):
     task: TaskConfig
     failed: frozenset[int] = frozenset()
     """Rows that the run lists as failed."""
-    cut: int | None = None
-    """Answers that ended at the longest length; None where nobody knows."""
+    texts: Mapping[int, str] | None = None
+    """Row number -> the run's answer; None where nobody knows."""
+    cut: int = 0
+    """Of these so many ended at the longest length."""
 
 
 def validate(args: Namespace) -> int:
@@ -144,28 +146,35 @@ def validate(args: Namespace) -> int:
         print(sentence)
     if len(wrong) > SHOWN:
         print(f"and {len(wrong) - SHOWN} more")
-    cut = "an unknown number" if expected.cut is None else expected.cut
+    verdict = f"{len(wrong)} thing{'s are' if len(wrong) > 1 else ' is'} wrong" if wrong else "all is well"
+    cut = (
+        "how many are cut off nobody knows"
+        if expected.texts is None
+        else f"{expected.cut} cut off at the longest length"
+    )
     print(
         f"{path}: {len(found)} answers to {len(expected.rows)} rows, {len(expected.failed)} rows listed as failed, "
-        f"{cut} answers cut off at the longest length; {f'{len(wrong)} things are wrong' if wrong else 'all is well'}"
+        f"{cut}; {verdict}"
     )
-    if expected.cut and expected.cut > MAX_CUT * len(found):
-        print(f"Warning: {expected.cut / max(1, len(found)):.0%} of the answers are cut off: raise --max_new_tokens.")
+    if expected.texts and expected.cut > MAX_CUT * len(expected.texts):
+        share = expected.cut / len(expected.texts)
+        print(f"Warning: {share:.0%} of the answers are cut off: raise --max_new_tokens.")
     return 1 if wrong else 0
 
 
 def expect(output: Path, source: Path) -> Expected:
     """What should be in `output`, by its input and, where it is there, its run."""
-    rows, run = input_rows(source, "--input"), read_run(run_of(output))
-    if run is None:
+    rows, directory = input_rows(source, "--input"), run_of(output)
+    if read_run(directory) is None:
         return Expected(rows, TaskConfig(preset="generate"))
-    directory = run_of(output)
+    run = read_known(directory)
     records = first_records(directory / RECORDS).values()
     limit = run["config"].get("limit")
     return Expected(
         {number: row for number, row in rows.items() if limit is None or number < limit},
         task_of(directory, run),
         frozenset(record.problem_id for record in records if record.status == "failed"),
+        {record.problem_id: record.text for record in records if record.status == "ok"},
         sum(record.ended == "length" for record in records),
     )
 
@@ -200,6 +209,8 @@ def check_rows(found: Iterable[tuple[str, Output]], expected: Expected) -> list[
         ]
         if not output.output.strip():
             wrong.append(f"{where}: the output is empty")
+        elif expected.texts is not None and output.output != expected.texts.get(output.metadata.example_id):
+            wrong.append(f"{where}: the output is not the answer of the run")
     return wrong
 
 

@@ -160,6 +160,8 @@ def read_yaml(path: Path) -> Any:
         raise UserError(
             f"{path}{line}: not valid YAML ({problem}); settings are `name: value` lines, see {SEE}."
         ) from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply; settings are `name: value` lines, see {SEE}.") from error
     except ValueError as error:  # a value that looks like a date and is none
         raise UserError(f"{path}: a value is not valid YAML ({error}); put it in quotes.") from error
 

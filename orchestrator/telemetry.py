@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.durable import cut_torn_tail, write_whole
+from orchestrator.lines import TelemetryLine, read
 
 PHASES = ("setup", "ray", "load", "sampling")
 
@@ -118,17 +119,11 @@ def scan_telemetry(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
-    """One row; None if the line is none or lacks what every row of its kind has."""
+    """One row; None if the line is none."""
     try:
-        row = json.loads(line)
-        whole = isinstance(row["time"], int | float)
-    except (ValueError, TypeError, KeyError):
+        return read(line, TelemetryLine)
+    except ValueError:
         return None
-    if row.get("kind") == "sample":
-        whole = whole and isinstance(row.get("memory", {}), dict)
-    elif row.get("event") == "phase":
-        whole = whole and isinstance(row.get("name"), str)
-    return row if whole and row.get("kind") in ("sample", "event") else None
 
 
 def timings(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:

@@ -190,6 +190,21 @@ def test_weights_that_are_missing_or_pickled_are_refused(folder: Path) -> None:
         load_model(str(folder), EngineConfig(), "cpu")
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", "null"),
+        ("generation_config.json", "{"),
+        ("generation_config.json", '{"eos_token_id": "x"}'),
+    ],
+)
+def test_a_damaged_tokenizer_is_refused(folder: Path, file: str, content: str) -> None:
+    (folder / file).write_text(content)
+    with pytest.raises(UserError, match="no usable tokenizer"):
+        load_tokenizer(str(folder))
+
+
 def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").unlink()

@@ -314,6 +314,7 @@ def params(rows: list[Any]) -> None:
         (lambda rows: rows.reverse(), "not in the order"),
         (lambda rows: rows.insert(0, '{"input": "torn'), "line 1: the line: Invalid JSON"),
         (change(2, output=" "), "line 3: the output is empty"),
+        (change(2, output="other"), "line 3: the output is not the answer of the run"),
         (change(2, input="other"), "line 3: input is not that of row 5"),
         (change(2, difficulty="easy"), "line 3: difficulty is not that of row 5"),
         (change(2, extra=1), "line 3: extra: Extra inputs"),
@@ -351,7 +352,7 @@ def test_without_its_run_an_output_has_to_answer_every_row(
     assert command("validate", tmp_path / "moved.jsonl", "--input", tmp_path / "in.jsonl") == 1
     said = capsys.readouterr().out
     assert "rows without an answer: 4 (2, 3, 4, 6)" in said
-    assert "an unknown number answers cut off" in said
+    assert "how many are cut off nobody knows" in said
 
 
 class Letters:

@@ -278,7 +278,9 @@ def test_damaged_telemetry_is_skipped_and_said(tmp_path: Path) -> None:
     first, *others = log.read_bytes().splitlines(keepends=True)
     damaged = (
         b'{"kind": "event", "ti', b"\xff", b"", b"[1]", b'{"kind": "event"}', b'{"time": 1}',
-        b'{"kind": "event", "event": "phase", "time": 1}', b'{"kind": "sample", "time": 1, "memory": 3}',
+        b'{"kind": "event", "event": "phase", "time": 1}', b'{"kind": "event", "event": "tail", "time": 1}',
+        b'{"kind": "sample", "worker": 0, "time": 1}', b'{"kind": "sample", "worker": "w", "time": NaN}',
+        b'{"kind": "sample", "time": 1, "memory": 3}',
     )  # fmt: skip
     log.write_bytes(b"".join([first, *(line + b"\n" for line in damaged), *others]))
     death = {"kind": "event", "event": "death", "time": 1.0, "worker": "cpu0", "cause": "crash", "lost": 2}
@@ -290,7 +292,7 @@ def test_damaged_telemetry_is_skipped_and_said(tmp_path: Path) -> None:
     assert (summary["num_damaged_telemetry"], summary["num_deaths"]) == (len(damaged), 1)
     assert "Workers lost and replaced: 1;" in text
     assert any(
-        "Lines of telemetry.jsonl that are damaged and could not be read: 8" in line for line in summary["warnings"]
+        "Lines of telemetry.jsonl that are damaged and could not be read: 11" in line for line in summary["warnings"]
     )
     assert "15.0 s in all (set-up 1.0 s, load 4.0 s, sampling 10.0 s)" in text
     assert "damaged" not in good

@@ -197,19 +197,20 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Tokenizer:
         if not any(file for pattern in TOKENIZER_FILES for file in Path(folder).glob(pattern)):
             raise OSError("no file of it is there")  # some versions of the library would make up an empty one
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
+        ids = as_ids(tokenizer.eos_token_id) | as_ids(getattr(config, "eos_token_id", None))
+        if (Path(folder) / "generation_config.json").is_file():
+            ids |= as_ids(GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id)
+    except Exception as error:  # of damaged files the libraries raise what comes, Exception itself among it
         raise UserError(
             f"The model folder {folder} has no usable tokenizer ({first_line(error)}); use one written by the "
             "`save_pretrained` of both model and tokenizer."
         ) from error
-    ids = as_ids(tokenizer.eos_token_id) | as_ids(getattr(config, "eos_token_id", None))
-    if (Path(folder) / "generation_config.json").is_file():
-        ids |= as_ids(GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id)
     return Tokenizer(tokenizer, ids)
 
 
 def as_ids(value: Any) -> frozenset[int]:
-    """An id, a list of ids or nothing, as a set."""
-    if value is None:
-        return frozenset()
-    return frozenset([value] if isinstance(value, int) else value)
+    """An id, a list of ids or nothing, as a set. Raises ValueError for anything else."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(one, int) for one in ids):
+        raise ValueError(f"{value!r} is no id of a token")
+    return frozenset(ids)
