@@ -18,29 +18,30 @@ from orchestrator.scores import HEADLINE, at_k, estimate, graders, groups_of, qu
 from orchestrator.telemetry import timings as phase_timings
 
 FEW_PROBLEMS = 300
-WARNINGS = (
-    "The run is incomplete: {num_records:,} of {wanted:,} answers are recorded, so all figures are provisional; start "
-    "it again to finish it.",
-    "Answers that failed and count as wrong: {failures:,} (problems {ids}); records.jsonl says why.",
-    "{truncated:percent} % of the answers were cut off at the limit| of {run[max_new_tokens]:,} tokens|; a longer "
-    "task.max_new_tokens would tell whether they are wrong.",
-    "In {silent:percent} % of the texts the numeric grader found no answer at all.",
-    "{undecided:,} answers are formulas that the symbolic checker could not decide (not installed, too slow, or it "
-    "failed); they count as wrong until `powersample regrade` decides them.",
-    "The scores are those of a later `powersample regrade` (scores.jsonl), by which {rescored:,} answers have other "
-    "verdicts than when they were sampled.",
-    "The rules of paper do not leave p^alpha invariant: its scores are biased, for comparison only. {paper}",
-    "{null:percent} % of the moves proposed the answer they started from: the chains hardly move; the model is sure of "
-    "its answers, or alpha is too large.",
-    "Only {acceptance:percent} % of the proposals of another answer were accepted: the chains are stuck.",
-    "Mean log p still rose over the last {rise[moves]} moves, by {rise[mean]:.2f} ± {rise[stderr]:.2f}: the chains "
-    "have not converged; more moves would change the scores.",
-    "The effective sample size is {ess:percent} % of the candidates: a few of them carry all the weight.",
-    "Lines of telemetry.jsonl that are damaged and could not be read: {damaged:,}; seconds and memory may be too low; "
-    "the scores are not affected.",
-    f"Fewer than {FEW_PROBLEMS} problems ({{few:,}}): the intervals are wide, and small differences mean nothing.",
-)
-"""What a reader must know before believing the figures; a sentence whose figure is None is not said."""
+WARNINGS = {
+    "incomplete": "The run is incomplete: {num_records:,} of {wanted:,} answers are recorded, so all figures are "
+    "provisional; start it again to finish it.",
+    "failed": "Answers that failed and count as wrong: {failures:,} (problems {ids}); records.jsonl says why.",
+    "truncated": "{truncated:percent} % of the answers were cut off at the limit| of {run[max_new_tokens]:,} "
+    "tokens|; a longer task.max_new_tokens would tell whether they are wrong.",
+    "silent": "In {silent:percent} % of the texts the numeric grader found no answer at all.",
+    "undecided": "{undecided:,} answers are formulas that the symbolic checker could not decide (not installed, too "
+    "slow, or it failed); they count as wrong until `powersample regrade` decides them.",
+    "rescored": "The scores are those of a later `powersample regrade` (scores.jsonl), by which {rescored:,} answers "
+    "have other verdicts than when they were sampled.",
+    "paper": "The rules of paper do not leave p^alpha invariant: its scores are biased, for comparison only. {paper}",
+    "null": "{null:percent} % of the moves proposed the answer they started from: the chains hardly move; the model "
+    "is sure of its answers, or alpha is too large.",
+    "acceptance": "Only {acceptance:percent} % of the proposals of another answer were accepted: the chains are stuck.",
+    "rise": "Mean log p still rose over the last {rise[moves]} moves, by {rise[mean]:.2f} ± {rise[stderr]:.2f}: the "
+    "chains have not converged; more moves would change the scores.",
+    "ess": "The effective sample size is {ess:percent} % of the candidates: a few of them carry all the weight.",
+    "damaged": "Lines of telemetry.jsonl that are damaged and could not be read: {damaged:,}; seconds and memory may "
+    "be too low; the scores are not affected.",
+    "few": f"Fewer than {FEW_PROBLEMS} problems ({{few:,}}): the intervals are wide, and small differences mean "
+    "nothing.",
+}
+"""What a reader must know before believing the figures, by name; a sentence whose figure is None is not said."""
 MAX_QUIET_RATE = 0.02
 """Share of truncated answers, and of texts without an answer, above which a warning says so."""
 MAX_NULL, MIN_ACCEPTANCE, MIN_ESS_SHARE = 0.95, 0.01, 0.10
@@ -99,7 +100,7 @@ def summarise(
         "num_deaths": sum(row.get("event") == "death" for row in telemetry),
         "num_damaged_telemetry": num_damaged_telemetry,
     }
-    return {**summary, "warnings": warnings(summary)}
+    return {**summary, "warnings": list(warnings(summary).values())}
 
 
 def truncated(record: Record, limit: float) -> bool:
@@ -174,8 +175,8 @@ def mean_active_slots(samples: Iterable[Mapping[str, Any]]) -> float | None:
     return ratio(tokens, steps)
 
 
-def warnings(summary: Mapping[str, Any]) -> list[str]:
-    """The sentences of WARNINGS that apply."""
+def warnings(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The sentences of WARNINGS that apply, under their names."""
     chain, rise, failed = summary["chain"], summary["chain"]["log_p_rise"], summary["failed"]
     rising = rise is not None and rise["stderr"] is not None and rise["mean"] > rise["stderr"]
     paper = "They also end an answer at the length of the one before."
@@ -196,12 +197,12 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
         "damaged": summary["num_damaged_telemetry"] or None,
         "few": below(summary["num_problems"], FEW_PROBLEMS),
     }
-    return [said for warning in WARNINGS if (said := say(warning, figures))]
+    return {name: said for name, warning in WARNINGS.items() if (said := say(warning, figures))}
 
 
-def few_problems(number: int) -> list[str]:
-    """The warning that figures of so few problems need, if they need it."""
-    return [said for said in [say(WARNINGS[-1], {"few": below(number, FEW_PROBLEMS)})] if said]
+def few_problems(number: int) -> str:
+    """The warning that figures of so few problems need; empty if they need none."""
+    return say(WARNINGS["few"], {"few": below(number, FEW_PROBLEMS)})
 
 
 def above(value: float | None, limit: float) -> float | None:

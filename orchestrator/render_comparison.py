@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.compare import Comparison, Pair, flips
 from orchestrator.layout import WIDTH, Table, figure, item, paragraphs, percent, with_error, without_spread
-from orchestrator.reduce import few_problems
+from orchestrator.reduce import few_problems, warnings
 from orchestrator.render import agreement, model_name, problems_name, provenance, shown_scores
 from orchestrator.scores import HEADLINE
 
@@ -23,13 +23,13 @@ ENDING = 200
 def comparison_report(comparison: Comparison, plot: str | None) -> str:
     """The report of several runs on the same problems; `plot` is the name of the figure that lies beside it."""
     summaries = [run.summary for _, run in comparison.runs]
-    warnings = [
+    warned = [
         item(f"Warning ({'all runs' if len(labels) == len(summaries) else '; '.join(labels)}): {sentence}")
         for sentence, labels in shared_warnings(comparison).items()
     ]
     parts = [
         f"# {comparison_title(comparison)}",
-        "\n".join(warnings),
+        "\n".join(warned),
         paragraphs(*comparison_parts(comparison)),
         f"![Scores against tokens and settings]({plot})" if plot else "",
         item(provenance(*summaries)),
@@ -61,14 +61,14 @@ def comparison_parts(comparison: Comparison) -> list[str | Table]:
 
 def shared_warnings(comparison: Comparison) -> dict[str, list[str]]:
     """Each warning once, with the runs that it is about."""
-    of_all = few_problems(len(comparison.common))
+    of_all = [few_problems(len(comparison.common))]
     if comparison.asked:
         differing = ", ".join(comparison.asked)
         of_all.append(f"The runs asked differently ({differing}), and part of a difference may come from that.")
-    found = {sentence: [label for label, _ in comparison.runs] for sentence in of_all}
+    found = {sentence: [label for label, _ in comparison.runs] for sentence in of_all if sentence}
     for label, run in comparison.runs:
-        for sentence in run.summary["warnings"]:
-            if sentence not in few_problems(run.summary["num_problems"]):  # what counts here is the common ones
+        for name, sentence in warnings(run.summary).items():
+            if name != "few":  # what counts here is the common ones
                 found.setdefault(sentence, []).append(label)
     return found
 
