@@ -19,7 +19,6 @@ MAX_TICKS = 8
 MAX_BARS = 40  # of a histogram, at least 1 token wide
 FATES = {"wrong": svg.COLOURS[1], "right": svg.COLOURS[2], "no answer": svg.COLOURS[7], "truncated": svg.COLOURS[3]}
 """What became of an answer, from below to above in a histogram; of several that apply, the last."""
-FIRST_PANEL = "Score and cost"
 SCORE = f"% right ({HEADLINE}) ± standard error"
 
 Labelled = Sequence[tuple[str, Mapping[str, Any]]]
@@ -40,7 +39,7 @@ def accuracy_figure(runs: Labelled) -> str | None:
         Series(f"{i}  {label}", [point(summary, summary["tokens"]["mean_generated"], str(i))])
         for i, (label, summary) in enumerate(known, 1)
     ]
-    panels = [Panel(FIRST_PANEL, "tokens generated per problem", SCORE, by_cost)]
+    panels = [Panel("Score and cost", "tokens generated per problem", SCORE, by_cost)]
     for setting, name in SETTINGS.items():
         if series := sweeps(known, setting):
             label = f"{name} (beside the points: tokens generated per problem)"

@@ -7,10 +7,10 @@ Reads run.json, records.jsonl and telemetry.jsonl and never writes to them. Know
 from __future__ import annotations
 
 import json
-import re
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -20,7 +20,8 @@ from orchestrator.asked import asked
 from orchestrator.claim import RECORDS, RUN, TELEMETRY, read_graded, runs_in
 from orchestrator.compare import Comparison, Run, as_json, compare
 from orchestrator.durable import write_atomically
-from orchestrator.figures import FIRST_PANEL, accuracy_figure
+from orchestrator.figures import accuracy_figure
+from orchestrator.layout import short
 from orchestrator.page import Shown, page
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
@@ -33,6 +34,8 @@ from orchestrator.timeline import timeline
 
 SUMMARY, REPORT, PAGE, FIGURE, TIMELINE = "summary.json", "report.md", "report.html", "accuracy.svg", "timeline.svg"
 NUM_FLIPS = 20
+MARK, MARK_END = "<!-- powersample comparison ", " -->"
+"""Between them the fingerprints of the runs: the last line of a comparison's files, by which they may be replaced."""
 
 
 def report(args: Namespace) -> int:
@@ -66,9 +69,8 @@ def named_runs(args: Namespace) -> list[Path]:
 
 
 def tell(run_dirs: Sequence[Path], out: Path | None = None) -> None:
-    """Write reports, print the text but not its link to a figure, and say on stderr where they are, the page first."""
-    text = write_report(run_dirs, out)
-    print(re.sub(r"^!\[.*\n\n", "", text, flags=re.MULTILINE), end="", flush=True)
+    """Write reports, print the text, and say on stderr where they are, the page first."""
+    print(write_report(run_dirs, out), end="", flush=True)
     said = f"{SUMMARY}, {REPORT} and {PAGE}"
     if len(run_dirs) == 1:
         said = f"Read {run_dirs[0] / PAGE}; {said} were written there."
@@ -91,8 +93,6 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
     its figure lie beside it. Raises UserError for a directory that is missing or holds no run, for runs that cannot be
     compared, and where another file is in the way.
     """
-    if not run_dirs:
-        raise UserError("No run directory was given; name at least one, as in `powersample report runs/demo/power`.")
     runs = [read(directory) for directory in run_dirs]
     comparison = compare(runs) if len(runs) > 1 else None
     if comparison is not None:
@@ -116,33 +116,41 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
 
 
 def write_comparison(comparison: Comparison, shown: Sequence[Shown], out: Path) -> str:
-    """Write a comparison to the file `out`, its page and its figure beside it; return the text."""
+    """Write a comparison to the file `out`, its page and its figure beside it; return the text for a screen."""
     plot = accuracy_figure([(label, run.summary) for label, run in comparison.runs])
-    text = comparison_report(comparison, FIGURE if plot else None)
-    write(out, text)
     named = [one._replace(label=label) for one, (label, _) in zip(shown, comparison.runs, strict=True)]
-    write(out.with_suffix(".html"), page(named, comparison, plot))
-    if plot:
-        write(out.parent / FIGURE, plot)
-    return text
+    texts = {
+        out: comparison_report(comparison, FIGURE if plot else None),
+        out.with_suffix(".html"): page(named, comparison, plot),
+        **({out.parent / FIGURE: plot} if plot else {}),
+    }
+    for path, text in texts.items():
+        write(path, f"{text.rstrip()}\n\n{mark(comparison)}\n")
+    return comparison_report(comparison, None)
+
+
+def mark(comparison: Comparison) -> str:
+    known = {short(run.summary["run"]["fingerprint"]) or "unknown" for _, run in comparison.runs}
+    return MARK + escape(" ".join(sorted(known))) + MARK_END
 
 
 def check_place(path: Path, same: Comparison | None) -> None:
     """Raises UserError if `path` is not of an earlier comparison, or of other runs than those of `same`."""
     if not path.exists():
         return
-    found = path.read_text(encoding="utf-8", errors="replace")
-    if (" methods on " if path.name != FIGURE else FIRST_PANEL) not in found.partition("\n")[0]:
-        raise UserError(f"{path} is in the way of the comparison and is none itself; move it to another place.")
-    named = re.search(r"fingerprint (\w+(?: / \w+)*)", " ".join(found.split()))
-    if same is None or named is None:
-        return
-    known = {str(run.summary["run"]["fingerprint"])[:8] for _, run in same.runs}
-    if known != set(named[1].split(" / ")):
-        runs = " ".join(str(run.directory) for _, run in same.runs)
+    last = path.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+    if not last.startswith(MARK):
         raise UserError(
-            f"{path} is the comparison of other runs (fingerprints {named[1]}) and would be replaced; `powersample "
-            f"compare {runs}` prints this one and writes nothing, or move {path.parent / REPORT} to another place."
+            f"{path} is in the way of the comparison and is none itself, or an earlier version's; move it to another "
+            "place."
+        )
+    if same is not None and last != mark(same):
+        runs = " ".join(str(run.directory) for _, run in same.runs)
+        named = last.removeprefix(MARK).removesuffix(MARK_END)
+        raise UserError(
+            f"{path} is the comparison of other runs (fingerprints {named}) and would be replaced; `powersample "
+            f"compare {runs}` prints this one and writes nothing, or move {REPORT}, {PAGE} and {FIGURE} of "
+            f"{path.parent} to another place."
         )
 
 

@@ -1,6 +1,7 @@
 """Comparisons of runs: which pairs, which tests, how it reads, and where it is written."""
 
 import json
+import re
 from math import sqrt
 from pathlib import Path
 
@@ -140,56 +141,58 @@ def test_report_of_several_runs(tmp_path: Path) -> None:
     power = save(tmp_path / "power", POWER, "1" * 12 + "0" * 8)
     plain = save(tmp_path / "t1", PLAIN, "0" * 10 + "1" * 4 + "0" * 6)
     text = write_report([plain, power], tmp_path)
-    assert (tmp_path / "report.md").read_text(encoding="utf-8") == text
+    written = (tmp_path / "report.md").read_text(encoding="utf-8")
+    figure = "![Scores against tokens and settings](accuracy.svg)\n\n"
+    assert figure in written
+    assert written.replace(figure, "") == f"{text}\n<!-- powersample comparison ffffffff -->\n"
     assert all((directory / name).exists() for directory in (power, plain) for name in ("summary.json", "report.md"))
     assert "# problems.jsonl, tiny: 2 methods on 20 common problems" in text
     assert "Warning (all runs): Fewer than 300 problems (20)" in text
     row = next(line for line in text.splitlines() if "+40.0 ±" in line)
     figures = "power (alpha 4, 10 moves) | +40.0 ± 15.2 | +10.2 to +69.8 | 42.6 | 10 | 2 | 0.0386 | 0.0386"
     assert [cell.strip() for cell in row.split("|")[1:-1]] == figures.split(" | ")
-    assert "](accuracy.svg)" in text
     assert (tmp_path / "accuracy.svg").read_text(encoding="utf-8").startswith("<svg ")
     assert max(map(len, text.splitlines())) <= 100
     assert write_report([plain, power], tmp_path / "again.md") == text
-    assert (tmp_path / "again.md").read_text(encoding="utf-8") == text
+    assert (tmp_path / "again.md").read_text(encoding="utf-8") == written
 
 
 def test_the_comparison_lies_beside_the_runs_and_replaces_no_other_file(tmp_path: Path) -> None:
     runs = [save(tmp_path / "power", POWER, "1100"), save(tmp_path / "t1", PLAIN, "1000")]
-    text = write_report(runs)
-    assert (tmp_path / "report.md").read_text(encoding="utf-8") == text
-    assert write_report(runs) == text
-    (tmp_path / "report.md").write_text("# My thesis\n", encoding="utf-8")
+    write_report(runs)
+    names = ("report.md", "report.html", "accuracy.svg")
+    before = {name: (tmp_path / name).read_text(encoding="utf-8") for name in names}
+    assert all(text.endswith("\n<!-- powersample comparison ffffffff -->\n") for text in before.values())
+    write_report(runs)
+    assert {name: (tmp_path / name).read_text(encoding="utf-8") for name in names} == before
     (runs[0] / "report.md").unlink()
-    with pytest.raises(UserError, match=r"report\.md is in the way of the comparison"):
-        write_report(runs)
-    assert (tmp_path / "report.md").read_text(encoding="utf-8") == "# My thesis\n"
+    unmarked = before["report.md"].partition("<!--")[0]  # as an earlier version wrote it
+    for name, text in [("report.md", "# My thesis\n"), ("report.md", unmarked), ("accuracy.svg", "<svg>mine</svg>")]:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        for out in (None, tmp_path):
+            with pytest.raises(UserError, match=rf"{re.escape(name)} is in the way .* move it to another place"):
+                write_report(runs, out)
+        assert (tmp_path / name).read_text(encoding="utf-8") == text
+        (tmp_path / name).write_text(before[name], encoding="utf-8")
     assert not (runs[0] / "report.md").exists(), "refused before anything is written"
 
 
-def test_a_comparison_of_other_runs_and_another_figure_are_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_comparison_of_other_runs_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     samplers = {"power": POWER, "t1": PLAIN, "greedy": {"kind": "greedy"}}
     runs = {name: str(save(tmp_path / name, sampler, "1100")) for name, sampler in samplers.items()}
     for i, directory in enumerate(runs.values()):
         content = json.loads(Path(directory, "run.json").read_text())
         Path(directory, "run.json").write_text(json.dumps(content | {"fingerprint": f"{i}" * 64}))
-    figure = tmp_path / "accuracy.svg"
-    figure.write_text("<svg>mine</svg>")
-    assert main(["report", runs["power"], runs["t1"]]) == 2
-    assert "accuracy.svg is in the way of the comparison" in capsys.readouterr().err
-    figure.unlink()
     assert main(["report", runs["power"], runs["t1"]]) == 0
     assert capsys.readouterr().err.startswith(f"Read {tmp_path / 'report.html'}; the comparison was written there")
     assert main(["report", runs["t1"], runs["power"]]) == 0, "the same runs"
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for missing in ("", "report.md"):
+    for missing in ("", "report.md", "report.html"):
         if missing:
             before.pop(tmp_path / missing)
             (tmp_path / missing).unlink()
         capsys.readouterr()
         err = refused(["report", runs["t1"], runs["greedy"]], capsys)
-        assert "is the comparison of other runs (fingerprints 11111111 / 00000000)" in err
+        assert "is the comparison of other runs (fingerprints 00000000 11111111)" in err
         assert f"`powersample compare {runs['t1']} {runs['greedy']}` prints this one and writes nothing" in err
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
