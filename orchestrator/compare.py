@@ -74,8 +74,8 @@ class Flip(NamedTuple):
 def compare(runs: Sequence[Run], grader: str = HEADLINE) -> Comparison:
     """Compare two or more runs: each with the baseline, and each of power sampling with every other method.
 
-    The baseline is the first run at temperature 1, else the first. Raises UserError if they are of different tasks or
-    data, share no problem, or lack the score.
+    The baseline is the first run at temperature 1 without truncation, else the first. Raises UserError if they are of
+    different tasks or data, share no problem, or lack the score.
     """
     check_alike(runs, grader)
     labels = distinct_labels(runs)
@@ -89,14 +89,18 @@ def compare(runs: Sequence[Run], grader: str = HEADLINE) -> Comparison:
     rows = [[mean[problem_id] for problem_id in common] for mean in means]
     groups = clusters(common, {i: group for run in runs for i, group in groups_of(run.records).items()})
     single = not groups and all(run.summary["num_samples"] == 1 for run in runs)
-    samplers = [run.summary["run"]["sampler"] for run in runs]
-    plain = [i for i, one in enumerate(samplers) if one.get("kind") == "temperature" and one.get("temperature") == 1]
-    base = plain[0] if plain else 0
+    base = next((i for i, run in enumerate(runs) if is_plain(run.summary["run"]["sampler"])), 0)
     pairs = [pair((labels[i], labels[j]), rows[i], rows[j], single, groups) for i, j in chosen_pairs(runs, base)]
     adjusted = holm([row.p for row in pairs])
     pairs = [row._replace(p_holm=p) for row, p in zip(pairs, adjusted, strict=True)]
     named = list(zip(labels, runs, strict=True))
     return Comparison(named, grader, labels[base], common, single, len(set(groups)), pairs, asked_differently(runs))
+
+
+def is_plain(sampler: Mapping[str, Any]) -> bool:
+    """Does it draw from the model as it is?"""
+    whole = not sampler.get("top_k") and sampler.get("top_p", 1) == 1
+    return whole and sampler.get("kind") == "temperature" and sampler.get("temperature") == 1
 
 
 def flips(comparison: Comparison) -> list[Flip]:

@@ -14,7 +14,7 @@ from orchestrator.layout import say
 METHODS = {
     "power": "power (alpha {alpha:g}, {moves}|, {blocks} blocks|, {cuts} cuts|)",
     "paper": "paper (alpha {alpha:g}, biased, for comparison only)",
-    "temperature": "temperature {temperature:g}|, top {top_k}",
+    "temperature": "temperature {temperature:g}|, top {top_k}|, top_p {top_p:g}",
     "best_of": "best of {num_candidates} by log p (alpha {alpha:g})",
     "majority": "majority of {num_candidates} (temperature {temperature:g})",
     "snis": "SNIS of {num_candidates} (alpha {alpha:g})",
@@ -73,6 +73,7 @@ def method(sampler: Mapping[str, Any]) -> str:
         "blocks": sampler["blocks"] if several else None,
         "cuts": None if cuts == "uniform" else cuts,
         "top_k": sampler.get("top_k") or None,
+        "top_p": None if sampler.get("top_p", 1) == 1 else sampler["top_p"],
         "texts": PurePath(sampler.get("texts") or "").name,
     }
     return say(METHODS[kind], {**sampler, **words}) if kind in METHODS else kind

@@ -38,6 +38,14 @@ def test_comparison_without_a_plain_run_is_against_the_first() -> None:
     assert [(pair.label, pair.against) for pair in comparison.pairs] == [(b, a), ("greedy", a), (b, "greedy")]
 
 
+@pytest.mark.parametrize("cut", [{"top_k": 50}, {"top_p": 0.9}])
+def test_a_truncated_run_is_no_plain_one(cut: dict[str, float]) -> None:
+    runs = [as_run("p", POWER, "1100"), as_run("cut", {**PLAIN, **cut}, "1010")]
+    assert compare(runs).baseline == "power (alpha 4, 10 moves)"
+    whole = as_run("t", {**PLAIN, "top_k": 0, "top_p": 1.0}, "1000")
+    assert compare([*runs, whole]).baseline == "temperature 1"
+
+
 def test_power_is_compared_with_every_other_method_as_well() -> None:
     """Each pair once, and Holm's p values over all that are printed."""
     verdicts = {"greedy": "1" * 25 + "0" * 15, "t1": "0" * 30 + "1" * 10, "low": "1" * 20 + "0" * 20}

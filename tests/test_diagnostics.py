@@ -156,6 +156,8 @@ def test_weighted_candidates() -> None:
         ({**POWER, "blocks": 3, "cuts": "entropy"}, "power (alpha 4, 10 moves, 3 blocks, entropy cuts)"),
         ({"kind": "paper", "alpha": 4.0}, "paper (alpha 4, biased, for comparison only)"),
         ({"kind": "temperature", "temperature": 0.25, "top_k": 50}, "temperature 0.25, top 50"),
+        ({"kind": "temperature", "temperature": 1.0, "top_k": 0, "top_p": 0.9}, "temperature 1, top_p 0.9"),
+        ({"kind": "temperature", "temperature": 1.0, "top_k": 9, "top_p": 1.0}, "temperature 1, top 9"),
         ({"kind": "best_of", "alpha": 4.0, "num_candidates": 16}, "best of 16 by log p (alpha 4)"),
         ({"kind": "majority", "temperature": 1.0, "num_candidates": 16}, "majority of 16 (temperature 1)"),
         ({"kind": "snis", "alpha": 4.0, "num_candidates": 16}, "SNIS of 16 (alpha 4)"),
