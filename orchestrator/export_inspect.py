@@ -125,10 +125,6 @@ def sample(found: Exported, record: Record) -> dict[str, Any]:
     }
 
 
-def verdict(correct: bool, answer: str | None, kind: str | None = None) -> dict[str, Any]:
-    return {"value": "C" if correct else "I", "answer": answer, "metadata": {"kind": kind}}
-
-
 def summary(row: Mapping[str, Any]) -> dict[str, Any]:
     """A sample without its conversation, as the list of all samples has it."""
     error = {"error": row["error"]["message"]} if "error" in row else {}

@@ -54,13 +54,12 @@ class Telemetry:
         except OSError as error:
             self._give_up(error)
 
-    def sample(self, worker: str, reading: Mapping[str, Any]) -> dict[str, Any]:
-        """One worker's health; returns its row."""
+    def sample(self, worker: str, reading: Mapping[str, Any]) -> None:
+        """One worker's health."""
         row = {"kind": "sample", "time": time.time(), "worker": worker, **reading}
         row |= rates(self._last.get(worker, {}), row)
         self._last[worker] = row
         self._write(row)
-        return row
 
     def event(self, event: str, **fields: Any) -> None:
         """Something happened; `time` may be among the fields."""
