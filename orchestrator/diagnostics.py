@@ -19,19 +19,20 @@ Chain = Mapping[str, Any]
 
 TOTALS = (
     "moves", "null", "accepted", "rejected_early", "initial_tokens", "replayed_tokens", "naive_tokens",
-    "early_saved_tokens_at_least", "discarded_tokens",
+    "discarded_tokens",
 )  # fmt: skip
 """Fields of a record's chain that are added up over all answers, under their names."""
-MEANS = (
-    "log_p_first", "log_p", "log_z_sum_first", "log_z_sum", "mean_cut", "mean_divergence", "distinct", "drift_mean",
-    "candidates", "particles", "resampled", "log_z_hat",
-)  # fmt: skip
-"""Fields that are averaged over answers, as `mean_` and the rest of the name."""
+MEANS = {
+    "mean_log_p_first": "log_p_first", "mean_log_p": "log_p", "mean_cut": "mean_cut",
+    "mean_divergence": "mean_divergence", "mean_distinct": "distinct", "mean_drift": "drift_mean",
+    "mean_candidates": "candidates", "mean_particles": "particles", "mean_resampled": "resampled",
+    "mean_log_z_hat": "log_z_hat",
+}  # fmt: skip
+"""Averages over answers, and the fields that they are of."""
 RATIOS = {
     "acceptance": ("accepted", "effective"),
     "null_rate": ("null", "moves"),
     "forwards_per_move": ("moved", "moves"),
-    "forwards_per_effective_move": ("moved", "effective"),
     "naive_per_move": ("naive_tokens", "moves"),
     "forwards_to_naive": ("moved", "naive_tokens"),
 }
@@ -52,24 +53,19 @@ def chain_statistics(records: Sequence[Record]) -> dict[str, Any]:
     return {
         **{name: sum(found) if (found := reported(chains, name)) else None for name in TOTALS},
         **{name: quotient(moving, *parts) for name, parts in RATIOS.items()},
-        **{mean_name(name): average(reported(chains, name)) for name in MEANS},
+        **{name: average(reported(chains, field)) for name, field in MEANS.items()},
         "max_drift": max(reported(chains, "drift_max"), default=None),
         "ess": average([size for size, _ in sizes if size is not None]),
         "ess_share": average([size / many for size, many in sizes if size is not None and many]),
         "vote_share": average([max(votes.values(), default=0) / many for votes, many in elections]),
         "silent_share": average([1 - sum(votes.values()) / many for votes, many in elections]),
-        "log_z_sum_first_sd": spread_within(done, "log_z_sum_first"),
+        "log_z_sum_first_sd": log_z_sum_first_sd(done),
         "log_p_by_move": log_p_by_move(chains),
         "log_p_rise": log_p_rise(done),
         "log_p_autocorrelation": autocorrelation(done),
         "expected_correct": expected_correctness(records),
         "ended": {how: sum(one.ended == how for one in done) / len(done) for how in ("eos", "stop", "length") if done},
     }
-
-
-def mean_name(field: str) -> str:
-    """mean_drift of drift_mean, and mean_cut of mean_cut."""
-    return f"mean_{field.removeprefix('mean_').removesuffix('_mean')}"
 
 
 def with_differences(chain: Chain) -> dict[str, Any]:
@@ -96,9 +92,11 @@ def quotient(chains: Iterable[Chain], part: str, whole: str) -> float | None:
     return sum(chain[part] for chain in both) / below if below else None
 
 
-def spread_within(done: Iterable[Record], name: str) -> float | None:
-    """Standard deviation of a figure over the samples of a problem, pooled over problems; None without several."""
-    groups = [reported([record.chain for record in samples], name) for samples in by_problem(done).values()]
+def log_z_sum_first_sd(done: Iterable[Record]) -> float | None:
+    """Standard deviation over the samples of a problem, pooled over problems; None without several."""
+    groups = [
+        reported([record.chain for record in samples], "log_z_sum_first") for samples in by_problem(done).values()
+    ]
     squares = sum(float(np.sum((np.array(group) - np.mean(group)) ** 2)) for group in groups if len(group) > 1)
     freedom = sum(len(group) - 1 for group in groups if len(group) > 1)
     return (squares / freedom) ** 0.5 if freedom else None

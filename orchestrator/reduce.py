@@ -131,12 +131,11 @@ def busy_seconds(done: Iterable[Record]) -> float | None:
 
 
 def token_counts(done: Sequence[Record]) -> dict[str, Any]:
-    """Sums over all records, means per answer, and the cost of a problem with all its recorded samples."""
+    """Sums over all records, and means per answer."""
     names = ("prompt", "answer", "generated", "prefilled")
     sums = {name: sum(record.tokens.get(name, 0) for record in done) for name in names}
     means = {f"mean_{name}": ratio(total, len(done)) for name, total in sums.items()}
-    num_problems = len({record.problem_id for record in done})
-    return {**sums, **means, "generated_per_problem": ratio(sums["generated"], num_problems)}
+    return {**sums, **means}
 
 
 def memory_peaks(done: Iterable[Record], telemetry: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -74,7 +74,6 @@ def test_several_samples_are_compared_by_a_permutation_test() -> None:
     text = comparison_report(comparison, None)
     assert "| power (alpha 4, 10 moves) | +20.8 ± 4.2 | +12.7 to +29.0 | 11.7 | 0.0625 | 0.0625 |" in text
     assert "|            330 |" in text, "tokens of one sample, since the score is of one"
-    assert runs[0].summary["tokens"]["generated_per_problem"] == 4 * 330
 
 
 def test_problems_of_one_template_count_as_one() -> None:

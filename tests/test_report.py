@@ -95,7 +95,7 @@ def test_summary_has_exact_figures() -> None:
         "answer_seconds": {"mean": 3, "p50": 3, "p95": pytest.approx(3.9), "max": 4},
     }  # fmt: skip
     tokens = summary["tokens"]
-    assert (tokens["generated"], tokens["mean_answer"], tokens["generated_per_problem"]) == (990, 80, 330)
+    assert (tokens["generated"], tokens["mean_answer"], tokens["mean_generated"]) == (990, 80, 330)
     assert summary["throughput"] == {"tokens_per_second": 99, "problems_per_second": 0.3}
     known = {
         "moves": 30, "null": 6, "accepted": 12, "rejected_early": 3, "replayed_tokens": 21, "acceptance": 0.5,

@@ -52,13 +52,11 @@ class Trace:
 
         `naive_tokens` is what the moves would have cost without replay and early rejection, for the same cuts and
         proposals; a draft that was given up counts as drawn plus one, the least that was missing, so that with
-        `rejected_early` it is a lower bound, as is `early_saved_tokens_at_least`. `generated` leaves out the
-        `discarded_tokens` of drafts that ran ahead for nothing.
+        `rejected_early` it is a lower bound. `generated` leaves out the `discarded_tokens` of drafts that ran ahead for
+        nothing.
         """
         counts = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return counts | {
-            "effective": self.moves - self.null,
-            "early_saved_tokens_at_least": self.rejected_early,
             "mean_cut": mean(self._cuts),
             "mean_divergence": mean(self._divergences),
             "drift_max": max(self._drift, default=None),
