@@ -176,7 +176,7 @@ def alive_nodes(vital: Sequence[tuple[str, int]]) -> set[str]:
 
 
 class RayMetrics:
-    """A sink of `metrics.METRICS`: the metrics port of the driver's node exports them as `ray_` + name."""
+    """A sink of `metrics.METRICS`: the metrics port of the driver's node exports them as `ray_powersample_` + name."""
 
     def add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
         if amount:
@@ -191,6 +191,6 @@ class RayMetrics:
 
 @cache
 def meter(name: str) -> Any:
-    """Ray's counter or gauge of that name."""
+    """Ray's counter or gauge for the metric of that name."""
     kind, labels, description = METRICS[name]
-    return {"counter": Counter, "gauge": Gauge}[kind](name, description, labels)
+    return {"counter": Counter, "gauge": Gauge}[kind](f"powersample_{name}", description, labels)

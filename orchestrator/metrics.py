@@ -1,8 +1,8 @@
 """What a run publishes while it goes: the table of its metrics, filled from records and telemetry rows.
 
 Knows neither Ray nor a tracker: a *sink* takes the values. With Ray's sink (join.py) they are at the
-metrics port of the driver's node as `ray_` + name, for Prometheus; `launch/grafana.json` draws them. wandb and trackio
-get the same without the prefix. No text of a problem or an answer is ever a label.
+metrics port of the driver's node as `ray_powersample_` + name, for Prometheus; `launch/grafana.json` draws them. wandb
+and trackio get the same without the prefix. No text of a problem or an answer is ever a label.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    f"powersample_{name}": Metric("counter" if name.endswith("_total") else "gauge", ("run", *labels.split()), words)
+    name: Metric("counter" if name.endswith("_total") else "gauge", ("run", *labels.split()), words)
     for name, labels, words in (
         ("problems_total", "status", "Answers recorded, by status (ok, failed)"),
         ("tokens_total", "", "Tokens generated for the recorded answers"),
@@ -97,10 +97,9 @@ class Metrics:
 
     def _tell(self, name: str, value: float, **labels: str) -> None:
         """Add to a counter, or set a gauge."""
-        full = f"powersample_{name}"
         for sink in self._sinks:
-            tell = sink.add if METRICS[full].kind == "counter" else sink.set
-            tell(full, value, {"run": self._run, **labels})
+            tell = sink.add if METRICS[name].kind == "counter" else sink.set
+            tell(name, value, {"run": self._run, **labels})
 
 
 class Tracker:
@@ -130,7 +129,7 @@ class Tracker:
 
 def path(name: str, labels: Mapping[str, str]) -> str:
     """`tokens_per_second/gpu0`."""
-    return "/".join([name.removeprefix("powersample_"), *(value for key, value in labels.items() if key != "run")])
+    return "/".join([name, *(value for key, value in labels.items() if key != "run")])
 
 
 def check_tracker(module: str | None) -> None:

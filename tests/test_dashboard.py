@@ -129,4 +129,6 @@ def test_strangers_are_not_let_in_and_metrics_have_our_names(dashboard: str) -> 
         time.sleep(0.2)
         with urllib.request.urlopen(page) as answer:
             text = answer.read().decode()
-        missing = [name for name in METRICS if not re.search(rf"^ray_{name}{{.*}} 3.0$", text, re.MULTILINE)]
+        missing = [
+            name for name in METRICS if not re.search(rf"^ray_powersample_{name}{{.*}} 3.0$", text, re.MULTILINE)
+        ]

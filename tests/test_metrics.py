@@ -58,7 +58,7 @@ def test_every_metric_is_filled() -> None:
     metrics.row({"kind": "event", "time": 1.0, "event": "death", "worker": "gpu0"})
     metrics.row({"kind": "event", "time": 1.0, "event": "ready", "worker": "gpu0"})
     assert sink.values == {
-        (f"powersample_{name}", "mine", *labels.split()): value
+        (name, "mine", *labels.split()): value
         for name, labels, value in (
             ("problems_total", "ok", 3), ("problems_total", "failed", 1), ("tokens_total", "", 3 * 330),
             ("answer_seconds_total", "", 7.0), ("moves_total", "", 30), ("failures_total", "death", 1),
@@ -109,11 +109,13 @@ def test_the_dashboard_says_how_to_come_in() -> None:
 def test_grafana_draws_metrics_that_exist() -> None:
     board = json.loads((LAUNCH / "grafana.json").read_text())
     queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
-    named = {name for query in queries for name in re.findall(r"ray_(powersample_\w+)", query)}
+    named = {name for query in queries for name in re.findall(r"ray_powersample_(\w+)", query)}
     assert named == METRICS.keys(), "every metric is drawn, and no other"
     for query in queries:
-        for name in re.findall(r"ray_(powersample_\w+)", query):
-            assert (METRICS[name].kind == "counter") == bool(re.search(rf"(rate|increase)\(ray_{name}", query))
+        for name in re.findall(r"ray_powersample_(\w+)", query):
+            assert (METRICS[name].kind == "counter") == bool(
+                re.search(rf"(rate|increase)\(ray_powersample_{name}", query)
+            )
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]]
     assert len(set(places)) == len(places)
 
@@ -125,5 +127,8 @@ def test_prometheus_asks_every_node_of_ray() -> None:
 
 def test_the_documented_table_is_that_of_the_code() -> None:
     text = (LAUNCH.parent / "docs" / "monitoring.md").read_text()
-    rows = [f"| `{name}` | {kind} | {', '.join(labels)} | {what} |" for name, (kind, labels, what) in METRICS.items()]
+    rows = [
+        f"| `powersample_{name}` | {kind} | {', '.join(labels)} | {what} |"
+        for name, (kind, labels, what) in METRICS.items()
+    ]
     assert text.rstrip().splitlines()[-len(rows) :] == rows
