@@ -203,3 +203,13 @@ def test_a_comparison_of_other_runs_is_kept(tmp_path: Path, capsys: pytest.Captu
         assert "is the comparison of other runs (fingerprints 00000000 11111111)" in err
         assert f"`powersample compare {runs['t1']} {runs['greedy']}` prints this one and writes nothing" in err
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_fingerprint_does_not_end_the_mark(tmp_path: Path) -> None:
+    runs = [save(tmp_path / "power", POWER, "1100"), save(tmp_path / "t1", PLAIN, "1000")]
+    content = json.loads((runs[0] / "run.json").read_text())
+    (runs[0] / "run.json").write_text(json.dumps(content | {"fingerprint": "--><b>"}))
+    write_report(runs)
+    last = (tmp_path / "report.html").read_text(encoding="utf-8").splitlines()[-1]
+    assert last == "<!-- powersample comparison --&gt;&lt;b&gt; ffffffff -->"
+    write_report(runs)
