@@ -209,7 +209,9 @@ def provenance(*summaries: Summary) -> str:
         "shots": [run["num_shots"] for run in runs],
         "limit": [run["max_new_tokens"] and f"{run['max_new_tokens']:,} tokens" for run in runs],
         "seed": [run["seed"] for run in runs],
-        "commit": [short(run["git_commit"]) or "unknown" for run in runs],
+        "commit": [
+            short(run["git_commit"], "{}, with changes" if run["git_dirty"] else "{}") or "unknown" for run in runs
+        ],
         "fingerprint": [short(run["fingerprint"]) or "unknown" for run in runs],
     }
     known = {name: dict.fromkeys(said for said in all_said if said is not None) for name, all_said in facts.items()}

@@ -23,12 +23,13 @@ from orchestrator.durable import write_atomically
 from orchestrator.figures import accuracy_figure
 from orchestrator.layout import short
 from orchestrator.page import Shown, page
+from orchestrator.progress import say
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
 from orchestrator.render_comparison import comparison_report, flips_text
 from orchestrator.score import with_new_scores
 from orchestrator.scores import HEADLINE
-from orchestrator.store import answers
+from orchestrator.store import answers, first_records
 from orchestrator.telemetry import scan_telemetry
 from orchestrator.timeline import timeline
 
@@ -65,7 +66,16 @@ def versus(args: Namespace) -> int:
 
 
 def named_runs(args: Namespace) -> list[Path]:
-    return [run for path in args.runs for run in runs_in(path) or [path]]
+    """The runs that are named, and those of directories of runs as far as they have answers."""
+    found: list[Path] = []
+    for path in args.runs:
+        inside = runs_in(path)
+        with_answers = [run for run in inside if first_records(run / RECORDS)]
+        for run in inside if with_answers else ():
+            if run not in with_answers:
+                say(f"{run} has no answer yet and is left out.")
+        found += with_answers or inside or [path]
+    return found
 
 
 def tell(run_dirs: Sequence[Path], out: Path | None = None) -> None:

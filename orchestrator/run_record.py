@@ -51,6 +51,7 @@ class RunRecord(BaseModel, frozen=True, protected_namespaces=()):
     seed: int | None = at("config.seed")
     dtype: str | None = at("provenance.dtype")
     git_commit: str | None = at("provenance.git_commit")
+    git_dirty: bool | None = at("provenance.git_dirty")
     fingerprint: str | None = None
 
     @field_validator("max_new_tokens")

@@ -26,7 +26,11 @@ def make_run(sampler: dict[str, Any] = POWER, num_problems: int | None = 4, **ch
         "sampler": sampler, "task": {"name": "gsm8k", "num_shots": 0, "max_new_tokens": 256}, "model": "models/tiny",
         "data": "problems.jsonl", "seed": 3, "num_samples": 1, **changes,
     }  # fmt: skip
-    provenance = {"data": {"name": "problems.jsonl", "sha256": "d" * 64, "rows": 1319}, "git_commit": "c" * 40}
+    provenance = {
+        "data": {"name": "problems.jsonl", "sha256": "d" * 64, "rows": 1319},
+        "git_commit": "c" * 40,
+        "git_dirty": True,
+    }
     return {"config": config, "num_problems": num_problems, "fingerprint": "f" * 64, "provenance": provenance}
 
 
@@ -238,7 +242,7 @@ def test_report_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         "15.0 s in all (set-up 1.0 s, load 4.0 s, sampling 10.0 s)",
         "acceptance 50.0 %",
         "the ends of 4 drafts by early rejection",
-        "commit cccccccc, fingerprint ffffffff",
+        "commit cccccccc, with changes, fingerprint ffffffff",
     ):
         assert part in text or part in " ".join(text.split())
     assert "accuracy" not in text.lower()

@@ -180,6 +180,9 @@ def test_a_directory_of_runs_stands_for_them_in_the_order_of_the_demo(
     assert said(["report", *order], capsys) == text
     for command in (["export", "runs", "--to", "inspect"], ["regrade", "runs"]):
         assert f"it holds the runs {', '.join(order)}; name one of them." in refused(command, capsys)
+    (demo / "b" / "records.jsonl").write_bytes(b"")
+    assert main(["compare", "runs"]) == 0
+    assert "runs/b has no answer yet and is left out." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -218,8 +221,8 @@ def test_a_record_without_scores_is_one_sentence(runs: tuple[str, str], capsys: 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
-    [({"scores": None}, "scores is no dict"), ({"scores": {"numeric": None}}, "a score is no dict"),
-     ({"text": None}, "text is no str"), ({"chain": []}, "chain is no dict"), ({"tokens": None}, "tokens is no dict")],
+    [({"scores": None}, "scores is None"), ({"scores": {"numeric": None}}, "scores.numeric is None"),
+     ({"text": None}, "text is None"), ({"chain": []}, "chain is []"), ({"tokens": None}, "tokens is None")],
 )  # fmt: skip
 def test_a_damaged_record_is_one_sentence(
     damage: dict[str, Any], words: str, runs: tuple[str, str], capsys: pytest.CaptureFixture[str]
@@ -227,7 +230,7 @@ def test_a_damaged_record_is_one_sentence(
     path = Path(runs[0], "records.jsonl")
     path.write_bytes(path.read_bytes() + (json.dumps(make_record(30)._asdict() | damage) + "\n").encode())
     for command in (["report", runs[0]], ["compare", *runs], ["regrade", runs[0]], ["watch", runs[0], "--once"]):
-        assert f"{path}, line 25: not a record ({words})" in refused(command, capsys)
+        assert f"{path}, line 25: not a record ({words}: " in refused(command, capsys)
 
 
 @pytest.mark.ray
