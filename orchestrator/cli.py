@@ -1,7 +1,7 @@
 """The command `powersample`: from arguments to an exit code. Knows how mistakes are told, and no command.
 
-Exit codes: 0 complete, 2 a mistake of the user's (one sentence on stderr), 3 complete with failed problems, 130 and 143
-stopped by a signal; anything else is ours.
+Exit codes: 0 complete, 1 the workers were lost and 2 a mistake of the user's (one sentence on stderr), 3 complete with
+failed problems, 130 and 143 stopped by a signal; anything else is ours.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def told(arguments: list[str]) -> int:
-    """Do what they ask for; a mistake of the user's is one sentence."""
+    """Do what they ask for; a mistake of the user's is one sentence, and so is the loss of all workers."""
     from evals.types import UserError
 
     os.umask(0o077)  # runs, Ray's token and its logs are for nobody else's eyes
@@ -54,6 +54,13 @@ def told(arguments: list[str]) -> int:
         if error.filename is None:
             silence()
         print(f"powersample: {error.filename or 'standard output'} cannot be used: {error.strerror}", file=sys.stderr)
+    except Exception as error:
+        from orchestrator.crew import WorkersLost
+
+        if not isinstance(error, WorkersLost):
+            raise
+        print(f"powersample: {error}; the answers so far are kept, start again to go on.", file=sys.stderr)
+        return 1
     return 2
 
 

@@ -15,13 +15,13 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from evals.types import Record, UserError
-from orchestrator import hardware, outputs
+from orchestrator import hardware, outputs, session
 from orchestrator.commands import COMMANDS, Option
 from orchestrator.config import RunConfig
 from orchestrator.durable import write_atomically, write_whole
 from orchestrator.layout import duration
 from orchestrator.progress import Progress, say
-from orchestrator.run import start
+from orchestrator.run import resolved
 from orchestrator.runs import OpenRun
 from orchestrator.settings import build_config
 from orchestrator.telemetry import read_telemetry, timings
@@ -42,7 +42,7 @@ def generate(args: Namespace) -> int:
     try:
         config = checked(build_config(args, os.environ, defaults(args)), output)
         files = Files(output, outputs.input_rows(Path(config.data or ""), "--input_file"), args.hourly_rate)
-        return start(config, hardware.gpus(), show=files.show, conclude=files.conclude)
+        return session.run(resolved(config, hardware.gpus()), files.show, files.conclude)
     except UserError as error:
         raise UserError(in_our_words(str(error))) from error
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from evals.types import UserError
-from orchestrator import hardware
+from orchestrator import hardware, session
 from orchestrator.config import DEMO, RunConfig, resolve
-from orchestrator.crew import WorkersLost
 from orchestrator.hardware import Gpu
 from orchestrator.settings import build_config
 
@@ -22,7 +20,7 @@ GPU_DEFAULT = Path(__file__).parents[1] / "configs/gsm8k_power.yaml"
 
 def run(args: Namespace) -> int:
     """Run what the options ask for; returns the exit code."""
-    return start(*asked(args))
+    return session.run(resolved(*asked(args)))
 
 
 def asked(args: Namespace) -> tuple[RunConfig, list[Gpu]]:
@@ -37,14 +35,6 @@ def asked(args: Namespace) -> tuple[RunConfig, list[Gpu]]:
     return config, present
 
 
-def start(config: RunConfig, present: Sequence[Gpu], **outlets: Any) -> int:
-    """Resolve a configuration for this machine with the GPUs `present` and run it; `outlets` as `session.run` has."""
-    config = resolved(config, present)
-    from orchestrator.session import run as run_session
-
-    return outlasting(lambda: run_session(config, **outlets))
-
-
 def resolved(config: RunConfig, present: Sequence[Gpu]) -> RunConfig:
     """The configuration with all decided that depends on this machine, with the GPUs `present`. Raises UserError."""
     remote = os.environ.get("RAY_ADDRESS") and config.num_gpus  # a cluster has GPUs of its own; Ray counts them
@@ -56,12 +46,3 @@ def resolved(config: RunConfig, present: Sequence[Gpu]) -> RunConfig:
     if config.use_gpus and not remote:
         hardware.check_torch_sees_gpus(present)
     return config
-
-
-def outlasting(drive: Callable[[], int]) -> int:
-    """The exit code of `drive`; 1, and how to go on, where its workers are lost."""
-    try:
-        return drive()
-    except WorkersLost as lost:
-        print(f"powersample: {lost}; the answers so far are kept, start again to go on.", file=sys.stderr)
-        return 1

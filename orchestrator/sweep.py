@@ -24,7 +24,7 @@ from orchestrator.inputs import Inputs, find
 from orchestrator.names import is_list, known_settings
 from orchestrator.progress import say
 from orchestrator.report import read, write
-from orchestrator.run import asked, outlasting, resolved
+from orchestrator.run import asked, resolved
 from orchestrator.runs import OpenRun, Planned, plan_runs
 from orchestrator.scores import HEADLINE
 from orchestrator.store import first_records, fresh_directory
@@ -33,12 +33,7 @@ SUMMARY = "sweep.json"
 
 
 def sweep(args: Namespace) -> int:
-    """Evaluate every value; returns the exit code, as `session.run` does. Raises UserError."""
-    return outlasting(lambda: evaluate(args))
-
-
-def evaluate(args: Namespace) -> int:
-    """The same; raises WorkersLost."""
+    """Evaluate every value; returns the exit code, and raises, as `session.carry_out`."""
     began = time.time()
     knob, values = values_of(args.knob, args.start_from)
     configs = [configured(args, knob, value) for value in values]

@@ -10,7 +10,6 @@ import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from orchestrator import hardware
 from orchestrator.cli import main
 from orchestrator.commands import COMMANDS, RUN_EXAMPLES, Option, help_text
 from orchestrator.config import RunConfig
+from orchestrator.crew import WorkersLost
 from orchestrator.hardware import Gpu
 
 ROOT = Path(__file__).parents[1]
@@ -37,9 +37,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def session(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """The configurations that reach a session, which ends with code 3."""
     configs: list[RunConfig] = []
-    stand_in = ModuleType("orchestrator.session")
-    stand_in.__dict__["run"] = lambda config: configs.append(config) or 3
-    monkeypatch.setitem(sys.modules, "orchestrator.session", stand_in)
+    monkeypatch.setattr("orchestrator.session.run", lambda config: configs.append(config) or 3)
     return configs
 
 
@@ -110,6 +108,18 @@ def test_a_mistake_is_one_sentence_and_code_2(
     for word in words:
         assert word in err
     assert session == []
+
+
+def test_lost_workers_are_one_sentence_and_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lose(config: RunConfig) -> int:
+        raise WorkersLost("no node is left")
+
+    monkeypatch.setattr("orchestrator.session.run", lose)
+    assert main(["run"]) == 1
+    told = capsys.readouterr().err
+    assert told == "powersample: no node is left; the answers so far are kept, start again to go on.\n"
 
 
 @pytest.mark.parametrize("command", ["run", "sweep --knob sampler.alpha=1,2", "generate --output_file o.jsonl"])
