@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +19,7 @@ from orchestrator.config import Provenance, RunConfig, plan
 from orchestrator.metrics import check_tracker
 from orchestrator.models import ModelSource, resolve_model
 from orchestrator.problems import TRAIN_SETTING, DataSource, load_problems, load_texts, texts_digest
-from orchestrator.store import Key
+from orchestrator.store import Key, check_writable
 
 if TYPE_CHECKING:
     from evals.engine.gate import Tokenizer
@@ -184,18 +183,3 @@ def check_lengths(
             f"long); {lower}{fewer}leave the problem out of the data, or choose a model with a longer context."
         )
     return longest + max_new_tokens
-
-
-def check_writable(directory: Path) -> None:
-    """Raises UserError unless `directory`, or the nearest parent that exists, is a directory that can be written."""
-    nearest = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.exists())
-    reason = None
-    if not nearest.is_dir():
-        reason = f"{nearest} is not a directory"
-    elif not os.access(nearest, os.W_OK | os.X_OK):
-        reason = f"no permission to write in {nearest}"
-    if reason is not None:
-        raise UserError(
-            f"The run directory {directory} cannot be written ({reason}); choose another by POWERSAMPLE_RUN_DIR or "
-            "--run-dir."
-        )

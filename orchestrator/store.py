@@ -6,6 +6,7 @@ directory is, claim.py decides.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -120,6 +121,16 @@ def check_store(directory: Path, fingerprint: str, run: Mapping[str, Any]) -> No
         check_lock(directory)
         is_ours(directory, {**run, "fingerprint": fingerprint})
         first_records(directory / RECORDS)
+
+
+def check_writable(directory: Path) -> None:
+    """Raises UserError unless `directory`, or the nearest parent that exists, is a directory that can be written."""
+    nearest = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.exists())
+    with usable(directory):
+        if not nearest.is_dir():
+            raise OSError(errno.ENOTDIR, f"{nearest} is not a directory")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, f"no permission to write in {nearest}")
 
 
 def check_root(directories: Sequence[Path]) -> None:

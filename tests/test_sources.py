@@ -20,6 +20,7 @@ from orchestrator.config import RunConfig, resolve
 from orchestrator.hardware import Gpu, visible
 from orchestrator.models import resolve_model
 from orchestrator.problems import load_problems
+from orchestrator.store import check_writable
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -231,8 +232,8 @@ def test_run_directories_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for directory in (tmp_path / "file", tmp_path / "file/run"):
         with pytest.raises(UserError, match=r"cannot be written .*POWERSAMPLE_RUN_DIR"):
-            inputs.check_writable(directory)
-    inputs.check_writable(tmp_path / "new/deep")
+            check_writable(directory)
+    check_writable(tmp_path / "new/deep")
     assert not (tmp_path / "new").exists()
 
 
