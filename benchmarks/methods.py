@@ -36,7 +36,7 @@ from orchestrator.layout import percent, table
 from orchestrator.report import read, write_report
 from orchestrator.runs import open_runs, plan_runs
 from orchestrator.scores import HEADLINE, question_means
-from orchestrator.session import FAILED, Stop, start_crew, work_off
+from orchestrator.session import FAILED, Stop, show_progress, start_crew, work_off
 
 ALPHAS, MOVES = (1.0, 2.0, 4.0, 8.0), (0, 2, 5, 10, 20, 40)
 MAX_CANDIDATES = 64  # the engine keeps room for as many particles
@@ -81,10 +81,9 @@ class Laboratory:
             owing = [one for one in runs if one.owed]
             for one in owing:
                 one.start(began, {k: self._environment[k] for k in ("git_commit", "versions")})
-            if owing and self._crew is None:
-                self._crew = start_crew(owing, self._stop, self._stack)
-            if self._crew is not None:
-                work_off(self._crew, owing, self._stop)
+            if owing:
+                self._crew = self._crew or start_crew(owing, self._stop, self._stack)
+                work_off(self._crew, owing, self._stop, show_progress)
         return read(directory)
 
     def power(self, alpha: float, moves: int) -> Method:

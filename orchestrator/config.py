@@ -138,7 +138,7 @@ def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> 
     task, engine = config.task, config.engine
     if model == DEMO and "max_new_tokens" not in task.model_fields_set:
         task = task.model_copy(update={"max_new_tokens": DEMO_MAX_NEW_TOKENS})
-    own_examples = data in (DEMO, DEFAULT_DATA) or task.preset == "lmeval-platinum"
+    own_examples = data == DEFAULT_DATA or task.preset == "lmeval-platinum"
     if task.num_shots and task.train_data is None and own_examples:
         task = task.model_copy(update={"train_data": data})
     if engine.dtype == "auto":

@@ -26,7 +26,7 @@ from orchestrator.config import DEFAULT_DATA, DEMO
 from orchestrator.models import DEMO_FOLDER, HUB_SECONDS, is_local, unavailable
 from orchestrator.store import Key
 
-DEMO_PROBLEMS, DEMO_TRAIN = "problems.jsonl", "train.jsonl"  # in DEMO_FOLDER
+DEMO_PROBLEMS = "problems.jsonl"  # in DEMO_FOLDER
 GSM8K_REVISION = "cc7b047b6e5bb11b4f1af84efc572db110a51b3c"
 GSM8K_SHA256 = "65ae5a5b62654eafdde08f5e2adbf6d2cec66052a60b196aa354d9ea8fe4b9bd"
 """`DataSource.digest` of its test split."""
@@ -76,7 +76,7 @@ def load_problems(
     (file and line named), unless nothing is graded.
     """
     if data == DEMO or is_local(data) or data.endswith((".jsonl", ".json")):
-        path = DEMO_FOLDER / (DEMO_TRAIN if split == "train" else DEMO_PROBLEMS) if data == DEMO else Path(data)
+        path = DEMO_FOLDER / DEMO_PROBLEMS if data == DEMO else Path(data)
         way_out = f"set {setting} to a JSONL file in GSM8K's format or a hub name"
         rows: Iterator[tuple[str, Any]] = jsonl_lines(path.expanduser(), way_out)
         empty = f"The data file {path.expanduser()} has no problems in it; {way_out}."

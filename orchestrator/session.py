@@ -57,7 +57,7 @@ def run(
     began = time.time()
     check_ray(config)
     inputs, environment = find(config), hardware.describe()
-    return carry_out(config, plan_runs(inputs, environment), environment, began, conclude, show)
+    return carry_out(config, plan_runs(inputs, environment), environment, began, show, conclude)
 
 
 def check_ray(config: RunConfig) -> None:
@@ -73,8 +73,8 @@ def carry_out(
     planned: Sequence[Planned],
     environment: Mapping[str, Any],
     began: float,
+    show: Callable[[OpenRun], Progress],
     conclude: Callable[[Sequence[OpenRun]], None],
-    show: Callable[[OpenRun], Progress] = show_progress,
 ) -> int:
     """Open runs, work off what they owe, and conclude; returns the exit code.
 
@@ -143,11 +143,9 @@ def start_crew(runs: Sequence[OpenRun], stop: Stop, stack: ExitStack) -> Crew:
     return crew
 
 
-def work_off(
-    crew: Crew, runs: Sequence[OpenRun], stop: Stop, show: Callable[[OpenRun], Progress] = show_progress
-) -> None:
+def work_off(crew: Crew, runs: Sequence[OpenRun], stop: Stop, show: Callable[[OpenRun], Progress]) -> None:
     """What the runs owe, one run after the other by workers that load the model once; the first run is loaded for."""
-    loaded = runs[0].inputs if runs else None
+    loaded = runs[0].inputs
     for one in runs:
         if one.inputs is not loaded and not stop:
             loaded = one.inputs

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from evals.types import Problem, Record, UserError
@@ -35,7 +34,6 @@ from orchestrator.durable import cut_torn_tail, sync_directory, write_whole
 
 Key = tuple[int, int]
 """(problem_id, sample_index)."""
-NO_LIMITS: Mapping[str, int] = MappingProxyType({})
 
 
 class RunStore:
@@ -216,7 +214,7 @@ def limits_of(run: Mapping[str, Any]) -> dict[str, int]:
     return {name: limit for name, limit in limits.items() if isinstance(limit, int)}
 
 
-def decode(line: bytes | str, limits: Mapping[str, int] = NO_LIMITS) -> Record:
+def decode(line: bytes | str, limits: Mapping[str, int]) -> Record:
     """The record of one line. Raises ValueError when it is none, or not within `limits_of` its run."""
     record = Record(**lines.read(line, lines.RecordLine))
     for name, limit in limits.items():

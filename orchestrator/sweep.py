@@ -63,7 +63,8 @@ def sweep(args: Namespace) -> int:
         print(*map(json.dumps, rows), sep="\n")
         say(f"The summary of the sweep, and beside it the comparison: {root / SUMMARY}")
 
-    return session.carry_out(configs[0], [planned(one) for one in inputs.values()], environment, began, conclude)
+    runs = [planned(one) for one in inputs.values()]
+    return session.carry_out(configs[0], runs, environment, began, session.show_progress, conclude)
 
 
 def configured(args: Namespace, knob: str, value: str) -> RunConfig:

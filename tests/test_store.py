@@ -303,6 +303,6 @@ def test_runs_do_not_lie_inside_one_another(use: Any, tmp_path: Path) -> None:
 
 
 def test_records_are_strict_json() -> None:
-    assert decode(encode(record(5))) == record(5)
+    assert decode(encode(record(5)), {}) == record(5)
     with pytest.raises(ValueError, match="not JSON compliant"):
         encode(record(0)._replace(timings={"start": float("nan")}))
