@@ -163,7 +163,7 @@ class DueCrew:
 def timed(crew: Crew, owed: Sequence[Work]) -> Timing:
     """Drive `owed` into a new run directory."""
     with tempfile.TemporaryDirectory() as folder:
-        store = open_store(Path(folder), "f", {})
+        store = open_store(Path(folder), {"fingerprint": "f"})
         telemetry = Telemetry(store.telemetry_path)
         progress = Progress("benchmark", len(owed), out=io.StringIO())
         began, cpu = time.monotonic(), time.process_time()

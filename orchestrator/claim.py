@@ -79,7 +79,7 @@ def runs_in(directory: Path) -> list[Path]:
     return sorted(found, key=lambda run: (order.get(run.name, len(order)), run.name))
 
 
-def claim(directory: Path, wanted: dict[str, Any]) -> None:
+def claim(directory: Path, wanted: Mapping[str, Any]) -> None:
     """Write run.json if the directory is new. Raises UserError if it is another run's.
 
     A run without one answer is nobody's: another fingerprint takes its directory over, and its telemetry goes.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -242,34 +241,3 @@ def fingerprint(config: RunConfig, provenance: Provenance) -> str:
     if config.engine.float32_logits:
         contents["float32_logits"] = True
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()
-
-
-def run_content(
-    config: RunConfig,
-    model: Mapping[str, Any],
-    data: Mapping[str, Any],
-    num_problems: int,
-    environment: Mapping[str, Any],
-    prompts: str | None = None,
-    texts: str | None = None,
-) -> dict[str, Any]:
-    """What run.json says beside the fingerprint: configuration, inputs and where it was made.
-
-    `model` {name, revision, sha256} and `data` {name, sha256, rows} describe the inputs (`ModelSource.describe`,
-    `DataSource.describe`), `num_problems` counts those within the limit, `environment` is `hardware.describe()`,
-    `prompts` is the digest of their prompts (`inputs.prompts_digest`), `texts` that of replayed texts.
-    """
-    settings = config.model_dump(mode="json", exclude={"fresh", "inline"})
-    return {
-        "config": {**settings, "sampler": config.sampler.read()},
-        "num_problems": num_problems,
-        "provenance": {
-            "model": dict(model),
-            "data": dict(data),
-            "prompts_sha256": prompts,
-            **({"texts_sha256": texts} if texts else {}),
-            "dtype": config.engine.dtype,
-            "record_format": RECORD_FORMAT,
-            **environment,
-        },
-    }

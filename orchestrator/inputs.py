@@ -31,13 +31,34 @@ class Inputs(NamedTuple):
     config: RunConfig
     model: ModelSource
     data: DataSource
-    train_problems: tuple[Problem, ...]
+    train: DataSource | None
+    """Where solved examples come from; None without examples."""
     max_length: int
     """Longest prompt plus answer, in tokens."""
     prompts_digest: str
-    provenance: Provenance
     texts: dict[Key, str] | None = None
     """What the sampler replays; None where it samples."""
+
+    @property
+    def train_problems(self) -> tuple[Problem, ...]:
+        return tuple(self.train.problems) if self.train else ()
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the fingerprint takes of them."""
+        train = None if self.train is None else self.train.digest
+        texts = None if self.texts is None else texts_digest(self.texts)
+        return Provenance(self.model.digest, self.data.digest, train, texts)
+
+    def describe(self) -> dict[str, Any]:
+        """For the provenance in run.json."""
+        texts = self.provenance.texts
+        return {
+            "model": self.model.describe(),
+            "data": self.data.describe(),
+            "prompts_sha256": self.prompts_digest,
+            **({"texts_sha256": texts} if texts else {}),
+        }
 
 
 def find(config: RunConfig, model: ModelSource | None = None) -> Inputs:
@@ -54,13 +75,9 @@ def find(config: RunConfig, model: ModelSource | None = None) -> Inputs:
         trust_remote_code=config.engine.trust_remote_code,
         allow_pickle=config.engine.allow_pickle,
     )
-    train_problems = tuple(train.problems) if train else ()
-    task = make_task(config.task, config.seed, train_problems)
+    task = make_task(config.task, config.seed, train.problems if train else ())
     max_length = check(config, model.folder, task, data.problems, texts)
-    digest = None if texts is None else texts_digest(texts)
-    provenance = Provenance(model.digest, data.digest, train.digest if train else None, digest)
-    prompts = prompts_digest(task, data.problems)
-    return Inputs(config, model, data, train_problems, max_length, prompts, provenance, texts)
+    return Inputs(config, model, data, train, max_length, prompts_digest(task, data.problems), texts)
 
 
 def check(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evals.types import Problem
-from orchestrator.config import RunConfig, fingerprint, plan, run_content, run_directory
+from orchestrator.config import RECORD_FORMAT, RunConfig, fingerprint, plan, run_directory
 from orchestrator.crew import Work
 from orchestrator.driver import failed_record
 from orchestrator.inputs import Inputs
@@ -24,7 +24,6 @@ class Planned(NamedTuple):
 
     config: RunConfig
     directory: Path
-    fingerprint: str
     content: dict[str, Any]
     """What run.json will say."""
     inputs: Inputs
@@ -32,7 +31,7 @@ class Planned(NamedTuple):
 
     def check(self) -> None:
         """Raises UserError if the directory could not be opened now; writes nothing."""
-        check_store(self.directory, self.fingerprint, self.content)
+        check_store(self.directory, self.content)
 
 
 class OpenRun(NamedTuple):
@@ -74,16 +73,30 @@ def plan_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[Planned]:
     if config.fresh and demo:
         config = config.model_copy(update={"run_dir": fresh_directory(config.run_dir or Path("runs/demo"))})
     for one in plan(config):
-        digest = fingerprint(one, inputs.provenance)
-        directory = run_directory(one, digest)
+        content = run_content(one, inputs, environment)
+        directory = run_directory(one, content["fingerprint"])
         if config.fresh and not demo:
             directory = fresh_directory(directory)
-        found = inputs.model.describe(), inputs.data.describe(), inputs.data.num_problems
-        content = run_content(one, *found, environment, inputs.prompts_digest, inputs.provenance.texts)
-        planned.append(Planned(one, directory, digest, content, inputs))
+        planned.append(Planned(one, directory, content, inputs))
     if demo:
         check_root([one.directory for one in planned])
     return planned
+
+
+def run_content(config: RunConfig, inputs: Inputs, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json says: configuration, inputs, where it was made (`hardware.describe()`), fingerprint."""
+    settings = config.model_dump(mode="json", exclude={"fresh", "inline"})
+    return {
+        "config": {**settings, "sampler": config.sampler.read()},
+        "num_problems": inputs.data.num_problems,
+        "provenance": {
+            **inputs.describe(),
+            "dtype": config.engine.dtype,
+            "record_format": RECORD_FORMAT,
+            **environment,
+        },
+        "fingerprint": fingerprint(config, inputs.provenance),
+    }
 
 
 def open_runs(planned: Sequence[Planned], stack: ExitStack) -> list[OpenRun]:
@@ -95,8 +108,8 @@ def open_runs(planned: Sequence[Planned], stack: ExitStack) -> list[OpenRun]:
         for one in planned:
             one.check()
     runs = []
-    for config, directory, digest, content, inputs in planned:
-        store = open_store(directory, digest, content)
+    for config, directory, content, inputs in planned:
+        store = open_store(directory, content)
         stack.callback(store.close)
         telemetry = Telemetry(store.telemetry_path)
         stack.callback(telemetry.close)

@@ -92,12 +92,12 @@ class RunStore:
         os.close(self._lock)
 
 
-def open_store(directory: Path, fingerprint: str, run: Mapping[str, Any]) -> RunStore:
+def open_store(directory: Path, run: Mapping[str, Any]) -> RunStore:
     """Open or create the run in `directory` for this process alone.
 
-    `run` is what run.json will say of a new run (resolved configuration, provenance); an existing run.json is kept.
-    Raises UserError: not writable, inside or around another run, held by another process, a run of
-    another fingerprint, or a damaged file.
+    `run` is what run.json will say of a new run, its fingerprint included; an existing run.json is kept. Raises
+    UserError: not writable, inside or around another run, held by another process, a run of another fingerprint, or a
+    damaged file.
     """
     with usable(directory):
         check_place(directory)
@@ -105,19 +105,19 @@ def open_store(directory: Path, fingerprint: str, run: Mapping[str, Any]) -> Run
         lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             take_lock(lock, directory)
-            claim(directory, {**run, "fingerprint": fingerprint})
+            claim(directory, run)
             return RunStore(directory, lock)
         except BaseException:
             os.close(lock)
             raise
 
 
-def check_store(directory: Path, fingerprint: str, run: Mapping[str, Any]) -> None:
+def check_store(directory: Path, run: Mapping[str, Any]) -> None:
     """Raises the UserError with which `open_store` would refuse these arguments now, and writes nothing."""
     with usable(directory):
         check_place(directory)
         check_lock(directory)
-        is_ours(directory, {**run, "fingerprint": fingerprint})
+        is_ours(directory, run)
         first_records(directory / RECORDS)
 
 

@@ -284,7 +284,7 @@ class Watched(cluster.RayCrew):
         return events
 
 works = [Work(Problem(i, "q", "a"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(100_000)]
-store = open_store(directory, "f", {})
+store = open_store(directory, {"fingerprint": "f"})
 crew = Watched(Sleeper, None, cluster.Shape(3, 4, True))
 crew.start()
 drive(crew, store, works, Telemetry(store.telemetry_path), Progress("nodes", len(works)), lambda: len(at) == 4)

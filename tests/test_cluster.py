@@ -102,7 +102,7 @@ def works(number: int) -> list[Work]:
 
 
 def test_a_run_survives_killed_actors(tmp_path: Path, crews: Any) -> None:
-    store = open_store(tmp_path, "f", {})
+    store = open_store(tmp_path, {"fingerprint": "f"})
     telemetry = Telemetry(store.telemetry_path)
     crew: Any = Killer(crews("model", num_workers=2, slots=3, use_gpus=False))
     crew.start()
@@ -227,7 +227,7 @@ def worker_that_loads_once() -> type:
 def test_a_device_that_is_lost_is_told_and_the_others_finish(
     tmp_path: Path, crews: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = open_store(tmp_path / "run", "f", {})
+    store = open_store(tmp_path / "run", {"fingerprint": "f"})
     telemetry = Telemetry(store.telemetry_path)
     crew = crews(str(tmp_path / "loaded"), worker_that_loads_once(), num_workers=2, slots=1, use_gpus=False)
     crew.start()

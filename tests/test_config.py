@@ -13,11 +13,15 @@ import pytest
 import yaml
 
 from evals.config import READS, SamplerConfig
-from evals.types import UserError
+from evals.types import Problem, UserError
 from orchestrator import settings
 from orchestrator.commands import make_parser
-from orchestrator.config import Provenance, RunConfig, fingerprint, plan, resolve, run_content, run_directory
+from orchestrator.config import Provenance, RunConfig, fingerprint, plan, resolve, run_directory
+from orchestrator.inputs import Inputs
+from orchestrator.models import ModelSource
 from orchestrator.names import allowed, flag_name, is_group, known_settings
+from orchestrator.problems import DataSource
+from orchestrator.runs import run_content
 from orchestrator.settings import read_options, variable_name
 
 ROOT = Path(__file__).parents[1]
@@ -406,12 +410,14 @@ def test_what_makes_another_run(changes: dict[str, Any]) -> None:
 
 def test_run_json_says_what_the_report_reads() -> None:
     config = resolve(RunConfig(model="m", data="d", run_dir=Path("x"), fresh=True), 0)
-    model, data = {"name": "m", "revision": None, "sha256": "1"}, {"name": "d", "sha256": "2", "rows": 9}
-    run = json.loads(json.dumps(run_content(config, model, data, 5, {"git_commit": "c"}, "3")))
+    data = DataSource([Problem(i, "q", "#### 4") for i in range(5)], "d", "2", 9)
+    inputs = Inputs(config, ModelSource("m", "m", None, "1"), data, None, 100, "3")
+    run = json.loads(json.dumps(run_content(config, inputs, {"git_commit": "c"})))
     assert run["num_problems"] == 5
+    assert run["fingerprint"] == fingerprint(config, Provenance("1", "2"))
     assert run["provenance"] == {
-        "model": model,
-        "data": data,
+        "model": {"name": "m", "revision": None, "sha256": "1"},
+        "data": {"name": "d", "sha256": "2", "rows": 9},
         "prompts_sha256": "3",
         "dtype": "float32",
         "record_format": 1,

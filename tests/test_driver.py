@@ -88,7 +88,7 @@ class SimulatedCrew:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterable[RunStore]:
-    store = open_store(tmp_path / "run", "f", {})
+    store = open_store(tmp_path / "run", {"fingerprint": "f"})
     yield store
     store.close()
 

@@ -24,11 +24,13 @@ from evals.tasks.gsm8k import make_task
 from evals.types import Problem, Record
 from orchestrator import durable, hardware
 from orchestrator.cli import main
-from orchestrator.config import RunConfig, resolve, run_content
+from orchestrator.config import RunConfig, resolve
 from orchestrator.export import Exported
-from orchestrator.inputs import prompts_digest
+from orchestrator.inputs import Inputs, prompts_digest
+from orchestrator.models import ModelSource
 from orchestrator.problems import GSM8K_SHA256, load_problems
 from orchestrator.report import read
+from orchestrator.runs import run_content
 from orchestrator.store import encode
 
 FORMS = ["#### {n}", "#### {n}.00", "The answer is ${n}.", "I do not know", "#### 7\n#### {n}", r"\boxed{{{n}}}."]
@@ -59,10 +61,10 @@ def make(tmp_path: Path) -> Make:
         given = {"model": "demo", "data": "demo", "limit": NUM_PROBLEMS, "num_samples": num_samples, "task": task}
         config = resolve(RunConfig.model_validate({**given, "sampler": SamplerConfig()}), 0)
         data = load_problems("demo", limit=NUM_PROBLEMS)
-        train = load_problems(str(PROBLEMS)).problems if config.task.num_shots else []
-        digest = prompts_digest(make_task(config.task, config.seed, train), data.problems)
-        model = {"name": "demo", "revision": None, "sha256": "m" * 64}
-        content = run_content(config, model, data.describe(), NUM_PROBLEMS, hardware.describe(), digest)
+        train = load_problems(str(PROBLEMS)) if config.task.num_shots else None
+        digest = prompts_digest(make_task(config.task, config.seed, train.problems if train else ()), data.problems)
+        inputs = Inputs(config, ModelSource("model", "demo", None, "m" * 64), data, train, 512, digest)
+        content = run_content(config, inputs, hardware.describe())
         records = [make_record(problem, index) for problem in data.problems for index in range(num_samples)]
         records[-1] = records[-1]._replace(status="failed", text="", scores={}, chain={}, tokens={}, error="it died")
         directory = tmp_path / "run"
@@ -136,7 +138,7 @@ def test_a_replay_is_not_the_models_own_result(
     run = make()
     content = json.loads((run / "run.json").read_text())
     content["config"]["sampler"] = {"kind": "replay", "texts": texts}
-    (run / "run.json").write_text(json.dumps(content))
+    (run / "run.json").write_text(json.dumps({**content, "fingerprint": "f" * 64}))
     samples, results = exported(run, "lm-eval", capsys)
     said, row = json.loads(results.read_text()), json.loads(samples.read_text().splitlines()[0])
     assert said["model_name"] == samples.parent.name == f"replay-of-{name}"

@@ -194,7 +194,7 @@ def test_a_demo_whose_last_directory_is_refused_makes_none_of_the_others(
     before = files(tmp_path)
     with pytest.raises(UserError, match="demo/power holds another run"):
         start(mode="demo", seed=1, run_dir=tmp_path / "runs/demo")
-    store = open_store(power, json.loads((power / RUN).read_text())["fingerprint"], {})
+    store = open_store(power, json.loads((power / RUN).read_text()))
     with pytest.raises(UserError, match="demo/power is being written by"):
         start(mode="demo")
     store.close()

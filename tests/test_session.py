@@ -82,7 +82,7 @@ def test_what_is_waited_for_is_said(
 ) -> None:
     monkeypatch.setattr(session, "WAITING_SECONDS", interval)
     config = resolve(RunConfig(model="owner/name", data="d.jsonl", num_gpus=4), 4)
-    store = open_store(tmp_path, "f", {})
+    store = open_store(tmp_path, {"fingerprint": "f"})
     telemetry = Telemetry(store.telemetry_path)
     inputs: Any = None
     wait_for_a_worker(Pending(), [OpenRun(config, store, telemetry, [], 8, inputs)], Stop())

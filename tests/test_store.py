@@ -28,6 +28,7 @@ from orchestrator.store import (
 )
 
 FINGERPRINT = "0123456789abcdef"
+CONTENT = {"fingerprint": FINGERPRINT}
 
 
 def record(problem_id: int, sample_index: int = 0, text: str = "#### 4 — ünïcode\u2028") -> Record:
@@ -52,7 +53,7 @@ def problems(number: int) -> list[Problem]:
 
 
 def opened(directory: Path, run: dict[str, Any] | None = None) -> closing[RunStore]:
-    return closing(open_store(directory, FINGERPRINT, run or {"config": {}}))
+    return closing(open_store(directory, CONTENT | (run or {"config": {}})))
 
 
 def filled(directory: Path, number: int, run: dict[str, Any] | None = None) -> Path:
@@ -93,7 +94,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     lines = log.read_bytes().split(b"\n")
     log.write_bytes(b"\n".join([lines[0], line, lines[1], b""]))
     with pytest.raises(UserError, match=r"records\.jsonl, line 2: not a record"):
-        open_store(tmp_path, FINGERPRINT, {})
+        open_store(tmp_path, CONTENT)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +122,7 @@ def test_a_record_that_cannot_be_of_the_run_is_named(tmp_path: Path, changes: di
     filled(tmp_path, 2, run)
     with (tmp_path / RECORDS).open("ab") as log:
         log.write(encode(record(1)._replace(**changes)))
-    for use in (lambda: check_store(tmp_path, FINGERPRINT, run), lambda: answers(tmp_path)):
+    for use in (lambda: check_store(tmp_path, CONTENT | run), lambda: answers(tmp_path)):
         with pytest.raises(UserError, match=rf"records\.jsonl, line 3: not a record \({words}"):
             use()
 
@@ -130,17 +131,17 @@ def test_one_writer_at_a_time_whose_children_do_not_hold_the_lock(tmp_path: Path
     with opened(tmp_path) as store:
         for use in (open_store, check_store):
             with pytest.raises(UserError, match=f"being written by process {os.getpid()} on "):
-                use(tmp_path, FINGERPRINT, {})
+                use(tmp_path, CONTENT)
         assert not os.get_inheritable(store._lock)
         assert not os.get_inheritable(store._log)
-    open_store(tmp_path, FINGERPRINT, {}).close()
+    open_store(tmp_path, CONTENT).close()
 
 
 def test_another_fingerprint_is_refused_with_the_ways_out(tmp_path: Path) -> None:
     filled(tmp_path, 1, {"config": {"seed": 0, "sampler": {"alpha": 4.0}}})
     before = (tmp_path / RUN).read_bytes()
     with pytest.raises(UserError) as caught:
-        open_store(tmp_path, "f" * 16, {"config": {"seed": 0, "sampler": {"alpha": 2.0}}})
+        open_store(tmp_path, {"config": {"seed": 0, "sampler": {"alpha": 2.0}}, "fingerprint": "f" * 16})
     message = str(caught.value)
     assert "sampler.alpha: 4.0 there, 2.0 now" in message
     assert all(way in message for way in ("POWERSAMPLE_RUN_DIR", "--fresh", "--run-dir"))
@@ -150,13 +151,13 @@ def test_another_fingerprint_is_refused_with_the_ways_out(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("log", [None, b"", b'{"problem_id": 1, "sam'])
 def test_a_run_without_one_answer_is_nobodys(tmp_path: Path, log: bytes | None) -> None:
-    open_store(tmp_path, FINGERPRINT, {"config": {"seed": 0}}).close()
+    open_store(tmp_path, CONTENT | {"config": {"seed": 0}}).close()
     (tmp_path / TELEMETRY).write_text("{}\n")
     if log is None:
         (tmp_path / RECORDS).unlink()
     else:
         (tmp_path / RECORDS).write_bytes(log)
-    store = open_store(tmp_path, "f" * 16, {"config": {"seed": 1}})
+    store = open_store(tmp_path, {"config": {"seed": 1}, "fingerprint": "f" * 16})
     assert store.append(record(0))
     store.close()
     assert json.loads((tmp_path / RUN).read_text()) == {"config": {"seed": 1}, "fingerprint": "f" * 16}
@@ -165,23 +166,23 @@ def test_a_run_without_one_answer_is_nobodys(tmp_path: Path, log: bytes | None) 
 
 
 def test_a_check_refuses_what_opening_would_and_writes_nothing(tmp_path: Path) -> None:
-    check_store(tmp_path / "new", FINGERPRINT, {})
+    check_store(tmp_path / "new", CONTENT)
     assert list(tmp_path.iterdir()) == []
     log = filled(tmp_path, 1) / RECORDS
-    check_store(tmp_path, FINGERPRINT, {})
+    check_store(tmp_path, CONTENT)
     log.write_bytes(log.read_bytes() + b"{broken\n")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match="another run"):
-        check_store(tmp_path, "f" * 16, {})
+        check_store(tmp_path, {"fingerprint": "f" * 16})
     with pytest.raises(UserError, match="line 2: not a record"):
-        check_store(tmp_path, FINGERPRINT, {})
+        check_store(tmp_path, CONTENT)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_records_without_run_json_are_not_touched(tmp_path: Path) -> None:
     (tmp_path / RECORDS).write_bytes(encode(record(0))[:-5])
     with pytest.raises(UserError, match=r"no run\.json"):
-        open_store(tmp_path, FINGERPRINT, {})
+        open_store(tmp_path, CONTENT)
     assert (tmp_path / RECORDS).read_bytes() == encode(record(0))[:-5]
 
 
@@ -189,14 +190,14 @@ def test_records_without_run_json_are_not_touched(tmp_path: Path) -> None:
 def test_a_directory_of_other_files_is_not_taken(use: Any, tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("mine")
     with pytest.raises(UserError, match=r"has no run\.json but other files \(notes\.md\).*--run-dir"):
-        use(tmp_path, FINGERPRINT, {})
+        use(tmp_path, CONTENT)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.md"]
 
 
 def test_what_a_killed_start_has_left_is_taken(tmp_path: Path) -> None:
     for name in ("lock", TELEMETRY, f".{RUN}.1"):
         (tmp_path / name).write_text("")
-    open_store(tmp_path, FINGERPRINT, {}).close()
+    open_store(tmp_path, CONTENT).close()
     assert (tmp_path / RUN).exists()
 
 
@@ -204,11 +205,11 @@ def test_a_damaged_run_json_is_refused(tmp_path: Path) -> None:
     filled(tmp_path, 1)
     (tmp_path / RUN).write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
-        open_store(tmp_path, FINGERPRINT, {})
+        open_store(tmp_path, CONTENT)
 
 
 def test_run_json_holds_fingerprint_and_what_it_is_given(tmp_path: Path) -> None:
-    open_store(tmp_path, FINGERPRINT, {"config": {"seed": 3}}).close()
+    open_store(tmp_path, CONTENT | {"config": {"seed": 3}}).close()
     assert json.loads((tmp_path / RUN).read_text()) == {"config": {"seed": 3}, "fingerprint": FINGERPRINT}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lock", RECORDS, RUN]
 
@@ -217,7 +218,7 @@ def test_an_unwritable_directory_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for use in (open_store, check_store):
         with pytest.raises(UserError, match="cannot be written"):
-            use(tmp_path / "file" / "run", FINGERPRINT, {})
+            use(tmp_path / "file" / "run", CONTENT)
 
 
 def test_fresh_starts_beside_the_old_run(tmp_path: Path) -> None:
@@ -295,11 +296,11 @@ def test_runs_do_not_lie_inside_one_another(use: Any, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"demo holds the directory of another run, greedy; choose a new one by .*/demo/"
     ):
-        use(tmp_path / "demo", FINGERPRINT, {})
+        use(tmp_path / "demo", CONTENT)
     with pytest.raises(UserError, match=r"deep/run lies inside the run .*demo/greedy; choose one beside it by POWER"):
-        use(tmp_path / "demo" / "greedy" / "deep" / "run", FINGERPRINT, {})
+        use(tmp_path / "demo" / "greedy" / "deep" / "run", CONTENT)
     assert sorted(tmp_path.rglob("*")) == before
-    use(tmp_path / "demo" / "power", FINGERPRINT, {})
+    use(tmp_path / "demo" / "power", CONTENT)
 
 
 def test_records_are_strict_json() -> None:
