@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import signal
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from evals.engine.planning import GIB, gib
 from evals.search import estimate, search
@@ -30,42 +30,59 @@ ANSWER_TOKENS = 32
 STATUS = Path("/proc/self/status")
 
 
-def fitted(inputs: Mapping[str, Inputs], memory_limit: float | None, say: Callable[[str], None]) -> dict[str, Inputs]:
-    """The same inputs, each with its own batch: the largest that works, at most the one asked for.
+class Value(NamedTuple):
+    """A value of the setting `key` in `group`, and what its run needs."""
+
+    group: str
+    key: str
+    text: str
+    """As it was asked for."""
+    inputs: Inputs
+
+    @property
+    def name(self) -> str:
+        return f"{self.group}.{self.key}={self.text}"
+
+    @property
+    def setting(self) -> Any:
+        return getattr(getattr(self.inputs.config, self.group), self.key)
+
+
+def fitted(value: Value, memory_limit: float | None, say: Callable[[str], None]) -> Value:
+    """The same with its own batch: the largest that works, at most the one asked for.
 
     `memory_limit` is in GiB, for each worker on CPUs. Raises UserError where no batch works.
     """
+    config, problems = value.inputs.config, value.inputs.data.problems
+    engine, settings = config.engine, worker_config(value.inputs)
+    if engine.execution in ("auto", "compiled"):  # compiling takes minutes, and memory is measured before it
+        engine = engine.model_copy(update={"execution": "graphs"})
 
-    limit = max((one.config.slots for one in inputs.values()), default=1)
-    found = {}
-    for name, one in inputs.items():
+    def tell(line: str) -> None:
+        say(f"{value.name}: {line}")
 
-        def works(size: int, name: str = name, one: Inputs = one) -> bool:
-            engine = one.config.engine
-            if engine.execution in ("auto", "compiled"):  # compiling takes minutes, and memory is measured before it
-                engine = engine.model_copy(update={"execution": "graphs"})
-            settings = worker_config(one)._replace(slots=size, engine=engine)
-            outcome = probe(settings, batch(one.config, one.data.problems, size), host_memory(one.config, memory_limit))
-            peak = f"peak {gib(outcome.peak_bytes)}" if outcome.peak_bytes else ""
-            say(f"{name}: {', '.join(filter(None, (peak, outcome.reason)))}")
-            return outcome.works
+    def works(size: int) -> bool:
+        asked = settings._replace(slots=size, engine=engine)
+        outcome = probe(asked, batch(config, problems, size), host_memory(config, memory_limit))
+        peak = f"peak {gib(outcome.peak_bytes)}" if outcome.peak_bytes else ""
+        tell(", ".join(filter(None, (peak, outcome.reason))))
+        return outcome.works
 
-        size = search(start(name, one), limit, works, lambda line, name=name: say(f"{name}: {line}"))
-        if size is None:
-            raise UserError(
-                f"No batch size that was tried works for {name}; free memory, lower --batch-size or "
-                "task.max_new_tokens, or name the batch with --no-auto-batch-size."
-            )
-        found[name] = one._replace(config=one.config.model_copy(update={"batch_size": size}))
-    return found
+    size = search(start(value), config.slots, works, tell)
+    if size is None:
+        raise UserError(
+            f"No batch size that was tried works for {value.name}; free memory, lower --batch-size or "
+            "task.max_new_tokens, or name the batch with --no-auto-batch-size."
+        )
+    sized = config.model_copy(update={"batch_size": size})
+    return value._replace(inputs=value.inputs._replace(config=sized))
 
 
-def start(name: str, inputs: Inputs) -> int:
-    """The first batch to try for a run called KNOB=VALUE."""
-    config = inputs.config
+def start(value: Value) -> int:
+    """The first batch to try."""
+    inputs, config = value.inputs, value.inputs.config
     if not config.use_gpus:
-        group, _, key = name.partition("=")[0].partition(".")
-        return estimate(config.slots, {key: getattr(getattr(config, group), key)})
+        return estimate(config.slots, {value.key: value.setting})
     present = hardware.gpus()
     if not present:
         raise UserError(
@@ -79,7 +96,7 @@ def start(name: str, inputs: Inputs) -> int:
     from evals.engine.planning import plan_slots
 
     settings = worker_config(inputs)
-    model = anatomy(read_config(inputs.model.folder, config.engine.trust_remote_code), config.engine.dtype, name)
+    model = anatomy(read_config(inputs.model.folder, config.engine.trust_remote_code), config.engine.dtype, value.name)
     wanted = demand(model, config.slots, settings.max_length, settings.sequences)
     reading = forecast(model, present[0].memory_bytes, config.slots, config.engine)
     return plan_slots(reading, wanted, config.engine).slots

@@ -29,9 +29,9 @@ class Planned(NamedTuple):
     inputs: Inputs
     """What its workers load; runs that share it follow one another without another load."""
 
-    def check(self) -> None:
-        """Raises UserError if the directory could not be opened now; writes nothing."""
-        check_store(self.directory, self.content)
+    def check(self) -> int:
+        """How many answers are there. Raises UserError if the directory could not be opened now; writes nothing."""
+        return check_store(self.directory, self.content)
 
 
 class OpenRun(NamedTuple):

@@ -112,13 +112,14 @@ def open_store(directory: Path, run: Mapping[str, Any]) -> RunStore:
             raise
 
 
-def check_store(directory: Path, run: Mapping[str, Any]) -> None:
-    """Raises the UserError with which `open_store` would refuse these arguments now, and writes nothing."""
+def check_store(directory: Path, run: Mapping[str, Any]) -> int:
+    """How many answers are there. Raises the UserError with which `open_store` would refuse these arguments now, and
+    writes nothing."""
     with usable(directory):
         check_place(directory)
         check_lock(directory)
         is_ours(directory, run)
-        first_records(directory / RECORDS)
+        return len(first_records(directory / RECORDS))
 
 
 def check_writable(directory: Path) -> None:

@@ -10,24 +10,23 @@ import json
 import re
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evals.types import UserError
 from orchestrator import hardware, session
 from orchestrator.arguments import suggestion
-from orchestrator.claim import RECORDS
 from orchestrator.config import RunConfig, fingerprint
-from orchestrator.fit import fitted, host_memory
+from orchestrator.fit import Value, fitted, host_memory
 from orchestrator.inputs import Inputs, find
 from orchestrator.names import is_list, known_settings
 from orchestrator.progress import say
 from orchestrator.report import read, write
 from orchestrator.run import asked, resolved
-from orchestrator.runs import OpenRun, Planned, plan_runs
+from orchestrator.runs import OpenRun, plan_runs
 from orchestrator.scores import HEADLINE
-from orchestrator.store import first_records, fresh_directory
+from orchestrator.store import fresh_directory
 
 SUMMARY = "sweep.json"
 
@@ -35,36 +34,29 @@ SUMMARY = "sweep.json"
 def sweep(args: Namespace) -> int:
     """Evaluate every value; returns the exit code, and raises, as `session.carry_out`."""
     began = time.time()
-    knob, values = values_of(args.knob, args.start_from)
-    configs = [configured(args, knob, value) for value in values]
+    group, key, texts = values_of(args.knob, args.start_from)
+    configs = [configured(args, f"{group}.{key}", text) for text in texts]
     session.check_ray(configs[0])
     host_memory(configs[0], args.memory_limit)
     environment = hardware.describe()
     first = find(configs[0])
-    root = home(first, knob)
-    inputs = {
-        f"{knob}={value}": placed(find(config, first.model), root, knob, value)
-        for value, config in zip(values, configs, strict=True)
-    }
-
-    def planned(one: Inputs) -> Planned:
-        return plan_runs(one, environment)[0]
-
-    for one in map(planned, inputs.values()):
-        one.check()
+    root = home(first, group, key)
+    found = [Value(group, key, text, find(config, first.model)) for text, config in zip(texts, configs, strict=True)]
+    values = [placed(value, root) for value in found]
+    owing = [owes(value.inputs, environment) for value in values]
     if args.auto_batch_size and first.config.use_batched and first.texts is None:
-        owing = {name: one for name, one in inputs.items() if owes(one, planned(one).directory)}
-        inputs |= fitted(owing, args.memory_limit, say)
+        pairs = zip(values, owing, strict=True)
+        values = [fitted(value, args.memory_limit, say) if some else value for value, some in pairs]
 
     def conclude(runs: Sequence[OpenRun]) -> None:
         session.conclude(runs)
-        rows = [row(knob, run.config, run.store.directory) for run in runs]
-        write(root / SUMMARY, json.dumps({"knob": knob, "summary": rows}, indent=2) + "\n")
+        rows = [row(value, run.store.directory) for value, run in zip(values, runs, strict=True)]
+        write(root / SUMMARY, json.dumps({"knob": f"{group}.{key}", "summary": rows}, indent=2) + "\n")
         print(*map(json.dumps, rows), sep="\n")
         say(f"The summary of the sweep, and beside it the comparison: {root / SUMMARY}")
 
-    runs = [planned(one) for one in inputs.values()]
-    return session.carry_out(configs[0], runs, environment, began, session.show_progress, conclude)
+    planned = [one for value in values for one in plan_runs(value.inputs, environment)]
+    return session.carry_out(configs[0], planned, environment, began, session.show_progress, conclude)
 
 
 def configured(args: Namespace, knob: str, value: str) -> RunConfig:
@@ -73,8 +65,8 @@ def configured(args: Namespace, knob: str, value: str) -> RunConfig:
     return resolved(*asked(one)).model_copy(update={"mode": "run"})
 
 
-def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:
-    """The setting and the values to run, of NAME=VALUE,VALUE,... Raises UserError."""
+def values_of(knob: str, start_from: str | None) -> tuple[str, str, list[str]]:
+    """Group and key of the setting, and the values to run, of GROUP.KEY=VALUE,VALUE,... Raises UserError."""
     name, _, listed = knob.partition("=")
     known = [each for each in known_settings() if each.startswith(("sampler.", "task."))]
     if name not in known:
@@ -88,12 +80,12 @@ def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:
         raise UserError(f"sweep: --knob {knob} needs values that differ, such as sampler.alpha=1,2,4.")
     if start_from is not None and start_from not in values:
         raise UserError(f"sweep: --start-from {start_from} is none of the values {listed}; name one of them.")
-    return name, values[values.index(start_from or values[0]) :]
+    group, _, key = name.partition(".")
+    return group, key, values[values.index(start_from or values[0]) :]
 
 
-def home(inputs: Inputs, knob: str) -> Path:
+def home(inputs: Inputs, group: str, key: str) -> Path:
     """Where a sweep is kept: the directory asked for, or one that belongs to all settings but the knob."""
-    group, _, key = knob.partition(".")
     config, usual = inputs.config, {key: getattr(getattr(RunConfig(), group), key)}
     others = config.model_copy(update={group: getattr(config, group).model_copy(update=usual)})
     provenance = inputs.provenance._replace(texts=None) if key == "texts" else inputs.provenance
@@ -102,25 +94,25 @@ def home(inputs: Inputs, knob: str) -> Path:
     return fresh_directory(root) if config.fresh else root
 
 
-def placed(inputs: Inputs, root: Path, knob: str, value: str) -> Inputs:
-    """The inputs of one value, as a run of its own below `root`."""
-    name = re.sub(r"[^A-Za-z0-9._=-]", "-", f"{knob.partition('.')[2]}={value}")
-    update = {"name": f"{inputs.config.name}/{name}", "run_dir": root / name, "fresh": False}
-    return inputs._replace(config=inputs.config.model_copy(update=update))
+def placed(value: Value, root: Path) -> Value:
+    """The same as a run of its own below `root`."""
+    config, name = value.inputs.config, re.sub(r"[^A-Za-z0-9._=-]", "-", f"{value.key}={value.text}")
+    update = {"name": f"{config.name}/{name}", "run_dir": root / name, "fresh": False}
+    return value._replace(inputs=value.inputs._replace(config=config.model_copy(update=update)))
 
 
-def owes(inputs: Inputs, directory: Path) -> bool:
-    """Whether answers are missing."""
-    return len(first_records(directory / RECORDS)) < len(inputs.data.problems) * inputs.config.num_samples
+def owes(inputs: Inputs, environment: Mapping[str, Any]) -> bool:
+    """Whether answers are missing. Raises UserError if the run could not be opened now."""
+    (planned,) = plan_runs(inputs, environment)
+    return planned.check() < len(inputs.data.problems) * inputs.config.num_samples
 
 
-def row(knob: str, config: RunConfig, directory: Path) -> dict[str, Any]:
+def row(value: Value, directory: Path) -> dict[str, Any]:
     """What came out for one value."""
-    group, _, key = knob.partition(".")
     summary = read(directory).summary
     accuracy = summary["accuracy"][HEADLINE]
     return {
-        "configuration": {knob: getattr(getattr(config, group), key)},
+        "configuration": {f"{value.group}.{value.key}": value.setting},
         "accuracy": accuracy["mean"],
         "stderr": accuracy["stderr"],
         "batch_size_used": summary["memory"]["slots"],
