@@ -12,25 +12,29 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
 
-UNUSABLE = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC}
+UNUSABLE = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EISDIR}
 """Of a path, or of standard output, that somebody named: mistakes of the user's wherever they show."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name); returns the exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before we began
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no ± shows ? instead
     try:
         return told(list(sys.argv[1:] if argv is None else argv)) if evals_is_ours() else 2
     except KeyboardInterrupt:
-        print("powersample: interrupted", file=sys.stderr)
+        tell("interrupted")
         return 130
     except BrokenPipeError:  # whoever read has seen enough
         silence()
@@ -47,21 +51,26 @@ def told(arguments: list[str]) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"powersample: {error}", file=sys.stderr)
+        tell(str(error))
     except OSError as error:
         if error.errno not in UNUSABLE:
             raise
         if error.filename is None:
             silence()
-        print(f"powersample: {error.filename or 'standard output'} cannot be used: {error.strerror}", file=sys.stderr)
+        tell(f"{error.filename or 'standard output'} cannot be used: {error.strerror}")
     except Exception as error:
         from orchestrator.crew import WorkersLost
 
         if not isinstance(error, WorkersLost):
             raise
-        print(f"powersample: {error}; the answers so far are kept, start again to go on.", file=sys.stderr)
+        tell(f"{error}; the answers so far are kept, start again to go on.")
         return 1
     return 2
+
+
+def tell(sentence: str) -> None:
+    with suppress(OSError):  # where standard error is full, the exit code is all that can be told
+        print(f"powersample: {sentence}", file=sys.stderr)
 
 
 def silence() -> None:

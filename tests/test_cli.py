@@ -304,6 +304,18 @@ def test_an_output_that_is_full_is_one_sentence(unbuffered: str, tmp_path: Path)
     assert done.stderr == "powersample: standard output cannot be used: No space left on device\n"
 
 
+def test_a_closed_output_and_a_full_error_stream_change_no_exit_code(tmp_path: Path) -> None:
+    here = f"cd {tmp_path}; PYTHONPATH={ROOT} {sys.executable} -m orchestrator"
+    for line, code in ((f"{here} --help >&-", 0), (f"{here} report nowhere 2>/dev/full", 2)):
+        assert subprocess.run(["bash", "-c", line], capture_output=True, check=False).returncode == code, line
+
+
+def test_a_directory_in_the_place_of_a_file_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").mkdir()
+    assert main(["score", str(tmp_path / "rows.jsonl")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_a_terminal_without_our_letters_shows_others(tmp_path: Path) -> None:
     done = command(["plan", "--shape", "7b", "--gpu", "h100-80"], tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
