@@ -12,11 +12,11 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
+from typing import TextIO
 
 UNUSABLE = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EISDIR}
 """Of a path, or of standard output, that somebody named: mistakes of the user's wherever they show."""
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell("interrupted")
         return 130
     except BrokenPipeError:  # whoever read has seen enough
-        silence()
+        silence(sys.stdout)
         return BROKEN_PIPE
 
 
@@ -56,7 +56,7 @@ def told(arguments: list[str]) -> int:
         if error.errno not in UNUSABLE:
             raise
         if error.filename is None:
-            silence()
+            silence(sys.stdout)
         tell(f"{error.filename or 'standard output'} cannot be used: {error.strerror}")
     except Exception as error:
         from orchestrator.crew import WorkersLost
@@ -69,13 +69,16 @@ def told(arguments: list[str]) -> int:
 
 
 def tell(sentence: str) -> None:
-    with suppress(OSError):  # where standard error is full, the exit code is all that can be told
-        print(f"powersample: {sentence}", file=sys.stderr)
+    """Say it on standard error; where that is full, the exit code is all that can be told."""
+    try:
+        print(f"powersample: {sentence}", file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
 
 
-def silence() -> None:
-    """Nothing more reaches standard output, not even what waits to be flushed at the end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def silence(stream: TextIO) -> None:
+    """Nothing more reaches its file, not even what waits to be flushed at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def dispatch(arguments: list[str]) -> int:

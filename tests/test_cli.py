@@ -304,8 +304,9 @@ def test_an_output_that_is_full_is_one_sentence(unbuffered: str, tmp_path: Path)
     assert done.stderr == "powersample: standard output cannot be used: No space left on device\n"
 
 
-def test_a_closed_output_and_a_full_error_stream_change_no_exit_code(tmp_path: Path) -> None:
-    here = f"cd {tmp_path}; PYTHONPATH={ROOT} {sys.executable} -m orchestrator"
+@UNBUFFERED
+def test_a_closed_output_and_a_full_error_stream_change_no_exit_code(unbuffered: str, tmp_path: Path) -> None:
+    here = f"cd {tmp_path}; export PYTHONUNBUFFERED={unbuffered}; PYTHONPATH={ROOT} {sys.executable} -m orchestrator"
     for line, code in ((f"{here} --help >&-", 0), (f"{here} report nowhere 2>/dev/full", 2)):
         assert subprocess.run(["bash", "-c", line], capture_output=True, check=False).returncode == code, line
 
