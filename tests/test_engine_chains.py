@@ -313,7 +313,7 @@ def test_logits_that_are_not_numbers_fail_one_chain_and_poison_no_other(
         logits = plain(step)
         calls.append(step)
         if len(calls) == 6:
-            cache_of(on).fill(on._scheduler.slots[0].pages, torch.nan)
+            cache_of(on).fill(on._scheduler.seating.slots[0].pages, torch.nan)
             logits[0] = torch.nan
         return logits
 

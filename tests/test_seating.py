@@ -26,7 +26,7 @@ class Drive:
     def __init__(self, num_pages: int, slots: int, share_unit: int = 1) -> None:
         self.pool = PagePool(num_pages + 1, share_unit)
         self.scheduler = Scheduler(self.pool, slots, LENGTH, VOCABULARY)
-        self.seating = self.scheduler
+        self.seating = self.scheduler.seating
         self.extras = 0
 
     def add(self, script: Script, to: Prompt, sequences: int = 2) -> Live:
@@ -39,7 +39,7 @@ class Drive:
         self.check()
 
     def draw(self) -> None:
-        for running in list(self.scheduler.slots):
+        for running in list(self.seating.slots):
             self.scheduler.record(running, token(running), -0.7, -0.1)
             self.check()
 
@@ -52,10 +52,10 @@ class Drive:
             if self.scheduler.idle:
                 break
             self.seat()
-            assert self.scheduler.slots, "nothing runs, and not all is done"
+            assert self.seating.slots, "nothing runs, and not all is done"
             if honest:
                 assert not self.seating.waiting_heads()
-            self.extras += sum(running not in self.heads() for running in self.scheduler.slots)
+            self.extras += sum(running not in self.heads() for running in self.seating.slots)
             self.draw()
         assert self.scheduler.idle
         assert self.pool.num_used == 0
@@ -66,15 +66,15 @@ class Drive:
     def check(self) -> None:
         """Pages add up, no claim is out of date or exceeds the pool, nobody sits twice."""
         self.pool.audit()
-        assert len(self.scheduler.slots) <= self.scheduler.num_slots
+        assert len(self.seating.slots) <= self.scheduler.seating.num_slots
         for live in self.seating.alive:
             assert live.claims(self.pool) <= live.claim
         assert sum(live.claim for live in self.seating.alive) <= self.pool.capacity
         flights = [flight for live in self.seating.alive for flight in live.flights.values()]
-        assert sorted(map(id, self.scheduler.slots)) == sorted(id(f) for f in flights if f.opening is not None)
+        assert sorted(map(id, self.seating.slots)) == sorted(id(f) for f in flights if f.opening is not None)
 
     def tags(self) -> list[Hashable]:
-        return [flight.tag for flight in self.scheduler.slots]
+        return [flight.tag for flight in self.seating.slots]
 
 
 def token(slot: Slot) -> int:
@@ -245,7 +245,7 @@ def test_heads_sit_first_and_extras_in_what_is_left() -> None:
     drive.add(submits(3, to[1]), to[1])
     drive.seat()
     lives = list(drive.seating.alive)
-    assert [(lives.index(r.live), r.tag) for r in drive.scheduler.slots] == [(0, 0), (1, 0), (0, 1), (0, 2)]
+    assert [(lives.index(r.live), r.tag) for r in drive.seating.slots] == [(0, 0), (1, 0), (0, 1), (0, 2)]
 
 
 def test_the_youngest_extra_gives_way_to_a_new_chain_and_the_next_oldest_becomes_head() -> None:
@@ -257,7 +257,7 @@ def test_the_youngest_extra_gives_way_to_a_new_chain_and_the_next_oldest_becomes
     drive.draw()
     drive.add(submits(1, other), other)
     drive.seat()
-    assert [(r.live is first, r.tag) for r in drive.scheduler.slots] == [(True, 0), (True, 1), (False, 0)]
+    assert [(r.live is first, r.tag) for r in drive.seating.slots] == [(True, 0), (True, 1), (False, 0)]
     assert drive.seating.evicted == 1
     while 0 in first.flights:
         drive.draw()
@@ -304,7 +304,7 @@ def test_extras_do_not_keep_a_new_chain_from_its_pages() -> None:
     assert drive.tags() == [0, 1, 2, 3]
     second = drive.add(submits(2, to, new=50), to)
     drive.seat()
-    assert [running.live is second for running in drive.scheduler.slots] == [False, False, True, True]
+    assert [running.live is second for running in drive.seating.slots] == [False, False, True, True]
     drive.run()
     assert first.future.result().chain["order"] == [0, 1, 2, 3]
     assert second.future.result().chain["order"] == [0, 1]

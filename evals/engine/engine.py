@@ -182,11 +182,11 @@ class Engine:
         """May be called from any thread."""
         return EngineCounters(
             steps=self._steps,
-            active_slots=len(self._scheduler.slots),
-            slots=self._scheduler.num_slots,
+            active_slots=len(self._scheduler.seating.slots),
+            slots=self._scheduler.seating.num_slots,
             generated_tokens=self._generated,
             prefilled_tokens=self._prefilled,
-            evicted_requests=self._scheduler.evicted,
+            evicted_requests=self._scheduler.seating.evicted,
             kv_pages_used=self._pool.num_used,
             kv_pages=self._pool.capacity,
             step_seconds=self._seconds,
@@ -230,7 +230,7 @@ class Engine:
     def _step(self) -> None:
         """One token for everybody, or what is on the device made anew."""
         began = time.perf_counter()
-        slots = self._scheduler.num_slots
+        slots = self._scheduler.seating.num_slots
         if self._elastic is not None:
             wanted = self._elastic.wanted(slots, self._scheduler.num_chains)
             if wanted != slots:
@@ -242,7 +242,7 @@ class Engine:
     def _build(self) -> None:
         self._cache = KeysValues(self.model.cache_shape, self._pool.num_pages, self.model.device)
         self.model.attach(self._cache)
-        slots = self._scheduler.num_slots
+        slots = self._scheduler.seating.num_slots
         self._decoder = fastest(self.model, self._config, slots, self._max_pages)
         selfcheck.check_decoder(self.model, self._decoder, slots, self._max_pages, self._pool.num_pages)
 
@@ -263,7 +263,7 @@ class Engine:
         for runs in prompt_passes(prompts, self._layout, self._config.prefill_tokens):
             self._decoder.prefill(runs)
         self._decoder.open(unwritten(openings))
-        for drawn in self._decoder.step(self._scheduler.slots):
+        for drawn in self._decoder.step(self._scheduler.seating.slots):
             self._generated += self._scheduler.record(*drawn)
 
     def _surviving(self, work: Callable[[], None]) -> None:
@@ -277,7 +277,7 @@ class Engine:
                 raise
         if self._elastic is not None:
             self._elastic.ran_out()
-        self._resize(fewer(self._scheduler.num_slots), reason)
+        self._resize(fewer(self._scheduler.seating.num_slots), reason)
 
     def _let_go(self) -> None:
         self._cache = self._decoder = None
@@ -290,7 +290,7 @@ class Engine:
         Raises UserError if `slots` is 0.
         """
         self._let_go()
-        self._slot_changes.append(SlotChange(time.time(), self._scheduler.num_slots, slots, reason))
+        self._slot_changes.append(SlotChange(time.time(), self._scheduler.seating.num_slots, slots, reason))
         if not slots:
             raise UserError(
                 f"The GPU has no memory left for even one slot ({reason}); free the GPU, choose a smaller model, or "

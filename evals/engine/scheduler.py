@@ -22,11 +22,11 @@ TOGETHER = 32
 little less than several cost together."""
 
 
-class Scheduler(Seating):
+class Scheduler:
     """The state of an engine apart from its device. Errors of a chain end that chain and nothing else."""
 
     def __init__(self, pool: PagePool, num_slots: int, max_length: int, vocab_size: int) -> None:
-        super().__init__(pool, num_slots)
+        self._pool, self.seating = pool, Seating(pool, num_slots)
         self._max_length, self._vocab_size = max_length, vocab_size
         self._new: deque[Live] = deque()
         self._submitted = 0
@@ -34,12 +34,12 @@ class Scheduler(Seating):
     @property
     def idle(self) -> bool:
         """True if nothing runs, waits or is to be started."""
-        return not (self.alive or self._new)
+        return not (self.seating.alive or self._new)
 
     @property
     def num_chains(self) -> int:
         """Chains that have not ended."""
-        return len(self.alive) + len(self._new)
+        return len(self.seating.alive) + len(self._new)
 
     def add(self, live: Live) -> None:
         """Take a chain; it starts when its turn comes."""
@@ -54,14 +54,14 @@ class Scheduler(Seating):
         """
         seated: list[Flight] = []
         while True:
-            seated += self.seat_heads()
-            stuck = self.waiting_heads()
-            if stuck and self.slots:
+            seated += self.seating.seat_heads()
+            stuck = self.seating.waiting_heads()
+            if stuck and self.seating.slots:
                 return seated
             if stuck:
                 self._fail(stuck[-1].live, self._out_of_pages(stuck[-1]))
             elif self._few_could_start() or not self._start_next():
-                return seated + self.seat_extras(within_guarantee=bool(self._new))
+                return seated + self.seating.seat_extras(within_guarantee=bool(self._new))
 
     def record(self, flight: Flight, token: int, log_q: float, log_z: float) -> bool:
         """A drawn token of a running request; if that ends it, its chain goes on at once.
@@ -79,8 +79,8 @@ class Scheduler(Seating):
         if ended is not None:
             assert flight.opening is not None, "what draws has pages"
             handle = flight.opening.handle
-            self.leave(flight)
-            self.pool.end(handle, len(flight.sequence))
+            self.seating.leave(flight)
+            self._pool.end(handle, len(flight.sequence))
             live.held[handle] = flight
             self._advance(live, self._arrival(flight, ended, handle))
         return True
@@ -91,8 +91,8 @@ class Scheduler(Seating):
         What a chain holds keeps its handle and its tokens, from which a request that branches there is prefilled;
         requests in flight start again, with the same keys and so with the same tokens.
         """
-        self._new.extendleft(reversed(self.clear(num_slots)))
-        self.pool.reset(num_pages)
+        self._new.extendleft(reversed(self.seating.clear(num_slots)))
+        self._pool.reset(num_pages)
 
     def fail_all(self, error: BaseException) -> None:
         """Every chain ends with this error."""
@@ -100,13 +100,13 @@ class Scheduler(Seating):
             live = self._new.popleft()
             if live.begin():
                 self._fail(live, error)
-        for live in list(self.alive):
+        for live in list(self.seating.alive):
             self._fail(live, error)
 
     def _few_could_start(self) -> bool:
         """Whether to wait until more slots are free, as long as somebody runs."""
-        free = self.num_slots - len(self.alive)
-        return bool(self.slots) and free < min(self.num_slots // TOGETHER, len(self._new))
+        free = self.seating.num_slots - len(self.seating.alive)
+        return bool(self.seating.slots) and free < min(self.seating.num_slots // TOGETHER, len(self._new))
 
     def _start_next(self) -> bool:
         """Start the chain whose turn it is, or pass it over if nobody wants it any more; False if it has to wait."""
@@ -114,7 +114,7 @@ class Scheduler(Seating):
             return False
         live = self._new[0]
         refusal = self._refusal(live)
-        if refusal is None and not self.enter(live):
+        if refusal is None and not self.seating.enter(live):
             return False
         self._new.popleft()
         if not live.begin():
@@ -128,16 +128,16 @@ class Scheduler(Seating):
 
     def _refusal(self, live: Live) -> UserError | None:
         """Why the chain can never start."""
-        if live.guaranteed <= self.pool.capacity:
+        if live.guaranteed <= self._pool.capacity:
             return None
         return UserError(
             f"an answer needs room for {live.chain.sequences} sequences at once, {live.guaranteed} pages of keys and "
-            f"values, and there are {self.pool.capacity}; take fewer candidates (sampler.num_candidates), shorter "
+            f"values, and there are {self._pool.capacity}; take fewer candidates (sampler.num_candidates), shorter "
             "answers (task.max_new_tokens) or more slots (POWERSAMPLE_BATCH_SIZE)."
         )
 
     def _out_of_pages(self, flight: Flight) -> RuntimeError:
-        live, pool = flight.live, self.pool
+        live, pool = flight.live, self._pool
         return RuntimeError(
             f"a request needs {flight.own_pages} pages of keys and values; {pool.num_free} of {pool.capacity} are "
             f"free and nothing runs that could free more: its chain holds more than the {live.chain.sequences} "
@@ -146,8 +146,10 @@ class Scheduler(Seating):
 
     def _idle_slots(self) -> int:
         """Slots that stand idle and that no head and no new chain will take."""
-        free = self.num_slots - len(self.slots) - len(self.waiting_heads())
-        return max(free - self.could_enter(list(islice(self._new, self.num_slots))), 0) if free > 0 else 0
+        free = self.seating.num_slots - len(self.seating.slots) - len(self.seating.waiting_heads())
+        return (
+            max(free - self.seating.could_enter(list(islice(self._new, self.seating.num_slots))), 0) if free > 0 else 0
+        )
 
     def _advance(self, live: Live, arrival: tuple[Hashable, Completion] | None) -> None:
         """Send an arrival to the chain and do what it asks for, until it waits for something in flight."""
@@ -163,7 +165,7 @@ class Scheduler(Seating):
                     if not operations:
                         raise RuntimeError("the chain waits, and has nothing in flight")
                     arrivals.append(None)
-            self.recount(live)
+            self.seating.recount(live)
         except StopIteration as stop:
             self._release(live)
             live.future.set_result(stop.value)
@@ -177,12 +179,12 @@ class Scheduler(Seating):
                 self._submit(live, tag, request)
             case Keep(handle):
                 self._own(live, handle)
-                parent = self.pool.keep(handle)
+                parent = self._pool.keep(handle)
                 if parent is not None:
                     del live.held[parent]
             case Drop(handle):
                 self._own(live, handle)
-                self.pool.drop(handle)
+                self._pool.drop(handle)
                 del live.held[handle]
             case Cancel(tag):
                 return self._cancel(live, tag)
@@ -199,13 +201,13 @@ class Scheduler(Seating):
             self._own(live, request.parent)
             if live.held[request.parent].sequence[: len(request.prefix)] != request.prefix:
                 raise ValueError("the parent's tokens do not start with the request's prefix")
-            if self.pool.reaches(request.parent, len(request.prefix) - 1):
-                lease = self.pool.fork(request.parent)
+            if self._pool.reaches(request.parent, len(request.prefix) - 1):
+                lease = self._pool.fork(request.parent)
         self._submitted += 1
         flight = Flight(live, tag, request, self._submitted, lease)
         live.flights[tag] = flight
-        live.full = max(live.full, self.pool.pages_for(0, flight.limit))
-        self.wait(flight)
+        live.full = max(live.full, self._pool.pages_for(0, flight.limit))
+        self.seating.wait(flight)
 
     def _own(self, live: Live, handle: Handle) -> None:
         if handle not in live.held:
@@ -225,17 +227,17 @@ class Scheduler(Seating):
         return flight.tag, Completion(tokens, log_q, log_z, ended, handle, flight.prefilled, self._idle_slots())
 
     def _give_up(self, flight: Flight) -> None:
-        self.leave(flight)
+        self.seating.leave(flight)
         if flight.opening is not None:
-            self.pool.drop(flight.opening.handle)
+            self._pool.drop(flight.opening.handle)
 
     def _release(self, live: Live) -> None:
         """Give back everything that a chain holds or has in flight."""
-        self.exit(live)
+        self.seating.exit(live)
         for flight in list(live.flights.values()):
             self._give_up(flight)
         for handle in live.held:
-            self.pool.drop(handle)
+            self._pool.drop(handle)
         live.held.clear()
 
     def _fail(self, live: Live, error: BaseException) -> None:
