@@ -1,4 +1,4 @@
-"""Counter-based random numbers: Philox4x32-10 on the host. The one key scheme of the project.
+"""Counter-based random numbers: Philox4x32-10 on the host. The one key scheme of the project; knows not what is drawn.
 
 A uniform is a pure function of (run seed; problem, sample | try << 16, move, position | purpose << 24). Nothing
 depends on batch, slot, device, order of arrival or restart. Source: Salmon et al., Parallel Random Numbers: As Easy

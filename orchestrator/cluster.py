@@ -7,14 +7,15 @@ Every RayError except RayTaskError means that the actor is gone.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-# Before Ray: sets what Ray reads when it is imported.
 from orchestrator.join import LOCAL, Shape, alive_nodes, ray_address, start_ray, vital_places
+
+# Before Ray: sets what Ray reads when it is imported.
+from orchestrator.progress import say
 
 import ray  # isort: skip
 import psutil  # isort: skip # pyright: ignore[reportMissingModuleSource] - Ray brings it and puts it on the path
@@ -121,7 +122,7 @@ class RayCrew:
         if not self._vital or self._num_revivals == MAX_REVIVALS:
             raise WorkersLost(f"{reason}, and no worker can be started on it")
         self._num_revivals += 1
-        print(f"{reason}: starting Ray again.", file=sys.stderr)
+        say(f"{reason}: starting Ray again.")
         for seat in self._seats:
             if seat.actor is not None:
                 self._events.append(Died(seat.name, seat.vacate(), reason, "node", []))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
@@ -22,6 +21,7 @@ from orchestrator.claim import RUN
 from orchestrator.config import DEFAULT_DATA
 from orchestrator.durable import write_atomically
 from orchestrator.problems import GSM8K_SHA256
+from orchestrator.progress import say
 from orchestrator.report import read
 from orchestrator.scores import graders, right
 
@@ -127,7 +127,7 @@ def export(args: Namespace) -> int:
         ) from error
     write_new(files)
     if owed := found.summary["num_owed"]:
-        print(f"The run still owes {owed} answers; the export has those that are there.", file=sys.stderr)
+        say(f"The run still owes {owed} answers; the export has those that are there.")
     for path in files:
         print(path)
     return 0

@@ -1,4 +1,5 @@
 """The largest batch that works for each of several runs: what to try first, and a child process that tries it.
+Knows no run directory.
 
 On a GPU the memory model proposes (evals/engine/forecast.py), on CPUs the scale tables; a probe says what works. It
 does what a worker of the run does, by the worker's own code, with keys and values for answers of full length; only the

@@ -1,4 +1,5 @@
 """`powersample generate`: answers to every row of a JSONL file, by a run whose records are written in another format.
+Knows how that goes along and ends; what a line is, outputs.py knows.
 
 The run in OUT.run is the truth: OUT is made from its records, streamed while they come, and put in order at the end.
 """

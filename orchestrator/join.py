@@ -27,6 +27,7 @@ from ray.util.metrics import Counter, Gauge
 from evals.types import UserError
 from orchestrator.crew import WorkersLost
 from orchestrator.metrics import METRICS
+from orchestrator.progress import say
 
 LOCAL, AUTO = "local", "auto"  # addresses of Ray's: a cluster of this process's own, and one that it looks for
 CONNECT_SECONDS = 10.0
@@ -122,7 +123,7 @@ def start_ray(shape: Shape) -> None:
     if address == LOCAL:  # Ray makes it writable for everybody
         Path(context.address_info["session_dir"]).chmod(0o700)
     if place := context.dashboard_url:
-        print(invitation(place), file=sys.stderr)
+        say(invitation(place))
 
 
 def invitation(place: str) -> str:

@@ -7,7 +7,6 @@ Reads run.json, records.jsonl and telemetry.jsonl and never writes to them. Know
 from __future__ import annotations
 
 import json
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from html import escape
@@ -87,7 +86,7 @@ def tell(run_dirs: Sequence[Path], out: Path | None = None) -> None:
     else:
         place, names = beside(run_dirs) if out is None else out, ", ".join(map(str, run_dirs))
         said = f"Read {place / PAGE}; the comparison was written there as {PAGE} and {REPORT}, and {said} into {names}."
-    print(said, file=sys.stderr, flush=True)
+    say(said)
 
 
 def beside(run_dirs: Sequence[Path]) -> Path:

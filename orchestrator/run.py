@@ -1,9 +1,9 @@
-"""`powersample run`: the configuration for this machine, handed to a session; also for who runs sessions otherwise."""
+"""`powersample run`, and what every command that starts a session does first: settings resolved for this machine.
+Knows no model, data or run directory."""
 
 from __future__ import annotations
 
 import os
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from evals.types import UserError
 from orchestrator import hardware, session
 from orchestrator.config import DEMO, RunConfig, resolve
 from orchestrator.hardware import Gpu
+from orchestrator.progress import say
 from orchestrator.settings import build_config
 
 GPU_DEFAULT = Path(__file__).parents[1] / "configs/gsm8k_power.yaml"
@@ -42,7 +43,7 @@ def resolved(config: RunConfig, present: Sequence[Gpu]) -> RunConfig:
     automatic = config.engine.dtype == "auto"
     config = resolve(config, int(remote) if remote else len(present), bfloat16 or bool(remote))
     if automatic and config.engine.dtype == "float16":
-        print("These GPUs have no bfloat16: the model runs in float16 (engine.dtype).", file=sys.stderr)
+        say("These GPUs have no bfloat16: the model runs in float16 (engine.dtype).")
     if config.use_gpus and not remote:
         hardware.check_torch_sees_gpus(present)
     return config

@@ -1,4 +1,5 @@
 """From runs to an exit code: find, check, lock, start a crew, have it work off what they owe, stop or report.
+Knows neither how work is done nor how it is told.
 
 One path for all: a session has a list of runs, worked off one after the other by one crew. A plain run is a list of
 one, the demo of four, a sweep of one per value. What the user got wrong is refused before Ray starts and before

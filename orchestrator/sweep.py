@@ -1,4 +1,5 @@
 """`powersample sweep`: one evaluation per value of a setting, each with the batch that fits, on the same workers.
+Knows no search (fit.py) and no session.
 
 Every value has a run directory of its own, so that a sweep goes on where it was stopped. Batches are searched before
 the workers start, for the values that owe answers (fit.py).

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
@@ -34,6 +33,7 @@ from typing import Any
 
 from orchestrator.durable import cut_torn_tail, write_whole
 from orchestrator.lines import TelemetryLine, read
+from orchestrator.progress import say
 
 PHASES = ("setup", "ray", "load", "sampling")
 
@@ -85,7 +85,7 @@ class Telemetry:
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        print(f"{self._path} cannot be written ({error.strerror}): going on without telemetry.", file=sys.stderr)
+        say(f"{self._path} cannot be written ({error.strerror}): going on without telemetry.")
         self.close()
 
 

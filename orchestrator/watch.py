@@ -1,4 +1,5 @@
 """`powersample watch RUN`: the bar and the table of a run that another process drives, from the run's files alone.
+Knows no driver.
 
 Reads run.json, records.jsonl and telemetry.jsonl as they grow; writes nothing and takes no lock.
 """

@@ -1,4 +1,5 @@
 """What a model's folder says before any weight is loaded: whether the engine can serve it, and its tokenizer.
+Knows no network.
 
 The self-check at start-up catches what a configuration does not name.
 """

@@ -1,4 +1,4 @@
-"""The checks at every start, against plain forward passes of the model as it came.
+"""The checks at every start, against plain forward passes of the model as it came. Knows no chain.
 
 `check`, of the packed, paged forward pass: two sequences of different length are prefilled in one pass, decoded for
 some steps beside each other, rewound into a draft, and restored; every logit that comes out is compared. This catches

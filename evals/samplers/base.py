@@ -1,4 +1,5 @@
-"""What chains need: asking the engine for one completion or several, words of the random counter, draws by weight."""
+"""What chains need: asking the engine for one completion or several, words of the random counter, draws by weight.
+Knows no law."""
 
 from __future__ import annotations
 

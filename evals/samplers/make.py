@@ -1,4 +1,5 @@
-"""From settings to a sampler: the one table of samplers. A function here says which settings its sampler reads."""
+"""From settings to a sampler: the one table of samplers. A function here says which settings its sampler reads.
+Knows no law."""
 
 from __future__ import annotations
 

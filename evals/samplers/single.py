@@ -1,4 +1,5 @@
-"""One answer by one request, greedy or at a temperature, and one by none: a text that was produced elsewhere."""
+"""One answer by one request, greedy or at a temperature, and one by none: a text that was produced elsewhere.
+Knows no other candidate."""
 
 from __future__ import annotations
 
