@@ -37,14 +37,14 @@ def answers(directory: Path) -> dict[tuple[int, int], list[int]]:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve problems, power sampling, one slot, without Ray."""
+    """Eight problems, power sampling, one slot, without Ray."""
     directory = tmp_path_factory.mktemp("reference") / "run"
     done = run("--inline", "--run-dir", directory, "--batch-size", 1, **DEMO_RUN)
     assert done.returncode == 0, done.stderr
     return directory
 
 
-DEMO_RUN = {"MODEL": DEMO / "model", "DATA": DEMO / "problems.jsonl", "LIMIT": 12, "TASK__MAX_NEW_TOKENS": 160}
+DEMO_RUN = {"MODEL": DEMO / "model", "DATA": DEMO / "problems.jsonl", "LIMIT": 8, "TASK__MAX_NEW_TOKENS": 160}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_answers_do_not_depend_on_slots_and_workers(reference: Path, shape: list
     done = run("--run-dir", tmp_path / "run", *shape, **DEMO_RUN)
     assert done.returncode == 0, done.stderr
     found = answers(tmp_path / "run")
-    assert len(found) == (3 if "--limit" in shape else 12)
+    assert len(found) == (3 if "--limit" in shape else 8)
     assert found == {key: tokens for key, tokens in answers(reference).items() if key in found}
 
 
@@ -91,9 +91,9 @@ def test_a_stopped_run_resumes_to_the_same_answers(
     reference: Path, sent: signal.Signals, code: int, tmp_path: Path
 ) -> None:
     flags = "--inline", "--batch-size", 2
-    assert kill_after(4, tmp_path / "run", sent, *flags, **DEMO_RUN) == code
+    assert kill_after(3, tmp_path / "run", sent, *flags, **DEMO_RUN) == code
     before = (tmp_path / "run/records.jsonl").read_bytes()
-    assert 4 <= before.count(b"\n") < 12
+    assert 3 <= before.count(b"\n") < 8
     (tmp_path / "run/records.jsonl").write_bytes(before + b'{"problem_id": 1')
     done = run(*flags, "--run-dir", tmp_path / "run", **DEMO_RUN)
     assert done.returncode == 0, done.stderr
@@ -178,7 +178,7 @@ def test_summary_has_the_promised_keys(reference: Path) -> None:
     summary = json.loads((reference / "summary.json").read_text())
     promised = {"num_problems", "num_records", "accuracy", "no_answer_rate", "truncated_rate", "timings", "tokens"}
     assert promised | {"throughput", "chain", "memory"} <= set(summary)
-    assert summary["num_problems"] == summary["num_records"] == 12
+    assert summary["num_problems"] == summary["num_records"] == 8
     assert set(summary["accuracy"]) == {"strict", "flexible", "numeric"}
     assert {"mean", "stderr", "ci95"} <= set(summary["accuracy"]["numeric"])
     assert {"acceptance", "moves", "forwards_per_move"} <= set(summary["chain"])
