@@ -70,7 +70,8 @@ class RecordLine(Line):
     ended: str
     scores: dict[str, Verdict]
     chain: Chain
-    timings: dict[str, Amount]
+    timings: dict[str, Number]
+    """A clock that is set back makes a duration negative."""
     memory: dict[str, Count | None]
     tokens: dict[str, Count]
     worker: Worker
@@ -102,7 +103,8 @@ class TelemetryLine(Line):
     generated_tokens: Count = 0
     slots: Count = 0
     active_slots: Count = 0
-    tokens_per_second: Amount | None = None
+    tokens_per_second: Number | None = None
+    """Negative where an engine was made anew in between."""
     utilisation: Amount | None = None
     waiting_fraction: Number | None = None
     idle_seconds: Amount | None = None
