@@ -19,9 +19,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from evals.config import TaskConfig
-from evals.demo import grow
-from evals.demo.problems import (
+from demo import grow
+from demo.problems import (
     FOLDER,
     TEST_SEED,
     TRAIN_SEED,
@@ -34,6 +33,7 @@ from evals.demo.problems import (
     rows,
     validation_rows,
 )
+from evals.config import TaskConfig
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem
 
@@ -228,5 +228,5 @@ def test_growing_into_what_is_too_small_is_refused(tmp_path: Path) -> None:
 def test_grow_is_a_script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["grow.py", "--help"])
     with pytest.raises(SystemExit, match="0"):
-        runpy.run_path(str(FOLDER / "grow.py"), run_name="__main__")
+        runpy.run_path(str(grow.__file__), run_name="__main__")
     assert "--size" in capsys.readouterr().out

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ONLY = {
     "ray": [f"orchestrator/{name}.py" for name in ("join", "cluster")],
-    "transformers": ["evals/engine/", "evals/demo/"],
-    "torch": ["evals/engine/", "evals/demo/"],
+    "transformers": ["evals/engine/"],
+    "torch": ["evals/engine/"],
 }
 SIBLINGS = ["evals/tasks/", "evals/samplers/", "evals/engine/"]
 
@@ -43,8 +43,6 @@ def test_import_rule(name: str) -> None:
     for library, allowed in ONLY.items():
         if not name.startswith(tuple(allowed)):
             assert not {u for u in used if u.split(".")[0] == library}, f"{library} belongs to {allowed}"
-    if not name.startswith("evals/demo/"):
-        assert not {u for u in used if u.startswith("evals.demo")}, "what makes the demo is run by hand"
     for sibling in SIBLINGS:
         others = {s.rstrip("/").replace("/", ".") for s in SIBLINGS if s != sibling}
         if name.startswith(sibling):

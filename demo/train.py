@@ -1,10 +1,10 @@
 """Train the embedded demo model from scratch and measure it.
 
-A script, run by hand and imported by nothing: it is exempt from the import rule, and needs no more than torch,
-transformers, tokenizers, PyYAML and this folder.
+A script, run by hand from the project's folder. It needs no more than torch, transformers, tokenizers, PyYAML and this
+folder.
 
-    python -m evals.demo.train                       # minutes on one GPU; slow on a CPU
-    python -m evals.demo.train --out /tmp/m --card /tmp/card.md --steps 20 --batch 16 --validation 20    # a trial
+    python -m demo.train                       # minutes on one GPU; slow on a CPU
+    python -m demo.train --out /tmp/m --card /tmp/card.md --steps 20 --batch 16 --validation 20    # a trial
 
 Each problem is read once as `Question: {question}\\nAnswer: {answer}<|endoftext|>`, with the loss on all tokens. Rows
 are padded on the right in batches of similar length. Held-out questions (see problems.py) are never trained on.
@@ -32,8 +32,8 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from evals.demo import measure
-from evals.demo.problems import FOLDER, TRAIN_SEED, Row, demo_rows, rows, validation_rows
+from demo import measure
+from demo.problems import FOLDER, TRAIN_SEED, Row, demo_rows, rows, validation_rows
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 CONTEXT, VOCABULARY = 512, 1024

@@ -4,7 +4,7 @@
 held-out part or to the training part by its own hash, so the two share no question whatever seeds they are drawn from.
 Knows no model, no tokens and no grading.
 
-    python -m evals.demo.problems      # writes problems.jsonl again, byte for byte
+    python -m demo.problems      # writes evals/demo/problems.jsonl again, byte for byte
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "evals" / "demo"
+"""What is embedded: the problems, the model and its card."""
 TRAIN_SEED, TEST_SEED, VALIDATION_SEED = 0, 1, 2
 TEST_ROWS = 200
 HELD_OUT_SHARE = 20
@@ -85,7 +86,7 @@ class Lexicon(NamedTuple):
 @cache
 def library() -> tuple[Lexicon, tuple[Scenario, ...]]:
     """Words and scenarios of `scenarios.yaml`."""
-    data: dict[str, Any] = yaml.safe_load((FOLDER / "scenarios.yaml").read_text(encoding="utf-8"))
+    data: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("scenarios.yaml").read_text(encoding="utf-8"))
     people = tuple((name, pronoun) for pronoun, names in data["people"].items() for name in names)
     scenarios = [read_scenario(entry, question) for entry in data["scenarios"] for question in entry["question"]]
     return Lexicon(people, data["words"]), tuple(scenarios)

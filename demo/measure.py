@@ -1,8 +1,8 @@
 """Reference measurements of the demo model in plain torch: greedy, plain, low-temperature and power sampling.
 
-Part of the training script (run by hand, so torch and transformers may be imported here). Deliberately independent of
-the project's engine and samplers: no pages, no replay, no early rejection, other random numbers. A model card made with
-it is a second opinion on them. Everything runs in lock step over the whole batch.
+Part of the training script. Deliberately independent of the project's engine and samplers: no pages, no replay, no
+early rejection, other random numbers. A model card made with it is a second opinion on them. Everything runs in lock
+step over the whole batch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from evals.demo.problems import Row
+from demo.problems import Row
 
 MAX_NEW_TOKENS = 256
 GOLD = re.compile(r"#### (-?[0-9.,]+)")

@@ -1,10 +1,10 @@
 """Grow the embedded demo model into one that computes the same function at the cost of a real one.
 
-A script, run by hand and imported by nothing but its test (exempt from the import rule). End-to-end benchmarks need
-realistic behaviour (ends, lengths, entropy, acceptance) at a realistic cost, and an offline machine has no public
-weights: the grown model answers the demo's problems as the demo model does, and costs what Qwen2.5 of that size costs.
+A script, run by hand. End-to-end benchmarks need realistic behaviour (ends, lengths, entropy, acceptance) at a
+realistic cost, and an offline machine has no public weights: the grown model answers the demo's problems as the demo
+model does, and costs what Qwen2.5 of that size costs.
 
-    python evals/demo/grow.py OUT --size 0.5b        # also 1.5b and 7b; 1.3, 3.6 and 15 GB of bfloat16
+    python demo/grow.py OUT --size 0.5b        # also 1.5b and 7b; 1.3, 3.6 and 15 GB of bfloat16
 
 Layers, hidden size, MLP, vocabulary and KV bytes a token are those of Qwen2.5; 1.5b and 7b have twice as many heads of
 half the size (64), and the head is never tied. Logits agree to 1e-4 in float32; in bfloat16, where the scaled norms are
@@ -30,7 +30,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-DEMO = Path(__file__).parent / "model"
+DEMO = Path(__file__).parents[1] / "evals" / "demo" / "model"
 PUSH = 1000.0
 """The logit of a token that the small model does not have is -PUSH / r, with r the root mean square of the last hidden
 state: measured between 1.7 and 21 on the demo's problems, so -600 to -48, against -17 to 22 for the others."""
