@@ -13,7 +13,8 @@ from toy import LONGEST, ToyEngine, ToyLM, row, uniform
 
 from evals.rng import Purpose
 from evals.samplers import metropolis
-from evals.samplers.metropolis import Kernel, State, chance
+from evals.samplers.base import State
+from evals.samplers.metropolis import Kernel, chance
 from evals.samplers.power import Power
 from evals.types import Prompt, Sampler
 

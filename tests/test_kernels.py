@@ -10,7 +10,7 @@ import pytest
 from law import KERNELS, TOYS, divergence, endings, state_of, target_of, transition_matrix
 from toy import ToyEngine, ToyLM
 
-from evals.samplers.base import pick
+from evals.samplers.base import pick, spliced
 from evals.samplers.metropolis import (
     EVERYWHERE,
     Kernel,
@@ -18,7 +18,6 @@ from evals.samplers.metropolis import (
     certain_divergence,
     chance,
     first_divergence,
-    spliced,
 )
 from evals.samplers.paper import PaperRule
 from evals.samplers.power import Power

@@ -14,7 +14,8 @@ from toy import EOS
 
 from evals.engine.chains import Slot
 from evals.samplers import metropolis, power
-from evals.samplers.metropolis import Kernel, State
+from evals.samplers.base import State, spliced
+from evals.samplers.metropolis import Kernel
 from evals.samplers.power import Power
 from evals.types import Completion
 
@@ -81,7 +82,7 @@ def masked_q_stored(state: State, start: int, draft: Completion) -> State:
     masked = draft.log_q.copy()
     if start < len(state.tokens):  # q(v) / (1 - q(x_d)), what the draw used
         masked[0] -= np.log1p(-np.exp(state.log_q[start]))
-    return metropolis.spliced(state, start, draft._replace(log_q=masked))
+    return spliced(state, start, draft._replace(log_q=masked))
 
 
 def coin_shares_the_token_uniform(seed, key, cut, length):

@@ -11,7 +11,8 @@ from law import TOYS, chi_square
 from toy import EOS, ToyEngine, ToyLM
 
 from evals.rng import Purpose, uniform
-from evals.samplers.metropolis import Limits, Plan, State
+from evals.samplers.base import State
+from evals.samplers.metropolis import Limits, Plan
 from evals.samplers.paper import Paper, PaperRule
 
 Answer = tuple[int, ...]

@@ -12,9 +12,10 @@ from toy_crowd import Crowd, assert_same, distance, enumerated, mean_weights
 
 from evals.config import EngineConfig, SamplerConfig
 from evals.engine.engine import Engine
+from evals.samplers.base import MAX_SAMPLES, State
 from evals.samplers.make import make_sampler
 from evals.samplers.single import Single
-from evals.samplers.smc import MAX_PARTICLES, Particle, Smc
+from evals.samplers.smc import Particle, Smc
 from evals.types import Chain
 
 TOYS = {
@@ -27,7 +28,7 @@ ALPHA = 4.0
 
 def grown(model: ToyLM, answer: tuple[int, ...], alpha: float) -> Particle:
     log_q, log_z = model.statistics(answer, alpha)
-    return Particle(answer, log_q, log_z)
+    return Particle(State(answer, log_q, log_z, "length"))
 
 
 @pytest.mark.parametrize("ramp", [1, 3, 9])
@@ -148,7 +149,7 @@ def test_no_two_draws_share_a_key() -> None:
 
 
 def test_particles_are_limited_by_the_words_of_a_key() -> None:
-    for count in (0, MAX_PARTICLES + 1):
+    for count in (0, MAX_SAMPLES + 1):
         with pytest.raises(ValueError, match="particles"):
             Crowd(TOYS["eos"], 0).run(Smc(ALPHA, count, 1, 1, 0.5))
 
@@ -197,7 +198,7 @@ def test_on_the_engine_for_any_number_of_slots(threshold: float) -> None:
 def test_the_effective_size_counts_copies_once() -> None:
     """Of 64 particles on an enumerable model many are equal; their weights alone would hide it."""
     model = ToyLM(1, vocabulary=3, horizon=4)
-    info = Crowd(model, 3).run(Smc(2.0, 64, ramp=2, interval=1, threshold=0.9)).chain
+    info = Crowd(model, 3).run(Smc(2.0, 64, smc_ramp=2, smc_interval=1, smc_threshold=0.9)).chain
     assert info["resampled"] > 0
     assert info["distinct"] < 40
     assert info["ess_final"] <= info["distinct"]

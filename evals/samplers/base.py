@@ -4,12 +4,12 @@ Knows no law."""
 from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.types import Completion, Drop, Handle, Operation, Prompt, Request, Sample, Submit
+from evals.types import Completion, Drop, Ended, Handle, Operation, Prompt, Request, Sample, Submit
 
 Key = tuple[int, int, int]
 """Problem, sample | try << 16, move."""
@@ -17,7 +17,20 @@ Arrival = tuple[Hashable, Completion]
 Weights = NDArray[np.float64]
 
 MAX_SAMPLES = 1 << 16
-"""Sample indices share a 32-bit word with the number of the try."""
+"""Sample indices share a 32-bit word with the number of the try, of which there may be as many."""
+
+
+class State(NamedTuple):
+    """An answer, or its beginning, with the statistics of its L tokens under the unrestricted proposal."""
+
+    tokens: tuple[int, ...]
+    log_q: NDArray[np.float64]
+    log_z: NDArray[np.float64]
+    ended: Ended
+    """`length` also while it grows."""
+
+
+EMPTY = State((), np.zeros(0), np.zeros(0), "length")
 
 
 def key(problem_id: int, sample_index: int, move: int) -> Key:
@@ -37,13 +50,12 @@ def whole(prompt: Prompt, alpha: float, key: Key, top_k: int = 0, top_p: float =
 
 def sample(taken: Completion, drawn: Sequence[Completion], alpha: float, **info: Any) -> Sample:
     """The answer `taken` of those `drawn` at `alpha`, all of them whole, with `info` beside the usual diagnostics."""
-    tokens, log_q, log_z, ended, *_ = taken
     usual = {
         "generated": sum(len(one.tokens) for one in drawn),
         "prefilled": sum(one.prefilled for one in drawn),
-        "log_p": log_p(log_q, log_z, alpha),
+        "log_p": log_p(taken, alpha),
     }
-    return Sample(tokens, log_q, log_z, ended, usual | info)
+    return Sample(*taken[:4], chain=usual | info)
 
 
 def arrival(operations: list[Operation]) -> Generator[list[Operation], Arrival | None, Arrival]:
@@ -80,11 +92,25 @@ def gather(
     return found
 
 
-def log_p(log_q: np.ndarray, log_z: np.ndarray, alpha: float) -> float:
+def log_p(answer: State | Completion, alpha: float) -> float:
     """log p of an answer in nats: (sum log q + sum log Z) / alpha; the sum of log_z alone where alpha is inf."""
     if np.isinf(alpha):
-        return float(log_z.sum())
-    return float((log_q.sum() + log_z.sum()) / alpha)
+        return float(answer.log_z.sum())
+    return float((answer.log_q.sum() + answer.log_z.sum()) / alpha)
+
+
+def spliced(state: State, start: int, draft: Completion) -> State:
+    """The answer that keeps the first `start` tokens of `state` and goes on with a completion's.
+
+    At `start` both share the prefix: the stored log Z stays, as recomputing it could differ in rounding.
+    """
+    kept = state.log_z[: start + 1]
+    return State(
+        tokens=state.tokens[:start] + draft.tokens,
+        log_q=np.concatenate([state.log_q[:start], draft.log_q]),
+        log_z=np.concatenate([kept, draft.log_z[len(kept) - start :]]),
+        ended=draft.ended,
+    )
 
 
 def pick(weights: Weights, u: float) -> int:

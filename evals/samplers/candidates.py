@@ -60,7 +60,7 @@ class Candidates(NamedTuple):
 
 def likeliest(drawn: Sequence[Completion], alpha: float) -> int:
     """The candidate of the largest log p; the first of equals."""
-    return int(np.argmax([log_p(one.log_q, one.log_z, alpha) for one in drawn]))
+    return int(np.argmax([log_p(one, alpha) for one in drawn]))
 
 
 def by_weight(drawn: Sequence[Completion], u: float) -> Choice:
@@ -84,7 +84,7 @@ def by_vote(drawn: Sequence[Completion], prompt: Prompt, alpha: float) -> Choice
     mass = dict.fromkeys(votes, -np.inf)
     for one, ballot in zip(drawn, ballots, strict=True):
         if ballot is not None:
-            mass[ballot] = np.logaddexp(mass[ballot], log_p(one.log_q, one.log_z, alpha))
+            mass[ballot] = np.logaddexp(mass[ballot], log_p(one, alpha))
     winner = max(votes, key=lambda ballot: (votes[ballot], mass[ballot]), default=None)
     return Choice(0 if winner is None else ballots.index(winner), {"votes": dict(votes)})
 

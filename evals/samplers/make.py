@@ -4,6 +4,7 @@ Knows no law."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from inspect import signature
 from math import inf
 from types import MappingProxyType
@@ -51,25 +52,16 @@ def majority(temperature: float, num_candidates: int) -> Sampler:
     return Candidates("majority", 1 / temperature, num_candidates)
 
 
-def smc(alpha: float, num_candidates: int, smc_ramp: int, smc_interval: int, smc_threshold: float) -> Sampler:
-    return Smc(alpha, num_candidates, smc_ramp, smc_interval, smc_threshold)
-
-
 SAMPLERS: Mapping[str, Kind] = MappingProxyType(
     {
         "power": Kind(Power, "exact Metropolis-Hastings for p^alpha"),
         "paper": Kind(paper, "the published code's rules, biased"),
         "temperature": Kind(at_temperature),
         "greedy": Kind(lambda: Single(inf)),
-        "best_of": Kind(
-            lambda alpha, num_candidates: Candidates("best_of", alpha, num_candidates),
-            "candidates of temperature 1/alpha, the likeliest",
-        ),
+        "best_of": Kind(partial(Candidates, "best_of"), "candidates of temperature 1/alpha, the likeliest"),
         "majority": Kind(majority, "vote"),
-        "snis": Kind(
-            lambda alpha, num_candidates: Candidates("snis", alpha, num_candidates), "candidates weighted by p^alpha"
-        ),
-        "smc": Kind(smc, "particles"),
+        "snis": Kind(partial(Candidates, "snis"), "candidates weighted by p^alpha"),
+        "smc": Kind(Smc, "particles"),
         "replay": Kind(Replay, "grades given texts and samples nothing"),
     }
 )

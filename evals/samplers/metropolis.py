@@ -35,8 +35,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evals.rng import Purpose, uniform, uniforms
-from evals.samplers.base import Key, pick
-from evals.types import Bound, Completion, Ended
+from evals.samplers.base import Key, State, pick
+from evals.types import Bound
 
 Cuts = Literal["uniform", "entropy", "nonnull"]
 
@@ -48,15 +48,6 @@ MOVES_AT_ONCE, COINS_AT_ONCE = 12, 128
 
 SLACK = 1e-6
 """Nats by which an engine's floor lies below the decision's, whose sums round otherwise; the decision is made here."""
-
-
-class State(NamedTuple):
-    """An answer with the statistics of its L tokens under the unrestricted proposal."""
-
-    tokens: tuple[int, ...]
-    log_q: NDArray[np.float64]
-    log_z: NDArray[np.float64]
-    ended: Ended
 
 
 class Plan(NamedTuple):
@@ -188,17 +179,3 @@ def certain_divergence(log_q: NDArray[np.float64], cut: int, u: float) -> int:
 def log_q_from(log_q: NDArray[np.float64]) -> NDArray[np.float64]:
     """[L] sum of log q from every position to the end."""
     return np.cumsum(log_q[::-1])[::-1]
-
-
-def spliced(state: State, start: int, draft: Completion) -> State:
-    """The answer that keeps the first `start` tokens of `state` and goes on with a completion's.
-
-    At `start` both share the prefix: the stored log Z stays, as recomputing it could differ in rounding.
-    """
-    kept = state.log_z[: start + 1]
-    return State(
-        tokens=state.tokens[:start] + draft.tokens,
-        log_q=np.concatenate([state.log_q[:start], draft.log_q]),
-        log_z=np.concatenate([kept, draft.log_z[len(kept) - start :]]),
-        ended=draft.ended,
-    )

@@ -16,8 +16,8 @@ from __future__ import annotations
 from math import fsum
 from typing import NamedTuple
 
-from evals.samplers.base import Key
-from evals.samplers.metropolis import SLACK, Kernel, Limits, Plan, State
+from evals.samplers.base import Key, State
+from evals.samplers.metropolis import SLACK, Kernel, Limits, Plan
 from evals.samplers.power import Draws, Walk
 from evals.types import Prompt, Steps
 

@@ -14,17 +14,13 @@ from collections.abc import Generator, Hashable
 from math import inf
 from typing import Literal, NamedTuple, Protocol
 
-import numpy as np
-
-from evals.samplers.base import Arrival, Key, arrival, key
-from evals.samplers.metropolis import Cuts, Kernel, Limits, Plan, State, chance, spliced
+from evals.samplers.base import EMPTY, Arrival, Key, State, arrival, key, spliced
+from evals.samplers.metropolis import Cuts, Kernel, Limits, Plan, chance
 from evals.samplers.trace import Mixing, Trace
 from evals.types import Cancel, Completion, Drop, Handle, Keep, Operation, Prompt, Request, Sample, Steps, Submit
 
 Segment = Generator[list[Operation], Arrival | None, None]
 """A part of a chain: `yield from` it."""
-
-EMPTY = State((), np.zeros(0), np.zeros(0), "length")
 
 
 class Rule(Protocol):
@@ -39,8 +35,8 @@ class Draws(NamedTuple):
     """What a chain's draws have in common, and how its requests are scheduled."""
 
     alpha: float
-    early_rejection: bool = True
-    prefetch: int = 0
+    early_rejection: bool
+    prefetch: int
     """Drafts that may be in flight beside the one that is decided next."""
     top_k: int = 0
 
@@ -49,8 +45,7 @@ class Walk:
     """The state of a chain and its requests; every request and every move has a number, counted from 0."""
 
     def __init__(self, draws: Draws, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> None:
-        self.draws, self.prompt, self.seed = draws, prompt, seed
-        self.problem_id, self.sample_index = problem_id, sample_index
+        self.draws, self.prompt, self.seed, self.words = draws, prompt, seed, (problem_id, sample_index)
         self.state = EMPTY
         self.move = 0
         """Number of the next move, or of the next extension."""
@@ -113,7 +108,7 @@ class Walk:
                     self._discard([n for n in range(self.move, ahead) if not plans[n].null(state)], drafts)
                     return
             elif ahead < end and (not undecided or (undecided <= self.draws.prefetch and self._flying < self._room)):
-                plan = plans[ahead] = rule.plan(state, self.seed, self._key(ahead))
+                plan = plans[ahead] = rule.plan(state, self.seed, key(*self.words, ahead))
                 if not plan.null(state):
                     self._submit(ahead, plan.start, plan.exclude, rule.limits(state, plan))
                     undecided += 1
@@ -149,18 +144,17 @@ class Walk:
 
     def _submit(self, number: int, start: int, exclude: int | None, limits: Limits) -> None:
         """Ask for tokens from position `start` of the answer on."""
+        if not self.draws.early_rejection:
+            limits = limits._replace(floor=-inf)
         request = Request(
             prefix=self.prompt.token_ids + self.state.tokens[:start],
-            max_new=limits.max_new,
             alpha=self.draws.alpha,
-            key=self._key(number),
+            key=key(*self.words, number),
             origin=len(self.prompt.token_ids),
             exclude=exclude,
-            floor=limits.floor if self.draws.early_rejection else -inf,
-            bound=limits.bound,
             top_k=self.draws.top_k,
             parent=self._handle,
-            carry=limits.carry,
+            **limits._asdict(),
         )
         self._operations.append(Submit(number, request))
         self._flying += 1
@@ -176,9 +170,6 @@ class Walk:
         self._flying -= 1
         self._room = self._flying + arrived[1].idle  # the slot that it leaves stands idle
         return arrived
-
-    def _key(self, number: int) -> Key:
-        return key(self.problem_id, self.sample_index, number)
 
 
 def held(completion: Completion) -> Handle:

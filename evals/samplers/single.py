@@ -9,9 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evals.samplers.base import ask, key, sample, whole
-from evals.types import Operation, Prompt, Sample, Steps
-
-NOTHING: tuple[list[Operation], ...] = ()
+from evals.types import Prompt, Sample, Steps
 
 
 class Single(NamedTuple):
@@ -53,7 +51,7 @@ class Replay(NamedTuple):
         However long it is: no limit cut it. KeyError where there is none. Its log q and log Z are not known and count
         as 0.
         """
-        yield from NOTHING  # a chain is a generator, also one that asks for nothing
+        yield from ()  # a chain is a generator, also one that asks for nothing
         tokens = (*self.encode(self.texts[problem_id, sample_index]), *sorted(prompt.eos_ids)[:1])
         stopped = prompt.stopped or (lambda _: False)
         over = (n for n, token in enumerate(tokens, 1) if token in prompt.eos_ids or stopped(tokens[:n]))

@@ -1,13 +1,13 @@
 """Sequential Monte Carlo for p(x)^alpha: answers grow side by side and are resampled. Knows no batch, slot or device.
 
 N particles draw their tokens from q(v | h) = softmax(alpha * logits) and are weighted towards p^alpha_t, where alpha_t
-rises from 1 to alpha over the first `ramp` tokens:
+rises from 1 to alpha over the first `smc_ramp` tokens:
 
-    alpha_t = 1 + (alpha - 1) min(t / ramp, 1),    log w_t = sum_{s <= t} (log Z_s - (alpha - alpha_t) log p_s)
+    alpha_t = 1 + (alpha - 1) min(t / smc_ramp, 1),    log w_t = sum_{s <= t} (log Z_s - (alpha - alpha_t) log p_s)
 
 with sums over the tokens that a particle has: the weight of an ended one still changes while alpha_t rises. At the end
-alpha_t is alpha and log w = sum log Z. After every `interval` tokens, if the effective number of particles is below
-`threshold` N, they are resampled; from there on weights count anew: log w less what the ancestor's was. The mean
+alpha_t is alpha and log w = sum log Z. After every `smc_interval` tokens, if the effective number of particles is below
+`smc_threshold` N, they are resampled; from there on weights count anew: log w less what the ancestor's was. The mean
 weights at these points and at the end multiply to an unbiased estimate of sum_x p(x)^alpha. The answer is a particle
 drawn by weight; its law tends to p^alpha as N grows. Source: Azizi et al., Power-SMC, arXiv 2602.10273.
 """
@@ -19,66 +19,51 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evals.rng import Purpose, uniform
-from evals.samplers.base import Key, Weights, gather, key, log_p, pick
+from evals.samplers.base import EMPTY, MAX_SAMPLES, Key, State, Weights, gather, key, log_p, pick, spliced
 from evals.samplers.candidates import effective_size, log_mean, normalised, systematic
-from evals.types import Completion, Drop, Ended, Handle, Prompt, Request, Sample, Steps, Submit
-
-NOTHING = np.empty(0)
-MAX_PARTICLES = 1 << 16
-"""A particle's number shares a 32-bit word of the random counter with the sample index."""
+from evals.types import Completion, Drop, Handle, Prompt, Request, Sample, Steps, Submit
 
 
 class Particle(NamedTuple):
-    """An answer so far, with the statistics of its tokens."""
+    """An answer so far, and its place among the others."""
 
-    tokens: tuple[int, ...] = ()
-    log_q: NDArray[np.float64] = NOTHING
-    log_z: NDArray[np.float64] = NOTHING
-    ended: Ended = "length"
-    """`length` also while it grows."""
+    state: State = EMPTY
     handle: Handle | None = None
     settled: float = 0.0
     """log w at the last resampling, which its weight no longer counts."""
 
     def grows(self, horizon: int) -> bool:
         """True while the answer is not complete."""
-        return self.ended == "length" and len(self.tokens) < horizon
+        return self.state.ended == "length" and len(self.state.tokens) < horizon
 
     def longer(self, by: Completion) -> Particle:
         """The answer with the tokens that were drawn for it."""
-        return self._replace(
-            tokens=self.tokens + by.tokens,
-            log_q=np.concatenate([self.log_q, by.log_q]),
-            log_z=np.concatenate([self.log_z, by.log_z]),
-            ended=by.ended,
-            handle=by.handle,
-        )
+        return self._replace(state=spliced(self.state, len(self.state.tokens), by), handle=by.handle)
 
     def log_w(self, alpha: float, alpha_t: float) -> float:
         """The module's log w, in nats, as if there had been no resampling."""
-        return float(np.sum(self.log_z)) - (alpha - alpha_t) * log_p(self.log_q, self.log_z, alpha)
+        return float(np.sum(self.state.log_z)) - (alpha - alpha_t) * log_p(self.state, alpha)
 
 
 class Smc(NamedTuple):
-    """`num_particles` particles, at most MAX_PARTICLES; the other names are the module's.
+    """`num_candidates` particles, N; the other names are the module's.
 
     In round r particle i is keyed by try i and move r, so that particle 0 begins like the run at temperature 1 / alpha.
     """
 
     alpha: float
-    num_particles: int
-    ramp: int
-    interval: int
-    threshold: float
+    num_candidates: int
+    smc_ramp: int
+    smc_interval: int
+    smc_threshold: float
 
     def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
-        """One answer to `prompt`; see `evals.types.Sampler`. Raises ValueError for more than MAX_PARTICLES."""
-        if not 1 <= self.num_particles <= MAX_PARTICLES:
-            raise ValueError(f"{self.num_particles} particles: there are random keys for 1 to {MAX_PARTICLES}")
-        particles, horizon = [Particle()] * self.num_particles, prompt.max_new_tokens
+        """One answer to `prompt`; see `evals.types.Sampler`. Raises ValueError where the tries of a key are too few."""
+        if not 1 <= self.num_candidates <= MAX_SAMPLES:
+            raise ValueError(f"{self.num_candidates} particles: there are random keys for 1 to {MAX_SAMPLES}")
+        particles, horizon = [Particle()] * self.num_candidates, prompt.max_new_tokens
         counts = Counter(rounds=0, resampled=0, generated=0, prefilled=0)
         drops: list[Drop] = []
         log_z_hat = 0.0
@@ -90,7 +75,7 @@ class Smc(NamedTuple):
             counts["rounds"] += 1
             counts["generated"] += sum(len(one.tokens) for one in found.values())
             counts["prefilled"] += sum(one.prefilled for one in found.values())
-            alpha_t = self.exponent(counts["rounds"] * self.interval)
+            alpha_t = self.exponent(counts["rounds"] * self.smc_interval)
             log_w = [one.log_w(self.alpha, alpha_t) - one.settled for one in particles]
             if self.uneven(log_w) and any(one.grows(horizon) for one in particles):
                 counts["resampled"] += 1
@@ -98,14 +83,14 @@ class Smc(NamedTuple):
                 ancestors = systematic(normalised(log_w), uniform(seed, words, 0, Purpose.RESAMPLE))
                 particles = [particles[i]._replace(settled=particles[i].log_w(self.alpha, alpha_t)) for i in ancestors]
         log_w = [one.log_w(self.alpha, self.alpha) - one.settled for one in particles]
-        info = {"particles": self.num_particles, **counts, "log_z_hat": log_z_hat + log_mean(log_w)}
+        info = {"particles": self.num_candidates, **counts, "log_z_hat": log_z_hat + log_mean(log_w)}
         u = uniform(seed, key(problem_id, sample_index, 0), 0, Purpose.PICK)
         return self.sample(particles, normalised(log_w), u, info)
 
     @property
     def sequences(self) -> int:
         """See `evals.types.Sampler`: the particles, one of them as it was and as it grows."""
-        return self.num_particles + 1
+        return self.num_candidates + 1
 
     def requests(self, particles: Sequence[Particle], prompt: Prompt, words: Key) -> list[Submit]:
         """The next tokens of every particle that grows; its number is the tag."""
@@ -114,8 +99,8 @@ class Smc(NamedTuple):
             Submit(
                 i,
                 Request(
-                    prefix=prompt.token_ids + one.tokens,
-                    max_new=min(self.interval, prompt.max_new_tokens - len(one.tokens)),
+                    prefix=prompt.token_ids + one.state.tokens,
+                    max_new=min(self.smc_interval, prompt.max_new_tokens - len(one.state.tokens)),
                     alpha=self.alpha,
                     key=(problem, sample | i << 16, move),
                     origin=len(prompt.token_ids),
@@ -128,22 +113,22 @@ class Smc(NamedTuple):
 
     def exponent(self, t: int) -> float:
         """alpha_t after t >= 1 tokens."""
-        return 1 + (self.alpha - 1) * min(t / self.ramp, 1.0)
+        return 1 + (self.alpha - 1) * min(t / self.smc_ramp, 1.0)
 
     def uneven(self, log_w: Sequence[float]) -> bool:
         """True where few particles carry the weight."""
-        return effective_size(normalised(log_w)) < self.threshold * self.num_particles
+        return effective_size(normalised(log_w)) < self.smc_threshold * self.num_candidates
 
     def sample(self, particles: Sequence[Particle], weights: Weights, u: float, info: dict[str, Any]) -> Sample:
         """The particle that the uniform `u` draws by weight, and all of them with their weights.
 
         The effective sample size counts equal answers once: resampling makes copies, whose weights say nothing new.
         """
-        chosen = particles[pick(weights, u)]
-        weighted = tuple((one.tokens, weight) for one, weight in zip(particles, weights.tolist(), strict=True))
+        chosen = particles[pick(weights, u)].state
+        weighted = tuple((one.state.tokens, weight) for one, weight in zip(particles, weights.tolist(), strict=True))
         shares = Counter[tuple[int, ...]]()
         for tokens, weight in weighted:
             shares[tokens] += weight
         size = effective_size(np.array(list(shares.values())))
-        info |= {"ess_final": size, "distinct": len(shares), "log_p": log_p(chosen.log_q, chosen.log_z, self.alpha)}
-        return Sample(chosen.tokens, chosen.log_q, chosen.log_z, chosen.ended, info, weighted)
+        info |= {"ess_final": size, "distinct": len(shares), "log_p": log_p(chosen, self.alpha)}
+        return Sample(*chosen, chain=info, weighted=weighted)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from evals.samplers.base import log_p
-from evals.samplers.metropolis import Plan, State
+from evals.samplers.base import State, log_p
+from evals.samplers.metropolis import Plan
 from evals.types import Completion
 
 Answer = tuple[int, ...]
@@ -87,7 +87,7 @@ class Mixing:
 
     def __init__(self, start: State, alpha: float, recycle: bool) -> None:
         self._start, self._alpha, self._recycle = start, alpha, recycle
-        self._log_p = [log_p(start.log_q, start.log_z, alpha)]
+        self._log_p = [log_p(start, alpha)]
         self._visited = {start.tokens}
         self._weights: dict[Answer, float] = {}
 
@@ -100,7 +100,7 @@ class Mixing:
             self._weigh(draft.tokens if accepted else state.tokens, 1.0)
         if accepted:
             self._visited.add(draft.tokens)
-        self._log_p.append(log_p(draft.log_q, draft.log_z, self._alpha) if accepted else self._log_p[-1])
+        self._log_p.append(log_p(draft, self._alpha) if accepted else self._log_p[-1])
 
     def weighted(self) -> tuple[tuple[Answer, float], ...]:
         """The answers with weights that sum to 1; empty without moves."""
@@ -112,7 +112,7 @@ class Mixing:
         return {
             "distinct": len(self._visited),
             "log_p_first": self._log_p[0],
-            "log_p": log_p(final.log_q, final.log_z, self._alpha),
+            "log_p": log_p(final, self._alpha),
             "log_z_sum_first": float(np.sum(self._start.log_z)),
             "log_z_sum": float(np.sum(final.log_z)),
             "log_p_trace": [round(value, 4) for value in self._log_p],
