@@ -25,7 +25,7 @@ from tqdm import tqdm
 from evals.config import EngineConfig, SamplerConfig, TaskConfig
 from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
-from evals.evaluate import evaluate
+from evals.evaluate import start
 from evals.samplers.make import make_sampler
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem, Record, UserError
@@ -112,8 +112,11 @@ def run_chains(
     """One record per problem, in their order, from power sampling."""
     config = SamplerConfig(alpha=args.alpha, num_moves=args.moves, replay=replay, early_rejection=early_rejection)
     sampler = make_sampler(config, prefetch)
-    records = evaluate(problems, task, sampler, engine, max_new_tokens=args.max_new_tokens, seed=0)
-    return sorted(tqdm(records, desc=label, total=len(problems)), key=lambda record: record.problem_id)
+    begun = [
+        start(problem, 0, task, sampler, engine, max_new_tokens=args.max_new_tokens, seed=0, worker={})
+        for problem in problems
+    ]
+    return [record.result() for record in tqdm(begun, desc=label)]
 
 
 def savings(run: Run, num_problems: int) -> dict[str, Any]:

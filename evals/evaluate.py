@@ -8,8 +8,8 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -87,28 +87,6 @@ def grading_thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="grading")
 
 
-def evaluate(
-    problems: Iterable[Problem],
-    task: Task,
-    sampler: Sampler,
-    engine: Engine,
-    *,
-    max_new_tokens: int,
-    seed: int,
-    num_samples: int = 1,
-) -> Iterator[Record]:
-    """Records of every (problem, sample) in order of completion; the engine must have been started."""
-    pending = {
-        start(problem, index, task, sampler, engine, max_new_tokens=max_new_tokens, seed=seed, worker={})
-        for problem in problems
-        for index in range(num_samples)
-    }
-    while pending:
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        for future in done:
-            yield future.result()
-
-
 def make_prompt(task: Task, problem: Problem, tokenizer: Tokenizer, max_new_tokens: int) -> Prompt:
     """The problem as token ids, with the rules that end an answer to it."""
     return Prompt(
@@ -145,7 +123,7 @@ def prompt_ids(task: Task, problem: Problem, encode: Callable[[Any], Sequence[in
 @lru_cache(maxsize=16)
 def stop_rule(stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> StopStrings | None:
     """One rule for all problems, since it learns which tokens can end a stop string."""
-    return StopStrings(stop_strings, tokenizer.decode, tokenizer.vocab_size) if stop_strings else None
+    return StopStrings(stop_strings, tokenizer.decode) if stop_strings else None
 
 
 def answer_text(tokens: Sequence[int], task: Task, tokenizer: Tokenizer) -> str:

@@ -16,8 +16,6 @@ UNDECODABLE = "\ufffd"
 MARGIN = 8
 """Characters of context beyond the longest stop string: a tail that begins inside a character is wrong by at most 3."""
 
-UNKNOWN, INNOCENT, SUSPECT = 0, 1, 2
-
 
 def cut(text: str, stop_strings: Sequence[str]) -> str:
     """`text` up to the earliest stop string, which is not kept; the whole text if there is none."""
@@ -28,9 +26,8 @@ def cut(text: str, stop_strings: Sequence[str]) -> str:
 class StopStrings:
     """Predicate on an answer's token ids: does its decoded text contain a stop string? Made for `Prompt.stopped`.
 
-    It is asked after every token. The last token alone decides almost always (a boolean per vocabulary entry, learnt
-    when first needed); otherwise the end of the answer is decoded, and only a hit or a broken character decodes all of
-    it.
+    It is asked after every token. The last token alone decides almost always (what it is, is learnt when it is first
+    seen); otherwise the end of the answer is decoded, and only a hit or a broken character decodes all of it.
 
     Exact whenever it was already asked about, and denied, every shorter beginning, as generation does: what is new then
     ends in the last token. In a byte-level vocabulary a text contains a stop string if and only if its bytes do,
@@ -40,7 +37,7 @@ class StopStrings:
     trying both.
     """
 
-    def __init__(self, stop_strings: Sequence[str], decode: Callable[[Sequence[int]], str], vocab_size: int) -> None:
+    def __init__(self, stop_strings: Sequence[str], decode: Callable[[Sequence[int]], str]) -> None:
         """`decode` maps token ids to text. Raises UserError for a stop string that no answer can be said to contain."""
         for stop in stop_strings:
             if not stop or UNDECODABLE in stop:
@@ -52,41 +49,36 @@ class StopStrings:
         self._decode = decode
         self._ends = {stop[start:] for stop in self.stop_strings for start in range(len(stop))}
         self._longest = max(map(len, self.stop_strings), default=0)
-        self._learnt = bytearray(vocab_size)
-        self._lengths: dict[int, int] = {}
+        self._suspects: dict[int, int | None] = {}
+        """Characters of a token's own text, None where no stop string can end within it."""
 
     def __call__(self, tokens: Sequence[int]) -> bool:
         """True if the text of `tokens` contains a stop string; see the class for when this is exact."""
-        if not self.stop_strings or not tokens:
+        if not tokens:
             return False
         last = tokens[-1]
-        if last < len(self._learnt) and self._learnt[last] == INNOCENT:  # almost always, and after every token
+        if last not in self._suspects:
+            self._suspects[last] = self._suspect(last)
+        length = self._suspects[last]
+        if length is None:  # almost always, and after every token
             return False
-        if not self._suspect(last):
-            return False
-        end = self._end(tokens)
+        end = self._end(tokens, self._longest + MARGIN + length)
         return (UNDECODABLE in end or self._hit(end)) and self._hit(self._decode(tokens))
 
     def _hit(self, text: str) -> bool:
         return any(stop in text for stop in self.stop_strings)
 
-    def _suspect(self, token: int) -> bool:
-        """Can a stop string end within this token?"""
-        if token >= len(self._learnt):  # models have more ids than their tokenizer where the embedding is padded
-            self._learnt.extend(bytes(token + 1 - len(self._learnt)))
-        if self._learnt[token] == UNKNOWN:
-            text = self._decode([token])
-            self._lengths[token] = len(text)
-            spellings = (text, " " + text, text.lstrip(" "))
-            completes = UNDECODABLE in text or any(
-                self._hit(spelling) or any(spelling.startswith(end) for end in self._ends) for spelling in spellings
-            )
-            self._learnt[token] = SUSPECT if completes else INNOCENT
-        return self._learnt[token] == SUSPECT
+    def _suspect(self, token: int) -> int | None:
+        """Length of this token's text if a stop string can end within it."""
+        text = self._decode([token])
+        spellings = (text, " " + text, text.lstrip(" "))
+        completes = UNDECODABLE in text or any(
+            self._hit(spelling) or any(spelling.startswith(end) for end in self._ends) for spelling in spellings
+        )
+        return len(text) if completes else None
 
-    def _end(self, tokens: Sequence[int]) -> str:
-        """Text of the last tokens, long enough for the longest stop string to end anywhere in the last token."""
-        needed = self._longest + MARGIN + self._lengths[tokens[-1]]
+    def _end(self, tokens: Sequence[int], needed: int) -> str:
+        """Text of the last tokens, `needed` characters and more: a stop string can end anywhere in the last token."""
         count = self._longest + MARGIN
         while count < len(tokens):
             text = self._decode(tokens[-count:])

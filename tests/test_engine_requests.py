@@ -96,7 +96,7 @@ def test_a_stop_string_inside_a_token_ends_the_answer_and_the_token_stays(on: En
     free = prompt(5, max_new=60)
     tokens = run_one(on, request(free), free).tokens
     words[tokens[7]] = "a stop| b"  # `top| b` would need the middle of this token
-    stopped = StopStrings(["top|"], lambda ids: "".join(words[i] for i in ids), VOCABULARY)
+    stopped = StopStrings(["top|"], lambda ids: "".join(words[i] for i in ids))
     to = free._replace(stopped=stopped)
     found = run_one(on, request(to), to)
     assert found.ended == "stop"

@@ -14,7 +14,7 @@ from evals.config import EngineConfig, SamplerConfig, TaskConfig
 from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
 from evals.engine.model import Model
-from evals.evaluate import evaluate, expected_correct, make_prompt
+from evals.evaluate import expected_correct, make_prompt, start
 from evals.samplers.candidates import Candidates
 from evals.samplers.make import make_sampler
 from evals.samplers.paper import Paper
@@ -142,15 +142,17 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def run(model: Model, problems: list[Problem], task: Task, kind: str) -> tuple[list[Record], int]:
-    """Records in order of problems, and the engine's count of generated tokens."""
+    """Records of the problems, and the engine's count of generated tokens."""
     engine = Engine(model, EngineConfig(), slots=4, max_length=400)
     engine.start()
     sampler = make_sampler(SamplerConfig.model_validate({"kind": kind} | KINDS[kind]))
-    found = list(evaluate(problems, task, sampler, engine, max_new_tokens=HORIZON, seed=0))
+    settings: dict[str, Any] = {"max_new_tokens": HORIZON, "seed": 0, "worker": {}}
+    begun = [start(problem, 0, task, sampler, engine, **settings) for problem in problems]
+    found = [record.result() for record in begun]
     engine.close()
     engine.audit()
     assert engine.counters().kv_pages_used == 0
-    return sorted(found, key=lambda record: record.problem_id), engine.counters().generated_tokens
+    return found, engine.counters().generated_tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -206,7 +206,7 @@ def test_an_answer_may_be_one_token_or_end_at_the_horizon(kind: str) -> None:
 def test_a_stop_string_that_begins_inside_a_token_ends_an_answer(kind: str) -> None:
     """ "bc" ends within "ca" of "b" + "ca", and within "abc"; the law is that of answers that end there."""
     texts = ["", "b", "ca", "abc"]
-    rule = StopStrings(("bc",), lambda tokens: "".join(texts[token] for token in tokens), 4)
+    rule = StopStrings(("bc",), lambda tokens: "".join(texts[token] for token in tokens))
 
     class Spelt(ToyLM):
         def prompt(self) -> Prompt:

@@ -157,8 +157,6 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self.eos_ids = eos_ids
         """Every id that ends an answer: the tokenizer's, the generation configuration's and the model's."""
-        self.vocab_size: int = len(tokenizer)
-        """Ids that the tokenizer knows; a model may have more."""
         self._fast: Any = None
         if getattr(type(tokenizer), "_decode", None) is PreTrainedTokenizerFast._decode:
             self._fast = tokenizer.backend_tokenizer
@@ -169,18 +167,16 @@ class Tokenizer:
         The turns of a chat go through the model's chat template, up to where the assistant begins. Raises UserError if
         the model has none.
         """
-        if isinstance(prompt, str):
-            made = self._tokenizer(
-                prompt, add_special_tokens=whole, verbose=False
-            )  # the preflight says what is too long
-            return made["input_ids"]
-        if self._tokenizer.chat_template is None:
-            raise UserError(
-                "The prompts are chats (task.preset, task.chat) but the model's tokenizer has no chat template; choose "
-                "a chat model, or set task.chat to false."
-            )
-        text = self._tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-        return self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        if not isinstance(prompt, str):
+            if self._tokenizer.chat_template is None:
+                raise UserError(
+                    "The prompts are chats (task.preset, task.chat) but the model's tokenizer has no chat template; "
+                    "choose a chat model, or set task.chat to false."
+                )
+            prompt = self._tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+            whole = False
+        # the preflight says what is too long
+        return self._tokenizer(prompt, add_special_tokens=whole, verbose=False)["input_ids"]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """Text of these ids."""
