@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evals.types import Record, UserError
-from orchestrator.claim import read_run
 from orchestrator.compare import Run
 from orchestrator.layout import percent, table
 from orchestrator.report import read
@@ -57,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"determinism.py: {error}", file=sys.stderr)
         return 2
     print(text(rows))
-    on_cpu = not (read_run(runs[conditions[0]].directory) or {})["config"]["num_gpus"]
+    on_cpu = not runs[conditions[0]].identity.content["config"]["num_gpus"]
     print(
         json.dumps({"answers": len(runs[conditions[0]].records), "device": "cpu" if on_cpu else "cuda", "runs": rows})
     )

@@ -29,6 +29,10 @@ class UserError(Exception):
     """
 
 
+class WorkersLost(Exception):  # noqa: N818 - it says what is the matter
+    """The workers cannot be kept alive; what is recorded is safe, and another start goes on."""
+
+
 class Problem(NamedTuple):
     """One row of a data set in GSM8K's format."""
 

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from evals.config import EngineConfig
+from evals.engine.planning import GIB
 from evals.types import UserError
 
 if TYPE_CHECKING:
     from evals.engine.model import Model
     from evals.engine.yardsticks import Roofline
 
-GIB = 2**30
 Say = Callable[[str], None]
 
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evals.config import READS
 from evals.types import UserError
 from orchestrator.config import DEMO_RUNS
 from orchestrator.durable import write_atomically
@@ -30,11 +29,6 @@ DECIDING = (
     "provenance.texts_sha256",
 )
 """What of run.json may make two runs differ, to be named in a refusal; the fingerprint alone decides."""
-
-ESSENTIAL = {"num_problems": int, "config.num_samples": int, "config.sampler.kind": str, "config.task.name": str}
-"""What a reader needs of run.json, with its type."""
-NAMING = {"alpha": (int, float), "temperature": (int, float), "num_moves": int, "num_candidates": int, "texts": str}
-"""The same of the settings that a sampler is named by, as far as its kind reads them."""
 
 
 def check_place(directory: Path) -> None:
@@ -111,32 +105,6 @@ def read_run(directory: Path) -> dict[str, Any] | None:
         ) from error
     if not isinstance(run, dict):
         raise UserError(f"{directory / RUN} is not a JSON object; restore it or choose another directory.")
-    return run
-
-
-def read_known(directory: Path) -> dict[str, Any]:
-    """What run.json says of a run. Raises UserError if there is none, or it does not say what every run.json does."""
-    run = read_run(directory) if directory.is_dir() else None
-    if run is None:
-        held = ", ".join(str(one) for one in runs_in(directory))
-        way = f"it holds the runs {held}; name one of them" if held else "give the directory of one run"
-        raise UserError(f"{directory} is not a run directory (it has no {RUN}); {way}.")
-    said = flatten(run)
-    read = next((names for kind, names in READS.items() if kind == said.get("config.sampler.kind")), frozenset())
-    needed = ESSENTIAL | {f"config.sampler.{name}": kind for name, kind in NAMING.items() if name in read}
-    missing = [name for name, kind in needed.items() if not isinstance(said.get(name), kind)]
-    if missing:
-        raise UserError(f"{directory / RUN} is damaged: it does not say {', '.join(missing)}; restore it from a copy.")
-    return run
-
-
-def read_graded(directory: Path) -> dict[str, Any]:
-    """What run.json says of a run that has scores. Raises UserError if there is none, or nothing to grade in it."""
-    run = read_known(directory)
-    if flatten(run).get("config.task.name") == "open":
-        raise UserError(
-            f"{directory} is a run of generate, which grades nothing; `powersample validate` checks its output."
-        )
     return run
 
 

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def told(arguments: list[str]) -> int:
     """Do what they ask for; a mistake of the user's is one sentence, and so is the loss of all workers."""
-    from evals.types import UserError
+    from evals.types import UserError, WorkersLost
 
     os.umask(0o077)  # runs, Ray's token and its logs are for nobody else's eyes
     try:
@@ -58,11 +58,7 @@ def told(arguments: list[str]) -> int:
         if error.filename is None:
             silence(sys.stdout)
         tell(f"{error.filename or 'standard output'} cannot be used: {error.strerror}")
-    except Exception as error:
-        from orchestrator.crew import WorkersLost
-
-        if not isinstance(error, WorkersLost):
-            raise
+    except WorkersLost as error:
         tell(f"{error}; the answers so far are kept, start again to go on.")
         return 1
     return 2

@@ -21,8 +21,8 @@ import ray  # isort: skip
 import psutil  # isort: skip # pyright: ignore[reportMissingModuleSource] - Ray brings it and puts it on the path
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from evals.types import UserError
-from orchestrator.crew import Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work, WorkersLost
+from evals.types import UserError, WorkersLost
+from orchestrator.crew import Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work
 from orchestrator.seat import Call, Hang, Seat
 
 MAX_FAILED_STARTS = 3

@@ -5,25 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from evals.statistics import Difference, cluster_sums, holm, mcnemar_exact, paired_difference, sign_flip
 from evals.types import Record, UserError
+from orchestrator.run_record import RunRecord
 from orchestrator.scores import HEADLINE, by_problem, clusters, groups_of, number, question_means, right
 
 
 class Run(NamedTuple):
     """A run as a report needs it."""
 
-    directory: Path
+    identity: RunRecord
     summary: Mapping[str, Any]
     records: Sequence[Record]
-    content: Mapping[str, Any] = MappingProxyType({})
-    """What run.json says."""
     telemetry: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def directory(self) -> Path:
+        return self.identity.directory
 
 
 class Pair(NamedTuple):

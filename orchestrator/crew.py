@@ -10,12 +10,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, Literal, NamedTuple, Protocol
 
 from evals.config import SamplerConfig, TaskConfig
-from evals.types import Problem, Record
+from evals.types import Problem, Record, WorkersLost
 from orchestrator.store import Key
-
-
-class WorkersLost(Exception):  # noqa: N818 - it says what is the matter
-    """The workers cannot be kept alive; what is recorded is safe, and another start goes on."""
 
 
 class Work(NamedTuple):

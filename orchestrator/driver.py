@@ -14,8 +14,8 @@ from statistics import fmean, linear_regression
 from time import monotonic
 from typing import Any
 
-from evals.types import Record
-from orchestrator.crew import Crew, Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work, WorkersLost
+from evals.types import Record, WorkersLost
+from orchestrator.crew import Crew, Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work
 from orchestrator.progress import Progress, say
 from orchestrator.store import Key, RunStore
 from orchestrator.telemetry import Telemetry

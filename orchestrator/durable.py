@@ -1,4 +1,5 @@
-"""Files that are whole after a crash, and that say what a full disk did. Knows no run and no record."""
+"""Files that are whole after a crash, that say what a full disk did, and that are read while they grow. Knows no run
+and no record."""
 
 from __future__ import annotations
 
@@ -24,6 +25,23 @@ def cut_torn_tail(path: Path) -> int:
             log.truncate(end)
             os.fsync(log.fileno())
     return len(content) - end
+
+
+class Tail:
+    """The complete lines of a log that may not be there yet, whole or as it grows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._offset = path, 0
+
+    def lines(self) -> list[bytes]:
+        """Those that it has gained since the last look, without their newlines."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            whole, _, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole) + 1 if whole else 0
+        return whole.split(b"\n") if whole else []
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

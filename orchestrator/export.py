@@ -23,14 +23,14 @@ from orchestrator.durable import write_atomically
 from orchestrator.problems import GSM8K_SHA256
 from orchestrator.progress import say
 from orchestrator.report import read
+from orchestrator.run_record import RunRecord
 from orchestrator.scores import graders, right
 
 
 class Exported(NamedTuple):
     """All that a format needs of a run."""
 
-    run: Mapping[str, Any]
-    """What run.json says."""
+    run: RunRecord
     summary: Mapping[str, Any]
     task: TaskConfig
     records: Sequence[Record]
@@ -43,21 +43,19 @@ class Exported(NamedTuple):
     @property
     def name(self) -> str:
         """The task's for other tools: the preset on GSM8K, else the data's own, so that nothing else passes for it."""
-        data = self.summary["run"]
-        if data["data"] == DEFAULT_DATA or data["data_sha256"] == GSM8K_SHA256:
+        if self.run.data == DEFAULT_DATA or self.run.data_sha256 == GSM8K_SHA256:
             return self.task.preset
-        return PurePath(data["data"]).name.removesuffix(".jsonl").removesuffix(".json")
+        return PurePath(self.run.data or "").name.removesuffix(".jsonl").removesuffix(".json")
 
     @property
     def replayed(self) -> bool:
         """Whether the texts were produced elsewhere, and no model was asked."""
-        return self.summary["run"]["sampler"]["kind"] == "replay"
+        return self.run.sampler["kind"] == "replay"
 
     @property
     def model(self) -> str:
         """Whose answers these are."""
-        run = self.summary["run"]
-        return f"replay-of-{PurePath(run['sampler']['texts']).name}" if self.replayed else str(run["model"])
+        return f"replay-of-{PurePath(self.run.sampler['texts']).name}" if self.replayed else str(self.run.model)
 
     @property
     def began(self) -> float:
@@ -89,7 +87,7 @@ def parquet(found: Exported, out: Path | None, usual: Path) -> dict[Path, bytes]
         **{"wall_seconds": pa.float64(), "chain": text, "error": text},
     }
     rows = [answer_row(found, record, names) for record in found.records]
-    schema = pa.schema(list(columns.items()), {"powersample": json.dumps(found.run, ensure_ascii=False)})
+    schema = pa.schema(list(columns.items()), {"powersample": json.dumps(found.run.content, ensure_ascii=False)})
     buffer = io.BytesIO()
     write_table(pa.Table.from_pylist(rows, schema), buffer)
     return {out or usual / "records.parquet": buffer.getvalue()}
@@ -136,11 +134,11 @@ def export(args: Namespace) -> int:
 def gather(directory: Path, data: str | None) -> Exported:
     """Read a run and make its prompts again. Raises UserError if it has no answer or they are not the run's prompts."""
     found = read(directory)
-    task, problems = task_of(directory, found.content), problems_of(directory, found.content, data)
-    prompts, ids = prompts_of(directory, found.content, task, problems), {one.problem_id for one in found.records}
+    task, problems = task_of(found.identity), problems_of(found.identity, data)
+    prompts, ids = prompts_of(found.identity, task, problems), {one.problem_id for one in found.records}
     kept = {key: problem for key, problem in problems.items() if key in ids}
     asked = {key: prompt for key, prompt in prompts.items() if key in ids}
-    return Exported(found.content, found.summary, task, found.records, kept, asked)
+    return Exported(found.identity, found.summary, task, found.records, kept, asked)
 
 
 def write_new(files: Mapping[Path, str | bytes]) -> None:

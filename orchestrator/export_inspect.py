@@ -35,14 +35,14 @@ def files(found: Exported, out: Path | None, usual: Path) -> dict[Path, bytes]:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as log:
         for name, content in {**members, "summaries.json": list(map(summary, rows)), "header.json": whole}.items():
             log.writestr(name, json.dumps(content, ensure_ascii=False, allow_nan=False))
-    return {out or usual / f"{found.name}-{found.summary['run']['fingerprint'][:8]}.eval": buffer.getvalue()}
+    return {out or usual / f"{found.name}-{str(found.run.fingerprint)[:8]}.eval": buffer.getvalue()}
 
 
 def header(found: Exported) -> dict[str, Any]:
     """What the log says of the run as a whole, in the order of fields that inspect fixes."""
-    identity, provenance, config = found.summary["run"], found.run["provenance"], found.run["config"]
+    run, provenance = found.run, found.run.content["provenance"]
     done = [record for record in found.records if record.status == "ok"]
-    number, total = identity["fingerprint"], Counter[str]()
+    number, total = str(run.fingerprint), Counter[str]()
     for record in done:
         total.update(usage(record))
     spec = {
@@ -51,25 +51,25 @@ def header(found: Exported) -> dict[str, Any]:
         "created": moment(found.began),
         "task": found.name,
         "task_id": number[:22],
-        "task_args": {**found.task.model_dump(mode="json"), "sampler": config["sampler"]},
-        "dataset": {"name": identity["data"], "samples": identity["num_problems"], "sample_ids": list(found.problems)},
+        "task_args": {**found.task.model_dump(mode="json"), "sampler": run.sampler},
+        "dataset": {"name": run.data, "samples": run.num_problems, "sample_ids": list(found.problems)},
         "model": model_name(found),
-        "model_generate_config": {"max_tokens": identity["max_new_tokens"], "stop_seqs": list(found.task.stop)},
-        "model_args": config["sampler"],
-        "config": {"limit": config["limit"], "epochs": found.summary["num_samples"], "epochs_reducer": ["mean"]},
+        "model_generate_config": {"max_tokens": run.max_new_tokens, "stop_seqs": list(found.task.stop)},
+        "model_args": run.sampler,
+        "config": {"limit": run.limit, "epochs": run.num_samples, "epochs_reducer": ["mean"]},
         "packages": provenance["versions"],
-        "metadata": {"method": identity["method"], "fingerprint": number, "provenance": provenance},
+        "metadata": {"method": run.method, "fingerprint": number, "provenance": provenance},
         "scorers": [{"name": name} for name in graders(found.records)],
     }
-    if identity["git_commit"]:
-        spec["revision"] = {"type": "git", "origin": "", "commit": identity["git_commit"]}
+    if run.git_commit:
+        spec["revision"] = {"type": "git", "origin": "", "commit": run.git_commit}
     return {
         "version": FORMAT,
         "status": "cancelled" if found.summary["num_owed"] else "success",
         "eval": spec,
-        "plan": {"name": "plan", "steps": [{"solver": identity["method"], "params": config["sampler"]}]},
+        "plan": {"name": "plan", "steps": [{"solver": run.method, "params": run.sampler}]},
         "results": {
-            "total_samples": identity["num_problems"] * found.summary["num_samples"],
+            "total_samples": run.num_problems * run.num_samples,
             "completed_samples": len(done),
             "scores": [score(name, found.summary["accuracy"][name]) for name in graders(found.records)],
         },
@@ -98,7 +98,7 @@ def sample(found: Exported, record: Record) -> dict[str, Any]:
         "input": prompt if isinstance(prompt, str) else asked,
         "target": problem.answer.rpartition("####")[2].strip(),
         "metadata": {"question": problem.question, "solution": problem.answer, "ended": record.ended, **record.chain},
-        "uuid": f"{found.summary['run']['fingerprint'][:16]}-{record.problem_id}-{record.sample_index}",
+        "uuid": f"{str(found.run.fingerprint)[:16]}-{record.problem_id}-{record.sample_index}",
     }
     if record.status == "failed":
         reason = record.error or "failed"

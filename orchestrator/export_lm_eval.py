@@ -65,7 +65,7 @@ def samples(found: Exported) -> list[dict[str, Any]]:
         for grader in graders(found.records):
             extracted = records[0].scores.get(grader, {}).get("answer")
             rights = [float(right(record, grader)) for record in records]
-            mean = {"exact_match_mean": sum(rights) / len(rights)} if found.summary["num_samples"] > 1 else {}
+            mean = {"exact_match_mean": sum(rights) / len(rights)} if found.run.num_samples > 1 else {}
             scores = {"exact_match": rights[0], **mean}
             answer = {
                 "filtered_resps": [NO_MATCH if extracted is None else extracted],
@@ -78,15 +78,15 @@ def samples(found: Exported) -> list[dict[str, Any]]:
 
 def generation(found: Exported) -> dict[str, Any]:
     """What lm-eval calls generation_kwargs; the sampler's own settings are beside the usual ones."""
-    sampler = dict(found.run["config"]["sampler"])
+    sampler = dict(found.run.sampler)
     do_sample = sampler.pop("kind") not in ("greedy", "replay")
-    limit = found.summary["run"]["max_new_tokens"]
+    limit = found.run.max_new_tokens
     return {"until": list(found.task.stop), "max_gen_toks": limit, "do_sample": do_sample, **sampler}
 
 
 def results(found: Exported, task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The content of results_DATE.json."""
-    identity, config, provenance = found.summary["run"], found.run["config"], found.run["provenance"]
+    run, provenance = found.run, found.run.content["provenance"]
     settings, version, shots = generation(found), provenance["record_format"], found.task.num_shots
     scored: dict[str, Any] = {"name": task, "alias": task, "sample_len": len(found.problems)}
     for name in dict.fromkeys(row["filter"] for row in rows):
@@ -97,9 +97,9 @@ def results(found: Exported, task: str, rows: Sequence[Mapping[str, Any]]) -> di
     hashes = "".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows)
     described = {
         "task": task,
-        "dataset_path": identity["data"],
+        "dataset_path": run.data,
         "output_type": "generate_until",
-        "repeats": found.summary["num_samples"],
+        "repeats": run.num_samples,
         "num_fewshot": shots,
         "generation_kwargs": settings,
         "metadata": {"version": version, "preset": found.task.preset},
@@ -111,26 +111,26 @@ def results(found: Exported, task: str, rows: Sequence[Mapping[str, Any]]) -> di
         "versions": {task: version},
         "n-shot": {task: shots},
         "higher_is_better": {task: dict.fromkeys(rows[0]["metrics"], True)},
-        "n-samples": {task: {"original": identity["data_rows"], "effective": len(found.problems)}},
+        "n-samples": {task: {"original": run.data_rows, "effective": len(found.problems)}},
         "config": {
             "model": "powersample",
-            "model_args": {"pretrained": found.model, "method": identity["method"]},
-            "model_dtype": identity["dtype"],
+            "model_args": {"pretrained": found.model, "method": run.method},
+            "model_dtype": run.dtype,
             "model_revision": None if found.replayed else provenance["model"]["revision"],
-            "model_sha": None if found.replayed else identity["model_sha256"],
-            "batch_size": config["batch_size"],
-            "limit": config["limit"],
+            "model_sha": None if found.replayed else run.model_sha256,
+            "batch_size": run.content["config"]["batch_size"],
+            "limit": run.limit,
             "gen_kwargs": settings,
-            "random_seed": identity["seed"],
-            "fewshot_seed": identity["seed"],
+            "random_seed": run.seed,
+            "fewshot_seed": run.seed,
         },
-        "git_hash": identity["git_commit"],
+        "git_hash": run.git_commit,
         "date": found.began,
         "task_hashes": {task: sha256(hashes)},
         "model_source": "powersample",
         "model_name": found.model,
         "total_evaluation_time_seconds": str(found.summary["timings"]["sampling_seconds"]),
-        "powersample": {"fingerprint": identity["fingerprint"], "provenance": provenance},
+        "powersample": {"fingerprint": run.fingerprint, "provenance": provenance},
     }
 
 

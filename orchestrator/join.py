@@ -24,8 +24,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
 from ray.util.metrics import Counter, Gauge
 
-from evals.types import UserError
-from orchestrator.crew import WorkersLost
+from evals.types import UserError, WorkersLost
 from orchestrator.metrics import METRICS
 from orchestrator.progress import say
 

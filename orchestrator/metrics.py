@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 from evals.types import Record, UserError
 from orchestrator.config import RunConfig
-from orchestrator.progress import Progress
+from orchestrator.progress import Progress, held
 from orchestrator.telemetry import Telemetry
 
 TRACK_SECONDS = 10.0  # between two rows of a tracker
@@ -79,9 +79,8 @@ class Metrics:
     def row(self, row: Mapping[str, Any]) -> None:
         """One more row of the telemetry."""
         if row["kind"] == "sample":
-            memory = row.get("memory", {})
             readings = {name: row.get(name) for name in ("slots", "active_slots", "tokens_per_second", "utilisation")}
-            readings["memory_bytes"] = memory.get("reserved_bytes") or memory.get("rss_bytes")
+            readings["memory_bytes"] = held(row)
             readings["device_memory_bytes"] = row.get("nvml_used_bytes")
             for name, value in readings.items():
                 if value is not None:

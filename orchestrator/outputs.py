@@ -19,9 +19,10 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from evals.config import TaskConfig
 from evals.types import Record, UserError
 from orchestrator.asked import task_of
-from orchestrator.claim import RECORDS, read_known, read_run
+from orchestrator.claim import RECORDS, RUN
 from orchestrator.config import RunConfig
 from orchestrator.problems import find_question, jsonl_lines, parsed
+from orchestrator.run_record import RunRecord
 from orchestrator.store import first_records
 
 CARRIED = ("original_output", "other_fields")
@@ -165,14 +166,13 @@ def validate(args: Namespace) -> int:
 def expect(output: Path, source: Path) -> Expected:
     """What should be in `output`, by its input and, where it is there, its run."""
     rows, directory = input_rows(source, "--input"), run_of(output)
-    if read_run(directory) is None:
+    if not (directory / RUN).exists():
         return Expected(rows, TaskConfig(preset="generate"))
-    run = read_known(directory)
+    run = RunRecord.read(directory)
     records = first_records(directory / RECORDS).values()
-    limit = run["config"].get("limit")
     return Expected(
-        {number: row for number, row in rows.items() if limit is None or number < limit},
-        task_of(directory, run),
+        {number: row for number, row in rows.items() if run.limit is None or number < run.limit},
+        task_of(run),
         frozenset(record.problem_id for record in records if record.status == "failed"),
         {record.problem_id: record.text for record in records if record.status == "ok"},
         sum(record.ended == "length" for record in records),

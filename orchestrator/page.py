@@ -26,7 +26,6 @@ from orchestrator.layout import Table, duration, percent, with_error
 from orchestrator.reduce import truncated
 from orchestrator.render import facts, headline, provenance, score_parts, title
 from orchestrator.render_comparison import comparison_parts, comparison_title, shared_warnings
-from orchestrator.run_record import cut_limit
 from orchestrator.scores import HEADLINE, by_problem, question_means, right
 
 NUM_SLOWEST = 10
@@ -96,7 +95,7 @@ def section(one: Shown) -> dict[str, Any]:
     lengths: dict[str, list[int]] = {fate: [] for fate in FATES}
     for record in records:
         if record.status == "ok":
-            said = flags(record, cut_limit(summary["run"]))
+            said = flags(record, one.run.identity.cut_limit)
             lengths[[fate for fate in FATES if fate in said][-1]].append(record.tokens["answer"])
     figures = [length_figure(lengths), log_p_figure(summary["chain"]), one.timeline]
     return {
@@ -105,7 +104,7 @@ def section(one: Shown) -> dict[str, Any]:
         "facts": facts(summary),
         "figures": [Markup(figure) for figure in figures if figure],
         "slowest": slowest(records),
-        "content": json.dumps(one.run.content, indent=2),
+        "content": json.dumps(one.run.identity.content, indent=2),
         "place": f"{one.run.directory.name}/run.json",
         "missing": one.asked.missing,
     }
@@ -130,7 +129,7 @@ def problems(shown: Sequence[Shown], baseline: str | None) -> dict[str, Any]:
     means = [question_means(one.run.records, HEADLINE) for one in shown]
     prefix = commonprefix([prompt for one in shown for prompt in one.asked.prompts.values()])  # noqa: RUF071
     ids = sum(len(record.token_ids) for one in shown for record in one.run.records) <= MAX_TOKEN_IDS
-    limits = [cut_limit(one.run.summary["run"]) for one in shown]
+    limits = [one.run.identity.cut_limit for one in shown]
     rows = []
     for problem_id in sorted(set().union(*answers)):
         problem = next((one.asked.problems[problem_id] for one in shown if problem_id in one.asked.problems), None)

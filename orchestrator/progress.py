@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from evals.engine.planning import GIB, gib
 from evals.types import Record
 from orchestrator.layout import percent, with_error
 from orchestrator.scores import HEADLINE, estimate, right
@@ -113,8 +114,8 @@ class Progress:
 
     def _figures(self, speed: str) -> str:
         parts = [self._score(), speed]
-        if largest := max((held(reading) for reading in self._workers.values()), default=0):
-            parts.append(f"{largest / 2**30:.1f} GiB per worker")
+        if largest := max((held(reading) or 0 for reading in self._workers.values()), default=0):
+            parts.append(f"{gib(largest)} per worker")
         return ", ".join(part for part in parts if part)
 
     def _score(self) -> str:
@@ -156,22 +157,28 @@ class Progress:
 
 def worker_line(worker: str, reading: Mapping[str, Any]) -> str:
     """One worker: slots in use, tokens per second, memory used of all that its device has, utilisation."""
-    memory = reading.get("memory", {})
-    used = memory["total_bytes"] - memory["free_bytes"] if memory.get("total_bytes") else memory.get("rss_bytes")
-    total = f" of {memory['total_bytes'] / 2**30:.1f}" if memory.get("total_bytes") else ""
+    size, all_of_it = used(reading), reading.get("memory", {}).get("total_bytes")
+    total = f" of {all_of_it / GIB:.1f}" if all_of_it else ""
     busy, speed = reading.get("utilisation"), reading.get("tokens_per_second")
     slots = f"{reading['active_slots']} of {reading['slots']}" if "slots" in reading else "-"
     return (
         f"{worker:<12} {slots:>9} {'-' if speed is None else f'{speed:,.0f}':>9} "
-        f"{'-' if used is None else f'{used / 2**30:.1f}{total} GiB':>18} {'-' if busy is None else f'{busy:.0%}':>7}"
+        f"{'-' if size is None else f'{size / GIB:.1f}{total} GiB':>18} {'-' if busy is None else f'{busy:.0%}':>7}"
     )
 
 
-def held(reading: Mapping[str, Any]) -> int:
+def held(reading: Mapping[str, Any]) -> int | None:
     """Bytes that the worker's process holds: of its device where it has one, else of the host."""
     memory = reading.get("memory", {})
     reserved = memory.get("reserved_bytes")
-    return memory.get("rss_bytes", 0) if reserved is None else reserved
+    return memory.get("rss_bytes") if reserved is None else reserved
+
+
+def used(reading: Mapping[str, Any]) -> int | None:
+    """Bytes in use of the worker's device, by others, too; where it has none, those that its process holds."""
+    memory = reading.get("memory", {})
+    total = memory.get("total_bytes")
+    return total - memory.get("free_bytes", total) if total else held(reading)
 
 
 def by_number(worker: str) -> tuple[str, int]:

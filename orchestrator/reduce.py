@@ -1,5 +1,5 @@
 """The reducer: a run's records, telemetry and run.json folded into one summary, which is strict JSON. Pure; knows no
-files. What is missing in run.json is None in the summary and "unknown" in a report."""
+files. What an older run.json leaves out is None in the summary and "unknown" in a report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from evals.types import Record
 from orchestrator.diagnostics import average, chain_statistics
 from orchestrator.layout import say
-from orchestrator.run_record import RunRecord, cut_limit
+from orchestrator.run_record import RunRecord
 from orchestrator.scores import HEADLINE, at_k, estimate, graders, groups_of, question_means, right
 from orchestrator.telemetry import timings as phase_timings
 
@@ -50,7 +50,7 @@ MAX_NULL, MIN_ACCEPTANCE, MIN_ESS_SHARE = 0.95, 0.01, 0.10
 def summarise(
     records: Sequence[Record],
     telemetry: Sequence[Mapping[str, Any]],
-    run: Mapping[str, Any],
+    run: RunRecord,
     num_damaged_telemetry: int = 0,
     num_rescored: int | None = None,
 ) -> dict[str, Any]:
@@ -61,16 +61,14 @@ def summarise(
     telemetry rows that were skipped, `num_rescored` the records whose verdicts a regrade has changed (None:
     there was none).
     """
-    identity = RunRecord.model_validate(run).model_dump()
     done = [record for record in records if record.status == "ok"]
-    num_problems = identity["num_problems"] or len({record.problem_id for record in records})
-    num_samples, limit = identity["num_samples"], cut_limit(identity)
+    num_problems, num_samples, limit = run.num_problems, run.num_samples, run.cut_limit
     limited = done if limit < inf else []
     timings = time_spent(done, telemetry)
     tokens = token_counts(done)
     groups = groups_of(records)
     summary = {
-        "run": identity,
+        "run": run.model_dump(),
         "num_problems": num_problems,
         "num_samples": num_samples,
         "num_records": len(records),

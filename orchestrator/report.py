@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from evals.types import Record, UserError
 from orchestrator.asked import asked
-from orchestrator.claim import RECORDS, RUN, TELEMETRY, read_graded, runs_in
+from orchestrator.claim import RECORDS, TELEMETRY, runs_in
 from orchestrator.compare import Comparison, Run, as_json, compare
 from orchestrator.durable import write_atomically
 from orchestrator.figures import accuracy_figure
@@ -26,6 +24,7 @@ from orchestrator.progress import say
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
 from orchestrator.render_comparison import comparison_report, flips_text
+from orchestrator.run_record import RunRecord
 from orchestrator.score import with_new_scores
 from orchestrator.scores import HEADLINE
 from orchestrator.store import answers, first_records
@@ -113,7 +112,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
     shown, text = [], ""
     for run in runs:
         plot = timeline(run.telemetry)
-        shown.append(Shown(run.summary["run"]["method"], run, asked(run.directory, run.content), plot))
+        shown.append(Shown(run.summary["run"]["method"], run, asked(run.identity), plot))
         text = run_report(run.summary, TIMELINE if plot else None)
         summary = json.dumps(run.summary, indent=2, ensure_ascii=False, allow_nan=False)
         write(run.directory / SUMMARY, summary + "\n")
@@ -165,20 +164,13 @@ def check_place(path: Path, same: Comparison | None) -> None:
 
 def read(directory: Path) -> Run:
     """A run directory, summarised. Raises UserError if it is none or has no answer."""
-    if not directory.is_dir():
-        raise UserError(f"There is no run directory {directory}; give the path that the run printed when it started.")
-    run = read_graded(directory)
+    run = RunRecord.read(directory, graded=True)
     first = answers(directory)
     records = [first[key] for key in sorted(first)]  # the order of completion must not reach the last digit of a mean
     records, num_changed = with_new_scores(directory, records)
     check_scores(directory, records)
     telemetry, num_damaged = scan_telemetry(directory / TELEMETRY)
-    try:
-        summary = summarise(records, telemetry, run, num_damaged, num_changed)
-    except ValidationError as error:
-        fields = ", ".join(".".join(map(str, one["loc"])) for one in error.errors())
-        raise UserError(f"{directory / RUN} is damaged: it does not say {fields}; restore it from a copy.") from error
-    return Run(directory, summary, records, run, telemetry)
+    return Run(run, summarise(records, telemetry, run, num_damaged, num_changed), records, telemetry)
 
 
 def check_scores(directory: Path, records: Sequence[Record]) -> None:

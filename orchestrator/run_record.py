@@ -1,14 +1,19 @@
-"""What run.json says of a run, typed and by one name each. Knows no record and no layout."""
+"""What run.json says of a run, typed and by one name each, or the one sentence that refuses it. Knows no record."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from math import inf
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
-from pydantic import AliasChoices, AliasPath, BaseModel, Field, ValidationInfo, computed_field, field_validator
+from pydantic import AliasChoices, AliasPath, BaseModel, Field, ValidationError, computed_field, field_validator
+from pydantic_core import PydanticCustomError
+from pydantic_core.core_schema import ValidationInfo
 
+from evals.config import READS
+from evals.types import UserError
+from orchestrator.claim import RUN, read_run, runs_in
 from orchestrator.layout import say
 
 METHODS = {
@@ -22,27 +27,38 @@ METHODS = {
     "replay": "replay of {texts}",
 }
 """A sampler in a few words, the same wherever its result appears; phrases as in `layout.Phrases`."""
+NAMING = {"alpha": (int, float), "temperature": (int, float), "num_moves": int, "num_candidates": int, "texts": str}
+"""The settings that a sampler is named by, as far as its kind reads them, with their types."""
 
 
-def at(*paths: str, default: Any = None) -> Any:
+def at(*paths: str, default: Any = None, **more: Any) -> Any:
     """A field that stands at the first of these paths that there is."""
-    return Field(default, validation_alias=AliasChoices(*(AliasPath(*path.split(".")) for path in paths)))
+    return Field(default, validation_alias=AliasChoices(*(AliasPath(*path.split(".")) for path in paths)), **more)
 
 
-class RunRecord(BaseModel, frozen=True, protected_namespaces=()):
-    """What a reader must know of a run to trust and repeat it; None is what an older or damaged run.json leaves out."""
+class RunRecord(BaseModel, frozen=True, strict=True, protected_namespaces=()):
+    """What a reader must know of a run to trust and repeat it; None is what an older run.json leaves out.
 
-    sampler: dict[str, Any] = at("config.sampler", default={})
-    task: str | None = at("config.task.name")
+    Its dump is what a summary says of the run; the fields that are excluded serve who reads the run itself.
+    """
+
+    directory: Path = Field(exclude=True)
+    content: dict[str, Any] = Field(exclude=True)
+    """All of run.json, as it is written."""
+    name: str = at("config.name", default="", exclude=True)
+    limit: int | None = at("config.limit", exclude=True)
+    data_split: str = at("config.data_split", default="test", exclude=True)
+    sampler: dict[str, Any] = at("config.sampler", default=...)
+    task: str = at("config.task.name", default=...)
     preset: str | None = at("config.task.preset")
     prompts_sha256: str | None = at("provenance.prompts_sha256")
     num_shots: int | None = at("config.task.num_shots")
     max_new_tokens: int | None = at("config.task.max_new_tokens")
     """None, too, where it ends no answer: replayed ones were cut off elsewhere, or not."""
     stop: list[str] | None = at("config.task.stop")
-    num_problems: int | None = None
+    num_problems: int
     """After any limit."""
-    num_samples: int = at("config.num_samples", default=1)
+    num_samples: int = at("config.num_samples", default=...)
     model: str | None = at("provenance.model.name", "config.model")
     model_sha256: str | None = at("provenance.model.sha256")
     data: str | None = at("provenance.data.name", "config.data")
@@ -54,6 +70,47 @@ class RunRecord(BaseModel, frozen=True, protected_namespaces=()):
     git_dirty: bool | None = at("provenance.git_dirty")
     fingerprint: str | None = None
 
+    @classmethod
+    def read(cls, directory: Path, graded: bool = False) -> RunRecord:
+        """Of the run in `directory`. Raises UserError if there is none, or it does not say what every run.json does;
+        where it must be `graded`, also for a run without scores."""
+        content = read_run(directory) if directory.is_dir() else None
+        if content is None:
+            held = ", ".join(str(one) for one in runs_in(directory))
+            way = (
+                f"it holds the runs {held}; name one of them"
+                if held
+                else "give the path that the run printed at its start"
+            )
+            raise UserError(f"{directory} is not a run directory (it has no {RUN}); {way}.")
+        run = cls.of(directory, content)
+        if graded and run.task == "open":
+            raise UserError(
+                f"{directory} is a run of generate, which grades nothing; `powersample validate` checks its output."
+            )
+        return run
+
+    @classmethod
+    def of(cls, directory: Path, content: Mapping[str, Any]) -> RunRecord:
+        """The same of a run.json that says `content`."""
+        try:
+            return cls.model_validate({**content, "directory": directory, "content": content})
+        except ValidationError as error:
+            places = [(*one["loc"], *one.get("ctx", {}).values()) for one in error.errors()]
+            missing = ", ".join(".".join(map(str, place)) for place in places)
+            raise UserError(
+                f"{directory / RUN} is damaged: it does not say {missing}; restore it from a copy."
+            ) from error
+
+    @field_validator("sampler")
+    @classmethod
+    def _says_what_names_it(cls, value: dict[str, Any]) -> dict[str, Any]:
+        read = READS.get(str(value.get("kind")), frozenset())
+        for name, kind in {"kind": str, **{name: NAMING[name] for name in NAMING if name in read}}.items():
+            if not isinstance(value.get(name), kind):
+                raise PydanticCustomError("missing", "{name} is missing", {"name": name})
+        return value
+
     @field_validator("max_new_tokens")
     @classmethod
     def _ends_no_replayed_answer(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -63,6 +120,12 @@ class RunRecord(BaseModel, frozen=True, protected_namespaces=()):
     @property
     def method(self) -> str:
         return method(self.sampler)
+
+    @property
+    def cut_limit(self) -> float:
+        """Tokens below which no answer counts as cut off: `paper` may end answers at their last length, and which
+        replayed ones were cut off nobody knows."""
+        return {"paper": self.max_new_tokens or 0, "replay": inf}.get(self.sampler["kind"], 0)
 
 
 def method(sampler: Mapping[str, Any]) -> str:
@@ -78,9 +141,3 @@ def method(sampler: Mapping[str, Any]) -> str:
         "texts": PurePath(sampler.get("texts") or "").name,
     }
     return say(METHODS[kind], {**sampler, **words}) if kind in METHODS else kind
-
-
-def cut_limit(run: Mapping[str, Any]) -> float:
-    """Tokens below which no answer of a run, dumped as a dict, counts as cut off: `paper` may end answers at their last
-    length, and which replayed ones were cut off nobody knows."""
-    return {"paper": run["max_new_tokens"], "replay": inf}.get(run["sampler"].get("kind"), 0)

@@ -21,9 +21,10 @@ from evals.types import Problem, Record, UserError
 from orchestrator import lines
 from orchestrator.arguments import suggestion
 from orchestrator.asked import problems_of, task_of
-from orchestrator.claim import check_lock, read_graded
+from orchestrator.claim import check_lock
 from orchestrator.durable import write_atomically
 from orchestrator.problems import SURROGATE, jsonl_rows
+from orchestrator.run_record import RunRecord
 from orchestrator.store import answers
 
 SCORES = "scores.jsonl"
@@ -98,10 +99,10 @@ def regrade(args: Namespace) -> int:
     from orchestrator.report import tell
 
     directory = args.run
-    run = read_graded(directory)
+    run = RunRecord.read(directory, graded=True)
     check_lock(directory)
     records = answers(directory)
-    task, problems = task_of(directory, run), problems_of(directory, run, args.data)
+    task, problems = task_of(run), problems_of(run, args.data)
     rows = []
     for record in records.values():
         if record.status == "ok":

@@ -30,7 +30,7 @@ from orchestrator.claim import (
     read_run,
     take_lock,
 )
-from orchestrator.durable import cut_torn_tail, sync_directory, write_whole
+from orchestrator.durable import Tail, cut_torn_tail, sync_directory, write_whole
 
 Key = tuple[int, int]
 """(problem_id, sample_index)."""
@@ -158,38 +158,37 @@ def fresh_directory(directory: Path) -> Path:
     return next(candidate for candidate in chain([directory], beside) if not candidate.exists())
 
 
-def read_records(path: Path) -> list[Record]:
-    """All complete lines of a record log; what follows the last newline is not read.
+class RecordLog:
+    """A record log beside the run.json of its run, whole or as it grows; what follows the last newline is not read."""
 
-    Raises UserError, which names the line, for one that is no record of the run whose run.json lies beside the log.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    records, limits = [], limits_of(read_run(path.parent) or {})
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            records.append(decode(line, limits))
-        except ValueError as error:
-            raise bad_line(path, number, error) from error
-    return records
+    def __init__(self, path: Path) -> None:
+        self._path, self._tail, self._num_lines = path, Tail(path), 0
+        self._limits = limits_of(read_run(path.parent) or {})
+        self.first: dict[Key, Record] = {}
+        """The records that count, in the order of the log: the first of each key."""
 
-
-def bad_line(path: Path, number: int, error: Exception) -> UserError:
-    """Line `number` of a log is no record."""
-    return UserError(
-        f"{path}, line {number}: not a record ({error}); repair or remove that line (its problem is then owed again), "
-        "or start over with --fresh."
-    )
+    def read(self) -> list[Record]:
+        """The records that the log has gained and that count. Raises UserError, which names the line, for one that is
+        no record of the run."""
+        known = len(self.first)
+        for line in self._tail.lines():
+            self._num_lines += 1
+            try:
+                record = decode(line, self._limits)
+            except ValueError as error:
+                raise UserError(
+                    f"{self._path}, line {self._num_lines}: not a record ({error}); repair or remove that line (its "
+                    "problem is then owed again), or start over with --fresh."
+                ) from error
+            self.first.setdefault((record.problem_id, record.sample_index), record)
+        return list(self.first.values())[known:]
 
 
 def first_records(path: Path) -> dict[Key, Record]:
-    """The records of a log that count, in its order: the first of each key."""
-    first: dict[Key, Record] = {}
-    for record in read_records(path):
-        first.setdefault((record.problem_id, record.sample_index), record)
-    return first
+    """The records of a log that count, in its order."""
+    log = RecordLog(path)
+    log.read()
+    return log.first
 
 
 def answers(directory: Path) -> dict[Key, Record]:

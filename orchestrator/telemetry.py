@@ -31,7 +31,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from orchestrator.durable import cut_torn_tail, write_whole
+from orchestrator.durable import Tail, cut_torn_tail, write_whole
 from orchestrator.lines import TelemetryLine, read
 from orchestrator.progress import say
 
@@ -112,7 +112,7 @@ def scan_telemetry(path: Path) -> tuple[list[dict[str, Any]], int]:
 
     A damaged line is no reason to refuse a report: no result depends on it.
     """
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    lines = Tail(path).lines()
     rows = [row for line in lines if (row := parse(line)) is not None]
     return rows, len(lines) - len(rows)
 

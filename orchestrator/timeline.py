@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from orchestrator.layout import duration, gib
-from orchestrator.progress import by_number
+from orchestrator.progress import by_number, used
 from orchestrator.svg import COLOURS, Axis, axis, document, frame, key, path, text
 
 Place = tuple[float, float]
@@ -111,23 +111,15 @@ def whole(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, str]]:
     return found
 
 
-def value(row: Mapping[str, Any], name: str) -> float | None:
-    """What a curve shows of a row; None where the row does not say."""
-    if name != "memory":
-        return row.get({"utilisation": "utilisation", "slots": "active_slots"}[name])
-    memory = row.get("memory", {})
-    device = memory.get("total_bytes")
-    return device - memory.get("free_bytes", device) if device else memory.get("rss_bytes")
-
-
 def pieces(samples: Sequence[Moment], name: str, full: float, time: Axis, share: Axis) -> Iterator[list[Place]]:
     """Joined points of a curve, one a pixel (the mean of its samples); it breaks at gaps and where a process ends."""
     number, last, parts = 0, samples[0], []
     for moment in samples:
         number += moment.at - last.at > GAP_SECONDS or moment.row.get("pid") != last.row.get("pid")
         last = moment
-        if (used := value(moment.row, name)) is not None:
-            parts.append((number, round(time.at(moment.at / 60)), min(100.0, 100 * used / full)))
+        shown = used(moment.row) if name == "memory" else moment.row.get("active_slots" if name == "slots" else name)
+        if shown is not None:
+            parts.append((number, round(time.at(moment.at / 60)), min(100.0, 100 * shown / full)))
     for _, piece in groupby(parts, key=lambda part: part[0]):
         columns = groupby(piece, key=lambda part: part[1])
         yield [(x, share.at(fmean(part[2] for part in column))) for x, column in columns]

@@ -12,10 +12,12 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from evals.types import Record, UserError
-from orchestrator.claim import RECORDS, TELEMETRY, check_lock, read_known
+from evals.types import UserError
+from orchestrator.claim import RECORDS, TELEMETRY, check_lock
+from orchestrator.durable import Tail
 from orchestrator.progress import Progress
-from orchestrator.store import bad_line, decode, limits_of
+from orchestrator.run_record import RunRecord
+from orchestrator.store import RecordLog
 from orchestrator.telemetry import parse
 
 LOOK_SECONDS = 0.5
@@ -23,37 +25,16 @@ SILENT_SECONDS = 60.0
 """A run that samples writes a row every few seconds; one that loads may be silent, and so is one that was killed."""
 
 
-class Tail:
-    """The complete lines that a growing file has gained since the last look."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._offset = path, 0
-
-    def lines(self) -> list[bytes]:
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        return whole.split(b"\n")[:-1]
-
-
 class Watched:
     """A run directory being read. Raises UserError if it is none."""
 
     def __init__(self, directory: Path) -> None:
-        run = read_known(directory)
+        run = RunRecord.read(directory)
         self._directory = directory
-        self._records, self._rows = Tail(directory / RECORDS), Tail(directory / TELEMETRY)
-        self.total = run["num_problems"] * run["config"]["num_samples"]
-        self._limits = limits_of(run)
-        self._keys: set[tuple[int, int]] = set()
-        self._num_lines = 0
+        self._log, self._rows = RecordLog(directory / RECORDS), Tail(directory / TELEMETRY)
+        self.total = run.num_problems * run.num_samples
         self.phase, self.last_time = "", 0.0
-        done = self.new_records()
-        self.progress = Progress(run["config"].get("name") or directory.name, self.total, done, sys.stdout)
+        self.progress = Progress(run.name or directory.name, self.total, self._log.read(), sys.stdout)
         self.look()
 
     @property
@@ -68,35 +49,20 @@ class Watched:
     @property
     def active(self) -> bool:
         """Is there anything to wait for?"""
-        return len(self._keys) < self.total and self.phase not in ("end", "stopped")
+        return self.progress.num < self.total and self.phase not in ("end", "stopped")
 
     def silence(self) -> str:
         """A sentence if a run that should be active has said nothing for a while."""
-        if len(self._keys) < self.total and not self.driven:
+        if self.progress.num < self.total and not self.driven:
             return "No process works on this run: it was stopped or killed; the command that started it goes on."
         seconds = time.time() - self.last_time
         if not self.active or seconds < SILENT_SECONDS:
             return ""
         return f"Nothing new for {seconds:.0f} s: it loads, or it was killed and goes on when it is started again."
 
-    def new_records(self) -> list[Record]:
-        """The first record of every key that was not known before."""
-        found = []
-        for line in self._records.lines():
-            self._num_lines += 1
-            try:
-                record = decode(line, self._limits)
-            except (ValueError, TypeError) as error:
-                raise bad_line(self._directory / RECORDS, self._num_lines, error) from error
-            key = record.problem_id, record.sample_index
-            if key not in self._keys:
-                self._keys.add(key)
-                found.append(record)
-        return found
-
     def look(self) -> None:
         """Take in what the files have gained."""
-        for record in self.new_records():
+        for record in self._log.read():
             self.progress.add(record)
         for line in self._rows.lines():
             if (row := parse(line)) is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_report import known
 
 from benchmarks import determinism, methods, sampler
 from benchmarks.methods import Method, against_power, fitted, methods_table, nearest
@@ -127,7 +128,7 @@ def method(name: str, rights: str, tokens: float = 50.0, k: int = 1) -> Method:
     records = [record(i, right == "1") for i, right in enumerate(rights)]
     score = {"mean": rights.count("1") / len(rights), "stderr": 0.1}
     summary = {"accuracy": {"numeric": score}, "num_samples": 1, "tokens": {"mean_generated": tokens}}
-    return Method(name, k, Run(Path(name), summary, records))
+    return Method(name, k, Run(known(name=name), summary, records))
 
 
 def test_differences_to_power_are_paired_and_adjusted_together() -> None:
@@ -194,11 +195,10 @@ def test_runs_are_compared_within_their_dtype_and_other_tokens_in_float32_are_an
 ) -> None:
     def answered(path: Path) -> Run:
         summary = {"accuracy": {"numeric": {"mean": 1.0}}}
-        return Run(path, summary, [record(0)._replace(token_ids=[tokens[path.name]])])
+        return Run(known(name=str(path), num_gpus=0), summary, [record(0)._replace(token_ids=[tokens[path.name]])])
 
     tokens = {"float32-1": 5, "float32-8": 6, "bfloat16-1": 7, "bfloat16-8": 8}
     monkeypatch.setattr(determinism, "run", lambda *_: 3)
-    monkeypatch.setattr(determinism, "read_run", lambda _: {"config": {"num_gpus": 0}})
     monkeypatch.setattr(determinism, "read", answered)
     assert determinism.main(["--slots", "1,8", "--dtypes", "float32,bfloat16"]) == 1
     out, err = capsys.readouterr()

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 from command import ROOT, python
+from logs import read_records
 
 from evals.types import Record
 from orchestrator.claim import RECORDS, TELEMETRY
-from orchestrator.store import read_records
 from orchestrator.telemetry import read_telemetry
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from evals.types import WorkersLost
 from orchestrator import hardware
 from orchestrator.cli import main
 from orchestrator.commands import COMMANDS, RUN_EXAMPLES, Option, help_text
 from orchestrator.config import RunConfig
-from orchestrator.crew import WorkersLost
 from orchestrator.hardware import Gpu
 
 ROOT = Path(__file__).parents[1]

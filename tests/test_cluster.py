@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from evals.config import SamplerConfig, TaskConfig
-from evals.types import Problem, Record, UserError
-from orchestrator.driver import Died, Done, Event, Health, Ready, Work, WorkersLost, drive
+from evals.types import Problem, Record, UserError, WorkersLost
+from orchestrator.driver import Died, Done, Event, Health, Ready, Work, drive
 from orchestrator.progress import Progress
 from orchestrator.store import open_store
 from orchestrator.telemetry import Telemetry, read_telemetry

@@ -6,7 +6,7 @@ from math import sqrt
 from pathlib import Path
 
 import pytest
-from test_report import PLAIN, POWER, as_run, make_run, refused, rows, save
+from test_report import PLAIN, POWER, as_run, known, refused, rows, save
 
 from evals.statistics import holm
 from evals.types import UserError
@@ -65,7 +65,7 @@ def test_power_is_compared_with_every_other_method_as_well() -> None:
 def test_several_samples_are_compared_by_a_permutation_test() -> None:
     bits = {"p": (POWER, "1111 1101 0100 0000 1011 1111"), "t": (PLAIN, "1101 1001 0000 0000 1001 1110")}
     runs = [
-        Run(Path(name), summarise(rows(row), [], make_run(sampler, 6, num_samples=4)), rows(row))
+        Run(one := known(sampler, 6, name, num_samples=4), summarise(rows(row), [], one), rows(row))
         for name, (sampler, row) in bits.items()
     ]
     comparison = compare(runs)
@@ -84,8 +84,7 @@ def test_problems_of_one_template_count_as_one() -> None:
     grouped = []
     for run in runs:
         records = [record._replace(group=str(record.problem_id // 4)) for record in run.records]
-        summary = summarise(records, [], make_run(run.summary["run"]["sampler"], 24))
-        grouped.append(Run(run.directory, summary, records))
+        grouped.append(Run(run.identity, summarise(records, [], run.identity), records))
     comparison = compare(grouped)
     (clustered,) = comparison.pairs
     assert (clustered.p, clustered.only_this) == (2 / 2**3, None)

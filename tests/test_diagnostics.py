@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from test_report import POWER, make_record, make_run
+from test_report import POWER, known, make_record
 
 from evals.types import Record
 from orchestrator.diagnostics import autocorrelation, chain_statistics, log_p_by_move, log_p_rise
@@ -29,7 +29,7 @@ def chained(problem_id: int, sample_index: int = 0, correct: bool = True, **chan
 
 
 def text_of(records: list[Record], sampler: dict[str, Any] = POWER, **changes: Any) -> str:
-    run = make_run(sampler, len({record.problem_id for record in records}), **changes)
+    run = known(sampler, len({record.problem_id for record in records}), **changes)
     summary = summarise(records, [], run)
     json.dumps(summary, allow_nan=False)
     return " ".join(run_report(summary).split())
@@ -112,7 +112,7 @@ def test_answers_that_the_rules_of_paper_end_early_are_not_cut_off_by_the_limit(
 
 def warnings_of(sampler: dict[str, Any] = POWER, **changes: Any) -> str:
     quiet = {"log_p_trace": [-20.0] * 11, **changes}
-    return " ".join(summarise([chained(i, **quiet) for i in range(300)], [], make_run(sampler, 300))["warnings"])
+    return " ".join(summarise([chained(i, **quiet) for i in range(300)], [], known(sampler, 300))["warnings"])
 
 
 def test_warnings_on_bad_mixing() -> None:
@@ -201,14 +201,14 @@ def test_report_of_several_samples() -> None:
     assert "| k | pass@k (numeric, % ± SE) | maj@k |" in text
     assert "| 4 | 100.0 (43.9 to 100.0) | 50.0 (21.9 to 78.1) |" in text
     assert "0.0 % lies between problems and 100.0 % between answers to the same one." in " ".join(text.split())
-    half = summarise(records[:6], [], make_run(num_problems=3, num_samples=4))
+    half = summarise(records[:6], [], known(num_problems=3, num_samples=4))
     assert half["pass_at_k"]["numeric"]["4"]["n"] == 1, "a problem with too few samples is left out"
     json.dumps(half, allow_nan=False)
 
 
 def test_failed_answers_count_as_wrong_everywhere() -> None:
     failed = chained(1)._replace(status="failed", scores={}, chain={})
-    summary = summarise([chained(0), failed], [], make_run(num_problems=2))
+    summary = summarise([chained(0), failed], [], known(num_problems=2))
     assert summary["accuracy"]["numeric"]["mean"] == 0.5
     assert summary["chain"]["expected_correct"]["numeric"]["mean"] == 0.375
     assert summary["chain"]["moves"] == 10

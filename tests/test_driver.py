@@ -14,8 +14,8 @@ import pytest
 from fake_worker import FakeWorker
 
 from evals.config import SamplerConfig, TaskConfig
-from evals.types import Problem, Record
-from orchestrator.crew import Died, Done, Event, Health, InlineCrew, Lost, Raised, Work, WorkersLost
+from evals.types import Problem, Record, WorkersLost
+from orchestrator.crew import Died, Done, Event, Health, InlineCrew, Lost, Raised, Work
 from orchestrator.driver import HEALTH_SECONDS, MIN_RECORDS, WAIT_SECONDS, drive, failed_record, forecast
 from orchestrator.hardware import wait_for_room
 from orchestrator.progress import Progress

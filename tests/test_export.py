@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from chromium import Browser, find_browser
 from interop import python, theirs
-from test_report import refused
+from test_report import make_run, refused
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.grading.grade import gsm8k
@@ -30,6 +30,7 @@ from orchestrator.inputs import Inputs, prompts_digest
 from orchestrator.models import ModelSource
 from orchestrator.problems import GSM8K_SHA256, load_problems
 from orchestrator.report import read
+from orchestrator.run_record import RunRecord
 from orchestrator.runs import run_content
 from orchestrator.store import encode
 
@@ -127,8 +128,10 @@ def test_exact_match_is_of_the_first_sample_and_the_mean_has_its_name(
     ],
 )
 def test_only_gsm8k_is_called_so(data: dict[str, str], name: str) -> None:
-    run = {"data": data["name"], "data_sha256": data.get("sha256", "0" * 64)}
-    assert Exported({}, {"run": run}, TaskConfig(), [], {}, {}).name == name
+    content = make_run()
+    content["provenance"]["data"] = data
+    run = RunRecord.of(Path("run"), content)
+    assert Exported(run, {}, TaskConfig(), [], {}, {}).name == name
 
 
 @pytest.mark.parametrize(("texts", "name"), [("gold", "gold"), ("some/texts.jsonl", "texts.jsonl")])

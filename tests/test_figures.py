@@ -5,7 +5,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from test_report import PLAIN, POWER, as_run, make_record, make_run
+from test_report import PLAIN, POWER, as_run, known, make_record
 
 from orchestrator.figures import FATES, accuracy_figure, length_figure, log_p_figure
 from orchestrator.reduce import summarise
@@ -86,7 +86,7 @@ def test_text_is_escaped_and_long_legends_fit() -> None:
 
 def test_one_problem_has_no_interval() -> None:
     records = [make_record(0, sample_index=k) for k in range(2)]
-    summary = summarise(records, [], make_run(num_problems=1, num_samples=2))
+    summary = summarise(records, [], known(num_problems=1, num_samples=2))
     assert accuracy_figure([("power", summary)] * 2) is not None
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from fake_worker import FakeWorker, install
+from logs import read_records
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.evaluate import prompt_ids
@@ -29,7 +30,6 @@ from orchestrator.config import Provenance, RunConfig, fingerprint, resolve
 from orchestrator.crew import Work
 from orchestrator.generate import advice, checked, cost, defaults
 from orchestrator.settings import build_config
-from orchestrator.store import read_records
 
 ROOT = Path(__file__).parents[1]
 GSM8K = ROOT.parent / "shared/data/gsm8k/train.jsonl"

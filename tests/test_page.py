@@ -17,12 +17,12 @@ from evals.tasks.gsm8k import make_task
 from evals.types import Record
 from orchestrator import page as pages
 from orchestrator.asked import as_text, asked
-from orchestrator.claim import read_run
 from orchestrator.diagnostics import shown_moves
 from orchestrator.inputs import prompts_digest
 from orchestrator.page import bold
 from orchestrator.problems import load_problems
 from orchestrator.report import write_report
+from orchestrator.run_record import RunRecord
 
 HOSTILE = (
     '</script><script>window.hacked = 1</script><img src="http://evil.test/x" onerror="hacked = 1"><!--<script>  &amp;'
@@ -129,13 +129,11 @@ def test_a_doubter_finds_record_prompt_tokens_and_verdicts(tmp_path: Path) -> No
 
 def test_prompts_that_are_not_those_of_the_run_are_not_shown(tmp_path: Path) -> None:
     directory = save(tmp_path / "run", POWER, 3)
-    run = read_run(directory)
-    assert run is not None
-    assert asked(directory, run).missing == ""
-    run["provenance"]["prompts_sha256"] = "0" * 64
-    found = asked(directory, run)
+    run = RunRecord.read(directory)
+    assert asked(run).missing == ""
+    found = asked(run.model_copy(update={"prompts_sha256": "0" * 64}))
     assert (len(found.problems), found.prompts) == (NUM_PROBLEMS, {})
-    assert "config.data" in asked(directory, {**run, "config": {"task": {}}}).missing
+    assert "config.data" in asked(run.model_copy(update={"data": None})).missing
     (tmp_path / "data.jsonl").unlink()
     write_report([directory])
     page = Page(directory / "report.html")

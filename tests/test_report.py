@@ -15,13 +15,14 @@ from orchestrator.compare import Run
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
 from orchestrator.report import report, write_report
+from orchestrator.run_record import RunRecord
 from orchestrator.store import encode
 
 POWER = {"kind": "power", "alpha": 4.0, "num_moves": 10}
 PLAIN = {"kind": "temperature", "temperature": 1.0}
 
 
-def make_run(sampler: dict[str, Any] = POWER, num_problems: int | None = 4, **changes: Any) -> dict[str, Any]:
+def make_run(sampler: dict[str, Any] = POWER, num_problems: int = 4, **changes: Any) -> dict[str, Any]:
     config = {
         "sampler": sampler, "task": {"name": "gsm8k", "num_shots": 0, "max_new_tokens": 256}, "model": "models/tiny",
         "data": "problems.jsonl", "seed": 3, "num_samples": 1, **changes,
@@ -32,6 +33,10 @@ def make_run(sampler: dict[str, Any] = POWER, num_problems: int | None = 4, **ch
         "git_dirty": True,
     }
     return {"config": config, "num_problems": num_problems, "fingerprint": "f" * 64, "provenance": provenance}
+
+
+def known(sampler: dict[str, Any] = POWER, num_problems: int = 4, name: str = "run", **changes: Any) -> RunRecord:
+    return RunRecord.of(Path(name), make_run(sampler, num_problems, **changes))
 
 
 CHAIN = {
@@ -82,7 +87,7 @@ TELEMETRY = [
 
 def test_summary_has_exact_figures() -> None:
     records = [make_record(0), make_record(1), make_record(2, correct=False, ended="length"), failed_record(3)]
-    summary = summarise(records, TELEMETRY, make_run())
+    summary = summarise(records, TELEMETRY, known())
     assert (summary["num_problems"], summary["num_records"], summary["num_owed"]) == (4, 4, 0)
     assert (summary["num_failed"], summary["failed"]) == (1, [[3, 0]])
     for name in ("strict", "flexible", "numeric"):
@@ -101,11 +106,11 @@ def test_summary_has_exact_figures() -> None:
     tokens = summary["tokens"]
     assert (tokens["generated"], tokens["mean_answer"], tokens["mean_generated"]) == (990, 80, 330)
     assert summary["throughput"] == {"tokens_per_second": 99, "problems_per_second": 0.3}
-    known = {
+    expected = {
         "moves": 30, "null": 6, "accepted": 12, "rejected_early": 3, "replayed_tokens": 21, "acceptance": 0.5,
         "forwards_per_move": 25, "mean_log_p_first": -20, "mean_log_p": -15,
     }  # fmt: skip
-    assert {name: summary["chain"][name] for name in known} == known
+    assert {name: summary["chain"][name] for name in expected} == expected
     assert (summary["pass_at_k"], summary["maj_at_k"], summary["variance"]) == ({}, {}, {})
     memory = summary["memory"]
     assert memory["peak_bytes"] == {"0": 1002, "1": 5000}
@@ -121,17 +126,17 @@ def rows(bits: str) -> list[Record]:
 
 def test_several_samples_count_by_question() -> None:
     records = rows("1111 1101 0100 0000 1011 1111")
-    score = summarise(records, [], make_run(num_problems=6, num_samples=4))["accuracy"]["numeric"]
+    score = summarise(records, [], known(num_problems=6, num_samples=4))["accuracy"]["numeric"]
     assert (score["mean"], score["stderr"]) == pytest.approx((0.625, 0.167705), abs=1e-6)
     assert score["ci95"] == pytest.approx([0.625 - 1.96 * 0.167705, 0.625 + 1.96 * 0.167705], abs=1e-4)
 
 
 def test_a_share_of_nothing_is_not_mentioned() -> None:
     cut = [make_record(i, ended="length") for i in range(4)]
-    text = " ".join(run_report(summarise(cut, [], make_run())).split())
+    text = " ".join(run_report(summarise(cut, [], known())).split())
     assert "Numeric score of truncated answers 100.0 %." in text
     assert "finished" not in text
-    text = " ".join(run_report(summarise([*cut, make_record(4)], [], make_run(num_problems=5))).split())
+    text = " ".join(run_report(summarise([*cut, make_record(4)], [], known(num_problems=5))).split())
     assert "Numeric score of truncated answers 100.0 %, of finished ones 100.0 %." in text
 
 
@@ -141,11 +146,11 @@ def test_pauses_are_not_sampling_time() -> None:
         make_record(i, timings={"start": start, "end": end, "wall_seconds": end - start})
         for i, (start, end) in enumerate(times)
     ]
-    assert summarise(records, [], make_run())["timings"]["sampling_seconds"] == 6
+    assert summarise(records, [], known())["timings"]["sampling_seconds"] == 6
 
 
 def test_summary_of_nothing() -> None:
-    for run in ({}, make_run(), make_run(num_samples=3)):
+    for run in (known(), known(num_samples=3)):
         summary = summarise([], [], run)
         json.dumps(summary, allow_nan=False)
         assert summary["num_records"] == 0
@@ -153,31 +158,29 @@ def test_summary_of_nothing() -> None:
         assert summary["chain"]["acceptance"] is None
 
 
-def sentences(records: list[Record], run: dict[str, Any]) -> str:
+def sentences(records: list[Record], run: RunRecord) -> str:
     return "\n".join(summarise(records, [], run)["warnings"])
 
 
 def test_warnings() -> None:
     quiet = [make_record(i) for i in range(300)]
-    assert sentences(quiet, make_run(num_problems=300)) == ""
-    assert "Fewer than 300 problems (299)" in sentences(quiet[:299], make_run(num_problems=299))
-    assert "incomplete: 299 of 300 answers" in sentences(quiet[:299], make_run(num_problems=300))
+    assert sentences(quiet, known(num_problems=300)) == ""
+    assert "Fewer than 300 problems (299)" in sentences(quiet[:299], known(num_problems=299))
+    assert "incomplete: 299 of 300 answers" in sentences(quiet[:299], known(num_problems=300))
     cut = [make_record(i, ended="length") for i in range(7)] + quiet[7:]
-    assert "2.3 % of the answers were cut off at the limit of 256 tokens" in sentences(cut, make_run(num_problems=300))
-    assert sentences([make_record(0, ended="length"), *quiet[1:]], make_run(num_problems=300)) == ""
+    assert "2.3 % of the answers were cut off at the limit of 256 tokens" in sentences(cut, known(num_problems=300))
+    assert sentences([make_record(0, ended="length"), *quiet[1:]], known(num_problems=300)) == ""
     nothing = {"numeric": {"correct": False, "answer": None, "kind": "none"}}
     empty = [make_record(i, scores=nothing) for i in range(7)] + quiet[7:]
-    assert "In 2.3 % of the texts" in sentences(empty, make_run(num_problems=300))
+    assert "In 2.3 % of the texts" in sentences(empty, known(num_problems=300))
     broken = [*quiet[:298], failed_record(298), failed_record(299)]
-    assert "Answers that failed and count as wrong: 2 (problems 298, 299)" in sentences(
-        broken, make_run(num_problems=300)
-    )
+    assert "Answers that failed and count as wrong: 2 (problems 298, 299)" in sentences(broken, known(num_problems=300))
 
 
 def as_run(name: str, sampler: dict[str, Any], verdicts: str, **changes: Any) -> Run:
     records = [make_record(i, verdict == "1") for i, verdict in enumerate(verdicts) if verdict != " "]
-    run = make_run(sampler, len(verdicts), **changes)
-    return Run(Path(name), summarise(records, [], run), records)
+    run = known(sampler, len(verdicts), name, **changes)
+    return Run(run, summarise(records, [], run), records)
 
 
 def test_scores_that_agree_are_shown_once() -> None:
@@ -185,10 +188,10 @@ def test_scores_that_agree_are_shown_once() -> None:
     assert "strict, flexible and numeric agree on every answer" in text
     assert "| strict" not in text
     lone = [make_record(i, scores={"numeric": make_record(i).scores["numeric"]}) for i in range(2)]
-    assert "agree on every answer" not in run_report(summarise(lone, [], make_run(num_problems=2)))
+    assert "agree on every answer" not in run_report(summarise(lone, [], known(num_problems=2)))
     wrong = {"correct": False, "answer": "x", "kind": "number"}
     scores = make_record(0).scores | {"strict": wrong}
-    summary = summarise([make_record(0, scores=scores), make_record(1)], [], make_run(num_problems=2))
+    summary = summarise([make_record(0, scores=scores), make_record(1)], [], known(num_problems=2))
     text = run_report(summary)
     assert "agree on every answer" not in text
     assert "the scores disagree on 1" in " ".join(text.split())
@@ -303,7 +306,7 @@ def test_damaged_telemetry_is_skipped_and_said(tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no run directory .*absent"):
+    with pytest.raises(UserError, match=r"absent is not a run directory"):
         report(Namespace(runs=[tmp_path / "absent"]))
     with pytest.raises(UserError, match=r"no run\.json"):
         report(Namespace(runs=[tmp_path]))

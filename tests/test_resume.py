@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from command import python
 from fake_worker import FakeWorker, install
+from logs import read_records
 
 from evals.rng import Purpose, uniform
 from evals.types import Record, UserError
@@ -20,7 +21,7 @@ from orchestrator import models, problems, session
 from orchestrator.claim import RECORDS, RUN, TELEMETRY
 from orchestrator.config import RunConfig, resolve
 from orchestrator.driver import Work
-from orchestrator.store import open_store, read_records
+from orchestrator.store import open_store
 from orchestrator.telemetry import read_telemetry, timings
 
 

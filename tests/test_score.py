@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from logs import read_records
 
 from evals.config import TaskConfig
 from evals.types import Problem
 from orchestrator.cli import main
 from orchestrator.problems import load_problems
-from orchestrator.store import encode, first_records, read_records
+from orchestrator.store import encode, first_records
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "evals/demo"

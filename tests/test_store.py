@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from logs import read_records
 
 from evals.types import Problem, Record, UserError
 from orchestrator.claim import RECORDS, RUN, TELEMETRY
@@ -24,7 +25,6 @@ from orchestrator.store import (
     encode,
     fresh_directory,
     open_store,
-    read_records,
 )
 
 FINGERPRINT = "0123456789abcdef"

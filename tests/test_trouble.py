@@ -15,9 +15,9 @@ from command import powersample
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.engine.engine import EngineCounters
-from evals.types import Problem, UserError
+from evals.types import Problem, UserError, WorkersLost
 from orchestrator.cli import main
-from orchestrator.driver import Died, Event, Health, Ready, Work, WorkersLost
+from orchestrator.driver import Died, Event, Health, Ready, Work
 from orchestrator.problems import load_problems
 from orchestrator.telemetry import Telemetry, read_telemetry
 

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from orchestrator.store import read_records
+from logs import read_records
 
 SCRIPT = Path(__file__).parents[1] / "launch/test_batched_gpu_utilization.sh"
 

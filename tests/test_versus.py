@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from logs import read_records
 from test_end_to_end import DEMO, run
 from test_report import PLAIN, POWER, failed_record, make_record, make_run, refused, said, write
 
 from orchestrator.cli import main
-from orchestrator.store import encode, read_records
+from orchestrator.store import encode
 
 METHOD = "power (alpha 4, 10 moves)"
 
@@ -135,7 +136,7 @@ def test_several_samples_per_problem(tmp_path: Path, capsys: pytest.CaptureFixtu
     ("arguments", "words"),
     [
         (["t1"], "at least two run directories"),
-        (["t1", "nowhere"], "no run directory"),
+        (["t1", "nowhere"], "not a run directory"),
         (["t1", "exports"], "not a run directory"),
         (["."], "are of different tasks"),
         (["t1", "t1"], "named twice"),
@@ -188,7 +189,7 @@ def test_a_directory_of_runs_stands_for_them_in_the_order_of_the_demo(
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        ({}, "does not say num_problems, config.num_samples, config.sampler.kind, config.task.name; restore it"),
+        ({}, "does not say config.sampler, config.task.name, num_problems, config.num_samples; restore it"),
         ({"num_problems": None}, "does not say num_problems; restore it"),
         ({"config": {"sampler": PLAIN, "task": {"name": "gsm8k"}}}, "does not say config.num_samples; restore it"),
         (
