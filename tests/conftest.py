@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -17,3 +18,17 @@ def umask_kept() -> Iterator[None]:
     os.umask(UMASK)
     yield
     os.umask(UMASK)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Loading a model sets the threads of its process: here, of one test. Models as small as the tests' wait longer for
+    a second thread than it saves."""
+    set_one_thread()
+    yield
+    set_one_thread()
+
+
+def set_one_thread() -> None:
+    if torch := sys.modules.get("torch"):  # many files do without it, and it takes seconds to import
+        torch.set_num_threads(1)

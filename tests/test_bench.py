@@ -31,7 +31,6 @@ SHORT = ["bench", "--context", "40", "--steps", "8"]
 @pytest.fixture(autouse=True)
 def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "gpus", lambda: [])
-    torch.set_num_threads(1)
 
 
 @pytest.fixture
