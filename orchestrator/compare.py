@@ -22,6 +22,8 @@ class Run(NamedTuple):
     summary: Mapping[str, Any]
     records: Sequence[Record]
     telemetry: Sequence[Mapping[str, Any]] = ()
+    label: str = ""
+    """The method, in a comparison made distinct."""
 
     @property
     def directory(self) -> Path:
@@ -44,9 +46,9 @@ class Pair(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Runs with their labels, and the pairs of them that are compared on their common problems."""
+    """Labelled runs, and the pairs of them that are compared on their common problems."""
 
-    runs: list[tuple[str, Run]]
+    runs: list[Run]
     grader: str
     """The score that is compared."""
     baseline: str
@@ -80,7 +82,7 @@ def compare(runs: Sequence[Run], grader: str = HEADLINE) -> Comparison:
     different tasks or data, share no problem, or lack the score.
     """
     check_alike(runs, grader)
-    labels = distinct_labels(runs)
+    runs = labelled(runs)
     means = [question_means(run.records, grader) for run in runs]
     common = sorted(set(means[0]).intersection(*means[1:]))
     if not common:
@@ -92,11 +94,12 @@ def compare(runs: Sequence[Run], grader: str = HEADLINE) -> Comparison:
     groups = clusters(common, {i: group for run in runs for i, group in groups_of(run.records).items()})
     single = not groups and all(run.summary["num_samples"] == 1 for run in runs)
     base = next((i for i, run in enumerate(runs) if is_plain(run.summary["run"]["sampler"])), 0)
-    pairs = [pair((labels[i], labels[j]), rows[i], rows[j], single, groups) for i, j in chosen_pairs(runs, base)]
+    chosen, labels = chosen_pairs(runs, base), [run.label for run in runs]
+    pairs = [pair((labels[i], labels[j]), rows[i], rows[j], single, groups) for i, j in chosen]
     adjusted = holm([row.p for row in pairs])
     pairs = [row._replace(p_holm=p) for row, p in zip(pairs, adjusted, strict=True)]
-    named = list(zip(labels, runs, strict=True))
-    return Comparison(named, grader, labels[base], common, single, len(set(groups)), pairs, asked_differently(runs))
+    asked = asked_differently(runs)
+    return Comparison(runs, grader, labels[base], common, single, len(set(groups)), pairs, asked)
 
 
 def is_plain(sampler: Mapping[str, Any]) -> bool:
@@ -107,7 +110,7 @@ def is_plain(sampler: Mapping[str, Any]) -> bool:
 
 def flips(comparison: Comparison) -> list[Flip]:
     """The problems that the runs have not equally often right: the largest gaps first, then as in the data."""
-    samples = [by_problem(run.records) for _, run in comparison.runs]
+    samples = [by_problem(run.records) for run in comparison.runs]
     found = []
     for problem_id in comparison.common:
         answers = [[verdict(record, comparison.grader) for record in run[problem_id]] for run in samples]
@@ -170,25 +173,25 @@ def asked_differently(runs: Sequence[Run]) -> list[str]:
     return [name for key, name in keys.items() if len({str(run.summary["run"].get(key)) for run in runs}) > 1]
 
 
-def distinct_labels(runs: Sequence[Run]) -> list[str]:
-    """The method of each run; where two have the same, the directory's name beside it, or its path if that is the same.
+def labelled(runs: Sequence[Run]) -> list[Run]:
+    """The runs by their methods; where two have the same, with the directory's name, or its path if that is the same.
 
     Raises UserError if a run is given twice.
     """
     if len({run.directory.resolve() for run in runs}) < len(runs):
         raise UserError("A run is named twice, and would be compared with itself; name each run once.")
-    forms = [
-        [method := run.summary["run"]["method"], f"{method}, {run.directory.name}", f"{method}, {run.directory}"]
-        for run in runs
-    ]
-    counts = Counter(form for forms_of_one in forms for form in set(forms_of_one))
-    return [next((form for form in one if counts[form] == 1), one[-1]) for one in forms]
+    methods = [run.identity.method for run in runs]
+    places = [("", f", {run.directory.name}", f", {run.directory}") for run in runs]
+    forms = [[method + place for place in each] for method, each in zip(methods, places, strict=True)]
+    counts = Counter(form for one in forms for form in set(one))
+    names = [next((form for form in one if counts[form] == 1), one[-1]) for one in forms]
+    return [run._replace(label=name) for run, name in zip(runs, names, strict=True)]
 
 
 def as_json(comparison: Comparison, limit: int | None) -> dict[str, Any]:
     """A comparison for scripts, its `run` compared with `against`; what cannot be computed is None. `limit`: of the
     flipped problems, None for all."""
-    labels = [label for label, _ in comparison.runs]
+    labels = [run.label for run in comparison.runs]
     return {
         "grader": comparison.grader,
         "reference": comparison.baseline,
@@ -197,9 +200,9 @@ def as_json(comparison: Comparison, limit: int | None) -> dict[str, Any]:
         "test": "mcnemar" if comparison.single else "sign_flip",
         "asked_differently": comparison.asked,
         "runs": [
-            {"label": label, "directory": str(run.directory), "fingerprint": run.summary["run"]["fingerprint"]}
+            {"label": run.label, "directory": str(run.directory), "fingerprint": run.summary["run"]["fingerprint"]}
             | {"accuracy": run.summary["accuracy"][comparison.grader], "warnings": run.summary["warnings"]}
-            for label, run in comparison.runs
+            for run in comparison.runs
         ],
         "pairs": [
             {

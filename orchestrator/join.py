@@ -178,12 +178,11 @@ def alive_nodes(vital: Sequence[tuple[str, int]]) -> set[str]:
 class RayMetrics:
     """A sink of `metrics.METRICS`: the metrics port of the driver's node exports them as `ray_powersample_` + name."""
 
-    def add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
-        if amount:
-            meter(name).inc(amount, dict(labels))
-
-    def set(self, name: str, value: float, labels: Mapping[str, str]) -> None:
-        meter(name).set(value, dict(labels))
+    def tell(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        if METRICS[name].kind == "gauge":
+            meter(name).set(value, dict(labels))
+        elif value:  # Ray's counters take no 0
+            meter(name).inc(value, dict(labels))
 
     def close(self) -> None:
         """The last values stay for as long as Ray does."""

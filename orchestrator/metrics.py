@@ -55,10 +55,9 @@ METRICS = {
 
 
 class Sink(Protocol):
-    """Takes values of METRICS; `labels` has all of a metric's labels."""
+    """Takes values of METRICS, of a counter by how much it has grown; `labels` has all of a metric's labels."""
 
-    def add(self, name: str, amount: float, labels: Mapping[str, str]) -> None: ...
-    def set(self, name: str, value: float, labels: Mapping[str, str]) -> None: ...
+    def tell(self, name: str, value: float, labels: Mapping[str, str]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -95,10 +94,8 @@ class Metrics:
         self._tell("owed", self._total - self._progress.num)
 
     def _tell(self, name: str, value: float, **labels: str) -> None:
-        """Add to a counter, or set a gauge."""
         for sink in self._sinks:
-            tell = sink.add if METRICS[name].kind == "counter" else sink.set
-            tell(name, value, {"run": self._run, **labels})
+            sink.tell(name, value, {"run": self._run, **labels})
 
 
 class Tracker:
@@ -109,11 +106,10 @@ class Tracker:
         self._values: dict[str, float] = {}
         self._logged = time.monotonic()
 
-    def add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
-        self.set(name, self._values.get(path(name, labels), 0.0) + amount, labels)
-
-    def set(self, name: str, value: float, labels: Mapping[str, str]) -> None:
-        self._values[path(name, labels)] = value
+    def tell(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        place = "/".join([name, *(label for key, label in labels.items() if key != "run")])  # tokens_per_second/gpu0
+        before = self._values.get(place, 0.0) if METRICS[name].kind == "counter" else 0.0
+        self._values[place] = before + value
         if time.monotonic() - self._logged >= TRACK_SECONDS:
             self._log()
 
@@ -124,11 +120,6 @@ class Tracker:
     def _log(self) -> None:
         self._logged = time.monotonic()
         self._run.log(dict(self._values))
-
-
-def path(name: str, labels: Mapping[str, str]) -> str:
-    """`tokens_per_second/gpu0`."""
-    return "/".join([name, *(value for key, value in labels.items() if key != "run")])
 
 
 def check_tracker(module: str | None) -> None:

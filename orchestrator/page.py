@@ -38,7 +38,6 @@ MAX_TOKEN_IDS = 1_000_000
 class Shown(NamedTuple):
     """A run on a page."""
 
-    label: str
     run: Run
     asked: Asked
     timeline: str | None
@@ -80,7 +79,7 @@ def score(one: Shown) -> dict[str, Any]:
     found = one.run.summary["accuracy"][HEADLINE]
     interval = found["ci95"]
     return {
-        "label": one.label,
+        "label": one.run.label,
         "name": HEADLINE,
         "headline": headline(one.run.summary),
         "words": with_error(found),
@@ -99,7 +98,7 @@ def section(one: Shown) -> dict[str, Any]:
             lengths[[fate for fate in FATES if fate in said][-1]].append(record.tokens["answer"])
     figures = [length_figure(lengths), log_p_figure(summary["chain"]), one.timeline]
     return {
-        "label": one.label,
+        "label": one.run.label,
         "scores": score_parts(summary),
         "facts": facts(summary),
         "figures": [Markup(figure) for figure in figures if figure],
@@ -148,7 +147,7 @@ def problems(shown: Sequence[Shown], baseline: str | None) -> dict[str, Any]:
                 ],
             }
         )
-    labels = [one.label for one in shown]
+    labels = [one.run.label for one in shown]
     return {
         "runs": labels,
         "places": [f"{one.run.directory.name}/records.jsonl" for one in shown],

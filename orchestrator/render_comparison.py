@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import isnan
 from textwrap import fill, indent
-from typing import Any
 
-from orchestrator.compare import Comparison, Pair, flips
+from orchestrator.compare import Comparison, Pair, Run, flips
 from orchestrator.layout import WIDTH, Table, figure, item, paragraphs, percent, with_error, without_spread
 from orchestrator.reduce import few_problems, warnings
 from orchestrator.render import agreement, model_name, problems_name, provenance, shown_scores
@@ -22,7 +21,7 @@ ENDING = 200
 
 def comparison_report(comparison: Comparison, plot: str | None) -> str:
     """The report of several runs on the same problems; `plot` is the name of the figure that lies beside it."""
-    summaries = [run.summary for _, run in comparison.runs]
+    summaries = [run.summary for run in comparison.runs]
     warned = [
         item(f"Warning ({'all runs' if len(labels) == len(summaries) else '; '.join(labels)}): {sentence}")
         for sentence, labels in shared_warnings(comparison).items()
@@ -38,7 +37,7 @@ def comparison_report(comparison: Comparison, plot: str | None) -> str:
 
 
 def comparison_title(comparison: Comparison) -> str:
-    summaries = [run.summary for _, run in comparison.runs]
+    summaries = [run.summary for run in comparison.runs]
     models = " / ".join(dict.fromkeys(model_name(summary["run"]) for summary in summaries))
     name = problems_name(summaries[0]["run"])
     return f"{name}, {models}: {len(summaries)} methods on {len(comparison.common):,} common problems"
@@ -47,7 +46,7 @@ def comparison_title(comparison: Comparison) -> str:
 def comparison_parts(comparison: Comparison) -> list[str | Table]:
     """The methods' scores and their paired differences as tables, and what the columns mean."""
     parts = [
-        *methods_parts([(label, run.summary) for label, run in comparison.runs]),
+        *methods_parts(comparison.runs),
         f"Paired differences of the {comparison.grader} score against **{comparison.baseline}**, in points, on the "
         f"{len(comparison.common):,} common problems:",
         pairs_table(comparison, "method", {p.label: p for p in comparison.pairs if p.against == comparison.baseline}),
@@ -65,21 +64,21 @@ def shared_warnings(comparison: Comparison) -> dict[str, list[str]]:
     if comparison.asked:
         differing = ", ".join(comparison.asked)
         of_all.append(f"The runs asked differently ({differing}), and part of a difference may come from that.")
-    found = {sentence: [label for label, _ in comparison.runs] for sentence in of_all if sentence}
-    for label, run in comparison.runs:
+    found = {sentence: [run.label for run in comparison.runs] for sentence in of_all if sentence}
+    for run in comparison.runs:
         for name, sentence in warnings(run.summary).items():
             if name != "few":  # what counts here is the common ones
-                found.setdefault(sentence, []).append(label)
+                found.setdefault(sentence, []).append(run.label)
     return found
 
 
-def methods_parts(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str | Table]:
-    """A table with one row a run, labelled, and what its columns mean."""
-    summaries = [summary for _, summary in runs]
+def methods_parts(runs: Sequence[Run]) -> list[str | Table]:
+    """A table with one row a run, and what its columns mean."""
+    summaries = [run.summary for run in runs]
     names = shown_scores(*summaries)
     weighted = [summary["chain"]["expected_correct"].get(HEADLINE) for summary in summaries]
     rows = []
-    for (label, summary), expected in zip(runs, weighted, strict=True):
+    for (_, summary, *_, label), expected in zip(runs, weighted, strict=True):
         scores = [*(summary["accuracy"].get(name) for name in names), *([expected] if any(weighted) else [])]
         count, spent = summary["tokens"], summary["timings"]["sampling_seconds"]
         figures = [count["mean_answer"], count["mean_generated"], spent]
@@ -135,7 +134,7 @@ def flips_text(comparison: Comparison, limit: int, whole: bool) -> str:
     names = [f"run {i}" for i in range(1, len(comparison.runs) + 1)]
     said = f"Flipped problems, which the runs do not have right equally often: {len(found):,}"
     said += f" (--flips {len(found)} shows all). " if limit < len(found) else ". "
-    said += "; ".join(f"{name}: {label}" for name, (label, _) in zip(names, comparison.runs, strict=True))
+    said += "; ".join(f"{name}: {run.label}" for name, run in zip(names, comparison.runs, strict=True))
     rows = [[str(flip.problem_id), shown(flip.gold), *map(votes, flip.answers)] for flip in found[:limit]]
     parts = [paragraphs(said + ".", *([Table(["problem", "gold", *names], rows)] if rows else []))]
     for flip in found[:limit]:

@@ -96,23 +96,20 @@ def beside(run_dirs: Sequence[Path]) -> Path:
 def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
     """Write summary.json, report.md, report.html and timeline.svg into every run directory; return what to print.
 
-    For several runs that is their comparison, which also goes to `out`: a file, or a directory for its report.md; by
-    default the directory that holds the first run, where only a comparison of the same runs is replaced. Its page and
-    its figure lie beside it. Raises UserError for a directory that is missing or holds no run, for runs that cannot be
-    compared, and where another file is in the way.
+    For several runs that is their comparison, which also goes into the directory `out` with its page and its figure; by
+    default into that which holds the first run, where only a comparison of the same runs is replaced. Raises UserError
+    for a directory that is missing or holds no run, for runs that cannot be compared, and where another file is in the
+    way.
     """
     runs = [read(directory) for directory in run_dirs]
     comparison = compare(runs) if len(runs) > 1 else None
-    if comparison is not None:
-        same = comparison if out is None else None
-        out = beside(run_dirs) if out is None else out
-        out = out / REPORT if out.is_dir() else out
-        for path in (out, out.with_suffix(".html"), out.parent / FIGURE):
-            check_place(path, same)
+    place = beside(run_dirs) if out is None else out
+    for name in (REPORT, PAGE, FIGURE) if comparison else ():
+        check_place(place / name, comparison if out is None else None)
     shown, text = [], ""
     for run in runs:
         plot = timeline(run.telemetry)
-        shown.append(Shown(run.summary["run"]["method"], run, asked(run.identity), plot))
+        shown.append(Shown(run, asked(run.identity), plot))
         text = run_report(run.summary, TIMELINE if plot else None)
         summary = json.dumps(run.summary, indent=2, ensure_ascii=False, allow_nan=False)
         write(run.directory / SUMMARY, summary + "\n")
@@ -120,25 +117,25 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
         write(run.directory / PAGE, page(shown[-1:], None, None))
         if plot:
             write(run.directory / TIMELINE, plot)
-    return text if comparison is None or out is None else write_comparison(comparison, shown, out)
+    return text if comparison is None else write_comparison(comparison, shown, place)
 
 
-def write_comparison(comparison: Comparison, shown: Sequence[Shown], out: Path) -> str:
-    """Write a comparison to the file `out`, its page and its figure beside it; return the text for a screen."""
-    plot = accuracy_figure([(label, run.summary) for label, run in comparison.runs])
-    named = [one._replace(label=label) for one, (label, _) in zip(shown, comparison.runs, strict=True)]
+def write_comparison(comparison: Comparison, shown: Sequence[Shown], place: Path) -> str:
+    """Write a comparison, its page and its figure into the directory `place`; return the text for a screen."""
+    plot = accuracy_figure([(run.label, run.summary) for run in comparison.runs])
+    labelled = [one._replace(run=run) for one, run in zip(shown, comparison.runs, strict=True)]
     texts = {
-        out: comparison_report(comparison, FIGURE if plot else None),
-        out.with_suffix(".html"): page(named, comparison, plot),
-        **({out.parent / FIGURE: plot} if plot else {}),
+        REPORT: comparison_report(comparison, FIGURE if plot else None),
+        PAGE: page(labelled, comparison, plot),
+        **({FIGURE: plot} if plot else {}),
     }
-    for path, text in texts.items():
-        write(path, f"{text.rstrip()}\n\n{mark(comparison)}\n")
+    for name, text in texts.items():
+        write(place / name, f"{text.rstrip()}\n\n{mark(comparison)}\n")
     return comparison_report(comparison, None)
 
 
 def mark(comparison: Comparison) -> str:
-    known = {short(run.summary["run"]["fingerprint"]) or "unknown" for _, run in comparison.runs}
+    known = {short(run.identity.fingerprint) or "unknown" for run in comparison.runs}
     return MARK + escape(" ".join(sorted(known))) + MARK_END
 
 
@@ -153,7 +150,7 @@ def check_place(path: Path, same: Comparison | None) -> None:
             "place."
         )
     if same is not None and last != mark(same):
-        runs = " ".join(str(run.directory) for _, run in same.runs)
+        runs = " ".join(str(run.directory) for run in same.runs)
         named = last.removeprefix(MARK).removesuffix(MARK_END)
         raise UserError(
             f"{path} is the comparison of other runs (fingerprints {named}) and would be replaced; `powersample "
@@ -170,7 +167,8 @@ def read(directory: Path) -> Run:
     records, num_changed = with_new_scores(directory, records)
     check_scores(directory, records)
     telemetry, num_damaged = scan_telemetry(directory / TELEMETRY)
-    return Run(run, summarise(records, telemetry, run, num_damaged, num_changed), records, telemetry)
+    summary = summarise(records, telemetry, run, num_damaged, num_changed)
+    return Run(run, summary, records, telemetry, run.method)
 
 
 def check_scores(directory: Path, records: Sequence[Record]) -> None:

@@ -117,7 +117,7 @@ def test_methods_are_ordinary_runs_and_a_complete_one_is_not_run_again(
     for group, axis in {"methods": "tokens generated", "alpha": "Score and alpha", "moves": "Score and moves"}.items():
         assert axis in (tmp_path / group / "accuracy.svg").read_text()
         assert " methods on 3 common problems" in (tmp_path / group / "report.md").read_text()
-    assert "greedy" in write_report([tmp_path / "greedy", tmp_path / "power-a4-m3"], tmp_path / "two.md")
+    assert "greedy" in write_report([tmp_path / "greedy", tmp_path / "power-a4-m3"], tmp_path)
 
     monkeypatch.setattr(methods, "start_crew", lambda *_: pytest.fail("nothing is owed"))
     assert methods.main([*command, "--max-new-tokens", "90"]) == 0

@@ -11,7 +11,7 @@ from test_report import PLAIN, POWER, as_run, known, refused, rows, save
 from evals.statistics import holm
 from evals.types import UserError
 from orchestrator.cli import main
-from orchestrator.compare import Run, compare, distinct_labels
+from orchestrator.compare import Run, compare, labelled
 from orchestrator.reduce import summarise
 from orchestrator.render import run_report
 from orchestrator.render_comparison import comparison_report, points, shared_warnings
@@ -112,7 +112,12 @@ def test_labels_tell_runs_apart() -> None:
     names = ("a/power", "b/power", "b/other", "g")
     runs = [as_run(name, {"kind": "greedy"} if name == "g" else POWER, "10") for name in names]
     method = "power (alpha 4, 10 moves)"
-    assert distinct_labels(runs) == [f"{method}, a/power", f"{method}, b/power", f"{method}, other", "greedy"]
+    assert [run.label for run in labelled(runs)] == [
+        f"{method}, a/power",
+        f"{method}, b/power",
+        f"{method}, other",
+        "greedy",
+    ]
     with pytest.raises(UserError, match="named twice"):
         compare([runs[0], runs[1], as_run("b/../a/power", POWER, "10")])
 
@@ -159,8 +164,9 @@ def test_report_of_several_runs(tmp_path: Path) -> None:
     assert [cell.strip() for cell in row.split("|")[1:-1]] == figures.split(" | ")
     assert (tmp_path / "accuracy.svg").read_text(encoding="utf-8").startswith("<svg ")
     assert max(map(len, text.splitlines())) <= 100
-    assert write_report([plain, power], tmp_path / "again.md") == text
-    assert (tmp_path / "again.md").read_text(encoding="utf-8") == written
+    (tmp_path / "again").mkdir()
+    assert write_report([plain, power], tmp_path / "again") == text
+    assert (tmp_path / "again/report.md").read_text(encoding="utf-8") == written
 
 
 def test_the_comparison_lies_beside_the_runs_and_replaces_no_other_file(tmp_path: Path) -> None:

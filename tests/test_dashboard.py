@@ -119,9 +119,9 @@ def test_strangers_are_not_let_in_and_metrics_have_our_names(dashboard: str) -> 
 
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"http://{dashboard}/api/version")
-    for name, (kind, labels, _) in METRICS.items():
+    for name, (_, labels, _) in METRICS.items():
         values = dict.fromkeys(labels, "x")
-        RayMetrics().add(name, 3, values) if kind == "counter" else RayMetrics().set(name, 3, values)
+        RayMetrics().tell(name, 3, values)
     page = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     until, missing = time.monotonic() + 30, list(METRICS)
     while missing:

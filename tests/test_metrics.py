@@ -32,16 +32,13 @@ class Recorder:
     def __init__(self) -> None:
         self.values: dict[tuple[str, ...], float] = {}
 
-    def add(self, name: str, amount: float, labels: Mapping[str, str]) -> None:
-        assert amount >= 0
-        self.keep("counter", name, self.values.get((name, *labels.values()), 0) + amount, labels)
-
-    def set(self, name: str, value: float, labels: Mapping[str, str]) -> None:
-        self.keep("gauge", name, value, labels)
-
-    def keep(self, kind: str, name: str, value: float, labels: Mapping[str, str]) -> None:
-        assert (kind, tuple(labels)) == (METRICS[name].kind, METRICS[name].labels)
-        self.values[name, *labels.values()] = value
+    def tell(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        assert tuple(labels) == METRICS[name].labels
+        place = name, *labels.values()
+        if METRICS[name].kind == "counter":
+            assert value >= 0
+            value += self.values.get(place, 0)
+        self.values[place] = value
 
     def close(self) -> None: ...
 
