@@ -4,7 +4,11 @@ and no record."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from evals.types import UserError
 
 
 def write_whole(descriptor: int, data: bytes) -> None:
@@ -61,6 +65,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+@contextmanager
+def writing(what: object, way_out: str) -> Iterator[None]:
+    """Raises UserError, with the `way_out`, where the system does not let us write `what`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what} cannot be written ({error.strerror}); {way_out}.") from error
 
 
 def sync_directory(directory: Path) -> None:

@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,21 +33,20 @@ STATUS = Path("/proc/self/status")
 
 
 class Value(NamedTuple):
-    """A value of the setting `key` in `group`, and what its run needs."""
+    """A value of the setting `knob`, and what its run needs."""
 
-    group: str
-    key: str
+    knob: str
     text: str
     """As it was asked for."""
     inputs: Inputs
 
     @property
     def name(self) -> str:
-        return f"{self.group}.{self.key}={self.text}"
+        return f"{self.knob}={self.text}"
 
     @property
     def setting(self) -> Any:
-        return getattr(getattr(self.inputs.config, self.group), self.key)
+        return attrgetter(self.knob)(self.inputs.config)
 
 
 def fitted(value: Value, memory_limit: float | None, say: Callable[[str], None]) -> Value:
@@ -83,7 +83,7 @@ def start(value: Value) -> int:
     """The first batch to try."""
     inputs, config = value.inputs, value.inputs.config
     if not config.use_gpus:
-        return estimate(config.slots, {value.key: value.setting})
+        return estimate(config.slots, {value.knob.partition(".")[2]: value.setting})
     present = hardware.gpus()
     if not present:
         raise UserError(

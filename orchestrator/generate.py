@@ -10,6 +10,7 @@ import os
 import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import mean
 from time import monotonic
@@ -19,7 +20,7 @@ from evals.types import Record, UserError
 from orchestrator import hardware, outputs, session
 from orchestrator.commands import COMMANDS, Option
 from orchestrator.config import RunConfig
-from orchestrator.durable import write_atomically, write_whole
+from orchestrator.durable import write_atomically, write_whole, writing
 from orchestrator.layout import duration
 from orchestrator.progress import Progress, say
 from orchestrator.run import resolved
@@ -118,19 +119,14 @@ class Files(NamedTuple):
             for sentence in advice(mean(busy) if busy else None, per_minute, run.config):
                 say(sentence)
 
+    def writing(self, run: OpenRun) -> AbstractContextManager[None]:
+        """Raises UserError where the output cannot be written."""
+        kept = f"the answers are kept in {run.store.directory}: make room there, then start again to go on"
+        return writing(self.output, kept)
+
     def _write(self, run: OpenRun) -> None:
-        text = outputs.lines(run.store.records.values(), self.rows, run.config)
-        try:
-            write_atomically(self.output, text)
-        except OSError as error:
-            raise unwritable(self.output, run, error) from error
-
-
-def unwritable(output: Path, run: OpenRun, error: OSError) -> UserError:
-    return UserError(
-        f"{output} cannot be written ({error.strerror}); the answers are kept in {run.store.directory}: make room "
-        "there, then start again to go on."
-    )
+        with self.writing(run):
+            write_atomically(self.output, outputs.lines(run.store.records.values(), self.rows, run.config))
 
 
 class Generation(Progress):
@@ -140,7 +136,6 @@ class Generation(Progress):
         self._run, self._files = run, files
         self._at_once = run.config.slots * run.config.num_actors
         self._told = files.hourly_rate is None
-        self._start = monotonic()
         super().__init__("generate", run.total, run.store.records.values())
         self._output = files.output.open("ab", buffering=0)
 
@@ -149,14 +144,12 @@ class Generation(Progress):
         super().add(record)
         if record.status == "ok":
             line = outputs.line(record, self._files.rows[record.problem_id], self._run.config)
-            try:
+            with self._files.writing(self._run):
                 write_whole(self._output.fileno(), line.encode())
-            except OSError as error:
-                raise unwritable(self._files.output, self._run, error) from error
         new = self.num - self._initial
         if not self._told and new >= min(2 * self._at_once, self._total // 10):
             self._told = True
-            left = (self._total - self.num) * (monotonic() - self._start) / new
+            left = (self._total - self.num) * (monotonic() - self._began) / new
             say(f"By the first {new} examples: {duration(left)} to go{cost(left, self._files.hourly_rate)}")
 
     def close(self) -> None:
@@ -173,7 +166,7 @@ class Generation(Progress):
         return f"batch {-(-self.num // size)}/{-(-self._total // size)}"
 
     def _state(self, speed: str) -> str:
-        elapsed, new, failed = monotonic() - self._start, self.num - self._initial, self._failed()
+        elapsed, new, failed = monotonic() - self._began, self.num - self._initial, self._failed()
         remaining = duration(elapsed * (self._total - self.num) / new) if new else "unknown"
         return (
             f"Progress: {self.num}/{self._total} ({self.num / self._total:.1%}) - Generated: {self.num - failed}, "

@@ -24,7 +24,8 @@ class Table(NamedTuple):
 class Phrases(Formatter):
     """A sentence whose phrases are parted by `|`, with fields as in `str.format` and the formats of FORMATS.
 
-    A phrase is left out if a figure that it names is None, and with the first one the sentence.
+    A phrase is left out if a figure that it names is None, or 0 where the format is `some`, and with the first one the
+    sentence.
     """
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
@@ -34,7 +35,7 @@ class Phrases(Formatter):
             return None, field_name
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        if value is None:
+        if value is None or (format_spec == "some" and not value):
             raise LookupError
         return FORMATS[format_spec](value) if format_spec in FORMATS else format(value, format_spec)
 
@@ -124,5 +125,5 @@ def short(digest: str | None, form: str = "{}") -> str:
     return form.format(digest[:8]) if digest else ""
 
 
-FORMATS = {"percent": percent, "figure": figure, "duration": duration, "gib": gib}
+FORMATS = {"some": "{:,}".format, "percent": percent, "figure": figure, "duration": duration, "gib": gib}
 say = Phrases().say

@@ -20,7 +20,7 @@ from evals.types import UserError
 from orchestrator import hardware
 from orchestrator.arguments import suggestion
 from orchestrator.commands import GPUS, SHAPES, make_parser
-from orchestrator.durable import write_atomically
+from orchestrator.durable import write_atomically, writing
 
 if TYPE_CHECKING:
     from evals.engine.forecast import Anatomy
@@ -222,10 +222,8 @@ def keep(head: str, preset: dict[str, Any], path: Path, overwrite: bool) -> None
     """Write the preset below its head. Raises UserError if the file is there or cannot be written."""
     if path.exists() and not overwrite:
         raise UserError(f"plan: {path} exists; name another file by --write, or add --overwrite to replace it.")
-    try:
+    with writing(f"plan: {path}", "name another file by --write"):
         write_atomically(path, f"# {head}\n{yaml.safe_dump(preset, sort_keys=False)}")
-    except OSError as error:
-        raise UserError(f"plan: {path} cannot be written ({error.strerror}); name another file by --write.") from error
 
 
 def table(found: Plan) -> list[str]:

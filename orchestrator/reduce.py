@@ -21,14 +21,14 @@ FEW_PROBLEMS = 300
 WARNINGS = {
     "incomplete": "The run is incomplete: {num_records:,} of {wanted:,} answers are recorded, so all figures are "
     "provisional; start it again to finish it.",
-    "failed": "Answers that failed and count as wrong: {failures:,} (problems {ids}); records.jsonl says why.",
+    "failed": "Answers that failed and count as wrong: {num_failed:some} (problems {ids}); records.jsonl says why.",
     "truncated": "{truncated:percent} % of the answers were cut off at the limit| of {run[max_new_tokens]:,} "
     "tokens|; a longer task.max_new_tokens would tell whether they are wrong.",
     "silent": "In {silent:percent} % of the texts the numeric grader found no answer at all.",
-    "undecided": "{undecided:,} answers are formulas that the symbolic checker could not decide (not installed, too "
-    "slow, or it failed); they count as wrong until `powersample regrade` decides them.",
-    "rescored": "The scores are those of a later `powersample regrade` (scores.jsonl), by which {rescored:,} answers "
-    "have other verdicts than when they were sampled.",
+    "undecided": "{num_undecided:some} answers are formulas that the symbolic checker could not decide (not installed, "
+    "too slow, or it failed); they count as wrong until `powersample regrade` decides them.",
+    "rescored": "The scores are those of a later `powersample regrade` (scores.jsonl), by which {num_rescored:some} "
+    "answers have other verdicts than when they were sampled.",
     "paper": "The rules of paper do not leave p^alpha invariant: its scores are biased, for comparison only. {paper}",
     "null": "{null:percent} % of the moves proposed the answer they started from: the chains hardly move; the model "
     "is sure of its answers, or alpha is too large.",
@@ -36,8 +36,8 @@ WARNINGS = {
     "rise": "Mean log p still rose over the last {rise[moves]} moves, by {rise[mean]:.2f} ± {rise[stderr]:.2f}: the "
     "chains have not converged; more moves would change the scores.",
     "ess": "The effective sample size is {ess:percent} % of the candidates: a few of them carry all the weight.",
-    "damaged": "Lines of telemetry.jsonl that are damaged and could not be read: {damaged:,}; seconds and memory may "
-    "be too low; the scores are not affected.",
+    "damaged": "Lines of telemetry.jsonl that are damaged and could not be read: {num_damaged_telemetry:some}; "
+    "seconds and memory may be too low; the scores are not affected.",
     "few": f"Fewer than {FEW_PROBLEMS} problems ({{few:,}}): the intervals are wide, and small differences mean "
     "nothing.",
 }
@@ -80,12 +80,12 @@ def summarise(
             name: estimate(question_means(records, name), num_samples == 1, groups) for name in graders(records)
         },
         **at_k(records, num_samples),
-        "no_answer_rate": rate(record.scores[HEADLINE]["kind"] == "none" for record in done),
+        "no_answer_rate": average([record.scores[HEADLINE]["kind"] == "none" for record in done]),
         "num_undecided": sum(record.scores[HEADLINE]["kind"] == "undecided" for record in done),
         "num_rescored": num_rescored,
-        "truncated_rate": rate(truncated(record, limit) for record in limited),
-        "right_if_truncated": rate(right(record, HEADLINE) for record in limited if truncated(record, limit)),
-        "right_if_finished": rate(right(record, HEADLINE) for record in limited if not truncated(record, limit)),
+        "truncated_rate": average([truncated(record, limit) for record in limited]),
+        "right_if_truncated": average([right(record, HEADLINE) for record in limited if truncated(record, limit)]),
+        "right_if_finished": average([right(record, HEADLINE) for record in limited if not truncated(record, limit)]),
         "num_disagreements": sum(len({right(record, name) for name in record.scores}) > 1 for record in done),
         "timings": timings,
         "tokens": tokens,
@@ -180,18 +180,14 @@ def warnings(summary: Mapping[str, Any]) -> dict[str, str]:
     figures = {
         **summary,
         "wanted": summary["num_records"] + summary["num_owed"] if summary["num_owed"] else None,
-        "failures": len(failed) or None,
         "ids": ", ".join(str(problem_id) for problem_id, _ in failed[:10]) + (", …" if len(failed) > 10 else ""),
         "truncated": above(summary["truncated_rate"], MAX_QUIET_RATE),
         "silent": above(summary["no_answer_rate"], MAX_QUIET_RATE),
-        "undecided": summary["num_undecided"] or None,
-        "rescored": summary["num_rescored"] or None,
         "paper": paper if summary["run"]["sampler"].get("kind") == "paper" else None,
         "null": above(chain["null_rate"], MAX_NULL),
         "acceptance": below(chain["acceptance"], MIN_ACCEPTANCE),
         "rise": rise if rising else None,
         "ess": below(chain["ess_share"], MIN_ESS_SHARE),
-        "damaged": summary["num_damaged_telemetry"] or None,
         "few": below(summary["num_problems"], FEW_PROBLEMS),
     }
     return {name: said for name, warning in WARNINGS.items() if (said := say(warning, figures))}
@@ -208,10 +204,6 @@ def above(value: float | None, limit: float) -> float | None:
 
 def below(value: float | None, limit: float) -> float | None:
     return value if value is not None and value < limit else None
-
-
-def rate(flags: Iterable[bool]) -> float | None:
-    return average([float(flag) for flag in flags])
 
 
 def ratio(part: float | None, whole: float | None) -> float | None:

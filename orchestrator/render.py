@@ -26,7 +26,7 @@ Summary = Mapping[str, Any]
 
 FACTS = (
     "Answers: |no answer {no_answer_rate:percent} %, |truncated {truncated_rate:percent} %, |failed {num_failed:,}"
-    "|; the scores disagree on {disagreements:,}|. {headline} score of truncated answers "
+    "|; the scores disagree on {num_disagreements:some}|. {headline} score of truncated answers "
     "{right_if_truncated:percent} %|, of finished ones {finished:percent} %|.| {regraded}",
     "Tokens: {tokens[generated]:,} generated, {tokens[prefilled]:,} prefilled|; per answer "
     "{tokens[mean_prompt]:figure} of prompt, {tokens[mean_answer]:figure} of answer, "
@@ -34,14 +34,14 @@ FACTS = (
     "Time: {phases}|; per answer {each[mean]:duration} on average, {each[p50]:duration} median, {each[p95]:duration} "
     "for 95 %, {each[max]:duration} at most|. Throughput: {throughput[tokens_per_second]:figure} tokens/s, "
     "{throughput[problems_per_second]:figure} answers/s|.",
-    "Chain: {moves:,} moves|, {chain[null_rate]:percent} % of them null (they proposed the answer they started from)"
-    "|; acceptance {chain[acceptance]:percent} % of the others|; {chain[forwards_per_move]:figure} tokens generated "
-    "per move|, by the kernel without replay and early rejection {least}{chain[naive_per_move]:figure}"
-    "| ({most}{chain[forwards_to_naive]:percent} % of that)|; cut at {chain[mean_cut]:percent} % of the answer on "
-    "average|, first difference at {chain[mean_divergence]:percent} %|; {chain[mean_distinct]:figure} distinct "
-    "answers visited per chain|.",
-    "Saved: {chain[replayed_tokens]:,} tokens by replay|, the ends of {early:,} drafts by early rejection|. Drawn "
-    "ahead and thrown away: {discarded:,} tokens|.",
+    "Chain: {chain[moves]:some} moves|, {chain[null_rate]:percent} % of them null (they proposed the answer they "
+    "started from)|; acceptance {chain[acceptance]:percent} % of the others|; {chain[forwards_per_move]:figure} "
+    "tokens generated per move|, by the kernel without replay and early rejection "
+    "{least}{chain[naive_per_move]:figure}| ({most}{chain[forwards_to_naive]:percent} % of that)|; cut at "
+    "{chain[mean_cut]:percent} % of the answer on average|, first difference at {chain[mean_divergence]:percent} %|; "
+    "{chain[mean_distinct]:figure} distinct answers visited per chain|.",
+    "Saved: {chain[replayed_tokens]:,} tokens by replay|, the ends of {chain[rejected_early]:some} drafts by early "
+    "rejection|. Drawn ahead and thrown away: {chain[discarded_tokens]:some} tokens|.",
     "Mean log p of the answers: {chain[mean_log_p]:figure}|, at the start {chain[mean_log_p_first]:figure}|; after "
     "move {curve}|; change over the last {rise[moves]} moves {rise[mean]:+.2f}| ± {rise[stderr]:.2f}|; "
     "autocorrelation {lags}, which so few moves bias downwards|; sum of log Z of a problem's first answers varies by "
@@ -55,7 +55,7 @@ FACTS = (
     "|, {chain[mean_drift]:.2g} on average|.",
     "Memory: at most {memory[largest_peak_bytes]:gib}| of {memory[total_bytes]:gib}|{kind} per worker, {workers}"
     "| (peaks {peaks})|; {memory[slots]} slots each|, {memory[mean_active_slots]:figure} in use on average|.",
-    "Workers lost and replaced: {deaths:,}; what they were answering was asked again.",
+    "Workers lost and replaced: {num_deaths:some}; what they were answering was asked again.",
 )
 """The sentences of a report; figures that are not the summary's own are made by `figures_of`."""
 SHOWN_MOVES = (0, 1, 2, 5, 10, 20, 40, 100, 200, 400, 1000)
@@ -110,17 +110,13 @@ def figures_of(summary: Summary) -> dict[str, Any]:
     peaks, many = list(used["peak_bytes"].values()), ("candidates", "particles")
     return {
         **summary,
-        "disagreements": summary["num_disagreements"] or None,
         "headline": HEADLINE.capitalize(),
         "finished": summary["right_if_finished"] if summary["truncated_rate"] else None,
         "regraded": "A later `powersample regrade` has changed no verdict." if summary["num_rescored"] == 0 else None,
         "phases": total + (f" over {spent['num_starts']} starts" if spent["num_starts"] > 1 else ""),
         "each": spent["answer_seconds"],
-        "moves": chain["moves"] or None,
         "least": "at least " if chain["rejected_early"] else "",
         "most": "at most " if chain["rejected_early"] else "",
-        "early": chain["rejected_early"] or None,
-        "discarded": chain["discarded_tokens"] or None,
         "curve": listed(f"{i}: {figure(value)}" for i, value in curve if i in SHOWN_MOVES or i == curve[-1][0]),
         "rise": chain["log_p_rise"],
         "lags": listed(f"{value:.2f} (lag {lag})" for lag, value in lags.items() if value is not None),
@@ -129,7 +125,6 @@ def figures_of(summary: Summary) -> dict[str, Any]:
         "kind": {"device": " of device memory", "rss": " of host memory", None: ""}[used["kind"]],
         "workers": f"{len(peaks)} worker{'s' if len(peaks) > 1 else ''}",
         "peaks": listed(map(gib, peaks)) if len(peaks) > 1 else None,
-        "deaths": summary["num_deaths"] or None,
     }
 
 

@@ -16,7 +16,7 @@ from evals.types import Record, UserError
 from orchestrator.asked import asked
 from orchestrator.claim import RECORDS, TELEMETRY, runs_in
 from orchestrator.compare import Comparison, Run, as_json, compare
-from orchestrator.durable import write_atomically
+from orchestrator.durable import write_atomically, writing
 from orchestrator.figures import accuracy_figure
 from orchestrator.layout import short
 from orchestrator.page import Shown, page
@@ -183,7 +183,5 @@ def check_scores(directory: Path, records: Sequence[Record]) -> None:
 
 def write(path: Path, text: str) -> None:
     """Replace a derived file. Raises UserError if it cannot be written."""
-    try:
+    with writing(path, "make it writable"):
         write_atomically(path, text)
-    except OSError as error:
-        raise UserError(f"The report cannot be written to {path} ({error.strerror}); make it writable.") from error

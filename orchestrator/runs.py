@@ -29,10 +29,6 @@ class Planned(NamedTuple):
     inputs: Inputs
     """What its workers load; runs that share it follow one another without another load."""
 
-    def check(self) -> int:
-        """How many answers are there. Raises UserError if the directory could not be opened now; writes nothing."""
-        return check_store(self.directory, self.content)
-
 
 class OpenRun(NamedTuple):
     """A locked run directory with what it still owes."""
@@ -106,7 +102,7 @@ def open_runs(planned: Sequence[Planned], stack: ExitStack) -> list[OpenRun]:
     """
     if len(planned) > 1:
         for one in planned:
-            one.check()
+            check_store(one.directory, one.content)
     runs = []
     for config, directory, content, inputs in planned:
         store = open_store(directory, content)

@@ -22,7 +22,7 @@ from orchestrator import lines
 from orchestrator.arguments import suggestion
 from orchestrator.asked import problems_of, task_of
 from orchestrator.claim import check_lock
-from orchestrator.durable import write_atomically
+from orchestrator.durable import write_atomically, writing
 from orchestrator.problems import SURROGATE, jsonl_rows
 from orchestrator.run_record import RunRecord
 from orchestrator.store import answers
@@ -110,10 +110,8 @@ def regrade(args: Namespace) -> int:
             scores = {name: one._asdict() for name, one in grades.items()}
             row = {"problem_id": record.problem_id, "sample_index": record.sample_index, "scores": scores}
             rows.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-    try:
+    with writing(directory / SCORES, "make it writable"):
         write_atomically(directory / SCORES, "".join(rows))
-    except OSError as error:
-        raise UserError(f"{directory / SCORES} cannot be written ({error.strerror}); make it writable.") from error
     tell([directory])
     return 0
 

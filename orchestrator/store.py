@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from orchestrator.claim import (
     read_run,
     take_lock,
 )
-from orchestrator.durable import Tail, cut_torn_tail, sync_directory, write_whole
+from orchestrator.durable import Tail, cut_torn_tail, sync_directory, write_whole, writing
 
 Key = tuple[int, int]
 """(problem_id, sample_index)."""
@@ -140,16 +140,9 @@ def check_root(directories: Sequence[Path]) -> None:
             check_unused(root)
 
 
-@contextmanager
-def usable(directory: Path) -> Iterator[None]:
+def usable(directory: Path) -> AbstractContextManager[None]:
     """Raises UserError for a directory which the system does not let us use."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"The run directory {directory} cannot be written ({error.strerror}); choose another by "
-            "POWERSAMPLE_RUN_DIR or --run-dir."
-        ) from error
+    return writing(f"The run directory {directory}", "choose another by POWERSAMPLE_RUN_DIR or --run-dir")
 
 
 def fresh_directory(directory: Path) -> Path:
@@ -163,7 +156,8 @@ class RecordLog:
 
     def __init__(self, path: Path) -> None:
         self._path, self._tail, self._num_lines = path, Tail(path), 0
-        self._limits = limits_of(read_run(path.parent) or {})
+        said = flatten(read_run(path.parent) or {})
+        self._limits = {"problem_id": said.get("num_problems"), "sample_index": said.get("config.num_samples")}
         self.first: dict[Key, Record] = {}
         """The records that count, in the order of the log: the first of each key."""
 
@@ -207,17 +201,11 @@ def encode(record: Record) -> bytes:
     return (json.dumps(record._asdict(), ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def limits_of(run: Mapping[str, Any]) -> dict[str, int]:
-    """Below what the numbers of a run's records are, as far as run.json says; a problem's number is its row."""
-    said = flatten(run)
-    limits = {"problem_id": said.get("num_problems"), "sample_index": said.get("config.num_samples")}
-    return {name: limit for name, limit in limits.items() if isinstance(limit, int)}
-
-
-def decode(line: bytes | str, limits: Mapping[str, int]) -> Record:
-    """The record of one line. Raises ValueError when it is none, or not within `limits_of` its run."""
+def decode(line: bytes | str, limits: Mapping[str, Any]) -> Record:
+    """The record of one line. Raises ValueError when it is none, or its numbers are not below those of `limits` (as far
+    as these are numbers; a problem's number is its row)."""
     record = Record(**lines.read(line, lines.RecordLine))
     for name, limit in limits.items():
-        if not 0 <= getattr(record, name) < limit:
+        if isinstance(limit, int) and not 0 <= getattr(record, name) < limit:
             raise ValueError(f"{name} is {getattr(record, name)}, but the run has 0 to {limit - 1}")
     return record

@@ -27,7 +27,7 @@ from orchestrator.report import read, write
 from orchestrator.run import asked, resolved
 from orchestrator.runs import OpenRun, plan_runs
 from orchestrator.scores import HEADLINE
-from orchestrator.store import fresh_directory
+from orchestrator.store import check_store, fresh_directory
 
 SUMMARY = "sweep.json"
 
@@ -35,15 +35,15 @@ SUMMARY = "sweep.json"
 def sweep(args: Namespace) -> int:
     """Evaluate every value; returns the exit code, and raises, as `session.carry_out`."""
     began = time.time()
-    group, key, texts = values_of(args.knob, args.start_from)
-    configs = [configured(args, f"{group}.{key}", text) for text in texts]
+    knob, texts = values_of(args.knob, args.start_from)
+    configs = [configured(args, knob, text) for text in texts]
     session.check_ray(configs[0])
     host_memory(configs[0], args.memory_limit)
     environment = hardware.describe()
     first = find(configs[0])
-    root = home(first, group, key)
-    found = [Value(group, key, text, find(config, first.model)) for text, config in zip(texts, configs, strict=True)]
-    values = [placed(value, root) for value in found]
+    root = home(first, knob)
+    placed = [(text, placed_at(root, config, knob, text)) for text, config in zip(texts, configs, strict=True)]
+    values = [Value(knob, text, find(config, first.model)) for text, config in placed]
     owing = [owes(value.inputs, environment) for value in values]
     if args.auto_batch_size and first.config.use_batched and first.texts is None:
         pairs = zip(values, owing, strict=True)
@@ -52,7 +52,7 @@ def sweep(args: Namespace) -> int:
     def conclude(runs: Sequence[OpenRun]) -> None:
         session.conclude(runs)
         rows = [row(value, run.store.directory) for value, run in zip(values, runs, strict=True)]
-        write(root / SUMMARY, json.dumps({"knob": f"{group}.{key}", "summary": rows}, indent=2) + "\n")
+        write(root / SUMMARY, json.dumps({"knob": knob, "summary": rows}, indent=2) + "\n")
         print(*map(json.dumps, rows), sep="\n")
         say(f"The summary of the sweep, and beside it the comparison: {root / SUMMARY}")
 
@@ -66,8 +66,8 @@ def configured(args: Namespace, knob: str, value: str) -> RunConfig:
     return resolved(*asked(one)).model_copy(update={"mode": "run"})
 
 
-def values_of(knob: str, start_from: str | None) -> tuple[str, str, list[str]]:
-    """Group and key of the setting, and the values to run, of GROUP.KEY=VALUE,VALUE,... Raises UserError."""
+def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:
+    """The setting and the values to run, of NAME=VALUE,VALUE,... Raises UserError."""
     name, _, listed = knob.partition("=")
     known = [each for each in known_settings() if each.startswith(("sampler.", "task."))]
     if name not in known:
@@ -81,12 +81,12 @@ def values_of(knob: str, start_from: str | None) -> tuple[str, str, list[str]]:
         raise UserError(f"sweep: --knob {knob} needs values that differ, such as sampler.alpha=1,2,4.")
     if start_from is not None and start_from not in values:
         raise UserError(f"sweep: --start-from {start_from} is none of the values {listed}; name one of them.")
-    group, _, key = name.partition(".")
-    return group, key, values[values.index(start_from or values[0]) :]
+    return name, values[values.index(start_from or values[0]) :]
 
 
-def home(inputs: Inputs, group: str, key: str) -> Path:
+def home(inputs: Inputs, knob: str) -> Path:
     """Where a sweep is kept: the directory asked for, or one that belongs to all settings but the knob."""
+    group, _, key = knob.partition(".")
     config, usual = inputs.config, {key: getattr(getattr(RunConfig(), group), key)}
     others = config.model_copy(update={group: getattr(config, group).model_copy(update=usual)})
     provenance = inputs.provenance._replace(texts=None) if key == "texts" else inputs.provenance
@@ -95,17 +95,16 @@ def home(inputs: Inputs, group: str, key: str) -> Path:
     return fresh_directory(root) if config.fresh else root
 
 
-def placed(value: Value, root: Path) -> Value:
-    """The same as a run of its own below `root`."""
-    config, name = value.inputs.config, re.sub(r"[^A-Za-z0-9._=-]", "-", f"{value.key}={value.text}")
-    update = {"name": f"{config.name}/{name}", "run_dir": root / name, "fresh": False}
-    return value._replace(inputs=value.inputs._replace(config=config.model_copy(update=update)))
+def placed_at(root: Path, config: RunConfig, knob: str, value: str) -> RunConfig:
+    """The run of one value in a directory of its own below `root`."""
+    name = re.sub(r"[^A-Za-z0-9._=-]", "-", f"{knob.partition('.')[2]}={value}")
+    return config.model_copy(update={"name": f"{config.name}/{name}", "run_dir": root / name, "fresh": False})
 
 
 def owes(inputs: Inputs, environment: Mapping[str, Any]) -> bool:
     """Whether answers are missing. Raises UserError if the run could not be opened now."""
     (planned,) = plan_runs(inputs, environment)
-    return planned.check() < len(inputs.data.problems) * inputs.config.num_samples
+    return check_store(planned.directory, planned.content) < len(inputs.data.problems) * inputs.config.num_samples
 
 
 def row(value: Value, directory: Path) -> dict[str, Any]:
@@ -113,7 +112,7 @@ def row(value: Value, directory: Path) -> dict[str, Any]:
     summary = read(directory).summary
     accuracy = summary["accuracy"][HEADLINE]
     return {
-        "configuration": {f"{value.group}.{value.key}": value.setting},
+        "configuration": {value.knob: value.setting},
         "accuracy": accuracy["mean"],
         "stderr": accuracy["stderr"],
         "batch_size_used": summary["memory"]["slots"],

@@ -74,15 +74,9 @@ class Watched:
 
 def watch(args: Namespace, sleep: Callable[[float], object] = time.sleep) -> int:
     """Show the run until it is complete or stopped, or until Ctrl-C; with `once` as it is now. Returns 0."""
-    watched = Watched(args.run)
-    if args.once:
-        if not watched.driven:
-            watched.progress.forget()
-        print("\n".join(filter(None, (watched.progress.frame(), watched.silence()))))
-        return 0
-    said = ""
+    watched, said = Watched(args.run), ""
     try:
-        while watched.active and watched.driven:
+        while watched.active and watched.driven and not args.once:
             if not said and (said := watched.silence()):
                 print(said, file=sys.stderr)
             sleep(LOOK_SECONDS)
@@ -92,6 +86,9 @@ def watch(args: Namespace, sleep: Callable[[float], object] = time.sleep) -> int
         print(file=sys.stderr)
     if not watched.driven:
         watched.progress.forget()
+    if args.once:
+        print("\n".join(filter(None, (watched.progress.frame(), watched.silence()))))
+        return 0
     watched.progress.close()
     if not watched.driven and (said := watched.silence()):
         print(said, file=sys.stderr)

@@ -115,9 +115,7 @@ def test_each_run_gets_the_largest_batch_that_works(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(fit, "probe", outcome)
     lines: list[str] = []
-    runs = [
-        Value("task", "max_new_tokens", str(n), found(task={"max_new_tokens": n}, batch_size=64)) for n in (40, 400)
-    ]
+    runs = [Value("task.max_new_tokens", str(n), found(task={"max_new_tokens": n}, batch_size=64)) for n in (40, 400)]
     sizes = {one.name: fitted(one, 3.0, lines.append).inputs.config.batch_size for one in runs}
     lengths = [one.inputs.max_length for one in runs]
     assert lengths[0] * 64 <= 12_000
@@ -139,13 +137,13 @@ def test_on_a_gpu_the_memory_model_proposes(monkeypatch: pytest.MonkeyPatch) -> 
     def on(gib: float, **settings: Any) -> int:
         present = [Gpu(0, "GPU-1", "a GPU", round(gib * 2**30))] if gib else []
         monkeypatch.setattr(hardware, "gpus", lambda: present)
-        return start(Value("sampler", "alpha", "2", found(1, batch_size="auto", num_gpus=1, **settings)))
+        return start(Value("sampler.alpha", "2", found(1, batch_size="auto", num_gpus=1, **settings)))
 
     assert on(80) == 256, "what auto takes at most"
     assert 1 <= on(1.3) < on(1.4) < 256
     with pytest.raises(UserError, match="Not even one slot"):
         on(1.4, sampler={"kind": "smc", "num_candidates": 512})
-    on_cpus = Value("sampler", "alpha", "2", found(batch_size=24))
+    on_cpus = Value("sampler.alpha", "2", found(batch_size=24))
     assert start(on_cpus) == 24, "by the tables, which have none for it"
     with pytest.raises(UserError, match="--no-auto-batch-size"):
         on(0)
@@ -163,8 +161,8 @@ def test_memory_of_a_worker() -> None:
 
 
 def test_values_and_where_to_start() -> None:
-    assert values_of("sampler.alpha=1, 2,4", None) == ("sampler", "alpha", ["1", "2", "4"])
-    assert values_of("task.num_shots=0,4,8", "4") == ("task", "num_shots", ["4", "8"])
+    assert values_of("sampler.alpha=1, 2,4", None) == ("sampler.alpha", ["1", "2", "4"])
+    assert values_of("task.num_shots=0,4,8", "4") == ("task.num_shots", ["4", "8"])
 
 
 @pytest.mark.parametrize(
