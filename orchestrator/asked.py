@@ -29,11 +29,9 @@ def asked(run: RunRecord) -> Asked:
 
     The turns of a chat stand below each other under their roles; the model's own template is not applied.
     """
+    problems: dict[int, Problem] = {}
     try:
         problems = problems_of(run)
-    except UserError as error:
-        return Asked({}, {}, str(error))
-    try:
         prompts = prompts_of(run, task_of(run), problems)
     except UserError as error:
         return Asked(problems, {}, str(error))

@@ -24,8 +24,8 @@ class Table(NamedTuple):
 class Phrases(Formatter):
     """A sentence whose phrases are parted by `|`, with fields as in `str.format` and the formats of FORMATS.
 
-    A phrase is left out if a figure that it names is None, or 0 where the format is `some`, and with the first one the
-    sentence.
+    A phrase is left out if a figure that it names is None, or not beyond the limit that ends its format, as in
+    `{share:percent>0.02}` and `{count:,<300}`; and with the first one the sentence.
     """
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
@@ -35,9 +35,11 @@ class Phrases(Formatter):
             return None, field_name
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        if value is None or (format_spec == "some" and not value):
+        form, above, least = format_spec.partition(">")
+        form, below, most = form.partition("<")
+        if value is None or (above and value <= float(least)) or (below and value >= float(most)):
             raise LookupError
-        return FORMATS[format_spec](value) if format_spec in FORMATS else format(value, format_spec)
+        return FORMATS[form](value) if form in FORMATS else format(value, form)
 
     def say(self, sentence: str, figures: Mapping[str, Any]) -> str:
         said: list[str] = []
@@ -125,5 +127,5 @@ def short(digest: str | None, form: str = "{}") -> str:
     return form.format(digest[:8]) if digest else ""
 
 
-FORMATS = {"some": "{:,}".format, "percent": percent, "figure": figure, "duration": duration, "gib": gib}
+FORMATS = {"percent": percent, "figure": figure, "duration": duration, "gib": gib}
 say = Phrases().say

@@ -17,34 +17,33 @@ from orchestrator.run_record import RunRecord
 from orchestrator.scores import HEADLINE, at_k, estimate, graders, groups_of, question_means, right
 from orchestrator.telemetry import timings as phase_timings
 
-FEW_PROBLEMS = 300
 WARNINGS = {
     "incomplete": "The run is incomplete: {num_records:,} of {wanted:,} answers are recorded, so all figures are "
     "provisional; start it again to finish it.",
-    "failed": "Answers that failed and count as wrong: {num_failed:some} (problems {ids}); records.jsonl says why.",
-    "truncated": "{truncated:percent} % of the answers were cut off at the limit| of {run[max_new_tokens]:,} "
+    "failed": "Answers that failed and count as wrong: {num_failed:,>0} (problems {ids}); records.jsonl says why.",
+    "truncated": "{truncated_rate:percent>0.02} % of the answers were cut off at the limit| of {run[max_new_tokens]:,} "
     "tokens|; a longer task.max_new_tokens would tell whether they are wrong.",
-    "silent": "In {silent:percent} % of the texts the numeric grader found no answer at all.",
-    "undecided": "{num_undecided:some} answers are formulas that the symbolic checker could not decide (not installed, "
+    "silent": "In {no_answer_rate:percent>0.02} % of the texts the numeric grader found no answer at all.",
+    "undecided": "{num_undecided:,>0} answers are formulas that the symbolic checker could not decide (not installed, "
     "too slow, or it failed); they count as wrong until `powersample regrade` decides them.",
-    "rescored": "The scores are those of a later `powersample regrade` (scores.jsonl), by which {num_rescored:some} "
+    "rescored": "The scores are those of a later `powersample regrade` (scores.jsonl), by which {num_rescored:,>0} "
     "answers have other verdicts than when they were sampled.",
     "paper": "The rules of paper do not leave p^alpha invariant: its scores are biased, for comparison only. {paper}",
-    "null": "{null:percent} % of the moves proposed the answer they started from: the chains hardly move; the model "
-    "is sure of its answers, or alpha is too large.",
-    "acceptance": "Only {acceptance:percent} % of the proposals of another answer were accepted: the chains are stuck.",
+    "null": "{chain[null_rate]:percent>0.95} % of the moves proposed the answer they started from: the chains hardly "
+    "move; the model is sure of its answers, or alpha is too large.",
+    "acceptance": "Only {chain[acceptance]:percent<0.01} % of the proposals of another answer were accepted: the "
+    "chains are stuck.",
     "rise": "Mean log p still rose over the last {rise[moves]} moves, by {rise[mean]:.2f} ± {rise[stderr]:.2f}: the "
     "chains have not converged; more moves would change the scores.",
-    "ess": "The effective sample size is {ess:percent} % of the candidates: a few of them carry all the weight.",
-    "damaged": "Lines of telemetry.jsonl that are damaged and could not be read: {num_damaged_telemetry:some}; "
+    "ess": "The effective sample size is {chain[ess_share]:percent<0.10} % of the candidates: a few of them carry all "
+    "the weight.",
+    "damaged": "Lines of telemetry.jsonl that are damaged and could not be read: {num_damaged_telemetry:,>0}; "
     "seconds and memory may be too low; the scores are not affected.",
-    "few": f"Fewer than {FEW_PROBLEMS} problems ({{few:,}}): the intervals are wide, and small differences mean "
+    "few": "Fewer than 300 problems ({num_problems:,<300}): the intervals are wide, and small differences mean "
     "nothing.",
 }
-"""What a reader must know before believing the figures, by name; a sentence whose figure is None is not said."""
-MAX_QUIET_RATE = 0.02
-"""Share of truncated answers, and of texts without an answer, above which a warning says so."""
-MAX_NULL, MIN_ACCEPTANCE, MIN_ESS_SHARE = 0.95, 0.01, 0.10
+"""What a reader must know before believing the figures, by name; a sentence is said where its first figure is beyond
+the limit that stands with it."""
 
 
 def summarise(
@@ -174,36 +173,17 @@ def mean_active_slots(samples: Iterable[Mapping[str, Any]]) -> float | None:
 
 def warnings(summary: Mapping[str, Any]) -> dict[str, str]:
     """The sentences of WARNINGS that apply, under their names."""
-    chain, rise, failed = summary["chain"], summary["chain"]["log_p_rise"], summary["failed"]
+    rise, failed = summary["chain"]["log_p_rise"], summary["failed"]
     rising = rise is not None and rise["stderr"] is not None and rise["mean"] > rise["stderr"]
     paper = "They also end an answer at the length of the one before."
     figures = {
         **summary,
         "wanted": summary["num_records"] + summary["num_owed"] if summary["num_owed"] else None,
         "ids": ", ".join(str(problem_id) for problem_id, _ in failed[:10]) + (", …" if len(failed) > 10 else ""),
-        "truncated": above(summary["truncated_rate"], MAX_QUIET_RATE),
-        "silent": above(summary["no_answer_rate"], MAX_QUIET_RATE),
         "paper": paper if summary["run"]["sampler"].get("kind") == "paper" else None,
-        "null": above(chain["null_rate"], MAX_NULL),
-        "acceptance": below(chain["acceptance"], MIN_ACCEPTANCE),
         "rise": rise if rising else None,
-        "ess": below(chain["ess_share"], MIN_ESS_SHARE),
-        "few": below(summary["num_problems"], FEW_PROBLEMS),
     }
     return {name: said for name, warning in WARNINGS.items() if (said := say(warning, figures))}
-
-
-def few_problems(number: int) -> str:
-    """The warning that figures of so few problems need; empty if they need none."""
-    return say(WARNINGS["few"], {"few": below(number, FEW_PROBLEMS)})
-
-
-def above(value: float | None, limit: float) -> float | None:
-    return value if value is not None and value > limit else None
-
-
-def below(value: float | None, limit: float) -> float | None:
-    return value if value is not None and value < limit else None
 
 
 def ratio(part: float | None, whole: float | None) -> float | None:

@@ -26,7 +26,7 @@ Summary = Mapping[str, Any]
 
 FACTS = (
     "Answers: |no answer {no_answer_rate:percent} %, |truncated {truncated_rate:percent} %, |failed {num_failed:,}"
-    "|; the scores disagree on {num_disagreements:some}|. {headline} score of truncated answers "
+    "|; the scores disagree on {num_disagreements:,>0}|. {headline} score of truncated answers "
     "{right_if_truncated:percent} %|, of finished ones {finished:percent} %|.| {regraded}",
     "Tokens: {tokens[generated]:,} generated, {tokens[prefilled]:,} prefilled|; per answer "
     "{tokens[mean_prompt]:figure} of prompt, {tokens[mean_answer]:figure} of answer, "
@@ -34,14 +34,14 @@ FACTS = (
     "Time: {phases}|; per answer {each[mean]:duration} on average, {each[p50]:duration} median, {each[p95]:duration} "
     "for 95 %, {each[max]:duration} at most|. Throughput: {throughput[tokens_per_second]:figure} tokens/s, "
     "{throughput[problems_per_second]:figure} answers/s|.",
-    "Chain: {chain[moves]:some} moves|, {chain[null_rate]:percent} % of them null (they proposed the answer they "
+    "Chain: {chain[moves]:,>0} moves|, {chain[null_rate]:percent} % of them null (they proposed the answer they "
     "started from)|; acceptance {chain[acceptance]:percent} % of the others|; {chain[forwards_per_move]:figure} "
     "tokens generated per move|, by the kernel without replay and early rejection "
     "{least}{chain[naive_per_move]:figure}| ({most}{chain[forwards_to_naive]:percent} % of that)|; cut at "
     "{chain[mean_cut]:percent} % of the answer on average|, first difference at {chain[mean_divergence]:percent} %|; "
     "{chain[mean_distinct]:figure} distinct answers visited per chain|.",
-    "Saved: {chain[replayed_tokens]:,} tokens by replay|, the ends of {chain[rejected_early]:some} drafts by early "
-    "rejection|. Drawn ahead and thrown away: {chain[discarded_tokens]:some} tokens|.",
+    "Saved: {chain[replayed_tokens]:,} tokens by replay|, the ends of {chain[rejected_early]:,>0} drafts by early "
+    "rejection|. Drawn ahead and thrown away: {chain[discarded_tokens]:,>0} tokens|.",
     "Mean log p of the answers: {chain[mean_log_p]:figure}|, at the start {chain[mean_log_p_first]:figure}|; after "
     "move {curve}|; change over the last {rise[moves]} moves {rise[mean]:+.2f}| ± {rise[stderr]:.2f}|; "
     "autocorrelation {lags}, which so few moves bias downwards|; sum of log Z of a problem's first answers varies by "
@@ -55,7 +55,7 @@ FACTS = (
     "|, {chain[mean_drift]:.2g} on average|.",
     "Memory: at most {memory[largest_peak_bytes]:gib}| of {memory[total_bytes]:gib}|{kind} per worker, {workers}"
     "| (peaks {peaks})|; {memory[slots]} slots each|, {memory[mean_active_slots]:figure} in use on average|.",
-    "Workers lost and replaced: {num_deaths:some}; what they were answering was asked again.",
+    "Workers lost and replaced: {num_deaths:,>0}; what they were answering was asked again.",
 )
 """The sentences of a report; figures that are not the summary's own are made by `figures_of`."""
 SHOWN_MOVES = (0, 1, 2, 5, 10, 20, 40, 100, 200, 400, 1000)

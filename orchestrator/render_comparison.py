@@ -8,8 +8,8 @@ from math import isnan
 from textwrap import fill, indent
 
 from orchestrator.compare import Comparison, Pair, Run, flips
-from orchestrator.layout import WIDTH, Table, figure, item, paragraphs, percent, with_error, without_spread
-from orchestrator.reduce import few_problems, warnings
+from orchestrator.layout import WIDTH, Table, figure, item, paragraphs, percent, say, with_error, without_spread
+from orchestrator.reduce import WARNINGS, warnings
 from orchestrator.render import agreement, model_name, problems_name, provenance, shown_scores
 from orchestrator.scores import HEADLINE
 
@@ -60,7 +60,7 @@ def comparison_parts(comparison: Comparison) -> list[str | Table]:
 
 def shared_warnings(comparison: Comparison) -> dict[str, list[str]]:
     """Each warning once, with the runs that it is about."""
-    of_all = [few_problems(len(comparison.common))]
+    of_all = [say(WARNINGS["few"], {"num_problems": len(comparison.common)})]
     if comparison.asked:
         differing = ", ".join(comparison.asked)
         of_all.append(f"The runs asked differently ({differing}), and part of a difference may come from that.")

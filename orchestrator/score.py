@@ -122,13 +122,10 @@ def with_new_scores(directory: Path, records: Sequence[Record]) -> tuple[list[Re
     None instead of a number where there is no such file. A record that it does not name keeps its own scores: the run
     went on after the regrade. Raises UserError for a damaged line.
     """
-    path = directory / SCORES
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    path, new = directory / SCORES, {}
+    if not path.exists():
         return list(records), None
-    new = {}
-    for number, line in enumerate(content.splitlines(), start=1):  # of bytes: a newline alone ends a line
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):  # of bytes: a newline alone ends a line
         try:
             row = lines.read(line, lines.ScoresLine)
             new[row["problem_id"], row["sample_index"]] = row["scores"]
