@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evals.engine.engine import Engine
     from evals.engine.model import Model
-    from evals.types import Problem, Record, Task
+    from evals.tasks.gsm8k import Task
+    from evals.types import Problem, Record
 
 SEED = 0
 COMPARED_BATCH = 10

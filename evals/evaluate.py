@@ -14,7 +14,8 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from evals.stopping import StopStrings, cut
-from evals.types import Chain, Problem, Prompt, Record, Sample, Sampler, Task, UserError
+from evals.tasks.gsm8k import Task
+from evals.types import Chain, Problem, Prompt, Record, Sample, Sampler, UserError
 
 if TYPE_CHECKING:
     from evals.engine.engine import Engine
@@ -93,7 +94,7 @@ def make_prompt(task: Task, problem: Problem, tokenizer: Tokenizer, max_new_toke
         token_ids=tuple(prompt_ids(task, problem, tokenizer.encode)),
         max_new_tokens=max_new_tokens,
         eos_ids=tokenizer.eos_ids,
-        stopped=stop_rule(tuple(task.stop_strings), tokenizer),
+        stopped=stop_rule(task.config.stop, tokenizer),
         vote=lambda tokens: task.vote(answer_text(tokens, task, tokenizer)),
     )
 
@@ -108,7 +109,7 @@ def prompt_ids(task: Task, problem: Problem, encode: Callable[[Any], Sequence[in
     def ids(characters: int) -> Sequence[int]:
         return encode(task.prompt(problem._replace(question=problem.question[:characters])))
 
-    whole, most = ids(len(problem.question)), task.max_prompt_tokens
+    whole, most = ids(len(problem.question)), task.config.max_prompt_tokens
     if most is None or len(whole) <= most:
         return whole
     fitting = bisect_right(range(len(problem.question)), most, key=lambda characters: len(ids(characters))) - 1
@@ -129,7 +130,7 @@ def stop_rule(stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> StopString
 def answer_text(tokens: Sequence[int], task: Task, tokenizer: Tokenizer) -> str:
     """What is graded: a complete answer's text without its EOS token, up to the earliest stop string."""
     ended = tokens[-1] in tokenizer.eos_ids
-    return cut(tokenizer.decode(tokens[:-1] if ended else tokens), task.stop_strings)
+    return cut(tokenizer.decode(tokens[:-1] if ended else tokens), task.config.stop)
 
 
 def expected_correct(problem: Problem, sample: Sample, task: Task, tokenizer: Tokenizer) -> dict[str, float]:

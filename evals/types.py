@@ -181,30 +181,6 @@ class Sampler(Protocol):
         ...
 
 
-class Task(Protocol):
-    """Turns problems into prompts and texts into grades. Knows no tokens and no device."""
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]: ...
-
-    @property
-    def max_prompt_tokens(self) -> int | None:
-        """Questions are cut so that their prompts are no longer; None: they are left as they are."""
-        ...
-
-    def prompt(self, problem: Problem) -> str | tuple[Message, ...]:
-        """The prompt's text, or the turns of a chat: a pure function of the preset, the seed and the problem."""
-        ...
-
-    def grade(self, problem: Problem, text: str) -> dict[str, Grade]:
-        """Named scores of an answer's text (already cut at the earliest stop string)."""
-        ...
-
-    def vote(self, text: str) -> str | None:
-        """The final answer of such a text, equal strings for equal answers; None where there is none."""
-        ...
-
-
 class Grade(NamedTuple):
     """A verdict with its evidence."""
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evals.evaluate import prompt_ids
-from evals.tasks.gsm8k import make_task
-from evals.types import Problem, Task, UserError
+from evals.tasks.gsm8k import Task, make_task
+from evals.types import Problem, UserError
 from orchestrator.config import Provenance, RunConfig, plan
 from orchestrator.metrics import check_tracker
 from orchestrator.models import ModelSource, resolve_model

@@ -21,8 +21,8 @@ from evals.samplers.paper import Paper
 from evals.samplers.power import Power
 from evals.samplers.single import Single
 from evals.samplers.smc import Smc
-from evals.tasks.gsm8k import make_task
-from evals.types import Grade, Problem, Record, Sample, Sampler, Task
+from evals.tasks.gsm8k import Task, make_task
+from evals.types import Grade, Problem, Record, Sample, Sampler
 
 DEMO = Path(__file__).parents[1] / "evals/demo"
 HORIZON = 120
@@ -105,8 +105,7 @@ class Letters:
 class Counted:
     """A task that says `a` is right and counts how often it is asked."""
 
-    stop_strings = ("|",)
-    max_prompt_tokens = None
+    config = TaskConfig(stop=("|",))
 
     def __init__(self) -> None:
         self.graded: list[str] = []

@@ -202,7 +202,7 @@ def test_a_template_for_any_data() -> None:
     config = TaskConfig(preset="jsonl", template="Solve: {question}\n{a} \\boxed{}", stop=("\n\n",))
     task = make_task(config, 0)
     assert task.prompt(Q._replace(question="1+1?")) == f"Solve: 1+1?\n{Q.answer} \\boxed{{}}"
-    assert task.stop_strings == ("\n\n",)
+    assert task.config.stop == ("\n\n",)
     assert config.name == "math"
     for settings in ({"preset": "jsonl"}, {"preset": "jsonl", "template": "no name in it"}):
         with pytest.raises(ValueError, match=r"task\.template|\{question\}"):

@@ -13,7 +13,7 @@ ASKED = [Problem(i, f"What is {i} times  3?", f"#### {3 * i}") for i in range(20
 def test_zero_shot_prompt_is_the_literal_preset() -> None:
     task = make_task(TaskConfig(), seed=0)
     assert task.prompt(ASKED[2]) == "Question: What is 2 times  3?\nAnswer:"
-    assert task.stop_strings == ("Question:", "</s>", "<|im_end|>")
+    assert task.config.stop == ("Question:", "</s>", "<|im_end|>")
 
 
 def test_few_shot_prompt_is_the_literal_preset() -> None:

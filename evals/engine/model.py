@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from evals.engine.attention import Probe, PromptStep, RowsStep, SeamError, Seat, Step, paged_attention
 from evals.engine.gate import ModelLimits, Tokenizer, refusal, windows
 from evals.engine.kv_cache import PAGE, Opening
-from evals.engine.products import float32_head, pack_linears
+from evals.engine.products import float32_head
 from evals.types import UserError
 
 
@@ -199,12 +199,9 @@ class Model:
                     return list(module)
         raise self.refuse("its decoder layers cannot be told apart")
 
-    def pack(self) -> None:
-        """Put the faster products in place, where there are any; after that `plain_logits` uses them too."""
-        pack_linears(self.network)
-
     def plain_logits(self, token_ids: Sequence[int], eager: bool = False) -> Tensor:
-        """Float32 logits [N, V] of one sequence by its own attention, no pages; before `pack`, the model as it came.
+        """Float32 logits [N, V] of one sequence by its own attention, without pages: the model as it came, before
+        products.py changes it.
 
         `eager` takes the library's attention in plain products instead of the one that the model came with.
         """

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable
-from itertools import islice
 
 import numpy as np
 
@@ -147,9 +146,7 @@ class Scheduler:
     def _idle_slots(self) -> int:
         """Slots that stand idle and that no head and no new chain will take."""
         free = self.seating.num_slots - len(self.seating.slots) - len(self.seating.waiting_heads())
-        return (
-            max(free - self.seating.could_enter(list(islice(self._new, self.seating.num_slots))), 0) if free > 0 else 0
-        )
+        return max(free - self.seating.could_enter(self._new), 0) if free > 0 else 0
 
     def _advance(self, live: Live, arrival: tuple[Hashable, Completion] | None) -> None:
         """Send an arrival to the chain and do what it asks for, until it waits for something in flight."""

@@ -9,6 +9,7 @@ again later, with the same keys and so with the same tokens. Pages are given wit
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import accumulate, islice
 
 from evals.engine.chains import Flight, Live
 from evals.engine.kv_cache import PagePool
@@ -47,14 +48,11 @@ class Seating:
         """Take a request of a chain that has entered."""
         self._waiting[flight] = None
 
-    def could_enter(self, lives: list[Live]) -> int:
+    def could_enter(self, lives: Iterable[Live]) -> int:
         """How many of these chains, in order, could enter as things are."""
+        first = islice(lives, self.num_slots - len(self.alive))
         room = self.pool.capacity - self.claimed
-        for count, live in enumerate(lives[: self.num_slots - len(self.alive)]):
-            room -= live.guaranteed
-            if room < 0:
-                return count
-        return min(len(lives), self.num_slots - len(self.alive))
+        return sum(claimed <= room for claimed in accumulate(live.guaranteed for live in first))
 
     def recount(self, live: Live) -> None:
         """To be called when what a chain has or asks for has changed."""

@@ -20,6 +20,7 @@ from evals.engine.chains import Slot
 from evals.engine.eager import Layout, Run, layout, pack
 from evals.engine.kv_cache import PAGE, SCRATCH, Opening, PagePool
 from evals.engine.model import KeysValues, Model
+from evals.engine.products import pack_linears
 from evals.types import Handle, Prompt, Request
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def compare(model: Model) -> tuple[float, float, str]:
     sequences = [token_ids(total, 7 + i, model.limits.vocab_size) for i in range(2)]
     draft = [*sequences[1][:REWIND_TO], *token_ids(STEPS, 3, model.limits.vocab_size)]
     plain = [model.plain_logits(tokens) for tokens in (*sequences, draft)]
-    model.pack()
+    pack_linears(model.network)  # from here on `plain_logits` uses the faster products too
     found = paged(model, sequences, draft)
     ours = torch.stack([logits for _, _, logits in found])
     theirs = torch.stack([plain[which][position] for which, position, _ in found])

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from evals.config import TaskConfig
 from evals.grading.grade import FORMATS
 from evals.rng import Purpose, uniform
-from evals.tasks.presets import PRESETS, Draw, Preset, fill
-from evals.types import Grade, Message, Problem, Task, UserError
+from evals.tasks.presets import PRESETS, Preset, fill
+from evals.types import Grade, Message, Problem, UserError
 
 FEW_SHOT_MOVE = 0xFFFF_FFFF
 """Stands where random keys have a chain's move: no chain gets that far, so examples share no draw with any sampler."""
@@ -31,24 +31,19 @@ INSPECT_ROWS = (3082, 2184, 5897, 2437, 6330, 819, 3812, 5878, 5302, 5876)
 """numpy.random.default_rng(42).permutation(7473)[:10]: rows of GSM8K's training data."""
 
 
-class Gsm8k(NamedTuple):
-    """The task; see `make_task`."""
+class Task(NamedTuple):
+    """Turns problems into prompts and texts into grades; see `make_task`."""
 
     config: TaskConfig
     preset: Preset
     seed: int
     train_problems: tuple[Problem, ...]
 
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        return self.config.stop
-
-    @property
-    def max_prompt_tokens(self) -> int | None:
-        return self.config.max_prompt_tokens
-
     def prompt(self, problem: Problem) -> str | tuple[Message, ...]:
-        """The prompt's text, or the turns of a chat. Raises UserError if the training data has too few examples."""
+        """The prompt's text, or the turns of a chat: a pure function of the preset, the seed and the problem.
+
+        Raises UserError if the training data has too few examples.
+        """
         preset, solved = self.preset, self.shots(problem)
         shown = [fill(preset.shot, values(shot)) for shot in solved]
         question = problem.question.strip() if preset.strip else problem.question
@@ -61,59 +56,55 @@ class Gsm8k(NamedTuple):
         return (*system, {"role": "user", "content": asked})
 
     def shots(self, problem: Problem) -> list[Problem]:
-        """The solved examples in front of `problem`, never the problem itself."""
-        return shots(self.preset.draw, problem, self.train_problems, self.config.num_shots, self.seed)
+        """The solved examples in front of `problem`, never the problem itself. Raises UserError for too few of them."""
+        train, count = self.train_problems, self.config.num_shots
+        if count == 0:
+            return []
+        match self.preset.draw:
+            case "keyed":
+                order = shuffled(train, self.seed, problem.problem_id)
+                found = list(islice((other for other in order if other.question != problem.question), count))
+            case "lm_eval":
+                found = [train[row] for row in replayed(problem.problem_id, len(train), count)]
+            case "lm_eval_self":
+                drawn = [train[row] for row in replayed(problem.problem_id, len(train), count + 1)]
+                found = [other for other in drawn if other[1:] != problem[1:]][:count]
+            case "lighteval":
+                if problem.problem_id >= LIGHTEVAL_ROWS:
+                    raise UserError(
+                        f"Problem {problem.problem_id}: lighteval's examples are drawn for GSM8K's {LIGHTEVAL_ROWS} "
+                        "test rows; use the preset lmeval-gsm8k-keyed for other data."
+                    )
+                found = [train[row] for row in lighteval_rows(len(train), count)[problem.problem_id]]
+            case "fixed":
+                found = [train[row] for row in INSPECT_ROWS[:count] if row < len(train)]
+            case "package":
+                found = list(packaged()[:count])
+        if len(found) < count:
+            raise too_few(count, len(found))
+        return found
 
     def grade(self, problem: Problem, text: str) -> dict[str, Grade]:
-        """Named scores of an answer's text, already cut at its stop string; none where there are no golds."""
+        """Named scores of an answer's text, already cut at its earliest stop string; none where there are no golds."""
         return FORMATS[self.config.name].scores(text, problem, self.preset.cot)
 
     def vote(self, text: str) -> str | None:
-        """The final answer of such a text, as the format of the data has it."""
+        """The final answer of such a text, equal strings for equal answers; None where there is none."""
         return FORMATS[self.config.name].vote(text)
 
 
-def make_task(config: TaskConfig, seed: int, train_problems: Sequence[Problem] | None = None) -> Task:
+def make_task(config: TaskConfig, seed: int, train_problems: Sequence[Problem] = ()) -> Task:
     """The task of a configuration. Raises UserError if it wants more solved examples than `train_problems` has."""
-    train, preset = tuple(train_problems or ()), PRESETS[config.preset]
-    if preset.draw != "package" and len(train) < config.num_shots:
-        raise too_few(config.num_shots, len(train))
-    return Gsm8k(config, preset, seed, train)
+    preset = PRESETS[config.preset]
+    if preset.draw != "package" and len(train_problems) < config.num_shots:
+        raise too_few(config.num_shots, len(train_problems))
+    return Task(config, preset, seed, tuple(train_problems))
 
 
 def values(problem: Problem) -> dict[str, str]:
     """What the names in a form stand for."""
     reasoning, _, number = problem.answer.rpartition("####")
     return {"q": problem.question, "a": problem.answer, "r": reasoning.strip(), "n": number.strip()}
-
-
-def shots(draw: Draw, problem: Problem, train: Sequence[Problem], count: int, seed: int) -> list[Problem]:
-    """`count` solved examples in front of `problem`. Raises UserError where `train` cannot give them."""
-    if count == 0:
-        return []
-    match draw:
-        case "keyed":
-            order = shuffled(train, seed, problem.problem_id)
-            found = list(islice((other for other in order if other.question != problem.question), count))
-        case "lm_eval":
-            found = [train[row] for row in replayed(problem.problem_id, len(train), count)]
-        case "lm_eval_self":
-            drawn = [train[row] for row in replayed(problem.problem_id, len(train), count + 1)]
-            found = [other for other in drawn if other[1:] != problem[1:]][:count]
-        case "lighteval":
-            if problem.problem_id >= LIGHTEVAL_ROWS:
-                raise UserError(
-                    f"Problem {problem.problem_id}: lighteval's examples are drawn for GSM8K's {LIGHTEVAL_ROWS} test "
-                    "rows; use the preset lmeval-gsm8k-keyed for other data."
-                )
-            found = [train[row] for row in lighteval_rows(len(train), count)[problem.problem_id]]
-        case "fixed":
-            found = [train[row] for row in INSPECT_ROWS[:count] if row < len(train)]
-        case "package":
-            found = list(packaged()[:count])
-    if len(found) < count:
-        raise too_few(count, len(found))
-    return found
 
 
 def shuffled(problems: Sequence[Problem], seed: int, problem_id: int) -> Iterator[Problem]:
