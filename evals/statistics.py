@@ -79,7 +79,7 @@ def cluster_sums(values: NDArray[np.float64], groups: Sequence[str]) -> NDArray[
     return np.bincount(np.unique(groups, return_inverse=True)[1], weights=values).astype(np.float64, copy=False)
 
 
-def quantile95(groups: Sequence[str] = ()) -> float:
+def quantile95(groups: Sequence[str]) -> float:
     """Half width of a 95 % interval in standard errors: Student's t of C - 1 degrees of freedom for C groups."""
     if not groups:
         return Z95

@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import tiny_models
+from pages import audit
 from scipy.stats import chisquare
 from toy import ToyLM
 from toy_crowd import Crowd, assert_same, distance, enumerated, mean_weights
@@ -184,7 +185,7 @@ def test_on_the_engine_for_any_number_of_slots(kind) -> None:
         ]
         chains = [Chain(to, sampler.chain(to, 1, i, 0), sampler.sequences) for i, to in enumerate(prompts)]
         results.append(engine.run(chains, seed=1))
-        engine.audit()
+        audit(engine._pool)
         counters = engine.counters()
         assert counters.kv_pages_used == 0
         assert counters.generated_tokens == sum(sample.chain["generated"] for sample in results[-1])
@@ -211,7 +212,7 @@ def test_the_prompt_is_computed_once_on_any_number_of_slots(kind: str, monkeypat
         engine = tiny_models.engine(model, slots=slots, max_length=114, num_pages=400)
         chains = [Chain(to, sampler.chain(to, 1, i, 0), sampler.sequences) for i, to in enumerate(prompts)]
         samples = engine.run(chains, seed=1)
-        engine.audit()
+        audit(engine._pool)
         assert engine.counters().prefilled_tokens == sum(sample.chain["prefilled"] for sample in samples)
         return samples
 

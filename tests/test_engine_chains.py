@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pages import audit
 from tiny_models import Pair, assert_statistics, cache_of, engine, make, prompt, request, run_one, sample, single
 
 from evals.engine.engine import Engine, EngineClosed
@@ -79,7 +80,7 @@ def test_several_requests_of_one_chain_and_branches_of_one_parent(pair: Pair) ->
     on.run([Chain(to, script())], 0)
     assert {cut for cut, _ in arrivals} == {21, 28, 33, 40, 49}
     assert on.counters().kv_pages_used == 0
-    on.audit()
+    audit(on._pool)
 
 
 def test_a_parent_may_be_dropped_once_its_draft_is_asked_for(pair: Pair) -> None:
@@ -140,7 +141,7 @@ def test_cancel_waiting_and_running(pair: Pair) -> None:
     assert (got[1].ended, len(got[1].tokens), got[1].handle) == ("cancelled", 2, None)
     assert (got[3].ended, got[3].tokens, got[3].handle) == ("cancelled", (), None)
     assert on.counters().kv_pages_used == 0
-    on.audit()
+    audit(on._pool)
 
 
 def speculating(to: Prompt, problem: int, ahead: int, moves: int) -> Any:
@@ -202,7 +203,7 @@ def test_the_same_bits_with_and_without_further_requests_in_flight(monkeypatch: 
         found.append([future.result().chain["trace"] for future in futures])
         evicted += on.counters().evicted_requests
         assert on.counters().kv_pages_used == 0
-        on.audit()
+        audit(on._pool)
     assert evicted > 0
     assert all(other == found[0] for other in found[1:])
 
@@ -258,7 +259,7 @@ def test_an_error_in_a_chain_is_its_own(pair: Pair) -> None:
     assert result.pop(1) is error
     assert [r.tokens for r in result if isinstance(r, Sample)] == [s.tokens for s in alone]
     assert on.counters().kv_pages_used == 0
-    on.audit()
+    audit(on._pool)
 
 
 def test_misuse_of_operations_fails_the_chain(pair: Pair) -> None:

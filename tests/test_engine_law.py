@@ -8,6 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from law import SAVINGS, UNIFORMS, p_value
+from pages import audit
 from toy import EOS, ToyLM
 from toy_crowd import distance, enumerated, mean_weights
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -65,7 +66,7 @@ def drawn(engine: Engine, law: ToyLM, sampler: Power, count: int) -> Counter[tup
     prompt = law.prompt()._replace(token_ids=PROMPT_IDS)
     with patch.multiple(metropolis, **UNIFORMS), patch.object(chains, "UNIFORMS_AT_ONCE", 8):  # no other numbers
         samples = engine.run([Chain(prompt, sampler.chain(prompt, SEED, i, 0)) for i in range(count)], SEED)
-    engine.audit()
+    audit(engine._pool)
     return Counter(sample.tokens for sample in samples)
 
 
@@ -106,7 +107,7 @@ def test_weighted_answers_on_the_engine_approach_p_alpha(engine: Engine, law: To
         steps = [sampler.chain(prompt, SEED, i, 0) for i in range(answered)]
         samples = engine.run([Chain(prompt, each, sampler.sequences) for each in steps], SEED)
         found.append(distance(mean_weights(samples, answers), target))
-        engine.audit()
+        audit(engine._pool)
     assert engine.counters().kv_pages_used == 0
     assert found == sorted(found, reverse=True)
     assert found[0] > 0.12 > 0.06 > found[-1]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike
+from pages import audit
 from tiny_models import VOCABULARY, Pair, assert_statistics, engine, make, prompt, request, run_one, sample, single
 
 from evals.engine.engine import Engine
@@ -216,7 +217,7 @@ def test_requests_that_cannot_be_served(fields: dict[str, Any], message: str, on
     to = prompt(10)
     with pytest.raises(ValueError, match=message):
         run_one(on, request(to)._replace(**{"origin": 0, **fields}), to)
-    on.audit()
+    audit(on._pool)
     assert on.counters().kv_pages_used == 0
 
 

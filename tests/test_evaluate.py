@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pages import audit
 
 from evals.config import EngineConfig, SamplerConfig, TaskConfig
 from evals.engine.checkpoint import load_model
@@ -149,7 +150,7 @@ def run(model: Model, problems: list[Problem], task: Task, kind: str) -> tuple[l
     begun = [start(problem, 0, task, sampler, engine, **settings) for problem in problems]
     found = [record.result() for record in begun]
     engine.close()
-    engine.audit()
+    audit(engine._pool)
     assert engine.counters().kv_pages_used == 0
     return found, engine.counters().generated_tokens
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pages import audit
 
 from evals.config import EngineConfig
 from evals.engine.checkpoint import load_model
@@ -65,7 +66,7 @@ def test_half_precision_answers_end_and_pages_come_back(dtype: str, problems: li
     found = samples(on, problems, Power(4.0, 4))
     assert np.mean([sample.ended == "eos" for sample in found]) > 0.8
     assert all((sample.log_z <= 0).all() for sample in found)
-    on.audit()
+    audit(on._pool)
     assert on.counters().kv_pages_used == 0
 
 

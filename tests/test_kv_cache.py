@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from pages import audit
 
 from evals.engine.kv_cache import PAGE, SCRATCH, PagePool
 from evals.engine.model import CacheShape, KeysValues, unwritten
@@ -153,12 +154,12 @@ def test_random_operations_agree_with_the_model(share_unit: int) -> None:
     for _ in range(5_000):
         mirror.random.choices(moves, weights)[0]()
         mirror.check()
-        mirror.pool.audit()
+        audit(mirror.pool)
     assert mirror.shared > 1_000
     for handle in [*mirror.running, *mirror.ended]:
         mirror.pool.drop(handle)
     assert mirror.pool.num_used == 0
-    mirror.pool.audit()
+    audit(mirror.pool)
 
 
 def test_whole_pages_are_shared_and_the_partial_one_is_copied() -> None:
@@ -205,7 +206,7 @@ def test_the_audit_finds_a_wrong_count() -> None:
     pool.open(None, 0, 20)
     pool._count[1] += 1
     with pytest.raises(RuntimeError, match="page 1 counts 2 owners and has 1"):
-        pool.audit()
+        audit(pool)
 
 
 def test_the_audit_finds_an_entry_that_outlived_its_page() -> None:
@@ -214,7 +215,7 @@ def test_the_audit_finds_an_entry_that_outlived_its_page() -> None:
     pool._prefixes.forget = lambda page: None  # type: ignore[method-assign]
     pool.drop(opening.handle)
     with pytest.raises(RuntimeError, match="page 1 is free and can be found by its tokens"):
-        pool.audit()
+        audit(pool)
 
 
 def test_a_prompt_shares_what_is_there_and_says_how_much() -> None:
@@ -238,7 +239,7 @@ def test_a_prompt_shares_what_is_there_and_says_how_much() -> None:
     pool.drop(third.handle)
     pool.drop(fourth.handle)
     assert pool.open_prompt(range(40), 60)[1] == 32
-    pool.audit()
+    audit(pool)
 
 
 def test_what_is_copied_from_a_page_of_the_same_round_waits_until_that_is_written() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pages import audit
 from tiny_models import Pair, engine, make, prompt, request, sample
 
 from evals.config import EngineConfig, SamplerConfig
@@ -62,7 +63,7 @@ def run(pair: Pair, kind: str, slots: int, count: int = 4) -> tuple[list[Sample]
     on = Engine(pair.model, EngineConfig(), slots=slots, max_length=96, sequences=sampler.sequences)
     prompts = [prompt(i, 3 + 11 * i % 50, max_new=40, eos=[2, 7]) for i in range(count)]
     samples = on.run([Chain(p, sampler.chain(p, 1, i, 0), sampler.sequences) for i, p in enumerate(prompts)], 1)
-    on.audit()
+    audit(on._pool)
     assert on.counters().kv_pages_used == 0
     return samples, on
 
@@ -137,7 +138,7 @@ def test_handles_outlive_their_pages(pair: Pair, fail: Callable[..., None]) -> N
             patch.setattr(EagerDecoder, "step", step)
             on = engine(pair.model, slots=5)
             on.run([Chain(to, script())], 0)
-            on.audit()
+            audit(on._pool)
             assert on.counters().kv_pages_used == 0
             assert len(on.take_slot_changes()) == len(calls)
     assert all(tokens == got[0] for tokens in got)
@@ -147,7 +148,7 @@ def test_a_pool_that_starts_over_knows_its_sequences_but_none_of_their_pages() -
     pool = PagePool(12)
     parent, child = (pool.open(None, 0, 40).handle for _ in range(2))
     pool.reset(5)
-    pool.audit()
+    audit(pool)
     assert (pool.capacity, pool.num_used) == (4, 0)
     assert not pool.reaches(parent, 1)
     opening, present = pool.open_prompt(range(30), 50, replaces=parent)
@@ -156,7 +157,7 @@ def test_a_pool_that_starts_over_knows_its_sequences_but_none_of_their_pages() -
     assert pool.keep(opening.handle) == parent
     pool.drop(child)
     pool.drop(opening.handle)
-    pool.audit()
+    audit(pool)
     assert pool.num_used == 0
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pages import audit
 from tiny_models import (
     PACKED,
     Pair,
@@ -143,7 +144,7 @@ def test_what_nobody_owns_any_more_is_not_found(pair: Pair) -> None:
     to = prompt(3, 100)
     for _ in range(2):
         assert run_one(on, request(to, 5), to).prefilled == 99
-    on.audit()
+    audit(on._pool)
     assert on.counters().kv_pages_used == 0
 
 
@@ -203,7 +204,7 @@ def test_the_index_finds_whole_units_and_whole_prompts_and_forgets() -> None:
     assert index.find(range(7)) == [5, 6, 3, 4]
     assert index.find(range(6)) == index.find([*range(6), 9]) == [5, 6]
     index.add(range(7), [5, 6, 3, 10])  # another's copy of the last page
-    assert index.pages() == {5, 6, 7, 8, 9, 1, 2, 3, 4, 10}
+    assert set(index._key) == {5, 6, 7, 8, 9, 1, 2, 3, 4, 10}
     index.forget(4)
     assert index.find(range(7)) == [5, 6, 3, 10]
     index.forget(10)

@@ -10,7 +10,7 @@ import pytest
 from interop import theirs
 
 from evals.config import TaskConfig
-from evals.tasks.gsm8k import INSPECT_ROWS, lighteval_rows, make_task, packaged, replayed
+from evals.tasks.gsm8k import INSPECT_ROWS, drawn_rows, make_task, packaged, replayed
 from evals.tasks.presets import PRESETS
 from evals.types import Problem, UserError
 
@@ -184,7 +184,7 @@ def test_examples_of_lighteval_come_from_one_stream_in_shuffled_order() -> None:
     asked = Problem(order[0], "How?", "#### 1")
     shown = "".join(f"Question: {shot.question}\nAnswer: {shot.answer}\n\n" for shot in first)
     assert task.prompt(asked) == f"{shown}Question: How?\nAnswer:"
-    assert sorted(lighteval_rows(7473, 5)) == list(range(1319))
+    assert sorted(drawn_rows(42, 1319, 7473, 5, shuffle=True)) == list(range(1319))
     with pytest.raises(UserError, match="lmeval-gsm8k-keyed"):
         task.prompt(Problem(1319, "How?", "#### 1"))
 

@@ -7,6 +7,7 @@ from collections.abc import Generator, Hashable, Iterable, Sequence
 from typing import Any
 
 import pytest
+from pages import audit
 from tiny_models import VOCABULARY, prompt, request, sample
 
 from evals.engine.chains import Live, Slot
@@ -65,7 +66,7 @@ class Drive:
 
     def check(self) -> None:
         """Pages add up, no claim is out of date or exceeds the pool, nobody sits twice."""
-        self.pool.audit()
+        audit(self.pool)
         assert len(self.seating.slots) <= self.scheduler.seating.num_slots
         for live in self.seating.alive:
             assert live.claims(self.pool) <= live.claim

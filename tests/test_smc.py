@@ -7,6 +7,7 @@ from math import exp
 import numpy as np
 import pytest
 import tiny_models
+from pages import audit
 from toy import ToyLM
 from toy_crowd import Crowd, assert_same, distance, enumerated, mean_weights
 
@@ -184,7 +185,7 @@ def test_on_the_engine_for_any_number_of_slots(threshold: float) -> None:
         prompts = [tiny_models.prompt(i, 17 + i, max_new=40, eos=[2, 7]) for i in range(4)]
         chains = [Chain(to, sampler.chain(to, 1, i, 0), sampler.sequences) for i, to in enumerate(prompts)]
         results.append(engine.run(chains, seed=1))
-        engine.audit()
+        audit(engine._pool)
         counters = engine.counters()
         assert counters.kv_pages_used == 0
         assert counters.generated_tokens == sum(sample.chain["generated"] for sample in results[-1])

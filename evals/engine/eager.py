@@ -70,7 +70,8 @@ def layout(device: torch.device) -> Layout:
 
 
 def pack(runs: Sequence[Run], shape: Layout, device: torch.device, logits: bool = True) -> Step:
-    """One step of ragged runs: single tokens grouped for attention, longer runs a block each, padding rows at the end.
+    """One step of ragged runs: single tokens grouped for attention, then padding rows, which write to the scratch page;
+    longer runs are a block each.
 
     With `logits` the last token of every run is asked for, in the order of `runs`, followed by the padding rows.
     """
@@ -80,7 +81,8 @@ def pack(runs: Sequence[Run], shape: Layout, device: torch.device, logits: bool 
     tokens = sum(len(run.tokens) for run in runs)
     # so many rows that products have a shape whose rows agree with those of other shapes
     padding = max(shape.min_rows, -(-tokens // shape.row_unit) * shape.row_unit) - tokens
-    packed = [*(runs[i] for i in singles), *[idle(runs[singles[-1]] if singles else None)] * padding]
+    beside = runs[singles[-1]] if singles else Run((0,), 0, (SCRATCH,))  # padding sits in its attention group
+    packed = [*(runs[i] for i in singles), *[Run((0,), beside.start, (SCRATCH,) * beside.num_pages)] * padding]
     groups = [list(group) for _, group in groupby(packed, key=lambda run: -(-run.num_pages // unit))]
     groups += [[runs[i]] for i in longs]
     packed += [runs[i] for i in longs]
@@ -122,13 +124,6 @@ def prompt_passes(prompts: Sequence[Run], shape: Layout, max_tokens: int) -> lis
             room -= len(run.tokens)
             written.update(run.pages[run.start // PAGE : run.num_pages])
     return passes
-
-
-def idle(neighbour: Run | None) -> Run:
-    """A padding row that writes to the scratch page and sits in the attention group of `neighbour`."""
-    if neighbour is None:
-        return Run((0,), 0, (SCRATCH,))
-    return Run((0,), neighbour.start, (SCRATCH,) * neighbour.num_pages)
 
 
 def plan_block(runs: list[Run], unit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -200,10 +200,6 @@ class Engine:
         """Those since this was last asked; from any thread."""
         return [self._slot_changes.popleft() for _ in range(len(self._slot_changes))]
 
-    def audit(self) -> None:
-        """Recount the pages. Raises RuntimeError if a count is wrong; for tests, between runs."""
-        self._pool.audit()
-
     def _loop(self) -> None:
         try:
             while not self._closing:

@@ -178,13 +178,11 @@ class Tokenizer:
         # the preflight says what is too long
         return self._tokenizer(prompt, add_special_tokens=whole, verbose=False)["input_ids"]
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """Text of these ids."""
         if self._fast is not None:  # what the library calls as well, after a look at the type of every single id
-            return self._fast.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        return self._tokenizer.decode(
-            list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-        )
+            return self._fast.decode(list(ids), skip_special_tokens=False)
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Tokenizer:

@@ -9,7 +9,6 @@ depend on the allocation.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -60,10 +59,6 @@ class PrefixIndex:
             if not self._pages[key]:
                 del self._pages[key]
 
-    def pages(self) -> set[int]:
-        """All that can be found; for the audit."""
-        return set(self._key)
-
     def _split(self, tokens: Sequence[int]) -> list[tuple[int, ...]]:
         """Of every page the tokens of its unit; the last unit is what remains."""
         span = self._size * self._unit
@@ -84,7 +79,7 @@ class Opening(NamedTuple):
 
 
 class PagePool:
-    """Bookkeeping of pages: open, end, keep, drop, fork, share, and an audit. Plain Python; not thread-safe."""
+    """Bookkeeping of pages: open, end, keep, drop, fork and share. Plain Python; not thread-safe."""
 
     def __init__(self, num_pages: int, share_unit: int = 1) -> None:
         """`num_pages` counts the scratch page; beginnings of prompts are shared in whole units of `share_unit` pages.
@@ -192,22 +187,6 @@ class PagePool:
             return None
         self.drop(parent)
         return parent
-
-    def audit(self) -> None:
-        """Recount everything. Raises RuntimeError naming the first page whose count is wrong."""
-        counted = Counter(page for pages in self._pages.values() for page in pages)
-        free = set(self._free)
-        if len(free) != len(self._free):
-            raise RuntimeError("a page is free twice")
-        for page in range(self.num_pages):
-            if counted[page] != self._count[page]:
-                raise RuntimeError(f"page {page} counts {self._count[page]} owners and has {counted[page]}")
-            if page != SCRATCH and (page in free) == (counted[page] > 0):
-                raise RuntimeError(f"page {page} is {'both free and owned' if page in free else 'lost'}")
-        if counted[SCRATCH] or SCRATCH in free:
-            raise RuntimeError("the scratch page was given away")
-        if dead := self._prefixes.pages() & free:
-            raise RuntimeError(f"page {min(dead)} is free and can be found by its tokens")
 
     def _pages_of(self, handle: Handle) -> list[int]:
         if handle not in self._pages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,23 +141,16 @@ def shared_inputs(network: nn.Module, run: Callable[[], object]) -> list[list[nn
     return [group for group in groups if len(group) > 1 and len({m.weight.dtype for m in group}) == 1]
 
 
-class Float32Head:
-    """x W^T + b of 16-bit hidden states x and a 16-bit W, summed and returned in float32."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        self._linear = linear
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """[N, in] -> float32 [N, out]."""
-        weight, bias = self._linear.weight, self._linear.bias
-        bias = None if bias is None else bias.float()
-        if hidden.device.type != "cuda":
-            return functional.linear(hidden.float(), weight.float(), bias)
-        product = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-        return product if bias is None else product + bias
+def float32_product(linear: nn.Linear, hidden: Tensor) -> Tensor:
+    """x W^T + b of 16-bit hidden states x and a 16-bit W, summed in float32: [N, in] -> float32 [N, out]."""
+    weight, bias = linear.weight, None if linear.bias is None else linear.bias.float()
+    if hidden.device.type != "cuda":
+        return functional.linear(hidden.float(), weight.float(), bias)
+    product = torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+    return product if bias is None else product + bias
 
 
-def float32_head(network: Any) -> Float32Head | str:
+def float32_head(network: Any) -> Callable[[Tensor], Tensor] | str:
     """The float32 head of a causal model of the library, or why it has none, as the end of a sentence.
 
     That the logits are the head's product of the base model's last hidden states, and nothing more, is seen in one
@@ -170,4 +164,4 @@ def float32_head(network: Any) -> Float32Head | str:
     hidden = network.base_model(**inputs).last_hidden_state
     if not torch.equal(linear(hidden).float(), logits.float()):
         return "its logits are more than the product of its head (they are capped or scaled)"
-    return Float32Head(linear)
+    return partial(float32_product, linear)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -89,15 +90,15 @@ class Mixing:
         self._start, self._alpha, self._recycle = start, alpha, recycle
         self._log_p = [log_p(start, alpha)]
         self._visited = {start.tokens}
-        self._weights: dict[Answer, float] = {}
+        self._weights = defaultdict[Answer, float](float)
 
     def add(self, state: State, draft: State, chance: float | None, accepted: bool) -> None:
         """A move from `state`; `chance` is min(1, r), None where the draft was given up."""
         if self._recycle and chance is not None:
-            self._weigh(draft.tokens, chance)
-            self._weigh(state.tokens, 1.0 - chance)
+            self._weights[draft.tokens] += chance
+            self._weights[state.tokens] += 1.0 - chance
         else:
-            self._weigh(draft.tokens if accepted else state.tokens, 1.0)
+            self._weights[draft.tokens if accepted else state.tokens] += 1.0
         if accepted:
             self._visited.add(draft.tokens)
         self._log_p.append(log_p(draft, self._alpha) if accepted else self._log_p[-1])
@@ -117,6 +118,3 @@ class Mixing:
             "log_z_sum": float(np.sum(final.log_z)),
             "log_p_trace": [round(value, 4) for value in self._log_p],
         }
-
-    def _weigh(self, answer: Answer, weight: float) -> None:
-        self._weights[answer] = self._weights.get(answer, 0.0) + weight

@@ -75,7 +75,8 @@ class Task(NamedTuple):
                         f"Problem {problem.problem_id}: lighteval's examples are drawn for GSM8K's {LIGHTEVAL_ROWS} "
                         "test rows; use the preset lmeval-gsm8k-keyed for other data."
                     )
-                found = [train[row] for row in lighteval_rows(len(train), count)[problem.problem_id]]
+                rows = drawn_rows(LIGHTEVAL_SEED, LIGHTEVAL_ROWS, len(train), count, shuffle=True)
+                found = [train[row] for row in rows[problem.problem_id]]
             case "fixed":
                 found = [train[row] for row in INSPECT_ROWS[:count] if row < len(train)]
             case "package":
@@ -119,26 +120,18 @@ def shuffled(problems: Sequence[Problem], seed: int, problem_id: int) -> Iterato
 
 def replayed(row: int, size: int, count: int) -> list[int]:
     """What a lone process of lm-eval draws for this row, after all rows before it: `count` of `size` rows."""
-    return lm_eval_rows(size, count, -(-(row + 1) // AT_ONCE) * AT_ONCE)[row]
+    return drawn_rows(LM_EVAL_SEED, -(-(row + 1) // AT_ONCE) * AT_ONCE, size, count, shuffle=False)[row]
 
 
-@lru_cache(maxsize=8)
-def lm_eval_rows(size: int, count: int, rows: int) -> list[list[int]]:
-    """The first `rows` draws."""
+@lru_cache(maxsize=16)
+def drawn_rows(seed: int, rows: int, size: int, count: int, shuffle: bool) -> dict[int, list[int]]:
+    """Row -> the rows of its examples, `count` of `size`, drawn row by row; lighteval shuffles its rows before that."""
     if size < count:
         raise too_few(count, size)
-    rng = random.Random(LM_EVAL_SEED)
-    return [rng.sample(range(size), count) for _ in range(rows)]
-
-
-@lru_cache(maxsize=8)
-def lighteval_rows(size: int, count: int) -> dict[int, list[int]]:
-    """Row -> the rows of its examples: lighteval shuffles its test rows, then draws in that order."""
-    if size < count:
-        raise too_few(count, size)
-    rng, rows = random.Random(LIGHTEVAL_SEED), list(range(LIGHTEVAL_ROWS))
-    rng.shuffle(rows)
-    return {row: rng.sample(range(size), count) for row in rows}
+    rng, order = random.Random(seed), list(range(rows))
+    if shuffle:
+        rng.shuffle(order)
+    return {row: rng.sample(range(size), count) for row in order}
 
 
 @lru_cache(maxsize=1)
