@@ -109,7 +109,7 @@ def first_token(engine: Engine, task: Task, problem: Problem) -> None:
     from evals.samplers.single import Single
     from evals.types import Chain
 
-    prompt = make_prompt(task, problem, engine.tokenizer, 1)
+    prompt = make_prompt(task, problem, engine.model.tokenizer, 1)
     engine.run([Chain(prompt, Single(1.0).chain(prompt, SEED, 0, 0), 1)], SEED)
 
 

@@ -39,18 +39,18 @@ def start(
     for a formula that takes its grader seconds.
     """
     began = time.time()
-    prompt = make_prompt(task, problem, engine.tokenizer, max_new_tokens)
+    prompt = make_prompt(task, problem, engine.model.tokenizer, max_new_tokens)
     steps = sampler.chain(prompt, seed, problem.problem_id, sample_index)
     sampling = engine.submit(Chain(prompt, steps, sampler.sequences), seed)
     finished: Future[Record] = Future()
 
     def graded(sample: Sample) -> Record:
         ended = time.time()
-        text = answer_text(sample.tokens, task, engine.tokenizer)
+        text = answer_text(sample.tokens, task, engine.model.tokenizer)
         grades = task.grade(problem, text)
         chain = dict(sample.chain)
         if sample.weighted:
-            chain["expected_correct"] = expected_correct(problem, sample, task, engine.tokenizer)
+            chain["expected_correct"] = expected_correct(problem, sample, task, engine.model.tokenizer)
         return Record(
             problem_id=problem.problem_id,
             sample_index=sample_index,

@@ -93,7 +93,7 @@ class Worker:
 
     def begin(self, work: Work) -> Future[Record]:
         """Begin one problem; the future has its record, or the exception that ended it."""
-        encode = partial(self._engine.tokenizer.encode, whole=False)
+        encode = partial(self._engine.model.tokenizer.encode, whole=False)
         return start(
             work.problem,
             work.sample_index,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,9 +59,10 @@ def test_slots_come_back_when_their_memory_does() -> None:
     assert adjusted(READING, DEMAND._replace(slots=134), CONFIG, 100, in_use, busy=True) == 134
 
 
-def test_it_looks_now_and_then_and_less_often_after_memory_ran_out() -> None:
+def test_it_looks_now_and_then_and_less_often_after_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now, looks = [0.0], []
-    elastic = Elastic(READING, DEMAND, CONFIG, lambda: looks.append(now[0]) or own(64), lambda: now[0])
+    monkeypatch.setattr("evals.engine.planning.time", SimpleNamespace(monotonic=lambda: now[0]))
+    elastic = Elastic(READING, DEMAND, CONFIG, lambda: looks.append(now[0]) or own(64))
     for _ in range(200):
         now[0] += 0.5
         elastic.wanted(64, 10)

@@ -43,7 +43,7 @@ def samples(on: Engine, problems: list[Problem], sampler: Single | Power) -> lis
     from evals.config import TaskConfig
 
     task = make_task(TaskConfig(), 0)
-    prompts = [make_prompt(task, problem, on.tokenizer, 96) for problem in problems]
+    prompts = [make_prompt(task, problem, on.model.tokenizer, 96) for problem in problems]
     chains = [Chain(p, sampler.chain(p, 3, i, 0)) for i, p in enumerate(prompts)]
     return on.run(chains, 3)
 

@@ -50,7 +50,7 @@ def chains(on: Engine, count: int, moves: int = 4) -> list[Chain]:
     task = make_task(TaskConfig(), 0)
     sampler = make_sampler(SamplerConfig(num_moves=moves))
     prompts = [
-        make_prompt(task, problem, on.tokenizer, 96)
+        make_prompt(task, problem, on.model.tokenizer, 96)
         for problem in load_problems(str(DEMO / "problems.jsonl")).problems[:count]
     ]
     return [Chain(prompt, sampler.chain(prompt, 3, i, 0)) for i, prompt in enumerate(prompts)]

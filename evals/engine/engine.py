@@ -27,7 +27,6 @@ from evals.engine.accelerate import fastest, prepare, sized
 from evals.engine.chains import Live
 from evals.engine.device import IdleClock, bytes_in_use, out_of_memory, read_memory, release
 from evals.engine.eager import Run, layout, prompt_passes
-from evals.engine.gate import Tokenizer
 from evals.engine.kv_cache import PagePool
 from evals.engine.model import KeysValues, Model, unwritten
 from evals.engine.planning import Demand, Elastic, SlotChange, fewer, table
@@ -111,10 +110,6 @@ class Engine:
         self._inbox: list[Live] = []
         self._thread: Thread | None = None
         self._closing = False
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.model.tokenizer
 
     @property
     def execution(self) -> str:

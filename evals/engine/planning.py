@@ -165,32 +165,24 @@ BUSY = 0.9
 class Elastic:
     """How many slots an engine should have, by what is in use on its device."""
 
-    def __init__(
-        self,
-        reading: Reading,
-        demand: Demand,
-        config: EngineConfig,
-        in_use: Callable[[], int],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, reading: Reading, demand: Demand, config: EngineConfig, in_use: Callable[[], int]) -> None:
         """`in_use` tells the bytes in use on the device, by anybody."""
-        self._reading, self._demand, self._config = reading, demand, config
-        self._in_use, self._clock = in_use, clock
+        self._reading, self._demand, self._config, self._in_use = reading, demand, config, in_use
         self._wait = LOOK_SECONDS
-        self._next = clock() + self._wait
+        self._next = time.monotonic() + self._wait
 
     def wanted(self, slots: int, chains: int) -> int:
         """Slots for so many `chains`: `slots`, unless it is time to look and there is a reason for another number."""
-        if self._clock() < self._next:
+        if time.monotonic() < self._next:
             return slots
-        self._next = self._clock() + self._wait
+        self._next = time.monotonic() + self._wait
         busy = chains >= BUSY * slots
         return adjusted(self._reading, self._demand, self._config, slots, self._in_use(), busy)
 
     def ran_out(self) -> None:
         """Memory ran out all the same."""
         self._wait *= 2
-        self._next = self._clock() + self._wait
+        self._next = time.monotonic() + self._wait
 
 
 def adjusted(reading: Reading, demand: Demand, config: EngineConfig, slots: int, in_use: int, busy: bool) -> int:

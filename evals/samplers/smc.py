@@ -77,10 +77,12 @@ class Smc(NamedTuple):
             counts["prefilled"] += sum(one.prefilled for one in found.values())
             alpha_t = self.exponent(counts["rounds"] * self.smc_interval)
             log_w = [one.log_w(self.alpha, alpha_t) - one.settled for one in particles]
-            if self.uneven(log_w) and any(one.grows(horizon) for one in particles):
+            weights = normalised(log_w)
+            uneven = effective_size(weights) < self.smc_threshold * self.num_candidates
+            if uneven and any(one.grows(horizon) for one in particles):
                 counts["resampled"] += 1
                 log_z_hat += log_mean(log_w)
-                ancestors = systematic(normalised(log_w), uniform(seed, words, 0, Purpose.RESAMPLE))
+                ancestors = systematic(weights, uniform(seed, words, 0, Purpose.RESAMPLE))
                 particles = [particles[i]._replace(settled=particles[i].log_w(self.alpha, alpha_t)) for i in ancestors]
         log_w = [one.log_w(self.alpha, self.alpha) - one.settled for one in particles]
         info = {"particles": self.num_candidates, **counts, "log_z_hat": log_z_hat + log_mean(log_w)}
@@ -114,10 +116,6 @@ class Smc(NamedTuple):
     def exponent(self, t: int) -> float:
         """alpha_t after t >= 1 tokens."""
         return 1 + (self.alpha - 1) * min(t / self.smc_ramp, 1.0)
-
-    def uneven(self, log_w: Sequence[float]) -> bool:
-        """True where few particles carry the weight."""
-        return effective_size(normalised(log_w)) < self.smc_threshold * self.num_candidates
 
     def sample(self, particles: Sequence[Particle], weights: Weights, u: float, info: dict[str, Any]) -> Sample:
         """The particle that the uniform `u` draws by weight, and all of them with their weights.
