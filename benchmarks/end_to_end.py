@@ -60,7 +60,8 @@ def measure(args: argparse.Namespace, began: float) -> None:
     laps.lap("imports")
     problems = load_problems(args.data, "test", args.limit).problems
     task = make_task(TaskConfig(max_new_tokens=args.max_new_tokens), SEED)
-    folder = args.model if Path(args.model).is_dir() else resolve_model(args.model).folder  # else hashed as well
+    here = Path(args.model, "config.json").is_file()  # then it need not be hashed
+    folder = args.model if here else resolve_model(args.model).folder
     laps.lap("sources")
     config = EngineConfig(dtype=args.dtype, execution=args.execution)
     model = load_model(folder, config, args.device or ("cuda" if gpus() else "cpu"))
