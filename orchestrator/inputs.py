@@ -119,7 +119,7 @@ def check_weights(folder: Path, allow_pickle: bool) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    named = read_json(folder / "config.json").get("transformers_weights")
+    named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
     names = [named] if isinstance(named, str) else ["model.safetensors", "model.safetensors.index.json"]
     if allow_pickle:
         names += ["pytorch_model.bin", "pytorch_model.bin.index.json"]
@@ -145,22 +145,13 @@ def check_weights(folder: Path, allow_pickle: bool) -> None:
 
 
 def shards(index: Path) -> list[Path]:
-    """The files that an index of sharded weights names."""
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise UserError(f"{index} has no weight_map from tensors to files; download it again.")
-    return [index.parent / name for name in sorted(set(names.values()))]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError if the file holds none."""
+    """The files that an index of sharded weights names. Raises UserError if it names none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); download it again.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object; download it again.")
-    return content
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        return [index.parent / name for name in sorted(names)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{index} has no weight_map from tensors to files ({reason}); download it again.") from error
 
 
 def prompt_lengths(task: Task, problems: Iterable[Problem], encode: Callable[[Any], Sequence[int]]) -> dict[int, int]:

@@ -39,7 +39,7 @@ class Worker(Line):
     name: str | None = None
 
 
-NUMBERS = (*TOTALS, *MEANS, "generated", "prefilled", "drift_max", "ess", "ess_final")
+NUMBERS = (*TOTALS, *MEANS.values(), "generated", "prefilled", "drift_max", "ess", "ess_final")
 
 
 class Chain(Line):

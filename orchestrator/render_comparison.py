@@ -78,11 +78,14 @@ def methods_parts(runs: Sequence[Run]) -> list[str | Table]:
     names = shown_scores(*summaries)
     weighted = [summary["chain"]["expected_correct"].get(HEADLINE) for summary in summaries]
     rows = []
-    for (_, summary, *_, label), expected in zip(runs, weighted, strict=True):
+    for run, expected in zip(runs, weighted, strict=True):
+        summary = run.summary
         scores = [*(summary["accuracy"].get(name) for name in names), *([expected] if any(weighted) else [])]
         count, spent = summary["tokens"], summary["timings"]["sampling_seconds"]
         figures = [count["mean_answer"], count["mean_generated"], spent]
-        rows.append([label, *("-" if score is None else with_error(score) for score in scores), *map(figure, figures)])
+        rows.append(
+            [run.label, *("-" if score is None else with_error(score) for score in scores), *map(figure, figures)]
+        )
     legend = ["Scores are % right ± standard error, over all problems of each run"]
     if any(without_spread(summary["accuracy"][HEADLINE]) for summary in summaries):
         legend[0] += "; the 95 % interval (Wilson) instead where all are right or all are wrong"

@@ -46,7 +46,7 @@ def conclude(runs: Sequence[OpenRun]) -> None:
     if not any(one.owed for one in runs):
         say("The run is complete already; this is its report again (--fresh starts over in a new directory).")
     directories = [one.store.directory for one in runs]
-    tell(directories, common(directories) if len(runs) > 1 else None)
+    tell(directories, Path(os.path.commonpath(directories)))
 
 
 def run(
@@ -102,17 +102,13 @@ def carry_out(
             conclude(runs)
             records = [record for one in runs for record in one.store.records.values()]
             return FAILED if any(record.status == "failed" for record in records) else 0
-        directory, way_on = common([one.store.directory for one in runs]), "the same command goes on from there"
+        directory = Path(os.path.commonpath([one.store.directory for one in runs]))
+        way_on = "the same command goes on from there"
         if config.fresh:  # a second fresh start would be another run
             way_on = f"--run-dir {directory} without --fresh (variables: without POWERSAMPLE_FRESH) goes on from there"
         name = signal.Signals(stop.number).name
         say(f"Stopped by {name} with {done} of {total} answers in {directory}; {way_on}.")
         return 128 + stop.number
-
-
-def common(directories: Sequence[Path]) -> Path:
-    """The directory itself, or the one that holds all of them."""
-    return directories[0] if len(directories) == 1 else Path(os.path.commonpath(directories))
 
 
 def start_crew(runs: Sequence[OpenRun], stop: Stop, stack: ExitStack) -> Crew:

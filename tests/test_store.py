@@ -110,6 +110,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
         ({"token_ids": [2**31]}, "token_ids.0 is 2147483648"),
         ({"scores": {"numeric": {"correct": "false"}}}, "scores.numeric.correct is 'false'"),
         ({"chain": {"moves": "x"}}, "chain.moves is 'x'"),
+        ({"chain": {"log_p": "x"}}, "chain.log_p is 'x'"),
         ({"chain": {"expected_correct": {"numeric": -100}}}, "chain.expected_correct.numeric is -100"),
         ({"timings": {"start": ""}}, "timings.start is ''"),
         ({"tokens": {"prefilled": []}}, "tokens.prefilled is"),
