@@ -32,17 +32,15 @@ def asked(run: RunRecord) -> Asked:
     problems: dict[int, Problem] = {}
     try:
         problems = problems_of(run)
-        prompts = prompts_of(run, task_of(run), problems)
+        prompts = prompts_of(run, problems)
     except UserError as error:
         return Asked(problems, {}, str(error))
     return Asked(problems, {i: as_text(prompt) for i, prompt in prompts.items()})
 
 
-def prompts_of(
-    run: RunRecord, task: TaskConfig, problems: Mapping[int, Problem]
-) -> dict[int, str | tuple[Message, ...]]:
+def prompts_of(run: RunRecord, problems: Mapping[int, Problem]) -> dict[int, str | tuple[Message, ...]]:
     """What the run asked for each of its problems. Raises UserError if that cannot be made again."""
-    train = ()
+    task, train = task_of(run), ()
     if task.num_shots and task.train_data is not None:
         train = load_problems(task.train_data, "train", None, task, TRAIN_SETTING).problems
     asking = make_task(task, run.seed or 0, train)

@@ -33,12 +33,12 @@ class Run(NamedTuple):
 class Pair(NamedTuple):
     """A run against another, in one score."""
 
-    label: str
+    run: str
     against: str
     difference: Difference
-    only_this: int | None
+    won: int | None
     """Problems that only this run has right; None with several samples per problem, as is the next."""
-    only_other: int | None
+    lost: int | None
     p: float
     """Exact McNemar; with several samples per problem, or groups of problems, the sign-flip permutation test."""
     p_holm: float
@@ -206,12 +206,10 @@ def as_json(comparison: Comparison, limit: int | None) -> dict[str, Any]:
         ],
         "pairs": [
             {
-                "run": pair.label,
-                "against": pair.against,
+                **pair._asdict(),
                 "difference": pair.difference.mean,
                 **{name: number(getattr(pair.difference, name)) for name in ("stderr", "mde", "n")},
                 "ci95": None if pair.difference.n < 2 else pair.difference[2:4],
-                **{"won": pair.only_this, "lost": pair.only_other, "p": pair.p, "p_holm": pair.p_holm},
             }
             for pair in comparison.pairs
         ],

@@ -135,7 +135,7 @@ def gather(directory: Path, data: str | None) -> Exported:
     """Read a run and make its prompts again. Raises UserError if it has no answer or they are not the run's prompts."""
     found = read(directory)
     task, problems = task_of(found.identity), problems_of(found.identity, data)
-    prompts, ids = prompts_of(found.identity, task, problems), {one.problem_id for one in found.records}
+    prompts, ids = prompts_of(found.identity, problems), {one.problem_id for one in found.records}
     kept = {key: problem for key, problem in problems.items() if key in ids}
     asked = {key: prompt for key, prompt in prompts.items() if key in ids}
     return Exported(found.identity, found.summary, task, found.records, kept, asked)

@@ -69,12 +69,7 @@ def find(config: RunConfig, model: ModelSource | None = None) -> Inputs:
     train = None
     if config.task.num_shots and config.task.train_data is not None:
         train = load_problems(config.task.train_data, "train", None, config.task, TRAIN_SETTING)
-    model = model or resolve_model(
-        config.model or "",
-        config.model_revision,
-        trust_remote_code=config.engine.trust_remote_code,
-        allow_pickle=config.engine.allow_pickle,
-    )
+    model = model or resolve_model(config.model or "", config.model_revision, config.engine)
     task = make_task(config.task, config.seed, train.problems if train else ())
     max_length = check(config, model.folder, task, data.problems, texts)
     return Inputs(config, model, data, train, max_length, prompts_digest(task, data.problems), texts)

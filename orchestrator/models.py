@@ -19,6 +19,7 @@ from orchestrator.config import DEMO
 DEMO_FOLDER = Path(__file__).parents[1] / "evals" / "demo"
 DEMO_MODEL = "model"  # in DEMO_FOLDER
 HUB_SECONDS = 10.0
+CAREFUL = EngineConfig()  # runs no code of a model, loads no pickled weights
 MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 PICKLE_FILES = ("*.bin", "*.pt", "*.pth")
 MODEL_SETTING = "--model (of a run also POWERSAMPLE_MODEL)"
@@ -45,14 +46,12 @@ def is_local(name: str) -> bool:
     return Path(name).expanduser().exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
-def resolve_model(
-    name: str, revision: str | None = None, *, trust_remote_code: bool = False, allow_pickle: bool = False
-) -> ModelSource:
+def resolve_model(name: str, revision: str | None = None, engine: EngineConfig = CAREFUL) -> ModelSource:
     """The model's folder on this machine, downloaded if need be. Raises UserError naming POWERSAMPLE_MODEL.
 
     Code and pickled weights are neither fetched nor counted unless asked for.
     """
-    patterns = model_files(trust_remote_code, allow_pickle)
+    patterns = model_files(engine)
     if name == DEMO or is_local(name):
         folder = DEMO_FOLDER / DEMO_MODEL if name == DEMO else Path(name).expanduser()
         if revision is not None:
@@ -85,13 +84,13 @@ def on_this_node(model: ModelSource, engine: EngineConfig) -> str:
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / ".powersample.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        patterns = model_files(engine.trust_remote_code, engine.allow_pickle)
-        return str(download(model.name, model.revision, patterns)[0])
+        return str(download(model.name, model.revision, model_files(engine))[0])
 
 
-def model_files(trust_remote_code: bool, allow_pickle: bool) -> list[str]:
+def model_files(engine: EngineConfig) -> list[str]:
     """What of a model's repository is needed."""
-    return [*MODEL_FILES, *(["*.py"] if trust_remote_code else []), *(PICKLE_FILES if allow_pickle else [])]
+    code, pickled = ["*.py"] if engine.trust_remote_code else [], PICKLE_FILES if engine.allow_pickle else []
+    return [*MODEL_FILES, *code, *pickled]
 
 
 def check_folder(folder: Path, model: str) -> None:

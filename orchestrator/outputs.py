@@ -25,8 +25,6 @@ from orchestrator.problems import find_question, jsonl_lines, parsed
 from orchestrator.run_record import RunRecord
 from orchestrator.store import first_records
 
-CARRIED = ("original_output", "other_fields")
-"""What metadata has of the input row."""
 MAX_CUT = 0.02  # share of answers at the longest length above which there is a warning
 SHOWN = 50  # things that are wrong and listed
 
@@ -68,28 +66,30 @@ def parameters(config: RunConfig) -> dict[str, Any]:
 
 
 def carried(row: Mapping[str, Any], task: TaskConfig) -> dict[str, Any]:
-    """What a line has of its input row, metadata's CARRIED included."""
+    """What a line has of its input row."""
     question, original = find_question(row, task), "original_output" if "original_output" in row else "output"
     named = {question, original, "difficulty", "domain"}
     return {
         "input": row[question],
         "difficulty": row.get("difficulty"),
         "domain": row.get("domain"),
-        "original_output": row.get(original),
-        "other_fields": {name: value for name, value in row.items() if name not in named},
+        "metadata": {
+            "original_output": row.get(original),
+            "other_fields": {name: value for name, value in row.items() if name not in named},
+        },
     }
 
 
 def line(record: Record, row: Mapping[str, Any], config: RunConfig) -> str:
     """The output line of a record that is ok."""
     fields = carried(row, config.task)
-    metadata = Metadata(
-        **{name: fields.pop(name) for name in CARRIED},
+    fields["metadata"] = Metadata(
+        **fields["metadata"],
         example_id=record.problem_id,
         teacher_model=config.model or "",
         generation_params=parameters(config),
     )
-    return Output(**fields, output=record.text, metadata=metadata).model_dump_json(exclude_defaults=True) + "\n"
+    return Output(**fields, output=record.text).model_dump_json(exclude_defaults=True) + "\n"
 
 
 def lines(records: Iterable[Record], rows: Mapping[int, Mapping[str, Any]], config: RunConfig) -> str:
@@ -200,12 +200,12 @@ def check_rows(found: Iterable[tuple[str, Output]], expected: Expected) -> list[
             wrong.append(f"{where}: the input has no row {output.metadata.example_id} to be answered")
             continue
         wanted = carried(row, expected.task)
-        has = {name: getattr(output, name, None) for name in ("input", "difficulty", "domain")}
-        has |= {name: getattr(output.metadata, name) for name in CARRIED}
+        pairs = [(output, wanted), (output.metadata, wanted.pop("metadata"))]
         wrong += [
             f"{where}: {name} is not that of row {output.metadata.example_id}"
-            for name in has
-            if has[name] != wanted[name]
+            for has, fields in pairs
+            for name in fields
+            if getattr(has, name) != fields[name]
         ]
         if not output.output.strip():
             wrong.append(f"{where}: the output is empty")

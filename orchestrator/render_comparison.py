@@ -49,11 +49,11 @@ def comparison_parts(comparison: Comparison) -> list[str | Table]:
         *methods_parts(comparison.runs),
         f"Paired differences of the {comparison.grader} score against **{comparison.baseline}**, in points, on the "
         f"{len(comparison.common):,} common problems:",
-        pairs_table(comparison, "method", {p.label: p for p in comparison.pairs if p.against == comparison.baseline}),
+        pairs_table(comparison, "method", {p.run: p for p in comparison.pairs if p.against == comparison.baseline}),
     ]
     others = [pair for pair in comparison.pairs if pair.against != comparison.baseline]
-    for label in dict.fromkeys(pair.label for pair in others):
-        rows = {pair.against: pair for pair in others if pair.label == label}
+    for label in dict.fromkeys(pair.run for pair in others):
+        rows = {pair.against: pair for pair in others if pair.run == label}
         parts += [f"The same of **{label}** against other methods:", pairs_table(comparison, "against", rows)]
     return [*parts, pairs_legend(comparison)]
 
@@ -114,7 +114,7 @@ def pairs_table(comparison: Comparison, first: str, pairs: Mapping[str, Pair]) -
                 f"{points(mean)}{error}",
                 f"{points(low)} to {points(high)}" if n > 1 else "unknown",
                 "-" if isnan(pair.difference.mde) else percent(pair.difference.mde),
-                *(f"{count:,}" for count in (pair.only_this, pair.only_other) if count is not None),
+                *(f"{count:,}" for count in (pair.won, pair.lost) if count is not None),
                 *(f"{p:.3g}" if p >= 1e-4 else f"{p:.0e}" for p in (pair.p, pair.p_holm)),
             ]
         )

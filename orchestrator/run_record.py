@@ -77,11 +77,7 @@ class RunRecord(BaseModel, frozen=True, strict=True, protected_namespaces=()):
         content = read_run(directory) if directory.is_dir() else None
         if content is None:
             held = ", ".join(str(one) for one in runs_in(directory))
-            way = (
-                f"it holds the runs {held}; name one of them"
-                if held
-                else "give the path that the run printed at its start"
-            )
+            way = f"it holds the runs {held}; name one of them" if held else "name the one that the run printed"
             raise UserError(f"{directory} is not a run directory (it has no {RUN}); {way}.")
         run = cls.of(directory, content)
         if graded and run.task == "open":

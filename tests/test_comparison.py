@@ -23,7 +23,7 @@ def test_comparison_is_paired_and_against_temperature_1() -> None:
     comparison = compare(runs)
     assert (comparison.baseline, len(comparison.common)) == ("temperature 1", 20)
     (pair,) = comparison.pairs
-    assert (pair.only_this, pair.only_other, pair.p) == (10, 2, pytest.approx(0.038574, abs=1e-6))
+    assert (pair.won, pair.lost, pair.p) == (10, 2, pytest.approx(0.038574, abs=1e-6))
     assert pair.p_holm == pair.p
     assert pair.difference.mean == pytest.approx(0.4)
     assert pair.difference.stderr == pytest.approx(sqrt((12 - 64 / 20) / (20 * 19)))
@@ -35,7 +35,7 @@ def test_comparison_without_a_plain_run_is_against_the_first() -> None:
     )
     assert comparison.baseline == "power (alpha 4, 10 moves), a"
     a, b = "power (alpha 4, 10 moves), a", "power (alpha 4, 10 moves), b"
-    assert [(pair.label, pair.against) for pair in comparison.pairs] == [(b, a), ("greedy", a), (b, "greedy")]
+    assert [(pair.run, pair.against) for pair in comparison.pairs] == [(b, a), ("greedy", a), (b, "greedy")]
 
 
 @pytest.mark.parametrize("cut", [{"top_k": 50}, {"top_p": 0.9}])
@@ -54,9 +54,9 @@ def test_power_is_compared_with_every_other_method_as_well() -> None:
     comparison = compare([*runs, as_run("power", POWER, "1" * 32 + "0" * 8)])
     low, power = "temperature 0.25", "power (alpha 4, 10 moves)"
     plain = [("greedy", "temperature 1"), (low, "temperature 1"), (power, "temperature 1")]
-    assert [(pair.label, pair.against) for pair in comparison.pairs] == [*plain, (power, "greedy"), (power, low)]
+    assert [(pair.run, pair.against) for pair in comparison.pairs] == [*plain, (power, "greedy"), (power, low)]
     assert [pair.p_holm for pair in comparison.pairs] == holm([pair.p for pair in comparison.pairs])
-    assert (comparison.pairs[3].only_this, comparison.pairs[3].only_other) == (7, 0)
+    assert (comparison.pairs[3].won, comparison.pairs[3].lost) == (7, 0)
     text = comparison_report(comparison, None)
     assert f"The same of **{power}** against other methods:" in text
     assert "adjusted for all 5 pairs. MDE" in text
@@ -70,7 +70,7 @@ def test_several_samples_are_compared_by_a_permutation_test() -> None:
     ]
     comparison = compare(runs)
     (pair,) = comparison.pairs
-    assert (pair.only_this, pair.only_other, pair.p) == (None, None, 1 / 16)
+    assert (pair.won, pair.lost, pair.p) == (None, None, 1 / 16)
     text = comparison_report(comparison, None)
     assert "| power (alpha 4, 10 moves) | +20.8 ± 4.2 | +12.7 to +29.0 | 11.7 | 0.0625 | 0.0625 |" in text
     assert "|            330 |" in text, "tokens of one sample, since the score is of one"
@@ -87,7 +87,7 @@ def test_problems_of_one_template_count_as_one() -> None:
         grouped.append(Run(run.identity, summarise(records, [], run.identity), records))
     comparison = compare(grouped)
     (clustered,) = comparison.pairs
-    assert (clustered.p, clustered.only_this) == (2 / 2**3, None)
+    assert (clustered.p, clustered.won) == (2 / 2**3, None)
     assert clustered.difference.stderr > 2 * pair.difference.stderr
     assert grouped[0].summary["accuracy"]["numeric"]["interval"] == "t"
     assert "by the 6 groups that the data names" in " ".join(comparison_report(comparison, None).split())

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save_file
 
-from evals.config import TaskConfig
+from evals.config import EngineConfig, TaskConfig
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem, UserError
 from orchestrator import hardware, inputs, models, problems
@@ -171,7 +171,7 @@ def test_a_model_from_the_hub_is_its_commit(tmp_path: Path, monkeypatch: pytest.
     model = resolve_model("owner/name")
     assert model == (str(folder), "owner/name", "abc123", "abc123")
     assert model.describe() == {"name": "owner/name", "revision": "abc123", "sha256": None}
-    resolve_model("owner/name", trust_remote_code=True, allow_pickle=True)
+    resolve_model("owner/name", engine=EngineConfig(trust_remote_code=True, allow_pickle=True))
     assert [options["revision"] for _, options in asked] == ["abc123", "abc123"]
     careful, trusting = ({*options["allow_patterns"]} for _, options in asked)
     assert trusting - careful == {"*.py", "*.bin", "*.pt", "*.pth"}
