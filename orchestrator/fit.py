@@ -67,7 +67,7 @@ def fitted(value: Value, memory_limit: float | None, say: Callable[[str], None])
         outcome = probe(asked, batch(config, problems, size), host_memory(config, memory_limit))
         peak = f"peak {gib(outcome.peak_bytes)}" if outcome.peak_bytes else ""
         tell(", ".join(filter(None, (peak, outcome.reason))))
-        return outcome.works
+        return not outcome.reason
 
     size = search(start(value), config.slots, works, tell)
     if size is None:
@@ -121,11 +121,10 @@ def host_memory(config: RunConfig, limit: float | None) -> int | None:
 class Outcome(NamedTuple):
     """What became of a probe."""
 
-    works: bool
     peak_bytes: int | None
     """Most that was allocated on the GPU, or held of a host's memory; None where memory ran out."""
     reason: str = ""
-    """Why it does not work."""
+    """Why it does not work; empty where it does."""
 
 
 def batch(config: RunConfig, problems: Sequence[Problem], size: int) -> list[Work]:
@@ -156,7 +155,7 @@ def probe(settings: WorkerConfig, works: Sequence[Work], limit: int | None = Non
     if isinstance(answer, UserError):
         raise answer
     if answer is None and child.exitcode == -signal.SIGKILL:
-        return Outcome(False, None, "the system had no memory left and ended the process")
+        return Outcome(None, "the system had no memory left and ended the process")
     if not isinstance(answer, Outcome):
         raise RuntimeError(f"the probe of {len(works)} slots failed: {answer or f'exit code {child.exitcode}'}")
     return answer
@@ -170,7 +169,7 @@ def attempt(answer: Connection, settings: WorkerConfig, works: Sequence[Work], l
         answer.send(outcome(settings, works, limit))
     except Exception as error:  # noqa: BLE001 - told to the parent
         if reason := overflow(error):
-            answer.send(Outcome(False, None, reason))
+            answer.send(Outcome(None, reason))
         else:
             answer.send(error if isinstance(error, UserError) else traceback.format_exc())
 
@@ -184,16 +183,16 @@ def outcome(settings: WorkerConfig, works: Sequence[Work], limit: int | None) ->
     worker = Worker(0, "probe")
     worker.load(settings)
     if limit is not None and held() > limit:
-        return Outcome(False, held(), f"more than {gib(limit)}")
+        return Outcome(held(), f"more than {gib(limit)}")
     for answered in [worker.begin(work) for work in works]:
         answered.result()
     health = worker.health()
     worker.close()
     peak = health["memory"]["peak_bytes"] or held()
     if limit is not None and peak > limit:
-        return Outcome(False, peak, f"more than {gib(limit)}")
+        return Outcome(peak, f"more than {gib(limit)}")
     slots = health["slots"]
-    return Outcome(slots == len(works), peak, "" if slots == len(works) else f"there is room for {slots}")
+    return Outcome(peak, "" if slots == len(works) else f"there is room for {slots}")
 
 
 def held() -> int:

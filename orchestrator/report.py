@@ -16,7 +16,7 @@ from evals.types import Record, UserError
 from orchestrator.asked import asked
 from orchestrator.claim import RECORDS, TELEMETRY, runs_in
 from orchestrator.compare import Comparison, Run, as_json, compare
-from orchestrator.durable import write_atomically, writing
+from orchestrator.durable import Tail, write_atomically, writing
 from orchestrator.figures import accuracy_figure
 from orchestrator.layout import short
 from orchestrator.page import Shown, page
@@ -28,7 +28,7 @@ from orchestrator.run_record import RunRecord
 from orchestrator.score import with_new_scores
 from orchestrator.scores import HEADLINE
 from orchestrator.store import answers, first_records
-from orchestrator.telemetry import scan_telemetry
+from orchestrator.telemetry import readable
 from orchestrator.timeline import timeline
 
 SUMMARY, REPORT, PAGE, FIGURE, TIMELINE = "summary.json", "report.md", "report.html", "accuracy.svg", "timeline.svg"
@@ -166,8 +166,9 @@ def read(directory: Path) -> Run:
     records = [first[key] for key in sorted(first)]  # the order of completion must not reach the last digit of a mean
     records, num_changed = with_new_scores(directory, records)
     check_scores(directory, records)
-    telemetry, num_damaged = scan_telemetry(directory / TELEMETRY)
-    summary = summarise(records, telemetry, run, num_damaged, num_changed)
+    written = Tail(directory / TELEMETRY).lines()
+    telemetry = readable(written)
+    summary = summarise(records, telemetry, run, len(written) - len(telemetry), num_changed)
     return Run(run, summary, records, telemetry, run.method)
 
 

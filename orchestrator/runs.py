@@ -54,7 +54,7 @@ class OpenRun(NamedTuple):
             inline=self.config.inline,
             **software,
         )
-        self.telemetry.phase("setup", began)
+        self.telemetry.event("phase", name="setup", time=began)
         if self.store.cut_bytes:
             self.telemetry.event("torn_tail", bytes=self.store.cut_bytes)
 

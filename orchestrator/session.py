@@ -201,7 +201,7 @@ def wait_for_a_worker(crew: Crew, runs: Sequence[OpenRun], stop: Stop) -> None:
 
 def mark(runs: Sequence[OpenRun], phase: str) -> None:
     for one in runs:
-        one.telemetry.phase(phase)
+        one.telemetry.event("phase", name=phase)
 
 
 class Stop:

@@ -27,6 +27,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,6 @@ class Telemetry:
         """Something happened; `time` may be among the fields."""
         self._write({"kind": "event", "time": time.time(), "event": event, **fields})
 
-    def phase(self, name: str, began: float | None = None) -> None:
-        """The phase `name` begins, now or at `began` (Unix seconds)."""
-        self.event("phase", name=name, time=time.time() if began is None else began)
-
     def close(self) -> None:
         if self._log is not None:
             os.close(self._log)
@@ -104,25 +101,16 @@ def rates(last: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, float]:
 
 def read_telemetry(path: Path) -> list[dict[str, Any]]:
     """All rows of a telemetry file that can be read, in order; an empty list where there is none."""
-    return scan_telemetry(path)[0]
+    return readable(Tail(path).lines())
 
 
-def scan_telemetry(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rows that can be read, in order, and the number of lines that cannot; what follows the last newline is not.
-
-    A damaged line is no reason to refuse a report: no result depends on it.
-    """
-    lines = Tail(path).lines()
-    rows = [row for line in lines if (row := parse(line)) is not None]
-    return rows, len(lines) - len(rows)
-
-
-def parse(line: bytes) -> dict[str, Any] | None:
-    """One row; None if the line is none."""
-    try:
-        return read(line, TelemetryLine)
-    except ValueError:
-        return None
+def readable(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """The rows that can be read. A damaged line is no reason to refuse a report: no result depends on it."""
+    rows = []
+    for line in lines:
+        with suppress(ValueError):
+            rows.append(read(line, TelemetryLine))
+    return rows
 
 
 def timings(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:

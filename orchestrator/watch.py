@@ -18,7 +18,7 @@ from orchestrator.durable import Tail
 from orchestrator.progress import Progress
 from orchestrator.run_record import RunRecord
 from orchestrator.store import RecordLog
-from orchestrator.telemetry import parse
+from orchestrator.telemetry import readable
 
 LOOK_SECONDS = 0.5
 SILENT_SECONDS = 60.0
@@ -64,12 +64,11 @@ class Watched:
         """Take in what the files have gained."""
         for record in self._log.read():
             self.progress.add(record)
-        for line in self._rows.lines():
-            if (row := parse(line)) is not None:
-                self.progress.row(row)
-                self.last_time = row["time"]
-                if row.get("event") in ("phase", "stop"):
-                    self.phase = row.get("name", "stopped")
+        for row in readable(self._rows.lines()):
+            self.progress.row(row)
+            self.last_time = row["time"]
+            if row.get("event") in ("phase", "stop"):
+                self.phase = row.get("name", "stopped")
 
 
 def watch(args: Namespace, sleep: Callable[[float], object] = time.sleep) -> int:

@@ -322,7 +322,7 @@ def test_a_torn_telemetry_row_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "telemetry.jsonl"
     path.write_text('{"kind": "event", "time": 1, "event": "start"}\n{"kind"')
     telemetry = Telemetry(path)
-    telemetry.phase("setup", began=4.5)
+    telemetry.event("phase", name="setup", time=4.5)
     telemetry.close()
     assert [row["time"] for row in read_telemetry(path)] == [1, 4.5]
 

@@ -55,19 +55,20 @@ def test_a_probe_answers_a_batch_in_a_child_and_an_overflow_leaves_no_trace() ->
     inputs = found(sampler={"num_moves": 1})
     fits = outcome_of(inputs, 8)
     before = len(list(Path("/proc/self/fd").iterdir()))
-    assert fits.works
+    assert not fits.reason
     assert fits.peak_bytes is not None
     assert 100 * MIB < fits.peak_bytes < 4096 * MIB
     for memory, size in ((200 * MIB, 1), (1024 * MIB, 400)):  # the model does not fit; keys and values do not
         too_much = outcome_of(inputs, size, memory)
-        assert not too_much.works
+        assert too_much.reason
         assert too_much.peak_bytes is not None
         assert too_much.peak_bytes > memory
         assert too_much.reason.startswith("more than ")
     vast = outcome_of(inputs._replace(max_length=512), 1_000_000)  # no machine has so much
-    assert (vast.works, vast.peak_bytes) == (False, None)
+    assert vast.reason
+    assert vast.peak_bytes is None
     assert "annot allocate memory" in vast.reason
-    assert outcome_of(inputs, 8, 2048 * MIB).works, "the parent and the next probe are as before"
+    assert not outcome_of(inputs, 8, 2048 * MIB).reason, "the parent and the next probe are as before"
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert multiprocessing.active_children() == []
 
@@ -80,7 +81,7 @@ def test_a_child_that_the_system_kills_had_no_memory(monkeypatch: pytest.MonkeyP
         child.kill()
 
     monkeypatch.setattr(SpawnProcess, "start", start_and_kill)
-    assert outcome_of(found(), 1) == Outcome(False, None, "the system had no memory left and ended the process")
+    assert outcome_of(found(), 1) == Outcome(None, "the system had no memory left and ended the process")
 
 
 @pytest.mark.slow
@@ -111,7 +112,7 @@ def test_each_run_gets_the_largest_batch_that_works(monkeypatch: pytest.MonkeyPa
         asked.append((settings.max_length, settings.slots, memory))
         assert len(works) == settings.slots
         fits = settings.slots * settings.max_length <= 12_000
-        return Outcome(fits, 7 * MIB if fits else None, "" if fits else "no room")
+        return Outcome(7 * MIB if fits else None, "" if fits else "no room")
 
     monkeypatch.setattr(fit, "probe", outcome)
     lines: list[str] = []
@@ -128,7 +129,7 @@ def test_each_run_gets_the_largest_batch_that_works(monkeypatch: pytest.MonkeyPa
     assert "task.max_new_tokens=400: batch size 64: out of memory" in lines
     assert "task.max_new_tokens=400: no room" in lines
     assert lines[-1] == f"task.max_new_tokens=400: using batch size {sizes['task.max_new_tokens=400']}"
-    monkeypatch.setattr(fit, "probe", lambda *_: Outcome(False, None, "no room"))
+    monkeypatch.setattr(fit, "probe", lambda *_: Outcome(None, "no room"))
     with pytest.raises(UserError, match=r"No batch size that was tried works for task\.max_new_tokens=40;"):
         fitted(runs[0], None, lines.append)
 

@@ -46,7 +46,7 @@ def run(tmp_path: Path) -> Iterator[Path]:
     (directory / "telemetry.jsonl").unlink()
     telemetry = Telemetry(directory / "telemetry.jsonl")
     telemetry.event("start")
-    telemetry.phase("sampling")
+    telemetry.event("phase", name="sampling")
     for worker in ("gpu0", "gpu10", "gpu2"):
         telemetry.sample(worker, GPU)
     telemetry.event("death", worker="gpu2", reason="killed")
