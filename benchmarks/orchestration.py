@@ -35,7 +35,8 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # simulated node
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
-from orchestrator.cluster import RayCrew, Shape
+from orchestrator.cluster import RayCrew
+from orchestrator.config import RunConfig
 from orchestrator.crew import Crew, Done, Event, Health, Work
 from orchestrator.driver import drive
 from orchestrator.progress import Progress
@@ -112,7 +113,8 @@ def crew(num_actors: int, slots: int, num_nodes: int) -> Iterator[RayCrew]:
         for _ in range(num_nodes):
             nodes.add_node(num_cpus=-(-num_actors // num_nodes))
         os.environ["RAY_ADDRESS"] = str(nodes.address)
-    ready = RayCrew(sleeper(), None, Shape(num_actors, slots, False, "powersample benchmark", dashboard=False))
+    run = RunConfig(num_workers=num_actors, num_gpus=0, dashboard=False)
+    ready = RayCrew(sleeper(), None, run, slots, "powersample benchmark")
     try:
         ready.start()
         said: set[str] = set()

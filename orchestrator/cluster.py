@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from orchestrator.join import LOCAL, Shape, alive_nodes, ray_address, start_ray, vital_places
+from orchestrator.join import LOCAL, alive_nodes, ray_address, start_ray, vital_places
 
 # Before Ray: sets what Ray reads when it is imported.
 from orchestrator.progress import say
@@ -22,6 +22,7 @@ import psutil  # isort: skip # pyright: ignore[reportMissingModuleSource] - Ray 
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
 from evals.types import UserError, WorkersLost
+from orchestrator.config import RunConfig
 from orchestrator.crew import Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work
 from orchestrator.seat import Call, Hang, Seat
 
@@ -32,15 +33,22 @@ NODES_SECONDS = 2.0
 
 
 class RayCrew:
-    """Actors of `worker_class(rank, name)`, each loaded with `config`."""
+    """Actors of `worker_class(rank, name)`, as many as `run` says, each loaded with `config` and for `slots` calls."""
 
     def __init__(
-        self, worker_class: type, config: Any, shape: Shape, on_ray: Callable[[], None] = lambda: None
+        self,
+        worker_class: type,
+        config: Any,
+        run: RunConfig,
+        slots: int,
+        job_name: str = "powersample",
+        on_ray: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_ray` is called once Ray is up: signal handlers must be set after it, since Ray overwrites SIGTERM's."""
-        self._class, self._config, self._shape, self._on_ray = worker_class, config, shape, on_ray
-        kind = "gpu" if shape.use_gpus else "cpu"
-        self._seats = [Seat(rank, f"{kind}{rank}") for rank in range(shape.num_workers)]
+        self._class, self._config, self._run, self._slots = worker_class, config, run, slots
+        self._job_name, self._on_ray = job_name, on_ray
+        kind = "gpu" if run.use_gpus else "cpu"
+        self._seats = [Seat(rank, f"{kind}{rank}") for rank in range(run.num_actors)]
         self._events: list[Event] = []
         self._actor_class: Any = None
         self._nodes_at = 0.0
@@ -50,17 +58,17 @@ class RayCrew:
 
     def start(self) -> None:
         """Start or join Ray and ask for the actors. Raises UserError if the cluster has fewer GPUs than wanted."""
-        start_ray(self._shape)
+        start_ray(self._run, self._job_name)
         self._on_ray()
         self._vital = vital_places()
-        self._actor_class = actor_class(self._class, self._shape)
+        self._actor_class = actor_class(self._class, self._run, self._slots)
         for seat in self._seats:
             if not seat.given_up:
                 self._start(seat)
 
     def reload(self, config: Any, slots: int) -> None:
         """`slots` may not be more than at the start: so many calls an actor takes at once."""
-        self._config, self._shape = config, self._shape._replace(slots=slots)
+        self._config, self._slots = config, slots
         for seat in self._seats:
             if seat.actor is not None:
                 seat.health = seat.slots = None
@@ -73,7 +81,7 @@ class RayCrew:
 
         Otherwise the first to be ready would take a short run for itself. A replacement is not waited for.
         """
-        most = self._shape.slots
+        most = self._slots
         if any(seat.num_starts == 1 and not seat.ready for seat in self._seats):
             most = min(most, -(-unanswered // len(self._seats)))
         return sum(max(0, min(seat.slots or 0, most) - len(seat.calls)) for seat in self._seats)
@@ -178,7 +186,7 @@ class RayCrew:
     def _answered(self, seat: Seat, ref: Any, answer: Any) -> None:
         now = time.monotonic()
         if ref == seat.health:
-            seat.health, seat.slots = None, answer.get("slots", self._shape.slots)
+            seat.health, seat.slots = None, answer.get("slots", self._slots)
             if answer.get("steps") != seat.steps:
                 seat.steps, seat.moved = answer.get("steps"), now
             self._events.append(Health(seat.name, answer))
@@ -235,13 +243,13 @@ def node_id(actor: Any) -> str:
     return ray.get_runtime_context().get_node_id()
 
 
-def actor_class(worker_class: type, shape: Shape) -> Any:
+def actor_class(worker_class: type, run: RunConfig, slots: int) -> Any:
     """The worker as an actor class. Group sizes are fixed here: a group below `slots` would cap the batch."""
     cpus = ray.cluster_resources().get("CPU", 1.0)
     # At most one CPU each, so that every actor finds a node; Ray counts in 1/10,000, rounded down here so that all fit.
-    share = min(1.0, int(cpus / shape.num_workers * 10_000) / 10_000)
-    options: dict[str, Any] = {"num_gpus": shape.gpus_per_worker, "num_cpus": 0}
-    if not shape.use_gpus:
+    share = min(1.0, int(cpus / run.num_actors * 10_000) / 10_000)
+    options: dict[str, Any] = {"num_gpus": run.engine.tensor_parallel, "num_cpus": 0}
+    if not run.use_gpus:
         options = {"num_cpus": share}
-    options |= {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {"work": shape.slots, "hb": 2}}
+    options |= {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {"work": slots, "hb": 2}}
     return ray.remote(**options)(worker_class)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 # Read when Ray is imported: nobody without the token may give Ray work, and nothing is reported to anybody.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -25,6 +25,7 @@ from ray.job_config import JobConfig
 from ray.util.metrics import Counter, Gauge
 
 from evals.types import UserError, WorkersLost
+from orchestrator.config import RunConfig
 from orchestrator.metrics import METRICS
 from orchestrator.progress import say
 
@@ -34,19 +35,6 @@ HEALTH_CHECK = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 2000,
 """Of nodes by a local Ray: a dead one is known after 3 s instead of 13 s, a frozen one after 9 s instead of 63 s."""
 OBJECT_STORE_BYTES = 256 << 20  # records are small; the default, 30 % of RAM, spills out of a small /dev/shm
 CHECKOUT = Path(__file__).parents[1]
-
-
-class Shape(NamedTuple):
-    """How many actors, and what each gets."""
-
-    num_workers: int
-    slots: int
-    use_gpus: bool
-    job_name: str = "powersample"
-    dashboard: bool | None = None
-    """None: if its packages are there."""
-    dashboard_host: str = "127.0.0.1"
-    gpus_per_worker: int = 1
 
 
 def ray_address() -> str:
@@ -92,31 +80,32 @@ def check_dashboard(host: str) -> None:
         )
 
 
-def start_ray(shape: Shape) -> None:
-    """Join the cluster of RAY_ADDRESS or start a local one, and make sure that it has the GPUs.
+def start_ray(config: RunConfig, job_name: str) -> None:
+    """Join the cluster of RAY_ADDRESS or start a local one, and make sure that it has the GPUs of a resolved `config`.
 
     Raises UserError for what the user can mend, WorkersLost where Ray does not come up.
     """
     address = ray_address()
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))}
-    if not shape.use_gpus:
+    if not config.use_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     check_address()
-    check_dashboard(shape.dashboard_host)
+    check_dashboard(config.dashboard_host)
     local: dict[str, Any] = {}
     if address == LOCAL:  # a driver that joins a cluster must not pass these
         for name, value in HEALTH_CHECK.items():
             os.environ.setdefault(f"RAY_health_check_{name}", str(value))
-        local = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": shape.dashboard}
+        dashboard = None if config.dashboard else False  # None: if its packages are there
+        local = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": dashboard}
     context = connect(
         address,
-        dashboard_host=shape.dashboard_host,
-        job_config=JobConfig(metadata={"job_name": shape.job_name}, runtime_env={"env_vars": environment}),
+        dashboard_host=config.dashboard_host,
+        job_config=JobConfig(metadata={"job_name": job_name}, runtime_env={"env_vars": environment}),
         **local,
     )
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    wanted = shape.num_workers * shape.gpus_per_worker
-    if shape.use_gpus and num_gpus < wanted:
+    wanted = config.num_actors * config.engine.tensor_parallel
+    if config.use_gpus and num_gpus < wanted:
         ray.shutdown()
         raise UserError(f"POWERSAMPLE_NUM_GPUS asks for {wanted} GPUs and Ray finds {num_gpus}; ask for at most these.")
     if address == LOCAL:  # Ray makes it writable for everybody

@@ -117,18 +117,10 @@ def start_crew(runs: Sequence[OpenRun], stop: Stop, stack: ExitStack) -> Crew:
     if config.inline:
         crew = InlineCrew(Worker(0, "inline"), settings, config.slots)
     else:
-        from orchestrator.cluster import RayCrew, Shape
+        from orchestrator.cluster import RayCrew
 
-        shape = Shape(
-            num_workers=config.num_actors,
-            slots=max(one.config.slots for one in runs),
-            use_gpus=config.use_gpus,
-            job_name=f"powersample {config.name} {len(inputs.data.problems)}x{config.num_actors}",
-            dashboard=None if config.dashboard else False,
-            dashboard_host=config.dashboard_host,
-            gpus_per_worker=config.engine.tensor_parallel,
-        )
-        crew = RayCrew(Worker, settings, shape, on_ray=stop.install)
+        job = f"powersample {config.name} {len(inputs.data.problems)}x{config.num_actors}"
+        crew = RayCrew(Worker, settings, config, max(one.config.slots for one in runs), job, stop.install)
     stack.callback(crew.close)
     mark(runs, "load" if config.inline else "ray")
     with stop.breaking():  # nothing is answered yet that it would be worth to wait for

@@ -234,6 +234,7 @@ os.environ |= {f"RAY_health_check_{name}": str(value) for name, value in join.HE
 from ray.cluster_utils import Cluster
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
+from orchestrator.config import RunConfig
 from orchestrator.crew import Died, Done, Lost, Work
 from orchestrator.driver import drive
 from orchestrator.progress import Progress
@@ -285,7 +286,7 @@ class Watched(cluster.RayCrew):
 
 works = [Work(Problem(i, "q", "a"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(100_000)]
 store = open_store(directory, {"fingerprint": "f"})
-crew = Watched(Sleeper, None, cluster.Shape(3, 4, True))
+crew = Watched(Sleeper, None, RunConfig(num_gpus=3), 4)
 crew.start()
 drive(crew, store, works, Telemetry(store.telemetry_path), Progress("nodes", len(works)), lambda: len(at) == 4)
 crew.close()

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from evals.config import SamplerConfig, TaskConfig
+from evals.config import EngineConfig, SamplerConfig, TaskConfig
 from evals.types import Problem, Record, UserError, WorkersLost
+from orchestrator.config import RunConfig
 from orchestrator.driver import Died, Done, Event, Health, Ready, Work, drive
 from orchestrator.progress import Progress
 from orchestrator.store import open_store
@@ -57,12 +58,13 @@ def fake_worker() -> type:
 def crews(monkeypatch: pytest.MonkeyPatch) -> Iterable[Any]:
     """Makes crews and ends them."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    from orchestrator.cluster import RayCrew, Shape  # not above: it imports Ray, which only these tests need
+    from orchestrator.cluster import RayCrew  # not above: it imports Ray, which only these tests need
 
     made = []
 
-    def make(config: str, worker: type | None = None, **shape: Any) -> RayCrew:
-        made.append(RayCrew(worker or fake_worker(), config, Shape(dashboard=False, **shape)))
+    def make(config: str, worker: type | None = None, slots: int = 1, **run: Any) -> RayCrew:
+        run = {"num_gpus": 0, "dashboard": False} | run
+        made.append(RayCrew(worker or fake_worker(), config, RunConfig(**run), slots))
         return made[-1]
 
     yield make
@@ -104,7 +106,7 @@ def works(number: int) -> list[Work]:
 def test_a_run_survives_killed_actors(tmp_path: Path, crews: Any) -> None:
     store = open_store(tmp_path, {"fingerprint": "f"})
     telemetry = Telemetry(store.telemetry_path)
-    crew: Any = Killer(crews("model", num_workers=2, slots=3, use_gpus=False))
+    crew: Any = Killer(crews("model", num_workers=2, slots=3))
     crew.start()
     while sum(isinstance(event, Ready) for event in crew.seen) < 2:
         crew.wait(1.0)
@@ -125,7 +127,7 @@ def wait_for_ever(crew: Any) -> None:
 
 
 def test_failing_loads_end_the_run_with_their_cause(crews: Any) -> None:
-    crew = crews("bad model", num_workers=1, slots=1, use_gpus=False)
+    crew = crews("bad model", num_workers=1)
     crew.start()
     with pytest.raises(UserError, match=r"^The model is of an architecture that is not supported\.$"):
         wait_for_ever(crew)
@@ -145,7 +147,7 @@ def test_more_gpus_than_present_fails_fast(
     monkeypatch.setattr("ray.init", lambda **options: calls.append(options))
     monkeypatch.setattr("ray.shutdown", lambda: calls.append("shutdown"))
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
-    crew = crews("model", num_workers=num_workers, slots=1, use_gpus=True, gpus_per_worker=each)
+    crew = crews("model", num_gpus=num_workers * each, engine=EngineConfig(tensor_parallel=each))
     with pytest.raises(UserError, match="asks for 3 GPUs and Ray finds 2"):
         crew.start()
     assert calls[-1] == "shutdown"
@@ -167,7 +169,7 @@ def test_ray_that_does_not_come_up_is_one_sentence(
 
     monkeypatch.setattr("ray.init", fail)
     with pytest.raises(kind, match=words):
-        crews("model", num_workers=1, slots=1, use_gpus=False).start()
+        crews("model", num_workers=1).start()
 
 
 def test_ray_is_closed_to_strangers_and_reports_to_nobody() -> None:
@@ -181,7 +183,7 @@ def test_ray_is_started_again_where_a_dead_agent_takes_its_node_along_but_not_fo
     crews: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.cluster.MAX_REVIVALS", 1)
-    crew = crews("model", num_workers=1, slots=1, use_gpus=False)
+    crew = crews("model", num_workers=1)
     crew.start()
     for _ in range(2):
         while not any(isinstance(event, Ready) for event in crew.wait(1.0)):
@@ -229,7 +231,7 @@ def test_a_device_that_is_lost_is_told_and_the_others_finish(
 ) -> None:
     store = open_store(tmp_path / "run", {"fingerprint": "f"})
     telemetry = Telemetry(store.telemetry_path)
-    crew = crews(str(tmp_path / "loaded"), worker_that_loads_once(), num_workers=2, slots=1, use_gpus=False)
+    crew = crews(str(tmp_path / "loaded"), worker_that_loads_once(), num_workers=2)
     crew.start()
     while sum(isinstance(event, Health) for event in crew.wait(0.2)) + crew.free(2) < 2:
         pass

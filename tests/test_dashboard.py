@@ -22,6 +22,7 @@ from chromium import Browser, find_browser
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
+from orchestrator.config import RunConfig
 from orchestrator.driver import Done, Ready, Work
 from orchestrator.metrics import METRICS
 
@@ -57,9 +58,9 @@ def dashboard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     """Address of the dashboard of a crew that has answered its problems, as it was said."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
-    from orchestrator.cluster import RayCrew, Shape  # not above: it imports Ray, which only these tests need
+    from orchestrator.cluster import RayCrew  # not above: it imports Ray, which only these tests need
 
-    crew: Any = RayCrew(fake_worker(), "model", Shape(NUM_WORKERS, 2, False, JOB))
+    crew: Any = RayCrew(fake_worker(), "model", RunConfig(num_workers=NUM_WORKERS, num_gpus=0), 2, JOB)
     crew.start()
     try:
         ready = answered = 0

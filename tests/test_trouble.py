@@ -17,6 +17,7 @@ from evals.config import SamplerConfig, TaskConfig
 from evals.engine.engine import EngineCounters
 from evals.types import Problem, UserError, WorkersLost
 from orchestrator.cli import main
+from orchestrator.config import RunConfig
 from orchestrator.driver import Died, Event, Health, Ready, Work
 from orchestrator.problems import load_problems
 from orchestrator.telemetry import Telemetry, read_telemetry
@@ -180,9 +181,9 @@ def still_worker() -> type:
 @pytest.fixture
 def crew(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    from orchestrator.cluster import RayCrew, Shape
+    from orchestrator.cluster import RayCrew
 
-    crew = RayCrew(still_worker(), request.param, Shape(1, 1, False, dashboard=False))
+    crew = RayCrew(still_worker(), request.param, RunConfig(num_workers=1, num_gpus=0, dashboard=False), 1)
     crew.start()
     yield crew
     crew.close()
