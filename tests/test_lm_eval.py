@@ -6,7 +6,7 @@ import re
 import pytest
 from interop import theirs
 
-from evals.grading.numeric import COT_STRICT, flexible, strict
+from evals.grading.numeric import flexible, strict
 
 GOLDS = ["18", "1,450,000", "1450000", "-10", "0", "276000", "2,125", "7"]
 FORMS = [
@@ -57,7 +57,7 @@ def restated(text: str, solution: str) -> list[list[object]]:
 
 
 def ours(text: str, solution: str) -> list[list[object]]:
-    grades = strict(text, solution), strict(text, solution, COT_STRICT), flexible(text, solution)
+    grades = strict(text, solution), strict(text, solution, cot=True), flexible(text, solution)
     return [["[invalid]" if grade.answer is None else grade.answer, grade.correct] for grade in grades]
 
 

@@ -11,23 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from evals.grading.numeric import (
-    COT_STRICT,
-    NUMBER,
-    STRICT,
-    after_hashes,
-    after_phrase,
-    boxed,
-    cleaned,
-    find,
-    flexible,
-    gold_text,
-    last_box,
-    number_vote,
-    numeric,
-    strict,
-    value,
-)
+from evals.grading.numeric import NUMBER, boxed, cleaned, final, find, flexible, gold_text, number_vote, numeric, strict
 from evals.grading.symbolic import judge
 from evals.types import Grade, Problem
 
@@ -51,7 +35,7 @@ class Format(NamedTuple):
 def gsm8k(text: str, problem: Problem, cot: bool) -> dict[str, Grade]:
     """With `cot`, `strict` looks for "The answer is", as lm-eval's chain-of-thought tasks do."""
     return {
-        "strict": strict(text, problem.answer, COT_STRICT if cot else STRICT),
+        "strict": strict(text, problem.answer, cot),
         "flexible": flexible(text, problem.answer),
         "numeric": settled(numeric(text, problem), gold_text(problem)),
     }
@@ -86,9 +70,9 @@ def formula(text: str, gold: str, equal: Callable[[str, str], bool | None]) -> G
     gold = cleaned(gold).strip()
     if squeezed(segment) == squeezed(gold):
         return Grade(True, segment, "complex")
-    found, wanted = boxed(segment), NUMBER.fullmatch(gold)
-    if found.value is not None and wanted is not None:
-        return Grade(found.value == value(wanted) and found.percent <= (wanted[4] is not None), found.shown, "number")
+    found, wanted = boxed(segment), boxed(gold)
+    if found.value is not None and NUMBER.fullmatch(gold):
+        return Grade(found.value == wanted.value and found.percent <= wanted.percent, found.shown, "number")
     return judged(equal(gold, segment), segment)
 
 
@@ -96,16 +80,6 @@ def formula_vote(text: str) -> str | None:
     """What a text comes to: numbers as `number_vote` writes them, a formula as it is written."""
     shown = find(text).shown
     return number_vote(text) or (shown and squeezed(shown))
-
-
-def final(text: str) -> str | None:
-    """The final answer as it is written, without the typography that numeric.py removes, too."""
-    text = cleaned(text)
-    for segment in (last_box(text), after_hashes(text), after_phrase(text)):
-        if segment is not None and segment.strip():
-            return segment.strip().rstrip(".").strip("$ ")
-    numbers = [match[0].strip() for match in NUMBER.finditer(text)]
-    return numbers[-1] if numbers else None
 
 
 def squeezed(text: str) -> str:

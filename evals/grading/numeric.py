@@ -117,6 +117,16 @@ def find(text: str) -> Found:
     return number(numbers[-1]) if numbers else Found("none")
 
 
+def final(text: str) -> str | None:
+    """The final answer as it is written, looked for in the same places, but for the typography that goes."""
+    text = cleaned(text)
+    for segment in (last_box(text), after_hashes(text), after_phrase(text)):
+        if segment is not None and segment.strip():
+            return segment.strip().rstrip(".").strip("$ ")
+    numbers = [match[0].strip() for match in NUMBER.finditer(text)]
+    return numbers[-1] if numbers else None
+
+
 def cleaned(text: str) -> str:
     """The text without the typography of LaTeX and Markdown that can stand inside a number."""
     text = NOTHING.sub("", SPACE.sub(" ", text))
@@ -201,13 +211,13 @@ def value(match: re.Match[str]) -> Decimal:
     return Decimal(sign + match[3].replace(",", ""))
 
 
-def strict(text: str, answer: str, pattern: re.Pattern[str] = STRICT) -> Grade:
-    """`strict-match`: the first number after `#### ` (or what `pattern` says) equals the gold as a string.
+def strict(text: str, answer: str, cot: bool = False) -> Grade:
+    """`strict-match`: the first number after `#### `, with `cot` after `The answer is `, equals the gold as a string.
 
     `text` is the answer, already cut at its stop string; `answer` is the data set's solution, `#### gold` included.
     The grade's answer is the extracted string, None where lm-eval says `[invalid]`.
     """
-    found = pattern.search(text)
+    found = (COT_STRICT if cot else STRICT).search(text)
     return compared(found[1] if found else None, answer)
 
 
