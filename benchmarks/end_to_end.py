@@ -110,7 +110,7 @@ def first_token(engine: Engine, task: Task, problem: Problem) -> None:
     from evals.samplers.single import Single
     from evals.types import Chain
 
-    prompt = make_prompt(task, problem, engine.model.tokenizer, 1)
+    prompt = make_prompt(task, problem, engine.model.tokenizer)._replace(max_new_tokens=1)
     engine.run([Chain(prompt, Single(1.0).chain(prompt, SEED, 0, 0), 1)], SEED)
 
 
@@ -126,10 +126,7 @@ def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.
         engine.idle.reset()
     began = time.perf_counter()
     engine.start()
-    under_way = [
-        start(problem, 0, task, sampler, engine, max_new_tokens=args.max_new_tokens, seed=SEED, worker={})
-        for problem in problems
-    ]
+    under_way = [start(problem, 0, task, sampler, engine, worker={}) for problem in problems]
     records = [future.result() for future in under_way]
     seconds = time.perf_counter() - began
     after, changes = engine.counters(), engine.take_slot_changes()

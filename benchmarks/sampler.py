@@ -112,10 +112,7 @@ def run_chains(
     """One record per problem, in their order, from power sampling."""
     config = SamplerConfig(alpha=args.alpha, num_moves=args.moves, replay=replay, early_rejection=early_rejection)
     sampler = make_sampler(config, prefetch)
-    begun = [
-        start(problem, 0, task, sampler, engine, max_new_tokens=args.max_new_tokens, seed=0, worker={})
-        for problem in problems
-    ]
+    begun = [start(problem, 0, task, sampler, engine, worker={}) for problem in problems]
     return [record.result() for record in tqdm(begun, desc=label)]
 
 

@@ -23,15 +23,7 @@ if TYPE_CHECKING:
 
 
 def start(
-    problem: Problem,
-    sample_index: int,
-    task: Task,
-    sampler: Sampler,
-    engine: Engine,
-    *,
-    max_new_tokens: int,
-    seed: int,
-    worker: Mapping[str, Any],
+    problem: Problem, sample_index: int, task: Task, sampler: Sampler, engine: Engine, worker: Mapping[str, Any]
 ) -> Future[Record]:
     """Begin one (problem, sample) on a started engine; the future yields its record or the exception that ended it.
 
@@ -39,9 +31,9 @@ def start(
     for a formula that takes its grader seconds.
     """
     began = time.time()
-    prompt = make_prompt(task, problem, engine.model.tokenizer, max_new_tokens)
-    steps = sampler.chain(prompt, seed, problem.problem_id, sample_index)
-    sampling = engine.submit(Chain(prompt, steps, sampler.sequences), seed)
+    prompt = make_prompt(task, problem, engine.model.tokenizer)
+    steps = sampler.chain(prompt, task.seed, problem.problem_id, sample_index)
+    sampling = engine.submit(Chain(prompt, steps, sampler.sequences), task.seed)
     finished: Future[Record] = Future()
 
     def graded(sample: Sample) -> Record:
@@ -88,11 +80,11 @@ def grading_thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="grading")
 
 
-def make_prompt(task: Task, problem: Problem, tokenizer: Tokenizer, max_new_tokens: int) -> Prompt:
+def make_prompt(task: Task, problem: Problem, tokenizer: Tokenizer) -> Prompt:
     """The problem as token ids, with the rules that end an answer to it."""
     return Prompt(
         token_ids=tuple(prompt_ids(task, problem, tokenizer.encode)),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=task.config.max_new_tokens,
         eos_ids=tokenizer.eos_ids,
         stopped=stop_rule(task.config.stop, tokenizer),
         vote=lambda tokens: task.vote(answer_text(tokens, task, tokenizer)),

@@ -100,8 +100,6 @@ class Worker:
             make_task(work.task, work.seed, self._config.train_problems),
             make_sampler(work.sampler, self._config.engine.prefetch, self._texts, encode),
             self._engine,
-            max_new_tokens=work.task.max_new_tokens,
-            seed=work.seed,
             worker={
                 "rank": self._rank,
                 "name": self._name,

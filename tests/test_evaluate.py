@@ -86,7 +86,7 @@ def problems() -> list[Problem]:
 def test_a_vote_sees_what_is_graded(model: Model, problems: list[Problem]) -> None:
     """Without the EOS token, which may have a text of its own, and up to the earliest stop string."""
     tokenizer = model.tokenizer
-    prompt = make_prompt(TASK, problems[0], tokenizer, HORIZON)
+    prompt = make_prompt(TASK, problems[0], tokenizer)
     assert prompt.vote is not None
     eos = min(tokenizer.eos_ids)
     assert prompt.vote([*tokenizer.encode(" 3 + 4 = 7\n#### 7"), eos]) == "7"
@@ -146,8 +146,7 @@ def run(model: Model, problems: list[Problem], task: Task, kind: str) -> tuple[l
     engine = Engine(model, EngineConfig(), slots=4, max_length=400)
     engine.start()
     sampler = make_sampler(SamplerConfig.model_validate({"kind": kind} | KINDS[kind]))
-    settings: dict[str, Any] = {"max_new_tokens": HORIZON, "seed": 0, "worker": {}}
-    begun = [start(problem, 0, task, sampler, engine, **settings) for problem in problems]
+    begun = [start(problem, 0, task, sampler, engine, worker={}) for problem in problems]
     found = [record.result() for record in begun]
     engine.close()
     audit(engine._pool)

@@ -42,8 +42,8 @@ def engine(device: str, dtype: str, slots: int = 8) -> Engine:
 def samples(on: Engine, problems: list[Problem], sampler: Single | Power) -> list[Sample]:
     from evals.config import TaskConfig
 
-    task = make_task(TaskConfig(), 0)
-    prompts = [make_prompt(task, problem, on.model.tokenizer, 96) for problem in problems]
+    task = make_task(TaskConfig(max_new_tokens=96), 0)
+    prompts = [make_prompt(task, problem, on.model.tokenizer) for problem in problems]
     chains = [Chain(p, sampler.chain(p, 3, i, 0)) for i, p in enumerate(prompts)]
     return on.run(chains, 3)
 

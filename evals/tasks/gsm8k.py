@@ -37,6 +37,7 @@ class Task(NamedTuple):
     config: TaskConfig
     preset: Preset
     seed: int
+    """The run's."""
     train_problems: tuple[Problem, ...]
 
     def prompt(self, problem: Problem) -> str | tuple[Message, ...]:
