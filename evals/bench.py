@@ -131,7 +131,7 @@ def needed_length(context: int, steps: int) -> int:
 
 def random_prompts(model: Model, count: int, length: int) -> list[list[int]]:
     """Prompts that share no page."""
-    return np.random.default_rng(0).integers(model.limits.vocab_size, size=(count, length)).tolist()
+    return np.random.default_rng(0).integers(model.vocab_size, size=(count, length)).tolist()
 
 
 def decode(model: Model, config: EngineConfig, slots: int | None, context: int, steps: int) -> Decoding:

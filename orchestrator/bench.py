@@ -67,10 +67,10 @@ def load(args: argparse.Namespace) -> tuple[Model, EngineConfig, str, dict[str, 
     laps.lap("checks")
     model = measure.load(folder, shape, config, "cuda" if present else "cpu")
     laps.lap("load")
-    if (needed := measure.needed_length(args.context, args.steps)) > model.limits.context_length:
+    if (needed := measure.needed_length(args.context, args.steps)) > model.context_length:
         raise UserError(
             f"bench: --context {args.context} and half of --steps {args.steps} need {needed} tokens, more than the "
-            f"model's context of {model.limits.context_length}; lower them."
+            f"model's context of {model.context_length}; lower them."
         )
     return model, config, args.model or shape, laps
 

@@ -86,15 +86,15 @@ def check(
 
     for run in plan(config):
         check_writable(run.run_dir or Path("runs"))
-    limits = check_architecture(folder, config.engine.trust_remote_code)
+    context_length = check_architecture(folder, config.engine.trust_remote_code)
     check_weights(Path(folder), config.engine.allow_pickle)
     tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
     lengths = prompt_lengths(task, problems, tokenizer.encode)
     if texts is not None:
         check_texts(texts, tokenizer)
-        return limits.context_length
+        return context_length
     cut = config.task.max_prompt_tokens is not None
-    return check_lengths(lengths, config.task.max_new_tokens, limits.context_length, config.task.num_shots, cut=cut)
+    return check_lengths(lengths, config.task.max_new_tokens, context_length, config.task.num_shots, cut=cut)
 
 
 def check_texts(texts: Mapping[Key, str], tokenizer: Tokenizer) -> None:

@@ -61,7 +61,7 @@ def test_json_alone_and_without_generate(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_last_token_may_be_the_last_of_the_context(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny.limits = tiny.limits._replace(context_length=64)
+    tiny.context_length = 64
     monkeypatch.setattr(measure, "load", lambda *_: tiny)
     assert main(["bench", "--context", "59", "--steps", "8", "--batch", "1", "--no-generate"]) == 0
     assert main(["bench", "--context", "60", "--steps", "8", "--batch", "1", "--no-generate"]) == 2

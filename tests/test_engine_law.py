@@ -16,7 +16,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from evals.config import EngineConfig
 from evals.engine import chains
 from evals.engine.engine import Engine
-from evals.engine.gate import ModelLimits
 from evals.engine.model import Model
 from evals.samplers import metropolis
 from evals.samplers.candidates import Candidates
@@ -58,7 +57,7 @@ def law(network: Qwen2ForCausalLM, horizon: int) -> ToyLM:
 
 @pytest.fixture(scope="module")
 def engine(network: Qwen2ForCausalLM, law: ToyLM) -> Engine:
-    model = Model(network, ModelLimits("Qwen2ForCausalLM", 32, 4), folder="four tokens")
+    model = Model(network, folder="four tokens")
     return Engine(model, EngineConfig(), slots=SLOTS, max_length=len(PROMPT_IDS) + law.horizon)
 
 

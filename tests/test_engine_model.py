@@ -37,7 +37,7 @@ def test_a_chain_of_power_sampling_equals_plain_statistics(family: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_broken_seam_fails_the_self_check(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = make("llama")
-    model = Model(pair.network.to(dtype), pair.model.limits, folder="tiny llama")
+    model = Model(pair.network.to(dtype), folder="tiny llama")
     with torch.inference_mode():
         error, allowed, _ = selfcheck.compare(model)
     assert error < allowed
@@ -166,7 +166,7 @@ def test_the_tokenizer_adds_what_it_adds_and_cleans_nothing(folder: Path) -> Non
 
 def test_a_saved_model_loads_and_runs(folder: Path) -> None:
     model = load_model(str(folder), EngineConfig(), "cpu")
-    assert model.limits == ("LlamaForCausalLM", CONTEXT, VOCABULARY)
+    assert (model.context_length, model.vocab_size) == (CONTEXT, VOCABULARY)
     assert model.cache_shape.dtype == torch.float32
     assert engine(model).memory().rss_bytes > 0
 

@@ -21,7 +21,7 @@ TOKENS = list(range(3, 43))
 
 def half(pair: Pair, dtype: torch.dtype = torch.bfloat16, float32_logits: bool = True) -> Model:
     network = copy.deepcopy(pair.network).to(dtype)
-    return Model(network, pair.model.limits, folder="tiny", float32_logits=float32_logits)
+    return Model(network, folder="tiny", float32_logits=float32_logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -49,7 +49,7 @@ def test_a_right_decoder_passes_and_is_left_empty(family: str, slots: int, max_p
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_passes(pair: Pair, dtype: torch.dtype) -> None:
-    checked(Model(make("llama", seed=1).network.to(dtype), pair.model.limits, folder="half"))
+    checked(Model(make("llama", seed=1).network.to(dtype), folder="half"))
 
 
 def test_what_is_not_captured_is_not_drawn(pair: Pair) -> None:
@@ -99,7 +99,7 @@ MISTAKES: dict[str, Callable[..., Any]] = {
 )
 def test_a_wrong_kernel_is_refused(place: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = make("llama", seed=1)
-    model = Model(pair.network.to(dtype), pair.model.limits, folder="tiny llama")
+    model = Model(pair.network.to(dtype), folder="tiny llama")
     monkeypatch.setattr(f"evals.engine.kernels.{place.strip()}", MISTAKES[place])
     with pytest.raises(UserError, match=r"tiny llama \(LlamaForCausalLM\).*decoded by graphs.*execution=eager"):
         checked(model)

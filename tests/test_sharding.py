@@ -115,7 +115,7 @@ def test_a_model_spread_over_one_device_is_the_same(family: str) -> None:
     network = copy.deepcopy(pair.network)
     assert spread(network, [CPU, CPU]) is None
     assert list(network.state_dict()) == list(pair.network.state_dict())
-    assert_plain(pair, branched(engine(Model(network, pair.model.limits))), 1e-4)
+    assert_plain(pair, branched(engine(Model(network))), 1e-4)
 
 
 def test_a_model_without_a_list_of_layers_is_not_spread() -> None:
@@ -132,7 +132,7 @@ def test_more_gpus_than_there_are_is_a_mistake_of_the_users() -> None:
 def over(pair: Pair, devices: list[torch.device], dtype: torch.dtype = torch.float32) -> Model:
     network = copy.deepcopy(pair.network).to(dtype)
     assert spread(network, devices) is None
-    return Model(network, pair.model.limits, folder="tiny")
+    return Model(network, folder="tiny")
 
 
 def devices() -> list[torch.device]:

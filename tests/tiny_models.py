@@ -28,7 +28,6 @@ from transformers import (
 from evals.config import EngineConfig
 from evals.engine.eager import Layout
 from evals.engine.engine import Engine
-from evals.engine.gate import ModelLimits
 from evals.engine.model import KeysValues, Model
 from evals.types import Chain, Completion, Operation, Prompt, Request, Sample, Steps, Submit
 
@@ -97,8 +96,7 @@ def make(family: str, seed: int = 0, spread: float = 0.2, **sizes: Any) -> Pair:
     config = configuration(family, **sizes)
     config.initializer_range = spread
     network = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    limits = ModelLimits(type(network).__name__, CONTEXT, VOCABULARY)
-    return Pair(Model(copy.deepcopy(network), limits, folder=f"tiny {family}"), network)
+    return Pair(Model(copy.deepcopy(network), folder=f"tiny {family}"), network)
 
 
 def engine(

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from evals.config import EngineConfig
-from evals.engine.gate import ModelLimits, check_architecture, first_line, load_tokenizer, refusal
+from evals.engine.gate import check_architecture, first_line, load_tokenizer, refusal
 from evals.engine.model import Model
 from evals.types import UserError
 
@@ -39,7 +39,7 @@ def load_model(folder: str, config: EngineConfig, device: str | torch.device, nu
     `num_threads` sets the CPU threads of this process's products. Raises UserError for what the gate refuses, for
     weights that are missing or not safetensors, and for a model into which the seam does not fit.
     """
-    limits = check_architecture(folder, config.trust_remote_code)
+    check_architecture(folder, config.trust_remote_code)
     if not config.allow_pickle and not list(Path(folder).glob("*.safetensors")):
         raise UserError(
             f"The model folder {folder} has no safetensors weights; convert them, or set engine.allow_pickle to load "
@@ -71,10 +71,10 @@ def load_model(folder: str, config: EngineConfig, device: str | torch.device, nu
         if config.tensor_parallel > 1:
             reason = spread(network, cuda_devices(config.tensor_parallel))
             if reason is not None:
-                raise refusal(folder, limits.architecture, f"engine.tensor_parallel is on and {reason}")
+                raise refusal(folder, type(network).__name__, f"engine.tensor_parallel is on and {reason}")
         else:
             network.to(device)
-        return Model(network, limits, tokenizer, folder, config.float32_logits)
+        return Model(network, tokenizer, folder, config.float32_logits)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"The model in {folder} does not fit the GPU ({first_line(error)}); free the GPU or choose a smaller model."
@@ -94,9 +94,7 @@ def shape_config(kind: str, sizes: dict[str, Any]) -> Any:
 
 def random_model(kind: str, sizes: dict[str, Any], dtype: str, device: str) -> Model:
     """A model of the library's type `kind` with random weights, made on the device; it has no tokenizer."""
-    config = shape_config(kind, sizes)
-    network = make_network(config, dtype, device)
-    return Model(network, ModelLimits(type(network).__name__, config.max_position_embeddings, config.vocab_size))
+    return Model(make_network(shape_config(kind, sizes), dtype, device))
 
 
 def cuda_devices(count: int) -> list[torch.device]:

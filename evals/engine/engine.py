@@ -81,8 +81,8 @@ class Engine:
         Raises UserError if the model fails the self-check or not even one slot fits; ValueError for sizes below 1 or a
         `max_length` beyond the model's context.
         """
-        if (slots is not None and slots < 1) or not 1 <= max_length <= model.limits.context_length:
-            raise ValueError(f"{slots} slots, longest sequence {max_length} of {model.limits.context_length}")
+        if (slots is not None and slots < 1) or not 1 <= max_length <= model.context_length:
+            raise ValueError(f"{slots} slots, longest sequence {max_length} of {model.context_length}")
         self.model, self._layout = model, layout(model.device)
         if not model.checked:
             selfcheck.check(model)
@@ -94,7 +94,7 @@ class Engine:
         """Where the device's memory goes, for a person; empty where nothing was measured."""
         self._given_pages = num_pages
         self._pool = PagePool(plan.num_pages, self._layout.share_unit)
-        self._scheduler = Scheduler(self._pool, plan.slots, max_length, model.limits.vocab_size)
+        self._scheduler = Scheduler(self._pool, plan.slots, max_length, model.vocab_size)
         self._cache: KeysValues | None = None
         self._decoder: Decoder | None = None  # none of the two while they have to be made
         self._slot_changes = deque[SlotChange]()

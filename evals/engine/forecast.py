@@ -14,7 +14,7 @@ from torch import nn
 
 from evals.config import EngineConfig
 from evals.engine.checkpoint import DTYPES, make_network
-from evals.engine.gate import ModelLimits, first_line, model_classes, objection, refusal, windows
+from evals.engine.gate import first_line, model_classes, objection, refusal, windows
 from evals.engine.kv_cache import PAGE, PagePool
 from evals.engine.model import Model
 from evals.engine.planning import Demand, Reading, SlotPlan
@@ -127,7 +127,7 @@ def probed(network: Any, config: Any, name: str) -> tuple[int, int] | str:
     if (reason := objection(config)) is not None:
         return str(refusal(name, type(network).__name__, reason))
     try:
-        shape = Model(network, ModelLimits(type(network).__name__, 1, config.vocab_size), folder=name).cache_shape
+        shape = Model(network, folder=name).cache_shape
     except UserError as error:
         return str(error)
     except RuntimeError as error:

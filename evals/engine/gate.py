@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
@@ -20,17 +20,6 @@ LAYERS = {"full_attention", "sliding_attention"}
 LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 SINKS = {"gpt_oss"}
 FAMILIES = "Llama, Qwen2, Qwen3, Mistral, Gemma 2, Phi-3, GPT-2 and most other decoder-only families work"
-
-
-class ModelLimits(NamedTuple):
-    """What is known of a model without its weights."""
-
-    architecture: str
-    """Class name, e.g. Qwen2ForCausalLM."""
-    context_length: int
-    """Longest prompt plus answer, in tokens."""
-    vocab_size: int
-    """Rows of the embedding."""
 
 
 def read_config(folder: str, trust_remote_code: bool) -> Any:
@@ -53,10 +42,10 @@ def read_config(folder: str, trust_remote_code: bool) -> Any:
         raise UserError(f"{path / 'config.json'} cannot be used: {reason}; {way_out}.") from error
 
 
-def check_architecture(folder: str, trust_remote_code: bool = False) -> ModelLimits:
+def check_architecture(folder: str, trust_remote_code: bool = False) -> int:
     """The gate: whether the engine can serve the model in this folder, before its weights are loaded.
 
-    Raises UserError naming folder and architecture.
+    Returns the longest prompt plus answer in tokens. Raises UserError naming folder and architecture.
     """
     config = read_config(folder, trust_remote_code)
     named = (getattr(config, "architectures", None) or [None])[0]
@@ -78,7 +67,7 @@ def check_architecture(folder: str, trust_remote_code: bool = False) -> ModelLim
     length = context_length(config)
     if length is None:
         raise refusal(folder, architecture, "its configuration names no longest sequence")
-    return ModelLimits(architecture, length, config.vocab_size)
+    return length
 
 
 def objection(config: Any) -> str | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from evals.engine.attention import Probe, PromptStep, RowsStep, SeamError, Seat, Step, paged_attention
-from evals.engine.gate import ModelLimits, Tokenizer, refusal, windows
+from evals.engine.gate import Tokenizer, context_length, refusal, windows
 from evals.engine.kv_cache import PAGE, Opening
 from evals.engine.products import float32_head
 from evals.types import UserError
@@ -115,18 +115,17 @@ class Model:
     """A causal language model whose attention runs over pages."""
 
     def __init__(
-        self,
-        network: Any,
-        limits: ModelLimits,
-        tokenizer: Tokenizer | None = None,
-        folder: str = "",
-        float32_logits: bool = False,
+        self, network: Any, tokenizer: Tokenizer | None = None, folder: str = "", float32_logits: bool = False
     ) -> None:
         """Install the seam into `network` (a transformers model on its device); `float32_logits` as in EngineConfig.
 
         Raises UserError if the seam does not fit, or the head's product cannot be taken in float32.
         """
-        self.limits, self.folder, self.network = limits, folder, network
+        self.folder, self.network = folder, network
+        self.context_length = context_length(network.config) or 0
+        """Longest prompt plus answer, in tokens."""
+        self.vocab_size: int = network.config.vocab_size
+        """Rows of the embedding."""
         self._tokenizer = tokenizer
         self._plain = network.config._attn_implementation
         self._seat, self._elsewhere = Seat(), dict[torch.device, Seat]()
@@ -227,7 +226,7 @@ class Model:
 
     def refuse(self, reason: str) -> UserError:
         """The sentence that says that this model cannot be used, and why."""
-        return refusal(self.folder, self.limits.architecture, reason)
+        return refusal(self.folder, type(self.network).__name__, reason)
 
     def _probe(self) -> tuple[list[Any], CacheShape, int]:
         """One forward pass through a recording attention: its modules, the shape of keys and values, query heads."""

@@ -58,8 +58,8 @@ def check(model: Model) -> None:
 def compare(model: Model) -> tuple[float, float, str]:
     """The largest disagreement seen, what is allowed, and its unit."""
     total = max(LENGTHS) + STEPS
-    sequences = [token_ids(total, 7 + i, model.limits.vocab_size) for i in range(2)]
-    draft = [*sequences[1][:REWIND_TO], *token_ids(STEPS, 3, model.limits.vocab_size)]
+    sequences = [token_ids(total, 7 + i, model.vocab_size) for i in range(2)]
+    draft = [*sequences[1][:REWIND_TO], *token_ids(STEPS, 3, model.vocab_size)]
     plain = [model.plain_logits(tokens) for tokens in (*sequences, draft)]
     pack_linears(model.network)  # from here on `plain_logits` uses the faster products too
     found = paged(model, sequences, draft)
@@ -131,9 +131,9 @@ def check_decoder(
     """
     if decoder.name == "eager":
         return
-    longest = min(min(max_pages, num_pages - 1) * PAGE, model.limits.context_length)
+    longest = min(min(max_pages, num_pages - 1) * PAGE, model.context_length)
     try:
-        drawn = draw_in_company(decoder, slots, longest, num_pages, model.limits.vocab_size)
+        drawn = draw_in_company(decoder, slots, longest, num_pages, model.vocab_size)
     except FloatingPointError as error:
         raise model.refuse(f"decoded by {decoder.name}, {error}; engine.execution=eager does without") from error
     with torch.compiler.set_stance("force_eager"):  # the reference takes no part in what is checked
