@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import product
 from typing import Any
 
 import pytest
@@ -88,7 +87,7 @@ def pair() -> Pair:
 
 
 REAL: dict[str, Power | Paper] = {
-    "plain": Power(2.0, 6),
+    "plain": Power(2.0, 5),
     "nonnull, blocks": Power(2.0, 0, num_effective_moves=4, blocks=2),
     "entropy": Power(2.0, 6, cuts="entropy"),
     "paper": Paper(2.0, 4, block=16, top_k=20),
@@ -101,7 +100,7 @@ REAL: dict[str, Power | Paper] = {
 def test_the_same_chains_on_the_engine_for_any_slots_and_prefetch(pair: Pair, kind: str) -> None:
     prompts = [prompt(i, length=(1, 9, 20)[i], max_new=32, eos=[2, 7]) for i in range(3)]
     results, discarded = [], 0
-    for slots, prefetch in product((1, 3, 8), (0, 1, 4)):
+    for slots, prefetch in [(1, 0), (1, 4), (3, 1), (3, 4), (8, 0), (8, 4)]:
         on = engine(pair.model, slots)
         sampler = REAL[kind]._replace(prefetch=prefetch)
         samples = on.run([Chain(to, sampler.chain(to, 1, i, 0)) for i, to in enumerate(prompts)], 1)

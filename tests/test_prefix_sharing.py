@@ -39,7 +39,7 @@ def pair() -> Pair:
 
 def beyond(shared: int, lengths: list[int]) -> list[Prompt]:
     """Prompts that have their first `shared` tokens in common and so many of their own."""
-    return branching([shared + length for length in lengths], shared, max_new=30)
+    return branching([shared + length for length in lengths], shared, max_new=12)
 
 
 def together(on: Engine, prompts: list[Prompt], first: int = 0) -> list[Completion]:
