@@ -1,4 +1,5 @@
-"""Python in a process of its own, in an environment without what this one has set for runs and Ray."""
+"""The command line, in a process of its own or in this one, in an environment without what is set here for runs and
+Ray."""
 
 from __future__ import annotations
 
@@ -7,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from orchestrator.cli import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,3 +40,9 @@ def python(
 def powersample(*arguments: object, **variables: Any) -> subprocess.CompletedProcess[str]:
     """What the command line did."""
     return python("-m", "orchestrator", *arguments, **variables)
+
+
+def in_process(*arguments: object, **variables: object) -> int:
+    """The exit code of the command line in this process, where its start is not what a test is about."""
+    with patch.dict(os.environ, clean(**variables), clear=True):
+        return main([*map(str, arguments)])
