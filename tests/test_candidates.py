@@ -181,7 +181,7 @@ def test_on_the_engine_for_any_number_of_slots(kind) -> None:
     for slots in (1, 3, 8):
         engine = tiny_models.engine(model, slots=slots, max_length=96)
         prompts = [
-            tiny_models.prompt(i, 17 + i, max_new=24, eos=[2, 7], vote=lambda tokens: str(tokens[-1])) for i in range(4)
+            tiny_models.prompt(i, 17 + i, max_new=16, eos=[2, 7], vote=lambda tokens: str(tokens[-1])) for i in range(4)
         ]
         chains = [Chain(to, sampler.chain(to, 1, i, 0), sampler.sequences) for i, to in enumerate(prompts)]
         results.append(engine.run(chains, seed=1))
@@ -204,12 +204,12 @@ def test_the_prompt_is_computed_once_on_any_number_of_slots(kind: str, monkeypat
     rare = {"smc_interval": 7, "smc_ramp": 9, "smc_threshold": 1.0} if kind == "smc" else {}
     sampler = make_sampler(SamplerConfig.model_validate({"kind": kind, "num_candidates": 5} | rare))
     prompts = [
-        tiny_models.prompt(i, length, max_new=24, eos=[2, 7], vote=lambda tokens: str(tokens[-1]))
+        tiny_models.prompt(i, length, max_new=16, eos=[2, 7], vote=lambda tokens: str(tokens[-1]))
         for i, length in enumerate((1, 12, 17, 65, 90))
     ]
 
     def run(slots: int) -> list[Sample]:
-        engine = tiny_models.engine(model, slots=slots, max_length=114, num_pages=400)
+        engine = tiny_models.engine(model, slots=slots, max_length=106, num_pages=400)
         chains = [Chain(to, sampler.chain(to, 1, i, 0), sampler.sequences) for i, to in enumerate(prompts)]
         samples = engine.run(chains, seed=1)
         audit(engine._pool)

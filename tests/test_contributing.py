@@ -69,11 +69,19 @@ def test_every_example_is_short() -> None:
     assert [len(code(block)) < 15 for block in BLOCKS] == [True] * 4
 
 
+MAIN = """
+import json, sys
+from orchestrator.cli import main
+sys.exit(max(main(arguments) for arguments in json.loads(sys.argv[1])))
+"""
+
+
 def test_task_grader_and_sampler_are_found_by_their_names(root: Path) -> None:
     rows = [{"question": f"Is {n} even? (A) yes (B) no", "answer": "AB"[n % 2]} for n in range(4)]
     (root / "riddles.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = "--task.preset riddles --sampler.kind shortest --sampler.num-candidates 3 --data riddles.jsonl --model demo"
-    python(root, "-m", "orchestrator", "run", *flags.split(), "--num-gpus", "0", "--inline", "--run-dir", "run")
+    run = ["run", *flags.split(), "--num-gpus", "0", "--inline", "--run-dir", "run"]
+    shown = python(root, "-c", MAIN, json.dumps([run, ["regrade", "run"], ["run", "--help"]]))
     records = [json.loads(line) for line in (root / "run/records.jsonl").read_text().splitlines()]
     assert len(records) == 4
     for record in records:
@@ -86,9 +94,7 @@ def test_task_grader_and_sampler_are_found_by_their_names(root: Path) -> None:
     assert (config["task"]["name"], config["task"]["max_new_tokens"]) == ("choice", 64)
     assert config["sampler"] == {"kind": "shortest", "num_candidates": 3}
     scores = [record["scores"] for record in records]
-    python(root, "-m", "orchestrator", "regrade", "run")
     assert [json.loads(line)["scores"] for line in (root / "run/scores.jsonl").read_text().splitlines()] == scores
-    shown = python(root, "-m", "orchestrator", "run", "--help")
     assert "shortest (the shortest of several)" in " ".join(shown.split())
     assert re.search(r"^ +shortest +num_candidates$", shown, re.M)
 

@@ -45,7 +45,7 @@ def pair() -> Pair:
 def test_power_chains_get_the_same_answers(family: str, slots: int) -> None:
     """Prompts of 1 to 70 tokens that share pages; EOS, limits, floors, drafts ahead, rewinds and restores."""
     pair = make(family, seed=1)
-    prompts = branching([1, 5, 16, 17, 40, 41, 70, 33], 33, max_new=40, eos=[2, 3, 4])
+    prompts = branching([1, 5, 16, 17, 40, 41, 70, 33], 33, max_new=24, eos=[2, 3, 4])
 
     def steps(index: int, to: Prompt) -> Steps:
         return Power(2.0, 8, prefetch=4).chain(to, 5, index, 0)

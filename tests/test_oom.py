@@ -29,7 +29,7 @@ from orchestrator.telemetry import Telemetry, read_telemetry
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB.\nMore."
 KINDS = {
-    "power": SamplerConfig(alpha=2.0, num_moves=6),
+    "power": SamplerConfig(alpha=2.0, num_moves=4),
     "smc": SamplerConfig(kind="smc", alpha=2.0, num_candidates=5, smc_interval=7, smc_ramp=9, smc_threshold=1.0),
     "best_of": SamplerConfig(kind="best_of", alpha=2.0, num_candidates=4),
 }
@@ -61,7 +61,7 @@ def fail(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def run(pair: Pair, kind: str, slots: int, count: int = 4) -> tuple[list[Sample], Engine]:
     sampler = make_sampler(KINDS[kind], prefetch=4)
     on = Engine(pair.model, EngineConfig(), slots=slots, max_length=96, sequences=sampler.sequences)
-    prompts = [prompt(i, 3 + 11 * i % 50, max_new=40, eos=[2, 7]) for i in range(count)]
+    prompts = [prompt(i, 3 + 11 * i % 50, max_new=24, eos=[2, 7]) for i in range(count)]
     samples = on.run([Chain(p, sampler.chain(p, 1, i, 0), sampler.sequences) for i, p in enumerate(prompts)], 1)
     audit(on._pool)
     assert on.counters().kv_pages_used == 0
@@ -215,8 +215,8 @@ def test_the_worker_says_it_once_and_the_driver_writes_it_down(
     for name in ("calm", "shaken"):
         if name == "shaken":
             fail("step", {4, 20})
-        flags = ["--inline", "--num-gpus", "0", "--limit", "6", "--batch-size", "4", "--sampler.num-moves", "2"]
-        demo = ["--model", "demo", "--data", "demo", "--task.max-new-tokens", "40"]
+        flags = ["--inline", "--num-gpus", "0", "--limit", "5", "--batch-size", "4", "--sampler.num-moves", "1"]
+        demo = ["--model", "demo", "--data", "demo", "--task.max-new-tokens", "20"]
         assert main(["run", *demo, *flags, "--run-dir", str(tmp_path / name)]) == 0
         telemetry[name] = read_telemetry(tmp_path / name / "telemetry.jsonl")
     events = [row for row in telemetry["shaken"] if row.get("event") == "slots"]
@@ -228,7 +228,7 @@ def test_the_worker_says_it_once_and_the_driver_writes_it_down(
     for name in telemetry:
         lines = (tmp_path / name / "records.jsonl").read_text().splitlines()
         answers.append({row["problem_id"]: row["token_ids"] for row in map(json.loads, lines)})
-        assert len(lines) == len(answers[-1]) == 6
+        assert len(lines) == len(answers[-1]) == 5
     assert answers[0] == answers[1]
 
 

@@ -182,7 +182,7 @@ def test_on_the_engine_for_any_number_of_slots(threshold: float) -> None:
     results = []
     for slots in (1, 3, 8):
         engine = Engine(model, EngineConfig(), slots=slots, max_length=64, sequences=sampler.sequences)
-        prompts = [tiny_models.prompt(i, 17 + i, max_new=40, eos=[2, 7]) for i in range(4)]
+        prompts = [tiny_models.prompt(i, 17 + i, max_new=24, eos=[2, 7]) for i in range(4)]
         chains = [Chain(to, sampler.chain(to, 1, i, 0), sampler.sequences) for i, to in enumerate(prompts)]
         results.append(engine.run(chains, seed=1))
         audit(engine._pool)
