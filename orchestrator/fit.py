@@ -55,15 +55,16 @@ def fitted(value: Value, memory_limit: float | None, say: Callable[[str], None])
     `memory_limit` is in GiB, for each worker on CPUs. Raises UserError where no batch works.
     """
     config, problems = value.inputs.config, value.inputs.data.problems
-    engine, settings = config.engine, worker_config(value.inputs)
-    if engine.execution in ("auto", "compiled"):  # compiling takes minutes, and memory is measured before it
-        engine = engine.model_copy(update={"execution": "graphs"})
+    settings = worker_config(value.inputs)
+    if config.engine.execution in ("auto", "compiled"):  # compiling takes minutes, and memory is measured before it
+        engine = config.engine.model_copy(update={"execution": "graphs"})
+        settings = settings._replace(run=config.model_copy(update={"engine": engine}))
 
     def tell(line: str) -> None:
         say(f"{value.name}: {line}")
 
     def works(size: int) -> bool:
-        asked = settings._replace(slots=size, engine=engine)
+        asked = settings._replace(slots=size)
         outcome = probe(asked, batch(config, problems, size), host_memory(config, memory_limit))
         peak = f"peak {gib(outcome.peak_bytes)}" if outcome.peak_bytes else ""
         tell(", ".join(filter(None, (peak, outcome.reason))))

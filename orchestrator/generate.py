@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from evals.types import Record, UserError
-from orchestrator import hardware, outputs, session
+from orchestrator import outputs, session
 from orchestrator.commands import COMMANDS, Option
 from orchestrator.config import RunConfig
 from orchestrator.durable import write_atomically, write_whole, writing
@@ -44,7 +44,7 @@ def generate(args: Namespace) -> int:
     try:
         config = checked(build_config(args, os.environ, defaults(args)), output)
         files = Files(output, outputs.input_rows(Path(config.data or ""), "--input_file"), args.hourly_rate)
-        return session.run(resolved(config, hardware.gpus()), files.show, files.conclude)
+        return session.run(resolved(config), files.show, files.conclude)
     except UserError as error:
         raise UserError(in_our_words(str(error))) from error
 

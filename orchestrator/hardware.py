@@ -30,6 +30,7 @@ NO_DRIVER = (
     pynvml.nvmlExceptionClass(pynvml.NVML_ERROR_DRIVER_NOT_LOADED),
 )
 PROBE = "import json, torch; print(json.dumps([torch.cuda.is_available(), torch.__version__, torch.version.cuda]))"
+BFLOAT16 = 8, 0  # CUDA's capability from which a GPU has it
 ROOM = 0.95
 """Share of what was free before the first load that is enough for another: others may have come."""
 RELEASE_SECONDS, POLL_SECONDS = 60.0, 0.25
@@ -42,12 +43,8 @@ class Gpu(NamedTuple):
     uuid: str
     name: str
     memory_bytes: int
-    capability: tuple[int, int] = (8, 0)
+    capability: tuple[int, int] = BFLOAT16
     """CUDA's; of a MIG instance, which no older GPU has, at least this."""
-
-    @property
-    def has_bfloat16(self) -> bool:
-        return self.capability >= (8, 0)
 
 
 def gpus() -> list[Gpu]:

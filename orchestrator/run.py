@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 
 from evals.types import UserError
 from orchestrator import hardware, session
 from orchestrator.config import DEMO, RunConfig, resolve
-from orchestrator.hardware import Gpu
 from orchestrator.progress import say
 from orchestrator.settings import build_config
 
@@ -21,25 +19,25 @@ GPU_DEFAULT = Path(__file__).parents[1] / "configs/gsm8k_power.yaml"
 
 def run(args: Namespace) -> int:
     """Run what the options ask for; returns the exit code."""
-    return session.run(resolved(*asked(args)))
+    return session.run(resolved(asked(args)))
 
 
-def asked(args: Namespace) -> tuple[RunConfig, list[Gpu]]:
-    """What options, environment and file ask for, and the GPUs that are there. Raises UserError."""
-    present = hardware.gpus()
+def asked(args: Namespace) -> RunConfig:
+    """What options, environment and file ask for. Raises UserError."""
     config = build_config(args, os.environ)
     for_demo = DEMO in (config.mode, config.model)
-    if present and config.num_gpus != 0 and not for_demo:  # a file that --config names takes its place
+    if hardware.gpus() and config.num_gpus != 0 and not for_demo:  # a file that --config names takes its place
         config = build_config(args, os.environ, GPU_DEFAULT)
     if config.task.name == "open":
         raise UserError("task.name open has no answers to grade by; use powersample generate, or another format.")
-    return config, present
+    return config
 
 
-def resolved(config: RunConfig, present: Sequence[Gpu]) -> RunConfig:
-    """The configuration with all decided that depends on this machine, with the GPUs `present`. Raises UserError."""
+def resolved(config: RunConfig) -> RunConfig:
+    """The configuration with all decided that depends on this machine. Raises UserError."""
+    present = hardware.gpus()
     remote = os.environ.get("RAY_ADDRESS") and config.num_gpus  # a cluster has GPUs of its own; Ray counts them
-    bfloat16 = all(gpu.has_bfloat16 for gpu in present)
+    bfloat16 = all(gpu.capability >= hardware.BFLOAT16 for gpu in present)
     automatic = config.engine.dtype == "auto"
     config = resolve(config, int(remote) if remote else len(present), bfloat16 or bool(remote))
     if automatic and config.engine.dtype == "float16":

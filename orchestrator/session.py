@@ -16,7 +16,6 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from evals.samplers.make import make_sampler
 from orchestrator import hardware
 from orchestrator.config import RunConfig
 from orchestrator.crew import Crew, Died, InlineCrew, Lost, Ready, Spawned
@@ -29,9 +28,6 @@ from orchestrator.runs import OpenRun, Planned, open_runs, plan_runs
 from orchestrator.worker import Worker, WorkerConfig
 
 FAILED = 3  # exit code of a complete run in which problems were given up
-MAX_CPU_THREADS = 2
-"""From 4 threads on, products were measured to differ in the last bit from those of 1 to 3: answers would depend on the
-number of workers. More workers use more cores just as well."""
 WAITING_SECONDS = 30.0  # between two lines that say what is waited for
 ONE_STOP_SECONDS = 1.0  # a terminal, a shell and a job manager may each pass the same Ctrl-C on
 
@@ -151,20 +147,10 @@ def work_off(crew: Crew, runs: Sequence[OpenRun], stop: Stop, show: Callable[[Op
 
 
 def worker_config(inputs: Inputs) -> WorkerConfig:
-    """What workers load for these inputs. A CPU worker has its share of the cores, at most MAX_CPU_THREADS."""
+    """What workers load for these inputs."""
     config = inputs.config
-    cores = len(os.sched_getaffinity(0)) // config.num_actors
-    return WorkerConfig(
-        model=inputs.model,
-        engine=config.engine,
-        slots=None if config.use_batched and config.batch_size == "auto" else config.slots,
-        max_length=inputs.max_length,
-        device="cuda" if config.use_gpus else "cpu",
-        num_threads=None if config.use_gpus else max(1, min(MAX_CPU_THREADS, cores)),
-        train_problems=inputs.train_problems,
-        texts=inputs.texts,
-        sequences=make_sampler(config.sampler).sequences,
-    )
+    slots = None if config.use_batched and config.batch_size == "auto" else config.slots
+    return WorkerConfig(inputs.model, config, slots, inputs.max_length, inputs.train_problems, inputs.texts)
 
 
 def wait_for_a_worker(crew: Crew, runs: Sequence[OpenRun], stop: Stop) -> None:

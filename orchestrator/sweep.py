@@ -63,7 +63,7 @@ def sweep(args: Namespace) -> int:
 def configured(args: Namespace, knob: str, value: str) -> RunConfig:
     """The run of one value."""
     one = Namespace(**vars(args) | {knob: [value] if is_list(knob) else value})
-    return resolved(*asked(one)).model_copy(update={"mode": "run"})
+    return resolved(asked(one)).model_copy(update={"mode": "run"})
 
 
 def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:

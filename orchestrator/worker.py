@@ -15,38 +15,47 @@ from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
 
-from evals.config import EngineConfig
 from evals.evaluate import start
 from evals.samplers.make import make_sampler
 from evals.tasks.gsm8k import make_task
 from evals.types import Problem, Record
+from orchestrator.config import RunConfig
 from orchestrator.crew import Work
 from orchestrator.hardware import wait_for_room
 from orchestrator.models import ModelSource, on_this_node
 from orchestrator.store import Key
 
 ENGINE_FAILED = 1  # exit code
+MAX_CPU_THREADS = 2
+"""From 4 threads on, products were measured to differ in the last bit from those of 1 to 3: answers would depend on the
+number of workers. More workers use more cores just as well."""
 
 
 class WorkerConfig(NamedTuple):
     """What every worker of a session loads."""
 
     model: ModelSource
-    engine: EngineConfig
+    run: RunConfig
+    """Resolved."""
     slots: int | None
     """Problems at once, at most; None: as many as fit."""
     max_length: int
     """Longest prompt plus answer, in tokens."""
-    device: str
-    """`cuda` or `cpu`."""
-    num_threads: int | None = None
-    """CPU threads of the model's products; None leaves the choice to torch."""
-    train_problems: tuple[Problem, ...] = ()
+    train_problems: tuple[Problem, ...]
     """Where solved examples come from."""
-    texts: Mapping[Key, str] | None = None
+    texts: Mapping[Key, str] | None
     """What the sampler replays; None where it samples."""
-    sequences: int = 2
-    """Most sequences of full length that one answer needs at once; see `evals.types.Sampler`."""
+
+    @property
+    def sequences(self) -> int:
+        """Most sequences of full length that one answer needs at once; see `evals.types.Sampler`."""
+        return make_sampler(self.run.sampler).sequences
+
+    @property
+    def num_threads(self) -> int | None:
+        """CPU threads of the model's products, a share of the cores; on a GPU None: the choice is left to torch."""
+        cores = len(os.sched_getaffinity(0)) // self.run.num_actors
+        return None if self.run.use_gpus else max(1, min(MAX_CPU_THREADS, cores))
 
 
 class Worker:
@@ -75,16 +84,16 @@ class Worker:
         from evals.engine.engine import Engine
 
         with self._loading:
-            found = None
+            found, engine = None, config.run.engine
             if self._engine is None:
-                found = wait_for_room(room) if config.device == "cuda" else None
-                folder = on_this_node(config.model, config.engine)
-                model = load_model(folder, config.engine, config.device, config.num_threads)
+                found = wait_for_room(room) if config.run.use_gpus else None
+                device = "cuda" if config.run.use_gpus else "cpu"
+                model = load_model(on_this_node(config.model, engine), engine, device, config.num_threads)
             else:
                 self._engine.close()
                 model = self._engine.model
             self._engine = Engine(
-                model, config.engine, slots=config.slots, max_length=config.max_length, sequences=config.sequences
+                model, engine, slots=config.slots, max_length=config.max_length, sequences=config.sequences
             )
             self._config, self._texts = config, config.texts or {}
             self._notes = self._engine.notes
@@ -98,7 +107,7 @@ class Worker:
             work.problem,
             work.sample_index,
             make_task(work.task, work.seed, self._config.train_problems),
-            make_sampler(work.sampler, self._config.engine.prefetch, self._texts, encode),
+            make_sampler(work.sampler, self._config.run.engine.prefetch, self._texts, encode),
             self._engine,
             worker={
                 "rank": self._rank,
