@@ -66,7 +66,7 @@ def measure(args: argparse.Namespace, began: float) -> None:
     config = EngineConfig(dtype=args.dtype, execution=args.execution)
     model = load_model(folder, config, args.device or ("cuda" if gpus() else "cpu"))
     lengths = prompt_lengths(task, problems, model.tokenizer.encode)
-    longest = check_lengths(lengths, args.max_new_tokens, model.context_length)
+    longest = check_lengths(lengths, task.config, model.context_length)
     laps.lap("load")
     compared = generated(model, task, problems[: args.compare_generate], args) if args.compare_generate else None
     release(model.device)

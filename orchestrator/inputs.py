@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evals.config import TaskConfig
 from evals.evaluate import prompt_ids
 from evals.tasks.gsm8k import Task, make_task
 from evals.types import Problem, UserError
@@ -93,8 +94,7 @@ def check(
     if texts is not None:
         check_texts(texts, tokenizer)
         return context_length
-    cut = config.task.max_prompt_tokens is not None
-    return check_lengths(lengths, config.task.max_new_tokens, context_length, config.task.num_shots, cut=cut)
+    return check_lengths(lengths, task.config, context_length)
 
 
 def check_texts(texts: Mapping[Key, str], tokenizer: Tokenizer) -> None:
@@ -165,21 +165,17 @@ def prompts_digest(task: Task, problems: Iterable[Problem]) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def check_lengths(
-    lengths: dict[int, int], max_new_tokens: int, context_length: int, num_shots: int = 0, cut: bool = False
-) -> int:
-    """The longest prompt plus `max_new_tokens`. Raises UserError if that is beyond the model's context.
-
-    `cut` says that questions are cut to a longest prompt, which may be lowered.
-    """
+def check_lengths(lengths: dict[int, int], task: TaskConfig, context_length: int) -> int:
+    """The longest prompt plus the longest answer of `task`. Raises UserError if that is beyond the model's context."""
+    max_new_tokens = task.max_new_tokens
     problem_id, longest = max(lengths.items(), key=lambda item: item[1])
     if longest + max_new_tokens > context_length:
         num = sum(length + max_new_tokens > context_length for length in lengths.values())
         room = context_length - longest
         lower = f"lower task.max_new_tokens to {room} or less, " if room > 0 else ""
-        if cut and max_new_tokens < context_length:
+        if task.max_prompt_tokens is not None and max_new_tokens < context_length:
             lower += f"lower task.max_prompt_tokens to {context_length - max_new_tokens} or less, "
-        fewer = f"use fewer than {num_shots} examples (task.num_shots), " if num_shots else ""
+        fewer = f"use fewer than {task.num_shots} examples (task.num_shots), " if task.num_shots else ""
         raise UserError(
             f"Problem {problem_id} does not fit the model: its prompt of {longest} tokens plus task.max_new_tokens "
             f"{max_new_tokens} is more than the context of {context_length} ({num} of {len(lengths)} problems are too "

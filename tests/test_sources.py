@@ -213,12 +213,13 @@ def test_the_embedded_model_and_problems() -> None:
 
 
 def test_longest_prompt_and_answer_must_fit_the_context() -> None:
-    assert inputs.check_lengths({0: 5, 7: 30}, 100, 130) == 130
+    task = TaskConfig(max_new_tokens=100)
+    assert inputs.check_lengths({0: 5, 7: 30}, task, 130) == 130
     with pytest.raises(UserError, match=r"Problem 7 .* 30 tokens .* 100 .* 129 \(1 of 2 .* to 99 or less") as refused:
-        inputs.check_lengths({0: 5, 7: 30}, 100, 129)
+        inputs.check_lengths({0: 5, 7: 30}, task, 129)
     assert "num_shots" not in str(refused.value)
     with pytest.raises(UserError, match=r"; use fewer than 4 examples \(task\.num_shots\), leave the problem out"):
-        inputs.check_lengths({7: 30}, 100, 20, num_shots=4)
+        inputs.check_lengths({7: 30}, task.model_copy(update={"num_shots": 4}), 20)
 
 
 def test_prompts_are_measured_as_they_will_be_put() -> None:
