@@ -181,15 +181,9 @@ class EagerDecoder:
         alpha, top_p, uniform = np.array(
             [[slot.request.alpha, slot.request.top_p, slot.uniform()] for slot in slots], dtype=np.float64
         ).T
-        truncated = bool(top_k.any() or (top_p < 1).any())
-        alpha_B, uniform_B, exclude_B, top_k_B, top_p_B = to_device([alpha, uniform, exclude, top_k, top_p], device)
-        drawn = draw(
-            logits,
-            alpha_B,
-            uniform_B,
-            exclude_B if (exclude >= 0).any() else None,
-            top_k_B if truncated else None,
-            top_p_B if truncated else None,
-        )
+        alpha_B, uniform_B, exclude_B, *limits = to_device([alpha, uniform, exclude, top_k, top_p], device)
+        if not (top_k.any() or (top_p < 1).any()):
+            limits = []
+        drawn = draw(logits, alpha_B, uniform_B, exclude_B if (exclude >= 0).any() else None, *limits)
         numbers = torch.stack([drawn.token.double(), drawn.log_q, drawn.log_z]).tolist()
         return [(slot, int(token), *rest) for slot, token, *rest in zip(slots, *numbers, strict=True)]

@@ -87,8 +87,8 @@ class Engine:
         if not model.checked:
             selfcheck.check(model)
         prepare(model)
-        self._max_pages = PagePool.pages_for(0, max_length)
-        self._demand = Demand(slots, sequences, self._max_pages, model.cache_shape.page_bytes)
+        pages = PagePool.pages_for(0, max_length)
+        self._demand = Demand(slots, sequences, pages, model.cache_shape.page_bytes)
         plan, self._config = sized(model, config, self._demand, max_length, num_pages)
         self.notes = table(plan, str(model.device))
         """Where the device's memory goes, for a person; empty where nothing was measured."""
@@ -233,9 +233,9 @@ class Engine:
     def _build(self) -> None:
         self._cache = KeysValues(self.model.cache_shape, self._pool.num_pages, self.model.device)
         self.model.attach(self._cache)
-        slots = self._scheduler.seating.num_slots
-        self._decoder = fastest(self.model, self._config, slots, self._max_pages)
-        selfcheck.check_decoder(self.model, self._decoder, slots, self._max_pages, self._pool.num_pages)
+        slots, pages = self._scheduler.seating.num_slots, self._demand.pages
+        self._decoder = fastest(self.model, self._config, slots, pages)
+        selfcheck.check_decoder(self.model, self._decoder, slots, pages, self._pool.num_pages)
 
     @torch.inference_mode()
     def _advance(self) -> None:
