@@ -147,9 +147,9 @@ class Generation(Progress):
             with self._files.writing(self._run):
                 write_whole(self._output.fileno(), line.encode())
         new = self.num - self._initial
-        if not self._told and new >= min(2 * self._at_once, self._total // 10):
+        if not self._told and new >= min(2 * self._at_once, self.total // 10):
             self._told = True
-            left = (self._total - self.num) * (monotonic() - self._began) / new
+            left = (self.total - self.num) * (monotonic() - self._began) / new
             say(f"By the first {new} examples: {duration(left)} to go{cost(left, self._files.hourly_rate)}")
 
     def close(self) -> None:
@@ -163,13 +163,13 @@ class Generation(Progress):
     def _batch(self) -> str:
         """Which of how many batches it would be, if rows did not follow one another into free slots."""
         size = sum(reading.get("slots", 0) for reading in self._workers.values()) or self._at_once
-        return f"batch {-(-self.num // size)}/{-(-self._total // size)}"
+        return f"batch {-(-self.num // size)}/{-(-self.total // size)}"
 
     def _state(self, speed: str) -> str:
         elapsed, new, failed = monotonic() - self._began, self.num - self._initial, self._failed()
-        remaining = duration(elapsed * (self._total - self.num) / new) if new else "unknown"
+        remaining = duration(elapsed * (self.total - self.num) / new) if new else "unknown"
         return (
-            f"Progress: {self.num}/{self._total} ({self.num / self._total:.1%}) - Generated: {self.num - failed}, "
+            f"Progress: {self.num}/{self.total} ({self.num / self.total:.1%}) - Generated: {self.num - failed}, "
             f"Failed: {failed} - {self._batch()}, {duration(elapsed)} elapsed, {remaining} remaining"
             f"{speed and f', {speed}'}"
         )

@@ -64,8 +64,8 @@ class Sink(Protocol):
 class Metrics:
     """Fills the metrics of one run."""
 
-    def __init__(self, run: str, total: int, progress: Progress, sinks: Sequence[Sink]) -> None:
-        self._run, self._total, self._progress, self._sinks = run, total, progress, sinks
+    def __init__(self, run: str, progress: Progress, sinks: Sequence[Sink]) -> None:
+        self._run, self._progress, self._sinks = run, progress, sinks
 
     def record(self, record: Record) -> None:
         """One more record, which `progress` has counted."""
@@ -91,7 +91,7 @@ class Metrics:
     def _state(self) -> None:
         """Told with every sample, too: Ray exports a gauge only if it was set since the last export."""
         self._tell("accuracy", self._progress.mean)
-        self._tell("owed", self._total - self._progress.num)
+        self._tell("owed", self._progress.total - self._progress.num)
 
     def _tell(self, name: str, value: float, **labels: str) -> None:
         for sink in self._sinks:
@@ -141,10 +141,10 @@ def sinks(config: RunConfig) -> list[Sink]:
 
 
 @contextmanager
-def published(config: RunConfig, total: int, telemetry: Telemetry, progress: Progress) -> Iterator[None]:
+def published(config: RunConfig, telemetry: Telemetry, progress: Progress) -> Iterator[None]:
     """While a run is driven, its telemetry goes to the progress too, and both into the metrics."""
     outlets = sinks(config)
-    metrics = Metrics(config.name, total, progress, outlets)
+    metrics = Metrics(config.name, progress, outlets)
     telemetry.listeners += [progress.row, metrics.row]
     progress.listeners.append(metrics.record)
     try:

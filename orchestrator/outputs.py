@@ -148,11 +148,8 @@ def validate(args: Namespace) -> int:
     if len(wrong) > SHOWN:
         print(f"and {len(wrong) - SHOWN} more")
     verdict = f"{len(wrong)} thing{'s are' if len(wrong) > 1 else ' is'} wrong" if wrong else "all is well"
-    cut = (
-        "how many are cut off nobody knows"
-        if expected.texts is None
-        else f"{expected.cut} cut off at the longest length"
-    )
+    known = expected.texts is not None
+    cut = f"{expected.cut} cut off at the longest length" if known else "how many are cut off nobody knows"
     print(
         f"{path}: {len(found)} answers to {len(expected.rows)} rows, {len(expected.failed)} rows listed as failed, "
         f"{cut}; {verdict}"

@@ -29,10 +29,7 @@ COUNTS = {"parameters", "trainable_parameters", "batch", "num_gpus", "effective_
 CHAIN_SEQUENCES = 2
 """A state and a draft, as power sampling needs."""
 WAY_OUT = "take a larger --gpu, a smaller model, a higher --target or a shorter --length"
-HEADS = {"evaluation": "powersample run --config {}"} | dict.fromkeys(
-    ("training", "founding"), "The batch of a training program, in its words; `powersample run` does not know them."
-)
-"""First lines of presets, by kind of budget."""
+TRAINING_HEAD = "The batch of a training program, in its words; `powersample run` does not know them."
 OF_TRAINING = ("trainable", "lora_rank", "adapter_size", "sample_bytes")
 UNREAD = {
     "evaluation": (*OF_TRAINING, "gradient_checkpointing"),
@@ -65,7 +62,8 @@ def plan(args: argparse.Namespace) -> int:
         raise UserError("plan: --overwrite names no file; add --write FILE.")
     found = budgets[kind](args)
     if args.write is not None:
-        keep(HEADS[kind].format(args.write), found.preset, args.write, args.overwrite)
+        head = f"powersample run --config {args.write}" if kind == "evaluation" else TRAINING_HEAD
+        keep(head, found.preset, args.write, args.overwrite)
     if args.json:
         print(json.dumps({**found.inputs, **found.budget, "notes": found.notes}))
     else:

@@ -31,7 +31,7 @@ class Progress:
     def __init__(self, name: str, total: int, done: Iterable[Record] = (), out: TextIO | None = None) -> None:
         self._out = sys.stderr if out is None else out
         self._name = name
-        self._total = total
+        self.total = total
         self.num = 0
         """Records so far."""
         self.mean = 0.0
@@ -127,9 +127,9 @@ class Progress:
 
     def _state(self, speed: str) -> str:
         elapsed, new = time.monotonic() - self._began, self.num - self._initial
-        parts = [f"{self._name}: {self.num} of {self._total}", self._figures(speed)]
-        if new and self.num < self._total:
-            parts.append(f"{elapsed * (self._total - self.num) / new:.0f} s left")
+        parts = [f"{self._name}: {self.num} of {self.total}", self._figures(speed)]
+        if new and self.num < self.total:
+            parts.append(f"{elapsed * (self.total - self.num) / new:.0f} s left")
         return ", ".join(part for part in parts if part)
 
     def _line(self, speed: str) -> None:

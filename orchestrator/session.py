@@ -141,7 +141,7 @@ def work_off(crew: Crew, runs: Sequence[OpenRun], stop: Stop, show: Callable[[Op
             return
         mark([one], "sampling")
         progress = show(one)
-        with closing(progress), published(one.config, one.total, one.telemetry, progress):
+        with closing(progress), published(one.config, one.telemetry, progress):
             drive(crew, one.store, one.owed, one.telemetry, progress, lambda: stop)
         mark([one], "end")
 

@@ -32,9 +32,9 @@ class Watched:
         run = RunRecord.read(directory)
         self._directory = directory
         self._log, self._rows = RecordLog(directory / RECORDS), Tail(directory / TELEMETRY)
-        self.total = run.num_problems * run.num_samples
         self.phase, self.last_time = "", 0.0
-        self.progress = Progress(run.name or directory.name, self.total, self._log.read(), sys.stdout)
+        total = run.num_problems * run.num_samples
+        self.progress = Progress(run.name or directory.name, total, self._log.read(), sys.stdout)
         self.look()
 
     @property
@@ -49,11 +49,11 @@ class Watched:
     @property
     def active(self) -> bool:
         """Is there anything to wait for?"""
-        return self.progress.num < self.total and self.phase not in ("end", "stopped")
+        return self.progress.num < self.progress.total and self.phase not in ("end", "stopped")
 
     def silence(self) -> str:
         """A sentence if a run that should be active has said nothing for a while."""
-        if self.progress.num < self.total and not self.driven:
+        if self.progress.num < self.progress.total and not self.driven:
             return "No process works on this run: it was stopped or killed; the command that started it goes on."
         seconds = time.time() - self.last_time
         if not self.active or seconds < SILENT_SECONDS:

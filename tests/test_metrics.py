@@ -45,7 +45,7 @@ class Recorder:
 
 def test_every_metric_is_filled() -> None:
     sink, progress = Recorder(), Progress("mine", 9, out=io.StringIO())
-    metrics = Metrics("mine", 9, progress, [sink])
+    metrics = Metrics("mine", progress, [sink])
     for record in (make_record(0), make_record(1, correct=False), failed_record(2), make_record(0, sample_index=1)):
         progress.add(record)
         metrics.record(record)
@@ -77,7 +77,7 @@ def test_a_tracker_gets_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(init=init))
     config = resolve(RunConfig(model="m", data="d", inline=True, track="trackio"), 0)
     telemetry, progress = Telemetry(tmp_path / "telemetry.jsonl"), Progress("mine", 2, out=io.StringIO())
-    with published(config, 2, telemetry, progress):
+    with published(config, telemetry, progress):
         progress.add(make_record(0))
         telemetry.sample("cpu0", GPU)
     telemetry.close()
