@@ -80,7 +80,7 @@ class Laboratory:
             runs = open_runs([one._replace(inputs=self._inputs) for one in planned], stack)
             owing = [one for one in runs if one.owed]
             for one in owing:
-                one.start(began, {k: self._environment[k] for k in ("git_commit", "versions")})
+                one.start(began, self._environment)
             if owing:
                 self._crew = self._crew or start_crew(owing, self._stop, self._stack)
                 work_off(self._crew, owing, self._stop, show_progress)

@@ -194,12 +194,9 @@ def plan(config: RunConfig) -> list[RunConfig]:
 
 def demo_directory(config: RunConfig) -> Path:
     """`runs/demo` for the usual demo, else `runs/demo-DIGEST`: demos whose answers differ never share a directory."""
-
-    def answers(demo: RunConfig) -> str:
-        return fingerprint(demo, Provenance(DEMO, DEMO, demo.task.train_data))
-
-    digest = answers(config)
-    return Path("runs") / (DEMO if digest == answers(resolve(RunConfig(), 0)) else f"{DEMO}-{digest[:8]}")
+    demos = config, resolve(RunConfig(), 0)
+    ours, usual = (fingerprint(demo, Provenance(DEMO, DEMO, demo.task.train_data)) for demo in demos)
+    return Path("runs") / (DEMO if ours == usual else f"{DEMO}-{ours[:8]}")
 
 
 def run_directory(config: RunConfig, digest: str) -> Path:

@@ -40,8 +40,9 @@ class OpenRun(NamedTuple):
     total: int
     inputs: Inputs
 
-    def start(self, began: float, software: Mapping[str, Any]) -> None:
-        """Say in the telemetry that this process works on the run, since `began` (Unix seconds), by `software`."""
+    def start(self, began: float, environment: Mapping[str, Any]) -> None:
+        """Say in the telemetry that this process works on the run, since `began` (Unix seconds), and by which software:
+        `environment` is as of `hardware.describe()`."""
         self.telemetry.event(
             "start",
             time=began,
@@ -52,7 +53,7 @@ class OpenRun(NamedTuple):
             num_workers=self.config.num_actors,
             slots=self.config.slots,
             inline=self.config.inline,
-            **software,
+            **{name: environment[name] for name in ("git_commit", "git_dirty", "versions")},
         )
         self.telemetry.event("phase", name="setup", time=began)
         if self.store.cut_bytes:

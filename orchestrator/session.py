@@ -86,9 +86,8 @@ def carry_out(
         if owing := [one for one in runs if one.owed]:
             stop.install()
             stack.callback(stop.restore)
-            software = {name: environment[name] for name in ("git_commit", "git_dirty", "versions")}
             for one in owing:
-                one.start(began, software)
+                one.start(began, environment)
             with ExitStack() as crews:
                 work_off(start_crew(owing, stop, crews), owing, stop, show)
                 for one in owing if stop.number is not None else ():
