@@ -318,5 +318,7 @@ def test_a_directory_in_the_place_of_a_file_is_one_sentence(tmp_path: Path, caps
 
 
 def test_a_terminal_without_our_letters_shows_others(tmp_path: Path) -> None:
-    done = command(["plan", "--shape", "7b", "--gpu", "h100-80"], tmp_path, env={"PYTHONIOENCODING": "ascii"})
+    (tmp_path / "rows.jsonl").write_text('{"id": "ü", "text": "#### 1", "gold": "1"}', encoding="utf-8")
+    done = command(["score", "rows.jsonl"], tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith('{"id": "?", "strict": true')
