@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator import svg
+from orchestrator.compare import Run
 from orchestrator.scores import HEADLINE
 from orchestrator.svg import Panel, Point, Series
 
@@ -21,27 +22,24 @@ FATES = {"wrong": svg.COLOURS[1], "right": svg.COLOURS[2], "no answer": svg.COLO
 """What became of an answer, from below to above in a histogram; of several that apply, the last."""
 SCORE = f"% right ({HEADLINE}) ± standard error"
 
-Labelled = Sequence[tuple[str, Mapping[str, Any]]]
-"""Runs as (label, summary)."""
 
-
-def accuracy_figure(runs: Labelled) -> str | None:
+def accuracy_figure(runs: Sequence[Run]) -> str | None:
     """SVG text of the headline score against generated tokens per problem, with one more panel for each varied setting.
 
     With several samples per problem the tokens are those of one, which is what the score is of. Bars are one standard
     error, or the 95 % interval where all answers are right or all wrong. Runs without answers are left out; None if
     none is left.
     """
-    known = [(label, summary) for label, summary in runs if summary["tokens"]["mean_generated"]]
+    known = [run for run in runs if run.summary["tokens"]["mean_generated"]]
     if not known:
         return None
     by_cost = [
-        Series(f"{i}  {label}", [point(summary, summary["tokens"]["mean_generated"], str(i))])
-        for i, (label, summary) in enumerate(known, 1)
+        Series(f"{i}  {run.label}", [point(run.summary, run.summary["tokens"]["mean_generated"], str(i))])
+        for i, run in enumerate(known, 1)
     ]
     panels = [Panel("Score and cost", "tokens generated per problem", SCORE, by_cost)]
     for setting, name in SETTINGS.items():
-        if series := sweeps(known, setting):
+        if series := sweeps([run.summary for run in known], setting):
             label = f"{name} (beside the points: tokens generated per problem)"
             values = sorted({point.x for one in series for point in one.points})
             ticks = tuple(values) if len(values) <= MAX_TICKS else ()
@@ -49,10 +47,11 @@ def accuracy_figure(runs: Labelled) -> str | None:
     return svg.figure(panels)
 
 
-def sweeps(runs: Labelled, setting: str) -> list[Series]:
-    """Runs whose samplers differ in this setting alone, in its order, one series for each set of the other settings."""
+def sweeps(runs: Sequence[Mapping[str, Any]], setting: str) -> list[Series]:
+    """Runs (their summaries) whose samplers differ in this setting alone, in its order, one series for each set of the
+    other settings."""
     groups: dict[tuple[tuple[str, Any], ...], list[Mapping[str, Any]]] = {}
-    for _, summary in runs:
+    for summary in runs:
         sampler = summary["run"]["sampler"]
         if sampler.get(setting) is not None:
             others = sorted((key, str(value)) for key, value in sampler.items() if key != setting)

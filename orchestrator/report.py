@@ -122,7 +122,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
 
 def write_comparison(comparison: Comparison, shown: Sequence[Shown], place: Path) -> str:
     """Write a comparison, its page and its figure into the directory `place`; return the text for a screen."""
-    plot = accuracy_figure([(run.label, run.summary) for run in comparison.runs])
+    plot = accuracy_figure(comparison.runs)
     labelled = [one._replace(run=run) for one, run in zip(shown, comparison.runs, strict=True)]
     texts = {
         REPORT: comparison_report(comparison, FIGURE if plot else None),

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from test_report import PLAIN, POWER, as_run, known, make_record
 
+from orchestrator.compare import Run
 from orchestrator.figures import FATES, accuracy_figure, length_figure, log_p_figure
 from orchestrator.reduce import summarise
 from orchestrator.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Panel, Point, Series, axis, figure
@@ -14,9 +15,9 @@ from orchestrator.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Panel, Point, Seri
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def summaries(*samplers: tuple[dict[str, Any], str]) -> list[tuple[str, Any]]:
+def labelled(*samplers: tuple[dict[str, Any], str]) -> list[Run]:
     runs = [as_run(f"run{i}", sampler, verdicts) for i, (sampler, verdicts) in enumerate(samplers)]
-    return [(run.summary["run"]["method"], run.summary) for run in runs]
+    return [run._replace(label=run.identity.method) for run in runs]
 
 
 def words(svg: str) -> list[str]:
@@ -50,7 +51,7 @@ def test_points_are_where_their_values_are() -> None:
 
 
 def test_every_run_has_a_point_and_a_name() -> None:
-    svg = accuracy_figure(summaries((PLAIN, "1100"), ({"kind": "greedy"}, "1110"), (POWER, "0000")))
+    svg = accuracy_figure(labelled((PLAIN, "1100"), ({"kind": "greedy"}, "1110"), (POWER, "0000")))
     assert svg is not None
     assert [w for w in words(svg) if w[:1] in "123" and "  " in w] == [
         "1  temperature 1",
@@ -64,7 +65,7 @@ def test_every_run_has_a_point_and_a_name() -> None:
 def test_a_varied_setting_has_a_panel_with_its_values_as_ticks() -> None:
     alphas = [({**POWER, "alpha": float(alpha)}, "1" * n + "0" * (9 - n)) for alpha, n in ((4, 5), (1, 3), (8, 7))]
     moves = [({**POWER, "num_moves": n}, "110000000") for n in (0, 40)]
-    svg = accuracy_figure(summaries((PLAIN, "100000000"), *alphas, *moves))
+    svg = accuracy_figure(labelled((PLAIN, "100000000"), *alphas, *moves))
     assert svg is not None
     found = words(svg)
     assert found[found.index("Score and alpha") :][1:4] == ["1", "4", "8"]
@@ -86,12 +87,12 @@ def test_text_is_escaped_and_long_legends_fit() -> None:
 
 def test_one_problem_has_no_interval() -> None:
     records = [make_record(0, sample_index=k) for k in range(2)]
-    summary = summarise(records, [], known(num_problems=1, num_samples=2))
-    assert accuracy_figure([("power", summary)] * 2) is not None
+    run = known(num_problems=1, num_samples=2)
+    assert accuracy_figure([Run(run, summarise(records, [], run), records)] * 2) is not None
 
 
 def test_nothing_to_show() -> None:
-    assert accuracy_figure(summaries((PLAIN, ""), (POWER, ""))) is None
+    assert accuracy_figure(labelled((PLAIN, ""), (POWER, ""))) is None
 
 
 def test_the_histogram_has_every_answer_once() -> None:
