@@ -43,9 +43,9 @@ class Tail:
             return []
         with self._path.open("rb") as file:
             file.seek(self._offset)
-            whole, _, _ = file.read().rpartition(b"\n")
-        self._offset += len(whole) + 1 if whole else 0
-        return whole.split(b"\n") if whole else []
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole + newline)
+        return whole.split(b"\n") if newline else []
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

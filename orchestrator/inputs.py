@@ -145,7 +145,7 @@ def shards(index: Path) -> list[Path]:
         first, *others = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         return [index.parent / name for name in (first, *others)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} has no weight_map from tensors to files ({error}); download it again.") from error
+        raise UserError(f"{index} has no weight_map from tensors to files; download it again.") from error
 
 
 def prompt_lengths(task: Task, problems: Iterable[Problem], encode: Callable[[Any], Sequence[int]]) -> dict[int, int]:

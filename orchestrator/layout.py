@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import Any, NamedTuple
 
-from evals.engine.planning import GIB
-
 WIDTH = 100
 NO_BREAK = "\u00a0"
 
@@ -119,7 +117,7 @@ def duration(value: float | None) -> str:
 
 
 def gib(size: int) -> str:
-    return f"{size / GIB:.2f} GiB"
+    return f"{size / 2**30:.2f} GiB"
 
 
 def short(digest: str | None, form: str = "{}") -> str:

@@ -26,7 +26,7 @@ def asked(args: Namespace) -> RunConfig:
     """What options, environment and file ask for. Raises UserError."""
     config = build_config(args, os.environ)
     for_demo = DEMO in (config.mode, config.model)
-    if hardware.gpus() and config.num_gpus != 0 and not for_demo:  # a file that --config names takes its place
+    if config.num_gpus != 0 and not for_demo and hardware.gpus():  # a file that --config names takes its place
         config = build_config(args, os.environ, GPU_DEFAULT)
     if config.task.name == "open":
         raise UserError("task.name open has no answers to grade by; use powersample generate, or another format.")

@@ -127,7 +127,7 @@ class RunRecord(BaseModel, frozen=True, strict=True, protected_namespaces=()):
 def method(sampler: Mapping[str, Any]) -> str:
     """A sampler in a few words."""
     effective, kind = sampler.get("num_effective_moves"), sampler.get("kind") or "unknown method"
-    several, cuts = sampler.get("blocks", 1) > 1, sampler.get("cuts", "uniform")
+    several, cuts = (sampler.get("blocks") or 1) > 1, sampler.get("cuts", "uniform")
     words = {
         "moves": f"{sampler.get('num_moves')} moves" if effective is None else f"{effective} effective moves",
         "blocks": sampler["blocks"] if several else None,

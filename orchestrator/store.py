@@ -67,7 +67,7 @@ class RunStore:
 
         Raises UserError when the line cannot be written whole and synced: it is taken back, and the run cannot go on.
         """
-        key = record.problem_id, record.sample_index
+        key = key_of(record)
         if key in self.records:
             return False
         line = encode(record)
@@ -158,13 +158,12 @@ class RecordLog:
         self._path, self._tail, self._num_lines = path, Tail(path), 0
         said = flatten(read_run(path.parent) or {})
         self._limits = {"problem_id": said.get("num_problems"), "sample_index": said.get("config.num_samples")}
-        self.first: dict[Key, Record] = {}
-        """The records that count, in the order of the log: the first of each key."""
+        self._known: set[Key] = set()
 
     def read(self) -> list[Record]:
-        """The records that the log has gained and that count. Raises UserError, which names the line, for one that is
-        no record of the run."""
-        known = len(self.first)
+        """The records that the log has gained and that count, the first of each key. Raises UserError, which names the
+        line, for one that is no record of the run."""
+        gained = []
         for line in self._tail.lines():
             self._num_lines += 1
             try:
@@ -174,15 +173,19 @@ class RecordLog:
                     f"{self._path}, line {self._num_lines}: not a record ({error}); repair or remove that line (its "
                     "problem is then owed again), or start over with --fresh."
                 ) from error
-            self.first.setdefault((record.problem_id, record.sample_index), record)
-        return list(self.first.values())[known:]
+            if (key := key_of(record)) not in self._known:
+                self._known.add(key)
+                gained.append(record)
+        return gained
 
 
 def first_records(path: Path) -> dict[Key, Record]:
     """The records of a log that count, in its order."""
-    log = RecordLog(path)
-    log.read()
-    return log.first
+    return {key_of(record): record for record in RecordLog(path).read()}
+
+
+def key_of(record: Record) -> Key:
+    return record.problem_id, record.sample_index
 
 
 def answers(directory: Path) -> dict[Key, Record]:

@@ -54,7 +54,7 @@ def test_uniforms_equal_the_hosts_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("group", [1, 2, 5, 7, 8])
-def test_decode_of_every_head_ratio(group: int) -> None:
+def test_decode_of_head_ratios(group: int) -> None:
     check_decode(Attention(2 * group, 2, 16), [0, 3, 40, 70], split=32)
 
 

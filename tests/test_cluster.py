@@ -86,10 +86,10 @@ class Killer:
     def wait(self, timeout: float) -> list[Event]:
         events = self.crew.wait(timeout)
         self.seen += events
+        self.pids |= {event.worker: event.reading["pid"] for event in events if isinstance(event, Health)}
         for event in events:
             if isinstance(event, Died):
                 self.pids.pop(event.worker, None)
-        self.pids |= {event.worker: event.reading["pid"] for event in events if isinstance(event, Health)}
         if any(isinstance(event, Ready) for event in events):
             self.crew.ask_health()
         self.deaths += sum(isinstance(event, Died) for event in events)

@@ -40,6 +40,7 @@ def test_import_rule(name: str) -> None:
     used = imports(name)
     if name.startswith("evals/"):
         assert not {u for u in used if u.split(".")[0] == "orchestrator"}, "evals never imports orchestrator"
+    assert not {u for u in used if u.split(".")[0] in ("demo", "benchmarks", "tests")}, "these are not installed"
     for library, allowed in ONLY.items():
         if not name.startswith(tuple(allowed)):
             assert not {u for u in used if u.split(".")[0] == library}, f"{library} belongs to {allowed}"

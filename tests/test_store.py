@@ -88,6 +88,13 @@ def test_a_torn_tail_is_cut_and_owed_again(tmp_path: Path, kept: int) -> None:
     assert log.read_bytes() == whole
 
 
+def test_an_empty_line_is_damaged_also_where_it_is_the_only_one(tmp_path: Path) -> None:
+    log = filled(tmp_path, 0) / RECORDS
+    log.write_bytes(b"\n")
+    with pytest.raises(UserError, match=r"records\.jsonl, line 1: not a record"):
+        open_store(tmp_path, CONTENT)
+
+
 @pytest.mark.parametrize("line", [b"{broken", b"[1]", b'{"problem_id": 1}', b"", b"\xff"])
 def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
     log = filled(tmp_path, 2) / RECORDS

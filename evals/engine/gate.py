@@ -164,8 +164,8 @@ class Tokenizer:
                 )
             prompt = self._tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
             whole = False
-        # the preflight says what is too long
-        return self._tokenizer(prompt, add_special_tokens=whole, verbose=False)["input_ids"]
+        found = self._tokenizer(prompt, add_special_tokens=whole, verbose=False)  # the preflight says what is too long
+        return found["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of these ids."""

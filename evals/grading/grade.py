@@ -41,9 +41,9 @@ def gsm8k(text: str, problem: Problem, cot: bool) -> dict[str, Grade]:
     }
 
 
-def math(text: str, problem: Problem, cot: bool) -> dict[str, Grade]:
-    """The one score: comparing strings, as the others do, would mean nothing."""
-    return {"numeric": formula(text, gold_text(problem), judge().equal)}
+def alone(grader: Callable[[str, str], Grade]) -> Scores:
+    """The one score of a grader of (text, gold)."""
+    return lambda text, problem, cot: {"numeric": grader(text, gold_text(problem))}
 
 
 def settled(found: Grade, gold: str) -> Grade:
@@ -89,7 +89,11 @@ def squeezed(text: str) -> str:
 FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         "gsm8k": Format(gsm8k, number_vote, "worked answer, #### number", golds="number"),
-        "math": Format(math, formula_vote, "the answer alone, a number or LaTeX, judged by math-verify"),
+        "math": Format(
+            alone(lambda text, gold: formula(text, gold, judge().equal)),  # comparing strings would mean nothing
+            formula_vote,
+            "the answer alone, a number or LaTeX, judged by math-verify",
+        ),
         "open": Format(lambda *_: {}, number_vote, "no answer, nothing is graded", golds="none"),
     }
 )
