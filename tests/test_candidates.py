@@ -1,4 +1,5 @@
-"""Best of K, importance sampling and majority: the right candidate, the exact law, whatever arrives when."""
+"""Best of K, importance sampling and majority: the right candidate, the exact law, whatever arrives when. On the engine
+Power-SMC as well."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from scipy.stats import chisquare
 from toy import ToyLM
 from toy_crowd import Crowd, assert_same, distance, enumerated, mean_weights
 
-from evals.config import SamplerConfig
+from evals.config import EngineConfig, SamplerConfig
+from evals.engine.engine import Engine
 from evals.engine.kv_cache import PrefixIndex
 from evals.samplers.base import pick
 from evals.samplers.candidates import Candidates, by_vote, effective_size, likeliest, log_mean, normalised, systematic
@@ -171,17 +173,25 @@ def test_the_order_of_arrival_does_not_matter(rule) -> None:
             assert_same(one, other)
 
 
-@pytest.mark.parametrize("kind", ["best_of", "snis", "majority"])
-def test_on_the_engine_for_any_number_of_slots(kind) -> None:
-    """The same candidates; every forward row is accounted for; nothing stays held."""
+ON_THE_ENGINE: list[dict[str, object]] = [
+    {"kind": "best_of", "alpha": 2.0},
+    {"kind": "snis", "alpha": 2.0},
+    {"kind": "majority", "temperature": 0.5},
+    {"kind": "smc", "alpha": 2.0, "smc_interval": 7, "smc_ramp": 9, "smc_threshold": 0.5},
+    {"kind": "smc", "alpha": 2.0, "smc_interval": 7, "smc_ramp": 9, "smc_threshold": 1.0},
+]
+
+
+@pytest.mark.parametrize("settings", ON_THE_ENGINE, ids=lambda settings: " ".join(map(str, settings.values())))
+def test_on_the_engine_for_any_number_of_slots(settings: dict[str, object]) -> None:
+    """The same answers; every forward row is accounted for; nothing stays held."""
     model = tiny_models.make("llama", seed=1).model
-    settings = {"temperature": 0.5} if kind == "majority" else {"alpha": 2.0}
-    sampler = make_sampler(SamplerConfig.model_validate({"kind": kind, "num_candidates": 5} | settings))
+    sampler = make_sampler(SamplerConfig.model_validate(settings | {"num_candidates": 5}))
     results = []
     for slots in (1, 3, 8):
-        engine = tiny_models.engine(model, slots=slots, max_length=96)
+        engine = Engine(model, EngineConfig(), slots=slots, max_length=64, sequences=sampler.sequences)
         prompts = [
-            tiny_models.prompt(i, 17 + i, max_new=16, eos=[2, 7], vote=lambda tokens: str(tokens[-1])) for i in range(4)
+            tiny_models.prompt(i, 17 + i, max_new=24, eos=[2, 7], vote=lambda tokens: str(tokens[-1])) for i in range(4)
         ]
         chains = [Chain(to, sampler.chain(to, 1, i, 0), sampler.sequences) for i, to in enumerate(prompts)]
         results.append(engine.run(chains, seed=1))
@@ -190,6 +200,8 @@ def test_on_the_engine_for_any_number_of_slots(kind) -> None:
         assert counters.kv_pages_used == 0
         assert counters.generated_tokens == sum(sample.chain["generated"] for sample in results[-1])
         assert counters.prefilled_tokens == sum(sample.chain["prefilled"] for sample in results[-1])
+    if settings.get("smc_threshold") == 1:
+        assert all(sample.chain["resampled"] > 0 for sample in results[0])
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             assert_same(one, two, but=("prefilled",))

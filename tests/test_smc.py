@@ -1,4 +1,4 @@
-"""Power-SMC: its weights, its estimate of the normaliser, its law, and the same particles whatever arrives when."""
+"""Power-SMC: its weights, its estimate of the normaliser, its law, and the same particles in any order of arrival."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ from math import exp
 
 import numpy as np
 import pytest
-import tiny_models
-from pages import audit
 from toy import ToyLM
 from toy_crowd import Crowd, assert_same, distance, enumerated, mean_weights
 
-from evals.config import EngineConfig, SamplerConfig
-from evals.engine.engine import Engine
 from evals.samplers.base import MAX_SAMPLES, State
-from evals.samplers.make import make_sampler
 from evals.samplers.single import Single
 from evals.samplers.smc import Particle, Smc
-from evals.types import Chain
 
 TOYS = {
     "eos": ToyLM(12, vocabulary=3, horizon=5),
@@ -171,29 +165,6 @@ def test_the_order_of_arrival_does_not_matter() -> None:
         )
         for other in others:
             assert_same(one, other)
-
-
-@pytest.mark.parametrize("threshold", [0.5, 1.0])
-def test_on_the_engine_for_any_number_of_slots(threshold: float) -> None:
-    """The same particles; every forward row is accounted for; nothing stays held."""
-    model = tiny_models.make("llama", seed=1).model
-    config = SamplerConfig(kind="smc", alpha=2.0, num_candidates=5, smc_interval=7, smc_ramp=9, smc_threshold=threshold)
-    sampler = make_sampler(config)
-    results = []
-    for slots in (1, 3, 8):
-        engine = Engine(model, EngineConfig(), slots=slots, max_length=64, sequences=sampler.sequences)
-        prompts = [tiny_models.prompt(i, 17 + i, max_new=24, eos=[2, 7]) for i in range(4)]
-        chains = [Chain(to, sampler.chain(to, 1, i, 0), sampler.sequences) for i, to in enumerate(prompts)]
-        results.append(engine.run(chains, seed=1))
-        audit(engine._pool)
-        counters = engine.counters()
-        assert counters.kv_pages_used == 0
-        assert counters.generated_tokens == sum(sample.chain["generated"] for sample in results[-1])
-        assert counters.prefilled_tokens == sum(sample.chain["prefilled"] for sample in results[-1])
-    assert threshold < 1 or all(sample.chain["resampled"] > 0 for sample in results[0])
-    for other in results[1:]:
-        for one, two in zip(results[0], other, strict=True):
-            assert_same(one, two, but=("prefilled",))
 
 
 def test_the_effective_size_counts_copies_once() -> None:
