@@ -1,4 +1,9 @@
-"""Drives a chain with many requests in flight on a toy language model; completions arrive in any order."""
+"""Drives a chain with many requests in flight on a toy language model; completions arrive in any order.
+
+Not `toy.ToyEngine`, though it reads operations in the same way: that has slots, limits and floors as the engine does;
+here all requests run at once, what is held is counted and must be the whole prefix, and thousands of particles draw by
+keys that no table holds.
+"""
 
 from __future__ import annotations
 
