@@ -186,7 +186,7 @@ def test_a_run_through_every_fault_ends_as_an_undisturbed_one(tmp_path: Path) ->
 
 
 RAY_KILLER = """
-import os, signal, sys
+import sys
 from orchestrator.cli import main
 from orchestrator.store import RunStore
 
@@ -195,8 +195,9 @@ def append_and_strike(store, record):
     added = append(store, record)
     victim = {20: "raylet", 60: "gcs_server"}.get(len(store.records))
     if victim:
-        node = sys.modules["ray"]._private.worker._global_node
-        os.kill(node.all_processes[victim][0].process.pid, signal.SIGKILL)
+        process = sys.modules["ray"]._private.worker._global_node.all_processes[victim][0].process
+        process.kill()
+        process.wait()  # one that is dying still takes connections, and Ray then waits for its answer for a minute
     return added
 
 RunStore.append = append_and_strike
