@@ -142,10 +142,13 @@ def check_weights(folder: Path, allow_pickle: bool) -> None:
 def shards(index: Path) -> list[Path]:
     """The files that an index of sharded weights names. Raises UserError if it names none."""
     try:
-        first, *others = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        return [index.parent / name for name in (first, *others)]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} has no weight_map from tensors to files; download it again.") from error
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        found = [index.parent / name for name in sorted(names)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        found = []
+    if not found:
+        raise UserError(f"{index} has no weight_map from tensors to files; download it again.")
+    return found
 
 
 def prompt_lengths(task: Task, problems: Iterable[Problem], encode: Callable[[Any], Sequence[int]]) -> dict[int, int]:
