@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evals.types import Record, UserError
-from orchestrator.compare import Run
-from orchestrator.layout import percent, table
-from orchestrator.report import read
-from orchestrator.scores import HEADLINE, ballot, right
+from orchestrator.analysis.accuracy import HEADLINE, ballot, right
+from orchestrator.analysis.load import Run, read
+from orchestrator.report.layout import table
+from orchestrator.text import percent
 
 
 class Condition(NamedTuple):

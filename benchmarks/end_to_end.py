@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evals.engine.engine import Engine
     from evals.engine.model import Model
-    from evals.tasks.gsm8k import Task
+    from evals.tasks.task import Task
     from evals.types import Problem, Record
 
 SEED = 0
@@ -44,17 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure(args: argparse.Namespace, began: float) -> None:
     """Set up, run, print."""
-    from evals.bench import Laps, peak
     from evals.config import EngineConfig, TaskConfig
+    from evals.decoding_speed import Laps, peak
     from evals.engine.checkpoint import load_model
     from evals.engine.device import release, reset_peak
     from evals.engine.engine import Engine
-    from evals.tasks.gsm8k import make_task
-    from orchestrator.bench import json_line
-    from orchestrator.hardware import describe, gpus
-    from orchestrator.inputs import check_lengths, prompt_lengths
-    from orchestrator.models import resolve_model
-    from orchestrator.problems import load_problems
+    from evals.tasks.task import make_task
+    from orchestrator.commands.bench import json_line
+    from orchestrator.inputs.models import resolve_model
+    from orchestrator.inputs.preflight import check_lengths, prompt_lengths
+    from orchestrator.inputs.problems import load_problems
+    from orchestrator.machine.description import describe
+    from orchestrator.machine.gpus import visible_gpus
 
     laps = Laps(began)
     laps.lap("imports")
@@ -64,7 +65,7 @@ def measure(args: argparse.Namespace, began: float) -> None:
     folder = args.model if here else resolve_model(args.model).folder
     laps.lap("sources")
     config = EngineConfig(dtype=args.dtype, execution=args.execution)
-    model = load_model(folder, config, args.device or ("cuda" if gpus() else "cpu"))
+    model = load_model(folder, config, args.device or ("cuda" if visible_gpus() else "cpu"))
     lengths = prompt_lengths(task, problems, model.tokenizer.encode)
     longest = check_lengths(lengths, task.config, model.context_length)
     laps.lap("load")
@@ -117,8 +118,7 @@ def first_token(engine: Engine, task: Task, problem: Problem) -> None:
 def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.Namespace) -> dict[str, Any]:
     """The run: every problem answered and graded once. Nothing is said of waits if memory ran out meanwhile."""
     from evals.config import SamplerConfig
-    from evals.evaluate import start
-    from evals.samplers.make import make_sampler
+    from evals.evaluate import make_sampler, start
 
     sampler = make_sampler(SamplerConfig(alpha=args.alpha, num_moves=args.moves), args.prefetch)
     before = engine.counters()
@@ -157,8 +157,8 @@ def judged(records: list[Record]) -> dict[str, Any]:
 
 def generated(model: Model, task: Task, problems: list[Problem], args: argparse.Namespace) -> dict[str, Any]:
     """Answers to these problems by the library's `generate`, scores kept, in batches."""
-    from evals.bench import peak
-    from evals.engine.yardsticks import generate
+    from evals.decoding_speed import peak
+    from evals.engine.baselines import generate
 
     prompts = [model.tokenizer.encode(task.prompt(problem)) for problem in problems]
     batches = [prompts[at : at + COMPARED_BATCH] for at in range(0, len(prompts), COMPARED_BATCH)]

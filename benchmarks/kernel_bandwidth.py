@@ -20,12 +20,12 @@ import torch
 import triton
 from torch import Tensor
 
+from evals.engine.baselines import copy_bandwidth
 from evals.engine.kernels.decode import DEFAULT, Tuning, decode
 from evals.engine.kernels.draw import draw
 from evals.engine.kernels.pages import copy_pages, write
 from evals.engine.kernels.prefill import plan_tiles, prefill, tile_tokens
 from evals.engine.kv_cache import PAGE
-from evals.engine.yardsticks import copy_bandwidth
 
 BATCHES = (1, 10, 64, 256)
 

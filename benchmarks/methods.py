@@ -27,16 +27,19 @@ from pydantic import ValidationError
 from evals.config import SamplerConfig
 from evals.statistics import holm
 from evals.types import UserError
-from orchestrator import hardware
-from orchestrator.compare import Pair, Run, pair
-from orchestrator.config import RunConfig, resolve
-from orchestrator.crew import Crew
-from orchestrator.inputs import find
-from orchestrator.layout import percent, table
-from orchestrator.report import read, write_report
-from orchestrator.runs import open_runs, plan_runs
-from orchestrator.scores import HEADLINE, question_means
-from orchestrator.session import FAILED, Stop, show_progress, start_crew, work_off
+from orchestrator.analysis.accuracy import HEADLINE, question_means
+from orchestrator.analysis.comparison import Pair, pair
+from orchestrator.analysis.load import Run, read
+from orchestrator.drive.open_runs import open_runs, plan_runs
+from orchestrator.drive.session import FAILED, show_progress, start_crew, work_off
+from orchestrator.drive.signals import Stop
+from orchestrator.inputs.preflight import find
+from orchestrator.machine import description, gpus
+from orchestrator.report.layout import table
+from orchestrator.report.make import write_report
+from orchestrator.settings.config import RunConfig, resolve
+from orchestrator.text import percent
+from orchestrator.workers.pool import Crew
 
 ALPHAS, MOVES = (1.0, 2.0, 4.0, 8.0), (0, 2, 5, 10, 20, 40)
 MAX_CANDIDATES = 64  # the engine keeps room for as many particles
@@ -63,7 +66,7 @@ class Laboratory:
 
     def __init__(self, config: RunConfig, stack: ExitStack) -> None:
         """`config` is resolved; its sampler is the one that needs most room. Raises UserError."""
-        self._environment = hardware.describe()
+        self._environment = description.describe()
         self._inputs, self._stack, self._stop = find(config), stack, Stop()
         self._crew: Crew | None = None
         self.root = plan_runs(self._inputs, self._environment)[0].directory
@@ -151,7 +154,7 @@ def configuration(args: argparse.Namespace) -> RunConfig:
         "task": {} if args.max_new_tokens is None else {"max_new_tokens": args.max_new_tokens},
         "sampler": {"kind": "smc", "num_candidates": MAX_CANDIDATES},
     }
-    return resolve(RunConfig.model_validate(given), len(hardware.gpus()))
+    return resolve(RunConfig.model_validate(given), len(gpus.visible_gpus()))
 
 
 def measure(laboratory: Laboratory, args: argparse.Namespace) -> int:

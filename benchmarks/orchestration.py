@@ -35,13 +35,13 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # simulated node
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
-from orchestrator.cluster import RayCrew
-from orchestrator.config import RunConfig
-from orchestrator.crew import Crew, Done, Event, Health, Work
-from orchestrator.driver import drive
-from orchestrator.progress import Progress
-from orchestrator.store import open_store
-from orchestrator.telemetry import Telemetry
+from orchestrator.cluster.actors import RayCrew
+from orchestrator.drive.dispatcher import drive
+from orchestrator.live.progress import Progress
+from orchestrator.settings.config import RunConfig
+from orchestrator.store.run_store import open_store
+from orchestrator.store.telemetry_log import Telemetry
+from orchestrator.workers.pool import Crew, Done, Event, Health, Work
 
 MEAN_TOKENS, SIGMA, CAP, CAP_SHARE = 300.0, 0.45, 2048.0, 0.03
 QUESTION_SIGMA = 0.5  # how well the length of a question tells that of its answer: known up to this factor (log)

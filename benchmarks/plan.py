@@ -16,17 +16,17 @@ from typing import Any
 
 import torch
 
-from evals.bench import SHAPES, load, random_prompts
 from evals.config import AUTO_SLOTS, EngineConfig, SamplerConfig
+from evals.decoding_speed import SHAPES, load, random_prompts
 from evals.engine import selfcheck
-from evals.engine.accelerate import measure, prepare
 from evals.engine.checkpoint import shape_config
 from evals.engine.device import release, reset_peak
 from evals.engine.engine import Engine
+from evals.engine.execution import measure, prepare
 from evals.engine.forecast import Anatomy, anatomy, demand, forecast, peak
 from evals.engine.model import Model
-from evals.engine.planning import GIB, plan_slots
-from evals.samplers.make import make_sampler
+from evals.evaluate import make_sampler
+from evals.sizing.slots import GIB, plan_slots
 from evals.types import Chain, Prompt
 
 NEW_TOKENS = 48

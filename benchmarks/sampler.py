@@ -25,13 +25,12 @@ from tqdm import tqdm
 from evals.config import EngineConfig, SamplerConfig, TaskConfig
 from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
-from evals.evaluate import start
-from evals.samplers.make import make_sampler
-from evals.tasks.gsm8k import make_task
+from evals.evaluate import make_sampler, start
+from evals.tasks.task import make_task
 from evals.types import Problem, Record, UserError
-from orchestrator.inputs import check_lengths, prompt_lengths
-from orchestrator.models import resolve_model
-from orchestrator.problems import load_problems
+from orchestrator.inputs.models import resolve_model
+from orchestrator.inputs.preflight import check_lengths, prompt_lengths
+from orchestrator.inputs.problems import load_problems
 
 REPEATS = 3  # of a timed run; the fastest counts
 DECISIONS = ("moves", "null", "accepted", "mean_cut", "log_p_trace")

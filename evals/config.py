@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic_core import PydanticCustomError
 
 from evals.grading.grade import FORMATS
-from evals.samplers.make import SAMPLERS
+from evals.samplers.registry import SAMPLERS
 from evals.tasks.presets import PRESETS
 
 

@@ -11,15 +11,19 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, lru_cache
+from inspect import signature
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from evals.config import SamplerConfig
+from evals.samplers.registry import SAMPLERS
 from evals.stopping import StopStrings, cut
-from evals.tasks.gsm8k import Task
+from evals.tasks.task import Task
 from evals.types import Chain, Problem, Prompt, Record, Sample, Sampler, UserError
 
 if TYPE_CHECKING:
     from evals.engine.engine import Engine
-    from evals.engine.gate import Tokenizer
+    from evals.engine.model_support import Tokenizer
 
 
 def start(
@@ -72,6 +76,21 @@ def start(
 
     sampling.add_done_callback(lambda _: grading_thread().submit(finish))
     return finished
+
+
+def make_sampler(
+    config: SamplerConfig,
+    prefetch: int = 0,
+    texts: Mapping[tuple[int, int], str] = MappingProxyType({}),
+    encode: Callable[[str], Sequence[int]] = lambda _: (),
+) -> Sampler:
+    """The sampler that `config` describes; where slots idle, `prefetch` proposals of a chain may run ahead.
+
+    `texts`, those of the setting of this name, and `encode` are what the kind `replay` returns; see there.
+    """
+    make = SAMPLERS[config.kind].make
+    given = {**dict(config), "prefetch": prefetch, "texts": texts, "encode": encode}
+    return make(**{name: given[name] for name in signature(make).parameters})
 
 
 @cache

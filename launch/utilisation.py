@@ -8,11 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evals.engine.planning import gib
-from orchestrator.claim import TELEMETRY
-from orchestrator.compare import Run
-from orchestrator.report import read
-from orchestrator.telemetry import read_telemetry
+from evals.sizing.slots import gib
+from orchestrator.analysis.load import Run, read
+from orchestrator.rundir.directory import TELEMETRY
+from orchestrator.rundir.telemetry import read_telemetry
 
 ROW = "{:<30}{:>20}{:>20}"
 

@@ -81,8 +81,8 @@ def dispatch(arguments: list[str]) -> int:
     """Call what the first argument names."""
     began = time.perf_counter()
     from evals.types import UserError
-    from orchestrator.arguments import suggestion
-    from orchestrator.commands import COMMANDS, help_text, make_parser
+    from orchestrator.commands.table import COMMANDS, help_text, make_parser
+    from orchestrator.settings.parser import suggestion
 
     name, *rest = arguments or ["--help"]
     if name in ("--version", "-V"):

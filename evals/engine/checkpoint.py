@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from evals.config import EngineConfig
-from evals.engine.gate import check_architecture, first_line, load_tokenizer, refusal
 from evals.engine.model import Model
+from evals.engine.model_support import check_architecture, first_line, load_tokenizer, refusal
 from evals.types import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

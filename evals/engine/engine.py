@@ -23,18 +23,18 @@ import torch
 
 from evals.config import EngineConfig
 from evals.engine import selfcheck
-from evals.engine.accelerate import fastest, prepare, sized
-from evals.engine.chains import Live
+from evals.engine.chain_runner import Scheduler
+from evals.engine.chain_state import Live
 from evals.engine.device import IdleClock, bytes_in_use, out_of_memory, read_memory, release
-from evals.engine.eager import Run, layout, prompt_passes
+from evals.engine.eager_decoder import Run, layout, prompt_passes
+from evals.engine.execution import fastest, prepare, sized
 from evals.engine.kv_cache import PagePool
 from evals.engine.model import KeysValues, Model, unwritten
-from evals.engine.planning import Demand, Elastic, SlotChange, fewer, table
-from evals.engine.scheduler import Scheduler
+from evals.sizing.slots import Demand, Elastic, SlotChange, fewer, table
 from evals.types import Chain, MemoryReading, Sample, UserError
 
 if TYPE_CHECKING:
-    from evals.engine.accelerate import Decoder
+    from evals.engine.execution import Decoder
 
 
 CLOSED = "the engine was closed before the chain ended"

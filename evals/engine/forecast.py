@@ -14,10 +14,10 @@ from torch import nn
 
 from evals.config import EngineConfig
 from evals.engine.checkpoint import DTYPES, make_network
-from evals.engine.gate import first_line, model_classes, objection, refusal, windows
 from evals.engine.kv_cache import PAGE, PagePool
 from evals.engine.model import Model
-from evals.engine.planning import Demand, Reading, SlotPlan
+from evals.engine.model_support import first_line, model_classes, objection, refusal, windows
+from evals.sizing.slots import Demand, Reading, SlotPlan
 from evals.types import UserError
 
 FLOAT32 = 4

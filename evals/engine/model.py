@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from evals.engine.attention import Probe, PromptStep, RowsStep, SeamError, Seat, Step, paged_attention
-from evals.engine.gate import Tokenizer, context_length, refusal, windows
 from evals.engine.kv_cache import PAGE, Opening
-from evals.engine.products import float32_head
+from evals.engine.linears import float32_head
+from evals.engine.model_support import Tokenizer, context_length, refusal, windows
 from evals.types import UserError
 
 

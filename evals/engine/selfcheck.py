@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from evals.engine.chains import Slot
-from evals.engine.eager import Layout, Run, layout, pack
+from evals.engine.chain_state import Slot
+from evals.engine.eager_decoder import Layout, Run, layout, pack
 from evals.engine.kv_cache import PAGE, SCRATCH, Opening, PagePool
+from evals.engine.linears import pack_linears
 from evals.engine.model import KeysValues, Model
-from evals.engine.products import pack_linears
 from evals.types import Handle, Prompt, Request
 
 if TYPE_CHECKING:
-    from evals.engine.decoder import GraphDecoder
-    from evals.engine.eager import EagerDecoder
+    from evals.engine.eager_decoder import EagerDecoder
+    from evals.engine.graph_decoder import GraphDecoder
 
 LENGTHS = (5, 21)
 """Prompts: one within a page, one beyond it."""

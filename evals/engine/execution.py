@@ -1,0 +1,176 @@
+"""The fastest way to decode that a machine can do, and what makes a forward pass fast without touching its code.
+
+On a GPU: linears that read the same tensor fused, decoder layers compiled, whole steps replayed from CUDA graphs over
+our own kernels. What cannot be had here (no compiler, an operation that cannot be captured) is said once, and the next
+best is taken. Knows no request.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from evals.config import AUTO_SLOTS, EngineConfig
+from evals.engine.chain_state import Slot
+from evals.engine.device import out_of_memory, release
+from evals.engine.eager_decoder import EagerDecoder, Run
+from evals.engine.kv_cache import SCRATCH, Opening, PagePool
+from evals.engine.linears import fuse_linears
+from evals.engine.model import KeysValues, Model
+from evals.engine.model_support import first_line
+from evals.sizing.slots import Demand, Reading, SlotPlan, gib, plan_slots, plan_unmeasured
+from evals.types import Handle, Prompt, Request, UserError
+
+if TYPE_CHECKING:
+    from evals.engine.graph_decoder import GraphDecoder
+
+    Decoder = EagerDecoder | GraphDecoder
+
+WAYS = {"compiled": "compiled and captured as CUDA graphs", "graphs": "captured as CUDA graphs"}
+ALLOWED = {"auto": ("compiled", "graphs"), "compiled": ("compiled", "graphs"), "graphs": ("graphs",), "eager": ()}
+"""The ways to try for each setting of `engine.execution`, best first; kernel by kernel always works."""
+
+
+def prepare(model: Model) -> None:
+    """What is done to a model once, before anything is measured or made. On a CPU nothing."""
+    if model.device.type == "cuda":
+        uncompile_layers(model)
+        fuse_linears(model.network, lambda: model.plain_logits([0, 1]))
+
+
+def sized(
+    model: Model, config: EngineConfig, demand: Demand, max_length: int, num_pages: int | None
+) -> tuple[SlotPlan, EngineConfig]:
+    """Slots and pages for `demand`, on a GPU by measurement unless `num_pages` are given; and the setting to run by.
+
+    Raises UserError if not even one slot fits.
+    """
+    if model.device.type != "cuda" or num_pages is not None:
+        return plan_unmeasured(demand, num_pages), config
+    rows = min(demand.slots or AUTO_SLOTS["cuda"], AUTO_SLOTS["cuda"])
+    reading, config = measure(model, config, rows, max_length)
+    return plan_slots(reading, demand, config), config
+
+
+def measure(model: Model, config: EngineConfig, rows: int, max_length: int) -> tuple[Reading, EngineConfig]:
+    """The memory of the largest passes of a run on a GPU, and the setting that it can have: `execution` is eager where
+    our kernels do not work, which is said.
+
+    Raises UserError if the passes do not fit at all.
+    """
+
+    def kernels() -> GraphDecoder:
+        from evals.engine.graph_decoder import GraphDecoder
+
+        return GraphDecoder(model, rows, PagePool.pages_for(0, max_length), "kernels", graphs=False)
+
+    if config.execution != "eager":
+        try:
+            return rehearse(model, kernels, rows, max_length, config.prefill_tokens), config
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - compilers raise of all kinds; a broken device fails below as well
+            reason = f"{type(error).__name__}: {first_line(error)}"
+        print(f"The kernels for this GPU cannot be run ({reason}); taking plain operations.", file=sys.stderr)
+        config = config.model_copy(update={"execution": "eager"})
+    return rehearse(model, lambda: EagerDecoder(model), rows, max_length, config.prefill_tokens), config
+
+
+def fastest(model: Model, config: EngineConfig, slots: int, max_pages: int) -> Decoder:
+    """The decoder for `slots` requests of at most `max_pages` pages, as fast as setting and machine allow.
+
+    The model has been through `prepare`. Raises what a failing device raises, running out of memory included; an error
+    of compiling or capturing is printed and leads to the next way.
+    """
+    if model.device.type != "cuda":
+        return EagerDecoder(model)
+    for way in ALLOWED[config.execution]:
+        try:
+            if way == "compiled":
+                compile_layers(model)
+            from evals.engine.graph_decoder import GraphDecoder
+
+            decoder = GraphDecoder(model, slots, max_pages, way)
+            decoder.warm_up(config.prefill_tokens)
+        except Exception as error:  # compilers raise of all kinds; a broken device fails the next way too
+            uncompile_layers(model)
+            if out_of_memory(error) is not None:
+                raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            print(f"Steps cannot be {WAYS[way]} here ({reason}); taking the next best way.", file=sys.stderr)
+        else:
+            return decoder
+    return EagerDecoder(model)
+
+
+def compile_layers(model: Model) -> None:
+    """Every decoder layer compiled at its next call; layers that are alike share one program."""
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    for layer in model.layers():
+        layer.compile(fullgraph=True, dynamic=False)
+
+
+def uncompile_layers(model: Model) -> None:
+    """Layers run as they are written again."""
+    for layer in model.layers():
+        layer._compiled_call_impl = None
+
+
+@torch.inference_mode()
+def rehearse(
+    model: Model, make: Callable[[], EagerDecoder | GraphDecoder], rows: int, max_length: int, prefill_tokens: int
+) -> Reading:
+    """Memory of a prompt pass of `prefill_tokens` tokens, and of a step of `rows` sequences of `max_length` tokens.
+
+    `make` gives the decoder that runs them, on a CUDA device. Raises UserError if the passes do not fit beside the
+    weights, else what the decoder raises.
+    """
+    device = model.device
+    model.attach(KeysValues(model.cache_shape, 2, device))
+    try:
+        decoder, runs, slots = make(), largest_prompts(max_length, prefill_tokens), largest_step(rows, max_length)
+        prompts = peak(device, lambda: decoder.prefill(runs))
+        step = peak(device, lambda: (decoder.step(slots), decoder.step([])))
+    except torch.OutOfMemoryError as error:
+        free, total = torch.cuda.mem_get_info(device)
+        raise UserError(
+            f"The GPU has no room for a pass of the model beside its weights: {gib(free)} of {gib(total)} are free; "
+            "free the GPU, choose a smaller model, or lower POWERSAMPLE_BATCH_SIZE and engine.prefill_tokens."
+        ) from error
+    finally:
+        model.detach()
+    release(device)
+    free, total = torch.cuda.mem_get_info(device)
+    weights = torch.cuda.memory_reserved(device)
+    return Reading(total, total - free - weights, weights, rows, prompts, step)
+
+
+def peak(device: torch.device, run: Callable[[], object]) -> int:
+    """Bytes that `run` takes at its height, beyond what is allocated before."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def largest_prompts(max_length: int, prefill_tokens: int) -> list[Run]:
+    """Prompts as long as there can be, `prefill_tokens` tokens in all."""
+    longest, pages = max(1, max_length - 1), (SCRATCH,) * PagePool.pages_for(0, max_length)
+    full, rest = divmod(prefill_tokens, longest)
+    return [Run((0,) * length, 0, pages) for length in [longest] * full + [rest] * (rest > 0)]
+
+
+def largest_step(rows: int, max_length: int) -> list[Slot]:
+    """Requests about to draw their last token, among the most probable ones only, which takes the most memory."""
+    prompt, prefix = Prompt((0,), max_length, frozenset()), (0,) * max(1, max_length - 1)
+    pages = (SCRATCH,) * PagePool.pages_for(0, max_length)
+    slots = []
+    for row in range(rows):
+        slots.append(Slot(Request(prefix, 1, 1.0, (0, 0, row), 1, top_k=1, top_p=0.5), prompt, seed=0))
+        slots[-1].opening = Opening(Handle(row), pages, (), None)
+    return slots

@@ -1,0 +1,205 @@
+"""Several runs side by side: paired differences on the problems that they share. Pure; knows no files and no layout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evals.statistics import Difference, cluster_sums, holm, mcnemar_exact, paired_difference, sign_flip
+from evals.types import Record, UserError
+from orchestrator.analysis.accuracy import HEADLINE, by_problem, clusters, groups_of, number, question_means, right
+from orchestrator.analysis.load import Run
+
+
+class Pair(NamedTuple):
+    """A run against another, in one score."""
+
+    run: str
+    against: str
+    difference: Difference
+    won: int | None
+    """Problems that only this run has right; None with several samples per problem, as is the next."""
+    lost: int | None
+    p: float
+    """Exact McNemar; with several samples per problem, or groups of problems, the sign-flip permutation test."""
+    p_holm: float
+    """The same, adjusted for the number of all pairs of the comparison."""
+
+
+class Comparison(NamedTuple):
+    """Labelled runs, and the pairs of them that are compared on their common problems."""
+
+    runs: list[Run]
+    grader: str
+    """The score that is compared."""
+    baseline: str
+    common: list[int]
+    """The problems that all runs have answered."""
+    single: bool
+    """One sample per problem in every run, and no groups of problems: McNemar's test applies."""
+    num_groups: int
+    """Of common problems, as far as the data names them; else 0."""
+    pairs: list[Pair]
+    asked: list[str]
+    """In what the runs asked differently, which a difference between them may come from."""
+
+
+class Flip(NamedTuple):
+    """A common problem that the runs have right to different shares."""
+
+    problem_id: int
+    gold: str
+    """As an answer that was graded right has it: the runs do not keep the data set's own."""
+    answers: list[list[tuple[str, bool]]]
+    """For each run its samples: the extracted answer, and whether it is right."""
+    texts: list[list[str]]
+    """For each run what its samples wrote; of failed ones why they failed."""
+
+
+def compare(runs: Sequence[Run], grader: str = HEADLINE) -> Comparison:
+    """Compare two or more runs: each with the baseline, and each of power sampling with every other method.
+
+    The baseline is the first run at temperature 1 without truncation, else the first. Raises UserError if they are of
+    different tasks or data, share no problem, or lack the score.
+    """
+    check_alike(runs, grader)
+    runs = labelled(runs)
+    means = [question_means(run.records, grader) for run in runs]
+    common = sorted(set(means[0]).intersection(*means[1:]))
+    if not common:
+        raise UserError(
+            f"The runs {', '.join(str(run.directory) for run in runs)} have no answered problem in common, so they "
+            "cannot be compared; finish them, or report them one by one."
+        )
+    rows = [[mean[problem_id] for problem_id in common] for mean in means]
+    groups = clusters(common, {i: group for run in runs for i, group in groups_of(run.records).items()})
+    single = not groups and all(run.summary["num_samples"] == 1 for run in runs)
+    base = next((i for i, run in enumerate(runs) if is_plain(run.summary["run"]["sampler"])), 0)
+    chosen, labels = chosen_pairs(runs, base), [run.label for run in runs]
+    pairs = [pair((labels[i], labels[j]), rows[i], rows[j], single, groups) for i, j in chosen]
+    adjusted = holm([row.p for row in pairs])
+    pairs = [row._replace(p_holm=p) for row, p in zip(pairs, adjusted, strict=True)]
+    asked = asked_differently(runs)
+    return Comparison(runs, grader, labels[base], common, single, len(set(groups)), pairs, asked)
+
+
+def is_plain(sampler: Mapping[str, Any]) -> bool:
+    """Does it draw from the model as it is?"""
+    whole = not sampler.get("top_k") and sampler.get("top_p", 1) == 1
+    return whole and sampler.get("kind") == "temperature" and sampler.get("temperature") == 1
+
+
+def flips(comparison: Comparison) -> list[Flip]:
+    """The problems that the runs have not equally often right: the largest gaps first, then as in the data."""
+    samples = [by_problem(run.records) for run in comparison.runs]
+    found = []
+    for problem_id in comparison.common:
+        answers = [[verdict(record, comparison.grader) for record in run[problem_id]] for run in samples]
+        shares = [sum(is_right for _, is_right in one) / len(one) for one in answers]
+        if gap := max(shares) - min(shares):
+            gold = next(answer for one in answers for answer, is_right in one if is_right)
+            texts = [[record.text or record.error or "" for record in run[problem_id]] for run in samples]
+            found.append((-gap, problem_id, Flip(problem_id, gold, answers, texts)))
+    return [flip for _, _, flip in sorted(found)]
+
+
+def verdict(record: Record, grader: str) -> tuple[str, bool]:
+    """The answer that a grader extracted, in words where there is none, and whether it is right."""
+    if record.status == "failed":
+        return "failed", False
+    answer = record.scores.get(grader, {}).get("answer")
+    return "no answer" if answer is None else answer, right(record, grader)
+
+
+def chosen_pairs(runs: Sequence[Run], base: int) -> list[tuple[int, int]]:
+    """Which runs are compared; no more than are asked about, since every pair makes Holm's p values larger."""
+    power = [run.summary["run"]["sampler"].get("kind") == "power" for run in runs]
+    rest = [i for i in range(len(runs)) if i != base]
+    return [(i, base) for i in rest] + [(i, j) for i in rest if power[i] for j in rest if not power[j]]
+
+
+def pair(
+    labels: tuple[str, str], a: Sequence[float], b: Sequence[float], single: bool, groups: Sequence[str] = ()
+) -> Pair:
+    """`a` and `b` are question means of two runs on the same problems; `single`: all are 0 or 1. `p_holm` is p."""
+    difference, gaps = paired_difference(a, b, groups), np.subtract(a, b)
+    if not single:
+        p = sign_flip(cluster_sums(gaps, groups))
+        return Pair(*labels, difference, None, None, p, p)
+    won, lost = int(np.sum(gaps > 0)), int(np.sum(gaps < 0))
+    p = mcnemar_exact(won, lost)
+    return Pair(*labels, difference, won, lost, p, p)
+
+
+def check_alike(runs: Sequence[Run], grader: str) -> None:
+    """A problem id means the same problem only within one data set, and has the same gold only within one task; a score
+    that a run lacks would count as wrong everywhere."""
+    for key, what in (("data_sha256", "used different data"), ("task", "are of different tasks")):
+        found = {run.summary["run"][key]: run.directory for run in runs}
+        if len(found) > 1:
+            raise UserError(
+                f"The runs {' and '.join(map(str, found.values()))} {what}, so their problems cannot be paired; report "
+                "them one by one."
+            )
+    for run in runs:
+        if grader not in (known := run.summary["accuracy"]):
+            raise UserError(f"The run {run.directory} has no score {grader}; it has {', '.join(known)}.")
+
+
+def asked_differently(runs: Sequence[Run]) -> list[str]:
+    """In what the prompts and limits of the runs differ."""
+    keys = {"preset": "preset", "num_shots": "solved examples", "max_new_tokens": "token limit", "stop": "stop strings"}
+    if len({run.summary["num_problems"] for run in runs}) == 1:  # the hash is over all prompts of a run
+        keys["prompts_sha256"] = "prompts"
+    return [name for key, name in keys.items() if len({str(run.summary["run"].get(key)) for run in runs}) > 1]
+
+
+def labelled(runs: Sequence[Run]) -> list[Run]:
+    """The runs by their methods; where two have the same, with the directory's name, or its path if that is the same.
+
+    Raises UserError if a run is given twice.
+    """
+    if len({run.directory.resolve() for run in runs}) < len(runs):
+        raise UserError("A run is named twice, and would be compared with itself; name each run once.")
+    methods = [run.identity.method for run in runs]
+    places = [("", f", {run.directory.name}", f", {run.directory}") for run in runs]
+    forms = [[method + place for place in each] for method, each in zip(methods, places, strict=True)]
+    counts = Counter(form for one in forms for form in set(one))
+    names = [next((form for form in one if counts[form] == 1), one[-1]) for one in forms]
+    return [run._replace(label=name) for run, name in zip(runs, names, strict=True)]
+
+
+def as_json(comparison: Comparison, limit: int | None) -> dict[str, Any]:
+    """A comparison for scripts, its `run` compared with `against`; what cannot be computed is None. `limit`: of the
+    flipped problems, None for all."""
+    labels = [run.label for run in comparison.runs]
+    return {
+        "grader": comparison.grader,
+        "reference": comparison.baseline,
+        "num_common": len(comparison.common),
+        "num_groups": comparison.num_groups or None,
+        "test": "mcnemar" if comparison.single else "sign_flip",
+        "asked_differently": comparison.asked,
+        "runs": [
+            {"label": run.label, "directory": str(run.directory), "fingerprint": run.summary["run"]["fingerprint"]}
+            | {"accuracy": run.summary["accuracy"][comparison.grader], "warnings": run.summary["warnings"]}
+            for run in comparison.runs
+        ],
+        "pairs": [
+            {
+                **pair._asdict(),
+                "difference": pair.difference.mean,
+                **{name: number(getattr(pair.difference, name)) for name in ("stderr", "mde", "n")},
+                "ci95": None if pair.difference.n < 2 else pair.difference[2:4],
+            }
+            for pair in comparison.pairs
+        ],
+        "flips": [
+            {"problem_id": flip.problem_id, "gold": flip.gold, "answers": dict(zip(labels, flip.answers, strict=True))}
+            | {"texts": dict(zip(labels, flip.texts, strict=True))}
+            for flip in flips(comparison)[:limit]
+        ],
+    }

@@ -1,0 +1,257 @@
+"""The crew of Ray actors: one per GPU or per share of the CPUs. Knows no model.
+
+Ray starts processes and carries calls; it restarts and retries nothing (`max_restarts=0`): a death is then known within
+10 ms and with its true cause, and the driver loop decides what becomes of the problems. This file replaces the actor.
+Every RayError except RayTaskError means that the actor is gone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from orchestrator.cluster.ray_session import LOCAL, alive_nodes, ray_address, start_ray, vital_places
+
+# Before Ray: sets what Ray reads when it is imported.
+from orchestrator.console import say
+
+import ray  # isort: skip
+import psutil  # isort: skip # pyright: ignore[reportMissingModuleSource] - Ray brings it and puts it on the path
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+
+from evals.types import UserError, WorkersLost
+from orchestrator.cluster.stalls import Stall, detect_stall, is_missing
+from orchestrator.cluster.worker_handle import Call, WorkerHandle
+from orchestrator.settings.config import RunConfig
+from orchestrator.workers.pool import Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work
+
+MAX_FAILED_STARTS = 3
+MAX_REVIVALS = 3  # times that a local Ray is started again after one of its own processes died
+BACK_OFF_SECONDS = 0.1, 5.0  # first pause before a replacement, doubled up to the last
+NODES_SECONDS = 2.0
+
+
+class RayCrew:
+    """Actors of `worker_class(rank, name)`, as many as `run` says, each loaded with `config` and for `slots` calls."""
+
+    def __init__(
+        self,
+        worker_class: type,
+        config: Any,
+        run: RunConfig,
+        slots: int,
+        job_name: str = "powersample",
+        on_ray: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_ray` is called once Ray is up: signal handlers must be set after it, since Ray overwrites SIGTERM's."""
+        self._class, self._config, self._run, self._slots = worker_class, config, run, slots
+        self._job_name, self._on_ray = job_name, on_ray
+        kind = "gpu" if run.use_gpus else "cpu"
+        self._handles = [WorkerHandle(rank, f"{kind}{rank}") for rank in range(run.num_actors)]
+        self._events: list[Event] = []
+        self._actor_class: Any = None
+        self._nodes_at = 0.0
+        self._vital: list[tuple[str, int]] = []
+        self._num_revivals = 0
+        self._slowest_answer = 0.0
+
+    def start(self) -> None:
+        """Start or join Ray and ask for the actors. Raises UserError if the cluster has fewer GPUs than wanted."""
+        start_ray(self._run, self._job_name)
+        self._on_ray()
+        self._vital = vital_places()
+        self._actor_class = actor_class(self._class, self._run, self._slots)
+        for handle in self._handles:
+            if not handle.given_up:
+                self._start(handle)
+
+    def reload(self, config: Any, slots: int) -> None:
+        """`slots` may not be more than at the start: so many calls an actor takes at once."""
+        self._config, self._slots = config, slots
+        for handle in self._handles:
+            if handle.actor is not None:
+                handle.health = handle.slots = None
+                handle.load = self._load(handle)
+                handle.asked = handle.moved = time.monotonic()
+
+    def free(self, unanswered: int) -> int:
+        """Slots of workers that have said how many they have; while others load for the first time, none takes more
+        than its even share.
+
+        Otherwise the first to be ready would take a short run for itself. A replacement is not waited for.
+        """
+        most = self._slots
+        if any(handle.num_starts == 1 and not handle.ready for handle in self._handles):
+            most = min(most, -(-unanswered // len(self._handles)))
+        return sum(max(0, min(handle.slots or 0, most) - len(handle.calls)) for handle in self._handles)
+
+    def submit(self, work: Work) -> None:
+        handle = min(
+            (handle for handle in self._handles if len(handle.calls) < (handle.slots or 0)),
+            key=lambda handle: len(handle.calls),
+        )
+        if not handle.calls:
+            handle.moved = time.monotonic()
+        handle.calls[handle.actor.solve.options(concurrency_group="work").remote(work)] = Call(work, time.monotonic())
+
+    def ask_health(self) -> set[str]:
+        for handle in self._handles:
+            self._ask(handle)
+        return {handle.name for handle in self._handles if handle.health is not None}
+
+    def _ask(self, handle: WorkerHandle) -> None:
+        if handle.ready and handle.health is None:
+            handle.health = handle.actor.health.options(concurrency_group="hb").remote()
+
+    def wait(self, timeout: float) -> list[Event]:
+        self._check_nodes()
+        for handle in self._handles:
+            self._check(handle)
+        owners = {ref: handle for handle in self._handles for ref in handle.refs()}
+        if not owners:
+            time.sleep(timeout)
+        elif ray.wait(list(owners), num_returns=1, timeout=timeout)[0]:
+            for ref in ray.wait(list(owners), num_returns=len(owners), timeout=0)[0]:
+                self._collect(owners[ref], ref)
+        events, self._events = self._events, []
+        return events
+
+    def _check_nodes(self) -> None:
+        """Where no node is left nobody answers, and no replacement would ever come: a local Ray is started again.
+
+        Raises WorkersLost where Ray is not ours to start, or was started again too often.
+        """
+        if time.monotonic() < self._nodes_at:
+            return
+        self._nodes_at = time.monotonic() + NODES_SECONDS
+        if alive_nodes(self._vital):
+            return
+        reason = "Ray's node is gone (one of its own processes died)"
+        if not self._vital or self._num_revivals == MAX_REVIVALS:
+            raise WorkersLost(f"{reason}, and no worker can be started on it")
+        self._num_revivals += 1
+        say(f"{reason}: starting Ray again.")
+        for handle in self._handles:
+            if handle.actor is not None:
+                self._events.append(Died(handle.name, handle.vacate(), reason, "node", []))
+        ray.shutdown()
+        self.start()
+
+    def _check(self, handle: WorkerHandle) -> None:
+        """Start an actor where there is none, give one up that hangs, say of one that it waits for a place."""
+        now = time.monotonic()
+        if handle.actor is None:
+            if now >= handle.start_at and not handle.given_up:
+                self._start(handle)
+        elif found := detect_stall(handle, now, self._slowest_answer, joined=ray_address() != LOCAL):
+            self._down(handle, TimeoutError(found.reason), found)
+        elif is_missing(handle, now):
+            handle.missing = True
+            self._events.append(Lost(handle.name, f"Ray has had no place for it for {now - handle.asked:.0f} s"))
+
+    def close(self) -> None:
+        ours = [] if self._actor_class else psutil.Process().children(recursive=True)
+        ray.shutdown()
+        for process in ours:  # of a start that was broken off, Ray knows only part of its processes
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def _start(self, handle: WorkerHandle) -> None:
+        handle.num_starts += 1
+        name = handle.name if handle.num_starts == 1 else f"{handle.name}-{handle.num_starts}"
+        handle.actor = self._actor_class.options(name=name).remote(handle.rank, handle.name)
+        handle.asked = handle.moved = time.monotonic()
+        handle.placed = handle.actor.__ray_call__.remote(node_id)
+        handle.load = self._load(handle)
+        self._events.append(Spawned(handle.name, handle.num_starts))
+
+    def _load(self, handle: WorkerHandle) -> Any:
+        """A call of its actor's `load`."""
+        arguments = [self._config] if handle.room is None else [self._config, handle.room]
+        return handle.actor.load.options(concurrency_group="work").remote(*arguments)
+
+    def _collect(self, handle: WorkerHandle, ref: Any) -> None:
+        """Turn one finished call into an event; a call whose handle was vacated in this pass is history."""
+        if ref not in handle.refs():
+            return
+        try:
+            answer = ray.get(ref)
+        except RayTaskError as error:  # first: it is also an instance of the exception that the worker raised
+            self._raised(handle, ref, error)
+        except RayError as error:
+            self._down(handle, error)
+        else:
+            self._answered(handle, ref, answer)
+
+    def _answered(self, handle: WorkerHandle, ref: Any, answer: Any) -> None:
+        now = time.monotonic()
+        if ref == handle.health:
+            handle.health, handle.slots = None, answer.get("slots", self._slots)
+            if answer.get("steps") != handle.steps:
+                handle.steps, handle.moved = answer.get("steps"), now
+            self._events.append(Health(handle.name, answer))
+            return
+        began, handle.moved = handle.moved, now
+        if ref == handle.placed:
+            handle.placed, handle.node, handle.missing = None, answer, False
+        elif ref == handle.load:
+            handle.load, handle.failed_starts, handle.room = None, 0, answer
+            handle.load_seconds = max(handle.load_seconds, now - began)
+            self._events.append(Ready(handle.name, now - handle.asked))
+            self._ask(handle)
+        else:
+            work, since = handle.calls.pop(ref)
+            self._slowest_answer = max(self._slowest_answer, now - since)
+            self._events.append(Done(handle.name, work, answer))
+
+    def _raised(self, handle: WorkerHandle, ref: Any, error: RayTaskError) -> None:
+        """The worker's own code raised; a problem may do that, loading and health may not.
+
+        What the user could mend shows at the first load of all. Later ones of the same model fail for other reasons,
+        such as memory that a dead actor still holds.
+        """
+        cause = error.cause if isinstance(error.cause, BaseException) else error
+        if isinstance(cause, UserError) and ref == handle.load and not any(each.has_loaded for each in self._handles):
+            raise UserError(str(cause)) from error
+        if ref in handle.calls:
+            self._events.append(Raised(handle.name, handle.calls.pop(ref).work, f"{type(cause).__name__}: {cause}"))
+        else:
+            self._down(handle, error)
+
+    def _down(self, handle: WorkerHandle, error: Exception, stalled: Stall | None = None) -> None:
+        """Vacate the handle and plan a replacement. Raises WorkersLost where no worker is left that could be."""
+        reason, blamed, cause = str(error).strip(), stalled.blamed if stalled else None, "hang" if stalled else "crash"
+        if isinstance(error, OutOfMemoryError):
+            cause = "oom"
+        elif stalled is None and handle.node is not None and handle.node not in alive_nodes(self._vital):
+            cause, blamed = "node", []  # no problem did that
+        ray.kill(handle.actor)
+        handle.failed_starts += handle.load is not None
+        self._events.append(Died(handle.name, handle.vacate(), reason, cause, blamed))
+        first, longest = BACK_OFF_SECONDS
+        handle.start_at = time.monotonic() + min(longest, first * 2**handle.failed_starts)
+        if handle.failed_starts < MAX_FAILED_STARTS:
+            return
+        if not any(other.has_loaded and not other.given_up for other in self._handles if other is not handle):
+            raise WorkersLost(f"worker {handle.name} could not start {handle.failed_starts} times: {reason}") from error
+        handle.given_up = True
+        self._events.append(Lost(handle.name, f"it could not start {handle.failed_starts} times: {reason}"))
+
+
+def node_id(actor: Any) -> str:
+    """The node on which an actor runs; called in it."""
+    return ray.get_runtime_context().get_node_id()
+
+
+def actor_class(worker_class: type, run: RunConfig, slots: int) -> Any:
+    """The worker as an actor class. Group sizes are fixed here: a group below `slots` would cap the batch."""
+    cpus = ray.cluster_resources().get("CPU", 1.0)
+    # At most one CPU each, so that every actor finds a node; Ray counts in 1/10,000, rounded down here so that all fit.
+    share = min(1.0, int(cpus / run.num_actors * 10_000) / 10_000)
+    options: dict[str, Any] = {"num_gpus": run.engine.tensor_parallel, "num_cpus": 0}
+    if not run.use_gpus:
+        options = {"num_cpus": share}
+    options |= {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {"work": slots, "hb": 2}}
+    return ray.remote(**options)(worker_class)

@@ -1,0 +1,32 @@
+"""Ray's sink of the run's metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import orchestrator.cluster.ray_session  # noqa: F401 # isort: skip - sets what Ray reads when it is imported
+from ray.util.metrics import Counter, Gauge
+
+from orchestrator.live.metrics import METRICS
+
+
+class RayMetrics:
+    """A sink of `metrics.METRICS`: the metrics port of the driver's node exports them as `ray_powersample_` + name."""
+
+    def tell(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        if METRICS[name].kind == "gauge":
+            meter(name).set(value, dict(labels))
+        elif value:  # Ray's counters take no 0
+            meter(name).inc(value, dict(labels))
+
+    def close(self) -> None:
+        """The last values stay for as long as Ray does."""
+
+
+@cache
+def meter(name: str) -> Any:
+    """Ray's counter or gauge for the metric of that name."""
+    kind, labels, description = METRICS[name]
+    return {"counter": Counter, "gauge": Gauge}[kind](f"powersample_{name}", description, labels)

@@ -1,0 +1,58 @@
+"""When a worker counts as stalled: the time limits of loading, stepping and answering.
+
+Two signs: no progress at all (no step of the engine, no answer), and one problem that takes far longer than any before
+it while the others get on. Both limits are longer than loading, compiling and capturing take.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from orchestrator.cluster.worker_handle import WorkerHandle
+from orchestrator.workers.pool import Work
+
+LOAD_SECONDS = 1800.0
+"""A worker that has not loaded after so long counts as dead."""
+STILL_SECONDS = 300.0
+"""So does one that neither takes a step nor answers for so long, or for LOADS times as long as its load took."""
+LOADS = 3
+DEADLINE_SECONDS = 900.0
+"""A problem may take so long, or ANSWERS times as long as the slowest answer so far; twice that at its second try."""
+ANSWERS = 20
+MISSING_SECONDS = 120.0
+"""A worker that has no place for so long is said to be missing; it is still welcome."""
+
+
+class Stall(NamedTuple):
+    """Why a worker counts as stalled, and which of its problems are to blame."""
+
+    reason: str
+    blamed: list[Work]
+
+
+def detect_stall(handle: WorkerHandle, now: float, slowest_answer: float, joined: bool) -> Stall | None:
+    """Why the actor of `handle` counts as stalled at `now` (monotonic seconds); None while it does not.
+
+    `slowest_answer` is the longest that an answer of the run has taken, in seconds. In a cluster of others' (`joined`)
+    waiting for a place is no fault.
+    """
+    if not handle.ready:
+        waits = handle.load is None or (joined and handle.placed is not None)
+        if waits or now - handle.moved <= LOAD_SECONDS:
+            return None
+        return Stall(f"it began to load the model and did not get on for {LOAD_SECONDS:.0f} s", [])
+    patience = max(STILL_SECONDS, LOADS * handle.load_seconds)
+    if handle.calls and now - handle.moved > patience:
+        blamed = [call.work for call in handle.calls.values()]
+        return Stall(f"it began to answer a problem and did not get on for {patience:.0f} s", blamed)
+    deadline = max(DEADLINE_SECONDS, ANSWERS * slowest_answer)
+    late = [work for work, since in handle.calls.values() if now - since > work.attempt * deadline]
+    if not late:
+        return None
+    names = ", ".join(str(work.problem.problem_id) for work in late)
+    return Stall(f"problem {names} was not answered in {deadline:.0f} s", late)
+
+
+def is_missing(handle: WorkerHandle, now: float) -> bool:
+    """Whether the actor of `handle` has waited so long for a place that this should be said."""
+    return handle.placed is not None and not handle.missing and now - handle.asked > MISSING_SECONDS

@@ -1,0 +1,203 @@
+"""`powersample generate`: answers to every row of a JSONL file, by a run whose records are written in another format.
+Knows how that goes along and ends; what a line is, generated.py knows.
+
+The run in OUT.run is the truth: OUT is made from its records, streamed while they come, and put in order at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from statistics import mean
+from time import monotonic
+from typing import Any, NamedTuple
+
+from evals.types import Record, UserError
+from orchestrator.commands.run import resolved
+from orchestrator.commands.table import COMMANDS, Option
+from orchestrator.console import say
+from orchestrator.drive import session
+from orchestrator.drive.open_runs import OpenRun
+from orchestrator.export import generated
+from orchestrator.live.progress import Progress
+from orchestrator.rundir.files import write_atomically, write_whole, writing
+from orchestrator.rundir.telemetry import read_telemetry, timings
+from orchestrator.settings.config import RunConfig
+from orchestrator.settings.merge import build_config
+from orchestrator.text import duration
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+OPTIONS = [item for item in COMMANDS["generate"].takes if isinstance(item, Option) and "dest" in item.how]
+SPELLINGS = {item.names[-1]: item.names[0] for item in OPTIONS} | {"POWERSAMPLE_RUN_DIR or --run-dir": "--output_file"}
+"""How a run spells an option -> how it is spelled here."""
+POWER = {"sampler.alpha", "sampler.num_moves"}
+"""Settings by which power sampling is asked for."""
+BUSY, PER_MINUTE = 0.7, 200.0  # below these there is advice
+SHOWN = 20  # failed rows that are listed with their reasons
+
+
+def generate(args: Namespace) -> int:
+    """Answer the rows; returns the exit code."""
+    output = generated.target(args.output_file)
+    try:
+        config = checked(build_config(args, os.environ, defaults(args)), output)
+        files = Files(output, generated.input_rows(Path(config.data or ""), "--input_file"), args.hourly_rate)
+        return session.run(resolved(config), files.show, files.conclude)
+    except UserError as error:
+        raise UserError(in_our_words(str(error))) from error
+
+
+def defaults(args: Namespace) -> Path:
+    """The file that is read unless --config names another."""
+    return CONFIGS / f"generate{'_power' if POWER & vars(args).keys() else ''}.yaml"
+
+
+def in_our_words(refusal: str) -> str:
+    """A refusal by a run, with the options named as they are here."""
+    for theirs, ours in SPELLINGS.items():
+        refusal = re.sub(rf"(?<![\w-]){re.escape(theirs)}(?![\w-]|\.\w)", ours, refusal)
+    return refusal
+
+
+def checked(config: RunConfig, output: Path) -> RunConfig:
+    """The run behind `output`. Raises UserError for what cannot be one, before anything is written."""
+    for name, usual in (("run_dir", None), ("fresh", False), ("num_samples", 1), ("mode", "auto")):
+        if getattr(config, name) != usual:
+            raise UserError(
+                f"generate keeps one answer per row and its run beside the output; leave {name} out (another "
+                "--output_file starts over)."
+            )
+    if config.task.name != "open":
+        raise UserError(f"generate grades nothing but task.name is {config.task.name}; set it to open.")
+    if config.model is None or config.data is None:
+        missing = "--model_path" if config.model is None else "--input_file"
+        raise UserError(f"generate needs {missing}; `powersample generate --help` lists the options.")
+    if not Path(config.data).is_file():
+        raise UserError(f"There is no file {config.data}; name a JSONL file by --input_file.")
+    run = generated.run_of(output)
+    if output.is_dir() or (output.exists() and (not run.is_dir() or output.samefile(config.data))):
+        raise UserError(f"{output} is there already, and not from generate; name another --output_file or move it.")
+    return config.model_copy(update={"run_dir": run, "data": str(Path(config.data).absolute()), "mode": "run"})
+
+
+class Files(NamedTuple):
+    """One input and its output."""
+
+    output: Path
+    rows: Mapping[int, Any]
+    hourly_rate: float | None
+
+    def show(self, run: OpenRun) -> Progress:
+        """The output as far as it is, and the progress that lets it grow."""
+        self._write(run)
+        return Generation(self, run)
+
+    def conclude(self, runs: Sequence[OpenRun]) -> None:
+        """The output in order, what failed, time and cost."""
+        (run,) = runs
+        self._write(run)
+        records = run.store.records.values()
+        failed = sorted((record for record in records if record.status == "failed"), key=lambda r: r.problem_id)
+        answered = len(records) - len(failed)
+        cut = sum(record.ended == "length" for record in records)
+        print(f"{self.output}: {answered} answers, {cut} of them cut off at the longest length")
+        for record in failed[:SHOWN]:
+            print(f"Failed: row {record.problem_id}: {' '.join((record.error or '').split())}")
+        if len(failed) > SHOWN:
+            print(f"and {len(failed) - SHOWN} more, in {run.store.directory / 'records.jsonl'}")
+        if not run.owed:  # this start has sampled nothing
+            return
+        telemetry = read_telemetry(run.store.telemetry_path)
+        spent = timings(telemetry)
+        if spent["sampling_seconds"]:
+            per_minute = 60 * answered / spent["sampling_seconds"]
+            price = cost(spent["total_seconds"], self.hourly_rate)
+            print(f"{duration(spent['total_seconds'])} in all, {per_minute:.0f} examples/minute while sampling{price}")
+            busy = [row["utilisation"] for row in telemetry if row.get("utilisation") is not None]
+            for sentence in advice(mean(busy) if busy else None, per_minute, run.config):
+                say(sentence)
+
+    def writing(self, run: OpenRun) -> AbstractContextManager[None]:
+        """Raises UserError where the output cannot be written."""
+        kept = f"the answers are kept in {run.store.directory}: make room there, then start again to go on"
+        return writing(self.output, kept)
+
+    def _write(self, run: OpenRun) -> None:
+        with self.writing(run):
+            write_atomically(self.output, generated.lines(run.store.records.values(), self.rows, run.config))
+
+
+class Generation(Progress):
+    """Progress of a run without grades: what failed and which batch it is; every answer goes into the output."""
+
+    def __init__(self, files: Files, run: OpenRun) -> None:
+        self._run, self._files = run, files
+        self._at_once = run.config.slots * run.config.num_actors
+        self._told = files.hourly_rate is None
+        super().__init__("generate", run.total, run.store.records.values())
+        self._output = files.output.open("ab", buffering=0)
+
+    def add(self, record: Record) -> None:
+        """One more record, and its line."""
+        super().add(record)
+        if record.status == "ok":
+            line = generated.line(record, self._files.rows[record.problem_id], self._run.config)
+            with self._files.writing(self._run):
+                write_whole(self._output.fileno(), line.encode())
+        new = self.num - self._initial
+        if not self._told and new >= min(2 * self._at_once, self.total // 10):
+            self._told = True
+            left = (self.total - self.num) * (monotonic() - self._began) / new
+            say(f"By the first {new} examples: {duration(left)} to go{cost(left, self._files.hourly_rate)}")
+
+    def close(self) -> None:
+        """The output is in the order of the answers until `Files.conclude`."""
+        self._output.close()
+        super().close()
+
+    def _score(self) -> str:
+        return f"failed {self._failed()}, {self._batch()}"
+
+    def _batch(self) -> str:
+        """Which of how many batches it would be, if rows did not follow one another into free slots."""
+        size = sum(reading.get("slots", 0) for reading in self._workers.values()) or self._at_once
+        return f"batch {-(-self.num // size)}/{-(-self.total // size)}"
+
+    def _state(self, speed: str) -> str:
+        elapsed, new, failed = monotonic() - self._began, self.num - self._initial, self._failed()
+        remaining = duration(elapsed * (self.total - self.num) / new) if new else "unknown"
+        return (
+            f"Progress: {self.num}/{self.total} ({self.num / self.total:.1%}) - Generated: {self.num - failed}, "
+            f"Failed: {failed} - {self._batch()}, {duration(elapsed)} elapsed, {remaining} remaining"
+            f"{speed and f', {speed}'}"
+        )
+
+    def _failed(self) -> int:
+        return sum(record.status == "failed" for record in self._run.store.records.values())
+
+
+def cost(seconds: float, hourly_rate: float | None) -> str:
+    """`, $1.20 at $2.40 an hour`; nothing without a rate."""
+    return "" if hourly_rate is None else f", ${seconds / 3600 * hourly_rate:.2f} at ${hourly_rate:g} an hour"
+
+
+def advice(utilisation: float | None, per_minute: float, config: RunConfig) -> list[str]:
+    """What would make it faster, by the GPUs' mean utilisation (0 to 1) and the examples per minute."""
+    found = []
+    if utilisation is not None and utilisation < BUSY:
+        larger = "a higher --engine.target-utilisation" if config.batch_size == "auto" else "a larger --batch_size"
+        found.append(f"The GPUs were busy {utilisation:.0%} of the time: {larger} would use them better.")
+    if per_minute < PER_MINUTE:
+        causes = [
+            *(["CPUs instead of GPUs"] if not config.use_gpus else []),
+            *([f"{config.slots} rows at once (--batch_size auto takes more)"] if config.batch_size != "auto" else []),
+            *(["a sampler that draws more than one answer per row"] if config.sampler.kind != "temperature" else []),
+            f"answers of up to {config.task.max_new_tokens} tokens (--max_new_tokens)",
+            "a large model, other work on the same device, or few rows for the time that it takes to fill up",
+        ]
+        found.append(f"{per_minute:.0f} examples/minute while sampling are few; likely causes: {'; '.join(causes)}.")
+    return found

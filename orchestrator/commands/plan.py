@@ -1,0 +1,240 @@
+"""`powersample plan`: where a GPU's memory would go, and the batch that it has room for. Touches no device.
+
+Knows how a plan is made up, shown and kept; the arithmetic is in evals/budget.py, evals/engine/forecast.py and
+evals/engine/planning.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+
+from evals.config import AUTO_SLOTS, EngineConfig
+from evals.sizing.slots import GIB
+from evals.sizing.training import FOUNDING, Training, founding_notes, training_budget
+from evals.types import UserError
+from orchestrator.commands.table import GPUS, SHAPES, make_parser
+from orchestrator.machine import gpus
+from orchestrator.rundir.files import write_atomically, writing
+from orchestrator.settings.parser import suggestion
+
+if TYPE_CHECKING:
+    from evals.engine.forecast import Anatomy
+
+COUNTS = {"parameters", "trainable_parameters", "batch", "num_gpus", "effective_batch", "in_flight"}
+CHAIN_SEQUENCES = 2
+"""A state and a draft, as power sampling needs."""
+WAY_OUT = "take a larger --gpu, a smaller model, a higher --target or a shorter --length"
+TRAINING_HEAD = "The batch of a training program, in its words; `powersample run` does not know them."
+OF_TRAINING = ("trainable", "lora_rank", "adapter_size", "sample_bytes")
+UNREAD = {
+    "evaluation": (*OF_TRAINING, "gradient_checkpointing"),
+    "training": ("batch_size",),
+    "founding": (*OF_TRAINING, "model", "shape", "gpu", "training", "dtype", "length", "batch_size"),
+}
+"""Options that would be ignored, by kind of budget."""
+
+
+class Plan(NamedTuple):
+    """What was asked, the budget by names, notes on it, and the preset that it may be kept as."""
+
+    inputs: dict[str, Any]
+    budget: dict[str, int | float]
+    notes: list[str]
+    preset: dict[str, Any]
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Print the plan that `args` ask for, and keep its preset where they say so. Returns 0.
+
+    Raises UserError for options that cannot be, a model or GPU that is unknown, and where nothing fits.
+    """
+    budgets = {"evaluation": evaluation, "training": training, "founding": founding}
+    kind = "founding" if args.founding else "training" if args.training else "evaluation"
+    for name in UNREAD[kind]:
+        if getattr(args, name) != make_parser("plan").get_default(name):
+            raise UserError(f"plan: --{name.replace('_', '-')} has no part in the {kind} budget; leave it out.")
+    if args.overwrite and args.write is None:
+        raise UserError("plan: --overwrite names no file; add --write FILE.")
+    found = budgets[kind](args)
+    if args.write is not None:
+        head = f"powersample run --config {args.write}" if kind == "evaluation" else TRAINING_HEAD
+        keep(head, found.preset, args.write, args.overwrite)
+    if args.json:
+        print(json.dumps({**found.inputs, **found.budget, "notes": found.notes}))
+    else:
+        print("\n".join(table(found)))
+    return 0
+
+
+def evaluation(args: argparse.Namespace) -> Plan:
+    """Slots of a run, as the engine plans them, from computed instead of measured memory."""
+    from evals.engine.forecast import demand, forecast, peak
+    from evals.sizing.slots import plan_slots
+
+    ((name, model),) = models(args, most=1)
+    config = EngineConfig(target_utilisation=args.target)
+    most = AUTO_SLOTS["cuda"]
+    gpu, total = gpu_memory(args.gpu)
+    reading = forecast(model, total, min(args.batch_size or most, most), config)
+    found = plan_slots(reading, demand(model, args.batch_size, args.length, CHAIN_SEQUENCES), config, WAY_OUT)
+    parts = found.parts
+    budget = {
+        "gpu_memory": total,
+        "parameters": model.parameters,
+        "overhead": parts["context and others"],
+        "weights": parts["weights"],
+        "kv_per_token": model.kv_token_bytes,
+        "kv_per_sequence": model.kv_bytes(args.length),
+        "available": total - parts["reserve"] - parts["context and others"] - parts["weights"],
+        "kv": parts["K/V"],
+        "activations": parts["activations"],
+        "graphs": parts["graphs"],
+        "free": parts["free"],
+        "reserve": parts["reserve"],
+        "batch": found.slots,
+        "num_gpus": args.num_gpus,
+        "in_flight": found.slots * args.num_gpus,
+        "utilisation": 1 - (parts["free"] + parts["reserve"]) / total,
+        "peak": peak(model, reading, found, config),
+    }
+    notes = [f"kv: {CHAIN_SEQUENCES} sequences of full length for every problem in flight, in whole pages"]
+    if model.kv_bytes(args.length) < args.length * model.kv_token_bytes:
+        notes.append("kv_per_sequence: by the model's windows; the engine keeps sequences whole, and kv counts that")
+    if found.lowered_from is not None:
+        notes.append(f"batch: {found.lowered_from} do not fit")
+    if model.refusal is not None:
+        notes.append(f"this engine does not run the model, another one may. {model.refusal}")
+    engine = {"target_utilisation": config.target_utilisation, "dtype": args.dtype}
+    preset = {"batch_size": found.slots, "num_gpus": args.num_gpus, "engine": engine}
+    if args.model:
+        preset = {"model": without_file(name), **preset}
+    return Plan(described(args, name, gpu), budget, notes, preset)
+
+
+def training(args: argparse.Namespace) -> Plan:
+    """The batch of a training with frozen parts."""
+    frozen = models(args)
+    _, adapted = frozen[-1]
+    trainable = args.trainable
+    if args.lora_rank is not None:
+        trainable += adapted.lora_parameters(args.lora_rank)
+    if args.adapter_size is not None:
+        trainable += adapted.adapter_parameters(args.adapter_size)
+    if not trainable:
+        raise UserError("plan: nothing is trained; say what by --trainable, --lora-rank or --adapter-size.")
+    gpu, total = gpu_memory(args.gpu)
+    sample = args.sample_bytes or sum(model.training_bytes(args.length) for _, model in frozen)
+    weights = sum(model.weight_bytes for _, model in frozen)
+    asked = Training(total, weights, trainable, sample, adapted.itemsize)
+    inputs = described(args, " + ".join(name for name, _ in frozen), gpu)
+    notes = ["utilisation: of what is available for activations; gpu_utilisation is that of the whole GPU"]
+    if args.sample_bytes is None:
+        notes.append("activations_per_sample: computed, an upper bound for models whose weights are frozen")
+    return trained(args, asked, inputs | {"trainable_parameters": trainable}, notes)
+
+
+def founding(args: argparse.Namespace) -> Plan:
+    """The founding document's budget from its own inputs."""
+    inputs = {"model": "8B + 7B, frozen", "gpu": "H100, 80 GB", "trainable_parameters": FOUNDING.trainable}
+    return trained(args, FOUNDING, inputs, founding_notes())
+
+
+def trained(args: argparse.Namespace, asked: Training, inputs: dict[str, Any], notes: list[str]) -> Plan:
+    budget = training_budget(asked, args.target, args.num_gpus, args.gradient_checkpointing)
+    preset = {
+        "batch_size": budget["batch"],
+        "effective_batch_size": budget["effective_batch"],
+        "elastic_target_util": args.target,
+    }
+    return Plan(inputs, budget, notes, preset)
+
+
+def described(args: argparse.Namespace, name: str, gpu: str) -> dict[str, Any]:
+    return {"model": name, "gpu": gpu, "dtype": args.dtype, "length": args.length}
+
+
+def models(args: argparse.Namespace, most: int | None = None) -> list[tuple[str, Anatomy]]:
+    """The sizes of the models asked for. Raises UserError for none, and for more than `most`."""
+    number = len(args.model) + len(args.shape)
+    if not number or (most is not None and number > most):
+        raise UserError(
+            f"plan: {number or 'no'} models were named; name {'one' if most else 'those that are frozen'} by --model "
+            f"or --shape ({', '.join(SHAPES)})."
+        )
+    from evals.decoding_speed import SHAPES as KNOWN
+    from evals.engine.checkpoint import shape_config
+    from evals.engine.forecast import anatomy
+    from evals.engine.model_support import read_config
+
+    configs = [(name, read_config(config_folder(name), False)) for name in args.model]
+    configs += [(name, shape_config(*KNOWN[name])) for name in args.shape]
+    return [(name, anatomy(config, args.dtype, name)) for name, config in configs]
+
+
+def config_folder(name: str) -> str:
+    """The folder of a model's config.json; of a model on the hub nothing else is fetched."""
+    from orchestrator.inputs.models import DEMO_FOLDER, DEMO_MODEL, download, is_local
+    from orchestrator.settings.config import DEMO
+
+    if name == DEMO:
+        return str(DEMO_FOLDER / DEMO_MODEL)
+    if is_local(name):
+        return str(Path(without_file(name)).expanduser())
+    return str(download(name, None, ["config.json"])[0])
+
+
+def without_file(name: str) -> str:
+    """A model as a run takes it: the folder where its config.json was named."""
+    return str(Path(name).parent) if Path(name).name == "config.json" else name
+
+
+def gpu_memory(name: str | None) -> tuple[str, int]:
+    """Name and bytes of a GPU. Raises UserError for an unknown one, and for none where none is present."""
+    if name is None:
+        present = gpus.visible_gpus()
+        if not present or not present[0].memory_bytes:
+            raise UserError(
+                f"plan: this machine has no GPU whose memory can be read; name one by --gpu ({', '.join(GPUS)}, or its "
+                "memory in GiB)."
+            )
+        return present[0].name, present[0].memory_bytes
+    if name.lower() in GPUS:
+        return name.lower(), round(GPUS[name.lower()] * GIB)
+    try:
+        if 0 < (size := float(name)) < 1e6:
+            return f"{size:g} GiB", round(size * GIB)
+    except ValueError:
+        pass
+    raise UserError(
+        f"plan: no GPU is called {name}{suggestion(name.lower(), GPUS)}; known are {', '.join(GPUS)}, or give its "
+        "memory in GiB."
+    )
+
+
+def keep(head: str, preset: dict[str, Any], path: Path, overwrite: bool) -> None:
+    """Write the preset below its head. Raises UserError if the file is there or cannot be written."""
+    if path.exists() and not overwrite:
+        raise UserError(f"plan: {path} exists; name another file by --write, or add --overwrite to replace it.")
+    with writing(f"plan: {path}", "name another file by --write"):
+        write_atomically(path, f"# {head}\n{yaml.safe_dump(preset, sort_keys=False)}")
+
+
+def table(found: Plan) -> list[str]:
+    """The plan as lines; both units, because documents count in GB and this engine in GiB."""
+    lines = [", ".join(f"{name} {value}" for name, value in found.inputs.items())]
+    return lines + [f"  {name:<24}{show(name, value)}" for name, value in found.budget.items()] + found.notes
+
+
+def show(name: str, value: float) -> str:
+    if isinstance(value, float):
+        return f"{value:12.1%}"
+    if name in COUNTS:
+        return f"{value:12,}"
+    power = 1 if value < 10**6 else 2 if value < 10**9 else 3
+    unit = "KMG"[power - 1]
+    return f"{value / 1000**power:12.2f} {unit}B {value / 1024**power:10.2f} {unit}iB"

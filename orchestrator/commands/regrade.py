@@ -1,0 +1,36 @@
+"""`powersample regrade`: a run's texts graded again into scores.jsonl."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+
+from evals.grading.grade import FORMATS
+from evals.tasks.presets import PRESETS
+from orchestrator.inputs.prompts import problems_of, task_of
+from orchestrator.report.make import tell
+from orchestrator.rundir.directory import check_lock
+from orchestrator.rundir.files import write_atomically, writing
+from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.records import answers
+from orchestrator.rundir.scores import SCORES
+
+
+def regrade(args: Namespace) -> int:
+    """Score a run again and write its report; returns the exit code. Raises UserError for what the user can mend."""
+    directory = args.run
+    run = RunRecord.read(directory, graded=True)
+    check_lock(directory)
+    records = answers(directory)
+    task, problems = task_of(run), problems_of(run, args.data)
+    rows = []
+    for record in records.values():
+        if record.status == "ok":
+            grades = FORMATS[task.name].scores(record.text, problems[record.problem_id], PRESETS[task.preset].cot)
+            scores = {name: one._asdict() for name, one in grades.items()}
+            row = {"problem_id": record.problem_id, "sample_index": record.sample_index, "scores": scores}
+            rows.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+    with writing(directory / SCORES, "make it writable"):
+        write_atomically(directory / SCORES, "".join(rows))
+    tell([directory])
+    return 0

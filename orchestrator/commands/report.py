@@ -1,0 +1,33 @@
+"""`powersample report RUN…`: summary and report of runs made again."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from orchestrator.console import say
+from orchestrator.report.make import tell
+from orchestrator.rundir.directory import RECORDS, runs_in
+from orchestrator.rundir.records import first_records
+
+
+def report(args: Namespace) -> int:
+    """`powersample report RUN…`: print the report of one run, or the comparison of several. Returns the exit code.
+
+    A directory of several runs stands for them. Raises UserError for a directory that is missing or holds no run.
+    """
+    tell(named_runs(args))
+    return 0
+
+
+def named_runs(args: Namespace) -> list[Path]:
+    """The runs that are named, and those of directories of runs as far as they have answers."""
+    found: list[Path] = []
+    for path in args.runs:
+        inside = runs_in(path)
+        with_answers = [run for run in inside if first_records(run / RECORDS)]
+        for run in inside if with_answers else ():
+            if run not in with_answers:
+                say(f"{run} has no answer yet and is left out.")
+        found += with_answers or inside or [path]
+    return found

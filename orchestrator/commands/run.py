@@ -1,0 +1,48 @@
+"""`powersample run`, and what every command that starts a session does first: settings resolved for this machine.
+Knows no model, data or run directory."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from pathlib import Path
+
+from evals.types import UserError
+from orchestrator.console import say
+from orchestrator.drive import session
+from orchestrator.machine import gpus
+from orchestrator.settings.config import DEMO, RunConfig, resolve
+from orchestrator.settings.merge import build_config
+
+GPU_DEFAULT = Path(__file__).parents[2] / "configs/gsm8k_power.yaml"
+"""What runs on a machine with GPUs unless --config names another file."""
+
+
+def run(args: Namespace) -> int:
+    """Run what the options ask for; returns the exit code."""
+    return session.run(resolved(asked(args)))
+
+
+def asked(args: Namespace) -> RunConfig:
+    """What options, environment and file ask for. Raises UserError."""
+    config = build_config(args, os.environ)
+    for_demo = DEMO in (config.mode, config.model)
+    if config.num_gpus != 0 and not for_demo and gpus.visible_gpus():  # a file that --config names takes its place
+        config = build_config(args, os.environ, GPU_DEFAULT)
+    if config.task.name == "open":
+        raise UserError("task.name open has no answers to grade by; use powersample generate, or another format.")
+    return config
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """The configuration with all decided that depends on this machine. Raises UserError."""
+    present = gpus.visible_gpus()
+    remote = os.environ.get("RAY_ADDRESS") and config.num_gpus  # a cluster has GPUs of its own; Ray counts them
+    bfloat16 = all(gpu.capability >= gpus.BFLOAT16 for gpu in present)
+    automatic = config.engine.dtype == "auto"
+    config = resolve(config, int(remote) if remote else len(present), bfloat16 or bool(remote))
+    if automatic and config.engine.dtype == "float16":
+        say("These GPUs have no bfloat16: the model runs in float16 (engine.dtype).")
+    if config.use_gpus and not remote:
+        gpus.check_torch_sees_gpus(present)
+    return config

@@ -1,0 +1,123 @@
+"""`powersample sweep`: one evaluation per value of a setting, each with the batch that fits, on the same workers.
+Knows no search (fit.py) and no session.
+
+Every value has a run directory of its own, so that a sweep goes on where it was stopped. Batches are searched before
+the workers start, for the values that owe answers (fit.py).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evals.types import UserError
+from orchestrator.analysis.accuracy import HEADLINE
+from orchestrator.analysis.load import read
+from orchestrator.commands.run import asked, resolved
+from orchestrator.console import say
+from orchestrator.drive import session
+from orchestrator.drive.open_runs import OpenRun, plan_runs
+from orchestrator.inputs.preflight import Inputs, find
+from orchestrator.machine import description
+from orchestrator.report.make import write
+from orchestrator.settings.config import RunConfig, fingerprint
+from orchestrator.settings.parser import suggestion
+from orchestrator.settings.schema import is_list, known_settings
+from orchestrator.sizing.batch_size import Value, fitted, host_memory
+from orchestrator.store.run_store import check_store, fresh_directory
+
+SUMMARY = "sweep.json"
+
+
+def sweep(args: Namespace) -> int:
+    """Evaluate every value; returns the exit code, and raises, as `session.carry_out`."""
+    began = time.time()
+    knob, texts = values_of(args.knob, args.start_from)
+    configs = [configured(args, knob, text) for text in texts]
+    session.check_ray(configs[0])
+    host_memory(configs[0], args.memory_limit)
+    environment = description.describe()
+    first = find(configs[0])
+    root = home(first, knob)
+    placed = [(text, placed_at(root, config, knob, text)) for text, config in zip(texts, configs, strict=True)]
+    values = [Value(knob, text, find(config, first.model)) for text, config in placed]
+    owing = [owes(value.inputs, environment) for value in values]
+    if args.auto_batch_size and first.config.use_batched and first.texts is None:
+        pairs = zip(values, owing, strict=True)
+        values = [fitted(value, args.memory_limit, say) if some else value for value, some in pairs]
+
+    def conclude(runs: Sequence[OpenRun]) -> None:
+        session.conclude(runs)
+        rows = [row(value, run.store.directory) for value, run in zip(values, runs, strict=True)]
+        write(root / SUMMARY, json.dumps({"knob": knob, "summary": rows}, indent=2) + "\n")
+        print(*map(json.dumps, rows), sep="\n")
+        say(f"The summary of the sweep, and beside it the comparison: {root / SUMMARY}")
+
+    planned = [one for value in values for one in plan_runs(value.inputs, environment)]
+    return session.carry_out(configs[0], planned, environment, began, session.show_progress, conclude)
+
+
+def configured(args: Namespace, knob: str, value: str) -> RunConfig:
+    """The run of one value."""
+    one = Namespace(**vars(args) | {knob: [value] if is_list(knob) else value})
+    return resolved(asked(one)).model_copy(update={"mode": "run"})
+
+
+def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:
+    """The setting and the values to run, of NAME=VALUE,VALUE,... Raises UserError."""
+    name, _, listed = knob.partition("=")
+    known = [each for each in known_settings() if each.startswith(("sampler.", "task."))]
+    if name not in known:
+        near = suggestion(name, known) if name else ""
+        raise UserError(
+            f"sweep: --knob {knob or 'is missing and'} names no setting of sampler or task{near}; write for example "
+            "--knob sampler.alpha=1,2,4."
+        )
+    values = [value.strip() for value in listed.split(",")]
+    if "" in values or len(set(values)) < len(values):
+        raise UserError(f"sweep: --knob {knob} needs values that differ, such as sampler.alpha=1,2,4.")
+    if start_from is not None and start_from not in values:
+        raise UserError(f"sweep: --start-from {start_from} is none of the values {listed}; name one of them.")
+    return name, values[values.index(start_from or values[0]) :]
+
+
+def home(inputs: Inputs, knob: str) -> Path:
+    """Where a sweep is kept: the directory asked for, or one that belongs to all settings but the knob."""
+    group, _, key = knob.partition(".")
+    config, usual = inputs.config, {key: getattr(getattr(RunConfig(), group), key)}
+    others = config.model_copy(update={group: getattr(config, group).model_copy(update=usual)})
+    provenance = inputs.provenance._replace(texts=None) if key == "texts" else inputs.provenance
+    digest = fingerprint(others, provenance)
+    root = config.run_dir or Path("runs") / f"{config.name}-{key}-{digest[:8]}"
+    return fresh_directory(root) if config.fresh else root
+
+
+def placed_at(root: Path, config: RunConfig, knob: str, value: str) -> RunConfig:
+    """The run of one value in a directory of its own below `root`."""
+    name = re.sub(r"[^A-Za-z0-9._=-]", "-", f"{knob.partition('.')[2]}={value}")
+    return config.model_copy(update={"name": f"{config.name}/{name}", "run_dir": root / name, "fresh": False})
+
+
+def owes(inputs: Inputs, environment: Mapping[str, Any]) -> bool:
+    """Whether answers are missing. Raises UserError if the run could not be opened now."""
+    (planned,) = plan_runs(inputs, environment)
+    return check_store(planned.directory, planned.content) < len(inputs.data.problems) * inputs.config.num_samples
+
+
+def row(value: Value, directory: Path) -> dict[str, Any]:
+    """What came out for one value."""
+    summary = read(directory).summary
+    accuracy = summary["accuracy"][HEADLINE]
+    return {
+        "configuration": {value.knob: value.setting},
+        "accuracy": accuracy["mean"],
+        "stderr": accuracy["stderr"],
+        "batch_size_used": summary["memory"]["slots"],
+        "num_failed": summary["num_failed"],
+        "run": str(directory),
+    }

@@ -1,0 +1,300 @@
+"""The commands: what each is for, what it takes, and which function does it. Knows how none of them does it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from orchestrator.settings.parser import Parser, count, memory, positive, price, share, slots
+
+
+class Option(NamedTuple):
+    """An option or a path, as `add_argument` takes it."""
+
+    names: tuple[str, ...]
+    how: dict[str, Any]
+
+
+class Command(NamedTuple):
+    """One command of `powersample`."""
+
+    does: str
+    """`module:function`, imported when it is asked for; it takes the arguments and returns the exit code."""
+    sentence: str
+    usage: str
+    takes: tuple[Option | tuple[Option, Option] | str, ...] = ()
+    """Options; two that exclude each other; and titles of groups of those that follow."""
+    about: str = ""
+    """What the help says below the sentence."""
+    settings: bool = False
+    """Whether the settings of a run are options, too."""
+    examples: str | None = None
+
+
+def option(*names: str, **how: Any) -> Option:
+    return Option(names, how)
+
+
+def setting(name: str, flag: str, **how: Any) -> Option:
+    """An option that is a setting of a run under another name; the setting's own name is taken, too."""
+    spellings = dict.fromkeys((flag, flag.replace("_", "-"), f"--{name.replace('_', '-')}"))
+    return Option(tuple(spellings), {"dest": name, "default": argparse.SUPPRESS, **how})
+
+
+SHAPES = ("tiny", "0.5b", "1.5b", "7b", "8b")  # of evals/bench.py
+DTYPES = ("bfloat16", "float16", "float32")
+EXECUTIONS = ("auto", "compiled", "graphs", "eager")
+GPUS = {
+    "v100-16": 15.8, "v100-32": 31.7, "a100-40": 39.4, "a6000-48": 47.5, "a100-80": 79.1, "h100-80": 79.1,
+    "h200-141": 139.8,
+}  # fmt: skip
+"""GiB that the driver leaves of the memory that the name says."""
+EXPORTS = ("lm-eval", "inspect", "parquet")
+STARTING_BATCHES = {"H200": 32, "H100": 16, "A100": 8, "A6000": 10}
+"""Batch sizes to start from by hand, for 8B models at 2,048 tokens; auto measures and takes more."""
+
+RUN = option("run", type=Path, metavar="RUN", help="a run directory")
+RUNS = option("runs", type=Path, nargs="+", metavar="RUN", help="a run directory, or one of runs, such as runs/demo")
+DATA = option("--data", metavar="FILE", help="the data; its digest must be the run's (default: where run.json says)")
+CONFIG = option("--config", default=argparse.SUPPRESS, metavar="FILE", help="a YAML file, such as those in configs/")
+JSON = option("--json", action="store_true", help="one line of JSON and nothing else")
+
+WAYS = """Each option of run but --config is also a variable, --batch-size POWERSAMPLE_BATCH_SIZE and
+--sampler.num-moves POWERSAMPLE_SAMPLER__NUM_MOVES, and a key of a YAML file (sampler: num_moves). Options win over
+variables, variables over the file."""
+RUN_EXAMPLES = """examples:
+  powersample run
+      without GPUs the demo, four samplers compared on the embedded problems; with GPUs all of GSM8K by power sampling
+  powersample run --config configs/gsm8k_power.yaml --num-gpus 2 --batch-size 16 --limit 100 --run-dir runs/mine
+  powersample run --model path/to/model --data problems.jsonl --task.num-shots 4 --task.train-data train.jsonl
+  powersample run --model demo --data demo --sampler.kind temperature --num-samples 16
+      16 answers to each problem, for pass@k and maj@k
+  powersample run --config configs/gsm8k_power.yaml --task.stop "Question:" --task.stop '["\\n\\n"]'
+      stop strings: as they are, or as a JSON list; several add up"""
+
+COMMANDS = {
+    "run": Command(
+        "orchestrator.commands.run:run",
+        "sample answers to math problems from a model, grade them and report; started again, it goes on",
+        "[--config FILE] [options]",
+        (CONFIG,),
+        WAYS,
+        settings=True,
+        examples=RUN_EXAMPLES,
+    ),
+    "report": Command(
+        "orchestrator.commands.report:report",
+        "make summary and report of finished or unfinished runs again",
+        "RUN [RUN ...]",
+        (RUNS,),
+        "Writes summary.json, report.md and report.html; compares several runs.",
+    ),
+    "sweep": Command(
+        "orchestrator.commands.sweep:sweep",
+        "evaluate per value of a setting, each with the batch that fits",
+        "--knob NAME=VALUE,VALUE,... [options] [options of `powersample run`]",
+        (
+            CONFIG,
+            option("--knob", default="", metavar="NAME=VALUES", help="a setting of sampler or task, and its values"),
+            option("--start-from", metavar="VALUE", help="leave out the values before this one"),
+            option("--auto-batch-size", action=argparse.BooleanOptionalAction, default=True,
+                   help="find the largest batch that works for each value, up to --batch-size"),
+            option("--memory-limit", type=memory, metavar="GIB", help="for each worker on CPUs (default: its share)"),
+        ),
+        settings=True,
+    ),
+    "compare": Command(
+        "orchestrator.commands.compare:compare",
+        "runs on their common problems: differences, tests, what flipped",
+        "RUN RUN [RUN ...] [options]",
+        (
+            RUNS,
+            option("--grader", default="numeric", metavar="NAME",
+                   help="the score that is compared: strict, flexible or numeric (%(default)s)"),
+            option("--flips", type=count, metavar="N",
+                   help="flipped problems shown, those with the largest gaps first (default: 20; all with --json)"),
+            option("--texts", action="store_true",
+                   help="whole texts of the flipped problems, of all samples (default: the end of one of each run)"),
+            option("--json", action="store_true", help="one JSON object: runs, pairs, flips with answers and texts"),
+        ),
+        """Compares runs on the problems that all of them have answered: paired differences with standard error, 95 %
+interval and minimum detectable effect (MDE), exact McNemar tests (sign-flip permutation tests with several samples per
+problem), Holm's correction, and the problems that flipped with every run's answer and text. Each run is compared with
+the reference, the first run at temperature 1 or else the first, and each of power sampling with every other method.
+Writes no file.""",
+    ),
+    "watch": Command(
+        "orchestrator.commands.watch:watch",
+        "show a run that another terminal drives, until it ends or Ctrl-C",
+        "RUN [--once]",
+        (RUN, option("--once", action="store_true", help="show it as it is now")),
+    ),
+    "bench": Command(
+        "orchestrator.commands.bench:bench",
+        "how fast this machine decodes, against its memory and generate",
+        "[options]",
+        (
+            (
+                option("--model", metavar="FOLDER", help="a model: local folder, hub name, or demo"),
+                option("--shape", choices=SHAPES, help="random weights (default: 1.5b, without a GPU tiny)"),
+            ),
+            option("--batch", type=slots, default="1,10,16,64,256,auto", help="slots (%(default)s)"),
+            option("--context", type=positive, default=300, help="mean context of the timed steps (%(default)s)"),
+            option("--steps", type=positive, default=100, help="steps that are timed (%(default)s)"),
+            option("--dtype", choices=("auto", *DTYPES), default="auto", help="as engine.dtype (%(default)s)"),
+            option("--execution", choices=EXECUTIONS, default="auto", help="as engine.execution (%(default)s)"),
+            option("--no-generate", dest="generate", action="store_false", help="skip the library's generate"),
+            JSON,
+        ),
+        "The roofline, the library's generate, and decoding through the engine. Ends with one JSON line.",
+    ),
+    "plan": Command(
+        "orchestrator.commands.plan:plan",
+        "where a GPU's memory would go, and the batch that fits",
+        "[options]",
+        (
+            option("--model", action="append", default=[], metavar="NAME", help="folder, config.json, hub name, demo"),
+            option("--shape", action="append", default=[], choices=SHAPES, help="a known shape in place of a model"),
+            option("--gpu", metavar="GPU", help=f"{', '.join(GPUS)}, or its memory in GiB (default: the one present)"),
+            option("--num-gpus", type=positive, default=1, metavar="N", help="each with its own copy (%(default)s)"),
+            option("--dtype", choices=DTYPES, default="bfloat16", help="of the weights (%(default)s)"),
+            option("--length", type=positive, default=1024, metavar="N", help="tokens of a sequence (%(default)s)"),
+            option("--batch-size", type=positive, metavar="N", help="upper limit (default: what fits and pays)"),
+            option("--target", type=share, default=0.8,
+                   help="share that may be used: of the GPU, in training of the room for activations (%(default)s)"),
+            "training of a small part beside frozen models",
+            option("--training", action="store_true", help="every --model and --shape is frozen"),
+            option("--trainable", type=count, default=0, metavar="N", help="parameters that are trained, as 100e6"),
+            option("--lora-rank", type=positive, metavar="R", help="LoRA beside all matrices of the last model"),
+            option("--adapter-size", type=positive, metavar="N", help="two bottlenecks in every layer of that model"),
+            option("--gradient-checkpointing", action="store_true", help="60 %% less for activations"),
+            option("--sample-bytes", type=count, metavar="N", help="activations of a sample (default: computed)"),
+            option("--founding", action="store_true", help="the founding document's budget, and what is wrong in it"),
+            "output",
+            JSON,
+            option("--write", type=Path, metavar="FILE", help="keep the batch as a preset in this YAML file"),
+            option("--overwrite", action="store_true", help="even if the file exists"),
+        ),
+        "Touches no device.",
+    ),
+    "regrade": Command(
+        "orchestrator.commands.regrade:regrade",
+        "score a run's texts again, without a model",
+        "RUN [--data FILE]",
+        (RUN, DATA),
+        "Writes scores.jsonl beside records.jsonl, then summary and report.",
+    ),
+    "export": Command(
+        "orchestrator.commands.export:export",
+        "write it for others' tools: lm-eval, inspect, parquet",
+        "RUN --to FORMAT [--out PATH] [--data FILE]",
+        (
+            RUN,
+            option("--to", choices=EXPORTS, metavar="FORMAT", required=True,
+                   help="lm-eval (results and samples files), inspect (a log), or parquet (a row per answer)"),
+            option("--out", type=Path, metavar="PATH",
+                   help="a directory for lm-eval, else a file (default: below RUN/exports)"),
+            DATA,
+        ),
+        "Nothing is overwritten.",
+    ),
+    "score": Command(
+        "orchestrator.commands.score:score",
+        "grade texts from anywhere: rows {id, text, gold}",
+        "FILE.jsonl [--preset NAME]",
+        (
+            option("file", type=Path, metavar="FILE.jsonl", help="rows to grade"),
+            option("--preset", default="gsm8k", metavar="NAME", help="whose stop strings and format count (gsm8k)"),
+        ),
+        """Writes rows {"id", "strict", "flexible", "numeric", "answers"} to standard output, in the order of the file.
+gold is a worked answer with `#### number` or the bare number (for --preset math500 also LaTeX, and then only numeric is
+given). Each text is first cut at the stop strings of the preset; lmeval-cot and lmeval-cot-zeroshot look for "The
+answer is" in the score strict. A row may have its question: whether a percentage was asked for depends on it.""",
+    ),
+    "generate": Command(
+        "orchestrator.commands.generate:generate",
+        "answer every row of a JSONL file, without grades",
+        "--model_path MODEL --input_file IN.jsonl --output_file OUT.jsonl [options]",
+        (
+            CONFIG,
+            setting("model", "--model_path", metavar="MODEL", help="hub name or local folder"),
+            setting("data", "--input_file", metavar="IN.jsonl", help="rows with a text under `input` or `prompt`"),
+            option("--output_file", "--output-file", type=Path, required=True, metavar="OUT.jsonl",
+                   help="grows in the order in which answers come, and is put in that of its rows at the end"),
+            setting("batch_size", "--batch_size", metavar="N",
+                    help="rows at once per GPU (default: auto, as many as its memory holds; values to start from by "
+                    f"hand: {', '.join(f'{gpu} {size}' for gpu, size in STARTING_BATCHES.items())})"),
+            setting("task.max_new_tokens", "--max_new_tokens", metavar="N", help="longest answer (default: 2048)"),
+            setting("limit", "--max_examples", metavar="N", help="only the first so many rows; try 10 first"),
+            setting("sampler.temperature", "--temperature", metavar="T", help="of the draws (default: 0.7)"),
+            setting("sampler.top_p", "--top_p", metavar="P", help="of the draws (default: 0.9)"),
+            setting("sampler.alpha", "--alpha", metavar="A", help="power sampling from p^A instead"),
+            setting("sampler.num_moves", "--num_moves", metavar="N",
+                    help="Metropolis-Hastings moves per answer of power sampling (default: 10)"),
+            option("--hourly_rate", "--hourly-rate", type=price, metavar="X",
+                   help="price of all GPUs together for an hour: the cost is told after a warm-up and at the end"),
+        ),
+        """Answers every row of IN.jsonl on all GPUs (or --num-workers processes on CPUs). The run behind the output is
+kept in OUT.jsonl.run, and the same command goes on from there.
+
+All options of `powersample run --help` that do not contradict these are taken, too, such as --task.chat,
+--task.template "Question: {question}" or --num-gpus; the defaults are in configs/generate.yaml, or, with --alpha or
+--num_moves, in configs/generate_power.yaml. Prompts are cut at --task.max-prompt-tokens (2048).
+
+Exit codes: 0 complete, 2 refused with one sentence, 3 complete but some rows failed (they are listed).""",
+        settings=True,
+    ),
+    "validate": Command(
+        "orchestrator.commands.validate:validate",
+        "check what generate wrote against what it was given",
+        "OUT.jsonl --input IN.jsonl",
+        (
+            option("file", type=Path, metavar="OUT.jsonl", help="what generate wrote"),
+            option("--input", type=Path, required=True, metavar="IN.jsonl", help="what it was given"),
+        ),
+        "Checks schema, counts, order, duplicates, texts and parameters; exit code 1: a list of what is wrong.",
+    ),
+}  # fmt: skip
+
+
+def help_text() -> str:
+    listed = "\n".join(f"  {name:<9} {command.sentence}" for name, command in COMMANDS.items())
+    return f"""powersample: exact power sampling of language models, evaluated on GSM8K-style problems
+
+usage: powersample COMMAND [arguments]     (powersample COMMAND --help says what it takes)
+       powersample --version | --help
+
+{listed}
+
+examples:
+  powersample run
+      no GPU: greedy, T = 1, T = 1/alpha and power sampling on the embedded model and problems;
+      GPUs: GSM8K by power sampling on all of them
+  powersample run --model path/to/model --data problems.jsonl --run-dir runs/mine
+  powersample compare runs/demo/t1 runs/demo/power --flips 50
+
+{WAYS}
+
+Exit codes: 0 complete, 2 refused with one sentence, 3 complete but some problems failed, 130 or 143 stopped by a signal
+(the same command goes on)."""
+
+
+def make_parser(name: str) -> Parser:
+    """The parser of a command's arguments, which also writes its help."""
+    command = COMMANDS[name]
+    about = f"{command.sentence[0].upper()}{command.sentence[1:]}.\n\n{command.about}"
+    parser = Parser(name, command.usage, about.rstrip(), command.examples)
+    group = parser.add_argument_group("arguments")
+    for item in command.takes:
+        if isinstance(item, str):
+            group = parser.add_argument_group(item)
+            continue
+        place, items = (group, [item]) if isinstance(item, Option) else (group.add_mutually_exclusive_group(), item)
+        for each in items:
+            place.add_argument(*each.names, **each.how)
+    if command.settings:
+        from orchestrator.settings.schema import add_settings
+
+        add_settings(parser, shown=name == "run")
+    return parser

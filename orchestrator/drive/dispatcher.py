@@ -1,0 +1,245 @@
+"""The driver loop: hand out owed problems, write down what comes back, decide what to do about failures. Knows no Ray.
+
+Pull with refill: a worker with a free slot gets the next owed problem; no slot waits for a batch. Only the loop
+writes to the store. A *crew* (Ray actors, or one worker in this process) does the work. What is expected to take
+longest goes first: it should not begin last.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, linear_regression
+from time import monotonic
+from typing import Any
+
+from evals.types import Record, WorkersLost
+from orchestrator.console import say
+from orchestrator.live.progress import Progress
+from orchestrator.rundir.records import Key
+from orchestrator.store.run_store import RunStore
+from orchestrator.store.telemetry_log import Telemetry
+from orchestrator.workers.pool import Crew, Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work
+
+MAX_ATTEMPTS = 3  # times that a problem may raise before it is recorded as failed
+MAX_STRIKES = 3  # deaths of a worker with this problem in flight before the problem has to run alone
+MAX_DEATHS_ALONE = 2  # so many it takes to convict it: something else may have been behind one
+MAX_BARREN_DEATHS = 8  # of one worker without an answer of any: then the machine is at fault, and no problem
+MIN_RECORDS = 32  # below, a fitted line says less than the rule that long questions take long
+HEALTH_SECONDS = 2.0
+DEATHS = {"crash": "its process died", "hang": "it hung", "oom": "out of memory", "node": "its node is gone"}
+WAIT_SECONDS = 0.2  # how long a signal may go unnoticed
+
+
+@dataclass
+class Drive:
+    """One run being driven: who is owed, in flight and suspected."""
+
+    crew: Crew
+    store: RunStore
+    telemetry: Telemetry
+    progress: Progress
+    queue: deque[Work]
+    lengths: dict[int, int]
+    """problem_id -> length of its question."""
+    in_flight: dict[Key, Work] = field(default_factory=dict)
+    errors: Counter[Key] = field(default_factory=Counter)
+    strikes: Counter[Key] = field(default_factory=Counter)
+    suspects: deque[Work] = field(default_factory=deque)
+    """Problems with too many strikes: they run alone, last, so that an innocent one clears itself."""
+    barren_deaths: Counter[str] = field(default_factory=Counter)
+    """Of each worker since the last answer; many at once are one accident, as where their node goes."""
+    next_order: int = MIN_RECORDS
+    """With so many records the queue is put in order again."""
+    notes: set[str] = field(default_factory=set)
+    """What workers have said for a person."""
+    idle_since: float | None = None
+    """When the first slot found nothing left to do (monotonic seconds)."""
+
+    def order(self) -> None:
+        """What is expected to take longest first, what was begun already before all others."""
+        expected = forecast(self.lengths, self.store.records.values())
+        self.queue = deque(sorted(self.queue, key=lambda work: (work.attempt == 1, -expected(work.problem.problem_id))))
+        self.next_order = max(MIN_RECORDS, 2 * len(self.store.records))
+
+    def fill(self) -> None:
+        """Hand out work while there are free slots; a suspect only when nothing else runs."""
+        while self.queue and self.crew.free(len(self.queue) + len(self.in_flight)):
+            self.submit(self.queue.popleft())
+        if self.suspects and not self.in_flight and self.crew.free(1):
+            self.submit(self.suspects.popleft())
+        if self.idle_since is None and not self.queue and self.crew.free(1):
+            self.idle_since = monotonic()
+
+    def submit(self, work: Work) -> None:
+        self.crew.submit(work)
+        self.in_flight[work.key] = work
+
+    def handle(self, event: Event) -> None:
+        match event:
+            case Done():
+                self.barren_deaths.clear()
+                self.finish(event.worker, event.work, event.record)
+            case Raised():
+                self.barren_deaths.clear()
+                self.raised(event.worker, event.work, event.reason)
+            case Died():
+                self.died(event)
+            case Health():
+                self.heard(event.worker, event.reading)
+            case Spawned() | Ready() | Lost():
+                note(self.telemetry, event)
+                if isinstance(event, Lost):
+                    say(f"Worker {event.worker} is missing, going on with the others: {event.reason}")
+
+    def heard(self, worker: str, reading: dict[str, Any]) -> None:
+        """Write a worker's health down, and apart from it what it says only once; of equal notes one is shown."""
+        reading = dict(reading)
+        for change in reading.pop("slot_changes", []):
+            self.telemetry.event("slots", worker=worker, **change)
+            say(f"Worker {worker} goes on with {change['new']} slots instead of {change['old']}: {change['reason']}")
+        notes = reading.pop("notes", "")
+        if notes and notes not in self.notes:
+            self.notes.add(notes)
+            say(notes)
+        self.telemetry.sample(worker, reading)
+
+    def finish(self, worker: str, work: Work, record: Record) -> None:
+        """Write the record down, then let the bar know. What no line of JSON can carry is the problem's failure."""
+        self.in_flight.pop(work.key, None)
+        try:
+            added = self.store.append(record)
+        except (TypeError, ValueError) as error:  # a number that is not finite, say
+            self.raised(worker, work, f"{type(error).__name__}: {error}")
+            return
+        if added:
+            self.progress.add(record)
+        if len(self.store.records) >= self.next_order:
+            self.order()
+
+    def tell(self, event: str, worker: str, work: Work, **fields: Any) -> None:
+        """What became of a problem, as a row of the telemetry."""
+        problem_id, sample_index = work.key
+        self.telemetry.event(event, worker=worker, problem_id=problem_id, sample_index=sample_index, **fields)
+
+    def fail(self, work: Work, worker: str, reason: str) -> None:
+        """Give a problem up: it gets a record that says why, and counts as wrong."""
+        self.tell("failed", worker, work, reason=reason.strip())
+        self.finish(worker, work, failed_record(work, worker, reason))
+
+    def raised(self, worker: str, work: Work, reason: str) -> None:
+        """Try again, up to MAX_ATTEMPTS times in all."""
+        self.in_flight.pop(work.key, None)
+        self.errors[work.key] += 1
+        if self.errors[work.key] >= MAX_ATTEMPTS:
+            self.fail(work, worker, reason)
+        else:
+            self.tell("retry", worker, work, reason=reason)
+            self.queue.appendleft(work._replace(attempt=work.attempt + 1))
+
+    def died(self, event: Died) -> None:
+        """All problems of a dead worker are owed again; a strike for each that may have killed it."""
+        note(self.telemetry, event)
+        again = f"{len(event.lost)} answer{'s are' if len(event.lost) != 1 else ' is'} asked again"
+        say(f"Worker {event.worker} was lost ({DEATHS[event.cause]}); {again}.")
+        suspected = {work.key for work in event.suspected}
+        self.barren_deaths[event.worker] += bool(suspected)
+        if self.barren_deaths[event.worker] >= MAX_BARREN_DEATHS:
+            deaths = self.barren_deaths.total()
+            raise WorkersLost(f"{deaths} workers died in a row without one answer; the last: {event.reason}")
+        for work in reversed(event.lost):
+            self.in_flight.pop(work.key, None)
+            self.strikes[work.key] += work.key in suspected
+            strikes = self.strikes[work.key]
+            if strikes >= MAX_STRIKES + MAX_DEATHS_ALONE and work.key in suspected:
+                times = f"{strikes} times, {MAX_DEATHS_ALONE} of them with it alone"
+                self.fail(work, event.worker, f"its worker died {times}: {event.reason}")
+                continue
+            self.tell("requeue", event.worker, work)
+            again = work._replace(attempt=work.attempt + 1)
+            self.suspects.append(again) if strikes >= MAX_STRIKES else self.queue.appendleft(again)
+
+
+def drive(
+    crew: Crew,
+    store: RunStore,
+    owed: Sequence[Work],
+    telemetry: Telemetry,
+    progress: Progress,
+    stopped: Callable[[], object] = lambda: False,
+) -> None:
+    """Work `owed` off, what is expected to take longest first, until all have a record or `stopped()` is true.
+
+    On a stop it returns at once: what is in flight has no record and stays owed. At the end the workers are asked once
+    more, for what they have not told yet. Raises what the crew raises.
+    """
+    lengths = {work.problem.problem_id: len(work.problem.question) for work in owed}
+    run = Drive(crew, store, telemetry, progress, deque(owed), lengths)
+    run.order()
+    next_health = monotonic()
+    while (run.queue or run.in_flight or run.suspects) and not stopped():
+        run.fill()
+        if monotonic() >= next_health:
+            crew.ask_health()
+            next_health = monotonic() + HEALTH_SECONDS
+        for event in crew.wait(WAIT_SECONDS):
+            run.handle(event)
+        progress.refresh()
+    if run.idle_since is not None:
+        telemetry.event("tail", seconds=monotonic() - run.idle_since)
+    awaited, until = set() if stopped() else crew.ask_health(), monotonic() + HEALTH_SECONDS
+    while awaited and not stopped() and monotonic() < until:
+        for event in crew.wait(WAIT_SECONDS):
+            run.handle(event)
+            awaited.discard(event.worker)
+
+
+def note(telemetry: Telemetry, event: Spawned | Ready | Died | Lost) -> None:
+    """A worker's life as rows of the telemetry."""
+    if isinstance(event, Died):
+        if event.cause in ("hang", "oom"):
+            telemetry.event(event.cause, worker=event.worker, reason=event.reason)
+        telemetry.event("death", worker=event.worker, reason=event.reason, cause=event.cause, lost=len(event.lost))
+    else:
+        name = {Spawned: "spawn", Ready: "ready", Lost: "lost"}[type(event)]
+        telemetry.event(name, **event._asdict())
+
+
+def forecast(lengths: Mapping[int, int], records: Iterable[Record]) -> Callable[[int], float]:
+    """problem_id -> what an answer to it will cost, in tokens once there are enough records, before that in order only.
+
+    `lengths` are the lengths of the questions. A problem that has answers costs their mean; of others a line of least
+    squares through (length of the question, tokens generated for an answer) tells.
+    """
+    costs: defaultdict[int, list[int]] = defaultdict(list)
+    for record in records:
+        if record.tokens.get("generated") and record.problem_id in lengths:
+            costs[record.problem_id].append(record.tokens["generated"])
+    xs = [lengths[problem_id] for problem_id, each in costs.items() for _ in each]
+    ys = [cost for each in costs.values() for cost in each]
+    if len(ys) < MIN_RECORDS:
+        return lambda problem_id: lengths[problem_id]
+    slope, intercept = linear_regression(xs, ys) if len(set(xs)) > 1 else (0.0, fmean(ys))
+    means = {problem_id: fmean(each) for problem_id, each in costs.items()}
+    return lambda problem_id: means.get(problem_id, intercept + slope * lengths[problem_id])
+
+
+def failed_record(work: Work, worker: str, reason: str) -> Record:
+    """The record of a problem that was given up."""
+    return Record(
+        problem_id=work.problem.problem_id,
+        sample_index=work.sample_index,
+        status="failed",
+        text="",
+        token_ids=[],
+        ended="failed",
+        scores={},
+        chain={},
+        timings={},
+        memory={},
+        tokens={},
+        worker={"name": worker, "attempt": work.attempt},
+        error=reason.strip().encode(errors="replace").decode(),
+        group=work.problem.group,
+    )

@@ -1,0 +1,128 @@
+"""Run directories: planned, opened together or not at all, with what each still owes. Knows no worker."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evals.types import Problem
+from orchestrator.console import say
+from orchestrator.drive.dispatcher import failed_record
+from orchestrator.inputs.preflight import Inputs
+from orchestrator.settings.config import RECORD_FORMAT, RunConfig, fingerprint, plan, run_directory
+from orchestrator.store.run_store import RunStore, check_root, check_store, fresh_directory, open_store
+from orchestrator.store.telemetry_log import Telemetry
+from orchestrator.workers.pool import Work
+
+
+class Planned(NamedTuple):
+    """A run before its directory is opened."""
+
+    config: RunConfig
+    directory: Path
+    content: dict[str, Any]
+    """What run.json will say."""
+    inputs: Inputs
+    """What its workers load; runs that share it follow one another without another load."""
+
+
+class OpenRun(NamedTuple):
+    """A locked run directory with what it still owes."""
+
+    config: RunConfig
+    store: RunStore
+    telemetry: Telemetry
+    owed: list[Work]
+    total: int
+    inputs: Inputs
+
+    def start(self, began: float, environment: Mapping[str, Any]) -> None:
+        """Say in the telemetry that this process works on the run, since `began` (Unix seconds), and by which software:
+        `environment` is as of `description.describe()`."""
+        self.telemetry.event(
+            "start",
+            time=began,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            done=len(self.store.records),
+            owed=len(self.owed),
+            num_workers=self.config.num_actors,
+            slots=self.config.slots,
+            inline=self.config.inline,
+            **{name: environment[name] for name in ("git_commit", "git_dirty", "versions")},
+        )
+        self.telemetry.event("phase", name="setup", time=began)
+        if self.store.cut_bytes:
+            self.telemetry.event("torn_tail", bytes=self.store.cut_bytes)
+
+
+def plan_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[Planned]:
+    """The planned runs with their directories, of which none is made here.
+
+    Raises UserError if the demo's would lie in a directory of other files.
+    """
+    config, planned = inputs.config, []
+    demo = config.mode == "demo"
+    if config.fresh and demo:
+        config = config.model_copy(update={"run_dir": fresh_directory(config.run_dir or Path("runs/demo"))})
+    for one in plan(config):
+        content = run_content(one, inputs, environment)
+        directory = run_directory(one, content["fingerprint"])
+        if config.fresh and not demo:
+            directory = fresh_directory(directory)
+        planned.append(Planned(one, directory, content, inputs))
+    if demo:
+        check_root([one.directory for one in planned])
+    return planned
+
+
+def run_content(config: RunConfig, inputs: Inputs, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json says: configuration, inputs, where it was made (`description.describe()`), fingerprint."""
+    settings = config.model_dump(mode="json", exclude={"fresh", "inline"})
+    return {
+        "config": {**settings, "sampler": config.sampler.read()},
+        "num_problems": inputs.data.num_problems,
+        "provenance": {
+            **inputs.describe(),
+            "dtype": config.engine.dtype,
+            "record_format": RECORD_FORMAT,
+            **environment,
+        },
+        "fingerprint": fingerprint(config, inputs.provenance),
+    }
+
+
+def open_runs(planned: Sequence[Planned], stack: ExitStack) -> list[OpenRun]:
+    """Open and lock the directories of all planned runs, or of none; `stack` closes them. Raises UserError.
+
+    Rows of the data that were refused have failed before a worker hears of them.
+    """
+    if len(planned) > 1:
+        for one in planned:
+            check_store(one.directory, one.content)
+    runs = []
+    for config, directory, content, inputs in planned:
+        store = open_store(directory, content)
+        stack.callback(store.close)
+        telemetry = Telemetry(store.telemetry_path)
+        stack.callback(telemetry.close)
+        if store.cut_bytes:
+            say(f"{directory}: cut an unfinished record of {store.cut_bytes} bytes, left by a crash; it is owed again.")
+        problems, refused = inputs.data.problems, inputs.data.refused
+        for row, reason in refused.items():
+            work = Work(Problem(row, "", ""), 0, config.sampler, config.task, config.seed)
+            store.append(failed_record(work, "input", reason))
+        owed = [
+            Work(problem, index, config.sampler, config.task, config.seed)
+            for problem, index in store.owed(problems, config.num_samples)
+        ]
+        wanted = len(problems) * config.num_samples
+        rows = f" {len(refused)} row{'s' * (len(refused) > 1)} refused," if refused else ""
+        there = f"{wanted - len(owed)} of {wanted + len(refused)} answers are there"
+        say(f"{directory}: {there},{rows} {len(owed)} are owed.")
+        runs.append(OpenRun(config, store, telemetry, owed, wanted + len(refused), inputs))
+    return runs

@@ -1,0 +1,188 @@
+"""From runs to an exit code: find, check, lock, start a crew, have it work off what they owe, stop or report.
+Knows neither how work is done nor how it is told.
+
+One path for all: a session has a list of runs, worked off one after the other by one crew. A plain run is a list of
+one, the demo of four, a sweep of one per value. What the user got wrong is refused before Ray starts and before
+anything is written.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+from orchestrator.console import say
+from orchestrator.drive.dispatcher import drive, note
+from orchestrator.drive.open_runs import OpenRun, Planned, open_runs, plan_runs
+from orchestrator.drive.signals import Stop
+from orchestrator.inputs.preflight import find
+from orchestrator.live.metrics import Sink, Tracker, published
+from orchestrator.live.progress import Progress
+from orchestrator.machine import description
+from orchestrator.report.make import tell
+from orchestrator.settings.config import RunConfig
+from orchestrator.workers.inline import InlineCrew
+from orchestrator.workers.pool import Crew, Died, Lost, Ready, Spawned
+from orchestrator.workers.worker import Worker, worker_config
+
+FAILED = 3  # exit code of a complete run in which problems were given up
+WAITING_SECONDS = 30.0  # between two lines that say what is waited for
+
+
+def show_progress(run: OpenRun) -> Progress:
+    """Accuracy so far, for a run that is being driven."""
+    return Progress(run.config.name, run.total, run.store.records.values())
+
+
+def conclude(runs: Sequence[OpenRun]) -> None:
+    """Write and print the report of complete runs."""
+    if not any(one.owed for one in runs):
+        say("The run is complete already; this is its report again (--fresh starts over in a new directory).")
+    directories = [one.store.directory for one in runs]
+    tell(directories, Path(os.path.commonpath(directories)))
+
+
+def run(
+    config: RunConfig,
+    show: Callable[[OpenRun], Progress] = show_progress,
+    conclude: Callable[[Sequence[OpenRun]], None] = conclude,
+) -> int:
+    """Do all that a resolved configuration asks for; returns the exit code, as `carry_out` (see there)."""
+    began = time.time()
+    check_ray(config)
+    inputs, environment = find(config), description.describe()
+    return carry_out(config, plan_runs(inputs, environment), environment, began, show, conclude)
+
+
+def check_ray(config: RunConfig) -> None:
+    """Raises UserError where Ray is to be joined or listened to and cannot be."""
+    if not config.inline:
+        from orchestrator.cluster.ray_session import check
+
+        check(config.dashboard_host)
+
+
+def carry_out(
+    config: RunConfig,
+    planned: Sequence[Planned],
+    environment: Mapping[str, Any],
+    began: float,
+    show: Callable[[OpenRun], Progress],
+    conclude: Callable[[Sequence[OpenRun]], None],
+) -> int:
+    """Open runs, work off what they owe, and conclude; returns the exit code.
+
+    `config` is what the user asked for; `show` makes what shows a run while it is driven, `conclude` tells of runs that
+    are complete. 0 complete, 3 complete but some problems were given up, 128 + number of the signal that stopped it.
+    Raises UserError for what the user can mend and WorkersLost when the workers cannot be kept alive; the records so
+    far are safe.
+    """
+    stop = Stop()
+    with ExitStack() as stack:
+        runs = open_runs(planned, stack)
+        if owing := [one for one in runs if one.owed]:
+            stop.install()
+            stack.callback(stop.restore)
+            for one in owing:
+                one.start(began, environment)
+            with ExitStack() as crews:
+                work_off(start_crew(owing, stop, crews), owing, stop, show)
+                for one in owing if stop.number is not None else ():
+                    one.telemetry.event("stop", signal=signal.Signals(stop.number).name)
+        done, total = sum(len(one.store.records) for one in runs), sum(one.total for one in runs)
+        if stop.number is None or done == total:
+            conclude(runs)
+            records = [record for one in runs for record in one.store.records.values()]
+            return FAILED if any(record.status == "failed" for record in records) else 0
+        directory = Path(os.path.commonpath([one.store.directory for one in runs]))
+        way_on = "the same command goes on from there"
+        if config.fresh:  # a second fresh start would be another run
+            way_on = f"--run-dir {directory} without --fresh (variables: without POWERSAMPLE_FRESH) goes on from there"
+        name = signal.Signals(stop.number).name
+        say(f"Stopped by {name} with {done} of {total} answers in {directory}; {way_on}.")
+        return 128 + stop.number
+
+
+def start_crew(runs: Sequence[OpenRun], stop: Stop, stack: ExitStack) -> Crew:
+    """A crew with a worker that has loaded for the first run; `stack` ends it. The time goes into their telemetry."""
+    inputs, config, settings = runs[0].inputs, runs[0].inputs.config, worker_config(runs[0].inputs)
+    if config.inline:
+        crew = InlineCrew(Worker(0, "inline"), settings, config.slots)
+    else:
+        from orchestrator.cluster.actors import RayCrew
+
+        job = f"powersample {config.name} {len(inputs.data.problems)}x{config.num_actors}"
+        crew = RayCrew(Worker, settings, config, max(one.config.slots for one in runs), job, stop.install)
+    stack.callback(crew.close)
+    mark(runs, "load" if config.inline else "ray")
+    with stop.breaking():  # nothing is answered yet that it would be worth to wait for
+        if not stop:
+            crew.start()
+    mark(runs, "load")
+    wait_for_a_worker(crew, runs, stop)
+    mark(runs, "waiting")
+    return crew
+
+
+def work_off(crew: Crew, runs: Sequence[OpenRun], stop: Stop, show: Callable[[OpenRun], Progress]) -> None:
+    """What the runs owe, one run after the other by workers that load the model once; the first run is loaded for."""
+    loaded = runs[0].inputs
+    for one in runs:
+        if one.inputs is not loaded and not stop:
+            loaded = one.inputs
+            mark([one], "load")
+            crew.reload(worker_config(loaded), loaded.config.slots)
+            wait_for_a_worker(crew, [one], stop)
+        if stop:
+            return
+        mark([one], "sampling")
+        progress = show(one)
+        with closing(progress), published(one.config.name, one.telemetry, progress, sinks(one.config)):
+            drive(crew, one.store, one.owed, one.telemetry, progress, lambda: stop)
+        mark([one], "end")
+
+
+def sinks(config: RunConfig) -> list[Sink]:
+    """Ray's metrics where Ray is up, and the tracker that was asked for."""
+    found: list[Sink] = []
+    if not config.inline:
+        from orchestrator.cluster.metrics import RayMetrics
+
+        found.append(RayMetrics())
+    if config.track is not None:
+        found.append(Tracker(config.track, config.name, config.model_dump(mode="json")))
+    return found
+
+
+def wait_for_a_worker(crew: Crew, runs: Sequence[OpenRun], stop: Stop) -> None:
+    """Until the first worker has loaded; the others join while it works. Raises what the crew raises.
+
+    An actor stays pending for as long as others have the device: that, too, is said now and then.
+    """
+    config, ready = runs[0].config, False
+    began = said = time.monotonic()
+    while not ready and not stop:
+        if (now := time.monotonic()) - said >= WAITING_SECONDS:
+            said = now
+            workers = f"{config.num_actors} worker{'s' if config.num_actors > 1 else ''}"
+            say(
+                f"Waiting for {workers} to load {config.model}, {now - began:.0f} s so far; if "
+                f"{'GPUs' if config.use_gpus else 'CPUs'} are busy, Ray gives them when they are free."
+            )
+        for event in crew.wait(0.2):
+            ready = ready or isinstance(event, Ready)
+            if isinstance(event, Died):
+                say(f"worker {event.worker} did not start, and is started again: {event.reason}")
+            if isinstance(event, Spawned | Ready | Died | Lost):
+                for one in runs:
+                    note(one.telemetry, event)
+
+
+def mark(runs: Sequence[OpenRun], phase: str) -> None:
+    for one in runs:
+        one.telemetry.event("phase", name=phase)

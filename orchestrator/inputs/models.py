@@ -1,0 +1,140 @@
+"""From a name to a model's folder on this machine, with the digest that identifies it. Knows no tokenizer.
+
+A name is `demo`, something on this machine, or something on the hub; what cannot be had is a UserError that names the
+setting, within seconds also offline.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import socket
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evals.config import EngineConfig
+from evals.types import UserError
+from orchestrator.settings.config import DEMO
+
+DEMO_FOLDER = Path(__file__).parents[2] / "evals" / "demo"
+DEMO_MODEL = "model"  # in DEMO_FOLDER
+HUB_SECONDS = 10.0
+CAREFUL = EngineConfig()  # runs no code of a model, loads no pickled weights
+MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
+PICKLE_FILES = ("*.bin", "*.pt", "*.pth")
+MODEL_SETTING = "--model (of a run also POWERSAMPLE_MODEL)"
+
+
+class ModelSource(NamedTuple):
+    """A model on this machine."""
+
+    folder: str
+    name: str
+    """As it was asked for."""
+    revision: str | None
+    """Commit on the hub; None for a local folder."""
+    digest: str
+    """What the fingerprint takes: the commit, or sha256 over a local folder's files."""
+
+    def describe(self) -> dict[str, Any]:
+        """For run.json."""
+        return {"name": self.name, "revision": self.revision, "sha256": None if self.revision else self.digest}
+
+
+def is_local(name: str) -> bool:
+    """A hub name is `owner/name` or a bare word; anything else, and whatever exists here, is a path."""
+    return Path(name).expanduser().exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1
+
+
+def resolve_model(name: str, revision: str | None = None, engine: EngineConfig = CAREFUL) -> ModelSource:
+    """The model's folder on this machine, downloaded if need be. Raises UserError naming POWERSAMPLE_MODEL.
+
+    Code and pickled weights are neither fetched nor counted unless asked for.
+    """
+    patterns = model_files(engine)
+    if name == DEMO or is_local(name):
+        folder = DEMO_FOLDER / DEMO_MODEL if name == DEMO else Path(name).expanduser()
+        if revision is not None:
+            raise UserError(
+                f"model_revision={revision} is for models from the hub but the model {name} is local; leave it out."
+            )
+        check_folder(folder, f"folder {folder}")
+        return ModelSource(str(folder.resolve()), name, None, folder_digest(folder, patterns))
+    folder, commit = download(name, revision, patterns)
+    check_folder(folder, f"model {name} on the hub (commit {commit[:8]})")
+    return ModelSource(str(folder), name, commit, commit)
+
+
+def on_this_node(model: ModelSource, engine: EngineConfig) -> str:
+    """The folder of `model` for a worker, whose node need not be the driver's.
+
+    A model from the hub is downloaded by the first worker of a node, at the driver's commit, while the others wait. The
+    lock goes with the process that holds it. Raises UserError for a local folder that this node does not have.
+    """
+    if Path(model.folder).is_dir():
+        return model.folder
+    if model.revision is None:
+        raise UserError(
+            f"There is no model folder {model.folder} on the node {socket.gethostname()}; put it on storage that all "
+            "nodes share, or on each of them."
+        )
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".powersample.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return str(download(model.name, model.revision, model_files(engine))[0])
+
+
+def model_files(engine: EngineConfig) -> list[str]:
+    """What of a model's repository is needed."""
+    code, pickled = ["*.py"] if engine.trust_remote_code else [], PICKLE_FILES if engine.allow_pickle else []
+    return [*MODEL_FILES, *code, *pickled]
+
+
+def check_folder(folder: Path, model: str) -> None:
+    """Raises UserError unless `folder` can be a model; `model` is what the sentence calls it."""
+    way_out = f"set {MODEL_SETTING} to a hub name or a folder with config.json, tokenizer and weights"
+    if not folder.is_dir():
+        raise UserError(f"There is no model folder {folder}; {way_out}.")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"The {model} has no config.json, so it is no model for transformers; {way_out}.")
+
+
+def folder_digest(folder: Path, patterns: list[str]) -> str:
+    """Hex sha256 over names and contents of the files directly in `folder` that match."""
+    total = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
+        with path.open("rb") as file:
+            total.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def download(name: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
+    """Folder and commit of a model from the hub; with HF_HUB_OFFLINE=1 only the cache on this machine is looked at."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+
+    wanted: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": ["*/*", "consolidated*"]}
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            revision = HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS).sha
+        folder = Path(snapshot_download(name, revision=revision, **wanted))
+    except Exception as error:  # the hub's client raises errors of several libraries
+        raise unavailable(
+            f"model {name!r} is no folder", f"set {MODEL_SETTING} to a local folder or another hub name", error
+        ) from error
+    return folder, folder.name
+
+
+def unavailable(what: str, way_out: str, error: BaseException) -> UserError:
+    """A thing on the hub cannot be had: `what` it is not on this machine, and what else to set."""
+    from huggingface_hub import constants
+
+    text = " ".join(str(error).split()) or type(error).__name__
+    why = f"cannot be had from the Hugging Face hub ({text if len(text) <= 160 else text[:157] + '...'})"
+    other = "set HF_HUB_OFFLINE=1 if it is in the hub's cache"
+    if constants.HF_HUB_OFFLINE:
+        why = "not in the hub's cache, and the hub is not asked because HF_HUB_OFFLINE is set"
+        other = "unset HF_HUB_OFFLINE"
+    return UserError(f"The {what} on this machine and {why}; {way_out}, or {other}.")

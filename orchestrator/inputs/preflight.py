@@ -1,0 +1,143 @@
+"""What a run needs, found and checked before anything starts: model and data, that every problem fits, weights, places.
+
+Reads the model's configuration, its tokenizer and of its weights the headers, never a tensor. Every refusal is a
+UserError; nothing is created. Knows no worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from evals.config import TaskConfig
+from evals.evaluate import prompt_ids
+from evals.tasks.task import Task, make_task
+from evals.types import Problem, UserError
+from orchestrator.inputs.models import ModelSource, resolve_model
+from orchestrator.inputs.problems import TRAIN_SETTING, DataSource, load_problems
+from orchestrator.inputs.prompts import prompts_digest
+from orchestrator.inputs.texts import load_texts, texts_digest
+from orchestrator.inputs.weights import check_weights
+from orchestrator.rundir.records import Key
+from orchestrator.settings.config import Provenance, RunConfig, plan
+from orchestrator.store.run_store import check_writable
+
+if TYPE_CHECKING:
+    from evals.engine.model_support import Tokenizer
+
+
+class Inputs(NamedTuple):
+    """What was found and checked before anything starts."""
+
+    config: RunConfig
+    model: ModelSource
+    data: DataSource
+    train: DataSource | None
+    """Where solved examples come from; None without examples."""
+    max_length: int
+    """Longest prompt plus answer, in tokens."""
+    prompts_digest: str
+    texts: dict[Key, str] | None = None
+    """What the sampler replays; None where it samples."""
+
+    @property
+    def train_problems(self) -> tuple[Problem, ...]:
+        return tuple(self.train.problems) if self.train else ()
+
+    @property
+    def provenance(self) -> Provenance:
+        """What the fingerprint takes of them."""
+        train = None if self.train is None else self.train.digest
+        texts = None if self.texts is None else texts_digest(self.texts)
+        return Provenance(self.model.digest, self.data.digest, train, texts)
+
+    def describe(self) -> dict[str, Any]:
+        """For the provenance in run.json."""
+        texts = self.provenance.texts
+        return {
+            "model": self.model.describe(),
+            "data": self.data.describe(),
+            "prompts_sha256": self.prompts_digest,
+            **({"texts_sha256": texts} if texts else {}),
+        }
+
+
+def find(config: RunConfig, model: ModelSource | None = None) -> Inputs:
+    """Find model, unless it was found before, and data, and check that they fit. Raises UserError."""
+    check_tracker(config.track)
+    data = load_problems(config.data or "", config.data_split, config.limit, config.task)
+    texts = None if config.sampler.texts is None else load_texts(config.sampler.texts, data, config.num_samples)
+    train = None
+    if config.task.num_shots and config.task.train_data is not None:
+        train = load_problems(config.task.train_data, "train", None, config.task, TRAIN_SETTING)
+    model = model or resolve_model(config.model or "", config.model_revision, config.engine)
+    task = make_task(config.task, config.seed, train.problems if train else ())
+    max_length = check(config, model.folder, task, data.problems, texts)
+    return Inputs(config, model, data, train, max_length, prompts_digest(task, data.problems), texts)
+
+
+def check(
+    config: RunConfig, folder: str, task: Task, problems: Sequence[Problem], texts: Mapping[Key, str] | None = None
+) -> int:
+    """Check a resolved configuration against the model in `folder`; returns the longest prompt + answer in tokens.
+
+    Where `texts` are replayed the model reads no prompt, and its context limits nothing.
+    """
+    from evals.engine.model_support import check_architecture, load_tokenizer
+
+    for run in plan(config):
+        check_writable(run.run_dir or Path("runs"))
+    context_length = check_architecture(folder, config.engine.trust_remote_code)
+    check_weights(Path(folder), config.engine.allow_pickle)
+    tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
+    lengths = prompt_lengths(task, problems, tokenizer.encode)
+    if texts is not None:
+        check_texts(texts, tokenizer)
+        return context_length
+    return check_lengths(lengths, task.config, context_length)
+
+
+def check_texts(texts: Mapping[Key, str], tokenizer: Tokenizer) -> None:
+    """Raises UserError unless every text is the same again once it was tokens: what is graded is what was given."""
+    for (problem_id, _), text in texts.items():
+        if tokenizer.decode(tokenizer.encode(text, whole=False)) != text:
+            raise UserError(
+                f"The text for problem {problem_id} in sampler.texts is another one after the model's tokenizer; name "
+                "a model that keeps every byte, such as --model demo."
+            )
+
+
+def prompt_lengths(task: Task, problems: Iterable[Problem], encode: Callable[[Any], Sequence[int]]) -> dict[int, int]:
+    """problem_id -> tokens of its prompt. Raises UserError for a prompt without tokens."""
+    lengths = {problem.problem_id: len(prompt_ids(task, problem, encode)) for problem in problems}
+    for problem_id, length in lengths.items():
+        if length == 0:
+            raise UserError(f"The prompt of problem {problem_id} has no tokens; check the data and the tokenizer.")
+    return lengths
+
+
+def check_lengths(lengths: dict[int, int], task: TaskConfig, context_length: int) -> int:
+    """The longest prompt plus the longest answer of `task`. Raises UserError if that is beyond the model's context."""
+    max_new_tokens = task.max_new_tokens
+    problem_id, longest = max(lengths.items(), key=lambda item: item[1])
+    if longest + max_new_tokens > context_length:
+        num = sum(length + max_new_tokens > context_length for length in lengths.values())
+        room = context_length - longest
+        lower = f"lower task.max_new_tokens to {room} or less, " if room > 0 else ""
+        if task.max_prompt_tokens is not None and max_new_tokens < context_length:
+            lower += f"lower task.max_prompt_tokens to {context_length - max_new_tokens} or less, "
+        fewer = f"use fewer than {task.num_shots} examples (task.num_shots), " if task.num_shots else ""
+        raise UserError(
+            f"Problem {problem_id} does not fit the model: its prompt of {longest} tokens plus task.max_new_tokens "
+            f"{max_new_tokens} is more than the context of {context_length} ({num} of {len(lengths)} problems are too "
+            f"long); {lower}{fewer}leave the problem out of the data, or choose a model with a longer context."
+        )
+    return longest + max_new_tokens
+
+
+def check_tracker(module: str | None) -> None:
+    """Raises UserError if the tracker is not installed."""
+    if module is not None and find_spec(module) is None:
+        raise UserError(f"--track {module} needs the package {module}, which is not installed; pip install {module}.")

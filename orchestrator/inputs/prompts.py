@@ -1,0 +1,93 @@
+"""What a finished run asked, found again by what its run.json says: task, problems, prompts. Knows no records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from evals.config import TaskConfig
+from evals.tasks.task import Task, make_task
+from evals.types import Message, Problem, UserError
+from orchestrator.inputs.problems import TRAIN_SETTING, load_problems
+from orchestrator.rundir.directory import RUN
+from orchestrator.rundir.manifest import RunRecord
+
+
+def prompts_digest(task: Task, problems: Iterable[Problem]) -> str:
+    """Hex sha256 of all prompts in order, joined by NUL bytes; a chat counts as its turns in JSON."""
+    prompts = (task.prompt(problem) for problem in problems)
+    texts = (prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False) for prompt in prompts)
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+class Asked(NamedTuple):
+    """Problems and prompts of a run, or the sentence that says why they cannot be shown."""
+
+    problems: Mapping[int, Problem]
+    prompts: Mapping[int, str]
+    missing: str = ""
+
+
+def asked(run: RunRecord) -> Asked:
+    """The run's problems and prompts, checked against the digests in run.json: what is shown is what was asked.
+
+    The turns of a chat stand below each other under their roles; the model's own template is not applied.
+    """
+    problems: dict[int, Problem] = {}
+    try:
+        problems = problems_of(run)
+        prompts = prompts_of(run, problems)
+    except UserError as error:
+        return Asked(problems, {}, str(error))
+    return Asked(problems, {i: as_text(prompt) for i, prompt in prompts.items()})
+
+
+def prompts_of(run: RunRecord, problems: Mapping[int, Problem]) -> dict[int, str | tuple[Message, ...]]:
+    """What the run asked for each of its problems. Raises UserError if that cannot be made again."""
+    task, train = task_of(run), ()
+    if task.num_shots and task.train_data is not None:
+        train = load_problems(task.train_data, "train", None, task, TRAIN_SETTING).problems
+    asking = make_task(task, run.seed or 0, train)
+    shown = list(problems.values())[: run.num_problems]
+    if prompts_digest(asking, shown) != run.prompts_sha256:
+        raise UserError(
+            f"The prompts of the run in {run.directory} cannot be made again: they have another sha256 than run.json "
+            f"says ({str(run.prompts_sha256)[:8]}); restore the training data {task.train_data} or use the version "
+            "that made the run."
+        )
+    return {problem.problem_id: asking.prompt(problem) for problem in shown}
+
+
+def as_text(prompt: str | tuple[Mapping[str, str], ...]) -> str:
+    return prompt if isinstance(prompt, str) else "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in prompt)
+
+
+def task_of(run: RunRecord) -> TaskConfig:
+    """How the run asked and what its golds are."""
+    try:
+        return TaskConfig.model_validate(run.content["config"]["task"])
+    except ValidationError as error:
+        raise UserError(
+            f"{run.directory / RUN} does not say which task the run is of ({type(error).__name__} in config.task); "
+            "regrade it with the version that made it."
+        ) from error
+
+
+def problems_of(run: RunRecord, data: str | None = None) -> dict[int, Problem]:
+    """The run's problems by their rows. Raises UserError if they are not those that it was made with."""
+    name = data or run.data
+    if not name:
+        raise UserError(
+            f"{run.directory / RUN} does not say which data the run is of (config.data); name it by --data."
+        )
+    source = load_problems(name, run.data_split, None, task_of(run))
+    if source.digest != run.data_sha256:
+        raise UserError(
+            f"The data {name} has the sha256 {source.digest[:8]} but the run in {run.directory} was made "
+            f"with {str(run.data_sha256)[:8]}; name the file it was made with by --data."
+        )
+    return {problem.problem_id: problem for problem in source.problems}

@@ -1,0 +1,135 @@
+"""What a run publishes while it goes: the table of its metrics, filled from records and telemetry rows.
+
+Knows neither Ray nor a tracker: a *sink* takes the values. With Ray's sink (join.py) they are at the
+metrics port of the driver's node as `ray_powersample_` + name, for Prometheus; `launch/grafana.json` draws them. wandb
+and trackio get the same without the prefix. No text of a problem or an answer is ever a label.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
+
+from evals.types import Record
+from orchestrator.live.progress import Progress
+from orchestrator.rundir.telemetry import held
+from orchestrator.store.telemetry_log import Telemetry
+
+TRACK_SECONDS = 10.0  # between two rows of a tracker
+
+
+FAILURES = ("death", "hang", "oom", "lost", "requeue", "retry", "failed")
+
+
+class Metric(NamedTuple):
+    """One metric: a counter only grows while a driver lives, a gauge is what is now."""
+
+    kind: str
+    labels: tuple[str, ...]
+    description: str
+
+
+METRICS = {
+    name: Metric("counter" if name.endswith("_total") else "gauge", ("run", *labels.split()), words)
+    for name, labels, words in (
+        ("problems_total", "status", "Answers recorded, by status (ok, failed)"),
+        ("tokens_total", "", "Tokens generated for the recorded answers"),
+        ("answer_seconds_total", "", "Seconds of all recorded answers, added up"),
+        ("moves_total", "", "Metropolis-Hastings moves of the recorded answers"),
+        ("failures_total", "event", f"What went wrong, by event ({', '.join(FAILURES)})"),
+        ("accuracy", "", "Share of the recorded answers that are right (numeric score)"),
+        ("owed", "", "Answers still to be recorded"),
+        ("slots", "worker", "Problems that a worker may have at once"),
+        ("active_slots", "worker", "Problems that a worker has now"),
+        ("tokens_per_second", "worker", "Tokens per second between two samples"),
+        ("memory_bytes", "worker", "Memory reserved by a worker's process on its GPU, or held by it on the host"),
+        ("device_memory_bytes", "worker", "Memory in use on the whole GPU (NVML)"),
+        ("utilisation", "worker", "Share of time in which the GPU ran a kernel, 0 to 1"),
+    )
+}
+"""Every metric by its name."""
+
+
+class Sink(Protocol):
+    """Takes values of METRICS, of a counter by how much it has grown; `labels` has all of a metric's labels."""
+
+    def tell(self, name: str, value: float, labels: Mapping[str, str]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Metrics:
+    """Fills the metrics of one run."""
+
+    def __init__(self, run: str, progress: Progress, sinks: Sequence[Sink]) -> None:
+        self._run, self._progress, self._sinks = run, progress, sinks
+
+    def record(self, record: Record) -> None:
+        """One more record, which `progress` has counted."""
+        self._tell("problems_total", 1, status=record.status)
+        self._tell("tokens_total", record.tokens.get("generated", 0))
+        self._tell("answer_seconds_total", record.timings.get("wall_seconds", 0.0))
+        self._tell("moves_total", record.chain.get("moves") or 0)
+        self._state()
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """One more row of the telemetry."""
+        if row["kind"] == "sample":
+            readings = {name: row.get(name) for name in ("slots", "active_slots", "tokens_per_second", "utilisation")}
+            readings["memory_bytes"] = held(row)
+            readings["device_memory_bytes"] = row.get("nvml_used_bytes")
+            for name, value in readings.items():
+                if value is not None:
+                    self._tell(name, value, worker=row["worker"])
+            self._state()
+        elif row["event"] in FAILURES:
+            self._tell("failures_total", 1, event=row["event"])
+
+    def _state(self) -> None:
+        """Told with every sample, too: Ray exports a gauge only if it was set since the last export."""
+        self._tell("accuracy", self._progress.mean)
+        self._tell("owed", self._progress.total - self._progress.num)
+
+    def _tell(self, name: str, value: float, **labels: str) -> None:
+        for sink in self._sinks:
+            sink.tell(name, value, {"run": self._run, **labels})
+
+
+class Tracker:
+    """A run of wandb or trackio: a row every TRACK_SECONDS, labels other than the run's are part of the names."""
+
+    def __init__(self, module: str, run: str, config: Mapping[str, Any]) -> None:
+        self._run = import_module(module).init(project="powersample", name=run, config=dict(config))
+        self._values: dict[str, float] = {}
+        self._logged = time.monotonic()
+
+    def tell(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+        place = "/".join([name, *(label for key, label in labels.items() if key != "run")])  # tokens_per_second/gpu0
+        before = self._values.get(place, 0.0) if METRICS[name].kind == "counter" else 0.0
+        self._values[place] = before + value
+        if time.monotonic() - self._logged >= TRACK_SECONDS:
+            self._log()
+
+    def close(self) -> None:
+        self._log()
+        self._run.finish()
+
+    def _log(self) -> None:
+        self._logged = time.monotonic()
+        self._run.log(dict(self._values))
+
+
+@contextmanager
+def published(run: str, telemetry: Telemetry, progress: Progress, sinks: Sequence[Sink]) -> Iterator[None]:
+    """While a run of this name is driven, its telemetry goes to the progress too, and both into the metrics."""
+    metrics = Metrics(run, progress, sinks)
+    telemetry.listeners += [progress.row, metrics.row]
+    progress.listeners.append(metrics.record)
+    try:
+        yield
+    finally:
+        telemetry.listeners.clear()
+        for sink in sinks:
+            sink.close()

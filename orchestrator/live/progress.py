@@ -1,0 +1,168 @@
+"""One run as it goes: done, accuracy so far, tokens per second, time left, and a line for each worker.
+
+Knows records and telemetry rows only, whether they come from the driver or out of a run directory. On a terminal one
+bar with a table below it, elsewhere plain lines. The score shown is the report's headline, over the answers so far.
+Tokens per second are those of the last moments while the run goes on, and the mean over this start of the run in its
+last state.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from evals.sizing.slots import GIB, gib
+from evals.types import Record
+from orchestrator.analysis.accuracy import HEADLINE, estimate, right
+from orchestrator.rundir.telemetry import by_number, held, used
+from orchestrator.text import percent, with_error
+
+BAR_SECONDS, LINE_SECONDS = 0.5, 10.0
+MAX_ROWS = 16  # workers in the table below the bar; more would leave no room for anything else
+HEAD = f"{'worker':<12} {'slots':>9} {'tokens/s':>9} {'memory':>18} {'device':>7}"
+
+
+class Progress:
+    """Shows one run. `done` are the records that the run already had."""
+
+    def __init__(self, name: str, total: int, done: Iterable[Record] = (), out: TextIO | None = None) -> None:
+        self._out = sys.stderr if out is None else out
+        self._name = name
+        self.total = total
+        self.num = 0
+        """Records so far."""
+        self.mean = 0.0
+        """Share of right answers, averaged over problems."""
+        self.listeners: list[Callable[[Record], None]] = []
+        """Told of every record once it is counted."""
+        self._tokens = 0
+        self._verdicts: dict[int, list[bool]] = {}
+        self._graded = False
+        for record in done:
+            self._count(record)
+        self._initial = self.num
+        self._began = self._printed = time.monotonic()
+        self._workers: dict[str, Mapping[str, Any]] = {}
+        self._bar = None
+        self._rows: list[Any] = []
+        if self._out.isatty():
+            self._bar = tqdm(
+                total=total, initial=self._initial, desc=name, unit="problem", file=self._out, dynamic_ncols=True
+            )
+
+    def add(self, record: Record) -> None:
+        """One more record."""
+        self._count(record)
+        self._tokens += record.tokens.get("generated", 0)
+        if self._bar is not None:
+            self._bar.update()
+        for listener in self.listeners:
+            listener(record)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """One more row of the telemetry."""
+        if row["kind"] == "sample":
+            self._workers[row["worker"]] = row
+        elif row["event"] == "death":
+            self._workers.pop(row.get("worker", ""), None)
+
+    def forget(self) -> None:
+        """No worker lives any more."""
+        self._workers.clear()
+
+    def refresh(self) -> None:
+        """Redraw bar and table, or print a line, if the last ones are old enough."""
+        age = time.monotonic() - self._printed
+        if self._bar is not None and age >= BAR_SECONDS:
+            self._printed += age
+            self._bar.set_postfix_str(self._figures(self._speed()))
+            self._draw_table()
+        elif self._bar is None and age >= LINE_SECONDS:
+            self._line(self._speed())
+
+    def frame(self) -> str:
+        """The present state as lines of text: what is done, then the workers."""
+        return "\n".join([self._state(self._speed()), *self._table()])
+
+    def close(self) -> None:
+        """The last state stays on the screen; the table goes."""
+        elapsed = time.monotonic() - self._began
+        speed = f"{self._tokens / elapsed:,.0f} tokens/s on average" if self._tokens and elapsed else ""
+        for row in reversed(self._rows):
+            row.close()
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._figures(speed))
+            self._bar.close()
+        else:
+            self._line(speed)
+
+    def _count(self, record: Record) -> None:
+        self.num += 1
+        self._graded = self._graded or bool(record.scores)
+        verdicts = self._verdicts.setdefault(record.problem_id, [])
+        before = sum(verdicts) / len(verdicts) if verdicts else self.mean
+        verdicts.append(right(record, HEADLINE))
+        self.mean += (sum(verdicts) / len(verdicts) - before) / len(self._verdicts)
+
+    def _speed(self) -> str:
+        """Of the window between the last two readings of each worker."""
+        rates = [reading["tokens_per_second"] for reading in self._workers.values() if "tokens_per_second" in reading]
+        return f"{sum(rates):,.0f} tokens/s" if rates else ""
+
+    def _figures(self, speed: str) -> str:
+        parts = [self._score(), speed]
+        if largest := max((held(reading) or 0 for reading in self._workers.values()), default=0):
+            parts.append(f"{gib(largest)} per worker")
+        return ", ".join(part for part in parts if part)
+
+    def _score(self) -> str:
+        if not self._graded:
+            return ""
+        means = {problem_id: sum(rights) / len(rights) for problem_id, rights in self._verdicts.items()}
+        score = estimate(means, binary=max(map(len, self._verdicts.values())) == 1)
+        return f"{HEADLINE} {with_error(score) if score['n'] > 1 else percent(score['mean'])} %"
+
+    def _state(self, speed: str) -> str:
+        elapsed, new = time.monotonic() - self._began, self.num - self._initial
+        parts = [f"{self._name}: {self.num} of {self.total}", self._figures(speed)]
+        if new and self.num < self.total:
+            parts.append(f"{elapsed * (self.total - self.num) / new:.0f} s left")
+        return ", ".join(part for part in parts if part)
+
+    def _line(self, speed: str) -> None:
+        self._printed = time.monotonic()
+        print(self._state(speed), file=self._out, flush=True)
+
+    def _table(self) -> list[str]:
+        """A head and a line for each worker; nothing before the first has said how it is."""
+        lines = [worker_line(worker, self._workers[worker]) for worker in sorted(self._workers, key=by_number)]
+        if len(lines) > MAX_ROWS:
+            lines[MAX_ROWS - 1 :] = [f"and {len(lines) - MAX_ROWS + 1} more"]
+        return [HEAD, *lines] if lines else []
+
+    def _draw_table(self) -> None:
+        """Lines below the bar, each a bar of tqdm's that is nothing but its text."""
+        lines = self._table()
+        lines += [""] * (len(self._rows) - len(lines))
+        for i, line in enumerate(lines):
+            if i == len(self._rows):
+                self._rows.append(
+                    tqdm(total=0, bar_format="{desc}", position=i + 1, leave=False, file=self._out, dynamic_ncols=True)
+                )
+            self._rows[i].set_description_str(line)
+
+
+def worker_line(worker: str, reading: Mapping[str, Any]) -> str:
+    """One worker: slots in use, tokens per second, memory used of all that its device has, utilisation."""
+    size, all_of_it = used(reading), reading.get("memory", {}).get("total_bytes")
+    total = f" of {all_of_it / GIB:.1f}" if all_of_it else ""
+    busy, speed = reading.get("utilisation"), reading.get("tokens_per_second")
+    slots = f"{reading['active_slots']} of {reading['slots']}" if "slots" in reading else "-"
+    return (
+        f"{worker:<12} {slots:>9} {'-' if speed is None else f'{speed:,.0f}':>9} "
+        f"{'-' if size is None else f'{size / GIB:.1f}{total} GiB':>18} {'-' if busy is None else f'{busy:.0%}':>7}"
+    )

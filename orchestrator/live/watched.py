@@ -1,0 +1,68 @@
+"""`powersample watch RUN`: the bar and the table of a run that another process drives, from the run's files alone.
+Knows no driver.
+
+Reads run.json, records.jsonl and telemetry.jsonl as they grow; writes nothing and takes no lock.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from evals.types import UserError
+from orchestrator.live.progress import Progress
+from orchestrator.rundir.directory import RECORDS, TELEMETRY, check_lock
+from orchestrator.rundir.files import Tail
+from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.records import RecordLog
+from orchestrator.rundir.telemetry import readable
+
+SILENT_SECONDS = 60.0
+"""A run that samples writes a row every few seconds; one that loads may be silent, and so is one that was killed."""
+
+
+class Watched:
+    """A run directory being read. Raises UserError if it is none."""
+
+    def __init__(self, directory: Path) -> None:
+        run = RunRecord.read(directory)
+        self._directory = directory
+        self._log, self._rows = RecordLog(directory / RECORDS), Tail(directory / TELEMETRY)
+        self.phase, self.last_time = "", 0.0
+        total = run.num_problems * run.num_samples
+        self.progress = Progress(run.name or directory.name, total, self._log.read(), sys.stdout)
+        self.look()
+
+    @property
+    def driven(self) -> bool:
+        """Does a process hold the run?"""
+        try:
+            check_lock(self._directory)
+        except UserError:
+            return True
+        return False
+
+    @property
+    def active(self) -> bool:
+        """Is there anything to wait for?"""
+        return self.progress.num < self.progress.total and self.phase not in ("end", "stopped")
+
+    def silence(self) -> str:
+        """A sentence if a run that should be active has said nothing for a while."""
+        if self.progress.num < self.progress.total and not self.driven:
+            return "No process works on this run: it was stopped or killed; the command that started it goes on."
+        seconds = time.time() - self.last_time
+        if not self.active or seconds < SILENT_SECONDS:
+            return ""
+        return f"Nothing new for {seconds:.0f} s: it loads, or it was killed and goes on when it is started again."
+
+    def look(self) -> None:
+        """Take in what the files have gained."""
+        for record in self._log.read():
+            self.progress.add(record)
+        for row in readable(self._rows.lines()):
+            self.progress.row(row)
+            self.last_time = row["time"]
+            if row.get("event") in ("phase", "stop"):
+                self.phase = row.get("name", "stopped")

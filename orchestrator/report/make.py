@@ -1,0 +1,118 @@
+"""Derived files of finished or unfinished runs, made again from the log at any time: summary.json, report.md,
+report.html and timeline.svg, and for several runs their comparison with its figure.
+
+Reads run.json, records.jsonl and telemetry.jsonl and never writes to them. Knows no worker; layout is render.py's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from evals.types import UserError
+from orchestrator.analysis.comparison import Comparison, compare
+from orchestrator.analysis.load import read
+from orchestrator.console import say
+from orchestrator.inputs.prompts import asked
+from orchestrator.report.comparison_text import comparison_report
+from orchestrator.report.figures import accuracy_figure
+from orchestrator.report.page import Shown, page
+from orchestrator.report.run_text import run_report
+from orchestrator.report.timeline import timeline
+from orchestrator.rundir.files import write_atomically, writing
+from orchestrator.text import short
+
+SUMMARY, REPORT, PAGE, FIGURE, TIMELINE = "summary.json", "report.md", "report.html", "accuracy.svg", "timeline.svg"
+MARK, MARK_END = "<!-- powersample comparison ", " -->"
+"""Between them the fingerprints of the runs: the last line of a comparison's files, by which they may be replaced."""
+
+
+def tell(run_dirs: Sequence[Path], out: Path | None = None) -> None:
+    """Write reports, print the text, and say on stderr where they are, the page first."""
+    print(write_report(run_dirs, out), end="", flush=True)
+    said = f"{SUMMARY}, {REPORT} and {PAGE}"
+    if len(run_dirs) == 1:
+        said = f"Read {run_dirs[0] / PAGE}; {said} were written there."
+    else:
+        place, names = beside(run_dirs) if out is None else out, ", ".join(map(str, run_dirs))
+        said = f"Read {place / PAGE}; the comparison was written there as {PAGE} and {REPORT}, and {said} into {names}."
+    say(said)
+
+
+def beside(run_dirs: Sequence[Path]) -> Path:
+    """The directory that holds the first run."""
+    return run_dirs[0].resolve().parent
+
+
+def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
+    """Write summary.json, report.md, report.html and timeline.svg into every run directory; return what to print.
+
+    For several runs that is their comparison, which also goes into the directory `out` with its page and its figure; by
+    default into that which holds the first run, where only a comparison of the same runs is replaced. Raises UserError
+    for a directory that is missing or holds no run, for runs that cannot be compared, and where another file is in the
+    way.
+    """
+    runs = [read(directory) for directory in run_dirs]
+    comparison = compare(runs) if len(runs) > 1 else None
+    place = beside(run_dirs) if out is None else out
+    for name in (REPORT, PAGE, FIGURE) if comparison else ():
+        check_place(place / name, comparison if out is None else None)
+    shown, text = [], ""
+    for run in runs:
+        plot = timeline(run.telemetry)
+        shown.append(Shown(run, asked(run.identity), plot))
+        text = run_report(run.summary, TIMELINE if plot else None)
+        summary = json.dumps(run.summary, indent=2, ensure_ascii=False, allow_nan=False)
+        write(run.directory / SUMMARY, summary + "\n")
+        write(run.directory / REPORT, text)
+        write(run.directory / PAGE, page(shown[-1:], None, None))
+        if plot:
+            write(run.directory / TIMELINE, plot)
+    return text if comparison is None else write_comparison(comparison, shown, place)
+
+
+def write_comparison(comparison: Comparison, shown: Sequence[Shown], place: Path) -> str:
+    """Write a comparison, its page and its figure into the directory `place`; return the text for a screen."""
+    plot = accuracy_figure(comparison.runs)
+    labelled = [one._replace(run=run) for one, run in zip(shown, comparison.runs, strict=True)]
+    texts = {
+        REPORT: comparison_report(comparison, FIGURE if plot else None),
+        PAGE: page(labelled, comparison, plot),
+        **({FIGURE: plot} if plot else {}),
+    }
+    for name, text in texts.items():
+        write(place / name, f"{text.rstrip()}\n\n{mark(comparison)}\n")
+    return comparison_report(comparison, None)
+
+
+def mark(comparison: Comparison) -> str:
+    known = {short(run.identity.fingerprint) or "unknown" for run in comparison.runs}
+    return MARK + escape(" ".join(sorted(known))) + MARK_END
+
+
+def check_place(path: Path, same: Comparison | None) -> None:
+    """Raises UserError if `path` is not of an earlier comparison, or of other runs than those of `same`."""
+    if not path.exists():
+        return
+    last = path.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+    if not last.startswith(MARK):
+        raise UserError(
+            f"{path} is in the way of the comparison and is none itself, or an earlier version's; move it to another "
+            "place."
+        )
+    if same is not None and last != mark(same):
+        runs = " ".join(str(run.directory) for run in same.runs)
+        named = last.removeprefix(MARK).removesuffix(MARK_END)
+        raise UserError(
+            f"{path} is the comparison of other runs (fingerprints {named}) and would be replaced; `powersample "
+            f"compare {runs}` prints this one and writes nothing, or move {REPORT}, {PAGE} and {FIGURE} of "
+            f"{path.parent} to another place."
+        )
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a derived file. Raises UserError if it cannot be written."""
+    with writing(path, "make it writable"):
+        write_atomically(path, text)

@@ -1,0 +1,199 @@
+"""report.html: one or several runs as one page that needs nothing else. Every figure is taken from where report.md
+takes it. Texts of models are hostile until shown otherwise: they enter as JSON without markup, a script of ours makes
+text nodes of them, and no other script and no address is allowed to the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from os.path import commonprefix
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from evals.types import Record
+from orchestrator.analysis.accuracy import HEADLINE, by_problem, question_means, right
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.diagnostics import shown_moves
+from orchestrator.analysis.load import Run
+from orchestrator.analysis.summary import truncated
+from orchestrator.inputs.prompts import Asked
+from orchestrator.report.comparison_text import comparison_parts, comparison_title, shared_warnings
+from orchestrator.report.figures import FATES, length_figure, log_p_figure
+from orchestrator.report.layout import Table
+from orchestrator.report.run_text import facts, headline, provenance, score_parts, title
+from orchestrator.text import duration, percent, with_error
+
+NUM_SLOWEST = 10
+MAX_TRACE = 101
+"""Points of a chain's log p that a page keeps."""
+MAX_TOKEN_IDS = 1_000_000
+"""A page leaves token ids to records.jsonl where there are more: they would be most of it."""
+
+
+class Shown(NamedTuple):
+    """A run on a page."""
+
+    run: Run
+    asked: Asked
+    timeline: str | None
+
+
+def page(shown: Sequence[Shown], comparison: Comparison | None, plot: str | None) -> str:
+    """The page of one run, or of several and their comparison with its figure `plot`."""
+    folder = Path(__file__).parent
+    summaries = [one.run.summary for one in shown]
+    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
+    environment.filters["bold"] = bold
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    script = (folder / "page.js").read_text(encoding="utf-8")
+    if comparison is None:
+        words, warned = title(summaries[0]), {sentence: [] for sentence in summaries[0]["warnings"]}
+    else:
+        words, warned = comparison_title(comparison), shared_warnings(comparison)
+    return environment.get_template("page.html").render(
+        title=words,
+        warnings=[(sentence, labels if len(labels) < len(shown) else []) for sentence, labels in warned.items()],
+        scores=[score(one) for one in shown],
+        parts=score_parts(summaries[0]) if comparison is None else comparison_parts(comparison),
+        plot=Markup(plot or ""),
+        runs=[section(one) for one in shown],
+        provenance=provenance(*summaries),
+        problems=problems(shown, comparison and comparison.baseline),
+        script=Markup(script),
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def bold(text: str) -> Markup:
+    """A sentence of the reports, whose one markup is `**`."""
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))
+
+
+def score(one: Shown) -> dict[str, Any]:
+    """The headline score with its interval, in words and in % for the bar."""
+    found = one.run.summary["accuracy"][HEADLINE]
+    interval = found["ci95"]
+    return {
+        "label": one.run.label,
+        "name": HEADLINE,
+        "headline": headline(one.run.summary),
+        "words": with_error(found),
+        "interval": "95 % interval {} to {} %".format(*map(percent, interval)) if interval else "",
+        "at": [round(100 * value, 2) for value in (interval[0], found["mean"], interval[1])] if interval else None,
+    }
+
+
+def section(one: Shown) -> dict[str, Any]:
+    """One run's figures beside the table of problems."""
+    summary, records = one.run.summary, one.run.records
+    lengths: dict[str, list[int]] = {fate: [] for fate in FATES}
+    for record in records:
+        if record.status == "ok":
+            said = flags(record, one.run.identity.cut_limit)
+            lengths[[fate for fate in FATES if fate in said][-1]].append(record.tokens["answer"])
+    figures = [length_figure(lengths), log_p_figure(summary["chain"]), one.timeline]
+    return {
+        "label": one.run.label,
+        "scores": score_parts(summary),
+        "facts": facts(summary),
+        "figures": [Markup(figure) for figure in figures if figure],
+        "slowest": slowest(records),
+        "content": json.dumps(one.run.identity.content, indent=2),
+        "place": f"{one.run.directory.name}/run.json",
+        "missing": one.asked.missing,
+    }
+
+
+def slowest(records: Sequence[Record]) -> Table:
+    """The answers that took longest from submission to record, the problem's number first."""
+    timed = [record for record in records if "wall_seconds" in record.timings]
+    rows = []
+    for record in sorted(timed, key=lambda record: -record.timings["wall_seconds"])[:NUM_SLOWEST]:
+        lengths = record.tokens["answer"], record.tokens["generated"]
+        rows.append([*map(str, record[:2]), duration(record.timings["wall_seconds"]), *map(str, lengths), record.ended])
+    return Table(["problem", "sample", "time", "answer tokens", "generated", "ended"], rows)
+
+
+def problems(shown: Sequence[Shown], baseline: str | None) -> dict[str, Any]:
+    """The page's table of problems as JSON: each that a run has answered, in order, with all answers of all runs.
+
+    `prefix` is what all prompts begin with; `prompts` has one prompt where all runs asked the same, else one a run.
+    """
+    answers = [by_problem(one.run.records) for one in shown]
+    means = [question_means(one.run.records, HEADLINE) for one in shown]
+    prefix = commonprefix([prompt for one in shown for prompt in one.asked.prompts.values()])  # noqa: RUF071
+    ids = sum(len(record.token_ids) for one in shown for record in one.run.records) <= MAX_TOKEN_IDS
+    limits = [one.run.identity.cut_limit for one in shown]
+    rows = []
+    for problem_id in sorted(set().union(*answers)):
+        problem = next((one.asked.problems[problem_id] for one in shown if problem_id in one.asked.problems), None)
+        asked = [one.asked.prompts.get(problem_id) for one in shown]
+        cut = [prompt and prompt[len(prefix) :] for prompt in asked]
+        rows.append(
+            {
+                "id": problem_id,
+                "question": problem and problem.question,
+                "gold": problem and problem.answer,
+                "prompts": cut if len(set(cut)) > 1 else cut[:1],
+                "means": [mean.get(problem_id) for mean in means],
+                "answers": [
+                    [answer(record, limit, ids) for record in found.get(problem_id, [])]
+                    for limit, found in zip(limits, answers, strict=True)
+                ],
+            }
+        )
+    labels = [one.run.label for one in shown]
+    return {
+        "runs": labels,
+        "places": [f"{one.run.directory.name}/records.jsonl" for one in shown],
+        "baseline": labels.index(baseline) if baseline in labels else None,
+        "headline": HEADLINE,
+        "prefix": prefix,
+        "missing": [one.asked.missing for one in shown],
+        "problems": rows,
+    }
+
+
+def answer(record: Record, limit: float, ids: bool) -> dict[str, Any]:
+    """A record as the page shows it; with token ids if `ids`."""
+    trace = record.chain.get("log_p_trace") or []
+    return {
+        "sample": record.sample_index,
+        "flags": flags(record, limit),
+        "text": record.text,
+        "scores": record.scores,
+        "ended": record.ended,
+        "tokens": record.tokens,
+        "ids": record.token_ids if ids else None,
+        "chain": {name: shortened(value) for name, value in record.chain.items() if name != "log_p_trace"},
+        "trace": [[move, trace[move]] for move in shown_moves(len(trace), MAX_TRACE)],
+        "seconds": shortened(record.timings.get("wall_seconds")),
+        "worker": record.worker.get("name"),
+        "error": record.error,
+    }
+
+
+def flags(record: Record, limit: float) -> list[str]:
+    """What a reader may filter by. Each share of the summary is that of the answers with one of these."""
+    done = record.status == "ok"
+    found = {
+        "right" if right(record, HEADLINE) else "wrong": True,
+        "no answer": done and record.scores[HEADLINE]["kind"] == "none",
+        "truncated": done and truncated(record, limit),
+        "failed": not done,
+        "graders differ": len({right(record, name) for name in record.scores}) > 1,
+    }
+    return [flag for flag, holds in found.items() if holds]
+
+
+def shortened(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: shortened(one) for name, one in value.items()}
+    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -1,0 +1,147 @@
+"""The timeline of a run as SVG text: memory, utilisation and slots of each worker over time, and what happened to it.
+
+Reads telemetry rows; computes no result. Time is that of the run's starts one after the other: pauses between them are
+left out. Every mark has its reason as a tooltip.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from itertools import groupby
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from orchestrator.report.svg import COLOURS, Axis, axis, document, frame, key, path, text
+from orchestrator.rundir.telemetry import by_number, used
+from orchestrator.text import duration, gib
+
+Place = tuple[float, float]
+
+LEFT, RIGHT, TOP, HEIGHT, FOOT = 52, 640, 26, 84, 28  # of a worker's plot, in pixels
+STEP = TOP + HEIGHT + FOOT
+MAX_WORKERS = 64  # drawn; a larger figure is read by nobody
+GAP_SECONDS = 30.0  # samples further apart than this are not joined
+CURVES = {"memory": COLOURS[0], "utilisation": COLOURS[1], "slots": COLOURS[2]}
+MARKS = {
+    "start": ("start", COLOURS[7]),
+    "stop": ("stop by a signal", COLOURS[7]),
+    "torn_tail": ("half line removed", COLOURS[7]),
+    "spawn": ("worker started", COLOURS[4]),
+    "ready": ("worker ready", COLOURS[4]),
+    "slots": ("slots changed", COLOURS[5]),
+    "requeue": ("asked again", COLOURS[5]),
+    "retry": ("tried again", COLOURS[5]),
+    "oom": ("out of memory", COLOURS[3]),
+    "hang": ("worker hung", COLOURS[3]),
+    "failed": ("problem failed", COLOURS[3]),
+    "death": ("worker died", COLOURS[6]),
+    "lost": ("worker given up", COLOURS[6]),
+}
+"""Events that are drawn, in words and their colours, the graver the later."""
+
+
+class Moment(NamedTuple):
+    """A row and when it was: seconds that the run had been worked on by then."""
+
+    at: float
+    row: Mapping[str, Any]
+
+
+def moments(rows: Iterable[Mapping[str, Any]]) -> list[Moment]:
+    """The rows on one clock that stands still between the starts of a run."""
+    found: list[Moment] = []
+    origin: float | None = None
+    for row in rows:
+        if origin is None or row.get("event") == "start":
+            origin = row["time"] - max((moment.at for moment in found), default=0.0)
+        found.append(Moment(max(0.0, row["time"] - origin), row))
+    return found
+
+
+def timeline(rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """A plot for each worker, one below another; None where no worker has said how it is."""
+    found = moments(rows)
+    samples: dict[str, list[Moment]] = defaultdict(list)
+    events: dict[str, list[Moment]] = defaultdict(list)
+    for moment in found:
+        if moment.row["kind"] == "sample":
+            samples[moment.row["worker"]].append(moment)
+        elif moment.row["event"] in MARKS:
+            events[moment.row.get("worker", "")].append(moment)
+    workers = sorted(samples, key=by_number)
+    if not workers:
+        return None
+    time = axis([0.0, max(moment.at for moment in found) / 60], LEFT, RIGHT)
+    more = f"and {len(workers) - MAX_WORKERS} more workers" if len(workers) > MAX_WORKERS else ""
+    height = STEP * min(len(workers), MAX_WORKERS) + FOOT
+    lines: list[str] = []
+    for i, worker in enumerate(workers[:MAX_WORKERS]):
+        marks = sorted([*events[""], *events[worker]], key=lambda moment: moment.at)
+        lines += [f'<g transform="translate(0 {STEP * i})">', *panel(worker, samples[worker], marks, time), "</g>"]
+    lines.append(text((LEFT + RIGHT) / 2, height - 8, f"minutes of work {more}".strip(), "middle"))
+    return document("Workers over time", height, lines)
+
+
+def panel(worker: str, samples: Sequence[Moment], events: Sequence[Moment], time: Axis) -> Iterator[str]:
+    """One worker's plot: curves in % of what there is, marks of events, and the legend."""
+    share = Axis(0, 100, TOP + HEIGHT, TOP, False, [0, 50, 100])
+    yield from frame(time, share, worker, unit=" %")
+    curves = whole([moment.row for moment in samples])
+    for i, (name, (full, words)) in enumerate(curves.items()):
+        for points in pieces(samples, name, full, time, share):
+            x, y = points[-1]
+            yield path([*points, (x + 1, y)], CURVES[name])  # one point alone is seen, too
+        yield key(RIGHT + 16, TOP + 6 + 17 * i, words, CURVES[name])
+    yield from draw_events(events, time, 17 * len(curves))
+
+
+def whole(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, str]]:
+    """The curves that there is something of: what 100 % of each is, as a number and in words."""
+    found: dict[str, tuple[float, str]] = {}
+    memories = [row.get("memory", {}) for row in rows]
+    if size := max(memory.get("total_bytes") or memory.get("rss_bytes") or 0 for memory in memories):
+        words = "GPU memory (100 % = {})" if memories[-1].get("total_bytes") else "memory (100 % = highest, {})"
+        found["memory"] = size, words.format(gib(size))
+    if any(row.get("utilisation") is not None for row in rows):
+        found["utilisation"] = 1.0, "GPU busy (share of the time)"
+    if slots := max(row.get("slots") or 0 for row in rows):
+        found["slots"] = slots, f"slots in use (100 % = {slots})"
+    return found
+
+
+def pieces(samples: Sequence[Moment], name: str, full: float, time: Axis, share: Axis) -> Iterator[list[Place]]:
+    """Joined points of a curve, one a pixel (the mean of its samples); it breaks at gaps and where a process ends."""
+    number, last, parts = 0, samples[0], []
+    for moment in samples:
+        number += moment.at - last.at > GAP_SECONDS or moment.row.get("pid") != last.row.get("pid")
+        last = moment
+        shown = used(moment.row) if name == "memory" else moment.row.get("active_slots" if name == "slots" else name)
+        if shown is not None:
+            parts.append((number, round(time.at(moment.at / 60)), min(100.0, 100 * shown / full)))
+    for _, piece in groupby(parts, key=lambda part: part[0]):
+        columns = groupby(piece, key=lambda part: part[1])
+        yield [(x, share.at(fmean(part[2] for part in column))) for x, column in columns]
+
+
+def draw_events(events: Sequence[Moment], time: Axis, below: float) -> Iterator[str]:
+    """A mark for each kind of event in each pixel, its reasons as a tooltip, and how many there are of each."""
+    order = list(MARKS)
+    places: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for at, row in events:
+        reason = str(row.get("reason") or row.get("signal") or "").strip().partition("\n")[0][:200]
+        problem = f" problem {row['problem_id']}" if "problem_id" in row else ""
+        words = f"{duration(at)}: {MARKS[row['event']][0]}{problem}{': ' if reason else ''}{reason}"
+        places[order.index(row["event"]), round(time.at(at / 60))].append(words)
+    for (kind, x), words in sorted(places.items()):
+        shown = escape("\n".join(words[:10] + [f"and {len(words) - 10} more"] * (len(words) > 10)))
+        event, colour = order[kind], MARKS[order[kind]][1]
+        yield (
+            f'<g class="{event}" stroke="{colour}" fill="{colour}"><title>{shown}</title>'
+            f'<path d="M{x} {TOP}V{TOP + HEIGHT}M{x - 4} {TOP - 6}h8l-4 6z"/></g>'
+        )
+    counts = Counter(row["event"] for _, row in events)
+    told = [f"{MARKS[event][0]}: {counts[event]}" for event in reversed(order) if counts[event]]
+    for i in range(0, len(told), 2):
+        yield text(RIGHT + 12, TOP + 10 + below + 8.5 * i, ", ".join(told[i : i + 2]))

@@ -1,0 +1,153 @@
+"""What lines of a run's files must hold: records, new scores, telemetry. Knows no file and no meaning."""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+TOTALS = (
+    "moves", "null", "accepted", "rejected_early", "initial_tokens", "replayed_tokens", "naive_tokens",
+    "discarded_tokens",
+)  # fmt: skip
+"""Fields of a record's chain that are added up over all answers, under their names."""
+MEANS = {
+    "mean_log_p_first": "log_p_first", "mean_log_p": "log_p", "mean_cut": "mean_cut",
+    "mean_divergence": "mean_divergence", "mean_distinct": "distinct", "mean_drift": "drift_mean",
+    "mean_candidates": "candidates", "mean_particles": "particles", "mean_resampled": "resampled",
+    "mean_log_z_hat": "log_z_hat",
+}  # fmt: skip
+"""Averages over answers, and the fields that they are of."""
+
+MAX_TOKEN_ID = 2**31 - 1  # what the Parquet export holds
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Amount = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1 + 1e-6)]
+"""The sum of weights may be rounded."""
+Count = Annotated[int, Field(ge=0)]
+
+
+class Line(BaseModel):
+    """Base of all: types as they are written, and whatever else there is."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class Verdict(Line):
+    """What one grader says of an answer."""
+
+    correct: bool
+    answer: str | None = None
+    kind: str = "number"
+
+
+class Worker(Line):
+    """Who answered."""
+
+    rank: int | None = None
+    name: str | None = None
+
+
+NUMBERS = (*TOTALS, *MEANS.values(), "generated", "prefilled", "drift_max", "ess", "ess_final")
+
+
+class Chain(Line):
+    """A sampler's diagnostics; what reports read as numbers is numbers."""
+
+    votes: dict[str, Count] = {}
+    expected_correct: dict[str, Share] = {}
+    log_p_trace: list[Number] = []
+
+    @model_validator(mode="after")
+    def _has_numbers(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if name in NUMBERS and not (value is None or (type(value) in (int, float) and isfinite(value))):
+                raise ValueError(f"chain.{name} is {value!r}, which is no number")
+        return self
+
+
+class RecordLine(Line):
+    """A line of records.jsonl; see `evals.types.Record`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    problem_id: Count
+    sample_index: Count
+    status: Literal["ok", "failed"]
+    text: str
+    token_ids: list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]]
+    ended: str
+    scores: dict[str, Verdict]
+    chain: Chain
+    timings: dict[str, Number]
+    """A clock that is set back makes a duration negative."""
+    memory: dict[str, Count | None]
+    tokens: dict[str, Count]
+    worker: Worker
+    error: str | None = None
+    group: str | None = None
+
+
+class ScoresLine(Line):
+    """A line of scores.jsonl."""
+
+    problem_id: Count
+    sample_index: Count
+    scores: dict[str, Verdict]
+
+
+class TelemetryLine(Line):
+    """A line of telemetry.jsonl: a worker's state at a time, or an event; what every one must have, and types."""
+
+    kind: Literal["sample", "event"]
+    time: Number
+    event: str = ""
+    name: str = ""
+    worker: str = ""
+    pid: int | None = None
+    rank: int | None = None
+    memory: dict[str, Count | None] = {}
+    seconds: Amount = 0.0
+    steps: Count = 0
+    generated_tokens: Count = 0
+    slots: Count = 0
+    active_slots: Count = 0
+    tokens_per_second: Number | None = None
+    """Negative where an engine was made anew in between."""
+    utilisation: Amount | None = None
+    waiting_fraction: Number | None = None
+    idle_seconds: Amount | None = None
+    nvml_used_bytes: Count | None = None
+
+    @model_validator(mode="after")
+    def _says_what_its_kind_says(self) -> Self:
+        needed = (
+            {"worker"} if self.kind == "sample" else {"event", {"phase": "name", "tail": "seconds"}.get(self.event)}
+        )
+        if missing := needed - self.model_fields_set - {None}:
+            raise ValueError(f"{missing.pop()} is missing")
+        return self
+
+
+def read(line: bytes | str, kind: type[Line]) -> dict[str, Any]:
+    """The fields of a line as they are written. Raises ValueError, which names the first that is wrong, for none."""
+    try:
+        fields = json.loads(line, parse_constant=not_json)
+        json.dumps(fields, ensure_ascii=False).encode()  # halves of characters cannot be written again
+        kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        if first["type"] == "value_error":  # ours
+            raise first.get("ctx", {})["error"] from error
+        where = ".".join(map(str, first["loc"])) or "the line"
+        has = "" if first["type"] == "missing" else f" is {repr(first['input'])[:60]}"
+        raise ValueError(f"{where}{has}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return fields
+
+
+def not_json(word: str) -> JsonValue:
+    raise ValueError(f"{word} is no number in JSON")

@@ -1,0 +1,39 @@
+"""Reading scores.jsonl, the newer scores of a run that was graded again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from evals.types import Record, UserError
+from orchestrator.rundir import schemas
+
+SCORES = "scores.jsonl"
+
+
+def with_new_scores(directory: Path, records: Sequence[Record]) -> tuple[list[Record], int | None]:
+    """The records with the scores of scores.jsonl, and how many records have other verdicts then.
+
+    None instead of a number where there is no such file. A record that it does not name keeps its own scores: the run
+    went on after the regrade. Raises UserError for a damaged line.
+    """
+    path, new = directory / SCORES, {}
+    if not path.exists():
+        return list(records), None
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):  # of bytes: a newline alone ends a line
+        try:
+            row = schemas.read(line, schemas.ScoresLine)
+            new[row["problem_id"], row["sample_index"]] = row["scores"]
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number}: not the scores of a record ({error}); make the file again by "
+                f"`powersample regrade {directory}`, or delete it to have the run's own scores back."
+            ) from error
+    found = [
+        record._replace(scores=new.get((record.problem_id, record.sample_index), record.scores)) for record in records
+    ]
+    return found, sum(verdicts(old) != verdicts(now) for old, now in zip(records, found, strict=True))
+
+
+def verdicts(record: Record) -> dict[str, bool]:
+    return {name: bool(score.get("correct")) for name, score in record.scores.items()}

@@ -1,0 +1,116 @@
+"""Does a batch size work? A child process tries it by the worker's own code."""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Sequence
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+from evals.sizing.slots import gib
+from evals.types import Problem, UserError
+from orchestrator.settings.config import RunConfig
+from orchestrator.workers.pool import Work
+from orchestrator.workers.worker import Worker, WorkerConfig
+
+ANSWER_TOKENS = 32
+STATUS = Path("/proc/self/status")
+
+
+class Outcome(NamedTuple):
+    """What became of a probe."""
+
+    peak_bytes: int | None
+    """Most that was allocated on the GPU, or held of a host's memory; None where memory ran out."""
+    reason: str = ""
+    """Why it does not work; empty where it does."""
+
+
+def batch(config: RunConfig, problems: Sequence[Problem], size: int) -> list[Work]:
+    """`size` answers to begin at once, to the longest questions, each at most ANSWER_TOKENS long."""
+    longest = sorted(problems, key=lambda problem: -len(problem.question))
+    task = config.task.model_copy(update={"max_new_tokens": min(ANSWER_TOKENS, config.task.max_new_tokens)})
+    return [Work(longest[i % len(longest)], i // len(longest), config.sampler, task, config.seed) for i in range(size)]
+
+
+def probe(settings: WorkerConfig, works: Sequence[Work], limit: int | None = None) -> Outcome:
+    """Whether a worker of `settings` answers all `works` at once, in a slot each, on a host within `limit` bytes.
+
+    Raises UserError where the model cannot be used in any batch, RuntimeError where the child fails otherwise.
+    """
+    spawn = get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    child = spawn.Process(target=attempt, args=(theirs, settings, works, limit), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        answer = ours.recv()
+    except EOFError:
+        answer = None
+    finally:
+        ours.close()
+        child.kill()
+        child.join()
+    if isinstance(answer, UserError):
+        raise answer
+    if answer is None and child.exitcode == -signal.SIGKILL:
+        return Outcome(None, "the system had no memory left and ended the process")
+    if not isinstance(answer, Outcome):
+        raise RuntimeError(f"the probe of {len(works)} slots failed: {answer or f'exit code {child.exitcode}'}")
+    return answer
+
+
+def attempt(answer: Connection, settings: WorkerConfig, works: Sequence[Work], limit: int | None) -> None:
+    """The child: sends an Outcome, a UserError, or the traceback of what else was raised."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
+    Path("/proc/self/oom_score_adj").write_text("1000")  # before any other process of a machine without memory
+    try:
+        answer.send(outcome(settings, works, limit))
+    except Exception as error:  # noqa: BLE001 - told to the parent
+        if reason := overflow(error):
+            answer.send(Outcome(None, reason))
+        else:
+            answer.send(error if isinstance(error, UserError) else traceback.format_exc())
+
+
+def outcome(settings: WorkerConfig, works: Sequence[Work], limit: int | None) -> Outcome:
+    """Answer the batch in this process. Raises what the worker raises.
+
+    A host's limit is compared, not enforced: libraries that are refused memory fail in all ways. Keys and values for
+    all slots count before they are written to, so that a batch that is too large ends before it takes its room.
+    """
+    worker = Worker(0, "probe")
+    worker.load(settings)
+    if limit is not None and held() > limit:
+        return Outcome(held(), f"more than {gib(limit)}")
+    for answered in [worker.begin(work) for work in works]:
+        answered.result()
+    health = worker.health()
+    worker.close()
+    peak = health["memory"]["peak_bytes"] or held()
+    if limit is not None and peak > limit:
+        return Outcome(peak, f"more than {gib(limit)}")
+    slots = health["slots"]
+    return Outcome(peak, "" if slots == len(works) else f"there is room for {slots}")
+
+
+def held() -> int:
+    """Bytes of this process: its data, written to or not, or the most that was resident, whichever is more."""
+    sizes = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return 1024 * max(int(sizes[name].split()[0]) for name in ("VmData", "VmHWM"))
+
+
+def overflow(error: BaseException | None) -> str | None:
+    """How memory ran out, on a GPU or on the host; None if `error` is something else."""
+    from evals.engine.device import out_of_memory
+
+    if reason := out_of_memory(error):
+        return reason
+    while error is not None:
+        if isinstance(error, MemoryError) or "annot allocate memory" in str(error):
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        error = error.__context__
+    return None

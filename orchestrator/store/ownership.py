@@ -1,0 +1,116 @@
+"""Whose a run directory is: one writer at a time, one fingerprint, and no run inside another."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evals.types import UserError
+from orchestrator.rundir.directory import LOCK, RECORDS, RUN, TELEMETRY, flatten, held, is_run, read_run
+from orchestrator.rundir.files import write_atomically
+
+DECIDING = (
+    *(
+        f"config.{name}"
+        for name in ("model", "data", "limit", "num_samples", "seed", "sampler", "task", "engine.dtype")
+    ),
+    "provenance.model.sha256",
+    "provenance.data.sha256",
+    "provenance.texts_sha256",
+)
+"""What of run.json may make two runs differ, to be named in a refusal; the fingerprint alone decides."""
+
+
+def check_place(directory: Path) -> None:
+    """Raises UserError if runs would lie inside one another, or among other files: nobody could tell whose is what."""
+    place = Path(os.path.realpath(directory))  # of a loop of links it says no more than opening it will
+    outer = next((parent for parent in place.parents if is_run(parent)), None)
+    if outer is not None:
+        raise UserError(
+            f"The run directory {directory} lies inside the run {outer}; choose one beside it by POWERSAMPLE_RUN_DIR "
+            "or --run-dir."
+        )
+    inner = next((found.parent for found in sorted(place.glob(f"*/{RUN}")) if is_run(found.parent)), None)
+    if inner is not None:
+        raise UserError(
+            f"The run directory {directory} holds the directory of another run, {inner.name}; choose a new one by "
+            f"POWERSAMPLE_RUN_DIR or --run-dir, such as {directory / 'NAME'}."
+        )
+    if not (directory / RUN).exists():
+        check_unused(directory)
+
+
+def check_unused(directory: Path) -> None:
+    """Raises UserError if a directory holds visible files that no start of a run makes before its run.json."""
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    foreign = [name for name in names if name not in (LOCK, TELEMETRY) and not name.startswith(".")]
+    if foreign:
+        raise UserError(
+            f"{directory} has no {RUN} but other files ({', '.join(foreign[:3])}{', …' if foreign[3:] else ''}), so it "
+            "is no run's; move them away or choose another directory by POWERSAMPLE_RUN_DIR or --run-dir, such as "
+            f"{directory / 'NAME'}."
+        )
+
+
+def claim(directory: Path, wanted: Mapping[str, Any]) -> None:
+    """Write run.json if the directory is new. Raises UserError if it is another run's.
+
+    A run without one answer is nobody's: another fingerprint takes its directory over, and its telemetry goes.
+    """
+    if not is_ours(directory, wanted):
+        (directory / TELEMETRY).unlink(missing_ok=True)
+        write_atomically(directory / RUN, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+
+
+def is_ours(directory: Path, wanted: Mapping[str, Any]) -> bool:
+    """Has run.json the wanted fingerprint? If not, the directory may be taken, or UserError: it is another run's."""
+    stored, log = read_run(directory), directory / RECORDS
+    if stored is not None and stored.get("fingerprint") == wanted["fingerprint"]:
+        return True
+    if stored is not None and log.exists() and b"\n" in log.read_bytes():
+        raise UserError(other_run(directory, stored, wanted))
+    return False
+
+
+def take_lock(lock: int, directory: Path) -> None:
+    """Lock the open lock file and write into it who holds it. Raises UserError naming the holder."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(held(lock, directory)) from error
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The sentence that refuses a directory of another run, with up to four of the settings that differ."""
+    old, new = flatten(stored), flatten(wanted)
+    differing = [
+        name for name in old.keys() | new.keys() if name.startswith(DECIDING) and old.get(name) != new.get(name)
+    ]
+    differing.sort(key=lambda name: (not name.endswith("sampler.kind"), name))  # others differ because of the kind
+    shown = ", ".join(
+        f"{name.removeprefix('config.')}: {short(old.get(name))} there, {short(new.get(name))} now"
+        for name in differing[:4]
+    )
+    ways = (
+        "set POWERSAMPLE_RUN_DIR or --run-dir to another directory, restore the settings to go on with it, or start "
+        "over in a new directory with --fresh"
+    )
+    if new.get("config.task.name") == "open":
+        ways = "restore the settings to go on with it, or name another --output_file"
+    return (
+        f"{directory} holds another run (fingerprint {str(stored.get('fingerprint'))[:8]}, this one is "
+        f"{str(wanted['fingerprint'])[:8]}{'; ' + shown if shown else ''}); {ways}."
+    )
+
+
+def short(value: Any) -> str:
+    """A setting's value in a sentence; of digests and the like the beginning."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:12]}…"

@@ -1,0 +1,136 @@
+"""A run directory: one writer, a durable log of records, and what is still owed. Knows no worker, engine or report.
+
+`records.jsonl` holds one finished (problem, sample) a line; a record counts once its line ends in a newline. Whose the
+directory is, claim.py decides.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from evals.types import Problem, Record, UserError
+from orchestrator.rundir.directory import LOCK, RECORDS, TELEMETRY, check_lock
+from orchestrator.rundir.files import cut_torn_tail, sync_directory, write_whole, writing
+from orchestrator.rundir.records import encode, first_records, key_of
+from orchestrator.store.ownership import check_place, check_unused, claim, is_ours, take_lock
+
+
+class RunStore:
+    """An open run directory, locked until `close`. Use `open_store`."""
+
+    def __init__(self, directory: Path, lock: int) -> None:
+        self.directory = directory
+        self.cut_bytes = cut_torn_tail(directory / RECORDS)
+        """Length of an unfinished last line that a crash had left and that was cut off."""
+        self.records = first_records(directory / RECORDS)
+        self._lock = lock
+        self._log = os.open(directory / RECORDS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        self._size = os.fstat(self._log).st_size
+        sync_directory(directory)
+
+    @property
+    def telemetry_path(self) -> Path:
+        return self.directory / TELEMETRY
+
+    def owed(self, problems: Iterable[Problem], num_samples: int) -> list[tuple[Problem, int]]:
+        """The (problem, sample index) pairs without a record, in the order of `problems`."""
+        return [
+            (problem, index)
+            for problem in problems
+            for index in range(num_samples)
+            if (problem.problem_id, index) not in self.records
+        ]
+
+    def append(self, record: Record) -> bool:
+        """Make `record` durable; False, and nothing written, if its key has one already (the first wins).
+
+        Raises UserError when the line cannot be written whole and synced: it is taken back, and the run cannot go on.
+        """
+        key = key_of(record)
+        if key in self.records:
+            return False
+        line = encode(record)
+        try:
+            write_whole(self._log, line)
+            os.fsync(self._log)
+        except OSError as error:
+            with suppress(OSError):  # then a part of the line stays, which the next start cuts
+                os.ftruncate(self._log, self._size)
+            raise UserError(
+                f"A record cannot be written to {self.directory / RECORDS} ({error.strerror}); the {len(self.records)} "
+                "before it are kept: make room there, then start again to go on."
+            ) from error
+        self._size += len(line)
+        self.records[key] = record
+        return True
+
+    def close(self) -> None:
+        """Release the lock. The lock file stays: removing it would race with the next writer."""
+        os.close(self._log)
+        os.ftruncate(self._lock, 0)
+        os.close(self._lock)
+
+
+def open_store(directory: Path, run: Mapping[str, Any]) -> RunStore:
+    """Open or create the run in `directory` for this process alone.
+
+    `run` is what run.json will say of a new run, its fingerprint included; an existing run.json is kept. Raises
+    UserError: not writable, inside or around another run, held by another process, a run of another fingerprint, or a
+    damaged file.
+    """
+    with usable(directory):
+        check_place(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            take_lock(lock, directory)
+            claim(directory, run)
+            return RunStore(directory, lock)
+        except BaseException:
+            os.close(lock)
+            raise
+
+
+def check_store(directory: Path, run: Mapping[str, Any]) -> int:
+    """How many answers are there. Raises the UserError with which `open_store` would refuse these arguments now, and
+    writes nothing."""
+    with usable(directory):
+        check_place(directory)
+        check_lock(directory)
+        is_ours(directory, run)
+        return len(first_records(directory / RECORDS))
+
+
+def check_writable(directory: Path) -> None:
+    """Raises UserError unless `directory`, or the nearest parent that exists, is a directory that can be written."""
+    nearest = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.exists())
+    with usable(directory):
+        if not nearest.is_dir():
+            raise OSError(errno.ENOTDIR, f"{nearest} is not a directory")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, f"no permission to write in {nearest}")
+
+
+def check_root(directories: Sequence[Path]) -> None:
+    """Raises UserError if new runs would lie beside each other in a directory of other files."""
+    root = directories[0].parent
+    with usable(root):
+        if not any(directory.exists() for directory in directories):
+            check_unused(root)
+
+
+def usable(directory: Path) -> AbstractContextManager[None]:
+    """Raises UserError for a directory which the system does not let us use."""
+    return writing(f"The run directory {directory}", "choose another by POWERSAMPLE_RUN_DIR or --run-dir")
+
+
+def fresh_directory(directory: Path) -> Path:
+    """`directory` itself if nothing is there, else the first of directory-2, directory-3, … that does not exist."""
+    beside = (directory.with_name(f"{directory.name}-{number}") for number in count(2))
+    return next(candidate for candidate in chain([directory], beside) if not candidate.exists())

@@ -1,0 +1,86 @@
+"""Numbers, durations and sentences as words, for terminal and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from string import Formatter
+from typing import Any
+
+
+class Phrases(Formatter):
+    """A sentence whose phrases are parted by `|`, with fields as in `str.format` and the formats of FORMATS.
+
+    A phrase is left out if a figure that it names is None, or not beyond the limit that ends its format, as in
+    `{share:percent>0.02}` and `{count:,<300}`; and with the first one the sentence.
+    """
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().get_field(field_name, args, kwargs)
+        except TypeError:  # a part of what is None
+            return None, field_name
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        form, above, least = format_spec.partition(">")
+        form, below, most = form.partition("<")
+        if value is None or (above and value <= float(least)) or (below and value >= float(most)):
+            raise LookupError
+        return FORMATS[form](value) if form in FORMATS else format(value, form)
+
+    def say(self, sentence: str, figures: Mapping[str, Any]) -> str:
+        said: list[str] = []
+        for phrase in sentence.split("|"):
+            try:
+                said.append(self.vformat(phrase, (), figures))
+            except LookupError:
+                if not said:
+                    return ""
+        return "".join(said)
+
+
+def with_error(score: Mapping[str, Any]) -> str:
+    """A mean ± its standard error, or with its 95 % interval where the error is none."""
+    if without_spread(score) and score["ci95"]:
+        low, high = score["ci95"]
+        return f"{percent(score['mean'])} ({percent(low)} to {percent(high)})"
+    return f"{percent(score['mean'])} ± {percent(score['stderr'])}"
+
+
+def without_spread(score: Mapping[str, Any]) -> bool:
+    """Would the standard error be shown as 0, as if the score were certain?"""
+    return percent(score["stderr"]) == percent(0)
+
+
+def percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{100 * share:.1f}"
+
+
+def figure(value: float | None) -> str:
+    """A number with three significant digits, whole from 100 on."""
+    if value is None:
+        return "unknown"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def duration(value: float | None) -> str:
+    """Seconds as a reader says them."""
+    if value is None:
+        return "unknown"
+    if value < 120:
+        return f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def short(digest: str | None, form: str = "{}") -> str:
+    """The first eight characters of a hash in `form`; nothing where there is none."""
+    return form.format(digest[:8]) if digest else ""
+
+
+FORMATS = {"percent": percent, "figure": figure, "duration": duration, "gib": gib}
+say = Phrases().say

@@ -1,0 +1,70 @@
+"""A worker pool of one worker in this process."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
+
+from evals.types import Record, WorkersLost
+from orchestrator.workers.pool import Done, Event, Health, Raised, Ready, Work
+
+
+class InlineCrew:
+    """One `orchestrator.worker.Worker` in this process; it survives no crash. What `load` raises comes from `start`."""
+
+    def __init__(self, worker: Any, config: Any, slots: int) -> None:
+        self._worker, self._config, self._slots, self._name = worker, config, slots, "inline"
+        self._calls: dict[Future[Record], Work] = {}
+        self._events: list[Event] = []
+        self._loaded = False
+
+    def reload(self, config: Any, slots: int) -> None:
+        self._config, self._slots = config, slots
+        self.start()
+
+    def start(self) -> None:
+        began = time.monotonic()
+        self._worker.load(self._config)
+        self._loaded = True
+        self._events.append(Ready(self._name, time.monotonic() - began))
+
+    def free(self, unanswered: int) -> int:
+        return self._slots - len(self._calls)
+
+    def submit(self, work: Work) -> None:
+        try:
+            self._calls[self._worker.begin(work)] = work
+        except Exception as error:  # noqa: BLE001 - reported as this problem's, as it would come from an actor
+            self._events.append(raised(self._name, work, error))
+
+    def ask_health(self) -> set[str]:
+        reading = self._worker.health()
+        self._slots = reading.get("slots", self._slots)
+        self._events.append(Health(self._name, reading))
+        return {self._name}
+
+    def wait(self, timeout: float) -> list[Event]:
+        """Raises WorkersLost if the worker can do nothing any more: here nobody replaces it.
+
+        Answers from before the failure come out first; of what raises no problem is to blame, so it stays owed.
+        """
+        events, self._events = self._events, []
+        for call in wait(self._calls, 0 if events else timeout, return_when=FIRST_COMPLETED).done:
+            work, error = self._calls.pop(call), call.exception()
+            events.append(Done(self._name, work, call.result()) if error is None else raised(self._name, work, error))
+        if (failure := self._worker.failure()) is None:
+            return events
+        answered: list[Event] = [event for event in events if isinstance(event, Done)]
+        if answered:
+            return answered
+        raise WorkersLost(f"the engine has failed: {failure}") from failure
+
+    def close(self) -> None:
+        if self._loaded:
+            self._worker.close()
+
+
+def raised(worker: str, work: Work, error: BaseException) -> Raised:
+    """The event of a problem that raised `error`."""
+    return Raised(worker, work, f"{type(error).__name__}: {error}")

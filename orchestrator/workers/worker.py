@@ -1,0 +1,171 @@
+"""The process that owns one device: loads the model, answers and grades problems, tells how it is. Knows no Ray.
+
+Everything heavy is imported by `load`, so that making a worker is instant and a failing load is an ordinary exception.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Mapping
+from concurrent.futures import Future
+from functools import partial
+from threading import Lock
+from typing import Any, NamedTuple
+
+from evals.evaluate import make_sampler, start
+from evals.tasks.task import make_task
+from evals.types import Problem, Record
+from orchestrator.inputs.models import ModelSource, on_this_node
+from orchestrator.inputs.preflight import Inputs
+from orchestrator.machine.gpus import wait_for_room
+from orchestrator.rundir.records import Key
+from orchestrator.settings.config import RunConfig
+from orchestrator.workers.pool import Work
+
+ENGINE_FAILED = 1  # exit code
+MAX_CPU_THREADS = 2
+"""From 4 threads on, products were measured to differ in the last bit from those of 1 to 3: answers would depend on the
+number of workers. More workers use more cores just as well."""
+
+
+class WorkerConfig(NamedTuple):
+    """What every worker of a session loads."""
+
+    model: ModelSource
+    run: RunConfig
+    """Resolved."""
+    slots: int | None
+    """Problems at once, at most; None: as many as fit."""
+    max_length: int
+    """Longest prompt plus answer, in tokens."""
+    train_problems: tuple[Problem, ...]
+    """Where solved examples come from."""
+    texts: Mapping[Key, str] | None
+    """What the sampler replays; None where it samples."""
+
+    @property
+    def sequences(self) -> int:
+        """Most sequences of full length that one answer needs at once; see `evals.types.Sampler`."""
+        return make_sampler(self.run.sampler).sequences
+
+    @property
+    def num_threads(self) -> int | None:
+        """CPU threads of the model's products, a share of the cores; on a GPU None: the choice is left to torch."""
+        cores = len(os.sched_getaffinity(0)) // self.run.num_actors
+        return None if self.run.use_gpus else max(1, min(MAX_CPU_THREADS, cores))
+
+
+class Worker:
+    """One device's worker; `rank` and `name` go into its records."""
+
+    def __init__(self, rank: int, name: str) -> None:
+        self._rank, self._name = rank, name
+        self._engine: Any = None
+        self._loading = Lock()
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard shows, taken once, when the actor starts."""
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return f"{self._name} (rank {self._rank}{f', GPU {devices}' if devices else ''})"
+
+    def load(self, config: WorkerConfig, room: int | None = None) -> int | None:
+        """Load the model, check the packed pass against a plain one, start the engine's thread.
+
+        Returns the bytes of the GPU that were free before; None on CPUs. A replacement is given as `room` what its
+        first predecessor found, and waits until what the last one held is free again. Called again between two runs it
+        keeps its model, which has to be the same, and makes a new engine.
+
+        Raises UserError when the model cannot be used here, and whatever else loading raises.
+        """
+        from evals.engine.checkpoint import load_model
+        from evals.engine.engine import Engine
+
+        with self._loading:
+            found, engine = None, config.run.engine
+            if self._engine is None:
+                found = wait_for_room(room) if config.run.use_gpus else None
+                device = "cuda" if config.run.use_gpus else "cpu"
+                model = load_model(on_this_node(config.model, engine), engine, device, config.num_threads)
+            else:
+                self._engine.close()
+                model = self._engine.model
+            self._engine = Engine(
+                model, engine, slots=config.slots, max_length=config.max_length, sequences=config.sequences
+            )
+            self._config, self._texts = config, config.texts or {}
+            self._notes = self._engine.notes
+            self._engine.start()
+            return found if room is None else room
+
+    def begin(self, work: Work) -> Future[Record]:
+        """Begin one problem; the future has its record, or the exception that ended it."""
+        encode = partial(self._engine.model.tokenizer.encode, whole=False)
+        return start(
+            work.problem,
+            work.sample_index,
+            make_task(work.task, work.seed, self._config.train_problems),
+            make_sampler(work.sampler, self._config.run.engine.prefetch, self._texts, encode),
+            self._engine,
+            worker={
+                "rank": self._rank,
+                "name": self._name,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "attempt": work.attempt,
+            },
+        )
+
+    def solve(self, work: Work) -> Record:
+        """Answer and grade one problem, waiting for it.
+
+        When the engine's thread has failed (out of memory, a lost CUDA context) no problem is to blame for certain and
+        nothing more can be done here: the process ends, and is replaced.
+        """
+        try:
+            return self.begin(work).result()
+        except Exception:
+            if self.failure() is not None:
+                traceback.print_exception(self.failure(), file=sys.stderr)
+                sys.stderr.flush()
+                os._exit(ENGINE_FAILED)
+            raise
+
+    def failure(self) -> BaseException | None:
+        """What ended the engine's thread; None while it can still work."""
+        return self._engine.failure
+
+    def health(self) -> dict[str, Any]:
+        """Process, counters of the engine, memory in bytes, state of the device.
+
+        Beside them, said once: `notes` for a person, and `slot_changes` (`planning.SlotChange`).
+        """
+        from evals.engine.device import device_state
+
+        device = self._engine.model.device
+        notes, self._notes = self._notes, ""
+        return {
+            "rank": self._rank,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "device": str(device),
+            **self._engine.counters()._asdict(),
+            "memory": self._engine.memory()._asdict(),
+            "idle_seconds": None if self._engine.idle is None else self._engine.idle.seconds,
+            **device_state(device),
+            "notes": notes,
+            "slot_changes": [change._asdict() for change in self._engine.take_slot_changes()],
+        }
+
+    def close(self) -> None:
+        """End the engine's thread after its present step; what it had in flight fails."""
+        self._engine.close()
+
+
+def worker_config(inputs: Inputs) -> WorkerConfig:
+    """What workers load for these inputs."""
+    config = inputs.config
+    slots = None if config.use_batched and config.batch_size == "auto" else config.slots
+    return WorkerConfig(inputs.model, config, slots, inputs.max_length, inputs.train_problems, inputs.texts)

@@ -1,0 +1,361 @@
+"""Who sits, who gives way, and that everybody ends: the scheduler driven without a device, over pages alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator, Hashable, Iterable, Sequence
+from typing import Any
+
+import pytest
+
+from evals.engine.chain_runner import Scheduler
+from evals.engine.chain_state import Live, Slot
+from evals.engine.kv_cache import PAGE, PagePool
+from evals.types import Cancel, Chain, Completion, Drop, Handle, Keep, Operation, Prompt, Request, Sample, Submit
+from support.pages import audit
+from support.tiny_models import VOCABULARY, prompt, request, sample
+
+LENGTH = 6 * PAGE
+SEED = 3
+EOS = range(2)
+Script = Generator[list[Operation], tuple[Hashable, Completion] | None, Sample]
+
+
+class Drive:
+    """A scheduler whose requests draw the token that their uniform names."""
+
+    def __init__(self, num_pages: int, slots: int, share_unit: int = 1) -> None:
+        self.pool = PagePool(num_pages + 1, share_unit)
+        self.scheduler = Scheduler(self.pool, slots, LENGTH, VOCABULARY)
+        self.seating = self.scheduler.seating
+        self.extras = 0
+
+    def add(self, script: Script, to: Prompt, sequences: int = 2) -> Live:
+        live = Live(Chain(to, script, sequences), SEED)
+        self.scheduler.add(live)
+        return live
+
+    def seat(self) -> None:
+        self.scheduler.seat()
+        self.check()
+
+    def draw(self) -> None:
+        for running in list(self.seating.slots):
+            self.scheduler.record(running, token(running), -0.7, -0.1)
+            self.check()
+
+    def run(self, late: Iterable[Live] = (), every: int = 10, honest: bool = True) -> None:
+        """To the end, with a chain more every so many steps; with `honest` chains all heads run at every step."""
+        more = list(late)
+        for step in range(20_000):
+            if more and (step % every == 0 or self.scheduler.idle):
+                self.scheduler.add(more.pop())
+            if self.scheduler.idle:
+                break
+            self.seat()
+            assert self.seating.slots, "nothing runs, and not all is done"
+            if honest:
+                assert not self.seating.waiting_heads()
+            self.extras += sum(running not in self.heads() for running in self.seating.slots)
+            self.draw()
+        assert self.scheduler.idle
+        assert self.pool.num_used == 0
+
+    def heads(self) -> list[Any]:
+        return [live.head for live in self.seating.alive if live.head is not None]
+
+    def check(self) -> None:
+        """Pages add up, no claim is out of date or exceeds the pool, nobody sits twice."""
+        audit(self.pool)
+        assert len(self.seating.slots) <= self.scheduler.seating.num_slots
+        for live in self.seating.alive:
+            assert live.claims(self.pool) <= live.claim
+        assert sum(live.claim for live in self.seating.alive) <= self.pool.capacity
+        flights = [flight for live in self.seating.alive for flight in live.flights.values()]
+        assert sorted(map(id, self.seating.slots)) == sorted(id(f) for f in flights if f.opening is not None)
+
+    def tags(self) -> list[Hashable]:
+        return [flight.tag for flight in self.seating.slots]
+
+
+def token(slot: Slot) -> int:
+    return int(slot.uniform() * VOCABULARY)
+
+
+def answer(asked: Request, to: Prompt) -> tuple[int, ...]:
+    """What a request must draw, whoever sends it back how often."""
+    slot = Slot(asked, to, SEED)
+    while slot.add(token(slot), -0.7, -0.1) is None:
+        pass
+    return tuple(slot.tokens)
+
+
+class Wanderer:
+    """A chain that submits, branches, keeps, holds, drops and cancels at random, within the sequences it may need.
+
+    Completions are looked at in the order of their requests; until then they do not count.
+    """
+
+    def __init__(self, seed: int, to: Prompt, sequences: int, total: int) -> None:
+        self.random, self.to, self.room, self.total = random.Random(seed), to, sequences - 1, total
+        self.base: dict[Handle, tuple[int, ...]] = {}
+        self.done: dict[int, Completion] = {}
+        self.asked: dict[int, Request] = {}
+        self.flying: list[int] = []
+        self.cancelled: set[int] = set()
+        self.operations: list[Operation] = []
+
+    def script(self) -> Script:
+        while True:
+            self.settle()
+            self.submit()
+            if not self.flying:
+                return sample()
+            operations, self.operations = self.operations, []
+            arrival = yield operations
+            assert arrival is not None
+            tag, found = arrival
+            assert isinstance(tag, int)
+            assert found.idle >= 0
+            self.flying.remove(tag)
+            self.done[tag] = found
+            whole = answer(self.asked[tag], self.to)
+            assert found.tokens == (whole if found.ended != "cancelled" else whole[: len(found.tokens)])
+
+    def needed(self) -> set[Handle | None]:
+        """Sequences that are held or branched from."""
+        return {*self.base, *(self.asked[tag].parent for tag in self.flying)} - {None}
+
+    def settle(self) -> None:
+        """Decide on what has arrived, as far as nothing older is in flight."""
+        for tag in sorted(self.done):
+            if self.flying and tag > self.flying[0]:
+                break
+            found, asked = self.done.pop(tag), self.asked[tag]
+            if found.handle is None:
+                continue
+            choice = self.random.random()
+            kept = self.needed() | {found.handle}
+            if asked.parent is not None and asked.parent in self.base and choice < 0.4:
+                self.operations.append(Keep(found.handle))
+                del self.base[asked.parent]
+            elif len(kept) > self.room or choice < 0.7:
+                self.operations.append(Drop(found.handle))
+                continue
+            self.base[found.handle] = asked.prefix + found.tokens
+            self.cancel([t for t in self.flying if self.asked[t].parent not in {None, *self.base}])
+        if self.base and self.random.random() < 0.2:
+            handle = self.random.choice(list(self.base))
+            del self.base[handle]
+            self.operations.append(Drop(handle))
+        if self.flying and self.random.random() < 0.1:
+            self.cancel([self.random.choice(self.flying)])
+
+    def cancel(self, tags: list[int]) -> None:
+        """Their completions arrive at once."""
+        self.operations += [Cancel(tag) for tag in tags if tag not in self.cancelled]
+        self.cancelled.update(tags)
+
+    def submit(self) -> None:
+        limit = len(self.to.token_ids) + self.to.max_new_tokens
+        for _ in range(self.random.choice([0, 1, 1, 2, 5]) if self.flying else 1 + self.random.randrange(4)):
+            if len(self.asked) == self.total:
+                return
+            choices = [
+                h for h, tokens in self.base.items() if len(self.needed() | {h}) <= self.room and len(tokens) > 1
+            ]
+            parent = self.random.choice([None, *choices])
+            tokens = self.to.token_ids if parent is None else self.base[parent]
+            cut = len(tokens) if parent is None else self.random.randrange(1, min(len(tokens) + 1, limit))
+            tag = len(self.asked)
+            self.asked[tag] = request(
+                self.to, self.random.randint(1, limit - cut), prefix=tokens[:cut], parent=parent, key=(0, 0, tag),
+                origin=min(cut, len(self.to.token_ids)),
+            )  # fmt: skip
+            self.flying.append(tag)
+            self.operations.append(Submit(tag, self.asked[tag]))
+
+
+def wanderers(drive: Drive, seed: int, count: int, needs: Sequence[int] = (2, 2, 3, 4, 8)) -> list[Live]:
+    rng = random.Random(seed)
+    lives = []
+    for i in range(count):
+        to = prompt(i % 5, rng.randint(1, 40), rng.randint(5, LENGTH - 40), eos=EOS if rng.random() < 0.7 else ())
+        full = PagePool.pages_for(0, len(to.token_ids) + to.max_new_tokens)
+        sequences = min(rng.choice(needs), drive.pool.capacity // full)
+        script = Wanderer(rng.randrange(1 << 30), to, sequences, rng.randint(1, 40)).script()
+        lives.append(Live(Chain(to, script, sequences), SEED))
+    return lives
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_chains_of_any_behaviour_end_in_a_small_pool(seed: int) -> None:
+    """Several in flight, holding several, cancelling: no deadlock, no leak, and the tokens of undisturbed requests."""
+    rng = random.Random(seed)
+    drive = Drive(num_pages=rng.choice([12, 24, 48, 96]), slots=rng.randint(1, 8), share_unit=rng.choice([1, 4]))
+    lives = wanderers(drive, seed, 30)
+    for live in lives[:8]:
+        drive.scheduler.add(live)
+    drive.run(lives[8:], every=rng.choice([5, 60]))
+    assert all(live.future.result() for live in lives)
+
+
+def test_extras_and_evictions_happen_in_the_random_test() -> None:
+    """Otherwise it would prove little."""
+    for num_pages, slots, every in [(48, 12, 20), (96, 4, 50)]:  # short of pages, short of slots
+        drive = Drive(num_pages, slots)
+        drive.run(wanderers(drive, 1, 30, needs=(2,)), every)
+        assert drive.extras > 500
+        assert drive.seating.evicted > 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_chain_that_needs_more_than_it_said_fails_or_ends_and_disturbs_nobody(seed: int) -> None:
+    rng = random.Random(seed)
+    drive = Drive(num_pages=20, slots=4)
+    honest, greedy = [], []
+    for i in range(12):
+        to = prompt(i, rng.randint(1, 20), rng.randint(5, 40), eos=EOS)
+        wanderer = Wanderer(rng.randrange(1 << 30), to, 9 if i % 3 == 0 else 2, 12)
+        (greedy if i % 3 == 0 else honest).append(drive.add(wanderer.script(), to))
+    drive.run(honest=False)
+    assert all(live.future.exception() is None for live in honest)
+    for live in greedy:
+        error = live.future.exception()
+        assert error is None or "holds more than the 2 sequences" in str(error)
+
+
+def submits(count: int, to: Prompt, new: int = 8) -> Script:
+    """All at once; ends when all have arrived. Its sample says in which order, and how many slots were idle."""
+    operations: list[Operation] = [Submit(tag, request(to, new + tag, key=(0, 0, tag))) for tag in range(count)]
+    order, idle = [], []
+    while len(order) < count:
+        arrival = yield operations
+        assert arrival is not None
+        order.append(arrival[0])
+        idle.append(arrival[1].idle)
+        assert arrival[1].handle is not None
+        operations = [Drop(arrival[1].handle)]
+    return sample(order=order, idle=idle)
+
+
+def test_heads_sit_first_and_extras_in_what_is_left() -> None:
+    drive = Drive(num_pages=100, slots=4)
+    to = [prompt(i, 4) for i in range(2)]
+    drive.add(submits(3, to[0]), to[0])
+    drive.add(submits(3, to[1]), to[1])
+    drive.seat()
+    lives = list(drive.seating.alive)
+    assert [(lives.index(r.live), r.tag) for r in drive.seating.slots] == [(0, 0), (1, 0), (0, 1), (0, 2)]
+
+
+def test_the_youngest_extra_gives_way_to_a_new_chain_and_the_next_oldest_becomes_head() -> None:
+    drive = Drive(num_pages=100, slots=3)
+    to, other = prompt(0, 4), prompt(1, 4)
+    first = drive.add(submits(4, to), to)
+    drive.seat()
+    assert drive.tags() == [0, 1, 2]
+    drive.draw()
+    drive.add(submits(1, other), other)
+    drive.seat()
+    assert [(r.live is first, r.tag) for r in drive.seating.slots] == [(True, 0), (True, 1), (False, 0)]
+    assert drive.seating.evicted == 1
+    while 0 in first.flights:
+        drive.draw()
+        drive.seat()
+    assert first.head is first.flights[1]
+    drive.run()
+    assert first.future.result().chain["order"] == [0, 1, 2, 3]
+
+
+def test_idle_counts_slots_that_nobody_waits_for() -> None:
+    """Four slots; when the first of two requests arrives three are left, and one with two more chains to come."""
+    for waiting, expected in [(0, 3), (2, 1), (9, 1)]:
+        drive = Drive(num_pages=200, slots=4)
+        to = prompt(0, 4)
+        first = drive.add(submits(1, to, new=2), to)
+        drive.add(submits(1, to, new=5), to)
+        drive.seat()
+        for _ in range(waiting):
+            drive.add(submits(1, to), to)
+        drive.draw()
+        drive.draw()
+        assert first.future.result().chain["idle"] == [expected]
+        drive.run()
+
+
+def test_idle_counts_only_new_chains_that_find_their_pages() -> None:
+    drive = Drive(num_pages=9, slots=4)  # a chain is guaranteed 8 of them
+    to = prompt(0, 4, max_new=60)
+    first = drive.add(submits(1, to, new=2), to)
+    drive.seat()
+    drive.add(submits(1, to), to)
+    drive.draw()
+    drive.draw()
+    assert first.future.result().chain["idle"] == [4]
+    drive.run()
+
+
+def test_extras_do_not_keep_a_new_chain_from_its_pages() -> None:
+    """The first chain fills the pool with extras; the second needs half of it and gets it at once."""
+    drive = Drive(num_pages=16, slots=8)
+    to = prompt(0, 4, max_new=60)
+    first = drive.add(submits(4, to, new=50), to)
+    drive.seat()
+    assert drive.tags() == [0, 1, 2, 3]
+    second = drive.add(submits(2, to, new=50), to)
+    drive.seat()
+    assert [running.live is second for running in drive.seating.slots] == [False, False, True, True]
+    drive.run()
+    assert first.future.result().chain["order"] == [0, 1, 2, 3]
+    assert second.future.result().chain["order"] == [0, 1]
+
+
+def late(to: Prompt, news: list[int], state: int = 0) -> Script:
+    """Holds a state of `state` tokens; drops what it asks for in order, not before all that is older has arrived."""
+    if state:
+        yield [Submit("state", request(to, state))]
+    operations: list[Operation] = [Submit(tag, request(to, new, key=(0, 0, tag))) for tag, new in enumerate(news)]
+    done: dict[Hashable, Completion] = {}
+    settled = 0
+    while settled < len(news):
+        arrival = yield operations
+        assert arrival is not None
+        done[arrival[0]] = arrival[1]
+        operations = []
+        while settled in done:
+            handle = done[settled].handle
+            assert handle is not None
+            operations.append(Drop(handle))
+            settled += 1
+    return sample()
+
+
+def test_extras_take_no_pages_that_a_new_chain_waits_for() -> None:
+    drive = Drive(num_pages=19, slots=4)
+    to = prompt(0, 4, max_new=60)
+    first = drive.add(late(to, [58, 50, 50, 58, 12]), to)
+    drive.seat()
+    while 1 in first.flights:
+        drive.seat()
+        drive.draw()
+    drive.add(submits(1, to), to)  # 8 pages; requests 1 and 2 hold 8, and 0 has 4
+    drive.seat()
+    assert (drive.tags(), drive.seating.evicted) == ([0, 3], 0)
+    drive.run()
+
+
+def test_a_request_does_not_give_way_for_pages_that_its_chain_will_want_back() -> None:
+    """Request 2 took a page before 1 has ended: once 0 has ended the chain cannot go on without all that 1 needs."""
+    drive = Drive(num_pages=18, slots=3)
+    to, short = prompt(0, 4, max_new=90), prompt(1, 4, max_new=12)
+    first = drive.add(late(to, [10, 90, 2], state=90), to)  # 6 pages of 12 guaranteed; 1, 6 and 1 page
+    while 0 not in first.flights or 2 in first.flights:
+        drive.seat()
+        drive.draw()
+    drive.add(submits(1, short, new=12), short)  # 2 pages
+    drive.add(submits(1, short, new=12), short, sequences=4)  # 4 pages
+    drive.seat()
+    assert (drive.tags(), first.claim, drive.seating.evicted) == ([0, 1, 0], 14, 0)
+    drive.run()
+    assert first.future.result()

@@ -1,0 +1,253 @@
+"""The Ray crew with fake workers: one cluster for the happy path and a killed actor, one for loads that fail."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals.config import EngineConfig, SamplerConfig, TaskConfig
+from evals.types import Problem, Record, UserError, WorkersLost
+from orchestrator.drive.dispatcher import Died, Event, Health, Ready, Work, drive
+from orchestrator.live.progress import Progress
+from orchestrator.rundir.telemetry import read_telemetry
+from orchestrator.settings.config import RunConfig
+from orchestrator.store.run_store import open_store
+from orchestrator.store.telemetry_log import Telemetry
+
+pytestmark = pytest.mark.ray
+
+
+def fake_worker() -> type:
+    """A class of its own scope, so that Ray sends it by value and needs no import of this file."""
+
+    class Fake:
+        def __init__(self, rank: int, name: str) -> None:
+            self.rank, self.name = rank, name
+
+        def __repr__(self) -> str:
+            return self.name
+
+        def load(self, config: str) -> None:
+            if config == "bad model":
+                raise UserError("The model is of an architecture that is not supported.")
+            if config == "broken":
+                raise RuntimeError("no memory")
+
+        def health(self) -> dict[str, Any]:
+            return {"pid": os.getpid(), "rank": self.rank, "cuda": os.environ["CUDA_VISIBLE_DEVICES"]}
+
+        def solve(self, work: Work) -> Record:
+            i = work.problem.problem_id
+            if i == 5:
+                raise ValueError("cannot")
+            if i == 7 and work.attempt == 1:
+                os._exit(1)
+            return Record(i, work.sample_index, "ok", "", [], "eos", {}, {}, {}, {}, {}, {"rank": self.rank})
+
+    return Fake
+
+
+@pytest.fixture
+def crews(monkeypatch: pytest.MonkeyPatch) -> Iterable[Any]:
+    """Makes crews and ends them."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    from orchestrator.cluster.actors import RayCrew
+
+    made = []
+
+    def make(config: str, worker: type | None = None, slots: int = 1, **run: Any) -> RayCrew:
+        run = {"num_gpus": 0, "dashboard": False} | run
+        made.append(RayCrew(worker or fake_worker(), config, RunConfig(**run), slots))
+        return made[-1]
+
+    yield make
+    for crew in made:
+        crew.close()
+
+
+class Killer:
+    """A crew in front of another that kills a worker once, after problem 7 did."""
+
+    def __init__(self, crew: Any) -> None:
+        self.crew, self.deaths, self.killed = crew, 0, False
+        self.pids: dict[str, int] = {}
+        self.seen: list[Event] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.crew, name)
+
+    def wait(self, timeout: float) -> list[Event]:
+        events = self.crew.wait(timeout)
+        self.seen += events
+        self.pids |= {event.worker: event.reading["pid"] for event in events if isinstance(event, Health)}
+        for event in events:
+            if isinstance(event, Died):
+                self.pids.pop(event.worker, None)
+        if any(isinstance(event, Ready) for event in events):
+            self.crew.ask_health()
+        self.deaths += sum(isinstance(event, Died) for event in events)
+        if not self.killed and self.deaths and self.pids:
+            os.kill(next(iter(self.pids.values())), signal.SIGKILL)
+            self.killed = True
+        return events
+
+
+NUMBER = 400
+
+
+def works(number: int) -> list[Work]:
+    return [Work(Problem(i, "q", "#### 4"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(number)]
+
+
+def test_a_run_survives_killed_actors(tmp_path: Path, crews: Any) -> None:
+    store = open_store(tmp_path, {"fingerprint": "f"})
+    telemetry = Telemetry(store.telemetry_path)
+    crew: Any = Killer(crews("model", num_workers=2, slots=3))
+    crew.start()
+    while sum(isinstance(event, Ready) for event in crew.seen) < 2:
+        crew.wait(1.0)
+    drive(crew, store, works(NUMBER), telemetry, Progress("run", NUMBER, out=io.StringIO()))
+    telemetry.close()
+    store.close()
+    assert sorted(store.records) == [(i, 0) for i in range(NUMBER)]
+    assert {r.problem_id: r.error for r in store.records.values() if r.status == "failed"} == {5: "ValueError: cannot"}
+    rows = read_telemetry(tmp_path / "telemetry.jsonl")
+    assert crew.killed
+    assert len([row for row in rows if row.get("event") == "death"]) == 2
+    assert {event.reading["cuda"] for event in crew.seen if isinstance(event, Health)} == {""}
+
+
+def wait_for_ever(crew: Any) -> None:
+    while True:
+        crew.wait(1.0)
+
+
+def test_failing_loads_end_the_run_with_their_cause(crews: Any) -> None:
+    crew = crews("bad model", num_workers=1)
+    crew.start()
+    with pytest.raises(UserError, match=r"^The model is of an architecture that is not supported\.$"):
+        wait_for_ever(crew)
+    from ray.exceptions import RayError
+
+    crew._config = "broken"
+    crew._down(crew._handles[0], RayError("as if it had died"))
+    with pytest.raises(WorkersLost, match=r"cpu0 could not start 3 times: (.|\n)*no memory"):
+        wait_for_ever(crew)
+
+
+@pytest.mark.parametrize(("num_workers", "each"), [(3, 1), (1, 3)])
+def test_more_gpus_than_present_fails_fast(
+    num_workers: int, each: int, crews: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr("ray.init", lambda **options: calls.append(options))
+    monkeypatch.setattr("ray.shutdown", lambda: calls.append("shutdown"))
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    crew = crews("model", num_gpus=num_workers * each, engine=EngineConfig(tensor_parallel=each))
+    with pytest.raises(UserError, match="asks for 3 GPUs and Ray finds 2"):
+        crew.start()
+    assert calls[-1] == "shutdown"
+    assert "num_gpus" not in calls[0]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        ("AuthenticationError", UserError, "do not agree on a token; set RAY_AUTH_TOKEN or"),
+        ("Exception", WorkersLost, "^Ray did not start: as if$"),
+    ],
+)
+def test_ray_that_does_not_come_up_is_one_sentence(
+    error: str, kind: type[Exception], words: str, crews: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(**options: Any) -> None:
+        raise getattr(sys.modules["ray.exceptions"], error, Exception)("as if")
+
+    monkeypatch.setattr("ray.init", fail)
+    with pytest.raises(kind, match=words):
+        crews("model", num_workers=1).start()
+
+
+def test_ray_is_closed_to_strangers_and_reports_to_nobody() -> None:
+    code = "import os, orchestrator.cluster; print(os.environ['RAY_AUTH_MODE'], os.environ['RAY_USAGE_STATS_ENABLED'])"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    out = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["token", "0"]
+
+
+def test_ray_is_started_again_where_a_dead_agent_takes_its_node_along_but_not_for_ever(
+    crews: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.cluster.actors.MAX_REVIVALS", 1)
+    crew = crews("model", num_workers=1)
+    crew.start()
+    for _ in range(2):
+        while not any(isinstance(event, Ready) for event in crew.wait(1.0)):
+            pass
+        raylet = sys.modules["ray"]._private.worker._global_node.all_processes["raylet"][0].process.pid
+        os.kill(child(raylet, b"ray::DashboardAgent"), signal.SIGKILL)
+    with pytest.raises(WorkersLost, match="Ray's node is gone"):
+        wait_for_ever(crew)
+
+
+def child(parent: int, title: bytes) -> int:
+    """The process of that title that `parent` started."""
+    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(title):
+            return int(pid)
+    raise AssertionError(f"no {title!r} below {parent}")
+
+
+def worker_that_loads_once() -> type:
+    """Of rank 1 only the first actor loads; later ones find no memory, as on a device that is lost."""
+
+    class LoadsOnce:
+        def __init__(self, rank: int, name: str) -> None:
+            self.rank = rank
+
+        def load(self, marker: str) -> None:
+            if self.rank == 1:
+                if Path(marker).exists():
+                    raise UserError("10 slots need 9 GiB, 1 GiB is free.")
+                Path(marker).touch()
+
+        def health(self) -> dict[str, Any]:
+            return {"pid": os.getpid()}
+
+        def solve(self, work: Work) -> Record:
+            if self.rank == 1:
+                os._exit(1)
+            return Record(work.problem.problem_id, 0, "ok", "", [], "eos", {}, {}, {}, {}, {}, {"rank": self.rank})
+
+    return LoadsOnce
+
+
+def test_a_device_that_is_lost_is_told_and_the_others_finish(
+    tmp_path: Path, crews: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = open_store(tmp_path / "run", {"fingerprint": "f"})
+    telemetry = Telemetry(store.telemetry_path)
+    crew = crews(str(tmp_path / "loaded"), worker_that_loads_once(), num_workers=2)
+    crew.start()
+    while sum(isinstance(event, Health) for event in crew.wait(0.2)) + crew.free(2) < 2:
+        pass
+    lost = False
+    while not lost:  # work goes on while the lost one is tried again
+        owed = [work for work in works(len(store.records) + 50) if work.key not in store.records]
+        drive(crew, store, owed, telemetry, Progress("run", len(owed), out=io.StringIO()))
+        lost = any(row.get("event") == "lost" for row in read_telemetry(store.telemetry_path))
+    telemetry.close()
+    store.close()
+    assert {record.status for record in store.records.values()} == {"ok"}
+    rows = read_telemetry(tmp_path / "run/telemetry.jsonl")
+    assert [row["worker"] for row in rows if row.get("event") == "lost"] == ["cpu1"]
+    assert sum(row.get("event") == "spawn" and row["worker"] == "cpu1" for row in rows) >= 3
+    assert "Worker cpu1 is missing, going on with the others: it could not start 3 times" in capsys.readouterr().err

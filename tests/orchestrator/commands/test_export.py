@@ -1,0 +1,374 @@
+"""`powersample export`: what the files say, that nothing is overwritten or half there, and that others open them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from subprocess import run as command
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from evals.config import SamplerConfig, TaskConfig
+from evals.grading.grade import gsm8k
+from evals.tasks.task import make_task
+from evals.types import Problem, Record
+from orchestrator.analysis.load import read
+from orchestrator.cli import main
+from orchestrator.drive.open_runs import run_content
+from orchestrator.export.exported import Exported
+from orchestrator.inputs.models import ModelSource
+from orchestrator.inputs.preflight import Inputs
+from orchestrator.inputs.problems import GSM8K_SHA256, load_problems
+from orchestrator.inputs.prompts import prompts_digest
+from orchestrator.machine import description
+from orchestrator.rundir import files
+from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.records import encode
+from orchestrator.settings.config import RunConfig, resolve
+from support.chromium import Browser, find_browser
+from support.interop import python, theirs
+from support.made_up import make_run, refused
+from support.places import ROOT
+
+FORMS = ["#### {n}", "#### {n}.00", "The answer is ${n}.", "I do not know", "#### 7\n#### {n}", r"\boxed{{{n}}}."]
+"""Answers on which the three scores differ in every way, and one without a number."""
+NUM_PROBLEMS, NUM_SAMPLES = 6, 2
+PROBLEMS = ROOT / "evals/demo/problems.jsonl"
+
+
+def make_record(problem: Problem, index: int) -> Record:
+    text = FORMS[(problem.problem_id + index) % len(FORMS)].format(n=problem.answer.rpartition(" ")[2])
+    start = 1e9 + problem.problem_id
+    scores = {name: one._asdict() for name, one in gsm8k(text, problem, cot=False).items()}
+    return Record(
+        problem.problem_id, index, "ok", text, [5, 6, 0], "length" if index else "eos", scores,
+        {"moves": 10, "log_p": -3.5}, {"start": start, "end": start + 2.5, "wall_seconds": 2.5}, {},
+        {"prompt": 40, "answer": 3, "generated": 30, "prefilled": 39}, {},
+    )  # fmt: skip
+
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Writes a run of the embedded problems, the last answer of which failed."""
+
+    def write(num_samples: int = NUM_SAMPLES, **task: Any) -> Path:
+        given = {"model": "demo", "data": "demo", "limit": NUM_PROBLEMS, "num_samples": num_samples, "task": task}
+        config = resolve(RunConfig.model_validate({**given, "sampler": SamplerConfig()}), 0)
+        data = load_problems("demo", limit=NUM_PROBLEMS)
+        train = load_problems(str(PROBLEMS)) if config.task.num_shots else None
+        digest = prompts_digest(make_task(config.task, config.seed, train.problems if train else ()), data.problems)
+        inputs = Inputs(config, ModelSource("model", "demo", None, "m" * 64), data, train, 512, digest)
+        content = run_content(config, inputs, description.describe())
+        records = [make_record(problem, index) for problem in data.problems for index in range(num_samples)]
+        records[-1] = records[-1]._replace(status="failed", text="", scores={}, chain={}, tokens={}, error="it died")
+        directory = tmp_path / "run"
+        directory.mkdir()
+        (directory / "run.json").write_text(json.dumps({**content, "fingerprint": "f" * 64}))
+        (directory / "records.jsonl").write_bytes(b"".join(map(encode, reversed(records))))
+        return directory
+
+    return write
+
+
+def exported(run: Path, name: str, capsys: pytest.CaptureFixture[str], *more: str) -> list[Path]:
+    assert main(["export", str(run), "--to", name, *more]) == 0
+    return [Path(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def member(path: Path, name: str) -> Any:
+    """A JSON file in an inspect log."""
+    with zipfile.ZipFile(path) as log:
+        return json.loads(log.read(name))
+
+
+def test_lm_eval_files_say_what_the_report_says(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make(num_samples=1)
+    samples, results = exported(run, "lm-eval", capsys)
+    assert samples.parent == run / "exports/lm-eval/demo"
+    date = "2001-09-09T01-46-47.500000"
+    assert (samples.name, results.name) == (f"samples_demo_{date}.jsonl", f"results_{date}.json")
+    scored = json.loads(results.read_text())["results"]["demo"]
+    said = read(run).summary["accuracy"]
+    for grader, name in {"strict": "strict-match", "flexible": "flexible-extract", "numeric": "numeric"}.items():
+        assert scored[f"exact_match,{name}"] == said[grader]["mean"]
+        assert scored[f"exact_match_stderr,{name}"] == pytest.approx(said[grader]["stderr"])
+    assert len({value["mean"] for value in said.values()}) == 3, "the made-up answers must tell the scores apart"
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert [(row["doc_id"], row["filter"]) for row in rows[:4]] == [
+        (0, "strict-match"), (0, "flexible-extract"), (0, "numeric"), (1, "strict-match"),
+    ]  # fmt: skip
+    assert (rows[-1]["resps"], rows[-1]["filtered_resps"], rows[-1]["exact_match"]) == ([[""]], ["[invalid]"], 0.0)
+
+
+def test_exact_match_is_of_the_first_sample_and_the_mean_has_its_name(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make()
+    scored = json.loads(exported(run, "lm-eval", capsys)[1].read_text())["results"]["demo"]
+    found = read(run)
+    assert scored["exact_match_mean,numeric"] == pytest.approx(found.summary["accuracy"]["numeric"]["mean"])
+    first = [record.scores["strict"]["correct"] for record in found.records if record.sample_index == 0]
+    assert scored["exact_match,strict-match"] == sum(first) / NUM_PROBLEMS != scored["exact_match_mean,strict-match"]
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"name": "openai/gsm8k"}, "gsm8k"),
+        ({"name": "mine/test.jsonl", "sha256": GSM8K_SHA256}, "gsm8k"),
+        ({"name": "mine/test-1.5.jsonl"}, "test-1.5"),
+        ({"name": "madrylab/gsm8k-platinum"}, "gsm8k-platinum"),
+    ],
+)
+def test_only_gsm8k_is_called_so(data: dict[str, str], name: str) -> None:
+    content = make_run()
+    content["provenance"]["data"] = data
+    run = RunRecord.of(Path("run"), content)
+    assert Exported(run, {}, TaskConfig(), [], {}, {}).name == name
+
+
+@pytest.mark.parametrize(("texts", "name"), [("gold", "gold"), ("some/texts.jsonl", "texts.jsonl")])
+def test_a_replay_is_not_the_models_own_result(
+    texts: str, name: str, make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make()
+    content = json.loads((run / "run.json").read_text())
+    content["config"]["sampler"] = {"kind": "replay", "texts": texts}
+    (run / "run.json").write_text(json.dumps({**content, "fingerprint": "f" * 64}))
+    samples, results = exported(run, "lm-eval", capsys)
+    said, row = json.loads(results.read_text()), json.loads(samples.read_text().splitlines()[0])
+    assert said["model_name"] == samples.parent.name == f"replay-of-{name}"
+    assert said["config"]["gen_kwargs"] == row["arguments"]["gen_args_0"]["arg_1"]
+    assert (said["config"]["gen_kwargs"]["do_sample"], said["config"]["model_sha"]) == (False, None)
+    spec = member(exported(run, "inspect", capsys)[0], "header.json")["eval"]
+    assert (spec["task"], spec["model"]) == ("demo", f"powersample/replay-of-{name}")
+    assert spec["model_generate_config"]["max_tokens"] is None
+
+
+def test_parquet_has_a_row_for_every_answer(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    datasets = pytest.importorskip("datasets")
+    run = make(num_shots=2, train_data=str(PROBLEMS))
+    (path,) = exported(run, "parquet", capsys)
+    rows = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
+    found, problems = read(run).records, load_problems("demo", limit=NUM_PROBLEMS).problems
+    assert [(row["problem_id"], row["sample_index"]) for row in rows] == [record[:2] for record in found]
+    for row, record in zip(rows, found, strict=True):
+        assert (row["text"], row["token_ids"]) == (record.text, record.token_ids)
+        assert json.loads(row["chain"]) == record.chain
+        assert row["numeric_correct"] == record.scores.get("numeric", {}).get("correct", False)
+        assert row["prompt"].count("Question:") == 3
+        problem = problems[record.problem_id]
+        assert (row["question"], row["solution"], row["wall_seconds"]) == (problem.question, problem.answer, 2.5)
+        counted = {name: row[f"{name}_tokens"] for name in ("prompt", "answer", "generated")}
+        assert counted == {name: record.tokens.get(name) for name in counted}
+    assert (rows[-1]["error"], rows[-1]["numeric_answer"], rows[-1]["generated_tokens"]) == ("it died", None, None)
+    from pyarrow.parquet import read_schema
+
+    assert json.loads(read_schema(path).metadata[b"powersample"])["fingerprint"] == "f" * 64
+
+
+def test_new_scores_are_exported(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make(num_samples=1)
+    wrong = {"correct": False, "answer": "0", "kind": "number"}
+    row = {"problem_id": 0, "sample_index": 0, "scores": dict.fromkeys(("strict", "flexible", "numeric"), wrong)}
+    (run / "scores.jsonl").write_text(json.dumps(row) + "\n")
+    (path,) = exported(run, "inspect", capsys)
+    assert member(path, "samples/0_epoch_1.json")["scores"]["strict"]["value"] == "I"
+
+
+def test_an_unfinished_run_says_so(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make()
+    log = (run / "records.jsonl").read_bytes()
+    (run / "records.jsonl").write_bytes(log.splitlines(keepends=True)[0])
+    assert main(["export", str(run), "--to", "inspect"]) == 0
+    out, err = capsys.readouterr()
+    assert "still owes 11 answers" in err
+    assert member(Path(out.strip()), "header.json")["status"] == "cancelled"
+
+
+@pytest.mark.parametrize("name", ["lm-eval", "inspect", "parquet"])
+def test_nothing_is_overwritten(name: str, make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make()
+    first = exported(run, name, capsys, "--out", str(tmp_path / "out"))
+    content = [path.read_bytes() for path in first]
+    assert "exists already" in refused(["export", str(run), "--to", name, "--out", str(tmp_path / "out")], capsys)
+    assert [path.read_bytes() for path in first] == content
+    assert not (run / "exports").exists()
+
+
+def test_a_full_disk_leaves_no_file(
+    make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, calls = make(), []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:  # the first file and its directory are synced, the second is not
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert "No space left on device" in refused(["export", str(run), "--to", "lm-eval"], capsys)
+    assert len(calls) == 3
+    assert [path for path in (run / "exports").rglob("*") if path.is_file()] == []
+
+
+def test_mistakes_are_one_sentence(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make()
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"question": "1+1?", "answer": "#### 2"}\n')
+    content = json.loads((run / "run.json").read_text())
+    for arguments, changed, words in [
+        ([str(run)], {}, "arguments are required: --to"),
+        ([str(run), "--to", "parket"], {}, "parquet"),
+        ([str(tmp_path), "--to", "inspect"], {}, "not a run directory"),
+        ([str(run), "--to", "inspect", "--data", str(other)], {}, "sha256"),
+        ([str(run), "--to", "inspect", "--out", f"{other}/x"], {}, "cannot be written"),
+        ([str(run), "--to", "inspect"], {"prompts_sha256": "0" * 64}, "cannot be made again"),
+        ([str(run), "--to", "inspect"], {"versions": None}, "'versions' is missing"),
+    ]:
+        provenance = {key: value for key, value in {**content["provenance"], **changed}.items() if value is not None}
+        (run / "run.json").write_text(json.dumps({**content, "provenance": provenance}))
+        assert words in refused(["export", *arguments], capsys)
+    (run / "records.jsonl").write_text("")
+    assert "no answer yet" in refused(["export", str(run), "--to", "inspect"], capsys)
+    assert not (run / "exports").exists()
+
+
+LM_EVAL = r"""
+from importlib.resources import files
+import yaml, datasets
+from lm_eval.api.metrics import exact_match_fn, mean, sample_stddev
+from lm_eval.filters.extraction import RegexFilter
+from lm_eval.utils import get_file_task_name, get_latest_filename, get_results_filenames, get_sample_results_filenames
+from lm_eval.utils import hash_string, make_table
+
+results = json.load(open(get_latest_filename(get_results_filenames(given))))
+path = get_latest_filename(get_sample_results_filenames(given))
+rows = [json.loads(line) for line in open(path)]
+task = yaml.safe_load((files("lm_eval") / "tasks/gsm8k/gsm8k.yaml").read_text())
+metric = {key: value for key, value in task["metric_list"][0].items() if "ignore" in key}
+scored = {}
+for one in task["filter_list"]:
+    rule = RegexFilter(**{key: value for key, value in one["filter"][0].items() if key != "function"})
+    mine = [row for row in rows if row["filter"] == one["name"]]
+    values = []
+    for row in mine:
+        extracted = list(rule.apply(row["resps"], [row["doc"]]))[0][0]
+        values.append(exact_match_fn(predictions=[extracted], references=[row["target"]], **metric)["exact_match"])
+        assert row["filtered_resps"] == [extracted] and row["exact_match"] == values[-1], row
+        assert row["prompt_hash"] == hash_string(row["arguments"]["gen_args_0"]["arg_0"])
+        assert row["doc_hash"] == hash_string(json.dumps(row["doc"], indent=2, ensure_ascii=False))
+    scored[f"exact_match,{one['name']}"] = mean(values)
+    scored[f"exact_match_stderr,{one['name']}"] = sample_stddev(values) / len(values) ** 0.5
+name = get_file_task_name(path.rpartition("/")[2])
+assert len(datasets.load_dataset("json", data_files=path, split="train")) == len(rows)
+hashes = hash_string("".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows))
+assert results["task_hashes"] == {name: hashes}
+answer = {"task": name, "table": make_table(results), "scored": scored}
+"""
+
+
+@pytest.mark.interop
+def test_lm_eval_reads_its_files_and_scores_the_texts_alike(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    files = exported(make(), "lm-eval", capsys)
+    found = theirs(LM_EVAL, [str(path) for path in files])
+    scored = json.loads(files[1].read_text())["results"]["demo"]
+    assert found["scored"] == pytest.approx({name: scored[name] for name in found["scored"]})
+    assert len(found["scored"]) == 4
+    assert found["task"] == "demo"
+    assert all(word in found["table"] for word in ("strict-match", "flexible-extract", "numeric", "exact_match_mean"))
+
+
+INSPECT = r"""
+from inspect_ai.analysis import samples_df
+from inspect_ai.log import read_eval_log, read_eval_log_sample_summaries, write_eval_log
+from inspect_ai.scorer import value_to_float
+
+log = read_eval_log(given)
+summaries = read_eval_log_sample_summaries(given)
+frame = samples_df(given)
+write_eval_log(log, given + ".again.eval")
+again = read_eval_log(given + ".again.eval")
+assert again.results == log.results and again.samples == log.samples
+number = value_to_float()
+answer = {
+    "status": log.status, "epochs": log.eval.config.epochs, "total": log.results.total_samples,
+    "completed": log.results.completed_samples,
+    "scores": {one.name: {name: metric.value for name, metric in one.metrics.items()} for one in log.results.scores},
+    "means": {one.name: sum(number((s.scores or {}).get(one.name).value) if s.scores else 0 for s in log.samples)
+              / len(log.samples) for one in log.results.scores},
+    "keys": [[one.id, one.epoch] for one in log.samples], "completions": [one.output.completion for one in log.samples],
+    "reasons": [one.output.stop_reason if one.output.choices else one.error.message for one in log.samples],
+    "texts": [one.messages[-1].text for one in log.samples], "roles": [one.messages[0].role for one in log.samples],
+    "usage": [one.stats.model_usage["powersample/demo"].output_tokens for one in [log]],
+    "done": [one.completed for one in summaries], "rows": len(frame), "column": list(frame["score_numeric"])[:2],
+}
+"""
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("task", [{}, {"preset": "inspect-gsm8k-0shot"}])
+def test_inspect_reads_its_log(task: dict[str, Any], make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make(**task)
+    (path,) = exported(run, "inspect", capsys)
+    found, ours = theirs(INSPECT, str(path)), read(run)
+    answers = NUM_PROBLEMS * NUM_SAMPLES
+    assert (found["status"], found["epochs"]) == ("success", NUM_SAMPLES)
+    assert (found["total"], found["completed"], found["rows"]) == (answers, answers - 1, answers)
+    for name, score in ours.summary["accuracy"].items():
+        assert found["scores"][name] == pytest.approx({"accuracy": score["mean"], "stderr": score["stderr"]})
+        assert found["means"][name] == pytest.approx(score["mean"])
+    order = sorted(ours.records, key=lambda record: (record.sample_index, record.problem_id))  # as inspect sorts
+    assert found["keys"] == [[record.problem_id, record.sample_index + 1] for record in order]
+    assert found["completions"] == [record.text for record in order]
+    assert found["texts"][:-1] == found["completions"][:-1]
+    assert set(found["roles"]) == {"user"}
+    assert found["reasons"] == ["stop"] * NUM_PROBLEMS + ["max_tokens"] * (NUM_PROBLEMS - 1) + ["it died"]
+    assert found["usage"] == [30 * (answers - 1)]
+    assert sorted(found["done"]) == [False] + [True] * (answers - 1)
+
+
+@pytest.fixture
+def viewer(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[str]:
+    """Address of inspect's own viewer over an exported log."""
+    exported(make(), "inspect", capsys, "--out", str(tmp_path / "logs/mine.eval"))
+    bundle = [python(), "-m", "inspect_ai", "view", "bundle", "--log-dir", str(tmp_path / "logs")]
+    done = command([*bundle, "--output-dir", str(tmp_path / "view")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path / "view")))
+    thread = Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/#/tasks/mine.eval"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.interop
+@pytest.mark.slow
+def test_inspects_viewer_shows_it(viewer: str, tmp_path: Path) -> None:
+    program = find_browser()
+    if program is None:
+        pytest.skip("there is no Chromium to look at the viewer with")
+    browser = Browser(program, tmp_path / "profile", {})
+    try:
+        shown = asyncio.run(
+            browser.visit(viewer, ["powersample/demo", "accuracy", "numeric", "stickers"], tmp_path / "p")
+        )
+    finally:
+        browser.close()
+    assert "demo" in shown

@@ -1,0 +1,508 @@
+"""The driver loop against a simulated crew: order, refill, retries, strikes, stops; telemetry and progress with it."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals.config import SamplerConfig, TaskConfig
+from evals.types import Problem, Record, WorkersLost
+from orchestrator.analysis.summary import HEADLINE, estimate, question_means
+from orchestrator.cluster.stalls import (
+    DEADLINE_SECONDS,
+    LOAD_SECONDS,
+    MISSING_SECONDS,
+    STILL_SECONDS,
+    Stall,
+    detect_stall,
+    is_missing,
+)
+from orchestrator.cluster.worker_handle import Call, WorkerHandle
+from orchestrator.drive.dispatcher import HEALTH_SECONDS, MIN_RECORDS, WAIT_SECONDS, drive, failed_record, forecast
+from orchestrator.live.progress import Progress
+from orchestrator.machine.gpus import wait_for_room
+from orchestrator.rundir.telemetry import read_telemetry, timings
+from orchestrator.store.run_store import RunStore, open_store
+from orchestrator.store.telemetry_log import Telemetry
+from orchestrator.workers.inline import InlineCrew
+from orchestrator.workers.pool import Died, Done, Event, Health, Lost, Raised, Work
+from support.fake_worker import FakeWorker
+
+
+def works(number: int) -> list[Work]:
+    return [Work(Problem(i, "q", "#### 4"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(number)]
+
+
+def answered(work: Work, correct: bool = True) -> Record:
+    return failed_record(work, "w", "")._replace(
+        status="ok",
+        ended="eos",
+        error=None,
+        scores={"numeric": {"correct": correct, "answer": "4", "kind": "number"}},
+        worker={"attempt": work.attempt},
+    )
+
+
+class SimulatedCrew:
+    """Answers a random problem in flight at every wait; some problems raise, some kill their worker."""
+
+    def __init__(self, num_workers: int, slots: int, raising: Iterable[int] = (), poison: Iterable[int] = ()) -> None:
+        self.slots, self.raising, self.poison = slots, set(raising), set(poison)
+        self.seats: dict[str, list[Work]] = {f"w{i}": [] for i in range(num_workers)}
+        self.random = random.Random(0)
+        self.submitted: list[int] = []
+        self.in_flight: list[int] = []
+        """At every wait."""
+        self.asked = 0
+
+    def die(self, name: str) -> list[Work]:
+        lost, self.seats[name] = self.seats[name], []
+        return lost
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def reload(self, config: Any, slots: int) -> None: ...
+
+    def free(self, unanswered: int) -> int:
+        return sum(self.slots - len(seat) for seat in self.seats.values())
+
+    def submit(self, work: Work) -> None:
+        self.submitted.append(work.problem.problem_id)
+        min(self.seats.values(), key=len).append(work)
+
+    def ask_health(self) -> set[str]:
+        self.asked += 1
+        return set(self.seats)
+
+    def wait(self, timeout: float) -> list[Event]:
+        self.in_flight.append(sum(map(len, self.seats.values())))
+        if not any(self.seats.values()):
+            return [Health(name, {"pid": 1}) for name in self.seats]
+        name = self.random.choice([name for name, seat in self.seats.items() if seat])
+        seat = self.seats[name]
+        if killers := self.poison & {work.problem.problem_id for work in seat}:
+            return [Died(name, self.die(name), f"killed by {min(killers)}")]
+        work = seat.pop(self.random.randrange(len(seat)))
+        if work.problem.problem_id in self.raising:
+            return [Raised(name, work, "ValueError: no")]
+        return [Done(name, work, answered(work)), Health(name, {"pid": 1, "memory": {"rss_bytes": 1}})]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterable[RunStore]:
+    store = open_store(tmp_path / "run", {"fingerprint": "f"})
+    yield store
+    store.close()
+
+
+def driven(store: RunStore, crew: Any, owed: list[Work], **options: Any) -> list[dict[str, Any]]:
+    telemetry = Telemetry(store.telemetry_path)
+    drive(crew, store, owed, telemetry, Progress("run", len(owed), out=io.StringIO()), **options)
+    telemetry.close()
+    return read_telemetry(store.telemetry_path)
+
+
+def events(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row.get("event") == name]
+
+
+def test_every_problem_once_in_the_given_order_with_all_slots_busy(store: RunStore) -> None:
+    crew = SimulatedCrew(2, 3)
+    rows = driven(store, crew, works(20))
+    assert crew.submitted == list(range(20))
+    assert crew.in_flight == [6] * 15 + [5, 4, 3, 2, 1] + [0], "slots are refilled at once"
+    assert sorted(store.records) == [(i, 0) for i in range(20)]
+    assert sum(row["kind"] == "sample" for row in rows) == 20 + 2, "with every answer, and of both workers at the end"
+    assert crew.asked >= 1
+
+
+def test_a_raising_problem_is_tried_three_times_and_recorded(store: RunStore) -> None:
+    crew = SimulatedCrew(1, 2, raising=[4])
+    rows = driven(store, crew, works(6))
+    assert crew.submitted.count(4) == 3
+    failed = store.records[4, 0]
+    assert (failed.status, failed.error, failed.worker["attempt"]) == ("failed", "ValueError: no", 3)
+    assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [4]
+    assert (len(events(rows, "retry")), len(events(rows, "failed"))) == (2, 1)
+
+
+def test_an_answer_that_no_line_of_json_can_carry_is_its_problems_failure(store: RunStore) -> None:
+    class NotFinite(SimulatedCrew):
+        def wait(self, timeout: float) -> list[Event]:
+            done, *others = super().wait(timeout)
+            if isinstance(done, Done) and done.work.problem.problem_id == 2:
+                done = done._replace(record=done.record._replace(timings={"wall_seconds": float("nan")}))
+            return [done, *others]
+
+    crew = NotFinite(1, 2)
+    driven(store, crew, works(4))
+    assert crew.submitted.count(2) == 3
+    failed = {i: r.error or "" for (i, _), r in store.records.items() if r.status == "failed"}
+    assert failed.keys() == {2}
+    assert failed[2].startswith("ValueError: Out of range float values are not JSON compliant")
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_a_poison_problem_fails_alone_and_its_neighbours_are_cleared(store: RunStore, slots: int) -> None:
+    rows = driven(store, SimulatedCrew(2, slots, poison=[3]), works(12))
+    assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [3]
+    assert len(store.records) == 12
+    assert "its worker died 5 times, 2 of them with it alone: killed by 3" in (store.records[3, 0].error or "")
+    assert len(events(rows, "death")) == 5
+    assert len(events(rows, "requeue")) == sum(row["lost"] for row in events(rows, "death")) - 1
+
+
+def test_one_death_alone_is_not_final(store: RunStore) -> None:
+    class UnluckyAlone(SimulatedCrew):
+        """Problem 3 kills its workers, and something else the first that has only problem 5."""
+
+        struck = False
+
+        def wait(self, timeout: float) -> list[Event]:
+            alone = next((name for name, seat in self.seats.items() if [w.problem.problem_id for w in seat] == [5]), "")
+            if alone and not self.struck and self.submitted.count(5) > 3:
+                self.struck = True
+                return [Died(alone, self.die(alone), "killed by another")]
+            return super().wait(timeout)
+
+    crew = UnluckyAlone(1, 8, poison=[3])
+    driven(store, crew, works(8))
+    assert crew.struck
+    assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [3]
+    assert store.records[5, 0].worker["attempt"] == 5
+
+
+def test_lost_problems_go_to_the_front(store: RunStore) -> None:
+    class DiesOnce(SimulatedCrew):
+        def wait(self, timeout: float) -> list[Event]:
+            if self.asked == 1:
+                self.asked += 1
+                return [Died("w0", self.die("w0"), "unplugged")]
+            return super().wait(timeout)
+
+    crew = DiesOnce(1, 3)
+    driven(store, crew, works(6))
+    assert crew.submitted == [0, 1, 2, 0, 1, 2, 3, 4, 5]
+    assert {r.worker["attempt"] for r in store.records.values()} == {1, 2}
+
+
+def test_a_machine_that_kills_every_worker_ends_the_run(store: RunStore) -> None:
+    with pytest.raises(WorkersLost, match="workers died in a row without one answer"):
+        driven(store, SimulatedCrew(1, 2, poison=range(50)), works(50))
+    assert not store.records
+
+
+def test_a_death_is_told_in_one_sentence(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    driven(store, SimulatedCrew(1, 2, poison=[1]), works(2))
+    told = [line for line in capsys.readouterr().err.splitlines() if "was lost" in line]
+    assert told[0] == "Worker w0 was lost (its process died); 2 answers are asked again."
+
+
+def test_what_a_worker_has_to_tell_after_its_last_answer_is_heard(store: RunStore) -> None:
+    class ShrinksLast(SimulatedCrew):
+        def wait(self, timeout: float) -> list[Event]:
+            last = not any(self.seats.values())
+            said = {"pid": 1, "slot_changes": [{"old": 4, "new": 3, "reason": "out of memory"}] if last else []}
+            return [Health(name, said) for name in self.seats] if last else super().wait(timeout)
+
+    rows = driven(store, ShrinksLast(2, 4), works(9))
+    assert [(row["worker"], row["new"]) for row in events(rows, "slots")] == [("w0", 3), ("w1", 3)]
+
+
+def test_silent_workers_do_not_keep_a_finished_run(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent(SimulatedCrew):
+        def wait(self, timeout: float) -> list[Event]:
+            clock.append(clock[-1] + timeout)
+            return [event for event in super().wait(timeout) if not isinstance(event, Health)]
+
+    clock = [100.0]
+    monkeypatch.setattr("orchestrator.drive.dispatcher.monotonic", lambda: clock[-1])
+    driven(store, Silent(1, 4), works(5))
+    assert len(store.records) == 5
+    assert clock[-1] == pytest.approx(100.0 + 5 * WAIT_SECONDS + HEALTH_SECONDS, abs=WAIT_SECONDS)
+
+
+def test_a_stop_leaves_the_rest_owed(store: RunStore) -> None:
+    crew = SimulatedCrew(1, 4)
+    driven(store, crew, works(20), stopped=lambda: len(store.records) >= 5)
+    assert len(store.records) == 5
+    assert len(store.owed([w.problem for w in works(20)], 1)) == 15
+
+
+class Answers(FakeWorker):
+    """One problem refuses to begin, another fails later."""
+
+    closed = False
+    broken: BaseException | None = None
+
+    def __init__(self) -> None: ...
+
+    def load(self, config: Any) -> None:
+        assert config == "settings"
+
+    def answer(self, work: Work) -> Record | Exception:
+        if work.problem.problem_id == 1:
+            raise ValueError("too long")
+        return RuntimeError("lost") if work.problem.problem_id == 2 else answered(work)
+
+    def failure(self) -> BaseException | None:
+        return self.broken
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_inline_crew(store: RunStore) -> None:
+    worker = Answers()
+    crew = InlineCrew(worker, "settings", 2)
+    crew.start()
+    rows = driven(store, crew, works(5))
+    crew.close()
+    assert {r.problem_id: r.error for r in store.records.values() if r.status == "failed"} == {
+        1: "ValueError: too long",
+        2: "RuntimeError: lost",
+    }
+    assert len(store.records) == 5
+    assert worker.closed
+    assert events(rows, "ready")
+    assert any(row["kind"] == "sample" and row["pid"] == os.getpid() for row in rows)
+
+
+class Failing(Answers):
+    """Answers problem 0; at problem 1 the engine fails, and whatever is in flight or begins then raises."""
+
+    def answer(self, work: Work) -> Record | Exception:
+        if work.problem.problem_id == 0 and self.broken is None:
+            return answered(work)
+        self.broken = ValueError("out of memory")
+        return self.broken
+
+
+def test_a_failed_engine_ends_an_inline_run_after_its_last_answers_and_fails_no_problem(store: RunStore) -> None:
+    crew = InlineCrew(Failing(), "settings", 2)
+    crew.start()
+    with pytest.raises(WorkersLost, match="the engine has failed: out of memory"):
+        driven(store, crew, works(5))
+    assert [(key, record.status) for key, record in store.records.items()] == [((0, 0), "ok")]
+    assert events(read_telemetry(store.telemetry_path), "retry") == []
+
+
+def test_timings_add_up_over_starts_killed_or_not() -> None:
+    def event(time: float, event: str, **fields: Any) -> dict[str, Any]:
+        return {"kind": "event", "time": time, "event": event, **fields}
+
+    rows = [
+        event(0, "start"),
+        event(0, "phase", name="setup"),
+        event(2, "phase", name="ray"),
+        event(5, "phase", name="load"),
+        event(6, "phase", name="sampling"),
+        {"kind": "sample", "time": 16.0},  # killed here
+        event(100, "start"),
+        event(100, "phase", name="setup"),
+        event(101, "phase", name="ray"),
+        event(103, "phase", name="load"),
+        event(107, "phase", name="waiting"),
+        event(200, "phase", name="sampling"),
+        event(204, "tail", seconds=1.5),
+        event(205, "phase", name="end"),
+        event(300, "torn_tail", bytes=1),
+    ]
+    assert timings(rows) == {
+        "setup_seconds": 3.0,
+        "ray_seconds": 5.0,
+        "load_seconds": 5.0,
+        "sampling_seconds": 15.0,
+        "total_seconds": 28.0,
+        "num_starts": 2,
+        "tail_seconds": 1.5,
+    }
+    assert timings([])["total_seconds"] == 0
+
+
+def test_a_torn_telemetry_row_is_cut(tmp_path: Path) -> None:
+    path = tmp_path / "telemetry.jsonl"
+    path.write_text('{"kind": "event", "time": 1, "event": "start"}\n{"kind"')
+    telemetry = Telemetry(path)
+    telemetry.event("phase", name="setup", time=4.5)
+    telemetry.close()
+    assert [row["time"] for row in read_telemetry(path)] == [1, 4.5]
+
+
+def test_progress_prints_plain_lines_and_counts_what_was_done() -> None:
+    out = io.StringIO()
+    done = [answered(work, correct=work.problem.problem_id < 2) for work in works(4)]
+    progress = Progress("power", 8, done[:3], out)
+    progress.add(done[3])
+    progress.add(failed_record(works(5)[4], "w", "no"))
+    progress.row({"kind": "sample", "worker": "w0", "memory": {"rss_bytes": 2 << 30}})
+    progress.close()
+    assert out.getvalue().startswith("power: 5 of 8, numeric 40.0 ± 24.5 %, 2.0 GiB per worker, ")
+
+
+def test_progress_shows_the_headline_with_the_error_of_the_report() -> None:
+    out = io.StringIO()
+    records = [answered(work, correct=work.problem.problem_id < 1) for work in works(4) for _ in range(2)]
+    progress = Progress("power", 8, records[:2], out)
+    progress.close()
+    for record in records[2:]:
+        progress.add(record)
+    progress.close()
+    score = estimate(question_means(records, HEADLINE))
+    first, last = out.getvalue().splitlines()
+    assert first == f"power: 2 of 8, {HEADLINE} 100.0 %"
+    assert last == f"power: 8 of 8, {HEADLINE} {100 * score['mean']:.1f} ± {100 * score['stderr']:.1f} %"
+
+
+def test_a_hang_strikes_only_what_was_late_and_a_lost_node_nothing(store: RunStore) -> None:
+    class Unlucky(SimulatedCrew):
+        """Everything in flight is lost five times with the node; then problem 1 hangs whenever it is in flight."""
+
+        nodes = 5
+
+        def wait(self, timeout: float) -> list[Event]:
+            lost = self.seats["w0"]
+            late = [work for work in lost if work.problem.problem_id == 1]
+            if lost and self.nodes:
+                self.nodes -= 1
+                return [Died("w0", self.die("w0"), "its node is gone", "node", [])]
+            if late:
+                return [Died("w0", self.die("w0"), "late", "hang", late)]
+            return super().wait(timeout)
+
+    rows = driven(store, Unlucky(1, 3), works(6))
+    assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [1]
+    assert len(store.records) == 6
+    assert (len(events(rows, "hang")), len(events(rows, "death"))) == (5, 10)
+    assert {row["cause"] for row in events(rows, "death")} == {"node", "hang"}
+
+
+@pytest.mark.parametrize("cause", [("node", []), ()], ids=["known", "not yet known"])
+def test_many_workers_lost_with_their_node_do_not_end_the_run(store: RunStore, cause: Any) -> None:
+    class NodeGone(SimulatedCrew):
+        gone = False
+
+        def wait(self, timeout: float) -> list[Event]:
+            if not self.gone:
+                self.gone = True
+                return [Died(name, self.die(name), "gone", *cause) for name in self.seats]
+            return super().wait(timeout)
+
+    driven(store, NodeGone(16, 1), works(20))
+    assert {record.status for record in store.records.values()} == {"ok"}
+
+
+def test_a_lost_device_is_said_and_the_run_goes_on(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
+    class OneGone(SimulatedCrew):
+        def wait(self, timeout: float) -> list[Event]:
+            if "w1" in self.seats:
+                return [Died("w1", self.seats.pop("w1"), "off the bus"), Lost("w1", "it could not start 3 times")]
+            return super().wait(timeout)
+
+    rows = driven(store, OneGone(2, 1), works(8))
+    assert len(store.records) == 8
+    assert "Worker w1 is missing, going on with the others: it could not start" in capsys.readouterr().err
+    assert [row["worker"] for row in events(rows, "lost")] == ["w1"]
+
+
+def test_long_questions_go_first_until_answers_say_otherwise(store: RunStore) -> None:
+    class Short(SimulatedCrew):
+        """The longer the question, the shorter the answer."""
+
+        def wait(self, timeout: float) -> list[Event]:
+            done = super().wait(timeout)[0]
+            if not isinstance(done, Done):
+                return [done]
+            cost = {"generated": 1000 - len(done.work.problem.question)}
+            return [done._replace(record=done.record._replace(tokens=cost))]
+
+    owed = [work._replace(problem=Problem(i, "q" * i, "#### 4")) for i, work in enumerate(works(100))]
+    crew = Short(1, 1)
+    driven(store, crew, owed)
+    assert crew.submitted[:32] == list(range(99, 67, -1))
+    assert crew.submitted[32:] == list(range(68))
+
+
+def test_a_forecast_is_the_line_of_least_squares_and_knows_what_a_problem_has_cost() -> None:
+    lengths = {i: 10 * i for i in range(41)}
+    records = [answered(work)._replace(tokens={"generated": 5 * i + 7}) for i, work in enumerate(works(40))]
+    assert forecast(lengths, records[: MIN_RECORDS - 1])(3) == 30
+    assert forecast(lengths, records)(40) == pytest.approx(207)
+    assert forecast(dict.fromkeys(range(41), 7), records)(40) == pytest.approx(5 * 19.5 + 7), (
+        "all questions alike: the mean"
+    )
+    outlier = records[3]._replace(sample_index=1, tokens={"generated": 1022})
+    assert forecast(lengths, [*records, outlier])(3) == 522
+
+
+def test_the_tail_lasts_from_the_first_idle_slot_to_the_end(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clocked(SimulatedCrew):
+        def wait(self, timeout: float) -> list[Event]:
+            clock.append(clock[-1] + 1.0)
+            return super().wait(timeout)
+
+    clock = [100.0]
+    monkeypatch.setattr("orchestrator.drive.dispatcher.monotonic", lambda: clock[-1])
+    rows = driven(store, Clocked(2, 2), works(10))
+    assert [row["seconds"] for row in events(rows, "tail")] == [3.0]  # of ten seconds the last three with a free slot
+
+
+def seated(**changes: Any) -> WorkerHandle:
+    calls = {i: Call(work, 100.0 + i) for i, work in enumerate(works(3))}
+    return replace(WorkerHandle(0, "gpu0", actor="actor", moved=100.0, load_seconds=20.0, calls=calls), **changes)
+
+
+def test_patience_with_a_worker_that_takes_no_step() -> None:
+    seat = seated()
+    assert detect_stall(seat, 100.0 + STILL_SECONDS, 0.0, joined=False) is None
+    hang = detect_stall(seat, 101.0 + STILL_SECONDS, 0.0, joined=False)
+    assert hang is not None
+    assert [work.problem.problem_id for work in hang.blamed] == [0, 1, 2]
+    slow = seated(load_seconds=STILL_SECONDS)
+    assert detect_stall(slow, 101.0 + STILL_SECONDS, 0.0, joined=False) is None, "compiling took as long when it loaded"
+    assert detect_stall(seated(calls={}), 1e6, 0.0, joined=False) is None, "it has nothing to do"
+
+
+def test_patience_with_a_problem_while_others_get_on() -> None:
+    late = 100.5 + DEADLINE_SECONDS
+    hang = detect_stall(seated(moved=late), late, 0.0, joined=False)
+    assert hang is not None
+    assert [work.problem.problem_id for work in hang.blamed] == [0]
+    assert detect_stall(seated(moved=late), late, DEADLINE_SECONDS, joined=False) is None, "answers take that long here"
+    again = {0: Call(works(1)[0]._replace(attempt=2), 100.0)}
+    assert detect_stall(seated(moved=late, calls=again), late, 0.0, joined=False) is None, (
+        "twice the time at the second try"
+    )
+
+
+def test_patience_with_a_load_and_with_a_place() -> None:
+    late = 101.0 + LOAD_SECONDS
+    loading = seated(calls={}, load="load")
+    assert detect_stall(loading, 100.0 + LOAD_SECONDS, 0.0, joined=False) is None
+    assert detect_stall(loading, late, 0.0, joined=False) == Stall(
+        f"it began to load the model and did not get on for {LOAD_SECONDS:.0f} s", []
+    )
+    waiting = replace(loading, placed="ready", asked=100.0)
+    assert detect_stall(waiting, late, 0.0, joined=True) is None, "others have the device"
+    assert detect_stall(waiting, late, 0.0, joined=False) is not None
+    assert is_missing(waiting, 101.0 + MISSING_SECONDS)
+    assert not is_missing(loading, 101.0 + MISSING_SECONDS)
+
+
+def test_room_is_waited_for_until_a_dead_workers_memory_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.machine.gpus.POLL_SECONDS", 0.0)
+    readings = iter([10, 20, 96, 100])
+    assert wait_for_room(100, lambda: next(readings)) == 96
+    assert wait_for_room(None, lambda: 10) == 10
+    assert wait_for_room(100, lambda: None) is None
+    monkeypatch.setattr("orchestrator.machine.gpus.RELEASE_SECONDS", 0.0)
+    assert wait_for_room(100, lambda: 10) == 10, "the load will tell whether that is enough"

@@ -1,0 +1,341 @@
+"""Models and data by name, what is wrong with them in one sentence, and the checks before anything starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from safetensors.numpy import save_file
+
+from evals.config import EngineConfig, TaskConfig
+from evals.tasks.task import make_task
+from evals.types import Problem, UserError
+from orchestrator.inputs import models, preflight, problems
+from orchestrator.inputs.models import resolve_model
+from orchestrator.inputs.problems import load_problems
+from orchestrator.machine import description, gpus
+from orchestrator.machine.gpus import Gpu, visible
+from orchestrator.settings.config import RunConfig, resolve
+from orchestrator.store.run_store import check_writable
+from support.places import ROOT
+
+SHARED = ROOT.parent / "shared"
+GSM8K, GSM8K_MODEL = SHARED / "data/gsm8k/test.jsonl", SHARED / "models/gsm8k-25m"
+ROW = {"question": "How many?", "answer": "Two. #### 2"}
+
+
+def jsonl(path: Path, *rows: Any) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def model_folder(path: Path, **files: str) -> Path:
+    path.mkdir()
+    for name, content in {"config.json": "{}", "tokenizer.json": "{}", "model.safetensors": "w", **files}.items():
+        (path / name).write_text(content)
+    return path
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that cannot be reached, whatever machine the tests run on."""
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Name or service\nnot known")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+
+
+def test_rows_become_problems_in_order(tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "d.jsonl", ROW, "", {**ROW, "question": "é?", "extra": 1, "group": 7}, ROW)
+    loaded = load_problems(data, limit=2)
+    assert loaded.problems == [Problem(0, "How many?", "Two. #### 2"), Problem(1, "é?", "Two. #### 2", "7")]
+    assert (loaded.name, loaded.num_rows) == (data, 3)
+    assert loaded.describe() == {"name": data, "sha256": loaded.digest, "rows": 3}
+
+
+def test_the_digest_is_of_all_rows_and_of_nothing_else(tmp_path: Path) -> None:
+    one = load_problems(jsonl(tmp_path / "1.jsonl", ROW, ROW), limit=1)
+    same = load_problems(jsonl(tmp_path / "2.jsonl", {**ROW, "note": 1}, "", ROW))
+    assert one.digest == same.digest
+    assert load_problems(jsonl(tmp_path / "3.jsonl", ROW)).digest != one.digest
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"question": "q"', ["line 2", "not a line of JSON"]),
+        ('["q", "a"]', ["line 2", "list instead of an object"]),
+        ({"question": "q"}, ["line 2", "'answer' is missing", "it has question"]),
+        ({}, ["line 2", "'question' is missing"]),
+        ({**ROW, "question": ""}, ["line 2", "'question' must be a text"]),
+        ({**ROW, "answer": 2}, ["line 2", "'answer' must be a text"]),
+        ({**ROW, "answer": "Two."}, ["line 2", "#### number"]),
+        ({**ROW, "answer": "Two. ####"}, ["line 2", "#### number"]),
+        ({**ROW, "answer": "#### two"}, ["line 2", "'two', not a number"]),
+        ({**ROW, "answer": "#### 1/2"}, ["line 2", "'1/2', not a number"]),
+    ],
+)
+def test_a_bad_line_is_named_with_its_file(line: Any, words: list[str], tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "d.jsonl", ROW, line, ROW)
+    with pytest.raises(UserError) as refused:
+        load_problems(data)
+    for word in [data, *words]:
+        assert word in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_data_that_is_not_text_or_empty_or_not_there(tmp_path: Path) -> None:
+    (tmp_path / "latin.jsonl").write_bytes(json.dumps(ROW).encode() + b"\n\xe9\n")
+    with pytest.raises(UserError, match=r"latin\.jsonl, line 2: not UTF-8"):
+        load_problems(str(tmp_path / "latin.jsonl"))
+    for text in ("", "\n \n"):
+        (tmp_path / "empty.jsonl").write_text(text)
+        with pytest.raises(UserError, match=r"empty\.jsonl has no problems"):
+            load_problems(str(tmp_path / "empty.jsonl"))
+    with pytest.raises(UserError, match=r"none\.jsonl cannot be read .*POWERSAMPLE_DATA"):
+        load_problems("none.jsonl")
+    with pytest.raises(UserError, match="Is a directory"):
+        load_problems(str(tmp_path))
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text(json.dumps(ROW), encoding="utf-8-sig")
+    assert load_problems(str(tmp_path / "d.jsonl")).problems[0].question == "How many?"
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_what_the_hub_would_have_is_refused_with_the_variables() -> None:
+    with pytest.raises(UserError, match=r"'openai/gsm8k' .*Name or service not known.* POWERSAMPLE_DATA"):
+        load_problems("openai/gsm8k")
+    with pytest.raises(UserError, match=r"'a/b' \(split train\) .*; set POWERSAMPLE_TASK__TRAIN_DATA"):
+        load_problems("a/b", "train", setting=problems.TRAIN_SETTING)
+    with pytest.raises(UserError, match=r"'Qwen/Qwen2.5-Math-1.5B' .*Name or service not known.* POWERSAMPLE_MODEL"):
+        resolve_model("Qwen/Qwen2.5-Math-1.5B")
+
+
+@pytest.mark.parametrize("find", [load_problems, resolve_model])
+def test_offline_on_purpose_is_not_told_to_go_offline(find: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def not_in_the_cache(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Couldn't reach the hub: offline mode is enabled")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets, "load_dataset", not_in_the_cache)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", not_in_the_cache)
+    with pytest.raises(UserError, match=r"not in the hub's cache, and .*or unset HF_HUB_OFFLINE\.$") as refused:
+        find("someone/nothing")
+    assert "HF_HUB_OFFLINE=1" not in str(refused.value)
+
+
+def test_gsm8k_comes_from_the_hub_at_one_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+
+    def load_dataset(*names: Any, **options: Any) -> list[dict[str, str]]:
+        asked.append((names, options))
+        return [ROW]
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_problems("openai/gsm8k", "train").problems == [Problem(0, *ROW.values())]
+    load_problems("someone/else")
+    assert asked == [
+        (("openai/gsm8k", "main"), {"split": "train", "revision": problems.GSM8K_REVISION}),
+        (("someone/else", None), {"split": "test", "revision": None}),
+    ]
+
+
+def test_a_model_from_the_hub_is_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, asked = model_folder(tmp_path / "abc123"), []
+
+    class Info:
+        sha = "abc123"
+
+    def snapshot_download(name: str, **options: Any) -> str:
+        asked.append((name, options))
+        return str(folder)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: Info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    model = resolve_model("owner/name")
+    assert model == (str(folder), "owner/name", "abc123", "abc123")
+    assert model.describe() == {"name": "owner/name", "revision": "abc123", "sha256": None}
+    resolve_model("owner/name", engine=EngineConfig(trust_remote_code=True, allow_pickle=True))
+    assert [options["revision"] for _, options in asked] == ["abc123", "abc123"]
+    careful, trusting = ({*options["allow_patterns"]} for _, options in asked)
+    assert trusting - careful == {"*.py", "*.bin", "*.pt", "*.pth"}
+
+
+def test_a_local_model_is_its_files(tmp_path: Path) -> None:
+    one = resolve_model(str(model_folder(tmp_path / "one")))
+    copy = resolve_model(str(model_folder(tmp_path / "copy", README="x")))
+    other = resolve_model(str(model_folder(tmp_path / "other", **{"model.safetensors": "v"})))
+    assert (one.revision, one.folder) == (None, str(tmp_path / "one"))
+    assert one.digest == copy.digest != other.digest
+    assert one.describe()["sha256"] == one.digest
+
+
+def test_a_model_that_is_not_there_or_not_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no model folder /no/such/model; set --model"):
+        resolve_model("/no/such/model")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"^The folder \S+ has no config\.json, .*; set --model") as refused:
+        resolve_model(str(tmp_path / "empty"))
+    assert str(refused.value).count(str(tmp_path / "empty")) == 1
+    with pytest.raises(UserError, match=r"model_revision=main"):
+        resolve_model(str(model_folder(tmp_path / "m")), "main")
+
+
+def test_gsm8k_itself() -> None:
+    if not GSM8K.exists():
+        pytest.skip("the GSM8K test set is not at hand")
+    loaded = load_problems(str(GSM8K), limit=10)
+    assert (len(loaded.problems), loaded.num_rows) == (10, 1319)
+    assert loaded.digest == problems.GSM8K_SHA256
+
+
+def test_the_embedded_model_and_problems() -> None:
+    if not (models.DEMO_FOLDER / models.DEMO_MODEL).exists():
+        pytest.skip("the embedded model is not made yet")
+    assert load_problems("demo", limit=3).num_rows == 200
+    assert Path(resolve_model("demo").folder).is_dir()
+
+
+def test_longest_prompt_and_answer_must_fit_the_context() -> None:
+    task = TaskConfig(max_new_tokens=100)
+    assert preflight.check_lengths({0: 5, 7: 30}, task, 130) == 130
+    with pytest.raises(UserError, match=r"Problem 7 .* 30 tokens .* 100 .* 129 \(1 of 2 .* to 99 or less") as refused:
+        preflight.check_lengths({0: 5, 7: 30}, task, 129)
+    assert "num_shots" not in str(refused.value)
+    with pytest.raises(UserError, match=r"; use fewer than 4 examples \(task\.num_shots\), leave the problem out"):
+        preflight.check_lengths({7: 30}, task.model_copy(update={"num_shots": 4}), 20)
+
+
+def test_prompts_are_measured_as_they_will_be_put() -> None:
+    task = make_task(TaskConfig(), 0)
+    assert preflight.prompt_lengths(task, [Problem(3, "q", "#### 1")], list) == {3: len("Question: q\nAnswer:")}  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="prompt of problem 3 has no tokens"):
+        preflight.prompt_lengths(task, [Problem(3, "q", "#### 1")], lambda _: [])
+
+
+def test_run_directories_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for directory in (tmp_path / "file", tmp_path / "file/run"):
+        with pytest.raises(UserError, match=r"cannot be written .*POWERSAMPLE_RUN_DIR"):
+            check_writable(directory)
+    check_writable(tmp_path / "new/deep")
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_whole_check_on_a_real_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if not GSM8K_MODEL.exists():
+        pytest.skip("a model trained on GSM8K is not at hand")
+    config = resolve(RunConfig(model=str(GSM8K_MODEL), data="x", run_dir=tmp_path / "run"), 0)
+    problems = [Problem(0, "How many legs have two dogs?", "#### 8"), Problem(1, "How?", "#### 8")]
+    longest = preflight.check(config, str(GSM8K_MODEL), make_task(config.task, 0), problems)
+    assert 512 + 8 < longest < 512 + 40
+    long = [*problems, Problem(2, "dog " * 5000, "#### 8")]
+    with pytest.raises(UserError, match=r"Problem 2 does not fit the model"):
+        preflight.check(config, str(GSM8K_MODEL), make_task(config.task, 0), long)
+    assert "longer than" not in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def weights(path: Path, **files: bytes | None) -> Path:
+    """A model folder with a good model.safetensors, and `files` (dots as __) beside, or instead, or left out."""
+    path.mkdir()
+    save_file({"w": np.zeros(100, dtype=np.float32)}, path / "model.safetensors")
+    (path / "config.json").write_text("{}")
+    for name, content in files.items():
+        file = path / name.replace("__", ".")
+        if content is None:
+            file.unlink()
+        else:
+            file.write_bytes(content)
+    return path
+
+
+def whole(path: Path) -> bytes:
+    return (weights(path) / "model.safetensors").read_bytes()
+
+
+def test_weights_must_be_there(tmp_path: Path) -> None:
+    preflight.check_weights(weights(tmp_path / "good"), False)
+    pickled = weights(tmp_path / "pickled", model__safetensors=None, pytorch_model__bin=b"p")
+    with pytest.raises(UserError, match=r"pickled has no weights .*model\.safetensors.*engine\.allow_pickle"):
+        preflight.check_weights(pickled, False)
+    preflight.check_weights(pickled, True)
+    with pytest.raises(UserError, match=r"none has no weights"):
+        preflight.check_weights(weights(tmp_path / "none", model__safetensors=None), True)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 30, -1])
+def test_weights_that_are_cut_off_are_named(kept: int, tmp_path: Path) -> None:
+    content = whole(tmp_path / "whole")
+    folder = weights(tmp_path / "cut", model__safetensors=content[:kept])
+    with pytest.raises(UserError, match=r"cut/model\.safetensors are damaged or cut off") as refused:
+        preflight.check_weights(folder, False)
+    assert "\n" not in str(refused.value)
+
+
+def test_every_shard_of_an_index_must_be_there_and_whole(tmp_path: Path) -> None:
+    shard = whole(tmp_path / "whole")
+    index = json.dumps({"weight_map": {"a": "1.safetensors", "b": "2.safetensors", "c": "1.safetensors"}}).encode()
+    files = {"model__safetensors": None, "model__safetensors__index__json": index, "1__safetensors": shard}
+    preflight.check_weights(weights(tmp_path / "good", **files, **{"2__safetensors": shard}), False)
+    with pytest.raises(UserError, match=r"incomplete: model\.safetensors\.index\.json names 2\.safetensors"):
+        preflight.check_weights(weights(tmp_path / "missing", **files), False)
+    with pytest.raises(UserError, match=r"2\.safetensors are damaged or cut off"):
+        preflight.check_weights(weights(tmp_path / "cut", **files, **{"2__safetensors": shard[:-1]}), False)
+    for number, broken in enumerate((b"{", b"[]", b"{}")):
+        with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
+            preflight.check_weights(
+                weights(tmp_path / str(number), **{**files, "model__safetensors__index__json": broken}), False
+            )
+
+
+GPUS = [Gpu(index, f"GPU-{index}{index}ab", "H100", 80 << 30) for index in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("devices", "indices"),
+    [(None, [0, 1, 2, 3]), ("", []), ("-1", []), ("2,0", [2, 0]), ("1,9,2", [1]), ("GPU-33ab", [3]), ("MIG-x", [-1])],
+)
+def test_hidden_gpus_do_not_count(devices: str | None, indices: list[int]) -> None:
+    assert [gpu.index for gpu in visible(GPUS, devices)] == indices
+
+
+def test_gpus_that_torch_cannot_use_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "PROBE", "print('[false, \"2.13.0\", null]')")
+    monkeypatch.setattr(gpus, "driver_version", lambda: "580.1")
+    with pytest.raises(UserError, match=r"4 GPUs \(H100, driver 580\.1\) but torch 2\.13\.0 .* without CUDA"):
+        gpus.check_torch_sees_gpus(GPUS)
+    with pytest.raises(UserError, match=r"has 1 GPU \(H100"):
+        gpus.check_torch_sees_gpus(GPUS[:1])
+    monkeypatch.setattr(gpus, "PROBE", 'print(\'[true, "2.13.0", "13.0"]\')')
+    gpus.check_torch_sees_gpus(GPUS)
+    monkeypatch.setattr(gpus, "PROBE", "raise ImportError('libcudart')")
+    with pytest.raises(UserError, match="libcudart"):
+        gpus.check_torch_sees_gpus(GPUS)
+
+
+def test_provenance_is_json_and_names_the_commit() -> None:
+    found = json.loads(json.dumps(description.describe(["powersample", "run", "--name", "a b"])))
+    assert found["command"] == "powersample run --name 'a b'"
+    assert found["versions"]["pydantic"] != "missing"
+    assert found["hardware"]["num_cpus"] >= 1
+    if (ROOT / ".git").exists():
+        assert len(found["git_commit"]) == 40
+    assert description.git_state(Path("/")) == {"git_commit": None, "git_dirty": None}

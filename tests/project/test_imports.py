@@ -1,0 +1,139 @@
+"""Who may import whom: wings from the ground up, no circles, and one place for every heavy library."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+
+import pytest
+
+from support.places import ROOT
+
+WINGS = {
+    "evals": (
+        "types",
+        "rng",
+        "statistics",
+        "stopping",
+        "grading",
+        "tasks.presets",
+        "samplers",
+        "config",
+        "sizing",
+        "engine",
+        "tasks",
+        "evaluate",
+        "decoding_speed",
+    ),
+    "orchestrator": (
+        "console",
+        "text",
+        "machine",
+        "settings",
+        "rundir",
+        "store",
+        "inputs",
+        "analysis",
+        "report",
+        "export",
+        "live",
+        "workers",
+        "sizing",
+        "cluster",
+        "drive",
+        "commands",
+        "cli",
+        "__main__",
+    ),
+}
+"""From the ground up: a module imports from its own wing and from wings below it. Above evals stands orchestrator."""
+ONLY = {"ray": "orchestrator.cluster", "transformers": "evals.engine", "torch": "evals.engine"}
+"""The one wing that may import a heavy library."""
+APART = {
+    "evals.tasks": ("evals.samplers", "evals.engine"),
+    "evals.samplers": ("evals.tasks", "evals.engine"),
+    "evals.engine": ("evals.tasks", "evals.samplers"),
+    "orchestrator.analysis": ("orchestrator.store",),
+    "orchestrator.report": ("orchestrator.store",),
+    "orchestrator.export": ("orchestrator.store",),
+}
+"""Wings that could import these and must not: what asks, samples and decodes meets in `evals.evaluate` alone, and who
+reads a run never writes to it."""
+NOT_INSTALLED = {"demo_training", "benchmarks", "tests"}
+
+
+def modules() -> dict[str, str]:
+    """Module -> its source."""
+    paths = [path for package in WINGS for path in (ROOT / package).rglob("*.py")]
+    names = {path: path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in paths}
+    return {names[path].removesuffix(".__init__"): path.read_text(encoding="utf-8") for path in sorted(paths)}
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """Module -> the modules that it imports anywhere in it, of ours the very files."""
+    known, found = modules(), {}
+    for module, source in known.items():
+        used = found[module] = set[str]()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                used |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{module}: a relative import"
+                inner = {f"{node.module}.{alias.name}" for alias in node.names}
+                used |= (inner & known.keys()) | ({node.module or ""} if inner - known.keys() else set())
+    return found
+
+
+def floor(module: str) -> tuple[int, int]:
+    """How high a module of ours stands: its package, and its wing within it."""
+    package, _, rest = module.partition(".")
+    names = [name for name in WINGS[package] if f"{rest}.".startswith(f"{name}.")]
+    assert names or not rest, f"{module} stands in no wing"
+    return list(WINGS).index(package), WINGS[package].index(max(names, key=len)) if names else -1
+
+
+@pytest.mark.parametrize("module", [name for name in modules() if "." in name])
+def test_imports_run_downwards(module: str) -> None:
+    """A wing imports from wings below it, a heavy library is imported in one wing alone, and all of it is installed."""
+    upward = [used for used in imports()[module] if used.split(".")[0] in WINGS and floor(used) > floor(module)]
+    assert not upward
+    for library, wing in ONLY.items():
+        if not f"{module}.".startswith(f"{wing}."):
+            assert not {used for used in imports()[module] if used.split(".")[0] == library}, f"only in {wing}"
+    apart = {other for wing, others in APART.items() if f"{module}.".startswith(f"{wing}.") for other in others}
+    assert not {used for used in imports()[module] for other in apart if f"{used}.".startswith(f"{other}.")}
+    assert not NOT_INSTALLED & {used.split(".")[0] for used in imports()[module]}
+
+
+def test_there_are_no_circles() -> None:
+    ours = {module: used & imports().keys() for module, used in imports().items()}
+    assert sum(map(len, ours.values())) > 300, "they were found"
+    try:
+        TopologicalSorter(ours).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
+
+
+def test_every_wing_is_there() -> None:
+    for package, wings in WINGS.items():
+        for wing in wings:
+            assert any(f"{name}.".startswith(f"{package}.{wing}.") for name in modules()), f"{package}.{wing} is gone"
+
+
+@pytest.mark.parametrize("package", WINGS)
+def test_package_inits_are_empty(package: str) -> None:
+    assert all(not path.read_text().strip() for path in (ROOT / package).rglob("__init__.py"))
+
+
+LIGHT = ["orchestrator.cli", "orchestrator.settings.config", "evals.samplers.registry", "evals.types"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_stay_light(module: str) -> None:
+    code = f"import sys, {module}; print(sorted({{'torch', 'ray', 'transformers', 'datasets'}} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

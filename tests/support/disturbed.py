@@ -1,0 +1,38 @@
+"""An engine whose decoder fails or is resized on purpose, and the samples of one that is left alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from evals.config import EngineConfig, SamplerConfig
+from evals.engine.engine import Engine
+from evals.evaluate import make_sampler
+from evals.types import Chain, Sample
+from support.pages import audit
+from support.tiny_models import Pair, prompt
+
+KINDS = {
+    "power": SamplerConfig(alpha=2.0, num_moves=4),
+    "smc": SamplerConfig(kind="smc", alpha=2.0, num_candidates=5, smc_interval=7, smc_ramp=9, smc_threshold=1.0),
+    "best_of": SamplerConfig(kind="best_of", alpha=2.0, num_candidates=4),
+}
+
+
+def run(pair: Pair, kind: str, slots: int, count: int = 4) -> tuple[list[Sample], Engine]:
+    sampler = make_sampler(KINDS[kind], prefetch=4)
+    on = Engine(pair.model, EngineConfig(), slots=slots, max_length=96, sequences=sampler.sequences)
+    prompts = [prompt(i, 3 + 11 * i % 50, max_new=24, eos=[2, 7]) for i in range(count)]
+    samples = on.run([Chain(p, sampler.chain(p, 1, i, 0), sampler.sequences) for i, p in enumerate(prompts)], 1)
+    audit(on._pool)
+    assert on.counters().kv_pages_used == 0
+    return samples, on
+
+
+def assert_same(one: Sample, two: Sample) -> None:
+    """All but the tokens prefilled; statistics up to rounding, since keys are written in passes of another shape."""
+    assert (one.tokens, one.ended) == (two.tokens, two.ended)
+    np.testing.assert_allclose(one.log_q, two.log_q, atol=1e-4)
+    np.testing.assert_allclose(one.log_z, two.log_z, atol=1e-4)
+    assert one.chain.keys() == two.chain.keys()
+    for name in one.chain.keys() & {"moves", "null", "accepted", "generated", "rounds", "resampled", "truncated"}:
+        assert one.chain[name] == two.chain[name], name

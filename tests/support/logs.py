@@ -1,0 +1,12 @@
+"""Record logs as they are written."""
+
+from pathlib import Path
+
+from evals.types import Record
+from orchestrator.rundir.files import Tail
+from orchestrator.rundir.records import decode
+
+
+def read_records(path: Path) -> list[Record]:
+    """Every line of a record log, whether or not its key was there before."""
+    return [decode(line, {}) for line in Tail(path).lines()]

@@ -1,0 +1,132 @@
+"""Made-up records, run.json and telemetry: runs for tests of summaries, reports and comparisons."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evals.types import Record
+from orchestrator.analysis.load import Run
+from orchestrator.analysis.summary import summarise
+from orchestrator.cli import main
+from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.records import encode
+
+POWER = {"kind": "power", "alpha": 4.0, "num_moves": 10}
+
+
+PLAIN = {"kind": "temperature", "temperature": 1.0}
+
+
+def make_run(sampler: dict[str, Any] = POWER, num_problems: int = 4, **changes: Any) -> dict[str, Any]:
+    config = {
+        "sampler": sampler, "task": {"name": "gsm8k", "num_shots": 0, "max_new_tokens": 256}, "model": "models/tiny",
+        "data": "problems.jsonl", "seed": 3, "num_samples": 1, **changes,
+    }  # fmt: skip
+    provenance = {
+        "data": {"name": "problems.jsonl", "sha256": "d" * 64, "rows": 1319},
+        "git_commit": "c" * 40,
+        "git_dirty": True,
+    }
+    return {"config": config, "num_problems": num_problems, "fingerprint": "f" * 64, "provenance": provenance}
+
+
+def known(sampler: dict[str, Any] = POWER, num_problems: int = 4, name: str = "run", **changes: Any) -> RunRecord:
+    return RunRecord.of(Path(name), make_run(sampler, num_problems, **changes))
+
+
+CHAIN = {
+    "moves": 10, "null": 2, "rejected_early": 1, "replayed_tokens": 7, "accepted": 4, "generated": 330,
+    "initial_tokens": 80, "log_p_first": -20.0, "log_p": -15.0,
+}  # fmt: skip
+
+
+def make_record(problem_id: int, correct: bool = True, sample_index: int = 0, **changes: Any) -> Record:
+    score = {"correct": correct, "answer": "18", "kind": "number"}
+    record = Record(
+        problem_id, sample_index, "ok", "#### 18", [5, 6], "eos",
+        dict.fromkeys(("strict", "flexible", "numeric"), score), dict(CHAIN),
+        {"start": 100.0 + problem_id, "end": 102.0 + problem_id, "wall_seconds": 2.0 + problem_id},
+        {"rss_bytes": 900, "peak_rss_bytes": 1000 + problem_id, "peak_bytes": None, "total_bytes": None},
+        {"prompt": 50, "answer": 80, "generated": 330, "prefilled": 60},
+        {"rank": problem_id % 2, "name": f"cpu{problem_id % 2}"},
+    )  # fmt: skip
+    return record._replace(**changes)
+
+
+def failed_record(problem_id: int) -> Record:
+    empty: dict[str, Any] = {"scores": {}, "chain": {}, "timings": {}, "memory": {}, "tokens": {}, "token_ids": []}
+    return make_record(problem_id, status="failed", text="", ended="failed", error="it raised", **empty)
+
+
+def rows(bits: str) -> list[Record]:
+    """Several samples of each problem; 1 is right."""
+    return [make_record(i, bit == "1", k) for i, row in enumerate(bits.split()) for k, bit in enumerate(row)]
+
+
+def as_run(name: str, sampler: dict[str, Any], verdicts: str, **changes: Any) -> Run:
+    records = [make_record(i, verdict == "1") for i, verdict in enumerate(verdicts) if verdict != " "]
+    run = known(sampler, len(verdicts), name, **changes)
+    return Run(run, summarise(records, [], run), records)
+
+
+TELEMETRY = [
+    {"kind": "event", "event": "start", "time": 90.0},
+    {"kind": "event", "event": "phase", "name": "setup", "time": 90.0},
+    {"kind": "event", "event": "phase", "name": "load", "time": 91.0},
+    {"kind": "event", "event": "phase", "name": "sampling", "time": 95.0},
+    *(
+        {
+            "kind": "sample", "time": at, "worker": worker, "pid": pid, "rank": 1, "slots": 10, "active_slots": 9,
+            "steps": steps, "generated_tokens": generated, "memory": {"peak_rss_bytes": 5000, "peak_bytes": None},
+        }
+        for at, worker, pid, steps, generated in [
+            (95.0, "cpu1", 7, 300, 2_000),  # it has worked for another run before
+            (97.0, "cpu1", 7, 320, 2_100),
+            (97.5, "cpu1", 8, 0, 0),
+            (98.0, "cpu2", 9, 50, 3_000),
+            (99.0, "cpu1", 8, 30, 100),
+        ]
+    ),
+    {"kind": "event", "event": "phase", "name": "end", "time": 105.0},
+]  # fmt: skip
+
+
+def write(directory: Path, run: dict[str, Any], records: list[Record], torn: bytes = b"") -> Path:
+    """A run directory."""
+    directory.mkdir()
+    (directory / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    (directory / "records.jsonl").write_bytes(b"".join(map(encode, records)) + torn)
+    (directory / "telemetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TELEMETRY), encoding="utf-8")
+    return directory
+
+
+def save(directory: Path, sampler: dict[str, Any], verdicts: str, shuffled: bool = False) -> Path:
+    records = [make_record(i, verdict == "1") for i, verdict in enumerate(verdicts)]
+    return write(directory, make_run(sampler, len(verdicts)), records[:: -1 if shuffled else 1], b'{"torn": ')
+
+
+def said(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command that succeeds prints."""
+    assert main(command) == 0
+    return capsys.readouterr().out
+
+
+def refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence with which the command line refuses a command."""
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), err[:13]) == ("", 1, "powersample: ")
+    return err
+
+
+GPU = {
+    "pid": 1,
+    "active_slots": 9,
+    "slots": 10,
+    "memory": {"rss_bytes": 1 << 30, "reserved_bytes": 30 << 30, "free_bytes": 40 << 30, "total_bytes": 80 << 30},
+    "utilisation": 0.97,
+}
