@@ -49,7 +49,7 @@ trap 'stopped 130' INT
 bash "$root/launch/setup.sh" || exit
 python=${POWERSAMPLE_PYTHON:-$root/.venv/bin/python}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-needs='import importlib.util as util, orchestrator.settings
+needs='import importlib.util as util, orchestrator.settings.merge
 for name in ("torch", "transformers", "ray", "datasets", "tqdm"):
     if not util.find_spec(name): raise ModuleNotFoundError(f"No module named {name!r}")
 print("fit")'

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evals.types import Record, UserError
-from orchestrator.analysis.accuracy import HEADLINE, ballot, right
-from orchestrator.analysis.load import Run, read
+from orchestrator.analysis.accuracy import PRIMARY_METRIC, ballot, right
+from orchestrator.analysis.load import Run, load_run
 from orchestrator.report.layout import table
 from orchestrator.text import percent
 
@@ -50,13 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (code := run(condition, args.run_dir, options)) not in (0, 3):
             return code
     try:
-        runs = {condition: read(directory(args.run_dir, condition)) for condition in conditions}
+        runs = {condition: load_run(directory(args.run_dir, condition)) for condition in conditions}
         rows = compared(runs)
     except UserError as error:
         print(f"determinism.py: {error}", file=sys.stderr)
         return 2
     print(text(rows))
-    on_cpu = not runs[conditions[0]].identity.content["config"]["num_gpus"]
+    on_cpu = not runs[conditions[0]].manifest.content["config"]["num_gpus"]
     print(
         json.dumps({"answers": len(runs[conditions[0]].records), "device": "cpu" if on_cpu else "cuda", "runs": rows})
     )
@@ -107,7 +107,7 @@ def compared(runs: dict[Condition, Run]) -> list[dict[str, Any]]:
         first.setdefault(condition.dtype, condition)
         there = None if against is None else differences(found.records, runs[against].records)
         counts = dict.fromkeys(Differences._fields) if there is None else there._asdict()
-        accuracy = found.summary["accuracy"][HEADLINE]["mean"]
+        accuracy = found.summary["accuracy"][PRIMARY_METRIC]["mean"]
         rows.append({**condition._asdict(), "accuracy": accuracy, "against": against, **counts})
     return rows
 
@@ -121,13 +121,13 @@ def differences(records: Sequence[Record], others: Sequence[Record]) -> Differen
     return Differences(
         sum(a.token_ids != b.token_ids for a, b in pairs),
         sum(numeric(a) != numeric(b) for a, b in pairs),
-        sum(right(a, HEADLINE) != right(b, HEADLINE) for a, b in pairs),
+        sum(right(a, PRIMARY_METRIC) != right(b, PRIMARY_METRIC) for a, b in pairs),
     )
 
 
 def numeric(record: Record) -> str | None:
-    answer = record.scores.get(HEADLINE, {}).get("answer")
-    return None if answer is None else ballot(answer, HEADLINE)
+    answer = record.scores.get(PRIMARY_METRIC, {}).get("answer")
+    return None if answer is None else ballot(answer, PRIMARY_METRIC)
 
 
 def text(rows: Sequence[dict[str, Any]]) -> str:

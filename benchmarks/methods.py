@@ -27,19 +27,19 @@ from pydantic import ValidationError
 from evals.config import SamplerConfig
 from evals.statistics import holm
 from evals.types import UserError
-from orchestrator.analysis.accuracy import HEADLINE, question_means
+from orchestrator.analysis.accuracy import PRIMARY_METRIC, question_means
 from orchestrator.analysis.comparison import Pair, pair
-from orchestrator.analysis.load import Run, read
-from orchestrator.drive.open_runs import open_runs, plan_runs
-from orchestrator.drive.session import FAILED, show_progress, start_crew, work_off
+from orchestrator.analysis.load import Run, load_run
+from orchestrator.drive.open_runs import open_runs, prepare_runs
+from orchestrator.drive.session import FAILED, show_progress, start_pool, work_off
 from orchestrator.drive.signals import Stop
-from orchestrator.inputs.preflight import find
+from orchestrator.inputs.preflight import resolve_inputs
 from orchestrator.machine import description, gpus
 from orchestrator.report.layout import table
 from orchestrator.report.make import write_report
 from orchestrator.settings.config import RunConfig, resolve
 from orchestrator.text import percent
-from orchestrator.workers.pool import Crew
+from orchestrator.workers.pool import WorkerPool
 
 ALPHAS, MOVES = (1.0, 2.0, 4.0, 8.0), (0, 2, 5, 10, 20, 40)
 MAX_CANDIDATES = 64  # the engine keeps room for as many particles
@@ -67,9 +67,9 @@ class Laboratory:
     def __init__(self, config: RunConfig, stack: ExitStack) -> None:
         """`config` is resolved; its sampler is the one that needs most room. Raises UserError."""
         self._environment = description.describe()
-        self._inputs, self._stack, self._stop = find(config), stack, Stop()
-        self._crew: Crew | None = None
-        self.root = plan_runs(self._inputs, self._environment)[0].directory
+        self._inputs, self._stack, self._stop = resolve_inputs(config), stack, Stop()
+        self._crew: WorkerPool | None = None
+        self.root = prepare_runs(self._inputs, self._environment)[0].directory
         if len(self._inputs.data.problems) < 2:
             raise UserError("Paired errors need at least two problems; raise --limit or name other --data.")
 
@@ -79,15 +79,15 @@ class Laboratory:
         config = self._inputs.config.model_copy(update={"name": name, "run_dir": directory, "sampler": sampler})
         inputs = self._inputs._replace(config=config)
         with ExitStack() as stack:
-            planned = plan_runs(inputs, self._environment)
-            runs = open_runs([one._replace(inputs=self._inputs) for one in planned], stack)
+            prepared = prepare_runs(inputs, self._environment)
+            runs = open_runs([one._replace(inputs=self._inputs) for one in prepared], stack)
             owing = [one for one in runs if one.owed]
             for one in owing:
                 one.start(began, self._environment)
             if owing:
-                self._crew = self._crew or start_crew(owing, self._stop, self._stack)
+                self._crew = self._crew or start_pool(owing, self._stop, self._stack)
                 work_off(self._crew, owing, self._stop, show_progress)
-        return read(directory)
+        return load_run(directory)
 
     def power(self, alpha: float, moves: int) -> Method:
         return Method("power", 1, self.run(f"power-a{alpha:g}-m{moves}", SamplerConfig(alpha=alpha, num_moves=moves)))
@@ -207,7 +207,7 @@ def nearest(budget: float, tokens: float) -> int:
 
 def against_power(methods: Sequence[Method]) -> list[dict[str, Any]]:
     """What is said of each method; p and its Holm adjustment are over all differences to power, the last method."""
-    means = [question_means(method.run.records, HEADLINE) for method in methods]
+    means = [question_means(method.run.records, PRIMARY_METRIC) for method in methods]
     ids = sorted(means[-1])
     rows = [[mean[problem_id] for problem_id in ids] for mean in means]
     single = all(method.run.summary["num_samples"] == 1 for method in methods)
@@ -221,7 +221,7 @@ def against_power(methods: Sequence[Method]) -> list[dict[str, Any]]:
 
 
 def scored(method: Method) -> dict[str, Any]:
-    score = method.run.summary["accuracy"][HEADLINE]
+    score = method.run.summary["accuracy"][PRIMARY_METRIC]
     return {
         "name": method.name,
         "k": method.k,

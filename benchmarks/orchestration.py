@@ -7,7 +7,7 @@ driver's own loop into a run directory. Efficiency: engines that sleep as long a
 cap would take, in units that make the whole last `--seconds`; their time is compared with the shortest that any
 schedule could need, the larger of the longest answer and of all answers spread evenly. From 16 actors on they live on
 `--nodes` simulated nodes, each with a raylet of its own on this machine. More workers than this machine holds processes
-are simulated `--without-ray`: the driver, its log and the clock are the real ones, the crew is a heap of the moments at
+are simulated `--without-ray`: the driver, its log and the clock are the real ones, the pool is a heap of the moments at
 which answers are due, so that what Ray costs per call is missing. The last line is one JSON object.
 """
 
@@ -35,13 +35,13 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # simulated node
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
-from orchestrator.cluster.actors import RayCrew
-from orchestrator.drive.dispatcher import drive
+from orchestrator.cluster.actors import RayWorkerPool
+from orchestrator.drive.dispatcher import dispatch
 from orchestrator.live.progress import Progress
 from orchestrator.settings.config import RunConfig
 from orchestrator.store.run_store import open_store
 from orchestrator.store.telemetry_log import Telemetry
-from orchestrator.workers.pool import Crew, Done, Event, Health, Work
+from orchestrator.workers.pool import Done, Event, Health, Work, WorkerPool
 
 MEAN_TOKENS, SIGMA, CAP, CAP_SHARE = 300.0, 0.45, 2048.0, 0.03
 QUESTION_SIGMA = 0.5  # how well the length of a question tells that of its answer: known up to this factor (log)
@@ -103,8 +103,8 @@ def works(seconds: Sequence[float], seed: int = 1) -> list[Work]:
 
 
 @contextmanager
-def crew(num_actors: int, slots: int, num_nodes: int) -> Iterator[RayCrew]:
-    """A crew whose actors are all ready, on this machine's own Ray or on simulated nodes."""
+def pool(num_actors: int, slots: int, num_nodes: int) -> Iterator[RayWorkerPool]:
+    """A pool whose actors are all ready, on this machine's own Ray or on simulated nodes."""
     nodes = None
     if num_nodes > 1:
         from ray.cluster_utils import Cluster
@@ -114,7 +114,7 @@ def crew(num_actors: int, slots: int, num_nodes: int) -> Iterator[RayCrew]:
             nodes.add_node(num_cpus=-(-num_actors // num_nodes))
         os.environ["RAY_ADDRESS"] = str(nodes.address)
     run = RunConfig(num_workers=num_actors, num_gpus=0, dashboard=False)
-    ready = RayCrew(sleeper(), None, run, slots, "powersample benchmark")
+    ready = RayWorkerPool(sleeper(), None, run, slots, "powersample benchmark")
     try:
         ready.start()
         said: set[str] = set()
@@ -128,7 +128,7 @@ def crew(num_actors: int, slots: int, num_nodes: int) -> Iterator[RayCrew]:
             nodes.shutdown()
 
 
-class DueCrew:
+class DueWorkerPool:
     """Workers that are but the moments at which their answers are due: `number` slots in all, no process, no Ray."""
 
     def __init__(self, number: int) -> None:
@@ -162,14 +162,14 @@ class DueCrew:
         return events
 
 
-def timed(crew: Crew, owed: Sequence[Work]) -> Timing:
-    """Drive `owed` into a new run directory."""
+def timed(pool: WorkerPool, owed: Sequence[Work]) -> Timing:
+    """Dispatcher `owed` into a new run directory."""
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(Path(folder), {"fingerprint": "f"})
         telemetry = Telemetry(store.telemetry_path)
         progress = Progress("benchmark", len(owed), out=io.StringIO())
         began, cpu = time.monotonic(), time.process_time()
-        drive(crew, store, owed, telemetry, progress)
+        dispatch(pool, store, owed, telemetry, progress)
         timing = Timing(time.monotonic() - began, time.process_time() - cpu)
         assert len(store.records) == len(owed)
         telemetry.close()
@@ -180,7 +180,7 @@ def timed(crew: Crew, owed: Sequence[Work]) -> Timing:
 def rate(num_problems: int) -> dict[str, float]:
     """Records per second of a null engine, and what each costs the driver."""
     owed = works([0.0] * num_problems)
-    with crew(RATE_ACTORS, RATE_SLOTS, 1) as ready:
+    with pool(RATE_ACTORS, RATE_SLOTS, 1) as ready:
         timed(ready, owed[:100])  # connections between driver and actors are made at the first calls
         timing = timed(ready, owed)
     return {
@@ -195,9 +195,9 @@ def efficiency(num_actors: int, num_problems: int, seconds: float, num_nodes: in
     bound = max(float(tokens.max()), float(tokens.sum()) / (num_actors * SLOTS))
     owed = works(list(tokens * seconds / bound))
     if num_nodes == 0:
-        timing = timed(DueCrew(num_actors * SLOTS), owed)
+        timing = timed(DueWorkerPool(num_actors * SLOTS), owed)
     else:
-        with crew(num_actors, SLOTS, num_nodes if num_actors >= ON_NODES else 1) as ready:
+        with pool(num_actors, SLOTS, num_nodes if num_actors >= ON_NODES else 1) as ready:
             timed(ready, works([0.0] * 10 * num_actors))
             timing = timed(ready, owed)
     kind = "actors" if num_nodes else "workers without Ray"

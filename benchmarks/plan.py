@@ -23,7 +23,7 @@ from evals.engine.checkpoint import shape_config
 from evals.engine.device import release, reset_peak
 from evals.engine.engine import Engine
 from evals.engine.execution import measure, prepare
-from evals.engine.forecast import Anatomy, anatomy, demand, forecast, peak
+from evals.engine.forecast import ModelSpec, demand, forecast, model_spec, peak
 from evals.engine.model import Model
 from evals.evaluate import make_sampler
 from evals.sizing.slots import GIB, plan_slots
@@ -37,14 +37,14 @@ def compare(shape: str, slots: list[int | None], length: int, config: EngineConf
     """A row for every number of slots (None: as many as fit and pay), of a model of this shape with random weights."""
     held = torch.cuda.memory_allocated()
     model = load(None, shape, config.model_copy(update={"dtype": DTYPE}), "cuda")
-    computed = anatomy(shape_config(*SHAPES[shape]), DTYPE, shape)
+    computed = model_spec(shape_config(*SHAPES[shape]), DTYPE, shape)
     selfcheck.check(model)
     prepare(model)
     return [{"shape": shape} | row(model, computed, number, length, config, held) for number in slots]
 
 
 def row(
-    model: Model, computed: Anatomy, slots: int | None, length: int, config: EngineConfig, held: int
+    model: Model, computed: ModelSpec, slots: int | None, length: int, config: EngineConfig, held: int
 ) -> dict[str, Any]:
     """Predicted and measured bytes; `held` are those of others in this process."""
     release(model.device)

@@ -210,7 +210,7 @@ class EngineConfig(Settings):
         default=False,
         description="logits of a 16-bit model in float32, where its head allows: exact to the law of its hidden states",
     )
-    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = Field(
+    gpus_per_model: Annotated[int, Field(ge=1, le=64)] = Field(
         default=1,
         description="GPUs that share one model which does not fit one of them, each holding some of its layers; slower",
     )

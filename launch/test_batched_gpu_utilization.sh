@@ -22,7 +22,7 @@ if [[ -e $place ]]; then
   exit 2
 fi
 if [[ ${POWERSAMPLE_NUM_GPUS:-} == 0 ]]; then gpus=0; else
-  gpus=$("$python" -P -c 'from orchestrator.hardware import gpus; print(len(gpus()))')
+  gpus=$("$python" -P -c 'from orchestrator.machine.gpus import visible_gpus; print(len(visible_gpus()))')
 fi
 if [[ $gpus == 0 && -z ${POWERSAMPLE_MODEL:-}${POWERSAMPLE_DATA:-} ]]; then
   export POWERSAMPLE_MODEL=demo POWERSAMPLE_DATA=demo

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from evals.sizing.slots import gib
-from orchestrator.analysis.load import Run, read
+from orchestrator.analysis.load import Run, load_run
 from orchestrator.rundir.directory import TELEMETRY
 from orchestrator.rundir.telemetry import read_telemetry
 
@@ -18,7 +18,7 @@ ROW = "{:<30}{:>20}{:>20}"
 
 def main(paths: Sequence[str]) -> int:
     """Print the table of the runs `paths`, the batched one first."""
-    runs = [read(Path(path)) for path in paths]
+    runs = [load_run(Path(path)) for path in paths]
     columns = [column(run) for run in runs]
     if runs[0].summary["memory"]["kind"] != "device":
         print("There is no GPU here: memory is that of the workers' processes, and utilisation cannot be told.")

@@ -27,7 +27,7 @@ class Phrases(Formatter):
             raise LookupError
         return FORMATS[form](value) if form in FORMATS else format(value, form)
 
-    def say(self, sentence: str, figures: Mapping[str, Any]) -> str:
+    def fill_in(self, sentence: str, figures: Mapping[str, Any]) -> str:
         said: list[str] = []
         for phrase in sentence.split("|"):
             try:
@@ -83,4 +83,4 @@ def short(digest: str | None, form: str = "{}") -> str:
 
 
 FORMATS = {"percent": percent, "figure": figure, "duration": duration, "gib": gib}
-say = Phrases().say
+fill_in = Phrases().fill_in

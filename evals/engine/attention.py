@@ -19,7 +19,7 @@ from torch import Tensor
 from evals.engine.kv_cache import PAGE
 
 
-class Block:
+class AttentionGroup:
     """Query rows that attend alike: G sequences with the same number of pages, R consecutive tokens of each."""
 
     def __init__(self, rows: slice, pages: Tensor, visible: Tensor) -> None:
@@ -32,9 +32,9 @@ class Block:
         self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
         self._gather: dict[int, Tensor] = {}
 
-    def to(self, device: torch.device) -> Block:
+    def to(self, device: torch.device) -> AttentionGroup:
         """The same on another device."""
-        return Block(self.rows, self.pages.to(device), self.visible.to(device))
+        return AttentionGroup(self.rows, self.pages.to(device), self.visible.to(device))
 
     def mask(self, window: int, dtype: torch.dtype) -> Tensor:
         """[G, 1, 1, R, S], 0 where a key is seen and -inf elsewhere; one tensor for all layers of a window."""
@@ -60,7 +60,7 @@ class Step:
     """One packed forward pass: tokens, where their keys go, and who sees what."""
 
     def __init__(
-        self, token_ids: Tensor, positions: Tensor, write_at: Tensor, blocks: list[Block], logits_at: Tensor
+        self, token_ids: Tensor, positions: Tensor, write_at: Tensor, blocks: list[AttentionGroup], logits_at: Tensor
     ) -> None:
         self.token_ids = token_ids
         """[1, N]."""
@@ -103,7 +103,7 @@ def attention(
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def attend(q: Tensor, k_pages: Tensor, v_pages: Tensor, block: Block, window: int, softcap: float) -> Tensor:
+def attend(q: Tensor, k_pages: Tensor, v_pages: Tensor, block: AttentionGroup, window: int, softcap: float) -> Tensor:
     """Scaled queries [G * R, H, D] -> [G * R, H, D], each over the keys that its row may see.
 
     The softmax runs in float32. A row's result depends on its own pages alone: measured in float32 on a CPU, batched
@@ -189,7 +189,7 @@ def _(q: Tensor, *_: object) -> Tensor:
 OWN_MASK = "it builds an attention mask of its own"
 
 
-class Seat:
+class StepHolder:
     """What the attention modules of a model share that are on one device: the step of the forward pass that runs."""
 
     step: Step | RowsStep | PromptStep
@@ -212,13 +212,13 @@ def paged_attention(
 ) -> tuple[Tensor, None]:
     """The function behind `AttentionInterface`: query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H, D].
 
-    `module` carries `k_pages`, `v_pages` ([P, K, PAGE, D]) and `seat`.
+    `module` carries `k_pages`, `v_pages` ([P, K, PAGE, D]) and `step_holder`.
     """
     if attention_mask is not None:
         raise SeamError(OWN_MASK)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
-    step, pages = module.seat.step, (module.k_pages, module.v_pages)
+    step, pages = module.step_holder.step, (module.k_pages, module.v_pages)
     how = (scale, sliding_window or 0, softcap or 0.0)
     if isinstance(step, RowsStep):
         mixed = attend_rows(q, k, v, *pages, step.table, step.positions, step.arrivals, *how)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.engine.chain_state import Slot
+from evals.engine.chain_state import DecodeState
 from evals.engine.kv_cache import SCRATCH
 
 (TOKEN, POSITION, LIMIT, LIVE, EXCLUDE, ALPHA, TOP_K, TOP_P, SEED, ORIGIN, EOS) = range(11)
@@ -28,16 +28,16 @@ TABLE = KEY + 3
 """First page number."""
 
 
-class Rows:
+class BatchState:
     """Requests take the lowest free row, so that a few requests need few rows."""
 
     def __init__(self, num_rows: int, max_pages: int) -> None:
         self._columns = TABLE + max_pages
         self._free = list(range(num_rows))
-        self._slots: dict[int, Slot] = {}
+        self._slots: dict[int, DecodeState] = {}
 
     @property
-    def occupied(self) -> list[tuple[int, Slot]]:
+    def occupied(self) -> list[tuple[int, DecodeState]]:
         """(row, request) of every row in use."""
         return list(self._slots.items())
 
@@ -48,10 +48,10 @@ class Rows:
 
     @property
     def height(self) -> int:
-        """Rows that a step has to compute: one more than the highest in use."""
+        """BatchState that a step has to compute: one more than the highest in use."""
         return max(self._slots, default=-1) + 1
 
-    def update(self, slots: Sequence[Slot]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+    def update(self, slots: Sequence[DecodeState]) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         """Make the rows hold exactly `slots`; returns the rows [n] that change and what they hold from now on
         [n, TABLE + pages of a row], None if nothing does."""
         present, known = set(slots), set(self._slots.values())
@@ -74,7 +74,7 @@ class Rows:
         return np.array(changed), values
 
 
-def fill(line: NDArray[np.int64], slot: Slot) -> None:
+def fill(line: NDArray[np.int64], slot: DecodeState) -> None:
     """The state of a request that is about to be fed the last token of its prefix; `line` holds zeros."""
     request = slot.request
     eos = sorted(slot.prompt.eos_ids)[:NUM_EOS]

@@ -1,7 +1,7 @@
 """Chains as they run: their operations carried out, their completions handed over. Plain Python: no device, no thread.
 
 A chain is started when fewer than `num_slots` chains are alive and the pages that it needs can be kept for it; who sits
-is decided in seating.py. When a chain ends, in whatever way, everything it holds is released.
+is decided in scheduler.py. When a chain ends, in whatever way, everything it holds is released.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Hashable
 
 import numpy as np
 
-from evals.engine.chain_state import Flight, Live, validate
+from evals.engine.chain_state import ActiveRequest, ChainState, validate
 from evals.engine.kv_cache import PagePool
-from evals.engine.scheduler import Seating
+from evals.engine.scheduler import Scheduler
 from evals.types import Cancel, Completion, Drop, Ended, Handle, Keep, Operation, Request, Submit, UserError
 
 TOGETHER = 32
@@ -21,67 +21,67 @@ TOGETHER = 32
 little less than several cost together."""
 
 
-class Scheduler:
+class ChainRunner:
     """The state of an engine apart from its device. Errors of a chain end that chain and nothing else."""
 
     def __init__(self, pool: PagePool, num_slots: int, max_length: int, vocab_size: int) -> None:
-        self._pool, self.seating = pool, Seating(pool, num_slots)
+        self._pool, self.scheduler = pool, Scheduler(pool, num_slots)
         self._max_length, self._vocab_size = max_length, vocab_size
-        self._new: deque[Live] = deque()
+        self._new: deque[ChainState] = deque()
         self._submitted = 0
 
     @property
     def idle(self) -> bool:
         """True if nothing runs, waits or is to be started."""
-        return not (self.seating.alive or self._new)
+        return not (self.scheduler.alive or self._new)
 
     @property
     def num_chains(self) -> int:
         """Chains that have not ended."""
-        return len(self.seating.alive) + len(self._new)
+        return len(self.scheduler.alive) + len(self._new)
 
-    def add(self, live: Live) -> None:
+    def add(self, state: ChainState) -> None:
         """Take a chain; it starts when its turn comes."""
-        live.guarantee(self._max_length)
-        self._new.append(live)
+        state.guarantee(self._max_length)
+        self._new.append(state)
 
-    def seat(self) -> list[Flight]:
+    def seat(self) -> list[ActiveRequest]:
         """Seat heads, then start chains, then seat extras, as many as there is room for.
 
         A head that waits although nothing runs waits for ever, since only a chain that goes on gives pages back; its
         chain, which asks for more than it was guaranteed, fails.
         """
-        seated: list[Flight] = []
+        scheduled: list[ActiveRequest] = []
         while True:
-            seated += self.seating.seat_heads()
-            stuck = self.seating.waiting_heads()
-            if stuck and self.seating.slots:
-                return seated
+            scheduled += self.scheduler.schedule_primaries()
+            stuck = self.scheduler.waiting_primaries()
+            if stuck and self.scheduler.slots:
+                return scheduled
             if stuck:
-                self._fail(stuck[-1].live, self._out_of_pages(stuck[-1]))
+                self._fail(stuck[-1].state, self._out_of_pages(stuck[-1]))
             elif self._few_could_start() or not self._start_next():
-                return seated + self.seating.seat_extras(within_guarantee=bool(self._new))
+                return scheduled + self.scheduler.schedule_speculative(within_guarantee=bool(self._new))
 
-    def record(self, flight: Flight, token: int, log_q: float, log_z: float) -> bool:
+    def record(self, active: ActiveRequest, token: int, log_q: float, log_z: float) -> bool:
         """A drawn token of a running request; if that ends it, its chain goes on at once.
 
         False for a request that its chain has cancelled within the same step, or that has been sent back: passed over.
         """
-        live = flight.live
-        if live.flights.get(flight.tag) is not flight:
+        state = active.state
+        if state.requests.get(active.tag) is not active:
             return False
         try:
-            ended = flight.add(token, log_q, log_z)
+            ended = active.add(token, log_q, log_z)
         except Exception as error:  # noqa: BLE001 - a stop rule is the chain's own code
-            self._fail(live, error)
+            self._fail(state, error)
             return True
         if ended is not None:
-            assert flight.opening is not None, "what draws has pages"
-            handle = flight.opening.handle
-            self.seating.leave(flight)
-            self._pool.end(handle, len(flight.sequence))
-            live.held[handle] = flight
-            self._advance(live, self._arrival(flight, ended, handle))
+            assert active.allocation is not None, "what draws has pages"
+            handle = active.allocation.handle
+            self.scheduler.finish(active)
+            self._pool.end(handle, len(active.sequence))
+            state.held[handle] = active
+            self._advance(state, self._arrival(active, ended, handle))
         return True
 
     def requeue(self, num_slots: int, num_pages: int) -> None:
@@ -90,157 +90,157 @@ class Scheduler:
         What a chain holds keeps its handle and its tokens, from which a request that branches there is prefilled;
         requests in flight start again, with the same keys and so with the same tokens.
         """
-        self._new.extendleft(reversed(self.seating.clear(num_slots)))
+        self._new.extendleft(reversed(self.scheduler.clear(num_slots)))
         self._pool.reset(num_pages)
 
     def fail_all(self, error: BaseException) -> None:
         """Every chain ends with this error."""
         while self._new:
-            live = self._new.popleft()
-            if live.begin():
-                self._fail(live, error)
-        for live in list(self.seating.alive):
-            self._fail(live, error)
+            state = self._new.popleft()
+            if state.begin():
+                self._fail(state, error)
+        for state in list(self.scheduler.alive):
+            self._fail(state, error)
 
     def _few_could_start(self) -> bool:
         """Whether to wait until more slots are free, as long as somebody runs."""
-        free = self.seating.num_slots - len(self.seating.alive)
-        return bool(self.seating.slots) and free < min(self.seating.num_slots // TOGETHER, len(self._new))
+        free = self.scheduler.num_slots - len(self.scheduler.alive)
+        return bool(self.scheduler.slots) and free < min(self.scheduler.num_slots // TOGETHER, len(self._new))
 
     def _start_next(self) -> bool:
         """Start the chain whose turn it is, or pass it over if nobody wants it any more; False if it has to wait."""
         if not self._new:
             return False
-        live = self._new[0]
-        refusal = self._refusal(live)
-        if refusal is None and not self.seating.enter(live):
+        state = self._new[0]
+        refusal = self._refusal(state)
+        if refusal is None and not self.scheduler.admit(state):
             return False
         self._new.popleft()
-        if not live.begin():
-            self._release(live)
-            live.chain.steps.close()
+        if not state.begin():
+            self._release(state)
+            state.chain.steps.close()
         elif refusal is not None:
-            self._fail(live, refusal)
-        elif not live.flights:  # else it goes on where it was when it had to leave
-            self._advance(live, None)
+            self._fail(state, refusal)
+        elif not state.requests:  # else it goes on where it was when it had to leave
+            self._advance(state, None)
         return True
 
-    def _refusal(self, live: Live) -> UserError | None:
+    def _refusal(self, state: ChainState) -> UserError | None:
         """Why the chain can never start."""
-        if live.guaranteed <= self._pool.capacity:
+        if state.guaranteed <= self._pool.capacity:
             return None
         return UserError(
-            f"an answer needs room for {live.chain.sequences} sequences at once, {live.guaranteed} pages of keys and "
+            f"an answer needs room for {state.chain.sequences} sequences at once, {state.guaranteed} pages of keys and "
             f"values, and there are {self._pool.capacity}; take fewer candidates (sampler.num_candidates), shorter "
             "answers (task.max_new_tokens) or more slots (POWERSAMPLE_BATCH_SIZE)."
         )
 
-    def _out_of_pages(self, flight: Flight) -> RuntimeError:
-        live, pool = flight.live, self._pool
+    def _out_of_pages(self, active: ActiveRequest) -> RuntimeError:
+        state, pool = active.state, self._pool
         return RuntimeError(
-            f"a request needs {flight.own_pages} pages of keys and values; {pool.num_free} of {pool.capacity} are "
-            f"free and nothing runs that could free more: its chain holds more than the {live.chain.sequences} "
-            f"sequences, {live.guaranteed} pages, that it was to need"
+            f"a request needs {active.own_pages} pages of keys and values; {pool.num_free} of {pool.capacity} are "
+            f"free and nothing runs that could free more: its chain holds more than the {state.chain.sequences} "
+            f"sequences, {state.guaranteed} pages, that it was to need"
         )
 
     def _idle_slots(self) -> int:
         """Slots that stand idle and that no head and no new chain will take."""
-        free = self.seating.num_slots - len(self.seating.slots) - len(self.seating.waiting_heads())
-        return max(free - self.seating.could_enter(self._new), 0) if free > 0 else 0
+        free = self.scheduler.num_slots - len(self.scheduler.slots) - len(self.scheduler.waiting_primaries())
+        return max(free - self.scheduler.could_admit(self._new), 0) if free > 0 else 0
 
-    def _advance(self, live: Live, arrival: tuple[Hashable, Completion] | None) -> None:
+    def _advance(self, state: ChainState, arrival: tuple[Hashable, Completion] | None) -> None:
         """Send an arrival to the chain and do what it asks for, until it waits for something in flight."""
         arrivals = deque([arrival])
         try:
             while arrivals:
-                operations = live.chain.steps.send(arrivals.popleft())
+                operations = state.chain.steps.send(arrivals.popleft())
                 for operation in operations:
-                    cancelled = self._perform(live, operation)
+                    cancelled = self._perform(state, operation)
                     if cancelled is not None:
                         arrivals.append(cancelled)
-                if not (arrivals or live.flights):
+                if not (arrivals or state.requests):
                     if not operations:
                         raise RuntimeError("the chain waits, and has nothing in flight")
                     arrivals.append(None)
-            self.seating.recount(live)
+            self.scheduler.recount(state)
         except StopIteration as stop:
-            self._release(live)
-            live.future.set_result(stop.value)
+            self._release(state)
+            state.future.set_result(stop.value)
         except Exception as error:  # noqa: BLE001 - whatever a chain raises belongs to whoever waits for its sample
-            self._fail(live, error)
+            self._fail(state, error)
 
-    def _perform(self, live: Live, operation: Operation) -> tuple[Hashable, Completion] | None:
+    def _perform(self, state: ChainState, operation: Operation) -> tuple[Hashable, Completion] | None:
         """Carry an operation out; a cancelled request's completion is returned."""
         match operation:
             case Submit(tag, request):
-                self._submit(live, tag, request)
+                self._submit(state, tag, request)
             case Keep(handle):
-                self._own(live, handle)
+                self._own(state, handle)
                 parent = self._pool.keep(handle)
                 if parent is not None:
-                    del live.held[parent]
+                    del state.held[parent]
             case Drop(handle):
-                self._own(live, handle)
+                self._own(state, handle)
                 self._pool.drop(handle)
-                del live.held[handle]
+                del state.held[handle]
             case Cancel(tag):
-                return self._cancel(live, tag)
+                return self._cancel(state, tag)
             case _:
                 raise TypeError(f"a chain yielded {operation!r}, which is no operation")
         return None
 
-    def _submit(self, live: Live, tag: Hashable, request: Request) -> None:
-        if tag in live.flights:
+    def _submit(self, state: ChainState, tag: Hashable, request: Request) -> None:
+        if tag in state.requests:
             raise ValueError(f"the tag {tag!r} is in flight already")
         validate(request, self._max_length, self._vocab_size)
-        lease = None
+        parent_ref = None
         if request.parent is not None:
-            self._own(live, request.parent)
-            if live.held[request.parent].sequence[: len(request.prefix)] != request.prefix:
+            self._own(state, request.parent)
+            if state.held[request.parent].sequence[: len(request.prefix)] != request.prefix:
                 raise ValueError("the parent's tokens do not start with the request's prefix")
             if self._pool.reaches(request.parent, len(request.prefix) - 1):
-                lease = self._pool.fork(request.parent)
+                parent_ref = self._pool.fork(request.parent)
         self._submitted += 1
-        flight = Flight(live, tag, request, self._submitted, lease)
-        live.flights[tag] = flight
-        live.full = max(live.full, self._pool.pages_for(0, flight.limit))
-        self.seating.wait(flight)
+        active = ActiveRequest(state, tag, request, self._submitted, parent_ref)
+        state.requests[tag] = active
+        state.full = max(state.full, self._pool.pages_for(0, active.limit))
+        self.scheduler.enqueue(active)
 
-    def _own(self, live: Live, handle: Handle) -> None:
-        if handle not in live.held:
+    def _own(self, state: ChainState, handle: Handle) -> None:
+        if handle not in state.held:
             raise ValueError(f"the chain does not hold sequence {handle}")
 
-    def _cancel(self, live: Live, tag: Hashable) -> tuple[Hashable, Completion]:
-        if tag not in live.flights:
+    def _cancel(self, state: ChainState, tag: Hashable) -> tuple[Hashable, Completion]:
+        if tag not in state.requests:
             raise ValueError(f"nothing with the tag {tag!r} is in flight")
-        flight = live.flights[tag]
-        self._give_up(flight)
-        return self._arrival(flight, "cancelled", None)
+        active = state.requests[tag]
+        self._give_up(active)
+        return self._arrival(active, "cancelled", None)
 
-    def _arrival(self, flight: Flight, ended: Ended, handle: Handle | None) -> tuple[Hashable, Completion]:
+    def _arrival(self, active: ActiveRequest, ended: Ended, handle: Handle | None) -> tuple[Hashable, Completion]:
         """What a request has drawn, as its chain hears of it."""
-        log_q, log_z = np.array([flight.log_q, flight.log_z], dtype=np.float64)
-        tokens = tuple(flight.tokens)
-        return flight.tag, Completion(tokens, log_q, log_z, ended, handle, flight.prefilled, self._idle_slots())
+        log_q, log_z = np.array([active.log_q, active.log_z], dtype=np.float64)
+        tokens = tuple(active.tokens)
+        return active.tag, Completion(tokens, log_q, log_z, ended, handle, active.prefilled, self._idle_slots())
 
-    def _give_up(self, flight: Flight) -> None:
-        self.seating.leave(flight)
-        if flight.opening is not None:
-            self._pool.drop(flight.opening.handle)
+    def _give_up(self, active: ActiveRequest) -> None:
+        self.scheduler.finish(active)
+        if active.allocation is not None:
+            self._pool.drop(active.allocation.handle)
 
-    def _release(self, live: Live) -> None:
+    def _release(self, state: ChainState) -> None:
         """Give back everything that a chain holds or has in flight."""
-        self.seating.exit(live)
-        for flight in list(live.flights.values()):
-            self._give_up(flight)
-        for handle in live.held:
+        self.scheduler.remove(state)
+        for active in list(state.requests.values()):
+            self._give_up(active)
+        for handle in state.held:
             self._pool.drop(handle)
-        live.held.clear()
+        state.held.clear()
 
-    def _fail(self, live: Live, error: BaseException) -> None:
-        self._release(live)
+    def _fail(self, state: ChainState, error: BaseException) -> None:
+        self._release(state)
         try:
-            live.chain.steps.close()
+            state.chain.steps.close()
         except Exception as second:  # noqa: BLE001 - the first error is the one that ended the chain
             error.add_note(f"closing the chain raised {second!r}")
-        live.future.set_exception(error)
+        state.future.set_exception(error)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from evals.engine.kv_cache import Opening, PagePool
+from evals.engine.kv_cache import Allocation, PagePool
 from evals.rng import uniforms
 from evals.types import Chain, Ended, Handle, Prompt, Request, Sample
 
@@ -50,12 +50,12 @@ def validate(request: Request, context_length: int, vocab_size: int) -> None:
         raise ValueError(f"the excluded token {request.exclude} is outside the vocabulary of {vocab_size}")
 
 
-class Slot:
+class DecodeState:
     """A request that is drawn token by token. `token` at `position` is what is fed next."""
 
     def __init__(self, request: Request, prompt: Prompt, seed: int) -> None:
         self.request, self.prompt, self.seed = request, prompt, seed
-        self.opening: Opening | None = None
+        self.allocation: Allocation | None = None
         """Its sequence and pages; None while it waits for them."""
         self.prefilled = 0
         self.token, self.position = request.prefix[-1], len(request.prefix) - 1
@@ -70,7 +70,7 @@ class Slot:
     @property
     def pages(self) -> tuple[int, ...]:
         """In order of position."""
-        return () if self.opening is None else self.opening.pages
+        return () if self.allocation is None else self.allocation.pages
 
     @property
     def sequence(self) -> tuple[int, ...]:
@@ -143,15 +143,17 @@ Drawn = tuple[Any, int, float, float]
 """A slot as it was given, its next token, and the token's log q and log Z in nats."""
 
 
-class Flight(Slot):
+class ActiveRequest(DecodeState):
     """A request in flight: it waits, or runs in a slot. Sent back to wait, another takes its place."""
 
-    def __init__(self, live: Live, tag: Hashable, request: Request, number: int, lease: Handle | None) -> None:
-        super().__init__(request, live.chain.prompt, live.seed)
-        self.live, self.tag = live, tag
+    def __init__(
+        self, state: ChainState, tag: Hashable, request: Request, number: int, parent_ref: Handle | None
+    ) -> None:
+        super().__init__(request, state.chain.prompt, state.seed)
+        self.state, self.tag = state, tag
         self.number = number
         """Order of arrival."""
-        self.lease = lease
+        self.parent_ref = parent_ref
         """Its parent under another name, so that the chain may drop the parent meanwhile; None where its whole prefix
         has to be written."""
         self.limit = len(request.prefix) + request.max_new
@@ -159,7 +161,7 @@ class Flight(Slot):
     @property
     def start(self) -> int:
         """First position that it writes."""
-        return 0 if self.lease is None else len(self.request.prefix) - 1
+        return 0 if self.parent_ref is None else len(self.request.prefix) - 1
 
     @property
     def own_pages(self) -> int:
@@ -167,22 +169,22 @@ class Flight(Slot):
         return PagePool.pages_for(self.start, self.limit)
 
     @property
-    def is_head(self) -> bool:
+    def is_primary(self) -> bool:
         """Whether it is the oldest request of its chain: the one that a chain can count on."""
-        return self.live.head is self
+        return self.state.primary is self
 
 
-class Live:
+class ChainState:
     """A chain with its future, what it has in flight, and the sequences that it holds."""
 
     def __init__(self, chain: Chain, seed: int) -> None:
         self.chain, self.seed = chain, seed
         self.future: Future[Sample] = Future()
-        self.held: dict[Handle, Flight] = {}
+        self.held: dict[Handle, ActiveRequest] = {}
         """Requests that have ended, by the names of their sequences."""
-        self.flights: dict[Hashable, Flight] = {}
+        self.requests: dict[Hashable, ActiveRequest] = {}
         """By tag, oldest first."""
-        self.full = self.guaranteed = self.claim = 0
+        self.full = self.guaranteed = self.reservation = 0
         """Pages of its longest sequence, pages that are kept for it, and pages that others cannot have now."""
 
     def begin(self) -> bool:
@@ -190,9 +192,9 @@ class Live:
         return self.future.running() or self.future.set_running_or_notify_cancel()
 
     @property
-    def head(self) -> Flight | None:
+    def primary(self) -> ActiveRequest | None:
         """The oldest request in flight."""
-        return next(iter(self.flights.values()), None)
+        return next(iter(self.requests.values()), None)
 
     def guarantee(self, longest: int) -> None:
         """Set the pages that are kept for it, in an engine whose longest sequence has `longest` tokens."""
@@ -200,7 +202,7 @@ class Live:
         self.full = PagePool.pages_for(0, min(len(prompt.token_ids) + prompt.max_new_tokens, longest))
         self.guaranteed = self.chain.sequences * self.full
 
-    def claims(self, pool: PagePool, joining: Flight | None = None, *, extras: bool = True) -> int:
+    def reserved_pages(self, pool: PagePool, joining: ActiveRequest | None = None, *, speculative: bool = True) -> int:
         """Pages that are not free to others.
 
         With `joining`, if that request got its pages now; without `extras`, if the extras that run gave theirs back.
@@ -208,14 +210,16 @@ class Live:
         A request that waits is owed its pages if a younger one, running or done, has got some: it came first, and the
         chain may need its completion before it gives back what the younger one took.
         """
-        running = {f: f.opening.handle for f in self.flights.values() if f.opening and (extras or f.is_head)}
+        running = {
+            f: f.allocation.handle for f in self.requests.values() if f.allocation and (speculative or f.is_primary)
+        }
         served = [*running, *(f for handle, f in self.held.items() if pool.reaches(handle, 1))]
         newest = max((f.number for f in (*served, joining) if f is not None), default=-1)
-        owed = [f.own_pages for f in self.flights.values() if f not in running and f.number <= newest]
+        owed = [f.own_pages for f in self.requests.values() if f not in running and f.number <= newest]
         handles = [*self.held, *running.values()]
-        for flight in self.flights.values():
-            if flight.lease is not None and flight.request.parent not in self.held:
-                handles.append(flight.lease)
+        for active in self.requests.values():
+            if active.parent_ref is not None and active.request.parent not in self.held:
+                handles.append(active.parent_ref)
         if (len(handles) + len(owed)) * self.full <= self.guaranteed:
             return self.guaranteed
         return max(self.guaranteed, pool.distinct(handles) + sum(owed))

@@ -68,10 +68,10 @@ def load_model(folder: str, config: EngineConfig, device: str | torch.device, nu
         )
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
     try:
-        if config.tensor_parallel > 1:
-            reason = spread(network, cuda_devices(config.tensor_parallel))
+        if config.gpus_per_model > 1:
+            reason = spread(network, cuda_devices(config.gpus_per_model))
             if reason is not None:
-                raise refusal(folder, type(network).__name__, f"engine.tensor_parallel is on and {reason}")
+                raise refusal(folder, type(network).__name__, f"engine.gpus_per_model is on and {reason}")
         else:
             network.to(device)
         return Model(network, tokenizer, folder, config.float32_logits)
@@ -102,7 +102,7 @@ def cuda_devices(count: int) -> list[torch.device]:
     present = torch.cuda.device_count()
     if present < count:
         raise UserError(
-            f"engine.tensor_parallel asks for {count} GPUs for one model and this worker has {present}; ask for at "
+            f"engine.gpus_per_model asks for {count} GPUs for one model and this worker has {present}; ask for at "
             "most these, or leave it out."
         )
     return [torch.device("cuda", index) for index in range(count)]

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evals.engine.attention import Block, Step
-from evals.engine.chain_state import Drawn, Slot
-from evals.engine.kv_cache import PAGE, SCRATCH, Opening
+from evals.engine.attention import AttentionGroup, Step
+from evals.engine.chain_state import DecodeState, Drawn
+from evals.engine.kv_cache import PAGE, SCRATCH, Allocation
 from evals.engine.model import Model
 from evals.engine.sampling import draw
 
 
-class Run(NamedTuple):
+class Chunk(NamedTuple):
     """Consecutive tokens of one sequence; one token for a decode row."""
 
     tokens: Sequence[int]
@@ -69,7 +69,7 @@ def layout(device: torch.device) -> Layout:
     return Layout(row_unit=4 * torch.get_num_threads(), min_rows=8, page_unit=4, chunk=64)
 
 
-def pack(runs: Sequence[Run], shape: Layout, device: torch.device, logits: bool = True) -> Step:
+def pack(runs: Sequence[Chunk], shape: Layout, device: torch.device, logits: bool = True) -> Step:
     """One step of ragged runs: single tokens grouped for attention, then padding rows, which write to the scratch page;
     longer runs are a block each.
 
@@ -81,8 +81,8 @@ def pack(runs: Sequence[Run], shape: Layout, device: torch.device, logits: bool 
     tokens = sum(len(run.tokens) for run in runs)
     # so many rows that products have a shape whose rows agree with those of other shapes
     padding = max(shape.min_rows, -(-tokens // shape.row_unit) * shape.row_unit) - tokens
-    beside = runs[singles[-1]] if singles else Run((0,), 0, (SCRATCH,))  # padding sits in its attention group
-    packed = [*(runs[i] for i in singles), *[Run((0,), beside.start, (SCRATCH,) * beside.num_pages)] * padding]
+    beside = runs[singles[-1]] if singles else Chunk((0,), 0, (SCRATCH,))  # padding sits in its attention group
+    packed = [*(runs[i] for i in singles), *[Chunk((0,), beside.start, (SCRATCH,) * beside.num_pages)] * padding]
     groups = [list(group) for _, group in groupby(packed, key=lambda run: -(-run.num_pages // unit))]
     groups += [[runs[i]] for i in longs]
     packed += [runs[i] for i in longs]
@@ -100,22 +100,22 @@ def pack(runs: Sequence[Run], shape: Layout, device: torch.device, logits: bool 
     token_ids, positions, write_at, logits_at, *rest = to_device(arrays, device)
     blocks, row = [], 0
     for pages, visible in zip(rest[::2], rest[1::2], strict=True):
-        blocks.append(Block(slice(row, row + visible.numel()), pages, visible))
+        blocks.append(AttentionGroup(slice(row, row + visible.numel()), pages, visible))
         row += visible.numel()
     return Step(token_ids[None], positions[None], write_at, blocks, logits_at)
 
 
-def prompt_passes(prompts: Sequence[Run], shape: Layout, max_tokens: int) -> list[list[Run]]:
+def prompt_passes(prompts: Sequence[Chunk], shape: Layout, max_tokens: int) -> list[list[Chunk]]:
     """Passes of at most `max_tokens` tokens that write these prompts; a prompt may share pages that one before writes.
 
     What a run reads and other runs write has been written by an earlier pass.
     """
-    passes: list[list[Run]] = []
+    passes: list[list[Chunk]] = []
     room, written = 0, set[int]()
     for prompt in prompts:
         size = shape.chunk or max_tokens
         for cut in range(0, len(prompt.tokens), size):
-            run = Run(prompt.tokens[cut : cut + size], prompt.start + cut, prompt.pages)
+            run = Chunk(prompt.tokens[cut : cut + size], prompt.start + cut, prompt.pages)
             read = run.pages[: -(-run.start // PAGE)]
             if shape.chunk or len(run.tokens) > room or not written.isdisjoint(read):
                 passes.append([])
@@ -126,7 +126,7 @@ def prompt_passes(prompts: Sequence[Run], shape: Layout, max_tokens: int) -> lis
     return passes
 
 
-def plan_block(runs: list[Run], unit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def plan_block(runs: list[Chunk], unit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Page numbers [G, S / PAGE] and visible keys [G, R] of runs that share a block."""
     width = max(run.num_pages for run in runs)
     if len(runs[0].tokens) == 1:
@@ -135,7 +135,7 @@ def plan_block(runs: list[Run], unit: int) -> tuple[NDArray[np.int64], NDArray[n
     return np.array(pages), np.array([[position + 1 for position in run.positions] for run in runs])
 
 
-def write_slots(run: Run) -> list[int]:
+def write_slots(run: Chunk) -> list[int]:
     """Where the keys of a run go: page * PAGE + offset."""
     return [run.pages[position // PAGE] * PAGE + position % PAGE for position in run.positions]
 
@@ -160,21 +160,21 @@ class EagerDecoder:
     def __init__(self, model: Model) -> None:
         self._model, self._layout = model, layout(model.device)
 
-    def open(self, openings: Sequence[Opening]) -> None:
+    def open(self, allocations: Sequence[Allocation]) -> None:
         """Copy the pages that new sequences share in part, and clear the others."""
         assert self._model.cache is not None, "no step without keys and values"
-        self._model.cache.prepare(openings)
+        self._model.cache.prepare(allocations)
 
-    def prefill(self, runs: Sequence[Run]) -> None:
+    def prefill(self, runs: Sequence[Chunk]) -> None:
         """Keys and values of these tokens, in one pass."""
         self._model.forward(pack(runs, self._layout, self._model.device, logits=False))
 
-    def step(self, slots: Sequence[Slot]) -> list[Drawn]:
+    def step(self, slots: Sequence[DecodeState]) -> list[Drawn]:
         """One token for each of these requests."""
         if not slots:
             return []
         device = self._model.device
-        runs = [Run((slot.token,), slot.position, slot.pages) for slot in slots]
+        runs = [Chunk((slot.token,), slot.position, slot.pages) for slot in slots]
         logits = self._model.forward(pack(runs, self._layout, device))[: len(slots)]
         exclude = np.array([slot.exclude for slot in slots])
         top_k = np.array([slot.request.top_k for slot in slots])

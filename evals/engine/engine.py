@@ -23,10 +23,10 @@ import torch
 
 from evals.config import EngineConfig
 from evals.engine import selfcheck
-from evals.engine.chain_runner import Scheduler
-from evals.engine.chain_state import Live
+from evals.engine.chain_runner import ChainRunner
+from evals.engine.chain_state import ChainState
 from evals.engine.device import IdleClock, bytes_in_use, out_of_memory, read_memory, release
-from evals.engine.eager_decoder import Run, layout, prompt_passes
+from evals.engine.eager_decoder import Chunk, layout, prompt_passes
 from evals.engine.execution import fastest, prepare, sized
 from evals.engine.kv_cache import PagePool
 from evals.engine.model import KeysValues, Model, unwritten
@@ -52,7 +52,7 @@ class EngineCounters(NamedTuple):
     slots: int
     generated_tokens: int
     prefilled_tokens: int
-    evicted_requests: int
+    preempted_requests: int
     """Requests that gave way to others and started again."""
     kv_pages_used: int
     kv_pages: int
@@ -94,7 +94,7 @@ class Engine:
         """Where the device's memory goes, for a person; empty where nothing was measured."""
         self._given_pages = num_pages
         self._pool = PagePool(plan.num_pages, self._layout.share_unit)
-        self._scheduler = Scheduler(self._pool, plan.slots, max_length, model.vocab_size)
+        self._runner = ChainRunner(self._pool, plan.slots, max_length, model.vocab_size)
         self._cache: KeysValues | None = None
         self._decoder: Decoder | None = None  # none of the two while they have to be made
         self._slot_changes = deque[SlotChange]()
@@ -107,13 +107,13 @@ class Engine:
         self.failure: BaseException | None = None
         """What ended the engine's thread; None while it can still work."""
         self._changed = Condition()
-        self._inbox: list[Live] = []
+        self._inbox: list[ChainState] = []
         self._thread: Thread | None = None
         self._closing = False
 
     @property
     def execution(self) -> str:
-        """How steps run: compiled, graphs or eager (see `accelerate.fastest`); none while they cannot."""
+        """How steps run: compiled, graphs or eager (see `execution.fastest`); none while they cannot."""
         return "none" if self._decoder is None else self._decoder.name
 
     @property
@@ -126,15 +126,15 @@ class Engine:
 
         Raises EngineClosed after `close`, RuntimeError after the engine's thread has failed.
         """
-        live = Live(chain, seed)
+        state = ChainState(chain, seed)
         with self._changed:
             if self.failure is not None:
                 raise RuntimeError("the engine has failed") from self.failure
             if self._closing:
                 raise EngineClosed("the engine is closed")
-            self._inbox.append(live)
+            self._inbox.append(state)
             self._changed.notify()
-        return live.future
+        return state.future
 
     def start(self) -> None:
         """Run the loop in a thread of its own."""
@@ -177,11 +177,11 @@ class Engine:
         """May be called from any thread."""
         return EngineCounters(
             steps=self._steps,
-            active_slots=len(self._scheduler.seating.slots),
-            slots=self._scheduler.seating.num_slots,
+            active_slots=len(self._runner.scheduler.slots),
+            slots=self._runner.scheduler.num_slots,
             generated_tokens=self._generated,
             prefilled_tokens=self._prefilled,
-            evicted_requests=self._scheduler.seating.evicted,
+            preempted_requests=self._runner.scheduler.preempted,
             kv_pages_used=self._pool.num_used,
             kv_pages=self._pool.capacity,
             step_seconds=self._seconds,
@@ -199,7 +199,7 @@ class Engine:
         try:
             while not self._closing:
                 with self._changed:  # asleep until there is something to do
-                    self._changed.wait_for(lambda: self._closing or self._inbox or not self._scheduler.idle)
+                    self._changed.wait_for(lambda: self._closing or self._inbox or not self._runner.idle)
                 if not self._closing and self._take():
                     self._step()
         except BaseException as failure:  # noqa: BLE001 - handed to every chain, and raised by submit and close
@@ -210,20 +210,20 @@ class Engine:
         """Move new chains to the scheduler; False if there is nothing to do."""
         with self._changed:
             arrived, self._inbox = self._inbox, []
-        for live in arrived:
-            self._scheduler.add(live)
-        return not self._scheduler.idle
+        for state in arrived:
+            self._runner.add(state)
+        return not self._runner.idle
 
     def _finish(self, error: BaseException) -> None:
         self._take()
-        self._scheduler.fail_all(error)
+        self._runner.fail_all(error)
 
     def _step(self) -> None:
         """One token for everybody, or what is on the device made anew."""
         began = time.perf_counter()
-        slots = self._scheduler.seating.num_slots
+        slots = self._runner.scheduler.num_slots
         if self._elastic is not None:
-            wanted = self._elastic.wanted(slots, self._scheduler.num_chains)
+            wanted = self._elastic.wanted(slots, self._runner.num_chains)
             if wanted != slots:
                 self._resize(wanted, "there is room for more" if wanted > slots else "others use the GPU's memory")
         self._surviving(self._build if self._decoder is None else self._advance)
@@ -233,7 +233,7 @@ class Engine:
     def _build(self) -> None:
         self._cache = KeysValues(self.model.cache_shape, self._pool.num_pages, self.model.device)
         self.model.attach(self._cache)
-        slots, pages = self._scheduler.seating.num_slots, self._demand.pages
+        slots, pages = self._runner.scheduler.num_slots, self._demand.pages
         self._decoder = fastest(self.model, self._config, slots, pages)
         selfcheck.check_decoder(self.model, self._decoder, slots, pages, self._pool.num_pages)
 
@@ -242,20 +242,20 @@ class Engine:
         assert self._cache is not None
         assert self._decoder is not None
         self.model.attach(self._cache)
-        seated = self._scheduler.seat()
-        openings = [flight.opening for flight in seated if flight.opening is not None]
-        self._decoder.open(openings)
+        scheduled = self._runner.seat()
+        allocations = [active.allocation for active in scheduled if active.allocation is not None]
+        self._decoder.open(allocations)
         prompts = []  # all but their last tokens and what they share with others
-        for flight in seated:
-            end = len(flight.request.prefix) - 1
-            start = end - flight.prefilled
-            prompts.append(Run(flight.request.prefix[start:end], start, flight.pages))
-            self._prefilled += flight.prefilled
+        for active in scheduled:
+            end = len(active.request.prefix) - 1
+            start = end - active.prefilled
+            prompts.append(Chunk(active.request.prefix[start:end], start, active.pages))
+            self._prefilled += active.prefilled
         for runs in prompt_passes(prompts, self._layout, self._config.prefill_tokens):
             self._decoder.prefill(runs)
-        self._decoder.open(unwritten(openings))
-        for drawn in self._decoder.step(self._scheduler.seating.slots):
-            self._generated += self._scheduler.record(*drawn)
+        self._decoder.open(unwritten(allocations))
+        for drawn in self._decoder.step(self._runner.scheduler.slots):
+            self._generated += self._runner.record(*drawn)
 
     def _surviving(self, work: Callable[[], None]) -> None:
         """Do `work`; go on with fewer slots if the device runs out of memory. Raises whatever else it raises."""
@@ -268,7 +268,7 @@ class Engine:
                 raise
         if self._elastic is not None:
             self._elastic.ran_out()
-        self._resize(fewer(self._scheduler.seating.num_slots), reason)
+        self._resize(fewer(self._runner.scheduler.num_slots), reason)
 
     def _let_go(self) -> None:
         self._cache = self._decoder = None
@@ -281,11 +281,11 @@ class Engine:
         Raises UserError if `slots` is 0.
         """
         self._let_go()
-        self._slot_changes.append(SlotChange(time.time(), self._scheduler.seating.num_slots, slots, reason))
+        self._slot_changes.append(SlotChange(time.time(), self._runner.scheduler.num_slots, slots, reason))
         if not slots:
             raise UserError(
                 f"The GPU has no memory left for even one slot ({reason}); free the GPU, choose a smaller model, or "
                 "lower task.max_new_tokens, sampler.num_candidates or engine.prefill_tokens."
             )
         pages = self._demand.num_pages(slots)
-        self._scheduler.requeue(slots, pages if self._given_pages is None else min(pages, self._given_pages))
+        self._runner.requeue(slots, pages if self._given_pages is None else min(pages, self._given_pages))

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from evals.config import AUTO_SLOTS, EngineConfig
-from evals.engine.chain_state import Slot
+from evals.engine.chain_state import DecodeState
 from evals.engine.device import out_of_memory, release
-from evals.engine.eager_decoder import EagerDecoder, Run
-from evals.engine.kv_cache import SCRATCH, Opening, PagePool
+from evals.engine.eager_decoder import Chunk, EagerDecoder
+from evals.engine.kv_cache import SCRATCH, Allocation, PagePool
 from evals.engine.linears import fuse_linears
 from evals.engine.model import KeysValues, Model
 from evals.engine.model_support import first_line
@@ -69,14 +69,14 @@ def measure(model: Model, config: EngineConfig, rows: int, max_length: int) -> t
 
     if config.execution != "eager":
         try:
-            return rehearse(model, kernels, rows, max_length, config.prefill_tokens), config
+            return profile_memory(model, kernels, rows, max_length, config.prefill_tokens), config
         except UserError:
             raise
         except Exception as error:  # noqa: BLE001 - compilers raise of all kinds; a broken device fails below as well
             reason = f"{type(error).__name__}: {first_line(error)}"
         print(f"The kernels for this GPU cannot be run ({reason}); taking plain operations.", file=sys.stderr)
         config = config.model_copy(update={"execution": "eager"})
-    return rehearse(model, lambda: EagerDecoder(model), rows, max_length, config.prefill_tokens), config
+    return profile_memory(model, lambda: EagerDecoder(model), rows, max_length, config.prefill_tokens), config
 
 
 def fastest(model: Model, config: EngineConfig, slots: int, max_pages: int) -> Decoder:
@@ -120,7 +120,7 @@ def uncompile_layers(model: Model) -> None:
 
 
 @torch.inference_mode()
-def rehearse(
+def profile_memory(
     model: Model, make: Callable[[], EagerDecoder | GraphDecoder], rows: int, max_length: int, prefill_tokens: int
 ) -> Reading:
     """Memory of a prompt pass of `prefill_tokens` tokens, and of a step of `rows` sequences of `max_length` tokens.
@@ -158,19 +158,19 @@ def peak(device: torch.device, run: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def largest_prompts(max_length: int, prefill_tokens: int) -> list[Run]:
+def largest_prompts(max_length: int, prefill_tokens: int) -> list[Chunk]:
     """Prompts as long as there can be, `prefill_tokens` tokens in all."""
     longest, pages = max(1, max_length - 1), (SCRATCH,) * PagePool.pages_for(0, max_length)
     full, rest = divmod(prefill_tokens, longest)
-    return [Run((0,) * length, 0, pages) for length in [longest] * full + [rest] * (rest > 0)]
+    return [Chunk((0,) * length, 0, pages) for length in [longest] * full + [rest] * (rest > 0)]
 
 
-def largest_step(rows: int, max_length: int) -> list[Slot]:
+def largest_step(rows: int, max_length: int) -> list[DecodeState]:
     """Requests about to draw their last token, among the most probable ones only, which takes the most memory."""
     prompt, prefix = Prompt((0,), max_length, frozenset()), (0,) * max(1, max_length - 1)
     pages = (SCRATCH,) * PagePool.pages_for(0, max_length)
     slots = []
     for row in range(rows):
-        slots.append(Slot(Request(prefix, 1, 1.0, (0, 0, row), 1, top_k=1, top_p=0.5), prompt, seed=0))
-        slots[-1].opening = Opening(Handle(row), pages, (), None)
+        slots.append(DecodeState(Request(prefix, 1, 1.0, (0, 0, row), 1, top_k=1, top_p=0.5), prompt, seed=0))
+        slots[-1].allocation = Allocation(Handle(row), pages, (), None)
     return slots

@@ -27,7 +27,7 @@ WORKSPACE_BYTES = 64 << 20
 """What cuBLAS keeps: 32 MiB on a Hopper GPU for each of two streams, that of steps and that of captures."""
 
 
-class Anatomy(NamedTuple):
+class ModelSpec(NamedTuple):
     """Sizes of a model."""
 
     parameters: int
@@ -80,7 +80,7 @@ class Anatomy(NamedTuple):
         return len(self.windows) * 2 * (2 * self.hidden * size + self.hidden + size)
 
 
-def anatomy(config: Any, dtype: str, name: str) -> Anatomy:
+def model_spec(config: Any, dtype: str, name: str) -> ModelSpec:
     """The sizes of the library's model of this configuration, built on the meta device; `name` is for refusals.
 
     Latent attention is that of DeepSeek-V2, section 2.1. Raises UserError where it is no causal language model, or one
@@ -106,7 +106,7 @@ def anatomy(config: Any, dtype: str, name: str) -> Anatomy:
     latent = getattr(config, "kv_lora_rank", None)  # latent attention keeps it and the key's rotated part
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     window = config.sliding_window if windows(config) else None
-    return Anatomy(
+    return ModelSpec(
         parameters=network.num_parameters(),
         weight_bytes=sum(t.numel() * (itemsize if t.dtype == torch.bfloat16 else t.itemsize) for t in tensors),
         itemsize=itemsize,
@@ -150,30 +150,30 @@ def mlp_size(config: Any) -> int:
     return max(dense, experts * (getattr(config, "moe_intermediate_size", None) or dense))
 
 
-def demand(anatomy: Anatomy, slots: int | None, max_length: int, sequences: int) -> Demand:
+def demand(model_spec: ModelSpec, slots: int | None, max_length: int, sequences: int) -> Demand:
     """What an engine for sequences of at most `max_length` tokens asks for; it keeps them whole, whatever a window."""
-    return Demand(slots, sequences, PagePool.pages_for(0, max_length), PAGE * anatomy.kv_token_bytes)
+    return Demand(slots, sequences, PagePool.pages_for(0, max_length), PAGE * model_spec.kv_token_bytes)
 
 
-def forecast(anatomy: Anatomy, total: int, rows: int, config: EngineConfig) -> Reading:
-    """What `accelerate.rehearse` is to read of `rows` rows on an empty GPU of `total` bytes that has our kernels."""
+def forecast(model_spec: ModelSpec, total: int, rows: int, config: EngineConfig) -> Reading:
+    """What `execution.profile_memory` is to read of `rows` rows on an empty GPU of `total` bytes with our kernels."""
     return Reading(
         total=total,
         others=CONTEXT_BYTES + WORKSPACE_BYTES,
-        weights=anatomy.weight_bytes,
+        weights=model_spec.weight_bytes,
         rows=rows,
-        prompts=config.prefill_tokens * anatomy.pass_bytes,
-        step=rows * step_bytes(anatomy, config),
+        prompts=config.prefill_tokens * model_spec.pass_bytes,
+        step=rows * step_bytes(model_spec, config),
     )
 
 
-def peak(anatomy: Anatomy, reading: Reading, plan: SlotPlan, config: EngineConfig) -> int:
+def peak(model_spec: ModelSpec, reading: Reading, plan: SlotPlan, config: EngineConfig) -> int:
     """Most bytes allocated at once by a run; what it may reserve is the plan's."""
-    step = plan.slots * step_bytes(anatomy, config)
+    step = plan.slots * step_bytes(model_spec, config)
     return WORKSPACE_BYTES + reading.weights + plan.parts["K/V"] + max(reading.prompts, step)
 
 
-def step_bytes(anatomy: Anatomy, config: EngineConfig) -> int:
+def step_bytes(model_spec: ModelSpec, config: EngineConfig) -> int:
     """Of one row in a step: its logits, or what its layers hold at once."""
-    logit = FLOAT32 if config.float32_logits else anatomy.itemsize
-    return max(anatomy.vocabulary * logit, anatomy.pass_bytes)
+    logit = FLOAT32 if config.float32_logits else model_spec.itemsize
+    return max(model_spec.vocabulary * logit, model_spec.pass_bytes)

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from evals.engine import batch_state
 from evals.engine.attention import PromptStep, RowsStep
-from evals.engine.batch_state import Rows
-from evals.engine.chain_state import Drawn, Slot
+from evals.engine.batch_state import BatchState
+from evals.engine.chain_state import DecodeState, Drawn
 from evals.engine.device import IdleClock
-from evals.engine.eager_decoder import Run, write_slots
+from evals.engine.eager_decoder import Chunk, write_slots
 from evals.engine.kernels.draw import draw
 from evals.engine.kernels.pages import copy_pages
 from evals.engine.kernels.prefill import plan_tiles, tile_tokens
-from evals.engine.kv_cache import PAGE, SCRATCH, Opening
+from evals.engine.kv_cache import PAGE, SCRATCH, Allocation
 from evals.engine.model import Model
 from evals.types import Handle
 
@@ -42,7 +42,7 @@ RESULTS = 2
 class Launch(NamedTuple):
     """A step that the device works on."""
 
-    occupied: list[tuple[int, Slot]]
+    occupied: list[tuple[int, DecodeState]]
     results: Tensor
     """int64 [3, rows] on the host, complete once `done`: token, and the bits of log q and log Z."""
     done: torch.cuda.Event | None
@@ -65,7 +65,7 @@ class GraphDecoder:
         self.name = name
         self._model, self._device, self._graphs = model, model.device, graphs
         self._heights = sorted({num_rows, max(num_rows // TAIL, min(num_rows, TAIL))})
-        self._rows = Rows(num_rows, max_pages)
+        self._rows = BatchState(num_rows, max_pages)
         self._scalars = self._zeros(batch_state.KEY, num_rows)
         self._keys = self._zeros(num_rows, 3)
         self._table = self._zeros(num_rows, max_pages, dtype=torch.int32)
@@ -82,7 +82,7 @@ class GraphDecoder:
         self.idle = IdleClock(self._device)
         """Time that the device has waited for the host."""
 
-    def step(self, slots: Sequence[Slot]) -> list[Drawn]:
+    def step(self, slots: Sequence[DecodeState]) -> list[Drawn]:
         """Launch the next token of these requests; returns the tokens of the launch before."""
         patch = self._rows.update(slots)
         with self.idle.work():
@@ -100,16 +100,16 @@ class GraphDecoder:
         log_q, log_z = before.results[1:].view(torch.float64).tolist()
         return [(slot, tokens[row], log_q[row], log_z[row]) for row, slot in before.occupied]
 
-    def open(self, openings: Sequence[Opening]) -> None:
+    def open(self, allocations: Sequence[Allocation]) -> None:
         """Copy the pages that new sequences share in part; what else is in their pages stays, since the kernels read
         nothing that a sequence or its ancestors have not written."""
-        copies = [opening.copy for opening in openings if opening.copy is not None]
+        copies = [allocation.copy for allocation in allocations if allocation.copy is not None]
         if copies:
             assert self._model.cache is not None, "no step without keys and values"
             with self.idle.work():
                 copy_pages(self._model.cache.tensor, send(np.array(copies), self._device))
 
-    def prefill(self, runs: Sequence[Run]) -> None:
+    def prefill(self, runs: Sequence[Chunk]) -> None:
         """Keys and values of these tokens, all in one pass, padded to one of a few sizes."""
         count = max(sum(len(run.tokens) for run in runs), round(len(runs) / RUNS_PER_TOKEN))
         size = next(
@@ -125,10 +125,10 @@ class GraphDecoder:
     def warm_up(self, prefill_tokens: int = PROMPT_TOKENS[-1]) -> None:
         """Compile and capture what a run needs: prompt passes of every size, steps of every height."""
         for size in {prefill_tokens, *(min(size, prefill_tokens) for size in PROMPT_TOKENS)}:
-            self.prefill([Run((0,) * PAGE, 0, (SCRATCH,))] * (size // PAGE))
+            self.prefill([Chunk((0,) * PAGE, 0, (SCRATCH,))] * (size // PAGE))
         for height in self._heights:
             self._run(("rows", height, False), lambda height=height: self._advance(height, False))
-        self.open([Opening(Handle(0), (), (), (SCRATCH, SCRATCH))])
+        self.open([Allocation(Handle(0), (), (), (SCRATCH, SCRATCH))])
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
@@ -194,7 +194,7 @@ class GraphDecoder:
             state.copy_(values)
         return graph
 
-    def _pack(self, runs: Sequence[Run], size: int) -> NDArray[np.int64]:
+    def _pack(self, runs: Sequence[Chunk], size: int) -> NDArray[np.int64]:
         """A prompt pass in one array: tokens, positions, places to write at, page tables, tiles; see `_unpack`."""
         num_runs, num_tiles, width = self._prompt_shape(size)
         tokens, table, tiles = np.zeros((3, size)), np.zeros((num_runs, width)), np.zeros((num_tiles, 4))

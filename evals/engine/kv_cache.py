@@ -20,7 +20,7 @@ PAGE = 16
 SCRATCH = 0
 """The page that rows without a sequence write to; nobody reads it for anything that counts."""
 
-Key = tuple[int, tuple[int, ...]]
+PrefixKey = tuple[int, tuple[int, ...]]
 """The page before, -1 for none, and the unit's tokens."""
 
 
@@ -29,9 +29,9 @@ class PrefixIndex:
 
     def __init__(self, page_tokens: int, unit: int) -> None:
         self._size, self._unit = page_tokens, unit
-        self._pages: dict[Key, dict[int, None]] = {}
+        self._pages: dict[PrefixKey, dict[int, None]] = {}
         """Oldest first. The last page of a prompt, which its sequence goes on in, has a copy in every sequence."""
-        self._key: dict[int, Key] = {}
+        self._key: dict[int, PrefixKey] = {}
 
     def find(self, tokens: Sequence[int]) -> list[int]:
         """Pages that hold all of `tokens`, or else the longest prefix that is whole units."""
@@ -66,7 +66,7 @@ class PrefixIndex:
         return [unit for unit in units for _ in range(0, len(unit), self._size)]
 
 
-class Opening(NamedTuple):
+class Allocation(NamedTuple):
     """A new sequence and what has to happen to its pages before it is written to."""
 
     handle: Handle
@@ -127,7 +127,7 @@ class PagePool:
         """
         return -(-max(limit - 1, position + 1) // PAGE) - position // PAGE
 
-    def open(self, parent: Handle | None, position: int, limit: int, replaces: Handle | None = None) -> Opening:
+    def open(self, parent: Handle | None, position: int, limit: int, replaces: Handle | None = None) -> Allocation:
         """A sequence that shares the parent's first `position` tokens and writes from there on, to `limit` tokens.
 
         `replaces` is the handle that `keep` releases, where that is another name of the parent. Raises
@@ -138,7 +138,7 @@ class PagePool:
             raise ValueError(f"the parent holds {len(inherited)} pages, which do not reach position {position}")
         return self._open(inherited, position, limit, parent if replaces is None else replaces)
 
-    def open_prompt(self, prefix: Sequence[int], limit: int, replaces: Handle | None = None) -> tuple[Opening, int]:
+    def open_prompt(self, prefix: Sequence[int], limit: int, replaces: Handle | None = None) -> tuple[Allocation, int]:
         """A sequence that is to hold `prefix` and grow to `limit` tokens, and how many of them are there already.
 
         It shares what somebody's pages hold: all of it up to the last token, or else whole units. The rest the caller
@@ -148,9 +148,9 @@ class PagePool:
         written = prefix[:-1]
         found = self._prefixes.find(written)
         present = min(len(found) * PAGE, len(written))
-        opening = self._open(found, present, limit, replaces)
-        self._prefixes.add(written, opening.pages)
-        return opening, present
+        allocation = self._open(found, present, limit, replaces)
+        self._prefixes.add(written, allocation.pages)
+        return allocation, present
 
     def reaches(self, handle: Handle, position: int) -> bool:
         """Whether a sequence has pages for its first `position` tokens; after `reset` it has not."""
@@ -193,7 +193,7 @@ class PagePool:
             raise ValueError(f"sequence {handle} is not held: it was released, or never was")
         return self._pages[handle]
 
-    def _open(self, inherited: Sequence[int], position: int, limit: int, replaces: Handle | None) -> Opening:
+    def _open(self, inherited: Sequence[int], position: int, limit: int, replaces: Handle | None) -> Allocation:
         shared, rest = divmod(position, PAGE)
         needed = self.pages_for(position, limit)
         if needed > self.num_free:
@@ -201,7 +201,7 @@ class PagePool:
         fresh = [self._free.pop() for _ in range(needed)]
         handle = self._add([*inherited[:shared], *fresh], replaces)
         copy = (inherited[shared], fresh[0]) if rest else None
-        return Opening(handle, tuple(self._pages[handle]), tuple(fresh), copy)
+        return Allocation(handle, tuple(self._pages[handle]), tuple(fresh), copy)
 
     def _add(self, pages: Sequence[int], parent: Handle | None) -> Handle:
         handle = Handle(self._next)

@@ -49,7 +49,7 @@ def pack_linears(network: nn.Module) -> None:
                 setattr(parent, name, PackedLinear(child))
 
 
-class Product(nn.Module):
+class FusedLinear(nn.Module):
     """x [W1; W2; ...]^T + [b1; b2; ...] of one tensor x at a time."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
@@ -77,10 +77,10 @@ class Product(nn.Module):
         self._input = self._output = None
 
 
-class Slice(nn.Module):
+class FusedSlice(nn.Module):
     """Stands where one of the linears stood."""
 
-    def __init__(self, product: Product, start: int, end: int, last: bool) -> None:
+    def __init__(self, product: FusedLinear, start: int, end: int, last: bool) -> None:
         super().__init__()
         self.product = product
         self._start, self._end, self._last = start, end, last
@@ -110,11 +110,11 @@ def fuse_linears(network: nn.Module, run: Callable[[], object]) -> int:
     while groups:
         linears = groups.pop()
         saved += len(linears) - 1
-        product, start = Product(linears), 0
+        product, start = FusedLinear(linears), 0
         for linear in linears:
             parent, name = places[id(linear)]
             end = start + linear.out_features
-            setattr(parent, name, Slice(product, start, end, last=linear is linears[-1]))
+            setattr(parent, name, FusedSlice(product, start, end, last=linear is linears[-1]))
             start = end
     return saved
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from evals.engine.attention import Probe, PromptStep, RowsStep, SeamError, Seat, Step, paged_attention
-from evals.engine.kv_cache import PAGE, Opening
+from evals.engine.attention import Probe, PromptStep, RowsStep, SeamError, Step, StepHolder, paged_attention
+from evals.engine.kv_cache import PAGE, Allocation
 from evals.engine.linears import float32_head
 from evals.engine.model_support import Tokenizer, context_length, refusal, windows
 from evals.types import UserError
@@ -65,16 +65,16 @@ class KeysValues:
             index -= part.shape[1]
         raise IndexError("there are not as many layers")
 
-    def prepare(self, openings: Sequence[Opening]) -> None:
+    def prepare(self, allocations: Sequence[Allocation]) -> None:
         """Copy the pages that new sequences share in part, and clear the others that they own.
 
         Copies come first: a page that is copied from may have been released since, and be one of those to clear.
         Attention reads whole pages and masks what is not visible; a NaN that an earlier sequence left would pass the
         mask.
         """
-        copies = [opening.copy for opening in openings if opening.copy is not None]
+        copies = [allocation.copy for allocation in allocations if allocation.copy is not None]
         copied = {to for _, to in copies}
-        clear = [page for opening in openings for page in opening.fresh if page not in copied]
+        clear = [page for allocation in allocations for page in allocation.fresh if page not in copied]
         if copies:
             for part in self.parts:
                 sources, targets = torch.tensor(copies, device=part.device).T
@@ -88,14 +88,14 @@ class KeysValues:
             part.index_fill_(2, torch.tensor(pages, dtype=torch.long, device=part.device), value)
 
 
-def unwritten(openings: Sequence[Opening]) -> list[Opening]:
+def unwritten(allocations: Sequence[Allocation]) -> list[Allocation]:
     """Those whose copy has to be made again once prompts are written: it is of a page that one before them owns."""
     fresh: set[int] = set()
     found = []
-    for opening in openings:
-        if opening.copy is not None and opening.copy[0] in fresh:
-            found.append(opening._replace(fresh=()))
-        fresh.update(opening.fresh)
+    for allocation in allocations:
+        if allocation.copy is not None and allocation.copy[0] in fresh:
+            found.append(allocation._replace(fresh=()))
+        fresh.update(allocation.fresh)
     return found
 
 
@@ -128,7 +128,7 @@ class Model:
         """Rows of the embedding."""
         self._tokenizer = tokenizer
         self._plain = network.config._attn_implementation
-        self._seat, self._elsewhere = Seat(), dict[torch.device, Seat]()
+        self._step_holder, self._elsewhere = StepHolder(), dict[torch.device, StepHolder]()
         self.cache: KeysValues | None = None
         """Where keys and values are written to and read from."""
         self._keeps_logits = network._supports_logits_to_keep()
@@ -158,10 +158,10 @@ class Model:
         self.cache = cache
         for index, module in enumerate(self._attention):
             module.k_pages, module.v_pages = cache.layer(index)
-            module.seat = self._seat
+            module.step_holder = self._step_holder
         for module, device in zip(self._attention, self.cache_shape.devices, strict=False):
             if device != self.device:
-                module.seat = self._elsewhere.setdefault(device, Seat())
+                module.step_holder = self._elsewhere.setdefault(device, StepHolder())
 
     def detach(self) -> None:
         """Let go of the keys and values."""
@@ -171,19 +171,19 @@ class Model:
 
     def forward(self, step: Step) -> Tensor:
         """Float32 logits [rows asked for, V] of one packed row; writes keys and values of all its tokens."""
-        self._seat.step = step
-        for device, seat in self._elsewhere.items():
-            seat.step = step.to(device)
+        self._step_holder.step = step
+        for device, step_holder in self._elsewhere.items():
+            step_holder.step = step.to(device)
         return self._logits(step.logits_at, input_ids=step.token_ids, position_ids=step.positions).float()
 
     def logits(self, step: RowsStep) -> Tensor:
         """Logits [B, V] of every row, in the model's own type or in float32; reads nothing on the host."""
-        self._seat.step = step
+        self._step_holder.step = step
         return self._logits(None, input_ids=step.token_ids[None], position_ids=step.positions[None])
 
     def fill(self, step: PromptStep) -> None:
         """Keys and values of prompt tokens; reads nothing on the host."""
-        self._seat.step = step
+        self._step_holder.step = step
         self.network.base_model(
             input_ids=step.token_ids[None], position_ids=step.positions[None], use_cache=False, return_dict=True
         )

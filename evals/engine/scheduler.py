@@ -11,165 +11,166 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import accumulate, islice
 
-from evals.engine.chain_state import Flight, Live
+from evals.engine.chain_state import ActiveRequest, ChainState
 from evals.engine.kv_cache import PagePool
 
 
-class Seating:
+class Scheduler:
     """Slots, pages and the chains that are alive."""
 
     def __init__(self, pool: PagePool, num_slots: int) -> None:
         self.pool, self.num_slots = pool, num_slots
-        self.alive: dict[Live, None] = {}
-        self.slots: list[Flight] = []
+        self.alive: dict[ChainState, None] = {}
+        self.slots: list[ActiveRequest] = []
         """What runs, in order of seating."""
-        self.claimed = 0
+        self.reserved = 0
         """Pages that the chains claim together."""
-        self._waiting: dict[Flight, None] = {}
-        self.evicted = 0
+        self._waiting: dict[ActiveRequest, None] = {}
+        self.preempted = 0
         """Requests that were sent back to wait."""
 
-    def enter(self, live: Live) -> bool:
+    def admit(self, state: ChainState) -> bool:
         """Admit a chain, unless a slot for its head or the pages guaranteed to it cannot be had now."""
-        if len(self.alive) == self.num_slots or not self._make_room(live, live.guaranteed):
+        if len(self.alive) == self.num_slots or not self._make_room(state, state.guaranteed):
             return False
-        self.alive[live] = None
-        self._claim(live, live.guaranteed)
-        self._waiting.update(dict.fromkeys(live.flights.values()))
+        self.alive[state] = None
+        self._reserve(state, state.guaranteed)
+        self._waiting.update(dict.fromkeys(state.requests.values()))
         return True
 
-    def exit(self, live: Live) -> None:
+    def remove(self, state: ChainState) -> None:
         """A chain has ended, if it had entered; what it has in flight leaves one by one."""
-        if live in self.alive:
-            del self.alive[live]
-            self._claim(live, 0)
+        if state in self.alive:
+            del self.alive[state]
+            self._reserve(state, 0)
 
-    def wait(self, flight: Flight) -> None:
+    def enqueue(self, active: ActiveRequest) -> None:
         """Take a request of a chain that has entered."""
-        self._waiting[flight] = None
+        self._waiting[active] = None
 
-    def could_enter(self, lives: Iterable[Live]) -> int:
+    def could_admit(self, states: Iterable[ChainState]) -> int:
         """How many of these chains, in order, could enter as things are."""
-        first = islice(lives, self.num_slots - len(self.alive))
-        room = self.pool.capacity - self.claimed
-        return sum(claimed <= room for claimed in accumulate(live.guaranteed for live in first))
+        first = islice(states, self.num_slots - len(self.alive))
+        room = self.pool.capacity - self.reserved
+        return sum(pages <= room for pages in accumulate(state.guaranteed for state in first))
 
-    def recount(self, live: Live) -> None:
+    def recount(self, state: ChainState) -> None:
         """To be called when what a chain has or asks for has changed."""
-        self._claim(live, live.claims(self.pool))
+        self._reserve(state, state.reserved_pages(self.pool))
 
-    def waiting_heads(self) -> list[Flight]:
+    def waiting_primaries(self) -> list[ActiveRequest]:
         """In order of arrival."""
-        return sorted((f for f in self._waiting if f.is_head), key=lambda flight: flight.number)
+        return sorted((f for f in self._waiting if f.is_primary), key=lambda active: active.number)
 
-    def seat_heads(self) -> list[Flight]:
+    def schedule_primaries(self) -> list[ActiveRequest]:
         """All heads that wait; only one that wants more than its chain was guaranteed may have to wait on."""
-        seated = []
-        for flight in self.waiting_heads():
-            if self._make_room(flight.live, flight.live.claims(self.pool, flight)):
+        scheduled = []
+        for active in self.waiting_primaries():
+            if self._make_room(active.state, active.state.reserved_pages(self.pool, active)):
                 if len(self.slots) == self.num_slots:
-                    extra = self._youngest(self.alive)
-                    assert extra is not None, "there are as many slots as heads"
-                    self.evict(extra)
-                seated.append(self.open(flight))
-        return seated
+                    youngest = self._youngest(self.alive)
+                    assert youngest is not None, "there are as many slots as primaries"
+                    self.preempt(youngest)
+                scheduled.append(self.start(active))
+        return scheduled
 
-    def seat_extras(self, within_guarantee: bool) -> list[Flight]:
+    def schedule_speculative(self, within_guarantee: bool) -> list[ActiveRequest]:
         """Younger requests in slots that stand idle, in order of arrival, from pages that no chain is guaranteed.
 
         With `within_guarantee` only from what is guaranteed to their own chain, since somebody waits for the others.
         """
         if len(self.slots) == self.num_slots:
             return []
-        free = 0 if within_guarantee else self.pool.capacity - self.claimed
-        seated: list[Flight] = []
-        blocked: set[Live] = set()
-        for flight in sorted(self._waiting, key=lambda flight: flight.number):
-            live = flight.live
-            if len(self.slots) == self.num_slots or live in blocked:
+        free = 0 if within_guarantee else self.pool.capacity - self.reserved
+        scheduled: list[ActiveRequest] = []
+        blocked: set[ChainState] = set()
+        for active in sorted(self._waiting, key=lambda active: active.number):
+            state = active.state
+            if len(self.slots) == self.num_slots or state in blocked:
                 continue
-            more = live.claims(self.pool, flight) - live.claim
+            more = state.reserved_pages(self.pool, active) - state.reservation
             if more <= max(free, 0):
-                free += live.claim
-                seated.append(self.open(flight))
-                free -= live.claim
+                free += state.reservation
+                scheduled.append(self.start(active))
+                free -= state.reservation
             else:
-                blocked.add(live)
-        return seated
+                blocked.add(state)
+        return scheduled
 
-    def open(self, flight: Flight) -> Flight:
+    def start(self, active: ActiveRequest) -> ActiveRequest:
         """Give a request a slot and its pages, which have to be prepared, and filled unless it has a parent."""
-        request = flight.request
-        if flight.lease is None:
-            flight.opening, present = self.pool.open_prompt(request.prefix, flight.limit, replaces=request.parent)
-            flight.prefilled = len(request.prefix) - 1 - present
+        request = active.request
+        if active.parent_ref is None:
+            active.allocation, present = self.pool.open_prompt(request.prefix, active.limit, replaces=request.parent)
+            active.prefilled = len(request.prefix) - 1 - present
         else:
-            flight.opening = self.pool.open(flight.lease, flight.start, flight.limit, replaces=request.parent)
-        del self._waiting[flight]
-        self.slots.append(flight)
-        self.recount(flight.live)
-        return flight
+            active.allocation = self.pool.open(active.parent_ref, active.start, active.limit, replaces=request.parent)
+        del self._waiting[active]
+        self.slots.append(active)
+        self.recount(active.state)
+        return active
 
-    def leave(self, flight: Flight) -> None:
+    def finish(self, active: ActiveRequest) -> None:
         """A request is over, or given up: it leaves its chain, and its slot if it has one; its sequence stays."""
-        del flight.live.flights[flight.tag]
-        if flight.opening is not None:
-            self.slots.remove(flight)
+        del active.state.requests[active.tag]
+        if active.allocation is not None:
+            self.slots.remove(active)
         else:
-            self._waiting.pop(flight, None)
-        if flight.lease is not None:
-            self.pool.drop(flight.lease)
+            self._waiting.pop(active, None)
+        if active.parent_ref is not None:
+            self.pool.drop(active.parent_ref)
 
-    def evict(self, flight: Flight) -> None:
+    def preempt(self, active: ActiveRequest) -> None:
         """Send a running request back to wait; what it has drawn so far it will draw again."""
-        assert flight.opening is not None, "only what runs can be sent back"
-        self.slots.remove(flight)
-        self.pool.drop(flight.opening.handle)
-        again = Flight(flight.live, flight.tag, flight.request, flight.number, flight.lease)
-        flight.live.flights[flight.tag] = again  # in the same place
+        assert active.allocation is not None, "only what runs can be sent back"
+        self.slots.remove(active)
+        self.pool.drop(active.allocation.handle)
+        again = ActiveRequest(active.state, active.tag, active.request, active.number, active.parent_ref)
+        active.state.requests[active.tag] = again  # in the same place
         self._waiting[again] = None
-        self.evicted += 1
-        self.recount(flight.live)
+        self.preempted += 1
+        self.recount(active.state)
 
-    def clear(self, num_slots: int) -> list[Live]:
+    def clear(self, num_slots: int) -> list[ChainState]:
         """Everybody gets up and leaves, in order of entry; from now on there are `num_slots` slots.
 
         Requests in flight are as if they had just been asked for, without a parent's pages to branch from.
         """
-        for flight in list(self.slots):
-            self.evict(flight)
-        lives = list(self.alive)
-        for live in lives:
-            self._claim(live, 0)
-            for flight in live.flights.values():
-                if flight.lease is not None:
-                    self.pool.drop(flight.lease)
-                    flight.lease = None
+        for active in list(self.slots):
+            self.preempt(active)
+        states = list(self.alive)
+        for state in states:
+            self._reserve(state, 0)
+            for active in state.requests.values():
+                if active.parent_ref is not None:
+                    self.pool.drop(active.parent_ref)
+                    active.parent_ref = None
         self.alive.clear()
         self._waiting.clear()
         self.num_slots = num_slots
-        return lives
+        return states
 
-    def _make_room(self, live: Live, claim: int) -> bool:
-        """Whether the claim of `live` may become `claim`, after sending back as many extras of others as that takes."""
-        more = claim - live.claim
-        if more <= max(self.pool.capacity - self.claimed, 0):
+    def _make_room(self, state: ChainState, reservation: int) -> bool:
+        """Whether `state` may reserve so many pages, after preempting as many speculative requests of others as that
+        takes."""
+        more = reservation - state.reservation
+        if more <= max(self.pool.capacity - self.reserved, 0):
             return True
-        overdrawn = [other for other in self.alive if other is not live and other.claim > other.guaranteed]
-        gain = sum(other.claim - other.claims(self.pool, extras=False) for other in overdrawn)
-        if more > self.pool.capacity - self.claimed + gain:
+        overdrawn = [other for other in self.alive if other is not state and other.reservation > other.guaranteed]
+        gain = sum(other.reservation - other.reserved_pages(self.pool, speculative=False) for other in overdrawn)
+        if more > self.pool.capacity - self.reserved + gain:
             return False
-        while more > self.pool.capacity - self.claimed:
-            extra = self._youngest(overdrawn)
-            assert extra is not None, "without extras there is room"
-            self.evict(extra)
+        while more > self.pool.capacity - self.reserved:
+            youngest = self._youngest(overdrawn)
+            assert youngest is not None, "without speculative requests there is room"
+            self.preempt(youngest)
         return True
 
-    def _claim(self, live: Live, pages: int) -> None:
-        self.claimed += pages - live.claim
-        live.claim = pages
+    def _reserve(self, state: ChainState, pages: int) -> None:
+        self.reserved += pages - state.reservation
+        state.reservation = pages
 
-    def _youngest(self, lives: Iterable[Live]) -> Flight | None:
+    def _youngest(self, states: Iterable[ChainState]) -> ActiveRequest | None:
         """The youngest running extra of these chains."""
-        flights = [f for live in lives for f in live.flights.values() if f.opening and not f.is_head]
-        return max(flights, key=lambda flight: flight.number, default=None)
+        requests = [f for state in states for f in state.requests.values() if f.allocation and not f.is_primary]
+        return max(requests, key=lambda active: active.number, default=None)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from evals.engine.chain_state import Slot
-from evals.engine.eager_decoder import Layout, Run, layout, pack
-from evals.engine.kv_cache import PAGE, SCRATCH, Opening, PagePool
+from evals.engine.chain_state import DecodeState
+from evals.engine.eager_decoder import Chunk, Layout, layout, pack
+from evals.engine.kv_cache import PAGE, SCRATCH, Allocation, PagePool
 from evals.engine.linears import pack_linears
 from evals.engine.model import KeysValues, Model
 from evals.types import Handle, Prompt, Request
@@ -89,7 +89,7 @@ def paged(model: Model, sequences: list[list[int]], draft: list[int]) -> list[tu
     limits = [length + STEPS for length in LENGTHS]
     opened = [pool.open(None, 0, limit + 1) for limit in limits]
     cache.prepare(opened)
-    prompts = [Run(s[: n - 1], 0, o.pages) for s, n, o in zip(sequences, LENGTHS, opened, strict=True)]
+    prompts = [Chunk(s[: n - 1], 0, o.pages) for s, n, o in zip(sequences, LENGTHS, opened, strict=True)]
     model.forward(pack(prompts, shape, model.device, logits=False))
     found = []
     for step in range(STEPS - 1):  # the last token comes after the draft
@@ -106,10 +106,10 @@ def paged(model: Model, sequences: list[list[int]], draft: list[int]) -> list[tu
 
 
 def decode(
-    model: Model, shape: Layout, rows: Sequence[tuple[int, list[int], int, Opening]]
+    model: Model, shape: Layout, rows: Sequence[tuple[int, list[int], int, Allocation]]
 ) -> list[tuple[int, int, Tensor]]:
     """One token for each (sequence, its tokens, position, pages)."""
-    runs = [Run((tokens[position],), position, opened.pages) for _, tokens, position, opened in rows]
+    runs = [Chunk((tokens[position],), position, opened.pages) for _, tokens, position, opened in rows]
     logits = model.forward(pack(runs, shape, model.device))
     return [(which, position, row) for (which, _, position, _), row in zip(rows, logits, strict=False)]
 
@@ -153,7 +153,7 @@ def check_decoder(
 
 def draw_in_company(
     decoder: EagerDecoder | GraphDecoder, slots: int, longest: int, num_pages: int, vocab_size: int
-) -> list[Slot]:
+) -> list[DecodeState]:
     """Two sequences in the outermost of `slots` rows, and a rewind of the longer one, STEPS tokens each.
 
     The rows between them write to the page that nobody reads. Where there is one slot, or no pages for both sequences,
@@ -170,22 +170,22 @@ def draw_in_company(
     )
     draft = sit(prompts[1][: max(1, min(REWIND_TO, lengths[1] - 1))], 2, b.pages)
     for rows in ([a, b], [draft]) if together else ([a], [b], [draft]):
-        if runs := [Run(r.request.prefix[:-1], 0, r.pages) for r in rows if r is not draft]:
+        if runs := [Chunk(r.request.prefix[:-1], 0, r.pages) for r in rows if r is not draft]:
             decoder.prefill(runs)
         between = [sit(prompts[0][:1], 3 + i, (SCRATCH,)) for i in range(slots - 2)]
         advance(decoder, [rows[0], *between, *rows[1:]])
     return [a, b, draft]
 
 
-def sit(prefix: Sequence[int], number: int, pages: Sequence[int]) -> Slot:
+def sit(prefix: Sequence[int], number: int, pages: Sequence[int]) -> DecodeState:
     """A request for STEPS tokens in these pages, of no chain."""
     prompt = Prompt(tuple(prefix), STEPS, frozenset())
-    slot = Slot(Request(prompt.token_ids, STEPS, 1.0, (0, 0, number), len(prefix)), prompt, seed=0)
-    slot.opening = Opening(Handle(number), tuple(pages), (), None)
+    slot = DecodeState(Request(prompt.token_ids, STEPS, 1.0, (0, 0, number), len(prefix)), prompt, seed=0)
+    slot.allocation = Allocation(Handle(number), tuple(pages), (), None)
     return slot
 
 
-def advance(decoder: EagerDecoder | GraphDecoder, rows: list[Slot]) -> None:
+def advance(decoder: EagerDecoder | GraphDecoder, rows: list[DecodeState]) -> None:
     """Step until all requests have their tokens, and let go of them."""
     while rows:
         over = []
@@ -196,7 +196,7 @@ def advance(decoder: EagerDecoder | GraphDecoder, rows: list[Slot]) -> None:
     decoder.step([])
 
 
-def log_p(model: Model, slot: Slot, eager: bool) -> Tensor:
+def log_p(model: Model, slot: DecodeState, eager: bool) -> Tensor:
     """[STEPS] log p of a request's tokens by a plain forward pass, in nats."""
     prefix = slot.request.prefix
     logits = model.plain_logits([*prefix, *slot.tokens], eager=eager)[len(prefix) - 1 : -1].double()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from evals.types import Completion, Drop, Ended, Handle, Operation, Prompt, Request, Sample, Submit
 
-Key = tuple[int, int, int]
+RandomKey = tuple[int, int, int]
 """Problem, sample | try << 16, move."""
 Arrival = tuple[Hashable, Completion]
 Weights = NDArray[np.float64]
@@ -33,7 +33,7 @@ class State(NamedTuple):
 EMPTY = State((), np.zeros(0), np.zeros(0), "length")
 
 
-def key(problem_id: int, sample_index: int, move: int) -> Key:
+def key(problem_id: int, sample_index: int, move: int) -> RandomKey:
     """Words of the random counter. Raises ValueError where one does not fit its bits."""
     if not (0 <= problem_id < 1 << 32 and 0 <= sample_index < MAX_SAMPLES and 0 <= move < 1 << 32):
         raise ValueError(
@@ -42,7 +42,7 @@ def key(problem_id: int, sample_index: int, move: int) -> Key:
     return problem_id, sample_index, move
 
 
-def whole(prompt: Prompt, alpha: float, key: Key, top_k: int = 0, top_p: float = 1.0) -> Request:
+def whole(prompt: Prompt, alpha: float, key: RandomKey, top_k: int = 0, top_p: float = 1.0) -> Request:
     """The request for an answer from its first token to its end."""
     origin = len(prompt.token_ids)
     return Request(prompt.token_ids, prompt.max_new_tokens, alpha, key, origin, top_k=top_k, top_p=top_p)

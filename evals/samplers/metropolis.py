@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evals.rng import Purpose, uniform, uniforms
-from evals.samplers.base import Key, State, pick
+from evals.samplers.base import RandomKey, State, pick
 from evals.types import Bound
 
 Cuts = Literal["uniform", "entropy", "nonnull"]
@@ -50,7 +50,7 @@ SLACK = 1e-6
 """Nats by which an engine's floor lies below the decision's, whose sums round otherwise; the decision is made here."""
 
 
-class Plan(NamedTuple):
+class Move(NamedTuple):
     """What a move is before any token is drawn."""
 
     cut: int
@@ -85,7 +85,7 @@ class Kernel(NamedTuple):
     replay: bool = True
     """Has to be on for nonnull cuts."""
 
-    def plan(self, state: State, seed: int, key: Key) -> Plan:
+    def propose(self, state: State, seed: int, key: RandomKey) -> Move:
         """The move that `key` names: its cut, its coins and its u. A pure function."""
         length = len(state.tokens)
         log_u = log1p(-uniform(seed, key, 0, Purpose.ACCEPT))
@@ -95,7 +95,7 @@ class Kernel(NamedTuple):
         else:
             weights = self.cut_weights(state)
             if not weights.any():  # nonnull cuts where every q is 1: no other answer can be drawn
-                return Plan(length, length, None, log_u)
+                return Move(length, length, None, log_u)
             cut = pick(weights, u)
         if self.cuts == "nonnull":
             start = certain_divergence(state.log_q, cut, uniform(seed, key, 0, Purpose.COIN))
@@ -104,7 +104,7 @@ class Kernel(NamedTuple):
         else:
             start = cut
         exclude = state.tokens[start] if self.replay and start < length else None
-        return Plan(cut, start, exclude, log_u)
+        return Move(cut, start, exclude, log_u)
 
     def cut_weights(self, state: State) -> NDArray[np.float64]:
         """[L] g of every position."""
@@ -129,7 +129,7 @@ class Kernel(NamedTuple):
         """log r of a complete draft that shares the tokens before `start`."""
         return self.log_weight(draft, start) - self.log_weight(state, start)
 
-    def limits(self, state: State, plan: Plan) -> Limits:
+    def limits(self, state: State, plan: Move) -> Limits:
         """What ends the draft of `plan`: the horizon, and the floor with a lower bound of G that suits the cuts."""
         start = plan.start
         room = self.horizon - start
@@ -149,7 +149,7 @@ def chance(log_ratio: float) -> float:
     return exp(min(0.0, log_ratio))
 
 
-def coins(seed: int, key: Key, cut: int, length: int) -> NDArray[np.float64]:
+def coins(seed: int, key: RandomKey, cut: int, length: int) -> NDArray[np.float64]:
     """The uniforms of the replay flips at positions cut .. length - 1."""
     problem, sample, move = key
     reach = -(-length // COINS_AT_ONCE) * COINS_AT_ONCE

@@ -16,9 +16,9 @@ from __future__ import annotations
 from math import fsum
 from typing import NamedTuple
 
-from evals.samplers.base import Key, State
-from evals.samplers.metropolis import SLACK, Kernel, Limits, Plan
-from evals.samplers.power import Draws, Walk
+from evals.samplers.base import RandomKey, State
+from evals.samplers.metropolis import SLACK, Kernel, Limits, Move
+from evals.samplers.power import Draws, MHChain
 from evals.types import Prompt, Steps
 
 
@@ -27,11 +27,11 @@ class PaperRule(NamedTuple):
 
     replay: bool = True
 
-    def plan(self, state: State, seed: int, key: Key) -> Plan:
+    def propose(self, state: State, seed: int, key: RandomKey) -> Move:
         """A uniform cut, with coins if there is replay: the law of the proposal is that of redrawing from the cut."""
-        return Kernel(len(state.tokens), replay=self.replay).plan(state, seed, key)
+        return Kernel(len(state.tokens), replay=self.replay).propose(state, seed, key)
 
-    def limits(self, state: State, plan: Plan) -> Limits:
+    def limits(self, state: State, plan: Move) -> Limits:
         """The current length, and a floor that is safe: cutting the state's sum can only lower the ratio."""
         start = plan.start
         floor = plan.log_u + fsum(state.log_z[start + 1 :]) - SLACK
@@ -58,7 +58,7 @@ class Paper(NamedTuple):
     def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
         """One answer to `prompt`; see `evals.types.Sampler`."""
         draws = Draws(self.alpha, self.early_rejection, self.prefetch, self.top_k)
-        walk = Walk(draws, prompt, seed, problem_id, sample_index)
+        walk = MHChain(draws, prompt, seed, problem_id, sample_index)
         for _ in range(0, prompt.max_new_tokens, self.block):
             yield from walk.extend(min(len(walk.state.tokens) + self.block, prompt.max_new_tokens))
             yield from walk.moves(PaperRule(self.replay), self.num_moves)

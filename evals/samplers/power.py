@@ -14,8 +14,8 @@ from collections.abc import Generator, Hashable
 from math import inf
 from typing import Literal, NamedTuple, Protocol
 
-from evals.samplers.base import EMPTY, Arrival, Key, State, arrival, key, spliced
-from evals.samplers.metropolis import Cuts, Kernel, Limits, Plan, chance
+from evals.samplers.base import EMPTY, Arrival, RandomKey, State, arrival, key, spliced
+from evals.samplers.metropolis import Cuts, Kernel, Limits, Move, chance
 from evals.samplers.trace import Mixing, Trace
 from evals.types import Cancel, Completion, Drop, Handle, Keep, Operation, Prompt, Request, Sample, Steps, Submit
 
@@ -23,11 +23,11 @@ Segment = Generator[list[Operation], Arrival | None, None]
 """A part of a chain: `yield from` it."""
 
 
-class Rule(Protocol):
+class TransitionKernel(Protocol):
     """A kernel: what a move proposes, what its draft has to obey, and how its acceptance is decided."""
 
-    def plan(self, state: State, seed: int, key: Key) -> Plan: ...
-    def limits(self, state: State, plan: Plan) -> Limits: ...
+    def propose(self, state: State, seed: int, key: RandomKey) -> Move: ...
+    def limits(self, state: State, plan: Move) -> Limits: ...
     def log_ratio(self, state: State, draft: State, start: int) -> float: ...
 
 
@@ -41,7 +41,7 @@ class Draws(NamedTuple):
     top_k: int = 0
 
 
-class Walk:
+class MHChain:
     """The state of a chain and its requests; every request and every move has a number, counted from 0."""
 
     def __init__(self, draws: Draws, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> None:
@@ -71,7 +71,7 @@ class Walk:
         self.trace.add_extension(drawn)
         self.move += 1
 
-    def moves(self, rule: Rule, count: int) -> Segment:
+    def moves(self, rule: TransitionKernel, count: int) -> Segment:
         """`count` moves of one kernel."""
         self.mixing = self._new_stage()  # those before had another target
         end = self.move + count
@@ -88,10 +88,10 @@ class Walk:
     def _new_stage(self) -> Mixing:
         return Mixing(self.state, self.draws.alpha, recycle=not self.draws.early_rejection)
 
-    def _until_accepted(self, rule: Rule, end: int) -> Segment:
+    def _until_accepted(self, rule: TransitionKernel, end: int) -> Segment:
         """Moves from the present state, in order, up to the first that is accepted; at most to `end`."""
         state = self.state
-        plans: dict[int, Plan] = {}
+        plans: dict[int, Move] = {}
         drafts: dict[Hashable, Completion] = {}
         ahead, undecided = self.move, 0  # the next move to be planned; drafts asked for and not decided
         while self.move < end:
@@ -108,7 +108,7 @@ class Walk:
                     self._discard([n for n in range(self.move, ahead) if not plans[n].null(state)], drafts)
                     return
             elif ahead < end and (not undecided or (undecided <= self.draws.prefetch and self._flying < self._room)):
-                plan = plans[ahead] = rule.plan(state, self.seed, key(*self.words, ahead))
+                plan = plans[ahead] = rule.propose(state, self.seed, key(*self.words, ahead))
                 if not plan.null(state):
                     self._submit(ahead, plan.start, plan.exclude, rule.limits(state, plan))
                     undecided += 1
@@ -116,7 +116,7 @@ class Walk:
             elif arrived := (yield from self._arrival()):
                 drafts[arrived[0]] = arrived[1]
 
-    def _decide(self, rule: Rule, plan: Plan, completion: Completion) -> bool:
+    def _decide(self, rule: TransitionKernel, plan: Move, completion: Completion) -> bool:
         """Accept the draft as the new state, or drop it."""
         draft = spliced(self.state, plan.start, completion)
         given_up = completion.ended == "floor"
@@ -202,7 +202,7 @@ class Power(NamedTuple):
 
     def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
         """One answer to `prompt`: the state after the last move; see `evals.types.Sampler`."""
-        walk = Walk(Draws(self.alpha, self.early_rejection, self.prefetch), prompt, seed, problem_id, sample_index)
+        walk = MHChain(Draws(self.alpha, self.early_rejection, self.prefetch), prompt, seed, problem_id, sample_index)
         for horizon in self.horizons(prompt.max_new_tokens):
             yield from walk.extend(horizon)
             yield from walk.moves(self.kernel(horizon), self.moves_per_stage)

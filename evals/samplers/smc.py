@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evals.rng import Purpose, uniform
-from evals.samplers.base import EMPTY, MAX_SAMPLES, Key, State, Weights, gather, key, log_p, pick, spliced
+from evals.samplers.base import EMPTY, MAX_SAMPLES, RandomKey, State, Weights, gather, key, log_p, pick, spliced
 from evals.samplers.candidates import effective_size, log_mean, normalised, systematic
 from evals.types import Completion, Drop, Handle, Prompt, Request, Sample, Steps, Submit
 
@@ -94,7 +94,7 @@ class Smc(NamedTuple):
         """See `evals.types.Sampler`: the particles, one of them as it was and as it grows."""
         return self.num_candidates + 1
 
-    def requests(self, particles: Sequence[Particle], prompt: Prompt, words: Key) -> list[Submit]:
+    def requests(self, particles: Sequence[Particle], prompt: Prompt, words: RandomKey) -> list[Submit]:
         """The next tokens of every particle that grows; its number is the tag."""
         problem, sample, move = words
         return [

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from evals.samplers.base import State, log_p
-from evals.samplers.metropolis import Plan
+from evals.samplers.metropolis import Move
 from evals.types import Completion
 
 Answer = tuple[int, ...]
@@ -30,12 +30,12 @@ class Trace:
         self.initial_tokens += len(drawn.tokens)
         self._spend(drawn)
 
-    def add_null(self, state: State, plan: Plan) -> None:
+    def add_null(self, state: State, plan: Move) -> None:
         """A move whose proposal is the state, known without a forward pass; redrawing it would have cost its tokens."""
         self.null += 1
         self._cut(state, plan)
 
-    def add(self, state: State, plan: Plan, completion: Completion, null: bool, accepted: bool) -> None:
+    def add(self, state: State, plan: Move, completion: Completion, null: bool, accepted: bool) -> None:
         """A move from `state` that ran; without replay it may turn out to be `null`."""
         given_up = completion.ended == "floor"
         self.null += null
@@ -64,7 +64,7 @@ class Trace:
             "drift_mean": mean(self._drift),
         }
 
-    def _cut(self, state: State, plan: Plan) -> None:
+    def _cut(self, state: State, plan: Move) -> None:
         self.moves += 1
         self.replayed_tokens += plan.start - plan.cut
         self.naive_tokens += plan.start - plan.cut

@@ -16,7 +16,7 @@ from evals.statistics import maj_at_k, mean_and_stderr, pass_at_k, quantile95, v
 from evals.types import Record
 
 GRADERS = ("strict", "flexible", "numeric")
-HEADLINE = "numeric"
+PRIMARY_METRIC = "numeric"
 """The score that comparisons and the progress bar show."""
 ROUNDING = 1e-12
 """A standard error below this is none."""
@@ -145,7 +145,7 @@ def tally(samples: Iterable[Record], grader: str) -> tuple[int, list[int], int]:
 
 def ballot(answer: str, grader: str) -> str:
     """An answer in the form in which equal answers are equal strings: 18.0 votes for 18."""
-    if grader != HEADLINE:
+    if grader != PRIMARY_METRIC:
         return normalised(answer)
     try:
         return str(Decimal(answer).normalize())

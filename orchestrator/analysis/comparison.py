@@ -10,7 +10,15 @@ import numpy as np
 
 from evals.statistics import Difference, cluster_sums, holm, mcnemar_exact, paired_difference, sign_flip
 from evals.types import Record, UserError
-from orchestrator.analysis.accuracy import HEADLINE, by_problem, clusters, groups_of, number, question_means, right
+from orchestrator.analysis.accuracy import (
+    PRIMARY_METRIC,
+    by_problem,
+    clusters,
+    groups_of,
+    number,
+    question_means,
+    right,
+)
 from orchestrator.analysis.load import Run
 
 
@@ -59,7 +67,7 @@ class Flip(NamedTuple):
     """For each run what its samples wrote; of failed ones why they failed."""
 
 
-def compare(runs: Sequence[Run], grader: str = HEADLINE) -> Comparison:
+def compare(runs: Sequence[Run], grader: str = PRIMARY_METRIC) -> Comparison:
     """Compare two or more runs: each with the baseline, and each of power sampling with every other method.
 
     The baseline is the first run at temperature 1 without truncation, else the first. Raises UserError if they are of
@@ -164,7 +172,7 @@ def labelled(runs: Sequence[Run]) -> list[Run]:
     """
     if len({run.directory.resolve() for run in runs}) < len(runs):
         raise UserError("A run is named twice, and would be compared with itself; name each run once.")
-    methods = [run.identity.method for run in runs]
+    methods = [run.manifest.method for run in runs]
     places = [("", f", {run.directory.name}", f", {run.directory}") for run in runs]
     forms = [[method + place for place in each] for method, each in zip(methods, places, strict=True)]
     counts = Counter(form for one in forms for form in set(one))

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evals.types import Record, UserError
-from orchestrator.analysis.accuracy import HEADLINE
+from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.summary import summarise
 from orchestrator.rundir.directory import RECORDS, TELEMETRY
 from orchestrator.rundir.files import Tail
-from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.manifest import Manifest
 from orchestrator.rundir.records import answers
 from orchestrator.rundir.scores import with_new_scores
 from orchestrator.rundir.telemetry import readable
@@ -20,7 +20,7 @@ from orchestrator.rundir.telemetry import readable
 class Run(NamedTuple):
     """A run as a report needs it."""
 
-    identity: RunRecord
+    manifest: Manifest
     summary: Mapping[str, Any]
     records: Sequence[Record]
     telemetry: Sequence[Mapping[str, Any]] = ()
@@ -29,12 +29,12 @@ class Run(NamedTuple):
 
     @property
     def directory(self) -> Path:
-        return self.identity.directory
+        return self.manifest.directory
 
 
-def read(directory: Path) -> Run:
+def load_run(directory: Path) -> Run:
     """A run directory, summarised. Raises UserError if it is none or has no answer."""
-    run = RunRecord.read(directory, graded=True)
+    run = Manifest.read(directory, graded=True)
     first = answers(directory)
     records = [first[key] for key in sorted(first)]  # the order of completion must not reach the last digit of a mean
     records, num_changed = with_new_scores(directory, records)
@@ -48,8 +48,8 @@ def read(directory: Path) -> Run:
 def check_scores(directory: Path, records: Sequence[Record]) -> None:
     """Raises UserError if an answer lacks the score that every report has."""
     for record in records:
-        if record.status == "ok" and "kind" not in record.scores.get(HEADLINE, {}):
+        if record.status == "ok" and "kind" not in record.scores.get(PRIMARY_METRIC, {}):
             raise UserError(
-                f"{directory / RECORDS}: sample {record.sample_index} of problem {record.problem_id} has no {HEADLINE} "
-                f"score; `powersample regrade {directory}` scores the texts again."
+                f"{directory / RECORDS}: sample {record.sample_index} of problem {record.problem_id} has no "
+                f"{PRIMARY_METRIC} score; `powersample regrade {directory}` scores the texts again."
             )

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from evals.types import Record
-from orchestrator.analysis.accuracy import HEADLINE, at_k, estimate, graders, groups_of, question_means, right
+from orchestrator.analysis.accuracy import PRIMARY_METRIC, at_k, estimate, graders, groups_of, question_means, right
 from orchestrator.analysis.diagnostics import average, chain_statistics
-from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.manifest import Manifest
 from orchestrator.rundir.telemetry import timings as phase_timings
-from orchestrator.text import say
+from orchestrator.text import fill_in
 
 WARNINGS = {
     "incomplete": "The run is incomplete: {num_records:,} of {wanted:,} answers are recorded, so all figures are "
@@ -49,7 +49,7 @@ the limit that stands with it."""
 def summarise(
     records: Sequence[Record],
     telemetry: Sequence[Mapping[str, Any]],
-    run: RunRecord,
+    run: Manifest,
     num_damaged_telemetry: int = 0,
     num_rescored: int | None = None,
 ) -> dict[str, Any]:
@@ -79,12 +79,16 @@ def summarise(
             name: estimate(question_means(records, name), num_samples == 1, groups) for name in graders(records)
         },
         **at_k(records, num_samples),
-        "no_answer_rate": average([record.scores[HEADLINE]["kind"] == "none" for record in done]),
-        "num_undecided": sum(record.scores[HEADLINE]["kind"] == "undecided" for record in done),
+        "no_answer_rate": average([record.scores[PRIMARY_METRIC]["kind"] == "none" for record in done]),
+        "num_undecided": sum(record.scores[PRIMARY_METRIC]["kind"] == "undecided" for record in done),
         "num_rescored": num_rescored,
         "truncated_rate": average([truncated(record, limit) for record in limited]),
-        "right_if_truncated": average([right(record, HEADLINE) for record in limited if truncated(record, limit)]),
-        "right_if_finished": average([right(record, HEADLINE) for record in limited if not truncated(record, limit)]),
+        "right_if_truncated": average(
+            [right(record, PRIMARY_METRIC) for record in limited if truncated(record, limit)]
+        ),
+        "right_if_finished": average(
+            [right(record, PRIMARY_METRIC) for record in limited if not truncated(record, limit)]
+        ),
         "num_disagreements": sum(len({right(record, name) for name in record.scores}) > 1 for record in done),
         "timings": timings,
         "tokens": tokens,
@@ -183,7 +187,7 @@ def warnings(summary: Mapping[str, Any]) -> dict[str, str]:
         "paper": paper if summary["run"]["sampler"].get("kind") == "paper" else None,
         "rise": rise if rising else None,
     }
-    return {name: said for name, warning in WARNINGS.items() if (said := say(warning, figures))}
+    return {name: said for name, warning in WARNINGS.items() if (said := fill_in(warning, figures))}
 
 
 def ratio(part: float | None, whole: float | None) -> float | None:

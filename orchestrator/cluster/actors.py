@@ -1,4 +1,4 @@
-"""The crew of Ray actors: one per GPU or per share of the CPUs. Knows no model.
+"""The pool of Ray actors: one per GPU or per share of the CPUs. Knows no model.
 
 Ray starts processes and carries calls; it restarts and retries nothing (`max_restarts=0`): a death is then known within
 10 ms and with its true cause, and the driver loop decides what becomes of the problems. This file replaces the actor.
@@ -12,10 +12,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from orchestrator.cluster.ray_session import LOCAL, alive_nodes, ray_address, start_ray, vital_places
-
 # Before Ray: sets what Ray reads when it is imported.
-from orchestrator.console import say
+from orchestrator.cluster.ray_session import LOCAL, alive_nodes, ray_address, start_ray, vital_places
 
 import ray  # isort: skip
 import psutil  # isort: skip # pyright: ignore[reportMissingModuleSource] - Ray brings it and puts it on the path
@@ -24,6 +22,7 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from evals.types import UserError, WorkersLost
 from orchestrator.cluster.stalls import Stall, detect_stall, is_missing
 from orchestrator.cluster.worker_handle import Call, WorkerHandle
+from orchestrator.console import say
 from orchestrator.settings.config import RunConfig
 from orchestrator.workers.pool import Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work
 
@@ -33,7 +32,7 @@ BACK_OFF_SECONDS = 0.1, 5.0  # first pause before a replacement, doubled up to t
 NODES_SECONDS = 2.0
 
 
-class RayCrew:
+class RayWorkerPool:
     """Actors of `worker_class(rank, name)`, as many as `run` says, each loaded with `config` and for `slots` calls."""
 
     def __init__(
@@ -250,7 +249,7 @@ def actor_class(worker_class: type, run: RunConfig, slots: int) -> Any:
     cpus = ray.cluster_resources().get("CPU", 1.0)
     # At most one CPU each, so that every actor finds a node; Ray counts in 1/10,000, rounded down here so that all fit.
     share = min(1.0, int(cpus / run.num_actors * 10_000) / 10_000)
-    options: dict[str, Any] = {"num_gpus": run.engine.tensor_parallel, "num_cpus": 0}
+    options: dict[str, Any] = {"num_gpus": run.engine.gpus_per_model, "num_cpus": 0}
     if not run.use_gpus:
         options = {"num_cpus": share}
     options |= {"max_restarts": 0, "max_task_retries": 0, "concurrency_groups": {"work": slots, "hb": 2}}

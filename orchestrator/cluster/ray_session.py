@@ -14,6 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+# Read when Ray is imported: nobody without the token may give Ray work, and nothing is reported to anybody.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
 import ray
 from ray.exceptions import AuthenticationError
 from ray.job_config import JobConfig
@@ -21,10 +25,6 @@ from ray.job_config import JobConfig
 from evals.types import UserError, WorkersLost
 from orchestrator.console import say
 from orchestrator.settings.config import RunConfig
-
-# Read when Ray is imported: nobody without the token may give Ray work, and nothing is reported to anybody.
-os.environ.setdefault("RAY_AUTH_MODE", "token")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 LOCAL, AUTO = "local", "auto"  # addresses of Ray's: a cluster of this process's own, and one that it looks for
 CONNECT_SECONDS = 10.0
@@ -101,7 +101,7 @@ def start_ray(config: RunConfig, job_name: str) -> None:
         **local,
     )
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    wanted = config.num_actors * config.engine.tensor_parallel
+    wanted = config.num_actors * config.engine.gpus_per_model
     if config.use_gpus and num_gpus < wanted:
         ray.shutdown()
         raise UserError(f"POWERSAMPLE_NUM_GPUS asks for {wanted} GPUs and Ray finds {num_gpus}; ask for at most these.")

@@ -7,7 +7,7 @@ from argparse import Namespace
 
 from evals.types import UserError
 from orchestrator.analysis import comparison
-from orchestrator.analysis.load import read
+from orchestrator.analysis.load import load_run
 from orchestrator.commands.report import named_runs
 from orchestrator.report.comparison_text import comparison_report, flips_text
 
@@ -22,7 +22,7 @@ def compare(args: Namespace) -> int:
     directories = named_runs(args)
     if len(directories) < 2:
         raise UserError("compare needs at least two run directories.")
-    compared = comparison.compare([read(directory) for directory in directories], args.grader)
+    compared = comparison.compare([load_run(directory) for directory in directories], args.grader)
     if args.json:
         print(json.dumps(comparison.as_json(compared, args.flips), indent=2, ensure_ascii=False, allow_nan=False))
     else:

@@ -23,7 +23,7 @@ from orchestrator.rundir.files import write_atomically, writing
 from orchestrator.settings.parser import suggestion
 
 if TYPE_CHECKING:
-    from evals.engine.forecast import Anatomy
+    from evals.engine.forecast import ModelSpec
 
 COUNTS = {"parameters", "trainable_parameters", "batch", "num_gpus", "effective_batch", "in_flight"}
 CHAIN_SEQUENCES = 2
@@ -158,7 +158,7 @@ def described(args: argparse.Namespace, name: str, gpu: str) -> dict[str, Any]:
     return {"model": name, "gpu": gpu, "dtype": args.dtype, "length": args.length}
 
 
-def models(args: argparse.Namespace, most: int | None = None) -> list[tuple[str, Anatomy]]:
+def models(args: argparse.Namespace, most: int | None = None) -> list[tuple[str, ModelSpec]]:
     """The sizes of the models asked for. Raises UserError for none, and for more than `most`."""
     number = len(args.model) + len(args.shape)
     if not number or (most is not None and number > most):
@@ -168,12 +168,12 @@ def models(args: argparse.Namespace, most: int | None = None) -> list[tuple[str,
         )
     from evals.decoding_speed import SHAPES as KNOWN
     from evals.engine.checkpoint import shape_config
-    from evals.engine.forecast import anatomy
+    from evals.engine.forecast import model_spec
     from evals.engine.model_support import read_config
 
     configs = [(name, read_config(config_folder(name), False)) for name in args.model]
     configs += [(name, shape_config(*KNOWN[name])) for name in args.shape]
-    return [(name, anatomy(config, args.dtype, name)) for name, config in configs]
+    return [(name, model_spec(config, args.dtype, name)) for name, config in configs]
 
 
 def config_folder(name: str) -> str:

@@ -8,10 +8,10 @@ from argparse import Namespace
 from evals.grading.grade import FORMATS
 from evals.tasks.presets import PRESETS
 from orchestrator.inputs.prompts import problems_of, task_of
-from orchestrator.report.make import tell
+from orchestrator.report.make import print_reports
 from orchestrator.rundir.directory import check_lock
 from orchestrator.rundir.files import write_atomically, writing
-from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.manifest import Manifest
 from orchestrator.rundir.records import answers
 from orchestrator.rundir.scores import SCORES
 
@@ -19,7 +19,7 @@ from orchestrator.rundir.scores import SCORES
 def regrade(args: Namespace) -> int:
     """Score a run again and write its report; returns the exit code. Raises UserError for what the user can mend."""
     directory = args.run
-    run = RunRecord.read(directory, graded=True)
+    run = Manifest.read(directory, graded=True)
     check_lock(directory)
     records = answers(directory)
     task, problems = task_of(run), problems_of(run, args.data)
@@ -32,5 +32,5 @@ def regrade(args: Namespace) -> int:
             rows.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     with writing(directory / SCORES, "make it writable"):
         write_atomically(directory / SCORES, "".join(rows))
-    tell([directory])
+    print_reports([directory])
     return 0

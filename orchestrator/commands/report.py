@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from orchestrator.console import say
-from orchestrator.report.make import tell
+from orchestrator.report.make import print_reports
 from orchestrator.rundir.directory import RECORDS, runs_in
 from orchestrator.rundir.records import first_records
 
@@ -16,7 +16,7 @@ def report(args: Namespace) -> int:
 
     A directory of several runs stands for them. Raises UserError for a directory that is missing or holds no run.
     """
-    tell(named_runs(args))
+    print_reports(named_runs(args))
     return 0
 
 

@@ -20,10 +20,10 @@ GPU_DEFAULT = Path(__file__).parents[2] / "configs/gsm8k_power.yaml"
 
 def run(args: Namespace) -> int:
     """Run what the options ask for; returns the exit code."""
-    return session.run(resolved(asked(args)))
+    return session.run(resolved(requested(args)))
 
 
-def asked(args: Namespace) -> RunConfig:
+def requested(args: Namespace) -> RunConfig:
     """What options, environment and file ask for. Raises UserError."""
     config = build_config(args, os.environ)
     for_demo = DEMO in (config.mode, config.model)

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from evals.types import UserError
-from orchestrator.analysis.accuracy import HEADLINE
-from orchestrator.analysis.load import read
-from orchestrator.commands.run import asked, resolved
+from orchestrator.analysis.accuracy import PRIMARY_METRIC
+from orchestrator.analysis.load import load_run
+from orchestrator.commands.run import requested, resolved
 from orchestrator.console import say
 from orchestrator.drive import session
-from orchestrator.drive.open_runs import OpenRun, plan_runs
-from orchestrator.inputs.preflight import Inputs, find
+from orchestrator.drive.open_runs import OpenRun, prepare_runs
+from orchestrator.inputs.preflight import Inputs, resolve_inputs
 from orchestrator.machine import description
 from orchestrator.report.make import write
 from orchestrator.settings.config import RunConfig, fingerprint
 from orchestrator.settings.parser import suggestion
 from orchestrator.settings.schema import is_list, known_settings
-from orchestrator.sizing.batch_size import Value, fitted, host_memory
+from orchestrator.sizing.batch_size import Value, fit_batch_size, host_memory
 from orchestrator.store.run_store import check_store, fresh_directory
 
 SUMMARY = "sweep.json"
@@ -42,14 +42,14 @@ def sweep(args: Namespace) -> int:
     session.check_ray(configs[0])
     host_memory(configs[0], args.memory_limit)
     environment = description.describe()
-    first = find(configs[0])
+    first = resolve_inputs(configs[0])
     root = home(first, knob)
     placed = [(text, placed_at(root, config, knob, text)) for text, config in zip(texts, configs, strict=True)]
-    values = [Value(knob, text, find(config, first.model)) for text, config in placed]
+    values = [Value(knob, text, resolve_inputs(config, first.model)) for text, config in placed]
     owing = [owes(value.inputs, environment) for value in values]
     if args.auto_batch_size and first.config.use_batched and first.texts is None:
         pairs = zip(values, owing, strict=True)
-        values = [fitted(value, args.memory_limit, say) if some else value for value, some in pairs]
+        values = [fit_batch_size(value, args.memory_limit, say) if some else value for value, some in pairs]
 
     def conclude(runs: Sequence[OpenRun]) -> None:
         session.conclude(runs)
@@ -58,14 +58,14 @@ def sweep(args: Namespace) -> int:
         print(*map(json.dumps, rows), sep="\n")
         say(f"The summary of the sweep, and beside it the comparison: {root / SUMMARY}")
 
-    planned = [one for value in values for one in plan_runs(value.inputs, environment)]
-    return session.carry_out(configs[0], planned, environment, began, session.show_progress, conclude)
+    prepared = [one for value in values for one in prepare_runs(value.inputs, environment)]
+    return session.carry_out(configs[0], prepared, environment, began, session.show_progress, conclude)
 
 
 def configured(args: Namespace, knob: str, value: str) -> RunConfig:
     """The run of one value."""
     one = Namespace(**vars(args) | {knob: [value] if is_list(knob) else value})
-    return resolved(asked(one)).model_copy(update={"mode": "run"})
+    return resolved(requested(one)).model_copy(update={"mode": "run"})
 
 
 def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:
@@ -105,14 +105,14 @@ def placed_at(root: Path, config: RunConfig, knob: str, value: str) -> RunConfig
 
 def owes(inputs: Inputs, environment: Mapping[str, Any]) -> bool:
     """Whether answers are missing. Raises UserError if the run could not be opened now."""
-    (planned,) = plan_runs(inputs, environment)
-    return check_store(planned.directory, planned.content) < len(inputs.data.problems) * inputs.config.num_samples
+    (prepared,) = prepare_runs(inputs, environment)
+    return check_store(prepared.directory, prepared.content) < len(inputs.data.problems) * inputs.config.num_samples
 
 
 def row(value: Value, directory: Path) -> dict[str, Any]:
     """What came out for one value."""
-    summary = read(directory).summary
-    accuracy = summary["accuracy"][HEADLINE]
+    summary = load_run(directory).summary
+    accuracy = summary["accuracy"][PRIMARY_METRIC]
     return {
         "configuration": {value.knob: value.setting},
         "accuracy": accuracy["mean"],

@@ -17,7 +17,7 @@ from orchestrator.inputs.jsonl import jsonl_lines
 from orchestrator.inputs.problems import find_question
 from orchestrator.inputs.prompts import task_of
 from orchestrator.rundir.directory import RECORDS, RUN
-from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.manifest import Manifest
 from orchestrator.rundir.records import first_records
 
 MAX_CUT = 0.02  # share of answers at the longest length above which there is a warning
@@ -66,7 +66,7 @@ def expect(output: Path, source: Path) -> Expected:
     rows, directory = input_rows(source, "--input"), run_of(output)
     if not (directory / RUN).exists():
         return Expected(rows, TaskConfig(preset="generate"))
-    run = RunRecord.read(directory)
+    run = Manifest.read(directory)
     records = first_records(directory / RECORDS).values()
     return Expected(
         {number: row for number, row in rows.items() if run.limit is None or number < run.limit},

@@ -1,7 +1,7 @@
 """The driver loop: hand out owed problems, write down what comes back, decide what to do about failures. Knows no Ray.
 
 Pull with refill: a worker with a free slot gets the next owed problem; no slot waits for a batch. Only the loop
-writes to the store. A *crew* (Ray actors, or one worker in this process) does the work. What is expected to take
+writes to the store. A *pool* (Ray actors, or one worker in this process) does the work. What is expected to take
 longest goes first: it should not begin last.
 """
 
@@ -17,35 +17,35 @@ from typing import Any
 from evals.types import Record, WorkersLost
 from orchestrator.console import say
 from orchestrator.live.progress import Progress
-from orchestrator.rundir.records import Key
+from orchestrator.rundir.records import RecordKey
 from orchestrator.store.run_store import RunStore
 from orchestrator.store.telemetry_log import Telemetry
-from orchestrator.workers.pool import Crew, Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work
+from orchestrator.workers.pool import Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work, WorkerPool
 
 MAX_ATTEMPTS = 3  # times that a problem may raise before it is recorded as failed
 MAX_STRIKES = 3  # deaths of a worker with this problem in flight before the problem has to run alone
 MAX_DEATHS_ALONE = 2  # so many it takes to convict it: something else may have been behind one
 MAX_BARREN_DEATHS = 8  # of one worker without an answer of any: then the machine is at fault, and no problem
-MIN_RECORDS = 32  # below, a fitted line says less than the rule that long questions take long
+MIN_RECORDS = 32  # below, a fit_batch_size line says less than the rule that long questions take long
 HEALTH_SECONDS = 2.0
 DEATHS = {"crash": "its process died", "hang": "it hung", "oom": "out of memory", "node": "its node is gone"}
 WAIT_SECONDS = 0.2  # how long a signal may go unnoticed
 
 
 @dataclass
-class Drive:
+class Dispatcher:
     """One run being driven: who is owed, in flight and suspected."""
 
-    crew: Crew
+    pool: WorkerPool
     store: RunStore
     telemetry: Telemetry
     progress: Progress
     queue: deque[Work]
     lengths: dict[int, int]
     """problem_id -> length of its question."""
-    in_flight: dict[Key, Work] = field(default_factory=dict)
-    errors: Counter[Key] = field(default_factory=Counter)
-    strikes: Counter[Key] = field(default_factory=Counter)
+    in_flight: dict[RecordKey, Work] = field(default_factory=dict)
+    errors: Counter[RecordKey] = field(default_factory=Counter)
+    strikes: Counter[RecordKey] = field(default_factory=Counter)
     suspects: deque[Work] = field(default_factory=deque)
     """Problems with too many strikes: they run alone, last, so that an innocent one clears itself."""
     barren_deaths: Counter[str] = field(default_factory=Counter)
@@ -65,15 +65,15 @@ class Drive:
 
     def fill(self) -> None:
         """Hand out work while there are free slots; a suspect only when nothing else runs."""
-        while self.queue and self.crew.free(len(self.queue) + len(self.in_flight)):
+        while self.queue and self.pool.free(len(self.queue) + len(self.in_flight)):
             self.submit(self.queue.popleft())
-        if self.suspects and not self.in_flight and self.crew.free(1):
+        if self.suspects and not self.in_flight and self.pool.free(1):
             self.submit(self.suspects.popleft())
-        if self.idle_since is None and not self.queue and self.crew.free(1):
+        if self.idle_since is None and not self.queue and self.pool.free(1):
             self.idle_since = monotonic()
 
     def submit(self, work: Work) -> None:
-        self.crew.submit(work)
+        self.pool.submit(work)
         self.in_flight[work.key] = work
 
     def handle(self, event: Event) -> None:
@@ -161,8 +161,8 @@ class Drive:
             self.suspects.append(again) if strikes >= MAX_STRIKES else self.queue.appendleft(again)
 
 
-def drive(
-    crew: Crew,
+def dispatch(
+    pool: WorkerPool,
     store: RunStore,
     owed: Sequence[Work],
     telemetry: Telemetry,
@@ -172,25 +172,25 @@ def drive(
     """Work `owed` off, what is expected to take longest first, until all have a record or `stopped()` is true.
 
     On a stop it returns at once: what is in flight has no record and stays owed. At the end the workers are asked once
-    more, for what they have not told yet. Raises what the crew raises.
+    more, for what they have not told yet. Raises what the pool raises.
     """
     lengths = {work.problem.problem_id: len(work.problem.question) for work in owed}
-    run = Drive(crew, store, telemetry, progress, deque(owed), lengths)
+    run = Dispatcher(pool, store, telemetry, progress, deque(owed), lengths)
     run.order()
     next_health = monotonic()
     while (run.queue or run.in_flight or run.suspects) and not stopped():
         run.fill()
         if monotonic() >= next_health:
-            crew.ask_health()
+            pool.ask_health()
             next_health = monotonic() + HEALTH_SECONDS
-        for event in crew.wait(WAIT_SECONDS):
+        for event in pool.wait(WAIT_SECONDS):
             run.handle(event)
         progress.refresh()
     if run.idle_since is not None:
         telemetry.event("tail", seconds=monotonic() - run.idle_since)
-    awaited, until = set() if stopped() else crew.ask_health(), monotonic() + HEALTH_SECONDS
+    awaited, until = set() if stopped() else pool.ask_health(), monotonic() + HEALTH_SECONDS
     while awaited and not stopped() and monotonic() < until:
-        for event in crew.wait(WAIT_SECONDS):
+        for event in pool.wait(WAIT_SECONDS):
             run.handle(event)
             awaited.discard(event.worker)
 

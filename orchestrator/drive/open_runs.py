@@ -1,4 +1,4 @@
-"""Run directories: planned, opened together or not at all, with what each still owes. Knows no worker."""
+"""Run directories: prepared, opened together or not at all, with what each still owes. Knows no worker."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from evals.types import Problem
 from orchestrator.console import say
 from orchestrator.drive.dispatcher import failed_record
 from orchestrator.inputs.preflight import Inputs
-from orchestrator.settings.config import RECORD_FORMAT, RunConfig, fingerprint, plan, run_directory
+from orchestrator.settings.config import RECORD_FORMAT, RunConfig, fingerprint, run_directory, runs_of
 from orchestrator.store.run_store import RunStore, check_root, check_store, fresh_directory, open_store
 from orchestrator.store.telemetry_log import Telemetry
 from orchestrator.workers.pool import Work
 
 
-class Planned(NamedTuple):
+class PreparedRun(NamedTuple):
     """A run before its directory is opened."""
 
     config: RunConfig
@@ -60,24 +60,24 @@ class OpenRun(NamedTuple):
             self.telemetry.event("torn_tail", bytes=self.store.cut_bytes)
 
 
-def plan_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[Planned]:
-    """The planned runs with their directories, of which none is made here.
+def prepare_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[PreparedRun]:
+    """The prepared runs with their directories, of which none is made here.
 
     Raises UserError if the demo's would lie in a directory of other files.
     """
-    config, planned = inputs.config, []
+    config, prepared = inputs.config, []
     demo = config.mode == "demo"
     if config.fresh and demo:
         config = config.model_copy(update={"run_dir": fresh_directory(config.run_dir or Path("runs/demo"))})
-    for one in plan(config):
+    for one in runs_of(config):
         content = run_content(one, inputs, environment)
         directory = run_directory(one, content["fingerprint"])
         if config.fresh and not demo:
             directory = fresh_directory(directory)
-        planned.append(Planned(one, directory, content, inputs))
+        prepared.append(PreparedRun(one, directory, content, inputs))
     if demo:
-        check_root([one.directory for one in planned])
-    return planned
+        check_root([one.directory for one in prepared])
+    return prepared
 
 
 def run_content(config: RunConfig, inputs: Inputs, environment: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,16 +96,16 @@ def run_content(config: RunConfig, inputs: Inputs, environment: Mapping[str, Any
     }
 
 
-def open_runs(planned: Sequence[Planned], stack: ExitStack) -> list[OpenRun]:
-    """Open and lock the directories of all planned runs, or of none; `stack` closes them. Raises UserError.
+def open_runs(prepared: Sequence[PreparedRun], stack: ExitStack) -> list[OpenRun]:
+    """Open and lock the directories of all prepared runs, or of none; `stack` closes them. Raises UserError.
 
     Rows of the data that were refused have failed before a worker hears of them.
     """
-    if len(planned) > 1:
-        for one in planned:
+    if len(prepared) > 1:
+        for one in prepared:
             check_store(one.directory, one.content)
     runs = []
-    for config, directory, content, inputs in planned:
+    for config, directory, content, inputs in prepared:
         store = open_store(directory, content)
         stack.callback(store.close)
         telemetry = Telemetry(store.telemetry_path)

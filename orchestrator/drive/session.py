@@ -1,7 +1,7 @@
-"""From runs to an exit code: find, check, lock, start a crew, have it work off what they owe, stop or report.
+"""From runs to an exit code: find, check, lock, start a pool, have it work off what they owe, stop or report.
 Knows neither how work is done nor how it is told.
 
-One path for all: a session has a list of runs, worked off one after the other by one crew. A plain run is a list of
+One path for all: a session has a list of runs, worked off one after the other by one pool. A plain run is a list of
 one, the demo of four, a sweep of one per value. What the user got wrong is refused before Ray starts and before
 anything is written.
 """
@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.console import say
-from orchestrator.drive.dispatcher import drive, note
-from orchestrator.drive.open_runs import OpenRun, Planned, open_runs, plan_runs
+from orchestrator.drive.dispatcher import dispatch, note
+from orchestrator.drive.open_runs import OpenRun, PreparedRun, open_runs, prepare_runs
 from orchestrator.drive.signals import Stop
-from orchestrator.inputs.preflight import find
+from orchestrator.inputs.preflight import resolve_inputs
 from orchestrator.live.metrics import Sink, Tracker, published
 from orchestrator.live.progress import Progress
 from orchestrator.machine import description
-from orchestrator.report.make import tell
+from orchestrator.report.make import print_reports
 from orchestrator.settings.config import RunConfig
-from orchestrator.workers.inline import InlineCrew
-from orchestrator.workers.pool import Crew, Died, Lost, Ready, Spawned
+from orchestrator.workers.inline import InlineWorkerPool
+from orchestrator.workers.pool import Died, Lost, Ready, Spawned, WorkerPool
 from orchestrator.workers.worker import Worker, worker_config
 
 FAILED = 3  # exit code of a complete run in which problems were given up
@@ -44,7 +44,7 @@ def conclude(runs: Sequence[OpenRun]) -> None:
     if not any(one.owed for one in runs):
         say("The run is complete already; this is its report again (--fresh starts over in a new directory).")
     directories = [one.store.directory for one in runs]
-    tell(directories, Path(os.path.commonpath(directories)))
+    print_reports(directories, Path(os.path.commonpath(directories)))
 
 
 def run(
@@ -55,8 +55,8 @@ def run(
     """Do all that a resolved configuration asks for; returns the exit code, as `carry_out` (see there)."""
     began = time.time()
     check_ray(config)
-    inputs, environment = find(config), description.describe()
-    return carry_out(config, plan_runs(inputs, environment), environment, began, show, conclude)
+    inputs, environment = resolve_inputs(config), description.describe()
+    return carry_out(config, prepare_runs(inputs, environment), environment, began, show, conclude)
 
 
 def check_ray(config: RunConfig) -> None:
@@ -69,7 +69,7 @@ def check_ray(config: RunConfig) -> None:
 
 def carry_out(
     config: RunConfig,
-    planned: Sequence[Planned],
+    prepared: Sequence[PreparedRun],
     environment: Mapping[str, Any],
     began: float,
     show: Callable[[OpenRun], Progress],
@@ -84,14 +84,14 @@ def carry_out(
     """
     stop = Stop()
     with ExitStack() as stack:
-        runs = open_runs(planned, stack)
+        runs = open_runs(prepared, stack)
         if owing := [one for one in runs if one.owed]:
             stop.install()
             stack.callback(stop.restore)
             for one in owing:
                 one.start(began, environment)
-            with ExitStack() as crews:
-                work_off(start_crew(owing, stop, crews), owing, stop, show)
+            with ExitStack() as pools:
+                work_off(start_pool(owing, stop, pools), owing, stop, show)
                 for one in owing if stop.number is not None else ():
                     one.telemetry.event("stop", signal=signal.Signals(stop.number).name)
         done, total = sum(len(one.store.records) for one in runs), sum(one.total for one in runs)
@@ -108,42 +108,42 @@ def carry_out(
         return 128 + stop.number
 
 
-def start_crew(runs: Sequence[OpenRun], stop: Stop, stack: ExitStack) -> Crew:
-    """A crew with a worker that has loaded for the first run; `stack` ends it. The time goes into their telemetry."""
+def start_pool(runs: Sequence[OpenRun], stop: Stop, stack: ExitStack) -> WorkerPool:
+    """A pool with a worker that has loaded for the first run; `stack` ends it. The time goes into their telemetry."""
     inputs, config, settings = runs[0].inputs, runs[0].inputs.config, worker_config(runs[0].inputs)
     if config.inline:
-        crew = InlineCrew(Worker(0, "inline"), settings, config.slots)
+        pool = InlineWorkerPool(Worker(0, "inline"), settings, config.slots)
     else:
-        from orchestrator.cluster.actors import RayCrew
+        from orchestrator.cluster.actors import RayWorkerPool
 
         job = f"powersample {config.name} {len(inputs.data.problems)}x{config.num_actors}"
-        crew = RayCrew(Worker, settings, config, max(one.config.slots for one in runs), job, stop.install)
-    stack.callback(crew.close)
+        pool = RayWorkerPool(Worker, settings, config, max(one.config.slots for one in runs), job, stop.install)
+    stack.callback(pool.close)
     mark(runs, "load" if config.inline else "ray")
     with stop.breaking():  # nothing is answered yet that it would be worth to wait for
         if not stop:
-            crew.start()
+            pool.start()
     mark(runs, "load")
-    wait_for_a_worker(crew, runs, stop)
+    wait_for_a_worker(pool, runs, stop)
     mark(runs, "waiting")
-    return crew
+    return pool
 
 
-def work_off(crew: Crew, runs: Sequence[OpenRun], stop: Stop, show: Callable[[OpenRun], Progress]) -> None:
+def work_off(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop, show: Callable[[OpenRun], Progress]) -> None:
     """What the runs owe, one run after the other by workers that load the model once; the first run is loaded for."""
     loaded = runs[0].inputs
     for one in runs:
         if one.inputs is not loaded and not stop:
             loaded = one.inputs
             mark([one], "load")
-            crew.reload(worker_config(loaded), loaded.config.slots)
-            wait_for_a_worker(crew, [one], stop)
+            pool.reload(worker_config(loaded), loaded.config.slots)
+            wait_for_a_worker(pool, [one], stop)
         if stop:
             return
         mark([one], "sampling")
         progress = show(one)
         with closing(progress), published(one.config.name, one.telemetry, progress, sinks(one.config)):
-            drive(crew, one.store, one.owed, one.telemetry, progress, lambda: stop)
+            dispatch(pool, one.store, one.owed, one.telemetry, progress, lambda: stop)
         mark([one], "end")
 
 
@@ -159,8 +159,8 @@ def sinks(config: RunConfig) -> list[Sink]:
     return found
 
 
-def wait_for_a_worker(crew: Crew, runs: Sequence[OpenRun], stop: Stop) -> None:
-    """Until the first worker has loaded; the others join while it works. Raises what the crew raises.
+def wait_for_a_worker(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop) -> None:
+    """Until the first worker has loaded; the others join while it works. Raises what the pool raises.
 
     An actor stays pending for as long as others have the device: that, too, is said now and then.
     """
@@ -174,7 +174,7 @@ def wait_for_a_worker(crew: Crew, runs: Sequence[OpenRun], stop: Stop) -> None:
                 f"Waiting for {workers} to load {config.model}, {now - began:.0f} s so far; if "
                 f"{'GPUs' if config.use_gpus else 'CPUs'} are busy, Ray gives them when they are free."
             )
-        for event in crew.wait(0.2):
+        for event in pool.wait(0.2):
             ready = ready or isinstance(event, Ready)
             if isinstance(event, Died):
                 say(f"worker {event.worker} did not start, and is started again: {event.reason}")

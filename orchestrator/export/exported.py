@@ -13,17 +13,17 @@ from typing import Any, NamedTuple
 
 from evals.config import TaskConfig
 from evals.types import Message, Problem, Record
-from orchestrator.analysis.load import read
+from orchestrator.analysis.load import load_run
 from orchestrator.inputs.problems import GSM8K_SHA256
 from orchestrator.inputs.prompts import problems_of, prompts_of, task_of
-from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.manifest import Manifest
 from orchestrator.settings.config import DEFAULT_DATA
 
 
 class Exported(NamedTuple):
     """All that a format needs of a run."""
 
-    run: RunRecord
+    run: Manifest
     summary: Mapping[str, Any]
     task: TaskConfig
     records: Sequence[Record]
@@ -67,9 +67,9 @@ class Exported(NamedTuple):
 
 def gather(directory: Path, data: str | None) -> Exported:
     """Read a run and make its prompts again. Raises UserError if it has no answer or they are not the run's prompts."""
-    found = read(directory)
-    task, problems = task_of(found.identity), problems_of(found.identity, data)
-    prompts, ids = prompts_of(found.identity, problems), {one.problem_id for one in found.records}
+    found = load_run(directory)
+    task, problems = task_of(found.manifest), problems_of(found.manifest, data)
+    prompts, ids = prompts_of(found.manifest, problems), {one.problem_id for one in found.records}
     kept = {key: problem for key, problem in problems.items() if key in ids}
     asked = {key: prompt for key, prompt in prompts.items() if key in ids}
-    return Exported(found.identity, found.summary, task, found.records, kept, asked)
+    return Exported(found.manifest, found.summary, task, found.records, kept, asked)

@@ -20,8 +20,8 @@ from orchestrator.inputs.problems import TRAIN_SETTING, DataSource, load_problem
 from orchestrator.inputs.prompts import prompts_digest
 from orchestrator.inputs.texts import load_texts, texts_digest
 from orchestrator.inputs.weights import check_weights
-from orchestrator.rundir.records import Key
-from orchestrator.settings.config import Provenance, RunConfig, plan
+from orchestrator.rundir.records import RecordKey
+from orchestrator.settings.config import Provenance, RunConfig, runs_of
 from orchestrator.store.run_store import check_writable
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Inputs(NamedTuple):
     max_length: int
     """Longest prompt plus answer, in tokens."""
     prompts_digest: str
-    texts: dict[Key, str] | None = None
+    texts: dict[RecordKey, str] | None = None
     """What the sampler replays; None where it samples."""
 
     @property
@@ -64,7 +64,7 @@ class Inputs(NamedTuple):
         }
 
 
-def find(config: RunConfig, model: ModelSource | None = None) -> Inputs:
+def resolve_inputs(config: RunConfig, model: ModelSource | None = None) -> Inputs:
     """Find model, unless it was found before, and data, and check that they fit. Raises UserError."""
     check_tracker(config.track)
     data = load_problems(config.data or "", config.data_split, config.limit, config.task)
@@ -79,7 +79,11 @@ def find(config: RunConfig, model: ModelSource | None = None) -> Inputs:
 
 
 def check(
-    config: RunConfig, folder: str, task: Task, problems: Sequence[Problem], texts: Mapping[Key, str] | None = None
+    config: RunConfig,
+    folder: str,
+    task: Task,
+    problems: Sequence[Problem],
+    texts: Mapping[RecordKey, str] | None = None,
 ) -> int:
     """Check a resolved configuration against the model in `folder`; returns the longest prompt + answer in tokens.
 
@@ -87,7 +91,7 @@ def check(
     """
     from evals.engine.model_support import check_architecture, load_tokenizer
 
-    for run in plan(config):
+    for run in runs_of(config):
         check_writable(run.run_dir or Path("runs"))
     context_length = check_architecture(folder, config.engine.trust_remote_code)
     check_weights(Path(folder), config.engine.allow_pickle)
@@ -99,7 +103,7 @@ def check(
     return check_lengths(lengths, task.config, context_length)
 
 
-def check_texts(texts: Mapping[Key, str], tokenizer: Tokenizer) -> None:
+def check_texts(texts: Mapping[RecordKey, str], tokenizer: Tokenizer) -> None:
     """Raises UserError unless every text is the same again once it was tokens: what is graded is what was given."""
     for (problem_id, _), text in texts.items():
         if tokenizer.decode(tokenizer.encode(text, whole=False)) != text:

@@ -1,4 +1,4 @@
-"""What a finished run asked, found again by what its run.json says: task, problems, prompts. Knows no records."""
+"""What a finished run run_prompts, found again by what its run.json says: task, problems, prompts. Knows no records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evals.tasks.task import Task, make_task
 from evals.types import Message, Problem, UserError
 from orchestrator.inputs.problems import TRAIN_SETTING, load_problems
 from orchestrator.rundir.directory import RUN
-from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.manifest import Manifest
 
 
 def prompts_digest(task: Task, problems: Iterable[Problem]) -> str:
@@ -24,7 +24,7 @@ def prompts_digest(task: Task, problems: Iterable[Problem]) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-class Asked(NamedTuple):
+class RunPrompts(NamedTuple):
     """Problems and prompts of a run, or the sentence that says why they cannot be shown."""
 
     problems: Mapping[int, Problem]
@@ -32,7 +32,7 @@ class Asked(NamedTuple):
     missing: str = ""
 
 
-def asked(run: RunRecord) -> Asked:
+def run_prompts(run: Manifest) -> RunPrompts:
     """The run's problems and prompts, checked against the digests in run.json: what is shown is what was asked.
 
     The turns of a chat stand below each other under their roles; the model's own template is not applied.
@@ -42,11 +42,11 @@ def asked(run: RunRecord) -> Asked:
         problems = problems_of(run)
         prompts = prompts_of(run, problems)
     except UserError as error:
-        return Asked(problems, {}, str(error))
-    return Asked(problems, {i: as_text(prompt) for i, prompt in prompts.items()})
+        return RunPrompts(problems, {}, str(error))
+    return RunPrompts(problems, {i: as_text(prompt) for i, prompt in prompts.items()})
 
 
-def prompts_of(run: RunRecord, problems: Mapping[int, Problem]) -> dict[int, str | tuple[Message, ...]]:
+def prompts_of(run: Manifest, problems: Mapping[int, Problem]) -> dict[int, str | tuple[Message, ...]]:
     """What the run asked for each of its problems. Raises UserError if that cannot be made again."""
     task, train = task_of(run), ()
     if task.num_shots and task.train_data is not None:
@@ -66,7 +66,7 @@ def as_text(prompt: str | tuple[Mapping[str, str], ...]) -> str:
     return prompt if isinstance(prompt, str) else "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in prompt)
 
 
-def task_of(run: RunRecord) -> TaskConfig:
+def task_of(run: Manifest) -> TaskConfig:
     """How the run asked and what its golds are."""
     try:
         return TaskConfig.model_validate(run.content["config"]["task"])
@@ -77,7 +77,7 @@ def task_of(run: RunRecord) -> TaskConfig:
         ) from error
 
 
-def problems_of(run: RunRecord, data: str | None = None) -> dict[int, Problem]:
+def problems_of(run: Manifest, data: str | None = None) -> dict[int, Problem]:
     """The run's problems by their rows. Raises UserError if they are not those that it was made with."""
     name = data or run.data
     if not name:

@@ -12,14 +12,14 @@ from pathlib import Path
 from evals.types import UserError
 from orchestrator.inputs.jsonl import SURROGATE, jsonl_rows
 from orchestrator.inputs.problems import DataSource
-from orchestrator.rundir.records import Key
+from orchestrator.rundir.records import RecordKey
 
 GOLD = "gold"  # replays the data's own answers
 ROW = re.compile("[0-9]{1,18}")
 TEXT_FORM = '{"id": 7, "text": "So it is 42."}'
 
 
-def load_texts(name: str, data: DataSource, num_samples: int) -> dict[Key, str]:
+def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey, str]:
     """A text for every (problem, sample) of `data`; of several of a problem, the first in the file is sample 0.
 
     All rows have ids or, with one sample, none, being in the order of the data. Raises UserError: no text in a row
@@ -59,6 +59,6 @@ def load_texts(name: str, data: DataSource, num_samples: int) -> dict[Key, str]:
     return {(problem_id, k): found[problem_id][k] for problem_id in ids for k in range(num_samples)}
 
 
-def texts_digest(texts: Mapping[Key, str]) -> str:
+def texts_digest(texts: Mapping[RecordKey, str]) -> str:
     """Hex sha256 of all texts with their problems and samples."""
     return hashlib.sha256(json.dumps(sorted(texts.items()), ensure_ascii=False).encode()).hexdigest()

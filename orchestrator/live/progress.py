@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from evals.sizing.slots import GIB, gib
 from evals.types import Record
-from orchestrator.analysis.accuracy import HEADLINE, estimate, right
+from orchestrator.analysis.accuracy import PRIMARY_METRIC, estimate, right
 from orchestrator.rundir.telemetry import by_number, held, used
 from orchestrator.text import percent, with_error
 
@@ -105,7 +105,7 @@ class Progress:
         self._graded = self._graded or bool(record.scores)
         verdicts = self._verdicts.setdefault(record.problem_id, [])
         before = sum(verdicts) / len(verdicts) if verdicts else self.mean
-        verdicts.append(right(record, HEADLINE))
+        verdicts.append(right(record, PRIMARY_METRIC))
         self.mean += (sum(verdicts) / len(verdicts) - before) / len(self._verdicts)
 
     def _speed(self) -> str:
@@ -124,7 +124,7 @@ class Progress:
             return ""
         means = {problem_id: sum(rights) / len(rights) for problem_id, rights in self._verdicts.items()}
         score = estimate(means, binary=max(map(len, self._verdicts.values())) == 1)
-        return f"{HEADLINE} {with_error(score) if score['n'] > 1 else percent(score['mean'])} %"
+        return f"{PRIMARY_METRIC} {with_error(score) if score['n'] > 1 else percent(score['mean'])} %"
 
     def _state(self, speed: str) -> str:
         elapsed, new = time.monotonic() - self._began, self.num - self._initial

@@ -14,7 +14,7 @@ from evals.types import UserError
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.directory import RECORDS, TELEMETRY, check_lock
 from orchestrator.rundir.files import Tail
-from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.manifest import Manifest
 from orchestrator.rundir.records import RecordLog
 from orchestrator.rundir.telemetry import readable
 
@@ -26,7 +26,7 @@ class Watched:
     """A run directory being read. Raises UserError if it is none."""
 
     def __init__(self, directory: Path) -> None:
-        run = RunRecord.read(directory)
+        run = Manifest.read(directory)
         self._directory = directory
         self._log, self._rows = RecordLog(directory / RECORDS), Tail(directory / TELEMETRY)
         self.phase, self.last_time = "", 0.0

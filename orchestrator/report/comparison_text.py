@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 from textwrap import fill, indent
 
-from orchestrator.analysis.accuracy import HEADLINE
+from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.comparison import Comparison, Pair, flips
 from orchestrator.analysis.load import Run
 from orchestrator.analysis.summary import WARNINGS, warnings
 from orchestrator.report.layout import WIDTH, Table, item, paragraphs
 from orchestrator.report.run_text import agreement, model_name, problems_name, provenance, shown_scores
-from orchestrator.text import figure, percent, say, with_error, without_spread
+from orchestrator.text import figure, fill_in, percent, with_error, without_spread
 
 WIDEST = 24
 """Characters of an answer in a table."""
@@ -62,7 +62,7 @@ def comparison_parts(comparison: Comparison) -> list[str | Table]:
 
 def shared_warnings(comparison: Comparison) -> dict[str, list[str]]:
     """Each warning once, with the runs that it is about."""
-    of_all = [say(WARNINGS["few"], {"num_problems": len(comparison.common)})]
+    of_all = [fill_in(WARNINGS["few"], {"num_problems": len(comparison.common)})]
     if comparison.asked:
         differing = ", ".join(comparison.asked)
         of_all.append(f"The runs asked differently ({differing}), and part of a difference may come from that.")
@@ -78,7 +78,7 @@ def methods_parts(runs: Sequence[Run]) -> list[str | Table]:
     """A table with one row a run, and what its columns mean."""
     summaries = [run.summary for run in runs]
     names = shown_scores(*summaries)
-    weighted = [summary["chain"]["expected_correct"].get(HEADLINE) for summary in summaries]
+    weighted = [summary["chain"]["expected_correct"].get(PRIMARY_METRIC) for summary in summaries]
     rows = []
     for run, expected in zip(runs, weighted, strict=True):
         summary = run.summary
@@ -89,7 +89,7 @@ def methods_parts(runs: Sequence[Run]) -> list[str | Table]:
             [run.label, *("-" if score is None else with_error(score) for score in scores), *map(figure, figures)]
         )
     legend = ["Scores are % right ± standard error, over all problems of each run"]
-    if any(without_spread(summary["accuracy"][HEADLINE]) for summary in summaries):
+    if any(without_spread(summary["accuracy"][PRIMARY_METRIC]) for summary in summaries):
         legend[0] += "; the 95 % interval (Wilson) instead where all are right or all are wrong"
     legend += agreement(*summaries)
     if any(weighted):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.analysis.accuracy import HEADLINE
+from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.load import Run
 from orchestrator.report import svg
 from orchestrator.report.svg import Panel, Point, Series
@@ -20,7 +20,7 @@ MAX_TICKS = 8
 MAX_BARS = 40  # of a histogram, at least 1 token wide
 FATES = {"wrong": svg.COLOURS[1], "right": svg.COLOURS[2], "no answer": svg.COLOURS[7], "truncated": svg.COLOURS[3]}
 """What became of an answer, from below to above in a histogram; of several that apply, the last."""
-SCORE = f"% right ({HEADLINE}) ± standard error"
+SCORE = f"% right ({PRIMARY_METRIC}) ± standard error"
 
 
 def accuracy_figure(runs: Sequence[Run]) -> str | None:
@@ -78,7 +78,7 @@ def series_name(others: Mapping[str, str], groups: Mapping[tuple[tuple[str, Any]
 
 def point(summary: Mapping[str, Any], x: float, mark: str = "") -> Point:
     """The headline score in %, with one standard error."""
-    score = summary["accuracy"][HEADLINE]
+    score = summary["accuracy"][PRIMARY_METRIC]
     mean, error = score["mean"], score["stderr"]
     low, high = (mean - error, mean + error) if error else score["ci95"] or (mean, mean)
     return Point(x, 100 * mean, 100 * low, 100 * high, mark)

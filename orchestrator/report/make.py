@@ -13,9 +13,9 @@ from pathlib import Path
 
 from evals.types import UserError
 from orchestrator.analysis.comparison import Comparison, compare
-from orchestrator.analysis.load import read
+from orchestrator.analysis.load import load_run
 from orchestrator.console import say
-from orchestrator.inputs.prompts import asked
+from orchestrator.inputs.prompts import run_prompts
 from orchestrator.report.comparison_text import comparison_report
 from orchestrator.report.figures import accuracy_figure
 from orchestrator.report.page import Shown, page
@@ -29,7 +29,7 @@ MARK, MARK_END = "<!-- powersample comparison ", " -->"
 """Between them the fingerprints of the runs: the last line of a comparison's files, by which they may be replaced."""
 
 
-def tell(run_dirs: Sequence[Path], out: Path | None = None) -> None:
+def print_reports(run_dirs: Sequence[Path], out: Path | None = None) -> None:
     """Write reports, print the text, and say on stderr where they are, the page first."""
     print(write_report(run_dirs, out), end="", flush=True)
     said = f"{SUMMARY}, {REPORT} and {PAGE}"
@@ -54,7 +54,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
     for a directory that is missing or holds no run, for runs that cannot be compared, and where another file is in the
     way.
     """
-    runs = [read(directory) for directory in run_dirs]
+    runs = [load_run(directory) for directory in run_dirs]
     comparison = compare(runs) if len(runs) > 1 else None
     place = beside(run_dirs) if out is None else out
     for name in (REPORT, PAGE, FIGURE) if comparison else ():
@@ -62,7 +62,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
     shown, text = [], ""
     for run in runs:
         plot = timeline(run.telemetry)
-        shown.append(Shown(run, asked(run.identity), plot))
+        shown.append(Shown(run, run_prompts(run.manifest), plot))
         text = run_report(run.summary, TIMELINE if plot else None)
         summary = json.dumps(run.summary, indent=2, ensure_ascii=False, allow_nan=False)
         write(run.directory / SUMMARY, summary + "\n")
@@ -88,7 +88,7 @@ def write_comparison(comparison: Comparison, shown: Sequence[Shown], place: Path
 
 
 def mark(comparison: Comparison) -> str:
-    known = {short(run.identity.fingerprint) or "unknown" for run in comparison.runs}
+    known = {short(run.manifest.fingerprint) or "unknown" for run in comparison.runs}
     return MARK + escape(" ".join(sorted(known))) + MARK_END
 
 

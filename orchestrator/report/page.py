@@ -18,12 +18,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from evals.types import Record
-from orchestrator.analysis.accuracy import HEADLINE, by_problem, question_means, right
+from orchestrator.analysis.accuracy import PRIMARY_METRIC, by_problem, question_means, right
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.diagnostics import shown_moves
 from orchestrator.analysis.load import Run
 from orchestrator.analysis.summary import truncated
-from orchestrator.inputs.prompts import Asked
+from orchestrator.inputs.prompts import RunPrompts
 from orchestrator.report.comparison_text import comparison_parts, comparison_title, shared_warnings
 from orchestrator.report.figures import FATES, length_figure, log_p_figure
 from orchestrator.report.layout import Table
@@ -41,7 +41,7 @@ class Shown(NamedTuple):
     """A run on a page."""
 
     run: Run
-    asked: Asked
+    asked: RunPrompts
     timeline: str | None
 
 
@@ -78,11 +78,11 @@ def bold(text: str) -> Markup:
 
 def score(one: Shown) -> dict[str, Any]:
     """The headline score with its interval, in words and in % for the bar."""
-    found = one.run.summary["accuracy"][HEADLINE]
+    found = one.run.summary["accuracy"][PRIMARY_METRIC]
     interval = found["ci95"]
     return {
         "label": one.run.label,
-        "name": HEADLINE,
+        "name": PRIMARY_METRIC,
         "headline": headline(one.run.summary),
         "words": with_error(found),
         "interval": "95 % interval {} to {} %".format(*map(percent, interval)) if interval else "",
@@ -96,7 +96,7 @@ def section(one: Shown) -> dict[str, Any]:
     lengths: dict[str, list[int]] = {fate: [] for fate in FATES}
     for record in records:
         if record.status == "ok":
-            said = flags(record, one.run.identity.cut_limit)
+            said = flags(record, one.run.manifest.cut_limit)
             lengths[[fate for fate in FATES if fate in said][-1]].append(record.tokens["answer"])
     figures = [length_figure(lengths), log_p_figure(summary["chain"]), one.timeline]
     return {
@@ -105,7 +105,7 @@ def section(one: Shown) -> dict[str, Any]:
         "facts": facts(summary),
         "figures": [Markup(figure) for figure in figures if figure],
         "slowest": slowest(records),
-        "content": json.dumps(one.run.identity.content, indent=2),
+        "content": json.dumps(one.run.manifest.content, indent=2),
         "place": f"{one.run.directory.name}/run.json",
         "missing": one.asked.missing,
     }
@@ -127,10 +127,10 @@ def problems(shown: Sequence[Shown], baseline: str | None) -> dict[str, Any]:
     `prefix` is what all prompts begin with; `prompts` has one prompt where all runs asked the same, else one a run.
     """
     answers = [by_problem(one.run.records) for one in shown]
-    means = [question_means(one.run.records, HEADLINE) for one in shown]
+    means = [question_means(one.run.records, PRIMARY_METRIC) for one in shown]
     prefix = commonprefix([prompt for one in shown for prompt in one.asked.prompts.values()])  # noqa: RUF071
     ids = sum(len(record.token_ids) for one in shown for record in one.run.records) <= MAX_TOKEN_IDS
-    limits = [one.run.identity.cut_limit for one in shown]
+    limits = [one.run.manifest.cut_limit for one in shown]
     rows = []
     for problem_id in sorted(set().union(*answers)):
         problem = next((one.asked.problems[problem_id] for one in shown if problem_id in one.asked.problems), None)
@@ -154,7 +154,7 @@ def problems(shown: Sequence[Shown], baseline: str | None) -> dict[str, Any]:
         "runs": labels,
         "places": [f"{one.run.directory.name}/records.jsonl" for one in shown],
         "baseline": labels.index(baseline) if baseline in labels else None,
-        "headline": HEADLINE,
+        "headline": PRIMARY_METRIC,
         "prefix": prefix,
         "missing": [one.asked.missing for one in shown],
         "problems": rows,
@@ -184,8 +184,8 @@ def flags(record: Record, limit: float) -> list[str]:
     """What a reader may filter by. Each share of the summary is that of the answers with one of these."""
     done = record.status == "ok"
     found = {
-        "right" if right(record, HEADLINE) else "wrong": True,
-        "no answer": done and record.scores[HEADLINE]["kind"] == "none",
+        "right" if right(record, PRIMARY_METRIC) else "wrong": True,
+        "no answer": done and record.scores[PRIMARY_METRIC]["kind"] == "none",
         "truncated": done and truncated(record, limit),
         "failed": not done,
         "graders differ": len({right(record, name) for name in record.scores}) > 1,

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from orchestrator.analysis.accuracy import HEADLINE
+from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.report.layout import Table, item, paragraphs
 from orchestrator.settings.config import DEMO
-from orchestrator.text import duration, figure, gib, percent, say, short, with_error, without_spread
+from orchestrator.text import duration, figure, fill_in, gib, percent, short, with_error, without_spread
 
 Summary = Mapping[str, Any]
 
@@ -85,7 +85,7 @@ def headline(summary: Summary) -> str:
 def facts(summary: Summary) -> list[str]:
     """Sentences on answers, tokens, time, chains and memory, as far as anything is known of them."""
     figures = figures_of(summary)
-    return [said for fact in FACTS if (said := say(fact, figures))]
+    return [said for fact in FACTS if (said := fill_in(fact, figures))]
 
 
 def figures_of(summary: Summary) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def figures_of(summary: Summary) -> dict[str, Any]:
     peaks, many = list(used["peak_bytes"].values()), ("candidates", "particles")
     return {
         **summary,
-        "headline": HEADLINE.capitalize(),
+        "headline": PRIMARY_METRIC.capitalize(),
         "finished": summary["right_if_finished"] if summary["truncated_rate"] else None,
         "regraded": "A later `powersample regrade` has changed no verdict." if summary["num_rescored"] == 0 else None,
         "phases": total + (f" over {spent['num_starts']} starts" if spent["num_starts"] > 1 else ""),
@@ -137,7 +137,7 @@ def score_parts(summary: Summary) -> list[str | Table]:
 def shown_scores(*summaries: Summary) -> list[str]:
     """The scores worth a row or a column: where all of them agree on every answer, the headline stands for all."""
     if all(summary["num_disagreements"] == 0 for summary in summaries):
-        return [HEADLINE]
+        return [PRIMARY_METRIC]
     return list(dict.fromkeys(name for summary in summaries for name in summary["accuracy"]))
 
 
@@ -164,12 +164,12 @@ def scores_table(summary: Summary) -> Table:
 
 def samples_parts(summary: Summary) -> list[str | Table]:
     """pass@k and maj@k of the headline score, and where its variance comes from; nothing for one sample per problem."""
-    if HEADLINE not in summary["pass_at_k"]:
+    if PRIMARY_METRIC not in summary["pass_at_k"]:
         return []
-    passes, votes = summary["pass_at_k"][HEADLINE], summary["maj_at_k"][HEADLINE]
+    passes, votes = summary["pass_at_k"][PRIMARY_METRIC], summary["maj_at_k"][PRIMARY_METRIC]
     rows = [[k, with_error(passes[k]), with_error(votes[k])] for k in votes]
-    found = Table(["k", f"pass@k ({HEADLINE}, % ± SE)", "maj@k"], rows)
-    if (split := summary["variance"].get(HEADLINE)) is None:
+    found = Table(["k", f"pass@k ({PRIMARY_METRIC}, % ± SE)", "maj@k"], rows)
+    if (split := summary["variance"].get(PRIMARY_METRIC)) is None:
         return [found]
     *with_k, (_, limit) = split["stderr_with"].items()
     errors = ", ".join(f"{percent(error)} with {k}" for k, error in with_k)

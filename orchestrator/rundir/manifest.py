@@ -14,7 +14,7 @@ from pydantic_core.core_schema import ValidationInfo
 from evals.config import READS
 from evals.types import UserError
 from orchestrator.rundir.directory import RUN, read_run, runs_in
-from orchestrator.text import say
+from orchestrator.text import fill_in
 
 METHODS = {
     "power": "power (alpha {alpha:g}, {moves}|, {blocks} blocks|, {cuts} cuts|)",
@@ -36,7 +36,7 @@ def at(*paths: str, default: Any = None, **more: Any) -> Any:
     return Field(default, validation_alias=AliasChoices(*(AliasPath(*path.split(".")) for path in paths)), **more)
 
 
-class RunRecord(BaseModel, frozen=True, strict=True, protected_namespaces=()):
+class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
     """What a reader must know of a run to trust and repeat it; None is what an older run.json leaves out.
 
     Its dump is what a summary says of the run; the fields that are excluded serve who reads the run itself.
@@ -71,7 +71,7 @@ class RunRecord(BaseModel, frozen=True, strict=True, protected_namespaces=()):
     fingerprint: str | None = None
 
     @classmethod
-    def read(cls, directory: Path, graded: bool = False) -> RunRecord:
+    def read(cls, directory: Path, graded: bool = False) -> Manifest:
         """Of the run in `directory`. Raises UserError if there is none, or it does not say what every run.json does;
         where it must be `graded`, also for a run without scores."""
         content = read_run(directory) if directory.is_dir() else None
@@ -87,7 +87,7 @@ class RunRecord(BaseModel, frozen=True, strict=True, protected_namespaces=()):
         return run
 
     @classmethod
-    def of(cls, directory: Path, content: Mapping[str, Any]) -> RunRecord:
+    def of(cls, directory: Path, content: Mapping[str, Any]) -> Manifest:
         """The same of a run.json that says `content`."""
         try:
             return cls.model_validate({**content, "directory": directory, "content": content})
@@ -136,4 +136,4 @@ def method(sampler: Mapping[str, Any]) -> str:
         "top_p": None if sampler.get("top_p", 1) == 1 else sampler["top_p"],
         "texts": PurePath(sampler.get("texts") or "").name,
     }
-    return say(METHODS[kind], {**sampler, **words}) if kind in METHODS else kind
+    return fill_in(METHODS[kind], {**sampler, **words}) if kind in METHODS else kind

@@ -12,7 +12,7 @@ from orchestrator.rundir import schemas
 from orchestrator.rundir.directory import RECORDS, flatten, read_run
 from orchestrator.rundir.files import Tail
 
-Key = tuple[int, int]
+RecordKey = tuple[int, int]
 """(problem_id, sample_index)."""
 
 
@@ -23,7 +23,7 @@ class RecordLog:
         self._path, self._tail, self._num_lines = path, Tail(path), 0
         said = flatten(read_run(path.parent) or {})
         self._limits = {"problem_id": said.get("num_problems"), "sample_index": said.get("config.num_samples")}
-        self._known: set[Key] = set()
+        self._known: set[RecordKey] = set()
 
     def read(self) -> list[Record]:
         """The records that the log has gained and that count, the first of each key. Raises UserError, which names the
@@ -44,16 +44,16 @@ class RecordLog:
         return gained
 
 
-def first_records(path: Path) -> dict[Key, Record]:
+def first_records(path: Path) -> dict[RecordKey, Record]:
     """The records of a log that count, in its order."""
     return {key_of(record): record for record in RecordLog(path).read()}
 
 
-def key_of(record: Record) -> Key:
+def key_of(record: Record) -> RecordKey:
     return record.problem_id, record.sample_index
 
 
-def answers(directory: Path) -> dict[Key, Record]:
+def answers(directory: Path) -> dict[RecordKey, Record]:
     """The records of a run, as `first_records`. Raises UserError if there is none."""
     first = first_records(directory / RECORDS)
     if not first:

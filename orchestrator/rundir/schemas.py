@@ -43,7 +43,7 @@ class Verdict(Line):
     kind: str = "number"
 
 
-class Worker(Line):
+class AnsweredBy(Line):
     """Who answered."""
 
     rank: int | None = None
@@ -53,7 +53,7 @@ class Worker(Line):
 NUMBERS = (*TOTALS, *MEANS.values(), "generated", "prefilled", "drift_max", "ess", "ess_final")
 
 
-class Chain(Line):
+class ChainFigures(Line):
     """A sampler's diagnostics; what reports read as numbers is numbers."""
 
     votes: dict[str, Count] = {}
@@ -80,12 +80,12 @@ class RecordLine(Line):
     token_ids: list[Annotated[int, Field(ge=0, le=MAX_TOKEN_ID)]]
     ended: str
     scores: dict[str, Verdict]
-    chain: Chain
+    chain: ChainFigures
     timings: dict[str, Number]
     """A clock that is set back makes a duration negative."""
     memory: dict[str, Count | None]
     tokens: dict[str, Count]
-    worker: Worker
+    worker: AnsweredBy
     error: str | None = None
     group: str | None = None
 

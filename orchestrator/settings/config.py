@@ -1,7 +1,7 @@
-"""One frozen value that says what a run is. Knows no file, environment or flag (see settings.py), no torch, no Ray.
+"""One frozen value that says what a run is, and what two starts must share to be the same run.
 
-`RunConfig` holds what was asked for, `resolve` fills in what depends on the machine, `plan` says which runs that makes,
-and `fingerprint` is what two starts must share to be the same run.
+`RunConfig` holds what was asked for, `resolve` fills in what depends on the machine, `runs_of` says which runs that
+makes, and `fingerprint` is what two starts must share to be the same run.
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ class RunConfig(Settings):
 
     @property
     def num_actors(self) -> int:
-        """Workers: one per GPU, or per `engine.tensor_parallel` GPUs, or `num_workers` on CPUs; one when inline."""
+        """Workers: one per GPU, or per `engine.gpus_per_model` GPUs, or `num_workers` on CPUs; one when inline."""
         if self.inline:
             return 1
-        return self.num_gpus // self.engine.tensor_parallel if self.num_gpus else self.num_workers
+        return self.num_gpus // self.engine.gpus_per_model if self.num_gpus else self.num_workers
 
 
 def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> RunConfig:
@@ -114,11 +114,11 @@ def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> 
     """
     num_gpus = num_gpus_present if config.num_gpus is None else config.num_gpus
     if config.inline:
-        if config.num_gpus is not None and config.num_gpus > config.engine.tensor_parallel:
+        if config.num_gpus is not None and config.num_gpus > config.engine.gpus_per_model:
             raise UserError(
                 f"--inline runs one worker but --num-gpus (POWERSAMPLE_NUM_GPUS) is {config.num_gpus}; leave one out."
             )
-        num_gpus = min(num_gpus, config.engine.tensor_parallel)
+        num_gpus = min(num_gpus, config.engine.gpus_per_model)
     if num_gpus > num_gpus_present:
         has, way_out = "none (or CUDA_VISIBLE_DEVICES hides them)", "leave it out to run on CPUs"
         if num_gpus_present:
@@ -149,13 +149,13 @@ def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> 
 
 
 def shared_gpus(config: RunConfig, num_gpus: int) -> int:
-    """The GPUs that workers of `engine.tensor_parallel` each can use. Raises UserError if that leaves none, or some of
+    """The GPUs that workers of `engine.gpus_per_model` each can use. Raises UserError if that leaves none, or some of
     those asked for."""
-    each = config.engine.tensor_parallel
+    each = config.engine.gpus_per_model
     if each > 1 and (num_gpus < each or (config.num_gpus and num_gpus % each)):
         raise UserError(
-            f"engine.tensor_parallel gives every worker {each} GPUs, and there are {num_gpus} to use; ask for a "
-            "multiple of it (POWERSAMPLE_NUM_GPUS), or leave engine.tensor_parallel out."
+            f"engine.gpus_per_model gives every worker {each} GPUs, and there are {num_gpus} to use; ask for a "
+            "multiple of it (POWERSAMPLE_NUM_GPUS), or leave engine.gpus_per_model out."
         )
     return num_gpus - num_gpus % each
 
@@ -175,7 +175,7 @@ def check_demo(config: RunConfig) -> None:
         )
 
 
-def plan(config: RunConfig) -> list[RunConfig]:
+def runs_of(config: RunConfig) -> list[RunConfig]:
     """The runs of a resolved configuration: itself, or in demo mode four that share model, problems and seed."""
     if config.mode != "demo":
         return [config]

@@ -40,7 +40,7 @@ class Value(NamedTuple):
         return attrgetter(self.knob)(self.inputs.config)
 
 
-def fitted(value: Value, memory_limit: float | None, say: Callable[[str], None]) -> Value:
+def fit_batch_size(value: Value, memory_limit: float | None, say: Callable[[str], None]) -> Value:
     """The same with its own batch: the largest that works, at most the one asked for.
 
     `memory_limit` is in GiB, for each worker on CPUs. Raises UserError where no batch works.
@@ -82,14 +82,16 @@ def start(value: Value) -> int:
             "The batch is searched on a GPU of this machine, which has none; name it by --no-auto-batch-size and "
             "--batch-size."
         )
-    if not present[0].memory_bytes or config.engine.tensor_parallel > 1:  # nothing to forecast from
+    if not present[0].memory_bytes or config.engine.gpus_per_model > 1:  # nothing to forecast from
         return config.slots
-    from evals.engine.forecast import anatomy, demand, forecast
+    from evals.engine.forecast import demand, forecast, model_spec
     from evals.engine.model_support import read_config
     from evals.sizing.slots import plan_slots
 
     settings = worker_config(inputs)
-    model = anatomy(read_config(inputs.model.folder, config.engine.trust_remote_code), config.engine.dtype, value.name)
+    model = model_spec(
+        read_config(inputs.model.folder, config.engine.trust_remote_code), config.engine.dtype, value.name
+    )
     wanted = demand(model, config.slots, settings.max_length, settings.sequences)
     reading = forecast(model, present[0].memory_bytes, config.slots, config.engine)
     return plan_slots(reading, wanted, config.engine).slots

@@ -57,7 +57,7 @@ def check_unused(directory: Path) -> None:
         )
 
 
-def claim(directory: Path, wanted: Mapping[str, Any]) -> None:
+def ensure_manifest(directory: Path, wanted: Mapping[str, Any]) -> None:
     """Write run.json if the directory is new. Raises UserError if it is another run's.
 
     A run without one answer is nobody's: another fingerprint takes its directory over, and its telemetry goes.

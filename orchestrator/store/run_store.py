@@ -18,7 +18,7 @@ from evals.types import Problem, Record, UserError
 from orchestrator.rundir.directory import LOCK, RECORDS, TELEMETRY, check_lock
 from orchestrator.rundir.files import cut_torn_tail, sync_directory, write_whole, writing
 from orchestrator.rundir.records import encode, first_records, key_of
-from orchestrator.store.ownership import check_place, check_unused, claim, is_ours, take_lock
+from orchestrator.store.ownership import check_place, check_unused, ensure_manifest, is_ours, take_lock
 
 
 class RunStore:
@@ -90,7 +90,7 @@ def open_store(directory: Path, run: Mapping[str, Any]) -> RunStore:
         lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             take_lock(lock, directory)
-            claim(directory, run)
+            ensure_manifest(directory, run)
             return RunStore(directory, lock)
         except BaseException:
             os.close(lock)

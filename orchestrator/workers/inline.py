@@ -10,8 +10,8 @@ from evals.types import Record, WorkersLost
 from orchestrator.workers.pool import Done, Event, Health, Raised, Ready, Work
 
 
-class InlineCrew:
-    """One `orchestrator.worker.Worker` in this process; it survives no crash. What `load` raises comes from `start`."""
+class InlineWorkerPool:
+    """One `Worker` in this process, which survives no crash of it. What `load` raises comes from `start`."""
 
     def __init__(self, worker: Any, config: Any, slots: int) -> None:
         self._worker, self._config, self._slots, self._name = worker, config, slots, "inline"

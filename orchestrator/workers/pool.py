@@ -1,6 +1,6 @@
-"""What a driver and its workers say to each other: calls, events, the crew that carries them, and a crew of one.
+"""What a driver and its workers say to each other: calls, events, the pool that carries them, and a pool of one.
 
-The crew of Ray actors is in cluster.py. Knows no Ray.
+The pool of Ray actors is in cluster.py. Knows no Ray.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
-from orchestrator.rundir.records import Key
+from orchestrator.rundir.records import RecordKey
 
 
 class Work(NamedTuple):
@@ -23,7 +23,7 @@ class Work(NamedTuple):
     attempt: int = 1
 
     @property
-    def key(self) -> Key:
+    def key(self) -> RecordKey:
         return self.problem.problem_id, self.sample_index
 
 
@@ -58,7 +58,7 @@ class Raised(NamedTuple):
 
 
 class Died(NamedTuple):
-    """A worker is gone, and so are the problems that it had; the crew replaces it by itself."""
+    """A worker is gone, and so are the problems that it had; the pool replaces it by itself."""
 
     worker: str
     lost: list[Work]
@@ -89,7 +89,7 @@ class Health(NamedTuple):
 Event = Spawned | Ready | Done | Raised | Died | Lost | Health
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """Workers behind one interface."""
 
     def start(self) -> None:
@@ -116,7 +116,7 @@ class Crew(Protocol):
         ...
 
     def wait(self, timeout: float) -> list[Event]:
-        """What happened, after at most `timeout` seconds. Raises if the crew cannot go on."""
+        """What happened, after at most `timeout` seconds. Raises if the pool cannot go on."""
         ...
 
     def close(self) -> None:

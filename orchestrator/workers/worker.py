@@ -21,7 +21,7 @@ from evals.types import Problem, Record
 from orchestrator.inputs.models import ModelSource, on_this_node
 from orchestrator.inputs.preflight import Inputs
 from orchestrator.machine.gpus import wait_for_room
-from orchestrator.rundir.records import Key
+from orchestrator.rundir.records import RecordKey
 from orchestrator.settings.config import RunConfig
 from orchestrator.workers.pool import Work
 
@@ -43,7 +43,7 @@ class WorkerConfig(NamedTuple):
     """Longest prompt plus answer, in tokens."""
     train_problems: tuple[Problem, ...]
     """Where solved examples come from."""
-    texts: Mapping[Key, str] | None
+    texts: Mapping[RecordKey, str] | None
     """What the sampler replays; None where it samples."""
 
     @property

@@ -104,13 +104,13 @@ METHODS: dict[str, dict[str, object]] = {
 SEVERAL = """
 import json, os, signal, sys
 from evals.config import SamplerConfig
-from orchestrator import runs
+from orchestrator.drive import open_runs
 from orchestrator.cli import main
-from orchestrator.store import RunStore
+from orchestrator.store.run_store import RunStore
 
 kill, methods = sys.argv[1] == "kill", json.loads(sys.argv[2])
 
-def plan(config):
+def runs_of(config):
     places = {name: {"name": name, "run_dir": config.run_dir / name} for name in methods}
     samplers = {name: SamplerConfig(**settings) for name, settings in methods.items()}
     return [config.model_copy(update={**places[name], "sampler": samplers[name]}) for name in methods]
@@ -122,7 +122,7 @@ def append_and_kill(store, record):
         os.kill(os.getpid() if store.directory.name == "blocks" else record.worker["pid"], signal.SIGKILL)
     return added
 
-runs.plan, RunStore.append = plan, append_and_kill
+open_runs.runs_of, RunStore.append = runs_of, append_and_kill
 sys.exit(main(["run", *sys.argv[3:]]))
 """
 

@@ -29,8 +29,8 @@ import os, sys
 from pathlib import Path
 from orchestrator.cli import main
 main(["--version"])
-from orchestrator.config import RunConfig
-from orchestrator.join import start_ray
+from orchestrator.settings.config import RunConfig
+from orchestrator.cluster.ray_session import start_ray
 start_ray(RunConfig(num_gpus=0, dashboard=False), "test")
 import ray
 token, session = Path.home() / ".ray/auth_token", Path(ray._private.worker._global_node.get_session_dir_path())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evals import rng
 from evals.engine import attention, sampling
-from evals.engine.attention import Block
+from evals.engine.attention import AttentionGroup
 from evals.engine.kernels import decode, draw, pages, prefill, truncate
 from evals.engine.kv_cache import PAGE
 
@@ -73,7 +73,7 @@ def make_states(case: Attention, tokens: int, seed: int, device: str) -> tuple[T
     return q, k, v
 
 
-def twin(q: Tensor, pool: Pool, block: Block, case: Attention, scale: float) -> Tensor:
+def twin(q: Tensor, pool: Pool, block: AttentionGroup, case: Attention, scale: float) -> Tensor:
     """attention.attend in float32, whatever the type of the states."""
     k_pages, v_pages = (x.float() for x in pool.clean)
     return attention.attend(q.float() * scale, k_pages, v_pages, block, case.window, case.softcap)
@@ -100,7 +100,7 @@ def check_decode(
     assert arrivals.eq(0).all()
     for ours, theirs in zip(pool, expected, strict=True):
         assert torch.equal(ours.nan_to_num(7.0), theirs.nan_to_num(7.0))
-    block = Block(slice(0, len(at)), expected.pages[busy].long(), at[:, None] + 1)
+    block = AttentionGroup(slice(0, len(at)), expected.pages[busy].long(), at[:, None] + 1)
     close(out[busy], twin(q[busy], expected, block, case, scale), case.tolerance)
 
 
@@ -147,7 +147,7 @@ def check_prefill(case: Attention, starts: list[int], lengths: list[int], device
     out = run(starts, lengths, list(range(len(starts))), q)
     row = 0
     for i, (p, length) in enumerate(zip(positions, lengths, strict=True)):
-        block = Block(slice(0, length), table[i : i + 1], torch.tensor([[x + 1 for x in p]], device=device))
+        block = AttentionGroup(slice(0, length), table[i : i + 1], torch.tensor([[x + 1 for x in p]], device=device))
         mine = q[row : row + length]
         close(out[row : row + length], twin(mine, pool, block, case, scale), case.tolerance)
         cut = length // 3

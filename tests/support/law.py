@@ -169,7 +169,7 @@ def decisions(rule: Kernel | PaperRule, count: int, alpha: float = 4.0) -> tuple
         tried += 1
         if isinstance(rule, Kernel):
             rule = rule._replace(horizon=model.horizon)
-        plan = rule.plan(x, 5, key)
+        plan = rule.propose(x, 5, key)
         if plan.null(x):
             continue
         done += 1

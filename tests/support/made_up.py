@@ -12,7 +12,7 @@ from evals.types import Record
 from orchestrator.analysis.load import Run
 from orchestrator.analysis.summary import summarise
 from orchestrator.cli import main
-from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.manifest import Manifest
 from orchestrator.rundir.records import encode
 
 POWER = {"kind": "power", "alpha": 4.0, "num_moves": 10}
@@ -34,8 +34,8 @@ def make_run(sampler: dict[str, Any] = POWER, num_problems: int = 4, **changes: 
     return {"config": config, "num_problems": num_problems, "fingerprint": "f" * 64, "provenance": provenance}
 
 
-def known(sampler: dict[str, Any] = POWER, num_problems: int = 4, name: str = "run", **changes: Any) -> RunRecord:
-    return RunRecord.of(Path(name), make_run(sampler, num_problems, **changes))
+def known(sampler: dict[str, Any] = POWER, num_problems: int = 4, name: str = "run", **changes: Any) -> Manifest:
+    return Manifest.of(Path(name), make_run(sampler, num_problems, **changes))
 
 
 CHAIN = {

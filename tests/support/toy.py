@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from evals.engine.chain_state import Slot
+from evals.engine.chain_state import DecodeState
 from evals.rng import Purpose, uniforms
 from evals.types import Cancel, Completion, Drop, Ended, Handle, Keep, Prompt, Request, Sample, Steps, Submit
 
@@ -163,7 +163,7 @@ class ToyEngine:
             return stop.value
 
     def complete(self, request: Request, prompt: Prompt) -> Completion:
-        slot = Slot(request, prompt, self.seed)
+        slot = DecodeState(request, prompt, self.seed)
         start = len(request.prefix)
         answer = request.prefix[request.origin :]
         ended: Ended | None = None

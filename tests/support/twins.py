@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evals.engine import attention, sampling
-from evals.engine.attention import Block, Step
+from evals.engine.attention import AttentionGroup, Step
 from evals.engine.kv_cache import PAGE
 from evals.rng import Purpose, philox
 
@@ -36,7 +36,7 @@ def decode(
     """See `kernels.decode.decode`."""
     assert not arrivals.any()
     page = pages.long().gather(1, (positions // PAGE)[:, None])[:, 0]
-    block = Block(slice(0, len(q)), pages.long(), positions[:, None] + 1)
+    block = AttentionGroup(slice(0, len(q)), pages.long(), positions[:, None] + 1)
     step = Step(positions, positions, page * PAGE + positions % PAGE, [block], positions)
     return attention.attention(q, k, v, k_pages, v_pages, step, scale, window, softcap)
 
@@ -50,7 +50,7 @@ def prefill(
     for row, first, count, position in tiles.tolist():
         if count:
             rows, used = slice(first, first + count), (position + count - 1) // PAGE + 1
-            block = Block(rows, pages[None, row, :used].long(), position + 1 + torch.arange(count)[None])
+            block = AttentionGroup(rows, pages[None, row, :used].long(), position + 1 + torch.arange(count)[None])
             out[rows] = attention.attend(q[rows] * scale, k_pages, v_pages, block, window, softcap)
     return out
 

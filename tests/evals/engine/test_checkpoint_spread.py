@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from evals.engine.attention import Block, Step
+from evals.engine.attention import AttentionGroup, Step
 from evals.engine.checkpoint import carry, cuda_devices, moved, split, spread
 from evals.engine.graph_decoder import GraphDecoder
-from evals.engine.kv_cache import Opening
+from evals.engine.kv_cache import Allocation
 from evals.engine.model import CacheShape, KeysValues, Model
 from evals.types import Handle, UserError
 from support.decoder_cases import assert_same
@@ -87,7 +87,7 @@ def test_keys_and_values_lie_with_their_layers() -> None:
         cache.layer(4)
     assert cache.parts[1][:, :, 0, 0, 0, 0].tolist() == [[2, 3, 4], [12, 13, 14]]
     cache.parts[0][:, :, 1] = cache.parts[1][:, :, 1] = 7
-    cache.prepare([Opening(Handle(0), (1, 2, 3), (2, 3), (1, 2))])
+    cache.prepare([Allocation(Handle(0), (1, 2, 3), (2, 3), (1, 2))])
     for part in cache.parts:
         assert (part[:, :, 1:3] == 7).all()
         assert not part[:, :, 3].any()
@@ -97,7 +97,11 @@ def test_keys_and_values_lie_with_their_layers() -> None:
 def test_a_step_says_the_same_elsewhere() -> None:
     numbers = torch.arange(6)
     step = Step(
-        numbers[None], numbers[None], numbers, [Block(slice(0, 6), numbers[:, None], numbers[:, None])], numbers
+        numbers[None],
+        numbers[None],
+        numbers,
+        [AttentionGroup(slice(0, 6), numbers[:, None], numbers[:, None])],
+        numbers,
     )
     there = step.to(META)
     parts = [there.token_ids, there.positions, there.write_at, there.logits_at, there.blocks[0].pages]
@@ -125,7 +129,7 @@ def test_a_model_without_a_list_of_layers_is_not_spread() -> None:
 
 
 def test_more_gpus_than_there_are_is_a_mistake_of_the_users() -> None:
-    with pytest.raises(UserError, match=r"engine\.tensor_parallel asks for 65 GPUs .* this worker has \d+; ask for at"):
+    with pytest.raises(UserError, match=r"engine\.gpus_per_model asks for 65 GPUs .* this worker has \d+; ask for at"):
         cuda_devices(65)
 
 

@@ -213,7 +213,7 @@ def test_the_same_bits_with_and_without_further_requests_in_flight(monkeypatch: 
         futures.append(on.submit(chains[3], 1))
         on.run([], 1)
         found.append([future.result().chain["trace"] for future in futures])
-        evicted += on.counters().evicted_requests
+        evicted += on.counters().preempted_requests
         assert on.counters().kv_pages_used == 0
         audit(on._pool)
     assert evicted > 0
@@ -326,7 +326,7 @@ def test_logits_that_are_not_numbers_fail_one_chain_and_poison_no_other(
         logits = plain(step)
         calls.append(step)
         if len(calls) == 6:
-            cache_of(on).fill(on._scheduler.seating.slots[0].pages, torch.nan)
+            cache_of(on).fill(on._runner.scheduler.slots[0].pages, torch.nan)
             logits[0] = torch.nan
         return logits
 

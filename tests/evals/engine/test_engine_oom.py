@@ -19,7 +19,7 @@ from evals.evaluate import make_sampler
 from evals.sizing.slots import fewer
 from evals.types import Cancel, Chain, Drop, Keep, Sample, Submit, UserError
 from orchestrator.cli import main
-from orchestrator.drive.dispatcher import Drive
+from orchestrator.drive.dispatcher import Dispatcher
 from orchestrator.rundir.telemetry import read_telemetry
 from orchestrator.store.telemetry_log import Telemetry
 from support.disturbed import KINDS, assert_same, run
@@ -125,12 +125,12 @@ def test_a_pool_that_starts_over_knows_its_sequences_but_none_of_their_pages() -
     audit(pool)
     assert (pool.capacity, pool.num_used) == (4, 0)
     assert not pool.reaches(parent, 1)
-    opening, present = pool.open_prompt(range(30), 50, replaces=parent)
+    allocation, present = pool.open_prompt(range(30), 50, replaces=parent)
     assert (present, pool.num_used) == (0, 4)
-    assert pool.reaches(opening.handle, 49)
-    assert pool.keep(opening.handle) == parent
+    assert pool.reaches(allocation.handle, 49)
+    assert pool.keep(allocation.handle) == parent
     pool.drop(child)
-    pool.drop(opening.handle)
+    pool.drop(allocation.handle)
     audit(pool)
     assert pool.num_used == 0
 
@@ -208,7 +208,7 @@ def test_the_worker_says_it_once_and_the_driver_writes_it_down(
 
 def test_equal_notes_of_several_workers_are_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     telemetry = Telemetry(tmp_path / "telemetry.jsonl")
-    run: Any = Drive(*[None] * 2, telemetry, None, deque(), {})  # type: ignore[arg-type]
+    run: Any = Dispatcher(*[None] * 2, telemetry, None, deque(), {})  # type: ignore[arg-type]
     for worker, notes in (("gpu0", "64 slots"), ("gpu1", "64 slots"), ("gpu0", ""), ("gpu2", "32 slots")):
         run.heard(worker, {"notes": notes, "slot_changes": [], "slots": 1})
     telemetry.close()

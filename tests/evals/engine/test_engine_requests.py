@@ -199,10 +199,10 @@ def test_the_first_log_z_is_not_in_the_sum_and_equality_goes_on(pair: Pair, on: 
 
 
 def test_certain_tokens_never_abort_under_the_nonnull_bound() -> None:
-    from evals.engine.chain_state import Slot
+    from evals.engine.chain_state import DecodeState
 
     to = prompt(1)
-    slot = Slot(request(to, floor=1e9, bound="nonnull"), to, 0)
+    slot = DecodeState(request(to, floor=1e9, bound="nonnull"), to, 0)
     assert slot.add(5, 0.0, 0.0) is None  # q = 1: every move from here is null, G is 0 so far
     assert slot.add(5, math.log(0.5), 0.0) == "floor"
 

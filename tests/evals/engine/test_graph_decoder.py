@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 from evals.engine import batch_state
-from evals.engine.chain_state import Slot
+from evals.engine.chain_state import DecodeState
 from evals.engine.graph_decoder import GraphDecoder
 from evals.samplers.paper import Paper
 from evals.samplers.power import Power
@@ -133,7 +133,7 @@ def test_requests_that_give_way_start_again(pair: Pair) -> None:
     for on in (lagging(pair, 4), engine(pair.model, 4)):
         gaps, late = iter(range(100)), []
         log = answers(on, prompts, steps, seed=3)
-        assert on.counters().evicted_requests > 0
+        assert on.counters().preempted_requests > 0
         if isinstance(on._decoder, GraphDecoder):
             ours, lates = log, late
     assert assert_same(pair, ours, log, seed=3) == 10
@@ -160,12 +160,12 @@ def test_chains_that_fail_leave_rows_and_pages_to_others(pair: Pair) -> None:
 # --- the device's side ------------------------------------------------------------------------------------------------
 
 
-def seated(on: Any, to: Prompt, max_new: int, eos: int) -> Slot:
+def scheduled(on: Any, to: Prompt, max_new: int, eos: int) -> DecodeState:
     """A request in pages of its own, of which the host does not keep up."""
     asked = request(to, max_new, alpha=np.inf)
-    slot = Slot(asked, to._replace(eos_ids=frozenset([eos])), 0)
-    slot.opening = on._pool.open(None, 0, len(asked.prefix) + max_new)
-    on._cache.prepare([slot.opening])
+    slot = DecodeState(asked, to._replace(eos_ids=frozenset([eos])), 0)
+    slot.allocation = on._pool.open(None, 0, len(asked.prefix) + max_new)
+    on._cache.prepare([slot.allocation])
     return slot
 
 
@@ -188,7 +188,7 @@ def test_a_row_that_is_over_stands_still(pair: Pair, by: str) -> None:
     decoder: Any = on._decoder
     cache: Any = on._cache
     on.model.attach(cache)
-    running = seated(on, to, number if by == "limit" else 30, -1 if by == "limit" else free.tokens[number])
+    running = scheduled(on, to, number if by == "limit" else 30, -1 if by == "limit" else free.tokens[number])
     drawn = [decoder.step([running]) for _ in range(number + 3)]
     before, keys = state(decoder), cache.tensor.clone()
     drawn += [decoder.step([running]) for _ in range(5)]

@@ -42,14 +42,14 @@ class Mirror:
                 self.pool.open(parent, start, limit)
             return
         before = self.pool.num_free
-        opening = self.pool.open(parent, start, limit)
-        assert before - self.pool.num_free == needed == len(opening.fresh)
-        self.cache.prepare([opening])
-        assert torch.isfinite(self.numbers[:, list(opening.pages)]).all()
-        self.pages[opening.handle] = opening.pages
-        self.running[opening.handle] = (inherited[:start], start, limit)
+        allocation = self.pool.open(parent, start, limit)
+        assert before - self.pool.num_free == needed == len(allocation.fresh)
+        self.cache.prepare([allocation])
+        assert torch.isfinite(self.numbers[:, list(allocation.pages)]).all()
+        self.pages[allocation.handle] = allocation.pages
+        self.running[allocation.handle] = (inherited[:start], start, limit)
         if parent is not None:
-            self.parents[opening.handle] = parent
+            self.parents[allocation.handle] = parent
 
     def open_prompt(self) -> None:
         """One of a few prompts that begin alike: what is not found is written at once."""
@@ -57,18 +57,18 @@ class Mirror:
         limit = len(tokens) + self.random.randint(1, 40)
         if self.pool.pages_for(0, limit) > self.pool.num_free:
             return
-        opening, present = self.pool.open_prompt(tokens, limit)
+        allocation, present = self.pool.open_prompt(tokens, limit)
         self.shared += present
-        self.cache.prepare([opening])
-        stored = self.numbers[:, list(opening.pages)].flatten(1)
+        self.cache.prepare([allocation])
+        stored = self.numbers[:, list(allocation.pages)].flatten(1)
         content = stored[0, :present].tolist()
         assert stored[1, :present].tolist() == [-number for number in content]
         assert [number > 0 for number in content] == [True] * present  # written, and not by a stranger
-        self.pages[opening.handle] = opening.pages
-        self.prompts[opening.handle] = tokens[:-1]
+        self.pages[allocation.handle] = allocation.pages
+        self.prompts[allocation.handle] = tokens[:-1]
         for token in tokens[present:-1]:
-            self.put(opening.handle, content, token)
-        self.running[opening.handle] = (content, len(content), limit)
+            self.put(allocation.handle, content, token)
+        self.running[allocation.handle] = (content, len(content), limit)
 
     def put(self, handle: Handle, content: list[float], token: int = 0) -> None:
         """Write the next number of a sequence; it says which token it stands for."""
@@ -179,24 +179,24 @@ def test_whole_pages_are_shared_and_the_partial_one_is_copied() -> None:
 @pytest.mark.parametrize(("length", "pages"), [(17, 1), (18, 2)])  # 16 and 17 tokens are written
 def test_surplus_returns_when_a_sequence_ends(length: int, pages: int) -> None:
     pool = PagePool(20)
-    opening = pool.open(None, 0, 200)
+    allocation = pool.open(None, 0, 200)
     assert pool.num_used == 13
-    pool.end(opening.handle, length)
+    pool.end(allocation.handle, length)
     assert pool.num_used == pages
-    pool.drop(opening.handle)
+    pool.drop(allocation.handle)
     assert pool.num_used == 0
 
 
 def test_misuse_is_refused() -> None:
     pool = PagePool(4)
-    opening = pool.open(None, 0, 20)
-    pool.end(opening.handle, 10)
+    allocation = pool.open(None, 0, 20)
+    pool.end(allocation.handle, 10)
     with pytest.raises(ValueError, match="do not reach position 30"):
-        pool.open(opening.handle, 30, 40)
-    pool.drop(opening.handle)
+        pool.open(allocation.handle, 30, 40)
+    pool.drop(allocation.handle)
     for call in (pool.drop, pool.keep, pool.fork):
         with pytest.raises(ValueError, match="not held"):
-            call(opening.handle)
+            call(allocation.handle)
     with pytest.raises(ValueError, match="scratch"):
         PagePool(1)
 
@@ -211,9 +211,9 @@ def test_the_audit_finds_a_wrong_count() -> None:
 
 def test_the_audit_finds_an_entry_that_outlived_its_page() -> None:
     pool = PagePool(4)
-    opening, _ = pool.open_prompt(range(40), 41)
+    allocation, _ = pool.open_prompt(range(40), 41)
     pool._prefixes.forget = lambda page: None  # type: ignore[method-assign]
-    pool.drop(opening.handle)
+    pool.drop(allocation.handle)
     with pytest.raises(RuntimeError, match="page 1 is free and can be found by its tokens"):
         audit(pool)
 

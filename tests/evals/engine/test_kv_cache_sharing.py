@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from evals.engine.eager_decoder import Run, layout, prompt_passes
+from evals.engine.eager_decoder import Chunk, layout, prompt_passes
 from evals.engine.engine import Engine
 from evals.engine.kv_cache import PAGE, PrefixIndex
 from evals.samplers.power import Power
@@ -172,10 +172,10 @@ def test_a_prompt_that_fails_leaves_nothing_to_be_found(pair: Pair, monkeypatch:
 def test_nothing_is_read_before_an_earlier_pass_has_written_it() -> None:
     header = (7, 8, 9)
     prompts = [
-        Run(range(60), 0, (*header, 1)),
-        Run(range(10), 3 * PAGE, (*header, 2)),
-        Run(range(10), 3 * PAGE, (*header, 3)),
-        Run((), 3 * PAGE, (*header, 4)),
+        Chunk(range(60), 0, (*header, 1)),
+        Chunk(range(10), 3 * PAGE, (*header, 2)),
+        Chunk(range(10), 3 * PAGE, (*header, 3)),
+        Chunk((), 3 * PAGE, (*header, 4)),
     ]
     starts = [[(run.start, len(run.tokens)) for run in runs] for runs in prompt_passes(prompts, PACKED, 100)]
     assert starts == [[(0, 60)], [(48, 10), (48, 10)]]
@@ -185,7 +185,7 @@ def test_nothing_is_read_before_an_earlier_pass_has_written_it() -> None:
 
 def test_passes_on_a_cpu_are_cut_at_fixed_positions() -> None:
     shape = layout(torch.device("cpu"))
-    prompts = [Run(range(150), 0, tuple(range(1, 11))), Run(range(20), 128, (1, 2, 3, 4, 5, 6, 7, 8, 11, 12))]
+    prompts = [Chunk(range(150), 0, tuple(range(1, 11))), Chunk(range(20), 128, (1, 2, 3, 4, 5, 6, 7, 8, 11, 12))]
     passes = [[(run.start, len(run.tokens)) for run in runs] for runs in prompt_passes(prompts, shape, 16)]
     assert passes == [[(0, 64)], [(64, 64)], [(128, 22)], [(128, 20)]]
     assert shape.share_unit * PAGE == CHUNK

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from evals.engine.linears import Slice, fuse_linears
+from evals.engine.linears import FusedSlice, fuse_linears
 from support.tiny_models import make
 
 TOKENS = torch.tensor([[5, 7, 11, 13, 17, 19, 23, 29]])
@@ -46,7 +46,7 @@ def test_only_what_reads_one_tensor_once_is_fused_and_nothing_is_kept() -> None:
     x = torch.randn(2, 4)
     assert fuse_linears(fused, lambda: fused(x)) == 1
     assert type(fused.c) is nn.Linear
-    assert isinstance(fused.a, Slice)
+    assert isinstance(fused.a, FusedSlice)
     torch.testing.assert_close(fused(x), plain(x))
     torch.testing.assert_close(fused.b.weight, plain.b.weight)
     assert fused.a.product is fused.b.product

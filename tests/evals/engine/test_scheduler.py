@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from evals.engine.chain_runner import Scheduler
-from evals.engine.chain_state import Live, Slot
+from evals.engine.chain_runner import ChainRunner
+from evals.engine.chain_state import ChainState, DecodeState
 from evals.engine.kv_cache import PAGE, PagePool
 from evals.types import Cancel, Chain, Completion, Drop, Handle, Keep, Operation, Prompt, Request, Sample, Submit
 from support.pages import audit
@@ -26,65 +26,65 @@ class Drive:
 
     def __init__(self, num_pages: int, slots: int, share_unit: int = 1) -> None:
         self.pool = PagePool(num_pages + 1, share_unit)
-        self.scheduler = Scheduler(self.pool, slots, LENGTH, VOCABULARY)
-        self.seating = self.scheduler.seating
-        self.extras = 0
+        self.runner = ChainRunner(self.pool, slots, LENGTH, VOCABULARY)
+        self.scheduler = self.runner.scheduler
+        self.speculative = 0
 
-    def add(self, script: Script, to: Prompt, sequences: int = 2) -> Live:
-        live = Live(Chain(to, script, sequences), SEED)
-        self.scheduler.add(live)
-        return live
+    def add(self, script: Script, to: Prompt, sequences: int = 2) -> ChainState:
+        state = ChainState(Chain(to, script, sequences), SEED)
+        self.runner.add(state)
+        return state
 
     def seat(self) -> None:
-        self.scheduler.seat()
+        self.runner.seat()
         self.check()
 
     def draw(self) -> None:
-        for running in list(self.seating.slots):
-            self.scheduler.record(running, token(running), -0.7, -0.1)
+        for running in list(self.scheduler.slots):
+            self.runner.record(running, token(running), -0.7, -0.1)
             self.check()
 
-    def run(self, late: Iterable[Live] = (), every: int = 10, honest: bool = True) -> None:
-        """To the end, with a chain more every so many steps; with `honest` chains all heads run at every step."""
+    def run(self, late: Iterable[ChainState] = (), every: int = 10, honest: bool = True) -> None:
+        """To the end, with a chain more every so many steps; with `honest` chains all primaries run at every step."""
         more = list(late)
         for step in range(20_000):
-            if more and (step % every == 0 or self.scheduler.idle):
-                self.scheduler.add(more.pop())
-            if self.scheduler.idle:
+            if more and (step % every == 0 or self.runner.idle):
+                self.runner.add(more.pop())
+            if self.runner.idle:
                 break
             self.seat()
-            assert self.seating.slots, "nothing runs, and not all is done"
+            assert self.scheduler.slots, "nothing runs, and not all is done"
             if honest:
-                assert not self.seating.waiting_heads()
-            self.extras += sum(running not in self.heads() for running in self.seating.slots)
+                assert not self.scheduler.waiting_primaries()
+            self.speculative += sum(running not in self.primaries() for running in self.scheduler.slots)
             self.draw()
-        assert self.scheduler.idle
+        assert self.runner.idle
         assert self.pool.num_used == 0
 
-    def heads(self) -> list[Any]:
-        return [live.head for live in self.seating.alive if live.head is not None]
+    def primaries(self) -> list[Any]:
+        return [state.primary for state in self.scheduler.alive if state.primary is not None]
 
     def check(self) -> None:
         """Pages add up, no claim is out of date or exceeds the pool, nobody sits twice."""
         audit(self.pool)
-        assert len(self.seating.slots) <= self.scheduler.seating.num_slots
-        for live in self.seating.alive:
-            assert live.claims(self.pool) <= live.claim
-        assert sum(live.claim for live in self.seating.alive) <= self.pool.capacity
-        flights = [flight for live in self.seating.alive for flight in live.flights.values()]
-        assert sorted(map(id, self.seating.slots)) == sorted(id(f) for f in flights if f.opening is not None)
+        assert len(self.scheduler.slots) <= self.runner.scheduler.num_slots
+        for state in self.scheduler.alive:
+            assert state.reserved_pages(self.pool) <= state.reservation
+        assert sum(state.reservation for state in self.scheduler.alive) <= self.pool.capacity
+        requests = [active for state in self.scheduler.alive for active in state.requests.values()]
+        assert sorted(map(id, self.scheduler.slots)) == sorted(id(f) for f in requests if f.allocation is not None)
 
     def tags(self) -> list[Hashable]:
-        return [flight.tag for flight in self.seating.slots]
+        return [active.tag for active in self.scheduler.slots]
 
 
-def token(slot: Slot) -> int:
+def token(slot: DecodeState) -> int:
     return int(slot.uniform() * VOCABULARY)
 
 
 def answer(asked: Request, to: Prompt) -> tuple[int, ...]:
     """What a request must draw, whoever sends it back how often."""
-    slot = Slot(asked, to, SEED)
+    slot = DecodeState(asked, to, SEED)
     while slot.add(token(slot), -0.7, -0.1) is None:
         pass
     return tuple(slot.tokens)
@@ -127,7 +127,7 @@ class Wanderer:
         return {*self.base, *(self.asked[tag].parent for tag in self.flying)} - {None}
 
     def settle(self) -> None:
-        """Decide on what has arrived, as far as nothing older is in flight."""
+        """Decide on what has arrived, as far as nothing older is in active."""
         for tag in sorted(self.done):
             if self.flying and tag > self.flying[0]:
                 break
@@ -176,37 +176,37 @@ class Wanderer:
             self.operations.append(Submit(tag, self.asked[tag]))
 
 
-def wanderers(drive: Drive, seed: int, count: int, needs: Sequence[int] = (2, 2, 3, 4, 8)) -> list[Live]:
+def wanderers(drive: Drive, seed: int, count: int, needs: Sequence[int] = (2, 2, 3, 4, 8)) -> list[ChainState]:
     rng = random.Random(seed)
-    lives = []
+    states = []
     for i in range(count):
         to = prompt(i % 5, rng.randint(1, 40), rng.randint(5, LENGTH - 40), eos=EOS if rng.random() < 0.7 else ())
         full = PagePool.pages_for(0, len(to.token_ids) + to.max_new_tokens)
         sequences = min(rng.choice(needs), drive.pool.capacity // full)
         script = Wanderer(rng.randrange(1 << 30), to, sequences, rng.randint(1, 40)).script()
-        lives.append(Live(Chain(to, script, sequences), SEED))
-    return lives
+        states.append(ChainState(Chain(to, script, sequences), SEED))
+    return states
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_chains_of_any_behaviour_end_in_a_small_pool(seed: int) -> None:
-    """Several in flight, holding several, cancelling: no deadlock, no leak, and the tokens of undisturbed requests."""
+    """Several in active, holding several, cancelling: no deadlock, no leak, and the tokens of undisturbed requests."""
     rng = random.Random(seed)
     drive = Drive(num_pages=rng.choice([12, 24, 48, 96]), slots=rng.randint(1, 8), share_unit=rng.choice([1, 4]))
-    lives = wanderers(drive, seed, 30)
-    for live in lives[:8]:
-        drive.scheduler.add(live)
-    drive.run(lives[8:], every=rng.choice([5, 60]))
-    assert all(live.future.result() for live in lives)
+    states = wanderers(drive, seed, 30)
+    for state in states[:8]:
+        drive.runner.add(state)
+    drive.run(states[8:], every=rng.choice([5, 60]))
+    assert all(state.future.result() for state in states)
 
 
-def test_extras_and_evictions_happen_in_the_random_test() -> None:
+def test_extras_and_preemptions_happen_in_the_random_test() -> None:
     """Otherwise it would prove little."""
     for num_pages, slots, every in [(48, 12, 20), (96, 4, 50)]:  # short of pages, short of slots
         drive = Drive(num_pages, slots)
         drive.run(wanderers(drive, 1, 30, needs=(2,)), every)
-        assert drive.extras > 500
-        assert drive.seating.evicted > 3
+        assert drive.speculative > 500
+        assert drive.scheduler.preempted > 3
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -219,9 +219,9 @@ def test_a_chain_that_needs_more_than_it_said_fails_or_ends_and_disturbs_nobody(
         wanderer = Wanderer(rng.randrange(1 << 30), to, 9 if i % 3 == 0 else 2, 12)
         (greedy if i % 3 == 0 else honest).append(drive.add(wanderer.script(), to))
     drive.run(honest=False)
-    assert all(live.future.exception() is None for live in honest)
-    for live in greedy:
-        error = live.future.exception()
+    assert all(state.future.exception() is None for state in honest)
+    for state in greedy:
+        error = state.future.exception()
         assert error is None or "holds more than the 2 sequences" in str(error)
 
 
@@ -245,8 +245,8 @@ def test_heads_sit_first_and_extras_in_what_is_left() -> None:
     drive.add(submits(3, to[0]), to[0])
     drive.add(submits(3, to[1]), to[1])
     drive.seat()
-    lives = list(drive.seating.alive)
-    assert [(lives.index(r.live), r.tag) for r in drive.seating.slots] == [(0, 0), (1, 0), (0, 1), (0, 2)]
+    states = list(drive.scheduler.alive)
+    assert [(states.index(r.state), r.tag) for r in drive.scheduler.slots] == [(0, 0), (1, 0), (0, 1), (0, 2)]
 
 
 def test_the_youngest_extra_gives_way_to_a_new_chain_and_the_next_oldest_becomes_head() -> None:
@@ -258,12 +258,12 @@ def test_the_youngest_extra_gives_way_to_a_new_chain_and_the_next_oldest_becomes
     drive.draw()
     drive.add(submits(1, other), other)
     drive.seat()
-    assert [(r.live is first, r.tag) for r in drive.seating.slots] == [(True, 0), (True, 1), (False, 0)]
-    assert drive.seating.evicted == 1
-    while 0 in first.flights:
+    assert [(r.state is first, r.tag) for r in drive.scheduler.slots] == [(True, 0), (True, 1), (False, 0)]
+    assert drive.scheduler.preempted == 1
+    while 0 in first.requests:
         drive.draw()
         drive.seat()
-    assert first.head is first.flights[1]
+    assert first.primary is first.requests[1]
     drive.run()
     assert first.future.result().chain["order"] == [0, 1, 2, 3]
 
@@ -297,7 +297,7 @@ def test_idle_counts_only_new_chains_that_find_their_pages() -> None:
 
 
 def test_extras_do_not_keep_a_new_chain_from_its_pages() -> None:
-    """The first chain fills the pool with extras; the second needs half of it and gets it at once."""
+    """The first chain fills the pool with speculative requests; the second needs half of it and gets it at once."""
     drive = Drive(num_pages=16, slots=8)
     to = prompt(0, 4, max_new=60)
     first = drive.add(submits(4, to, new=50), to)
@@ -305,7 +305,7 @@ def test_extras_do_not_keep_a_new_chain_from_its_pages() -> None:
     assert drive.tags() == [0, 1, 2, 3]
     second = drive.add(submits(2, to, new=50), to)
     drive.seat()
-    assert [running.live is second for running in drive.seating.slots] == [False, False, True, True]
+    assert [running.state is second for running in drive.scheduler.slots] == [False, False, True, True]
     drive.run()
     assert first.future.result().chain["order"] == [0, 1, 2, 3]
     assert second.future.result().chain["order"] == [0, 1]
@@ -336,12 +336,12 @@ def test_extras_take_no_pages_that_a_new_chain_waits_for() -> None:
     to = prompt(0, 4, max_new=60)
     first = drive.add(late(to, [58, 50, 50, 58, 12]), to)
     drive.seat()
-    while 1 in first.flights:
+    while 1 in first.requests:
         drive.seat()
         drive.draw()
     drive.add(submits(1, to), to)  # 8 pages; requests 1 and 2 hold 8, and 0 has 4
     drive.seat()
-    assert (drive.tags(), drive.seating.evicted) == ([0, 3], 0)
+    assert (drive.tags(), drive.scheduler.preempted) == ([0, 3], 0)
     drive.run()
 
 
@@ -350,12 +350,12 @@ def test_a_request_does_not_give_way_for_pages_that_its_chain_will_want_back() -
     drive = Drive(num_pages=18, slots=3)
     to, short = prompt(0, 4, max_new=90), prompt(1, 4, max_new=12)
     first = drive.add(late(to, [10, 90, 2], state=90), to)  # 6 pages of 12 guaranteed; 1, 6 and 1 page
-    while 0 not in first.flights or 2 in first.flights:
+    while 0 not in first.requests or 2 in first.requests:
         drive.seat()
         drive.draw()
     drive.add(submits(1, short, new=12), short)  # 2 pages
     drive.add(submits(1, short, new=12), short, sequences=4)  # 4 pages
     drive.seat()
-    assert (drive.tags(), first.claim, drive.seating.evicted) == ([0, 1, 0], 14, 0)
+    assert (drive.tags(), first.reservation, drive.scheduler.preempted) == ([0, 1, 0], 14, 0)
     drive.run()
     assert first.future.result()

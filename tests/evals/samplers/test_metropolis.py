@@ -12,7 +12,7 @@ from evals.samplers.base import pick
 from evals.samplers.metropolis import (
     EVERYWHERE,
     Kernel,
-    Plan,
+    Move,
     certain_divergence,
     chance,
     first_divergence,
@@ -124,7 +124,7 @@ def test_normalisers_by_their_definitions() -> None:
     assert KERNELS["uniform"].log_normaliser(x) == log(4)
     assert KERNELS["nonnull"].log_normaliser(x) == pytest.approx(log(4 - carry), abs=1e-12)
     assert KERNELS["entropy"].log_normaliser(x) == pytest.approx(log(fsum(-x.log_z) + 4 * EVERYWHERE), abs=1e-12)
-    plan = Plan(0, 3, None, 0.0)
+    plan = Move(0, 3, None, 0.0)
     kept = q[2] * (1 + q[1] * (1 + q[0]))
     assert Kernel(5, "nonnull").limits(x, plan).carry == pytest.approx(kept, abs=1e-12)
 
@@ -137,8 +137,8 @@ def test_shared_prefix_gives_the_identity_of_densities() -> None:
         np.testing.assert_allclose(4.0 * model.statistics(answer, 1.0)[0], log_q + log_z, atol=1e-12)
 
 
-Rule = Kernel | PaperRule
-RULES: dict[str, Rule] = {
+TransitionKernel = Kernel | PaperRule
+RULES: dict[str, TransitionKernel] = {
     **KERNELS,
     "paper": PaperRule(),
     "paper, no replay": PaperRule(replay=False),
@@ -168,7 +168,7 @@ def test_alpha_one_accepts_up_to_the_length_factor(kernel: str) -> None:
 
 def test_u_is_taken_as_one_minus_a_uniform_so_that_its_log_is_finite() -> None:
     x = state_of(TOYS["eos"], (1, 2, 0), 4.0)
-    found = {Kernel(4).plan(x, 9, (1, 0, move)).log_u for move in range(50)}
+    found = {Kernel(4).propose(x, 9, (1, 0, move)).log_u for move in range(50)}
     assert len(found) == 50
     assert max(found) <= 0
     assert min(found) >= log1p(-np.nextafter(1, 0))
@@ -178,8 +178,8 @@ def test_u_is_taken_as_one_minus_a_uniform_so_that_its_log_is_finite() -> None:
 def test_a_move_is_a_pure_function_of_state_and_key(kernel: str) -> None:
     rule = KERNELS[kernel]._replace(horizon=4)
     x = state_of(TOYS["eos"], (1, 2, 0), 4.0)
-    assert rule.plan(x, 9, (1, 0, 5)) == rule.plan(x, 9, (1, 0, 5))
-    assert {rule.plan(x, 9, (1, 0, move)).cut for move in range(60)} == {0, 1, 2}
+    assert rule.propose(x, 9, (1, 0, 5)) == rule.propose(x, 9, (1, 0, 5))
+    assert {rule.propose(x, 9, (1, 0, move)).cut for move in range(60)} == {0, 1, 2}
 
 
 def test_where_nothing_else_can_be_drawn_the_kernel_without_null_moves_stays() -> None:

@@ -9,7 +9,7 @@ from math import fsum, log
 import numpy as np
 import pytest
 
-from evals.engine.chain_state import Slot
+from evals.engine.chain_state import DecodeState
 from evals.samplers import metropolis, power
 from evals.samplers.base import State, spliced
 from evals.samplers.metropolis import Kernel
@@ -145,12 +145,12 @@ def test_a_null_free_bound_that_forgets_the_kept_prefix_is_seen(monkeypatch: pyt
 
 def test_a_bound_that_ignores_the_horizon_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A draft that has just become complete gets no longer, so that it must not be given up."""
-    right = Slot._over
+    right = DecodeState._over
 
-    def floor_first(self: Slot, token: int):
+    def floor_first(self: DecodeState, token: int):
         below = self._sum - self._bound() < self.request.floor
         return "floor" if self.request.floor != -np.inf and below else right(self, token)
 
-    monkeypatch.setattr(Slot, "_over", floor_first)
+    monkeypatch.setattr(DecodeState, "_over", floor_first)
     changed, _ = decisions(KERNELS["uniform"], 1_000)
     assert changed > 0

@@ -10,7 +10,7 @@ import pytest
 
 from evals.rng import Purpose, uniform
 from evals.samplers.base import State
-from evals.samplers.metropolis import Limits, Plan
+from evals.samplers.metropolis import Limits, Move
 from evals.samplers.paper import Paper, PaperRule
 from support.law import TOYS, chi_square
 from support.toy import EOS, ToyEngine, ToyLM
@@ -80,7 +80,7 @@ def test_other_rules_give_other_answers(wrong: str, monkeypatch: pytest.MonkeyPa
     model, paper = TOYS["eos"], Paper(4.0, 8, replay=False, early_rejection=False, top_k=0, block=3)
     right, limits = PaperRule.log_ratio, PaperRule.limits
 
-    def longer(self: PaperRule, x: State, plan: Plan) -> Limits:
+    def longer(self: PaperRule, x: State, plan: Move) -> Limits:
         return limits(self, x, plan)._replace(max_new=model.horizon - plan.start)
 
     def whole_sum(self: PaperRule, x: State, y: State, start: int) -> float:

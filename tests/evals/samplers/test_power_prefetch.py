@@ -60,8 +60,10 @@ def test_the_same_chain_for_any_prefetch_slots_and_order_of_arrival(toy: str, ki
 
 def test_a_chain_without_idle_slots_plans_every_move_once(monkeypatch: pytest.MonkeyPatch) -> None:
     planned = []
-    right = Kernel.plan
-    monkeypatch.setattr(Kernel, "plan", lambda self, x, seed, key: planned.append(key[2]) or right(self, x, seed, key))
+    right = Kernel.propose
+    monkeypatch.setattr(
+        Kernel, "propose", lambda self, x, seed, key: planned.append(key[2]) or right(self, x, seed, key)
+    )
     model = TOYS["flat"]
     on = ToyEngine(model, 1, slots=1)
     on.run(Power(2.0, 30, prefetch=8).chain(model.prompt(), 1, 0, 0))

@@ -85,7 +85,7 @@ def test_problems_of_one_template_count_as_one() -> None:
     grouped = []
     for run in runs:
         records = [record._replace(group=str(record.problem_id // 4)) for record in run.records]
-        grouped.append(Run(run.identity, summarise(records, [], run.identity), records))
+        grouped.append(Run(run.manifest, summarise(records, [], run.manifest), records))
     comparison = compare(grouped)
     (clustered,) = comparison.pairs
     assert (clustered.p, clustered.won) == (2 / 2**3, None)

@@ -13,7 +13,7 @@ from orchestrator.analysis.summary import summarise
 from orchestrator.commands.report import report
 from orchestrator.report.make import write_report
 from orchestrator.report.run_text import run_report
-from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.manifest import Manifest
 from support.made_up import (
     POWER,
     TELEMETRY,
@@ -95,7 +95,7 @@ def test_summary_of_nothing() -> None:
         assert summary["chain"]["acceptance"] is None
 
 
-def sentences(records: list[Record], run: RunRecord) -> str:
+def sentences(records: list[Record], run: Manifest) -> str:
     return "\n".join(summarise(records, [], run)["warnings"])
 
 

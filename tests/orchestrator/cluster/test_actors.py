@@ -1,4 +1,4 @@
-"""The Ray crew with fake workers: one cluster for the happy path and a killed actor, one for loads that fail."""
+"""The Ray pool with fake workers: one cluster for the happy path and a killed actor, one for loads that fail."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import pytest
 
 from evals.config import EngineConfig, SamplerConfig, TaskConfig
 from evals.types import Problem, Record, UserError, WorkersLost
-from orchestrator.drive.dispatcher import Died, Event, Health, Ready, Work, drive
+from orchestrator.drive.dispatcher import dispatch
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.telemetry import read_telemetry
 from orchestrator.settings.config import RunConfig
 from orchestrator.store.run_store import open_store
 from orchestrator.store.telemetry_log import Telemetry
+from orchestrator.workers.pool import Died, Event, Health, Ready, Work
 
 pytestmark = pytest.mark.ray
 
@@ -56,43 +57,43 @@ def fake_worker() -> type:
 
 
 @pytest.fixture
-def crews(monkeypatch: pytest.MonkeyPatch) -> Iterable[Any]:
-    """Makes crews and ends them."""
+def pools(monkeypatch: pytest.MonkeyPatch) -> Iterable[Any]:
+    """Makes pools and ends them."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    from orchestrator.cluster.actors import RayCrew
+    from orchestrator.cluster.actors import RayWorkerPool
 
     made = []
 
-    def make(config: str, worker: type | None = None, slots: int = 1, **run: Any) -> RayCrew:
+    def make(config: str, worker: type | None = None, slots: int = 1, **run: Any) -> RayWorkerPool:
         run = {"num_gpus": 0, "dashboard": False} | run
-        made.append(RayCrew(worker or fake_worker(), config, RunConfig(**run), slots))
+        made.append(RayWorkerPool(worker or fake_worker(), config, RunConfig(**run), slots))
         return made[-1]
 
     yield make
-    for crew in made:
-        crew.close()
+    for pool in made:
+        pool.close()
 
 
 class Killer:
-    """A crew in front of another that kills a worker once, after problem 7 did."""
+    """A pool in front of another that kills a worker once, after problem 7 did."""
 
-    def __init__(self, crew: Any) -> None:
-        self.crew, self.deaths, self.killed = crew, 0, False
+    def __init__(self, pool: Any) -> None:
+        self.pool, self.deaths, self.killed = pool, 0, False
         self.pids: dict[str, int] = {}
         self.seen: list[Event] = []
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.crew, name)
+        return getattr(self.pool, name)
 
     def wait(self, timeout: float) -> list[Event]:
-        events = self.crew.wait(timeout)
+        events = self.pool.wait(timeout)
         self.seen += events
         self.pids |= {event.worker: event.reading["pid"] for event in events if isinstance(event, Health)}
         for event in events:
             if isinstance(event, Died):
                 self.pids.pop(event.worker, None)
         if any(isinstance(event, Ready) for event in events):
-            self.crew.ask_health()
+            self.pool.ask_health()
         self.deaths += sum(isinstance(event, Died) for event in events)
         if not self.killed and self.deaths and self.pids:
             os.kill(next(iter(self.pids.values())), signal.SIGKILL)
@@ -107,53 +108,53 @@ def works(number: int) -> list[Work]:
     return [Work(Problem(i, "q", "#### 4"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(number)]
 
 
-def test_a_run_survives_killed_actors(tmp_path: Path, crews: Any) -> None:
+def test_a_run_survives_killed_actors(tmp_path: Path, pools: Any) -> None:
     store = open_store(tmp_path, {"fingerprint": "f"})
     telemetry = Telemetry(store.telemetry_path)
-    crew: Any = Killer(crews("model", num_workers=2, slots=3))
-    crew.start()
-    while sum(isinstance(event, Ready) for event in crew.seen) < 2:
-        crew.wait(1.0)
-    drive(crew, store, works(NUMBER), telemetry, Progress("run", NUMBER, out=io.StringIO()))
+    pool: Any = Killer(pools("model", num_workers=2, slots=3))
+    pool.start()
+    while sum(isinstance(event, Ready) for event in pool.seen) < 2:
+        pool.wait(1.0)
+    dispatch(pool, store, works(NUMBER), telemetry, Progress("run", NUMBER, out=io.StringIO()))
     telemetry.close()
     store.close()
     assert sorted(store.records) == [(i, 0) for i in range(NUMBER)]
     assert {r.problem_id: r.error for r in store.records.values() if r.status == "failed"} == {5: "ValueError: cannot"}
     rows = read_telemetry(tmp_path / "telemetry.jsonl")
-    assert crew.killed
+    assert pool.killed
     assert len([row for row in rows if row.get("event") == "death"]) == 2
-    assert {event.reading["cuda"] for event in crew.seen if isinstance(event, Health)} == {""}
+    assert {event.reading["cuda"] for event in pool.seen if isinstance(event, Health)} == {""}
 
 
-def wait_for_ever(crew: Any) -> None:
+def wait_for_ever(pool: Any) -> None:
     while True:
-        crew.wait(1.0)
+        pool.wait(1.0)
 
 
-def test_failing_loads_end_the_run_with_their_cause(crews: Any) -> None:
-    crew = crews("bad model", num_workers=1)
-    crew.start()
+def test_failing_loads_end_the_run_with_their_cause(pools: Any) -> None:
+    pool = pools("bad model", num_workers=1)
+    pool.start()
     with pytest.raises(UserError, match=r"^The model is of an architecture that is not supported\.$"):
-        wait_for_ever(crew)
+        wait_for_ever(pool)
     from ray.exceptions import RayError
 
-    crew._config = "broken"
-    crew._down(crew._handles[0], RayError("as if it had died"))
+    pool._config = "broken"
+    pool._down(pool._handles[0], RayError("as if it had died"))
     with pytest.raises(WorkersLost, match=r"cpu0 could not start 3 times: (.|\n)*no memory"):
-        wait_for_ever(crew)
+        wait_for_ever(pool)
 
 
 @pytest.mark.parametrize(("num_workers", "each"), [(3, 1), (1, 3)])
 def test_more_gpus_than_present_fails_fast(
-    num_workers: int, each: int, crews: Any, monkeypatch: pytest.MonkeyPatch
+    num_workers: int, each: int, pools: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
     monkeypatch.setattr("ray.init", lambda **options: calls.append(options))
     monkeypatch.setattr("ray.shutdown", lambda: calls.append("shutdown"))
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
-    crew = crews("model", num_gpus=num_workers * each, engine=EngineConfig(tensor_parallel=each))
+    pool = pools("model", num_gpus=num_workers * each, engine=EngineConfig(gpus_per_model=each))
     with pytest.raises(UserError, match="asks for 3 GPUs and Ray finds 2"):
-        crew.start()
+        pool.start()
     assert calls[-1] == "shutdown"
     assert "num_gpus" not in calls[0]
 
@@ -166,36 +167,37 @@ def test_more_gpus_than_present_fails_fast(
     ],
 )
 def test_ray_that_does_not_come_up_is_one_sentence(
-    error: str, kind: type[Exception], words: str, crews: Any, monkeypatch: pytest.MonkeyPatch
+    error: str, kind: type[Exception], words: str, pools: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(**options: Any) -> None:
         raise getattr(sys.modules["ray.exceptions"], error, Exception)("as if")
 
     monkeypatch.setattr("ray.init", fail)
     with pytest.raises(kind, match=words):
-        crews("model", num_workers=1).start()
+        pools("model", num_workers=1).start()
 
 
 def test_ray_is_closed_to_strangers_and_reports_to_nobody() -> None:
-    code = "import os, orchestrator.cluster; print(os.environ['RAY_AUTH_MODE'], os.environ['RAY_USAGE_STATS_ENABLED'])"
+    shown = "os.environ['RAY_AUTH_MODE'], os.environ['RAY_USAGE_STATS_ENABLED']"
+    code = f"import os, orchestrator.cluster.actors; print({shown})"
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     out = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["token", "0"]
 
 
 def test_ray_is_started_again_where_a_dead_agent_takes_its_node_along_but_not_for_ever(
-    crews: Any, monkeypatch: pytest.MonkeyPatch
+    pools: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.cluster.actors.MAX_REVIVALS", 1)
-    crew = crews("model", num_workers=1)
-    crew.start()
+    pool = pools("model", num_workers=1)
+    pool.start()
     for _ in range(2):
-        while not any(isinstance(event, Ready) for event in crew.wait(1.0)):
+        while not any(isinstance(event, Ready) for event in pool.wait(1.0)):
             pass
         raylet = sys.modules["ray"]._private.worker._global_node.all_processes["raylet"][0].process.pid
         os.kill(child(raylet, b"ray::DashboardAgent"), signal.SIGKILL)
     with pytest.raises(WorkersLost, match="Ray's node is gone"):
-        wait_for_ever(crew)
+        wait_for_ever(pool)
 
 
 def child(parent: int, title: bytes) -> int:
@@ -231,18 +233,18 @@ def worker_that_loads_once() -> type:
 
 
 def test_a_device_that_is_lost_is_told_and_the_others_finish(
-    tmp_path: Path, crews: Any, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, pools: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = open_store(tmp_path / "run", {"fingerprint": "f"})
     telemetry = Telemetry(store.telemetry_path)
-    crew = crews(str(tmp_path / "loaded"), worker_that_loads_once(), num_workers=2)
-    crew.start()
-    while sum(isinstance(event, Health) for event in crew.wait(0.2)) + crew.free(2) < 2:
+    pool = pools(str(tmp_path / "loaded"), worker_that_loads_once(), num_workers=2)
+    pool.start()
+    while sum(isinstance(event, Health) for event in pool.wait(0.2)) + pool.free(2) < 2:
         pass
     lost = False
     while not lost:  # work goes on while the lost one is tried again
         owed = [work for work in works(len(store.records) + 50) if work.key not in store.records]
-        drive(crew, store, owed, telemetry, Progress("run", len(owed), out=io.StringIO()))
+        dispatch(pool, store, owed, telemetry, Progress("run", len(owed), out=io.StringIO()))
         lost = any(row.get("event") == "lost" for row in read_telemetry(store.telemetry_path))
     telemetry.close()
     store.close()

@@ -55,20 +55,20 @@ def fake_worker() -> type:
 
 @pytest.fixture
 def dashboard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterable[str]:
-    """Address of the dashboard of a crew that has answered its problems, as it was said."""
+    """Address of the dashboard of a pool that has answered its problems, as it was said."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
-    from orchestrator.cluster.actors import RayCrew
+    from orchestrator.cluster.actors import RayWorkerPool
 
-    crew: Any = RayCrew(fake_worker(), "model", RunConfig(num_workers=NUM_WORKERS, num_gpus=0), 2, JOB)
-    crew.start()
+    pool: Any = RayWorkerPool(fake_worker(), "model", RunConfig(num_workers=NUM_WORKERS, num_gpus=0), 2, JOB)
+    pool.start()
     try:
         ready = answered = 0
         owed = [Work(Problem(i, "q", "#### 4"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(NUM_PROBLEMS)]
         while answered < NUM_PROBLEMS:
-            while ready == NUM_WORKERS and owed and crew.free(len(owed)):
-                crew.submit(owed.pop())
-            for event in crew.wait(1.0):
+            while ready == NUM_WORKERS and owed and pool.free(len(owed)):
+                pool.submit(owed.pop())
+            for event in pool.wait(1.0):
                 ready += isinstance(event, Ready)
                 answered += isinstance(event, Done)
         said = capsys.readouterr().err
@@ -76,7 +76,7 @@ def dashboard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         assert place is not None, said
         yield place[1]
     finally:
-        crew.close()
+        pool.close()
 
 
 def token() -> str:

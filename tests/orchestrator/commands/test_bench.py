@@ -122,7 +122,7 @@ def test_steps_are_timed_from_one_token_to_another_with_all_slots_busy(
     class Watching(measure.Pace):
         def __call__(self, tokens: Any) -> bool:
             counters = self._engine.counters()
-            position = self._engine._scheduler.seating.slots[0].position
+            position = self._engine._runner.scheduler.slots[0].position
             seen.append((len(tokens), counters.steps, counters.active_slots, position))
             return super().__call__(tokens)
 

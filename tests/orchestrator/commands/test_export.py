@@ -19,7 +19,7 @@ from evals.config import SamplerConfig, TaskConfig
 from evals.grading.grade import gsm8k
 from evals.tasks.task import make_task
 from evals.types import Problem, Record
-from orchestrator.analysis.load import read
+from orchestrator.analysis.load import load_run
 from orchestrator.cli import main
 from orchestrator.drive.open_runs import run_content
 from orchestrator.export.exported import Exported
@@ -29,7 +29,7 @@ from orchestrator.inputs.problems import GSM8K_SHA256, load_problems
 from orchestrator.inputs.prompts import prompts_digest
 from orchestrator.machine import description
 from orchestrator.rundir import files
-from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.manifest import Manifest
 from orchestrator.rundir.records import encode
 from orchestrator.settings.config import RunConfig, resolve
 from support.chromium import Browser, find_browser
@@ -98,7 +98,7 @@ def test_lm_eval_files_say_what_the_report_says(make: Make, capsys: pytest.Captu
     date = "2001-09-09T01-46-47.500000"
     assert (samples.name, results.name) == (f"samples_demo_{date}.jsonl", f"results_{date}.json")
     scored = json.loads(results.read_text())["results"]["demo"]
-    said = read(run).summary["accuracy"]
+    said = load_run(run).summary["accuracy"]
     for grader, name in {"strict": "strict-match", "flexible": "flexible-extract", "numeric": "numeric"}.items():
         assert scored[f"exact_match,{name}"] == said[grader]["mean"]
         assert scored[f"exact_match_stderr,{name}"] == pytest.approx(said[grader]["stderr"])
@@ -115,7 +115,7 @@ def test_exact_match_is_of_the_first_sample_and_the_mean_has_its_name(
 ) -> None:
     run = make()
     scored = json.loads(exported(run, "lm-eval", capsys)[1].read_text())["results"]["demo"]
-    found = read(run)
+    found = load_run(run)
     assert scored["exact_match_mean,numeric"] == pytest.approx(found.summary["accuracy"]["numeric"]["mean"])
     first = [record.scores["strict"]["correct"] for record in found.records if record.sample_index == 0]
     assert scored["exact_match,strict-match"] == sum(first) / NUM_PROBLEMS != scored["exact_match_mean,strict-match"]
@@ -133,7 +133,7 @@ def test_exact_match_is_of_the_first_sample_and_the_mean_has_its_name(
 def test_only_gsm8k_is_called_so(data: dict[str, str], name: str) -> None:
     content = make_run()
     content["provenance"]["data"] = data
-    run = RunRecord.of(Path("run"), content)
+    run = Manifest.of(Path("run"), content)
     assert Exported(run, {}, TaskConfig(), [], {}, {}).name == name
 
 
@@ -160,7 +160,7 @@ def test_parquet_has_a_row_for_every_answer(make: Make, tmp_path: Path, capsys: 
     run = make(num_shots=2, train_data=str(PROBLEMS))
     (path,) = exported(run, "parquet", capsys)
     rows = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
-    found, problems = read(run).records, load_problems("demo", limit=NUM_PROBLEMS).problems
+    found, problems = load_run(run).records, load_problems("demo", limit=NUM_PROBLEMS).problems
     assert [(row["problem_id"], row["sample_index"]) for row in rows] == [record[:2] for record in found]
     for row, record in zip(rows, found, strict=True):
         assert (row["text"], row["token_ids"]) == (record.text, record.token_ids)
@@ -321,7 +321,7 @@ answer = {
 def test_inspect_reads_its_log(task: dict[str, Any], make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     run = make(**task)
     (path,) = exported(run, "inspect", capsys)
-    found, ours = theirs(INSPECT, str(path)), read(run)
+    found, ours = theirs(INSPECT, str(path)), load_run(run)
     answers = NUM_PROBLEMS * NUM_SAMPLES
     assert (found["status"], found["epochs"]) == ("success", NUM_SAMPLES)
     assert (found["total"], found["completed"], found["rows"]) == (answers, answers - 1, answers)

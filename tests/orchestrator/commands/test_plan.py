@@ -30,7 +30,7 @@ from evals.config import EngineConfig
 from evals.decoding_speed import SHAPES, load
 from evals.engine.checkpoint import make_network, shape_config
 from evals.engine.engine import Engine
-from evals.engine.forecast import WORKSPACE_BYTES, Anatomy, anatomy, demand, forecast, peak
+from evals.engine.forecast import WORKSPACE_BYTES, ModelSpec, demand, forecast, model_spec, peak
 from evals.engine.kv_cache import PAGE
 from evals.engine.linears import fuse_linears
 from evals.sizing.slots import plan_slots
@@ -49,8 +49,8 @@ NOTHING = Namespace()
 """The options of a run that is given none."""
 
 
-def of_shape(name: str) -> Anatomy:
-    return anatomy(shape_config(*SHAPES[name]), "bfloat16", name)
+def of_shape(name: str) -> ModelSpec:
+    return model_spec(shape_config(*SHAPES[name]), "bfloat16", name)
 
 
 def command(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def test_where_the_documents_sums_do_not_add_up_is_named() -> None:
     models, sample, target, before = founding_notes()
     assert "are 30 GB, the document's total says 32" in models
     assert "42 GB would be available and the batches 68 at 80 % and 72 at 85 %" in models
-    assert "0.4925 GB is fitted" in sample
+    assert "0.4925 GB is fit_batch_size" in sample
     assert "of the 40 GB for activations; of the whole GPU the batch 64 takes 89%" in target
     assert "25% of the memory for activations and 62% of the GPU, neither of which is the document's 37 %" in before
 
@@ -96,7 +96,7 @@ def test_master_weights_are_those_of_16_bit_models_and_nothing_left_is_refused()
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sizes_without_weights_are_those_with_them(family: str) -> None:
-    pair, found = make(family), anatomy(configuration(family), "float32", family)
+    pair, found = make(family), model_spec(configuration(family), "float32", family)
     kept = [*pair.network.parameters(), *pair.network.buffers()]
     assert found.weight_bytes == sum(tensor.nbytes for tensor in kept)
     assert found.parameters == pair.network.num_parameters()
@@ -116,13 +116,13 @@ def test_known_models() -> None:
 
 
 def test_windows_bound_what_a_sequence_needs() -> None:
-    found = anatomy(configuration("gemma3"), "float32", "gemma3")
+    found = model_spec(configuration("gemma3"), "float32", "gemma3")
     assert found.windows == (7, 7, None)
     each = 2 * 2 * 8 * 4
     assert found.kv_bytes(5) == 3 * 5 * each
     assert found.kv_bytes(100) == (7 + 7 + 100) * each
-    assert set(anatomy(configuration("mistral"), "float32", "mistral").windows) == {9}
-    assert set(anatomy(configuration("qwen2"), "float32", "qwen2").windows) == {None}
+    assert set(model_spec(configuration("mistral"), "float32", "mistral").windows) == {9}
+    assert set(model_spec(configuration("qwen2"), "float32", "qwen2").windows) == {None}
 
 
 def deepseek() -> DeepseekV3Config:
@@ -135,7 +135,7 @@ def deepseek() -> DeepseekV3Config:
 
 
 def test_latent_attention_keeps_the_latent_and_the_engine_says_that_it_cannot() -> None:
-    found = anatomy(deepseek(), "bfloat16", "latent")
+    found = model_spec(deepseek(), "bfloat16", "latent")
     assert (found.kept, found.windows) == (24 + 8, (None, None))
     assert found.kv_token_bytes == 2 * 32 * 2
     assert found.mlp == 6 * 16, "six experts are wider than the dense layer"
@@ -148,7 +148,7 @@ def test_heads_that_the_engine_cannot_see_are_those_of_the_configuration(kind: d
     config = FalconConfig(
         vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_kv_heads=2, **kind
     )
-    found = anatomy(config, "bfloat16", "falcon")
+    found = model_spec(config, "bfloat16", "falcon")
     assert (found.kept, found.windows) == (2 * heads * 8, (None, None))
     assert "its attention cannot be replaced" in str(found.refusal)
 
@@ -156,12 +156,12 @@ def test_heads_that_the_engine_cannot_see_are_those_of_the_configuration(kind: d
 @pytest.mark.parametrize("config", [MambaConfig(), JambaConfig(), T5Config()], ids=["mamba", "jamba", "t5"])
 def test_models_that_keep_more_than_keys_and_values_are_refused(config: Any) -> None:
     with pytest.raises(UserError, match=r"The model in folder .* no text-only causal language model of attention"):
-        anatomy(config, "bfloat16", "folder")
+        model_spec(config, "bfloat16", "folder")
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2"])
 def test_adapters_are_counted(family: str) -> None:
-    found = anatomy(configuration(family), "float32", family)
+    found = model_spec(configuration(family), "float32", family)
     if family == "gpt2":
         h = GPT2Config(n_embd=configuration(family).n_embd).n_embd
         layer = (h + 3 * h) + (h + h) + 2 * (h + 4 * h)
@@ -172,7 +172,7 @@ def test_adapters_are_counted(family: str) -> None:
     assert found.adapter_parameters(8) == len(found.windows) * 2 * (h * 8 + 8 + 8 * h + h)
 
 
-class Live(TorchDispatchMode):
+class ChainState(TorchDispatchMode):
     """Bytes of the storages that are alive, and their peak."""
 
     def __init__(self) -> None:
@@ -214,7 +214,7 @@ def test_a_prompt_pass_holds_what_the_formula_says(name: str) -> None:
 
     with torch.inference_mode():
         fuse_linears(network, run)
-        with Live() as live:
+        with ChainState() as live:
             run()
     assert of_shape(name).pass_bytes * 1024 == pytest.approx(live.peak, rel=0.01)
 

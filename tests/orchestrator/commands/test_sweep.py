@@ -16,15 +16,15 @@ import pytest
 from evals.types import UserError
 from orchestrator.cli import main
 from orchestrator.commands.sweep import values_of
-from orchestrator.inputs.preflight import Inputs, find
+from orchestrator.inputs.preflight import Inputs, resolve_inputs
 from orchestrator.machine import gpus
 from orchestrator.machine.gpus import Gpu
 from orchestrator.rundir.telemetry import read_telemetry
 from orchestrator.settings.config import RunConfig, resolve
 from orchestrator.sizing import batch_size
-from orchestrator.sizing.batch_size import Value, fitted, host_memory, start
+from orchestrator.sizing.batch_size import Value, fit_batch_size, host_memory, start
 from orchestrator.sizing.probe import Outcome, batch, overflow, probe
-from orchestrator.workers.inline import InlineCrew
+from orchestrator.workers.inline import InlineWorkerPool
 from orchestrator.workers.worker import Worker, worker_config
 from support.places import ROOT
 
@@ -33,7 +33,7 @@ MIB = 2**20
 
 
 def found(present: int = 0, **settings: Any) -> Inputs:
-    return find(resolve(RunConfig(**DEMO | settings), present))
+    return resolve_inputs(resolve(RunConfig(**DEMO | settings), present))
 
 
 def outcome_of(inputs: Inputs, size: int, memory: int | None = None) -> Outcome:
@@ -118,7 +118,7 @@ def test_each_run_gets_the_largest_batch_that_works(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(batch_size, "probe", outcome)
     lines: list[str] = []
     runs = [Value("task.max_new_tokens", str(n), found(task={"max_new_tokens": n}, batch_size=64)) for n in (40, 400)]
-    sizes = {one.name: fitted(one, 3.0, lines.append).inputs.config.batch_size for one in runs}
+    sizes = {one.name: fit_batch_size(one, 3.0, lines.append).inputs.config.batch_size for one in runs}
     lengths = [one.inputs.max_length for one in runs]
     assert lengths[0] * 64 <= 12_000
     assert lengths[1] * 64 > 12_000
@@ -132,7 +132,7 @@ def test_each_run_gets_the_largest_batch_that_works(monkeypatch: pytest.MonkeyPa
     assert lines[-1] == f"task.max_new_tokens=400: using batch size {sizes['task.max_new_tokens=400']}"
     monkeypatch.setattr(batch_size, "probe", lambda *_: Outcome(None, "no room"))
     with pytest.raises(UserError, match=r"No batch size that was tried works for task\.max_new_tokens=40;"):
-        fitted(runs[0], None, lines.append)
+        fit_batch_size(runs[0], None, lines.append)
 
 
 def test_on_a_gpu_the_memory_model_proposes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,18 +198,18 @@ def test_what_is_wrong_is_said_before_anything_is_written(
 def test_a_worker_loads_again_with_the_model_that_it_holds() -> None:
     small, large = found(task={"max_new_tokens": 8}), found(task={"max_new_tokens": 24})
     worker = Worker(0, "inline")
-    crew = InlineCrew(worker, worker_config(small)._replace(slots=2), 2)
-    crew.start()
+    pool = InlineWorkerPool(worker, worker_config(small)._replace(slots=2), 2)
+    pool.start()
     model, first = worker._engine.model, batch(small.config, small.data.problems, 3)
     before = [worker.begin(work).result().token_ids for work in first]
-    crew.reload(worker_config(large)._replace(slots=5), 5)
+    pool.reload(worker_config(large)._replace(slots=5), 5)
     assert worker._engine.model is model
-    assert (worker.health()["slots"], crew.free(9)) == (5, 5)
+    assert (worker.health()["slots"], pool.free(9)) == (5, 5)
     after = [worker.begin(work).result().token_ids for work in batch(large.config, large.data.problems, 3)]
     assert max(map(len, before)) <= 8 < max(map(len, after)) <= 24
-    crew.reload(worker_config(small)._replace(slots=2), 2)
+    pool.reload(worker_config(small)._replace(slots=2), 2)
     assert [worker.begin(work).result().token_ids for work in first] == before
-    crew.close()
+    pool.close()
 
 
 def swept(place: Path, *options: object) -> subprocess.CompletedProcess[str]:
@@ -228,11 +228,11 @@ def swept(place: Path, *options: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("crew", [("--inline",), ("--num-workers", 2, "--no-dashboard")], ids=["inline", "actors"])
+@pytest.mark.parametrize("pool", [("--inline",), ("--num-workers", 2, "--no-dashboard")], ids=["inline", "actors"])
 def test_a_sweep_evaluates_every_value_and_goes_on_where_it_was_stopped(
-    crew: tuple[object, ...], tmp_path: Path
+    pool: tuple[object, ...], tmp_path: Path
 ) -> None:
-    done = swept(tmp_path, "--batch-size", 6, *crew)
+    done = swept(tmp_path, "--batch-size", 6, *pool)
     assert done.returncode == 0, done.stderr
     assert "task.max_new_tokens=24: estimated batch size 6, limit 6" in done.stderr
     assert "task.max_new_tokens=60: using batch size 6" in done.stderr
@@ -257,7 +257,7 @@ def test_a_sweep_evaluates_every_value_and_goes_on_where_it_was_stopped(
     log = tmp_path / summary["summary"][1]["run"] / "records.jsonl"
     kept = log.read_text().splitlines(keepends=True)
     log.write_text("".join(kept[:1]))
-    again = swept(tmp_path, "--batch-size", 3, "--no-auto-batch-size", *crew)
+    again = swept(tmp_path, "--batch-size", 3, "--no-auto-batch-size", *pool)
     assert again.returncode == 0, again.stderr
     assert "max_new_tokens=24: 4 of 4 answers are there" in again.stderr
     assert "max_new_tokens=60: 1 of 4 answers are there, 3 are owed" in again.stderr
@@ -266,7 +266,7 @@ def test_a_sweep_evaluates_every_value_and_goes_on_where_it_was_stopped(
         {(r["problem_id"], r["text"]) for r in map(json.loads, lines)} for lines in (kept, log.read_text().splitlines())
     ]
     assert texts[0] == texts[1], "other batches, the same answers"
-    complete = swept(tmp_path, "--start-from", 60, *crew)
+    complete = swept(tmp_path, "--start-from", 60, *pool)
     assert complete.returncode == 0, complete.stderr
     assert "The run is complete already" in complete.stderr
     assert "estimated" not in complete.stderr

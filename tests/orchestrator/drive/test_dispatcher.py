@@ -1,4 +1,4 @@
-"""The driver loop against a simulated crew: order, refill, retries, strikes, stops; telemetry and progress with it."""
+"""The driver loop against a simulated pool: order, refill, retries, strikes, stops; telemetry and progress with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record, WorkersLost
-from orchestrator.analysis.summary import HEADLINE, estimate, question_means
+from orchestrator.analysis.summary import PRIMARY_METRIC, estimate, question_means
 from orchestrator.cluster.stalls import (
     DEADLINE_SECONDS,
     LOAD_SECONDS,
@@ -25,13 +25,13 @@ from orchestrator.cluster.stalls import (
     is_missing,
 )
 from orchestrator.cluster.worker_handle import Call, WorkerHandle
-from orchestrator.drive.dispatcher import HEALTH_SECONDS, MIN_RECORDS, WAIT_SECONDS, drive, failed_record, forecast
+from orchestrator.drive.dispatcher import HEALTH_SECONDS, MIN_RECORDS, WAIT_SECONDS, dispatch, failed_record, forecast
 from orchestrator.live.progress import Progress
 from orchestrator.machine.gpus import wait_for_room
 from orchestrator.rundir.telemetry import read_telemetry, timings
 from orchestrator.store.run_store import RunStore, open_store
 from orchestrator.store.telemetry_log import Telemetry
-from orchestrator.workers.inline import InlineCrew
+from orchestrator.workers.inline import InlineWorkerPool
 from orchestrator.workers.pool import Died, Done, Event, Health, Lost, Raised, Work
 from support.fake_worker import FakeWorker
 
@@ -50,7 +50,7 @@ def answered(work: Work, correct: bool = True) -> Record:
     )
 
 
-class SimulatedCrew:
+class SimulatedPool:
     """Answers a random problem in flight at every wait; some problems raise, some kill their worker."""
 
     def __init__(self, num_workers: int, slots: int, raising: Iterable[int] = (), poison: Iterable[int] = ()) -> None:
@@ -104,9 +104,9 @@ def store(tmp_path: Path) -> Iterable[RunStore]:
     store.close()
 
 
-def driven(store: RunStore, crew: Any, owed: list[Work], **options: Any) -> list[dict[str, Any]]:
+def driven(store: RunStore, pool: Any, owed: list[Work], **options: Any) -> list[dict[str, Any]]:
     telemetry = Telemetry(store.telemetry_path)
-    drive(crew, store, owed, telemetry, Progress("run", len(owed), out=io.StringIO()), **options)
+    dispatch(pool, store, owed, telemetry, Progress("run", len(owed), out=io.StringIO()), **options)
     telemetry.close()
     return read_telemetry(store.telemetry_path)
 
@@ -116,19 +116,19 @@ def events(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 
 def test_every_problem_once_in_the_given_order_with_all_slots_busy(store: RunStore) -> None:
-    crew = SimulatedCrew(2, 3)
-    rows = driven(store, crew, works(20))
-    assert crew.submitted == list(range(20))
-    assert crew.in_flight == [6] * 15 + [5, 4, 3, 2, 1] + [0], "slots are refilled at once"
+    pool = SimulatedPool(2, 3)
+    rows = driven(store, pool, works(20))
+    assert pool.submitted == list(range(20))
+    assert pool.in_flight == [6] * 15 + [5, 4, 3, 2, 1] + [0], "slots are refilled at once"
     assert sorted(store.records) == [(i, 0) for i in range(20)]
     assert sum(row["kind"] == "sample" for row in rows) == 20 + 2, "with every answer, and of both workers at the end"
-    assert crew.asked >= 1
+    assert pool.asked >= 1
 
 
 def test_a_raising_problem_is_tried_three_times_and_recorded(store: RunStore) -> None:
-    crew = SimulatedCrew(1, 2, raising=[4])
-    rows = driven(store, crew, works(6))
-    assert crew.submitted.count(4) == 3
+    pool = SimulatedPool(1, 2, raising=[4])
+    rows = driven(store, pool, works(6))
+    assert pool.submitted.count(4) == 3
     failed = store.records[4, 0]
     assert (failed.status, failed.error, failed.worker["attempt"]) == ("failed", "ValueError: no", 3)
     assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [4]
@@ -136,16 +136,16 @@ def test_a_raising_problem_is_tried_three_times_and_recorded(store: RunStore) ->
 
 
 def test_an_answer_that_no_line_of_json_can_carry_is_its_problems_failure(store: RunStore) -> None:
-    class NotFinite(SimulatedCrew):
+    class NotFinite(SimulatedPool):
         def wait(self, timeout: float) -> list[Event]:
             done, *others = super().wait(timeout)
             if isinstance(done, Done) and done.work.problem.problem_id == 2:
                 done = done._replace(record=done.record._replace(timings={"wall_seconds": float("nan")}))
             return [done, *others]
 
-    crew = NotFinite(1, 2)
-    driven(store, crew, works(4))
-    assert crew.submitted.count(2) == 3
+    pool = NotFinite(1, 2)
+    driven(store, pool, works(4))
+    assert pool.submitted.count(2) == 3
     failed = {i: r.error or "" for (i, _), r in store.records.items() if r.status == "failed"}
     assert failed.keys() == {2}
     assert failed[2].startswith("ValueError: Out of range float values are not JSON compliant")
@@ -153,7 +153,7 @@ def test_an_answer_that_no_line_of_json_can_carry_is_its_problems_failure(store:
 
 @pytest.mark.parametrize("slots", [1, 4])
 def test_a_poison_problem_fails_alone_and_its_neighbours_are_cleared(store: RunStore, slots: int) -> None:
-    rows = driven(store, SimulatedCrew(2, slots, poison=[3]), works(12))
+    rows = driven(store, SimulatedPool(2, slots, poison=[3]), works(12))
     assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [3]
     assert len(store.records) == 12
     assert "its worker died 5 times, 2 of them with it alone: killed by 3" in (store.records[3, 0].error or "")
@@ -162,7 +162,7 @@ def test_a_poison_problem_fails_alone_and_its_neighbours_are_cleared(store: RunS
 
 
 def test_one_death_alone_is_not_final(store: RunStore) -> None:
-    class UnluckyAlone(SimulatedCrew):
+    class UnluckyAlone(SimulatedPool):
         """Problem 3 kills its workers, and something else the first that has only problem 5."""
 
         struck = False
@@ -174,41 +174,41 @@ def test_one_death_alone_is_not_final(store: RunStore) -> None:
                 return [Died(alone, self.die(alone), "killed by another")]
             return super().wait(timeout)
 
-    crew = UnluckyAlone(1, 8, poison=[3])
-    driven(store, crew, works(8))
-    assert crew.struck
+    pool = UnluckyAlone(1, 8, poison=[3])
+    driven(store, pool, works(8))
+    assert pool.struck
     assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [3]
     assert store.records[5, 0].worker["attempt"] == 5
 
 
 def test_lost_problems_go_to_the_front(store: RunStore) -> None:
-    class DiesOnce(SimulatedCrew):
+    class DiesOnce(SimulatedPool):
         def wait(self, timeout: float) -> list[Event]:
             if self.asked == 1:
                 self.asked += 1
                 return [Died("w0", self.die("w0"), "unplugged")]
             return super().wait(timeout)
 
-    crew = DiesOnce(1, 3)
-    driven(store, crew, works(6))
-    assert crew.submitted == [0, 1, 2, 0, 1, 2, 3, 4, 5]
+    pool = DiesOnce(1, 3)
+    driven(store, pool, works(6))
+    assert pool.submitted == [0, 1, 2, 0, 1, 2, 3, 4, 5]
     assert {r.worker["attempt"] for r in store.records.values()} == {1, 2}
 
 
 def test_a_machine_that_kills_every_worker_ends_the_run(store: RunStore) -> None:
     with pytest.raises(WorkersLost, match="workers died in a row without one answer"):
-        driven(store, SimulatedCrew(1, 2, poison=range(50)), works(50))
+        driven(store, SimulatedPool(1, 2, poison=range(50)), works(50))
     assert not store.records
 
 
 def test_a_death_is_told_in_one_sentence(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
-    driven(store, SimulatedCrew(1, 2, poison=[1]), works(2))
+    driven(store, SimulatedPool(1, 2, poison=[1]), works(2))
     told = [line for line in capsys.readouterr().err.splitlines() if "was lost" in line]
     assert told[0] == "Worker w0 was lost (its process died); 2 answers are asked again."
 
 
 def test_what_a_worker_has_to_tell_after_its_last_answer_is_heard(store: RunStore) -> None:
-    class ShrinksLast(SimulatedCrew):
+    class ShrinksLast(SimulatedPool):
         def wait(self, timeout: float) -> list[Event]:
             last = not any(self.seats.values())
             said = {"pid": 1, "slot_changes": [{"old": 4, "new": 3, "reason": "out of memory"}] if last else []}
@@ -219,7 +219,7 @@ def test_what_a_worker_has_to_tell_after_its_last_answer_is_heard(store: RunStor
 
 
 def test_silent_workers_do_not_keep_a_finished_run(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Silent(SimulatedCrew):
+    class Silent(SimulatedPool):
         def wait(self, timeout: float) -> list[Event]:
             clock.append(clock[-1] + timeout)
             return [event for event in super().wait(timeout) if not isinstance(event, Health)]
@@ -232,8 +232,8 @@ def test_silent_workers_do_not_keep_a_finished_run(store: RunStore, monkeypatch:
 
 
 def test_a_stop_leaves_the_rest_owed(store: RunStore) -> None:
-    crew = SimulatedCrew(1, 4)
-    driven(store, crew, works(20), stopped=lambda: len(store.records) >= 5)
+    pool = SimulatedPool(1, 4)
+    driven(store, pool, works(20), stopped=lambda: len(store.records) >= 5)
     assert len(store.records) == 5
     assert len(store.owed([w.problem for w in works(20)], 1)) == 15
 
@@ -263,10 +263,10 @@ class Answers(FakeWorker):
 
 def test_inline_crew(store: RunStore) -> None:
     worker = Answers()
-    crew = InlineCrew(worker, "settings", 2)
-    crew.start()
-    rows = driven(store, crew, works(5))
-    crew.close()
+    pool = InlineWorkerPool(worker, "settings", 2)
+    pool.start()
+    rows = driven(store, pool, works(5))
+    pool.close()
     assert {r.problem_id: r.error for r in store.records.values() if r.status == "failed"} == {
         1: "ValueError: too long",
         2: "RuntimeError: lost",
@@ -288,10 +288,10 @@ class Failing(Answers):
 
 
 def test_a_failed_engine_ends_an_inline_run_after_its_last_answers_and_fails_no_problem(store: RunStore) -> None:
-    crew = InlineCrew(Failing(), "settings", 2)
-    crew.start()
+    pool = InlineWorkerPool(Failing(), "settings", 2)
+    pool.start()
     with pytest.raises(WorkersLost, match="the engine has failed: out of memory"):
-        driven(store, crew, works(5))
+        driven(store, pool, works(5))
     assert [(key, record.status) for key, record in store.records.items()] == [((0, 0), "ok")]
     assert events(read_telemetry(store.telemetry_path), "retry") == []
 
@@ -357,14 +357,14 @@ def test_progress_shows_the_headline_with_the_error_of_the_report() -> None:
     for record in records[2:]:
         progress.add(record)
     progress.close()
-    score = estimate(question_means(records, HEADLINE))
+    score = estimate(question_means(records, PRIMARY_METRIC))
     first, last = out.getvalue().splitlines()
-    assert first == f"power: 2 of 8, {HEADLINE} 100.0 %"
-    assert last == f"power: 8 of 8, {HEADLINE} {100 * score['mean']:.1f} ± {100 * score['stderr']:.1f} %"
+    assert first == f"power: 2 of 8, {PRIMARY_METRIC} 100.0 %"
+    assert last == f"power: 8 of 8, {PRIMARY_METRIC} {100 * score['mean']:.1f} ± {100 * score['stderr']:.1f} %"
 
 
 def test_a_hang_strikes_only_what_was_late_and_a_lost_node_nothing(store: RunStore) -> None:
-    class Unlucky(SimulatedCrew):
+    class Unlucky(SimulatedPool):
         """Everything in flight is lost five times with the node; then problem 1 hangs whenever it is in flight."""
 
         nodes = 5
@@ -388,7 +388,7 @@ def test_a_hang_strikes_only_what_was_late_and_a_lost_node_nothing(store: RunSto
 
 @pytest.mark.parametrize("cause", [("node", []), ()], ids=["known", "not yet known"])
 def test_many_workers_lost_with_their_node_do_not_end_the_run(store: RunStore, cause: Any) -> None:
-    class NodeGone(SimulatedCrew):
+    class NodeGone(SimulatedPool):
         gone = False
 
         def wait(self, timeout: float) -> list[Event]:
@@ -402,7 +402,7 @@ def test_many_workers_lost_with_their_node_do_not_end_the_run(store: RunStore, c
 
 
 def test_a_lost_device_is_said_and_the_run_goes_on(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
-    class OneGone(SimulatedCrew):
+    class OneGone(SimulatedPool):
         def wait(self, timeout: float) -> list[Event]:
             if "w1" in self.seats:
                 return [Died("w1", self.seats.pop("w1"), "off the bus"), Lost("w1", "it could not start 3 times")]
@@ -415,7 +415,7 @@ def test_a_lost_device_is_said_and_the_run_goes_on(store: RunStore, capsys: pyte
 
 
 def test_long_questions_go_first_until_answers_say_otherwise(store: RunStore) -> None:
-    class Short(SimulatedCrew):
+    class Short(SimulatedPool):
         """The longer the question, the shorter the answer."""
 
         def wait(self, timeout: float) -> list[Event]:
@@ -426,10 +426,10 @@ def test_long_questions_go_first_until_answers_say_otherwise(store: RunStore) ->
             return [done._replace(record=done.record._replace(tokens=cost))]
 
     owed = [work._replace(problem=Problem(i, "q" * i, "#### 4")) for i, work in enumerate(works(100))]
-    crew = Short(1, 1)
-    driven(store, crew, owed)
-    assert crew.submitted[:32] == list(range(99, 67, -1))
-    assert crew.submitted[32:] == list(range(68))
+    pool = Short(1, 1)
+    driven(store, pool, owed)
+    assert pool.submitted[:32] == list(range(99, 67, -1))
+    assert pool.submitted[32:] == list(range(68))
 
 
 def test_a_forecast_is_the_line_of_least_squares_and_knows_what_a_problem_has_cost() -> None:
@@ -445,7 +445,7 @@ def test_a_forecast_is_the_line_of_least_squares_and_knows_what_a_problem_has_co
 
 
 def test_the_tail_lasts_from_the_first_idle_slot_to_the_end(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clocked(SimulatedCrew):
+    class Clocked(SimulatedPool):
         def wait(self, timeout: float) -> list[Event]:
             clock.append(clock[-1] + 1.0)
             return super().wait(timeout)

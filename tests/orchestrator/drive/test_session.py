@@ -23,7 +23,7 @@ from support.places import ROOT
 
 BLOCKED = """
 import signal, sys
-from orchestrator import session as stops
+from orchestrator.drive import signals as stops
 stops.ONE_STOP_SECONDS = float(sys.argv[1])
 stop = stops.Stop()
 stop.install()
@@ -56,7 +56,7 @@ def test_one_request_that_arrives_twice_is_one(monkeypatch: pytest.MonkeyPatch) 
 
 
 class Pending:
-    """A crew whose only worker is ready at the third look."""
+    """A pool whose only worker is ready at the third look."""
 
     def __init__(self) -> None:
         self.looks = 0

@@ -30,10 +30,11 @@ TORN = b'{"problem_id": 3, "sam'
 
 DRIVER = f"""
 import contextlib, json, math, os, resource, signal, sys, threading
-from orchestrator import driver, seat, session
+from orchestrator.cluster import stalls
+from orchestrator.drive import dispatcher, session
 from orchestrator.cli import main
-from orchestrator.store import RunStore
-from orchestrator.worker import Worker
+from orchestrator.store.run_store import RunStore
+from orchestrator.workers.worker import Worker
 
 plan = json.loads(sys.argv[1])
 marks = plan["marks"]
@@ -90,15 +91,15 @@ def append_and_strike(store, record):
         os.kill(os.getpid(), plan["signal"])
     return added
 
-forecast = driver.forecast
+forecast = dispatcher.forecast
 def poison_first(*known):
     expected = forecast(*known)
     return lambda i: math.inf if i == {POISON} else expected(i)
 
 RunStore.append = append_and_strike
-driver.forecast = poison_first
+dispatcher.forecast = poison_first
 session.Worker = Faulty
-seat.STILL_SECONDS, seat.LOADS, seat.DEADLINE_SECONDS, seat.ANSWERS = 15.0, 1, 20.0, 2
+stalls.STILL_SECONDS, stalls.LOADS, stalls.DEADLINE_SECONDS, stalls.ANSWERS = 15.0, 1, 20.0, 2
 sys.exit(main(["run", *sys.argv[2:]]))
 """
 
@@ -188,7 +189,7 @@ def test_a_run_through_every_fault_ends_as_an_undisturbed_one(tmp_path: Path) ->
 RAY_KILLER = """
 import sys
 from orchestrator.cli import main
-from orchestrator.store import RunStore
+from orchestrator.store.run_store import RunStore
 
 append = RunStore.append
 def append_and_strike(store, record):
@@ -229,18 +230,18 @@ from pathlib import Path
 
 fault, directory = sys.argv[1], Path(sys.argv[2])
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-from orchestrator import cluster, join, seat
+from orchestrator.cluster import actors, ray_session, stalls
 # of the process that starts the head, as those of a local Ray
-os.environ |= {f"RAY_health_check_{name}": str(value) for name, value in join.HEALTH_CHECK.items()}
+os.environ |= {f"RAY_health_check_{name}": str(value) for name, value in ray_session.HEALTH_CHECK.items()}
 from ray.cluster_utils import Cluster
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
-from orchestrator.config import RunConfig
-from orchestrator.crew import Died, Done, Lost, Work
-from orchestrator.driver import drive
-from orchestrator.progress import Progress
-from orchestrator.store import open_store
-from orchestrator.telemetry import Telemetry
+from orchestrator.settings.config import RunConfig
+from orchestrator.workers.pool import Died, Done, Lost, Work
+from orchestrator.drive.dispatcher import dispatch
+from orchestrator.live.progress import Progress
+from orchestrator.store.run_store import open_store
+from orchestrator.store.telemetry_log import Telemetry
 
 class Sleeper:
     def __init__(self, rank, name): pass
@@ -256,10 +257,10 @@ os.environ["RAY_ADDRESS"] = nodes.address
 raylet = far.all_processes["raylet"][0].process.pid
 at, seen, answers, frozen = {}, [], set(), []
 
-def strike(crew):
-    victim = next(each for each in crew._seats if each.node == far.node_id)
+def strike(pool):
+    victim = next(each for each in pool._handles if each.node == far.node_id)
     at["strike"] = time.monotonic()
-    seat.MISSING_SECONDS = 2.0
+    stalls.MISSING_SECONDS = 2.0
     for pid in [raylet, *children(raylet)] if fault == "freeze" else [raylet]:
         os.kill(pid, signal.SIGSTOP if fault == "freeze" else signal.SIGKILL)
         frozen.append(pid)
@@ -267,7 +268,7 @@ def strike(crew):
 def children(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
-class Watched(cluster.RayCrew):
+class Watched(actors.RayWorkerPool):
     def wait(self, timeout):
         events = super().wait(timeout)
         for event in events:
@@ -279,7 +280,7 @@ class Watched(cluster.RayCrew):
                     at.setdefault("death", time.monotonic())
                 case Lost():
                     at.setdefault("said", time.monotonic())
-        if "strike" not in at and len(answers) >= 50 and all(each.node and each.calls for each in self._seats):
+        if "strike" not in at and len(answers) >= 50 and all(each.node and each.calls for each in self._handles):
             strike(self)
         if seen and answers.issuperset(work.key for work in seen[0].lost):
             at.setdefault("recovered", time.monotonic())
@@ -287,10 +288,10 @@ class Watched(cluster.RayCrew):
 
 works = [Work(Problem(i, "q", "a"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(100_000)]
 store = open_store(directory, {"fingerprint": "f"})
-crew = Watched(Sleeper, None, RunConfig(num_gpus=3), 4)
-crew.start()
-drive(crew, store, works, Telemetry(store.telemetry_path), Progress("nodes", len(works)), lambda: len(at) == 4)
-crew.close()
+pool = Watched(Sleeper, None, RunConfig(num_gpus=3), 4)
+pool.start()
+dispatch(pool, store, works, Telemetry(store.telemetry_path), Progress("nodes", len(works)), lambda: len(at) == 4)
+pool.close()
 for pid in frozen if fault == "freeze" else []:
     os.kill(pid, signal.SIGKILL)
 nodes.shutdown()

@@ -180,42 +180,42 @@ def still_worker() -> type:
 
 
 @pytest.fixture
-def crew(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    from orchestrator.cluster.actors import RayCrew
+    from orchestrator.cluster.actors import RayWorkerPool
 
-    crew = RayCrew(still_worker(), request.param, RunConfig(num_workers=1, num_gpus=0, dashboard=False), 1)
-    crew.start()
-    yield crew
-    crew.close()
+    pool = RayWorkerPool(still_worker(), request.param, RunConfig(num_workers=1, num_gpus=0, dashboard=False), 1)
+    pool.start()
+    yield pool
+    pool.close()
 
 
-def until(crew: Any, kind: type[Event]) -> Any:
+def until(pool: Any, kind: type[Event]) -> Any:
     while True:
-        for event in crew.wait(0.1):
+        for event in pool.wait(0.1):
             if isinstance(event, kind):
                 return event
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("crew", ["solve"], indirect=True)
-def test_a_worker_that_takes_no_step_counts_as_dead(crew: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    until(crew, Health)  # it says how many slots it has
+@pytest.mark.parametrize("pool", ["solve"], indirect=True)
+def test_a_worker_that_takes_no_step_counts_as_dead(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    until(pool, Health)  # it says how many slots it has
     work = Work(Problem(0, "q", "#### 4"), 0, SamplerConfig(), TaskConfig(), 0)
-    crew.submit(work)
+    pool.submit(work)
     monkeypatch.setattr("orchestrator.cluster.stalls.STILL_SECONDS", 0.5)
-    event = until(crew, Died)
+    event = until(pool, Died)
     assert (event.worker, event.lost, event.cause, event.suspected) == ("cpu0", [work], "hang", [work])
     assert "it began to answer a problem and did not get on for" in event.reason
     monkeypatch.setattr("orchestrator.cluster.stalls.STILL_SECONDS", 300.0)
-    until(crew, Ready)
-    crew._config = "load"
+    until(pool, Ready)
+    pool._config = "load"
     monkeypatch.setattr("orchestrator.cluster.stalls.LOAD_SECONDS", 0.5)
-    crew._down(crew._handles[0], TimeoutError("killed for the test"))
+    pool._down(pool._handles[0], TimeoutError("killed for the test"))
     with pytest.raises(
         WorkersLost, match="cpu0 could not start 3 times: it began to load the model and did not get on"
     ):
-        until(crew, Ready)
+        until(pool, Ready)
 
 
 def test_health_tells_the_steps_by_which_a_worker_is_judged() -> None:

@@ -17,7 +17,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def labelled(*samplers: tuple[dict[str, Any], str]) -> list[Run]:
     runs = [as_run(f"run{i}", sampler, verdicts) for i, (sampler, verdicts) in enumerate(samplers)]
-    return [run._replace(label=run.identity.method) for run in runs]
+    return [run._replace(label=run.manifest.method) for run in runs]
 
 
 def words(svg: str) -> list[str]:

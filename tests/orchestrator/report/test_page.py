@@ -14,11 +14,11 @@ from evals.tasks.task import make_task
 from evals.types import Record
 from orchestrator.analysis.diagnostics import shown_moves
 from orchestrator.inputs.problems import load_problems
-from orchestrator.inputs.prompts import as_text, asked, prompts_digest
+from orchestrator.inputs.prompts import as_text, prompts_digest, run_prompts
 from orchestrator.report import page as pages
 from orchestrator.report.make import write_report
 from orchestrator.report.page import bold
-from orchestrator.rundir.manifest import RunRecord
+from orchestrator.rundir.manifest import Manifest
 from support.chromium import Browser, find_browser
 from support.command import run
 from support.made_up import PLAIN, POWER, failed_record, make_record, make_run, write
@@ -128,11 +128,11 @@ def test_a_doubter_finds_record_prompt_tokens_and_verdicts(tmp_path: Path) -> No
 
 def test_prompts_that_are_not_those_of_the_run_are_not_shown(tmp_path: Path) -> None:
     directory = save(tmp_path / "run", POWER, 3)
-    run = RunRecord.read(directory)
-    assert asked(run).missing == ""
-    found = asked(run.model_copy(update={"prompts_sha256": "0" * 64}))
+    run = Manifest.read(directory)
+    assert run_prompts(run).missing == ""
+    found = run_prompts(run.model_copy(update={"prompts_sha256": "0" * 64}))
     assert (len(found.problems), found.prompts) == (NUM_PROBLEMS, {})
-    assert "config.data" in asked(run.model_copy(update={"data": None})).missing
+    assert "config.data" in run_prompts(run.model_copy(update={"data": None})).missing
     (tmp_path / "data.jsonl").unlink()
     write_report([directory])
     page = Page(directory / "report.html")

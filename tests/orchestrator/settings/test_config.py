@@ -20,7 +20,7 @@ from orchestrator.inputs.models import ModelSource
 from orchestrator.inputs.preflight import Inputs
 from orchestrator.inputs.problems import DataSource
 from orchestrator.settings import merge
-from orchestrator.settings.config import Provenance, RunConfig, fingerprint, plan, resolve, run_directory
+from orchestrator.settings.config import Provenance, RunConfig, fingerprint, resolve, run_directory, runs_of
 from orchestrator.settings.merge import read_options, variable_name
 from orchestrator.settings.schema import allowed, flag_name, is_group, known_settings
 from support.places import ROOT
@@ -220,7 +220,7 @@ OTHER: dict[str, Any] = {
     "task.answer_key": "gold", "task.max_prompt_tokens": 99, "sampler.top_p": 0.9,
     "engine.dtype": "float16", "engine.trust_remote_code": True, "engine.allow_pickle": True, "engine.prefetch": 2,
     "engine.prefill_tokens": 64, "engine.execution": "eager", "engine.target_utilisation": 0.5, "num_samples": 4,
-    "engine.float32_logits": True, "engine.tensor_parallel": 2, "sampler.texts": "answers.jsonl",
+    "engine.float32_logits": True, "engine.gpus_per_model": 2, "sampler.texts": "answers.jsonl",
 }  # fmt: skip
 """A value of every nested setting, in most cases not the default."""
 
@@ -325,21 +325,21 @@ def test_the_demo_refuses_what_it_would_ignore() -> None:
 
 
 def test_the_demo_is_four_runs_that_differ_in_the_sampler() -> None:
-    usual = plan(resolve(RunConfig(), 0))
+    usual = runs_of(resolve(RunConfig(), 0))
     assert [run.run_dir for run in usual] == [Path("runs/demo") / name for name in ("greedy", "t1", "low", "power")]
-    runs = plan(resolve(RunConfig(limit=5, sampler=SamplerConfig(alpha=2, num_moves=3)), 0))
+    runs = runs_of(resolve(RunConfig(limit=5, sampler=SamplerConfig(alpha=2, num_moves=3)), 0))
     assert [run.sampler.kind for run in runs] == ["greedy", "temperature", "temperature", "power"]
     assert [run.sampler.temperature for run in runs[1:3]] == [1, 0.5]
     assert (runs[3].sampler.alpha, runs[3].sampler.num_moves) == (2, 3)
     assert {(run.mode, run.limit, run.model) for run in runs} == {("run", 5, "demo")}
-    elsewhere = plan(resolve(RunConfig(run_dir=Path("there")), 0))
+    elsewhere = runs_of(resolve(RunConfig(run_dir=Path("there")), 0))
     assert elsewhere[0].run_dir == Path("there/greedy")
     one = resolve(RunConfig(model="m"), 0)
-    assert plan(one) == [one]
+    assert runs_of(one) == [one]
 
 
 def demo_root(**settings: Any) -> Path:
-    (root,) = {(run.run_dir or Path()).parent for run in plan(resolve(RunConfig(**settings), 0))}
+    (root,) = {(run.run_dir or Path()).parent for run in runs_of(resolve(RunConfig(**settings), 0))}
     return root
 
 
@@ -358,7 +358,7 @@ def test_a_demo_with_other_answers_has_a_directory_of_its_own() -> None:
 
 
 def test_several_gpus_may_share_a_model() -> None:
-    shared: Any = {"model": "m", "engine": {"tensor_parallel": 2}}
+    shared: Any = {"model": "m", "engine": {"gpus_per_model": 2}}
     for given, present, gpus, actors in [(None, 4, 4, 2), (None, 5, 4, 2), (2, 5, 2, 1)]:
         config = resolve(RunConfig(**shared, num_gpus=given), present)
         assert (config.num_gpus, config.num_actors) == (gpus, actors)
@@ -366,7 +366,7 @@ def test_several_gpus_may_share_a_model() -> None:
     inline = resolve(RunConfig(**shared, inline=True), 4)
     assert (inline.num_gpus, inline.num_actors) == (2, 1)
     for given, present in [(None, 1), (3, 4), (1, 4), (0, 4), (None, 0)]:
-        with pytest.raises(UserError, match=r"engine\.tensor_parallel gives every worker 2 GPUs, and there are \d to"):
+        with pytest.raises(UserError, match=r"engine\.gpus_per_model gives every worker 2 GPUs, and there are \d to"):
             resolve(RunConfig(**shared, num_gpus=given), present)
 
 
@@ -390,7 +390,7 @@ def test_the_fingerprint_is_stable() -> None:
     [{"batch_size": 3}, {"use_batched": False}, {"num_gpus": 2}, {"num_workers": 4}, {"run_dir": Path("x")},
      {"name": "x"}, {"model": "other/name"}, {"data": "other.jsonl"}, {"dashboard": False}, {"fresh": True},
      {"inline": True}, {"task": {"train_data": "somewhere"}}, {"engine": {"dtype": "bfloat16"}},
-     {"engine": {"tensor_parallel": 2}}],
+     {"engine": {"gpus_per_model": 2}}],
 )  # fmt: skip
 def test_what_may_change_from_one_start_to_the_next(changes: dict[str, Any]) -> None:
     assert digest(**changes) == digest()
@@ -447,8 +447,9 @@ def test_every_kind_of_sampler_has_a_file() -> None:
 
 def test_loading_a_configuration_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from orchestrator.settings import build_config; from orchestrator.config import resolve;"
-        "from orchestrator.commands import make_parser; args = make_parser('run').read(['--limit', '3']);"
+        "import sys; from orchestrator.settings.merge import build_config;"
+        "from orchestrator.settings.config import resolve;"
+        "from orchestrator.commands.table import make_parser; args = make_parser('run').read(['--limit', '3']);"
         "resolve(build_config(args, {}, 'configs/demo.yaml'), 0);"
         "print({'torch', 'ray', 'transformers', 'datasets', 'huggingface_hub'} & set(sys.modules))"
     )
