@@ -52,6 +52,7 @@ class ChainRunner:
         chain, which asks for more than it was guaranteed, fails.
         """
         scheduled: list[ActiveRequest] = []
+        started = False
         while True:
             scheduled += self.scheduler.schedule_primaries()
             stuck = self.scheduler.waiting_primaries()
@@ -59,8 +60,10 @@ class ChainRunner:
                 return scheduled
             if stuck:
                 self._fail(stuck[-1].state, self._out_of_pages(stuck[-1]))
-            elif self._few_could_start() or not self._start_next():
+            elif (not started and self._few_could_start()) or not self._start_next():
                 return scheduled + self.scheduler.schedule_speculative(within_guarantee=bool(self._new))
+            else:
+                started = True  # from here on as many as there is room for: their prompts share the passes
 
     def record(self, active: ActiveRequest, token: int, log_q: float, log_z: float) -> bool:
         """A drawn token of a running request; if that ends it, its chain goes on at once.
@@ -103,9 +106,9 @@ class ChainRunner:
             self._fail(state, error)
 
     def _few_could_start(self) -> bool:
-        """Whether to wait until more slots are free, as long as somebody runs."""
+        """Whether to wait until more slots are free; never where nobody runs, since then all of them are."""
         free = self.scheduler.num_slots - len(self.scheduler.alive)
-        return bool(self.scheduler.slots) and free < min(self.scheduler.num_slots // TOGETHER, len(self._new))
+        return free < min(self.scheduler.num_slots // TOGETHER, len(self._new))
 
     def _start_next(self) -> bool:
         """Start the chain whose turn it is, or pass it over if nobody wants it any more; False if it has to wait."""

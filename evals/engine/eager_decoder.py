@@ -43,9 +43,7 @@ class Layout(NamedTuple):
     """How rows are laid out on one kind of device."""
 
     row_unit: int
-    """Rows are padded to a multiple of this ..."""
-    min_rows: int
-    """... and to at least this many."""
+    """Rows are padded to a multiple of this."""
     page_unit: int | None
     """Single tokens are grouped by their pages, rounded up to a multiple of this; None puts all in one group."""
     chunk: int | None
@@ -65,8 +63,8 @@ def layout(device: torch.device) -> Layout:
     cut at fixed positions, so that one that is shared in part has the very passes of one that is not.
     """
     if device.type != "cpu":
-        return Layout(row_unit=1, min_rows=1, page_unit=None, chunk=None)
-    return Layout(row_unit=4 * torch.get_num_threads(), min_rows=8, page_unit=4, chunk=64)
+        return Layout(row_unit=1, page_unit=None, chunk=None)
+    return Layout(row_unit=4 * torch.get_num_threads(), page_unit=4, chunk=64)
 
 
 def pack(runs: Sequence[Chunk], shape: Layout, device: torch.device, logits: bool = True) -> Step:
@@ -80,7 +78,7 @@ def pack(runs: Sequence[Chunk], shape: Layout, device: torch.device, logits: boo
     longs = [i for i, run in enumerate(runs) if len(run.tokens) > 1]
     tokens = sum(len(run.tokens) for run in runs)
     # so many rows that products have a shape whose rows agree with those of other shapes
-    padding = max(shape.min_rows, -(-tokens // shape.row_unit) * shape.row_unit) - tokens
+    padding = -tokens % shape.row_unit
     beside = runs[singles[-1]] if singles else Chunk((0,), 0, (SCRATCH,))  # padding sits in its attention group
     packed = [*(runs[i] for i in singles), *[Chunk((0,), beside.start, (SCRATCH,) * beside.num_pages)] * padding]
     groups = [list(group) for _, group in groupby(packed, key=lambda run: -(-run.num_pages // unit))]

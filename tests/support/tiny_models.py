@@ -68,7 +68,7 @@ CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
 }  # fmt: skip
 """Class of the configuration, and what it is made with."""
 FAMILIES = list(CONFIGS)
-PACKED = Layout(row_unit=1, min_rows=1, page_unit=None, chunk=None)
+PACKED = Layout(row_unit=1, page_unit=None, chunk=None)
 """What a GPU has: prompts packed in one pass, pages shared one by one."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,9 @@ from transformers import PreTrainedTokenizerFast
 from evals.config import EngineConfig
 from evals.engine import attention, selfcheck
 from evals.engine.checkpoint import load_model
+from evals.engine.eager_decoder import Chunk, layout, pack
 from evals.engine.linears import PackedLinear, packing_available
-from evals.engine.model import Model
+from evals.engine.model import KeysValues, Model
 from evals.engine.model_support import check_architecture, context_length, load_tokenizer, objection
 from evals.samplers.power import Power
 from evals.types import Chain, UserError
@@ -49,6 +51,33 @@ def test_a_broken_seam_fails_the_self_check(dtype: torch.dtype, monkeypatch: pyt
     monkeypatch.setattr(attention, "attention", shifted)
     with pytest.raises(UserError, match=r"tiny llama \(LlamaForCausalLM\).*disagrees"):
         engine(model)
+
+
+def bits_of_rows(threads: int, sizes: Sequence[int]) -> list[list[bytes]]:
+    """The logits of decode rows that stand beside others, for so many rows at once; keys of 1 to 5 pages."""
+    torch.set_num_threads(threads)
+    model = make("llama", seed=1, num_hidden_layers=1).model
+    shape, most = layout(model.device), max(sizes)
+    cache = KeysValues(model.cache_shape, 1 + 5 * most, model.device)
+    for part in cache.parts:
+        part.normal_(generator=torch.Generator().manual_seed(0))
+    model.attach(cache)
+    runs = [Chunk((3 + i,), 5 * i, range(1 + 5 * i, 6 + 5 * i)) for i in range(most)]
+    found = []
+    with torch.inference_mode():
+        for size in sizes:
+            logits = model.forward(pack(runs[:size], shape, model.device))
+            found.append([row.numpy().tobytes() for row in logits[:size]])
+    return found
+
+
+def test_a_row_has_the_same_bits_whatever_stands_beside_it_on_one_thread_and_on_two() -> None:
+    """Of ordinary products a thread's share of 1 to 3 rows has other last bits than one of 4 or more, so that on two
+    threads 9 to 11 rows would differ, too."""
+    sizes = (16, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11, 13)
+    whole, *others = bits_of_rows(1, sizes)
+    for rows in [*others, *bits_of_rows(2, sizes)]:
+        assert rows == whole[: len(rows)]
 
 
 def test_packed_linears_replace_ordinary_ones() -> None:

@@ -359,3 +359,58 @@ def test_a_request_does_not_give_way_for_pages_that_its_chain_will_want_back() -
     assert (drive.tags(), first.reservation, drive.scheduler.preempted) == ([0, 1, 0], 14, 0)
     drive.run()
     assert first.future.result()
+
+
+def test_no_request_sits_before_an_older_one_of_its_chain_that_finds_no_pages() -> None:
+    """Two requests of the second chain come back and share its prompt again, which leaves pages over in the same step;
+    of the first chain's two the older one had been passed over by then."""
+    drive = Drive(num_pages=40, slots=7)
+    to, long, short, large = (
+        prompt(0, 4, max_new=12),
+        prompt(1, 80, max_new=16),
+        prompt(2, 4, max_new=12),
+        prompt(3, 96),
+    )
+
+    def script() -> Script:
+        arrival = yield [
+            Submit(tag, request(to, new, key=(0, 0, new))) for tag, new in [("a", 12), ("b", 1), ("c", 11)]
+        ]
+        assert arrival is not None
+        assert arrival[0] == "b"
+        operations: list[Operation] = [Submit("d", request(to, 10))]
+        for _ in range(3):
+            yield operations
+            operations = []
+        return sample()
+
+    drive.add(script(), to)
+    drive.add(late(long, [16, 15, 14, 1]), long)
+    drive.seat()
+    assert drive.tags() == ["a", 0, "b", "c", 1, 2, 3]
+    drive.draw()  # b and 3 have ended, and are held
+    for _ in range(5):
+        drive.add(submits(1, short, new=2), short, sequences=1)
+    drive.seat()
+    assert (drive.tags(), drive.scheduler.preempted) == (["a", 0, 0, 0, 0, 0, 0], 3)
+    drive.add(submits(1, large, new=1), large._replace(max_new_tokens=0), sequences=5)  # 30 pages, which it waits for
+    for _ in range(2):
+        drive.draw()
+        drive.seat()
+    assert drive.tags() == ["a", 0, 1, 2]
+    drive.run()
+
+
+@pytest.mark.parametrize(("slots", "started"), [(31, [31, 1, 1, 1, 1, 1]), (64, [64, 0, 2, 0, 2, 1])])
+def test_new_chains_start_together_where_there_are_many_slots(slots: int, started: list[int]) -> None:
+    """One slot is free after every token; of 64 slots two are waited for, as long as two chains could use them."""
+    drive = Drive(num_pages=12 * slots, slots=slots)
+    to = prompt(0, 4, max_new=80)
+    for i in range(slots + 5):
+        drive.add(submits(1, to, new=1 + i), to)
+    found = []
+    for _ in started:
+        found.append(len(drive.runner.seat()))
+        drive.draw()
+    assert found == started
+    drive.run()

@@ -9,11 +9,12 @@ import pytest
 from evals.types import Record
 from orchestrator.analysis.accuracy import at_k
 from orchestrator.analysis.diagnostics import autocorrelation, chain_statistics, log_p_by_move, log_p_rise
-from orchestrator.analysis.summary import summarise, truncated
+from orchestrator.analysis.summary import WARNINGS, summarise, truncated, warnings
 from orchestrator.live.progress import Progress
-from orchestrator.report.run_text import run_report
+from orchestrator.report.run_text import FACTS, figures_of, run_report
 from orchestrator.rundir.manifest import method
-from support.made_up import POWER, known, make_record
+from orchestrator.text import fill_in
+from support.made_up import POWER, failed_record, known, make_record
 
 FULL = {
     "moves": 10, "null": 4, "accepted": 3, "rejected_early": 2, "generated": 200, "prefilled": 50, "initial_tokens": 80,
@@ -235,3 +236,146 @@ def test_progress_of_wrong_answers_is_no_certainty() -> None:
     progress = Progress("power", 50, [make_record(i, correct=False) for i in range(50)], out)
     progress.close()
     assert "numeric 0.0 (0.0 to 7.1) %" in out.getvalue()
+
+
+def everything() -> dict[str, Any]:
+    """The summary of a run that is none, since each of the report's sentences has something to say."""
+    telemetry: list[dict[str, Any]] = [
+        {"kind": "event", "event": "start", "time": 90.0},
+        *(
+            {"kind": "event", "event": "phase", "name": name, "time": at}
+            for name, at in [("setup", 90.0), ("ray", 91.0), ("load", 92.5), ("sampling", 95.0), ("end", 100.0)]
+        ),
+        {"kind": "event", "event": "start", "time": 200.0},
+        {"kind": "event", "event": "phase", "name": "setup", "time": 200.0},
+        {"kind": "event", "event": "death", "time": 201.0},
+        *(
+            {"kind": "sample", "time": 97.0 + i, "worker": "gpu0", "pid": 7, "slots": 10, "steps": 25 * i,
+             "generated_tokens": 100 * i}
+            for i in range(2)
+        ),
+    ]  # fmt: skip
+    pooled = {
+        "candidates": 16, "particles": 8, "ess": 4.0, "resampled": 2, "log_z_hat": -9.5, "votes": {"18": 8, "3": 4},
+    }  # fmt: skip
+    records: list[Record] = []
+    for i in range(4):
+        for k in range(2):
+            trace = [-20.0 - i, -19.0, -20.0, -18.5, -17.0 + k, -16.0, -15.0 + i / 4]
+            one = chained(i, k, (i + k) % 3 > 0, **pooled, log_p_trace=trace, log_z_sum_first=-12.0 - k * (1 + i))
+            records.append(
+                one._replace(
+                    memory={"peak_bytes": (3 - k) << 30, "total_bytes": 32 << 30},
+                    worker={"rank": k},
+                    ended=("eos", "length", "stop")[(2 * i + k) % 3],
+                    group=f"group {i // 2}",
+                )
+            )
+    unread = {"correct": False, "answer": None, "kind": "none"}
+    records[1] = records[1]._replace(scores=records[1].scores | {"strict": unread})
+    records[7] = failed_record(3)._replace(sample_index=1)
+    return summarise(records, telemetry, known(num_samples=2), num_damaged_telemetry=3, num_rescored=0)
+
+
+REPORT = """\
+# problems.jsonl: tiny, power (alpha 4, 10 moves)
+
+8 of 8 answers to 4 problems, 2 samples each, a subset of 1,319.
+
+- Warning: Answers that failed and count as wrong: 1 (problems 3); records.jsonl says why.
+- Warning: 28.6 % of the answers were cut off at the limit of 256 tokens; a longer
+  task.max_new_tokens would tell whether they are wrong.
+- Warning: Mean log p still rose over the last 2 moves, by 2.00 ± 0.27: the chains have not
+  converged; more moves would change the scores.
+- Warning: Lines of telemetry.jsonl that are damaged and could not be read: 3; seconds and memory
+  may be too low; the scores are not affected.
+- Warning: Fewer than 300 problems (4): the intervals are wide, and small differences mean nothing.
+
+| score    |  right |     SE | 95 % interval (t) |   expected |
+| -------- | -----: | -----: | ----------------: | ---------: |
+| strict   | 37.5 % | ± 12.5 |    0.0 to 100.0 % | 43.8 ± 6.2 |
+| flexible | 50.0 % | ± 25.0 |    0.0 to 100.0 % |          - |
+| numeric  | 50.0 % | ± 25.0 |    0.0 to 100.0 % | 65.6 ± 9.4 |
+
+Errors are those of 2 groups of problems, which the data names. expected: % right ± SE of all
+answers that the sampler weighted, by weight: candidates and particles by theirs, of a chain the
+answers after all its moves, which until it has converged lie nearer to its start.
+
+| k   | pass@k (numeric, % ± SE) |       maj@k |
+| --- | -----------------------: | ----------: |
+| 1   |              50.0 ± 25.0 | 50.0 ± 25.0 |
+| 2   |              75.0 ± 25.0 | 50.0 ± 25.0 |
+
+- Answers: no answer 0.0 %, truncated 28.6 %, failed 1; the scores disagree on 1. Numeric score of
+  truncated answers 100.0 %, of finished ones 40.0 %. A later `powersample regrade` has changed no
+  verdict.
+- Tokens: 2,310 generated, 420 prefilled; per answer 50.0 of prompt, 80.0 of answer, 330 generated.
+- Time: 11.0 s in all (set-up 2.0 s, Ray 1.5 s, load 2.5 s, sampling 5.0 s) over 2 starts; per
+  answer 3.3 s on average, 3.0 s median, 4.7 s for 95 %, 5.0 s at most. Throughput: 462 tokens/s,
+  1.40 answers/s.
+- Chain: 70 moves, 40.0 % of them null (they proposed the answer they started from); acceptance
+  50.0 % of the others; 12.0 tokens generated per move, by the kernel without replay and early
+  rejection at least 40.0 (at most 30.0 % of that); cut at 50.0 % of the answer on average, first
+  difference at 70.0 %; 4.00 distinct answers visited per chain.
+- Saved: 630 tokens by replay, the ends of 14 drafts by early rejection. Drawn ahead and thrown
+  away: 84 tokens.
+- Mean log p of the answers: -14.0, at the start -20.0; after move 0: -21.3, 1: -19.0, 2: -20.0, 5:
+  -16.0, 6: -14.7; change over the last 2 moves +2.00 ± 0.27; autocorrelation 0.65 (lag 1), 0.39
+  (lag 2), -0.72 (lag 5), which so few moves bias downwards; sum of log Z of a problem's first
+  answers varies by 1.53 (SD).
+- Weights: 16.0 candidates, 8.00 particles per answer, effective sample size 4.00 (25.0 %),
+  resampled 2.00 times; estimated log of the sum of p^alpha -9.50; 50.0 % of them gave the winning
+  answer, 25.0 % none.
+- Ended: 42.9 % by EOS, 28.6 % by a stop string, 28.6 % by the token limit.
+- Drift of recomputed against stored log probabilities: at most 1e-05 nats, 2e-06 on average.
+- Memory: at most 3.00 GiB of 32.00 GiB of device memory per worker, 2 workers (peaks 3.00 GiB,
+  2.00 GiB); 10 slots each, 4.00 in use on average.
+- Workers lost and replaced: 1; what they were answering was asked again.
+- Provenance: model models/tiny, data problems.jsonl (sha256 dddddddd), shots 0, limit 256 tokens,
+  seed 3, commit cccccccc, with changes, fingerprint ffffffff.
+- Workers over time (memory, utilisation, slots, events): [timeline.svg](timeline.svg)
+"""
+
+
+def test_the_whole_report_word_for_word() -> None:
+    """A phrase that is new has to be in it, too."""
+    summary = everything()
+    figures = figures_of(summary)
+    assert [phrase for fact in FACTS for phrase in fact.split("|") if not fill_in(phrase, figures)] == []
+    assert run_report(summary, "timeline.svg") == REPORT
+
+
+def test_every_warning_word_for_word() -> None:
+    bad = {"moves": 100, "null": 96, "accepted": 0, "ess": 0.8, "candidates": 16}
+    kinds = ("none", "undecided", "number", "undecided")
+    records = [
+        chained(i, **bad)._replace(scores={"numeric": {"correct": False, "answer": None, "kind": kind}})
+        for i, kind in enumerate(kinds)
+    ]
+    records[0] = records[0]._replace(ended="length", tokens=records[0].tokens | {"answer": 256})
+    run = known({"kind": "paper", "alpha": 4.0, "num_moves": 10}, num_problems=6)
+    said = warnings(summarise([*records, failed_record(4)], [], run, num_damaged_telemetry=3, num_rescored=2))
+    assert said == {
+        "incomplete": "The run is incomplete: 5 of 6 answers are recorded, so all figures are provisional; start it "
+        "again to finish it.",
+        "failed": "Answers that failed and count as wrong: 1 (problems 4); records.jsonl says why.",
+        "truncated": "25.0 % of the answers were cut off at the limit of 256 tokens; a longer task.max_new_tokens "
+        "would tell whether they are wrong.",
+        "silent": "In 25.0 % of the texts the numeric grader found no answer at all.",
+        "undecided": "2 answers are formulas that the symbolic checker could not decide (not installed, too slow, or"
+        " it failed); they count as wrong until `powersample regrade` decides them.",
+        "rescored": "The scores are those of a later `powersample regrade` (scores.jsonl), by which 2 answers have "
+        "other verdicts than when they were sampled.",
+        "paper": "The rules of paper do not leave p^alpha invariant: its scores are biased, for comparison only. "
+        "They also end an answer at the length of the one before.",
+        "null": "96.0 % of the moves proposed the answer they started from: the chains hardly move; the model is "
+        "sure of its answers, or alpha is too large.",
+        "acceptance": "Only 0.0 % of the proposals of another answer were accepted: the chains are stuck.",
+        "rise": "Mean log p still rose over the last 3 moves, by 4.00 ± 0.00: the chains have not converged; more "
+        "moves would change the scores.",
+        "ess": "The effective sample size is 5.0 % of the candidates: a few of them carry all the weight.",
+        "damaged": "Lines of telemetry.jsonl that are damaged and could not be read: 3; seconds and memory may be "
+        "too low; the scores are not affected.",
+        "few": "Fewer than 300 problems (6): the intervals are wide, and small differences mean nothing.",
+    }
+    assert said.keys() == WARNINGS.keys()

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from orchestrator.drive.session import sinks
 from orchestrator.inputs.preflight import check_tracker
 from orchestrator.live.metrics import METRICS, Metrics, published
 from orchestrator.live.progress import Progress
+from orchestrator.rundir.telemetry import read_telemetry
 from orchestrator.settings.config import RunConfig, resolve
 from orchestrator.store.telemetry_log import Telemetry
 from support.made_up import GPU, failed_record, make_record
@@ -90,6 +92,24 @@ def test_a_tracker_gets_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert calls[1]["active_slots/cpu0"] == 9
     assert calls[2:] == ["finish"]
     assert "9 of 10" in progress.frame()
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_nobody_hears_of_rows_after_the_run_has_been_driven(error: type[BaseException] | None, tmp_path: Path) -> None:
+    """A tracker has finished by then, and the progress has said its last line."""
+    sink, out = Recorder(), io.StringIO()
+    telemetry, progress = Telemetry(tmp_path / "telemetry.jsonl"), Progress("mine", 2, out=out)
+    with pytest.raises(error) if error else nullcontext(), published("mine", telemetry, progress, [sink]):
+        telemetry.sample("cpu0", GPU)
+        if error:
+            raise error
+    frame, values = progress.frame(), dict(sink.values)
+    assert values["active_slots", "mine", "cpu0"] == 9
+    telemetry.sample("cpu1", GPU)
+    telemetry.event("death", worker="cpu0", cause="crash", lost=1, reason="killed")
+    telemetry.close()
+    assert (progress.frame(), sink.values) == (frame, values)
+    assert len(read_telemetry(tmp_path / "telemetry.jsonl")) == 3
 
 
 def test_a_tracker_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,6 +271,47 @@ def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {RUN: "old"}
 
 
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, set[str]]]:
+    """What is made durable, in order: the name of a file or directory, and the files that lie beside or in it then."""
+    found: list[tuple[str, set[str]]] = []
+    sync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        found.append((path.name, {one.name for one in (path if path.is_dir() else path.parent).iterdir()}))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return found
+
+
+def test_a_replaced_file_is_durable_before_its_name_is_and_both_before_the_call_returns(
+    tmp_path: Path, synced: list[tuple[str, set[str]]]
+) -> None:
+    """Else a machine that loses power may have the name of the new file and no content, or the old file."""
+    temporary = f".{RUN}.{os.getpid()}"
+    for before in (set(), {RUN}):
+        write_atomically(tmp_path / RUN, "content")
+        assert synced == [(temporary, {temporary} | before), (tmp_path.name, {RUN})]
+        synced.clear()
+
+
+def test_the_log_is_durable_when_a_run_is_opened_and_with_every_record(
+    tmp_path: Path, synced: list[tuple[str, set[str]]]
+) -> None:
+    with opened(tmp_path) as store:
+        assert synced[-1] == (tmp_path.name, {"lock", RUN, RECORDS}), "its name, too"
+        synced.clear()
+        assert store.append(record(0))
+        assert [name for name, _ in synced] == [RECORDS]
+    with (tmp_path / RECORDS).open("ab") as log:
+        log.write(b"torn")
+    synced.clear()
+    with opened(tmp_path):
+        assert [name for name, _ in synced] == [RECORDS, tmp_path.name]
+
+
 def test_what_a_killed_process_left_is_removed_and_a_living_one_is_not_disturbed(tmp_path: Path) -> None:
     killed = subprocess.Popen(["true"])
     killed.wait()
