@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from support.shared_data import unchecked
+
 UMASK = os.umask(0o022)
 os.umask(UMASK)
 
@@ -32,3 +34,14 @@ def one_thread() -> Iterator[None]:
 def set_one_thread() -> None:
     if torch := sys.modules.get("torch"):  # many files do without it, and it takes seconds to import
         torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Below all else: what README claims and this run has not checked, since its data is not at hand."""
+    yield
+    if claims := unchecked(terminalreporter.getreports("skipped")):
+        terminalreporter.section("CLAIMS THAT THIS RUN DID NOT CHECK", sep="!", red=True, bold=True)
+        for claim, places in claims.items():
+            terminalreporter.line(f"- {claim}", red=True)
+            terminalreporter.line(f"  needs {places}")

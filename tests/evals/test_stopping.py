@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import pytest
 from tokenizers import Tokenizer
@@ -10,16 +9,23 @@ from tokenizers import Tokenizer
 from evals.stopping import StopStrings, cut
 from evals.types import UserError
 from support.places import ROOT
+from support.shared_data import GSM8K_MODEL, SHARED, needs_shared
 
-MODEL = ROOT.parent / "shared" / "models" / "gsm8k-25m"
 Decode = Callable[[Sequence[int]], str]
 
 
-@cache
-def tokenizer() -> Tokenizer:
-    if not MODEL.exists():
-        pytest.skip(f"{MODEL} is absent")
-    return Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+VOCABULARY = "Stop strings end answers where they should, with the vocabulary of a model trained on GSM8K"
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(ROOT / "evals/demo/model", id="embedded"),
+        pytest.param(SHARED / GSM8K_MODEL, marks=needs_shared(GSM8K_MODEL, claim=VOCABULARY), id="gsm8k-25m"),
+    ],
+)
+def tok(request: pytest.FixtureRequest) -> Tokenizer:
+    return Tokenizer.from_file(str(request.param / "tokenizer.json"))
 
 
 def first_stop(rule: Callable[[list[int]], bool], tokens: list[int]) -> int | None:
@@ -82,8 +88,8 @@ def test_equals_the_definition_where_leading_spaces_are_dropped() -> None:
 STOPS = ("Question:", "</s>", "<|im_end|>")
 
 
-def test_equals_the_definition_on_a_real_vocabulary() -> None:
-    tok, rng = tokenizer(), random.Random(0)
+def test_equals_the_definition_on_a_real_vocabulary(tok: Tokenizer) -> None:
+    rng = random.Random(0)
     texts = [
         "She has 3*4=<<3*4=12>>12 eggs.\n#### 12\n\nQuestion: Tom",
         "It’s 5 € each. </s>more",
@@ -101,8 +107,8 @@ def test_equals_the_definition_on_a_real_vocabulary() -> None:
     assert agree(STOPS, tok.decode, rows) > 30
 
 
-def test_stops_that_are_common_or_not_ascii_on_a_real_vocabulary() -> None:
-    tok, rng = tokenizer(), random.Random(1)
+def test_stops_that_are_common_or_not_ascii_on_a_real_vocabulary(tok: Tokenizer) -> None:
+    rng = random.Random(1)
     size = tok.get_vocab_size()
     byte_tokens = [token for token in range(size) if "\ufffd" in tok.decode([token])]
     rows = [rng.choices(range(size), k=50) for _ in range(40)]
@@ -112,8 +118,8 @@ def test_stops_that_are_common_or_not_ascii_on_a_real_vocabulary() -> None:
         assert agree(stops, tok.decode, rows) > 0
 
 
-def test_most_tokens_decode_nothing() -> None:
-    tok, decoded = tokenizer(), 0
+def test_most_tokens_decode_nothing(tok: Tokenizer) -> None:
+    decoded = 0
 
     def decode(tokens: Sequence[int]) -> str:
         nonlocal decoded

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from support.command import DEMO, ROOT, clean, in_process, named, python, run
-
-GSM8K = ROOT.parent / "shared/data/gsm8k/test.jsonl"
-GSM8K_MODEL = ROOT.parent / "shared/models/gsm8k-25m"
+from support.command import DEMO, clean, in_process, named, python, run
+from support.places import ROOT
+from support.shared_data import GSM8K_MODEL, GSM8K_TEST, SHARED, needs_shared
 
 
 def answers(directory: Path) -> dict[tuple[int, int], list[int]]:
@@ -178,11 +177,10 @@ def test_summary_has_the_promised_keys(reference: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
+@needs_shared(GSM8K_TEST, GSM8K_MODEL, claim="The same answers of a model trained on GSM8K after an interruption")
 def test_killed_half_way_on_real_gsm8k(tmp_path: Path) -> None:
     """64 real problems on two actors, killed with -9 half-way, against an undisturbed run of another shape."""
-    if not (GSM8K.exists() and GSM8K_MODEL.exists()):
-        pytest.skip("the GSM8K test set and a model trained on it are not at hand")
-    variables = {"MODEL": GSM8K_MODEL, "DATA": GSM8K, "LIMIT": 64}
+    variables = {"MODEL": SHARED / GSM8K_MODEL, "DATA": SHARED / GSM8K_TEST, "LIMIT": 64}
     assert kill_after(32, tmp_path / "killed", signal.SIGKILL, **variables) == -9
     done = run("--run-dir", tmp_path / "killed", **variables)
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,8 @@ import pytest
 
 from evals.types import UserError
 from orchestrator.cluster.ray_session import check_dashboard
-from support.command import ROOT, powersample, python
+from support.command import powersample, python
+from support.places import ROOT
 
 SECRETS = {"HF_TOKEN": "hf_kept0to0myself", "RAY_AUTH_TOKEN": "5ec2e7" * 11, "WANDB_API_KEY": "also0kept0to0myself"}
 

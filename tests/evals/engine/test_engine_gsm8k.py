@@ -1,9 +1,11 @@
-"""The engine on a real model of 25M parameters: equal to `generate`, to plain forward passes, and to itself."""
+"""The engine on trained models, the embedded one and a larger: equal to `generate`, to plain passes, to itself."""
 
 from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,34 +17,62 @@ from evals.engine.model import Model
 from evals.samplers.power import Power
 from evals.types import Chain, Prompt, Request
 from support.places import ROOT
+from support.shared_data import GSM8K_MODEL, GSM8K_TEST, SHARED, needs_shared
 from support.tiny_models import Pair, assert_statistics, engine, single
 
-SHARED = ROOT.parent / "shared"
-FOLDER, DATA = SHARED / "models/gsm8k-25m", SHARED / "data/gsm8k/test.jsonl"
 MAX_NEW = 64
 
-pytestmark = pytest.mark.skipif(not (FOLDER.is_dir() and DATA.is_file()), reason=f"{FOLDER} or {DATA} is absent")
+
+class Trained(NamedTuple):
+    """A model and the problems that it was trained for."""
+
+    folder: Path
+    data: Path
+
+
+EMBEDDED = Trained(ROOT / "evals/demo/model", ROOT / "evals/demo/problems.jsonl")
+LARGER = Trained(SHARED / GSM8K_MODEL, SHARED / GSM8K_TEST)
+
+
+def needs_larger(claim: str) -> pytest.MarkDecorator:
+    return needs_shared(GSM8K_MODEL, GSM8K_TEST, claim=f"{claim}, with a model trained on GSM8K")
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
-    return load_model(str(FOLDER), EngineConfig(), "cpu", num_threads=1)
+def trained(request: pytest.FixtureRequest) -> Trained:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def plain() -> torch.nn.Module:
-    return AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
+def model(trained: Trained) -> Model:
+    return load_model(str(trained.folder), EngineConfig(), "cpu", num_threads=1)
 
 
-def prompts(model: Model, count: int, max_new: int = MAX_NEW) -> list[Prompt]:
-    lines = DATA.read_text().splitlines()[:count]
+@pytest.fixture(scope="module")
+def plain(trained: Trained) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(trained.folder, dtype=torch.float32).eval()
+
+
+def prompts(trained: Trained, model: Model, count: int, max_new: int = MAX_NEW) -> list[Prompt]:
+    lines = trained.data.read_text().splitlines()[:count]
     texts = [f"Question: {json.loads(line)['question']}\nAnswer:" for line in lines]
     return [Prompt(tuple(model.tokenizer.encode(text)), max_new, model.tokenizer.eos_ids) for text in texts]
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(50, marks=pytest.mark.slow)])
-def test_greedy_tokens_equal_generate(count: int, model: Model, plain: torch.nn.Module) -> None:
-    asked = prompts(model, count)
+RIGHT = needs_larger("The right engine: tokens and probabilities are the library's")
+
+
+@pytest.mark.parametrize(
+    ("trained", "count"),
+    [
+        pytest.param(EMBEDDED, 4, id="embedded-4"),
+        pytest.param(LARGER, 3, marks=RIGHT, id="gsm8k-25m-3"),
+        pytest.param(LARGER, 50, marks=[pytest.mark.slow, RIGHT], id="gsm8k-25m-50"),
+    ],
+    indirect=["trained"],
+)
+def test_greedy_tokens_equal_generate(trained: Trained, count: int, model: Model, plain: torch.nn.Module) -> None:
+    asked = prompts(trained, model, count)
     requests = [Request(p.token_ids, MAX_NEW, math.inf, (i, 0, 0), len(p.token_ids)) for i, p in enumerate(asked)]
     chains = [Chain(p, single(request)) for p, request in zip(asked, requests, strict=True)]
     for to, found in zip(asked, engine(model, 10, 400).run(chains, 0), strict=True):
@@ -53,11 +83,21 @@ def test_greedy_tokens_equal_generate(count: int, model: Model, plain: torch.nn.
         assert_statistics(Pair(model, plain), to.token_ids, found, math.inf)
 
 
-@pytest.mark.slow
+SAME = needs_larger("The same answers for any number of slots")
+
+
+@pytest.mark.parametrize(
+    ("trained", "count", "max_new"),
+    [
+        pytest.param(EMBEDDED, 2, 40, id="embedded"),
+        pytest.param(LARGER, 5, 72, marks=[pytest.mark.slow, SAME], id="gsm8k-25m"),
+    ],
+    indirect=["trained"],
+)
 def test_power_sampling_is_the_same_for_any_number_of_slots_and_equals_a_plain_forward(
-    model: Model, plain: torch.nn.Module
+    trained: Trained, count: int, max_new: int, model: Model, plain: torch.nn.Module
 ) -> None:
-    asked = prompts(model, 5, 72)
+    asked = prompts(trained, model, count, max_new)
 
     def chains() -> list[Chain]:
         return [Chain(p, Power(4.0, 4).chain(p, 7, i, 0)) for i, p in enumerate(asked)]
@@ -73,8 +113,13 @@ def test_power_sampling_is_the_same_for_any_number_of_slots_and_equals_a_plain_f
     assert sum(sample.chain["accepted"] for sample in results[0]) > 0
 
 
-def test_half_precision_passes_the_self_check() -> None:
-    on = engine(load_model(str(FOLDER), EngineConfig(dtype="bfloat16"), "cpu"), 2, 400)
-    to = prompts(on.model, 1, 8)[0]
+@pytest.mark.parametrize(
+    "trained",
+    [pytest.param(EMBEDDED, id="embedded"), pytest.param(LARGER, marks=RIGHT, id="gsm8k-25m")],
+    indirect=True,
+)
+def test_half_precision_passes_the_self_check(trained: Trained) -> None:
+    on = engine(load_model(str(trained.folder), EngineConfig(dtype="bfloat16"), "cpu"), 2, 400)
+    to = prompts(trained, on.model, 1, 8)[0]
     found = on.run([Chain(to, single(Request(to.token_ids, 8, 1.0, (0, 0, 0), len(to.token_ids))))], 0)
     assert len(found[0].tokens) == 8

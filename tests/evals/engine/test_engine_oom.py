@@ -224,6 +224,7 @@ def test_out_of_memory_in_all_its_words() -> None:
     assert out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling")) is not None
     assert out_of_memory(RuntimeError("Triton Error [CUDA]: out of memory")) is not None
     assert out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered")) is None
+    assert out_of_memory(RuntimeError("the host is out of memory")) is None
     assert out_of_memory(MemoryError("3 pages are needed and 2 are free")) is None
     second = RuntimeError("CUDA error: operation failed due to a previous error during capture")
     second.__context__ = torch.OutOfMemoryError("CUDA out of memory")

@@ -214,11 +214,17 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"alpha": 0.0}, "alpha is 0"),
     ({"alpha": math.nan}, "alpha is nan"),
     ({"alpha": 0.5, "floor": -3.0}, "log Z only falls for alpha >= 1"),
+    ({"alpha": 2.0, "floor": math.nan}, "floor of nan"),
     ({"bound": "other"}, "bound is 'other'"),
+    ({"origin": -1}, "origin -1"),
     ({"origin": 99}, "origin 99"),
+    ({"top_k": -1}, "top_k is -1"),
     ({"top_p": 0.0}, "top_p 0"),
+    ({"top_p": 1.5}, "top_p 1.5"),
+    ({"prefix": (1, -1)}, "outside the vocabulary"),
     ({"prefix": (1, VOCABULARY)}, "outside the vocabulary"),
-    ({"exclude": -2}, "excluded token"),
+    ({"exclude": -2}, "excluded token -2"),
+    ({"exclude": VOCABULARY}, f"excluded token {VOCABULARY}"),
     ({"parent": 77}, "does not hold sequence 77"),
 ]
 

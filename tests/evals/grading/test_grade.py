@@ -4,6 +4,7 @@ import json
 import random
 import time
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -11,8 +12,8 @@ from evals.grading.numeric import asks_percent, flexible, gold_text, numeric, st
 from evals.stopping import cut
 from evals.types import Problem, UserError
 from support.places import ROOT
+from support.shared_data import GSM8K_TEST, GSM8K_TRAIN, SHARED, needs_shared
 
-GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
 STOPS = ("Question:", "</s>", "<|im_end|>")
 
 
@@ -21,10 +22,8 @@ def problem(gold: str) -> Problem:
 
 
 @cache
-def gsm8k(split: str) -> list[Problem]:
-    if not GSM8K.exists():
-        pytest.skip(f"{GSM8K} is absent")
-    lines = (GSM8K / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+def stored(file: Path) -> list[Problem]:
+    lines = file.read_text(encoding="utf-8").splitlines()
     return [Problem(i, row["question"], row["answer"]) for i, row in enumerate(map(json.loads, lines))]
 
 
@@ -169,17 +168,57 @@ def test_numeric_names_a_problem_without_a_number() -> None:
         numeric("18", Problem(7, "?", "So.\n#### eighteen"))
 
 
-@pytest.mark.parametrize(("split", "rows"), [("test", 1319), ("train", 7473)])
-def test_reference_solutions_are_right_by_all_graders(split: str, rows: int) -> None:
-    problems = gsm8k(split)
+GOLD = "GSM8K's own answers: 1,319 of 1,319 under all three scores"
+TRAIN = "GSM8K's own answers in its training set: 7,473 of 7,473 under all three scores"
+
+
+@pytest.mark.parametrize(
+    ("file", "rows"),
+    [
+        pytest.param(ROOT / "evals/demo/problems.jsonl", 200, id="demo-200"),
+        pytest.param(SHARED / GSM8K_TEST, 1319, marks=needs_shared(GSM8K_TEST, claim=GOLD), id="test-1319"),
+        pytest.param(SHARED / GSM8K_TRAIN, 7473, marks=needs_shared(GSM8K_TRAIN, claim=TRAIN), id="train-7473"),
+    ],
+)
+def test_reference_solutions_are_right_by_all_graders(file: Path, rows: int) -> None:
+    problems = stored(file)
     assert len(problems) == rows
     for row in problems:
         grades = strict(row.answer, row.answer), flexible(row.answer, row.answer), numeric(row.answer, row)
         assert all(grade.correct for grade in grades), row
 
 
+@pytest.mark.parametrize(
+    ("question", "solution", "counts"),
+    [
+        ("What percent of them are red?", "So 18 of 100 are red.", True),
+        ("He has 100. By what percentage did it grow?", "It grew by 18.", True),
+        ("What percent are red? And how many are blue?", "There are 18 blue.", False),
+        ("How many are red? ", "That is 18%.", True),
+        ("How many are red?", "That is 18 percent.", True),
+        ("How many are red?", "That is 18%.\nSo 18 are red.", False),
+        ("How many are red?", "That is 118% of them.", False),
+        ("How many are red?", "That is 0.18% of them.", False),
+        ("How many are red?", "So 18 are red.", False),
+        ("", "So 18 are red.", False),
+    ],
+)
+def test_per_cent_counts_where_question_or_solution_ask_for_it(question: str, solution: str, counts: bool) -> None:
+    row = Problem(0, question, f"{solution}\n#### 18")
+    assert asks_percent(row) is counts
+    for text in (r"\boxed{18\%}", "The answer is 18 percent."):
+        assert numeric(text, row) == (counts, "18%", "number")
+    assert numeric("18", row).correct
+
+
+@pytest.mark.parametrize(("solution", "gold"), [("That is 1200%.", "1,200"), ("That is 1,200%.", "1200")])
+def test_per_cent_counts_however_the_number_is_written(solution: str, gold: str) -> None:
+    assert asks_percent(Problem(0, "How much is it?", f"{solution}\n#### {gold}"))
+
+
+@needs_shared(GSM8K_TEST, claim="numeric takes a percentage for 25 of GSM8K's 1,319 problems, which ask for one")
 def test_per_cent_counts_where_it_is_asked_for() -> None:
-    problems = gsm8k("test")
+    problems = stored(SHARED / GSM8K_TEST)
     flagged = [row.problem_id for row in problems if asks_percent(row)]
     accepted = [row.problem_id for row in problems if numeric(rf"\boxed{{{gold_text(row)}\%}}", row).correct]
     assert len(flagged) == 25

@@ -14,8 +14,8 @@ from evals.tasks.task import INSPECT_ROWS, drawn_rows, make_task, packaged, repl
 from evals.types import Problem, UserError
 from support.interop import theirs
 from support.places import ROOT
+from support.shared_data import GSM8K_TEST, GSM8K_TRAIN, SHARED, needs_shared
 
-GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
 Q = Problem(3, " How {a} {q}  many? \\boxed{}", "He has 2*3=<<2*3=6>>6.\nSo 6.\n#### 6")
 TRAIN = [Problem(i, f"Q{i}?", f"R{i}.\n#### {i}") for i in range(7473)]
 
@@ -79,17 +79,15 @@ def written(form: str) -> str:
     )
 
 
-def gsm8k(split: str) -> list[Problem]:
-    if not GSM8K.exists():
-        pytest.skip(f"{GSM8K} is absent")
-    lines = (GSM8K / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+def gsm8k(file: str) -> list[Problem]:
+    lines = (SHARED / file).read_text(encoding="utf-8").splitlines()
     return [Problem(i, row["question"], row["answer"]) for i, row in enumerate(map(json.loads, lines))]
 
 
 def digest(preset: str) -> str:
     config = TaskConfig(preset=preset)
-    task = make_task(config, 0, gsm8k("train") if config.num_shots else ())
-    return hashlib.sha256("\0".join(str(task.prompt(one)) for one in gsm8k("test")).encode()).hexdigest()
+    task = make_task(config, 0, gsm8k(GSM8K_TRAIN) if config.num_shots else ())
+    return hashlib.sha256("\0".join(str(task.prompt(one)) for one in gsm8k(GSM8K_TEST)).encode()).hexdigest()
 
 
 def test_every_preset_is_here() -> None:
@@ -130,9 +128,20 @@ def test_examples_of_lm_eval_are_replayed() -> None:
     assert replayed(1318, 7473, 5) == [220, 4179, 6064, 5599, 5541]
     assert replayed(0, 7473, 5) == [6374, 3610, 957, 61, 742]
     assert replayed(1, 7473, 5) == [7462, 6610, 4769, 286, 5501]
+    prompt = make_task(TaskConfig(preset="lmeval-gsm8k"), 0, TRAIN).prompt(Problem(1318, "How?", "#### 1"))
+    shown = "".join(f"Question: Q{i}?\nAnswer: R{i}.\n#### {i}\n\n" for i in (220, 4179, 6064, 5599, 5541))
+    assert prompt == f"{shown}Question: How?\nAnswer:"
+
+
+PROMPTS = "lm-eval's presets ask as lm-eval does, by the sha256 of all 1,319 prompts"
+
+
+@needs_shared(GSM8K_TEST, GSM8K_TRAIN, claim=PROMPTS)
+def test_prompts_of_lm_evals_gsm8k() -> None:
     assert digest("lmeval-gsm8k") == "84119a05b6c77e92415182c7963444e153dd2df04e05e238744f26b105c0a8b6"
 
 
+@needs_shared(GSM8K_TEST, claim=PROMPTS)
 def test_prompts_of_lm_evals_zero_shot_chain_of_thought() -> None:
     assert digest("lmeval-cot-zeroshot") == "d178f26dfbf4eb9ee747b44d24accab731661a06c7cb08d7e236b5aab4d6fb94"
 
@@ -145,6 +154,7 @@ def test_examples_of_the_package_need_the_package() -> None:
 
 
 @pytest.mark.interop
+@needs_shared(GSM8K_TEST, claim=PROMPTS)
 def test_examples_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     place = theirs("import lm_eval\nfrom pathlib import Path\nanswer = str(Path(lm_eval.__file__).parents[1])", None)
     monkeypatch.setattr(sys, "path", [*sys.path, place])  # last, for what we have ourselves

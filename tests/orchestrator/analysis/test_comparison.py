@@ -77,6 +77,16 @@ def test_several_samples_are_compared_by_a_permutation_test() -> None:
     assert "|            330 |" in text, "tokens of one sample, since the score is of one"
 
 
+def test_two_runs_of_power_sampling_are_not_compared_with_each_other() -> None:
+    """Each is compared with what is not power sampling: more pairs would only make Holm's p values larger."""
+    verdicts = {"t1": "1100", "greedy": "1010", "power": "1110", "more": "1111"}
+    samplers = {"t1": PLAIN, "greedy": {"kind": "greedy"}, "power": POWER, "more": {**POWER, "num_moves": 20}}
+    comparison = compare([as_run(name, samplers[name], verdicts[name]) for name in verdicts])
+    first, more = "power (alpha 4, 10 moves)", "power (alpha 4, 20 moves)"
+    plain = [(name, "temperature 1") for name in ("greedy", first, more)]
+    assert [(pair.run, pair.against) for pair in comparison.pairs] == [*plain, (first, "greedy"), (more, "greedy")]
+
+
 def test_problems_of_one_template_count_as_one() -> None:
     """Power wins three of six templates of four problems each: every pattern of signs of three sums, not of twelve."""
     runs = [as_run("p", POWER, "1111" * 3 + "0" * 12), as_run("t", PLAIN, "0" * 24)]
@@ -89,7 +99,9 @@ def test_problems_of_one_template_count_as_one() -> None:
     comparison = compare(grouped)
     (clustered,) = comparison.pairs
     assert (clustered.p, clustered.won) == (2 / 2**3, None)
-    assert clustered.difference.stderr > 2 * pair.difference.stderr
+    mean, stderr, low, high, _ = clustered.difference
+    assert stderr > 2 * pair.difference.stderr
+    assert (high - mean, mean - low) == pytest.approx((2.571 * stderr, 2.571 * stderr), rel=1e-3), "t of 5 degrees"
     assert grouped[0].summary["accuracy"]["numeric"]["interval"] == "t"
     assert "by the 6 groups that the data names" in " ".join(comparison_report(comparison, None).split())
     assert "Errors are those of 6 groups of problems" in " ".join(run_report(grouped[0].summary).split())

@@ -6,22 +6,29 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 import torch
 
+from benchmarks import end_to_end
 from evals import decoding_speed as measure
-from evals.config import EngineConfig
+from evals import evaluate
+from evals.config import EngineConfig, TaskConfig
 from evals.engine import device
 from evals.engine.baselines import Roofline, generate, generate_steps, roofline
 from evals.engine.checkpoint import random_model
 from evals.engine.device import IdleClock
+from evals.engine.engine import EngineCounters
 from evals.engine.model import Model
+from evals.tasks.task import make_task
+from evals.types import Problem, Record
 from orchestrator.cli import main
 from orchestrator.commands.table import DTYPES, SHAPES, make_parser
 from orchestrator.machine import gpus
+from support.made_up import make_record
 from support.places import ROOT
 
 SHORT = ["bench", "--context", "40", "--steps", "8"]
@@ -213,6 +220,40 @@ def test_on_a_cpu_the_clock_stands_still() -> None:
     with clock.work():
         pass
     assert clock.seconds == 0
+
+
+def test_a_whole_run_counts_its_own_tokens_and_how_often_another_answer_was_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nothing = EngineCounters(0, 0, 4, 0, 0, 0, 0, 9, 0.0)
+    counted = iter([nothing._replace(steps=3, generated_tokens=5, prefilled_tokens=7)])
+    after = nothing._replace(steps=103, generated_tokens=665, prefilled_tokens=127)
+    engine: Any = SimpleNamespace(
+        counters=lambda: next(counted, after), start=lambda: None, take_slot_changes=list, idle=None
+    )
+    chain = {"moves": 10, "null": 4, "accepted": 3}
+    records = [make_record(i, correct=i == 0, chain=chain) for i in range(4)]
+    futures = [Future[Record]() for _ in records]
+    for future, record in zip(futures, records, strict=True):
+        future.set_result(record)
+    monkeypatch.setattr(evaluate, "start", lambda problem, *_, **__: futures[problem.problem_id])
+    problems, task = [Problem(i, "?", "#### 18") for i in range(4)], make_task(TaskConfig(), 0)
+    found = end_to_end.sampled(engine, task, problems, end_to_end.parse([]))
+    assert (found["steps"], found["generated_tokens"], found["prefilled_tokens"]) == (100, 660, 120)
+    assert (found["problems"], found["answer_tokens"]) == (4, 4 * 80)
+    assert found["accuracy"] == dict.fromkeys(("strict", "flexible", "numeric"), 0.25)
+    assert (found["acceptance"], found["null_moves"]) == (12 / 24, 16 / 40)
+
+
+def test_a_whole_run_begins_once_one_token_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """That is the last phase of the start, and no part of what is measured."""
+    monkeypatch.setattr(end_to_end, "sampled", lambda engine, *_: {"drawn": engine.counters().generated_tokens})
+    assert end_to_end.main(["--limit", "1", "--slots", "1", "--max-new-tokens", "8"]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["drawn"] == 1
+    assert list(found["start_up"])[-2:] == ["first_token", "total"]
 
 
 def test_a_whole_run_is_measured() -> None:

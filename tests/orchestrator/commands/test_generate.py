@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from demo_training.problems import row
 from evals.config import SamplerConfig, TaskConfig
 from evals.evaluate import make_sampler, prompt_ids
 from evals.tasks.task import make_task
@@ -34,7 +35,6 @@ from support.fake_worker import FakeWorker, install
 from support.logs import read_records
 from support.places import ROOT
 
-GSM8K = ROOT.parent / "shared/data/gsm8k/train.jsonl"
 BROKEN, RAISING = 2, 4
 ROWS = [
     {"input": "one é?", "output": "old", "difficulty": "easy", "domain": "math"},
@@ -424,12 +424,10 @@ def test_shipped_files_open_with_their_command_and_are_valid(name: str, kind: st
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not GSM8K.is_file(), reason="needs GSM8K's training data in ../shared")
 def test_2000_rows_with_a_bad_one_survive_a_kill(tmp_path: Path) -> None:
     """Two actors, kill -9 of the driver in the middle, a resume: 1,999 rows in order, one listed."""
-    questions = [json.loads(line) for line in GSM8K.read_text(encoding="utf-8").splitlines()]
-    shortest = sorted(questions, key=lambda row: len(row["question"]))[:2000]
-    rows: list[Any] = [{"input": row["question"], "output": row["answer"], "domain": "math"} for row in shortest]
+    made = [row(9, index) for index in range(2000)]
+    rows: list[Any] = [{"input": one.question, "output": one.answer, "domain": "math"} for one in made]
     rows[777] = '{"input": "'
     data, out = jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     flags = ["--model_path", "demo", "--input_file", data, "--output_file", out, "--max_new_tokens", 4]

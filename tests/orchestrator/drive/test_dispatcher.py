@@ -491,10 +491,14 @@ def test_patience_with_a_load_and_with_a_place() -> None:
     assert detect_stall(loading, late, 0.0, joined=False) == Stall(
         f"it began to load the model and did not get on for {LOAD_SECONDS:.0f} s", []
     )
-    waiting = replace(loading, placed="ready", asked=100.0)
+    assert detect_stall(loading, late, 0.0, joined=True) is not None, "it has its place"
+    assert detect_stall(seated(actor=None, calls={}), late, 0.0, joined=False) is None, "nobody is there to stall"
+    waiting = replace(loading, placed="ready", asked=50.0)
     assert detect_stall(waiting, late, 0.0, joined=True) is None, "others have the device"
     assert detect_stall(waiting, late, 0.0, joined=False) is not None
-    assert is_missing(waiting, 101.0 + MISSING_SECONDS)
+    assert not is_missing(waiting, 50.0 + MISSING_SECONDS)
+    assert is_missing(waiting, 51.0 + MISSING_SECONDS), "since it was asked for"
+    assert not is_missing(replace(waiting, missing=True), 51.0 + MISSING_SECONDS), "it is said once"
     assert not is_missing(loading, 101.0 + MISSING_SECONDS)
 
 

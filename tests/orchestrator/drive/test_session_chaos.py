@@ -18,8 +18,9 @@ import pytest
 from evals.types import Record
 from orchestrator.rundir.directory import RECORDS, TELEMETRY
 from orchestrator.rundir.telemetry import read_telemetry
-from support.command import ROOT, python
+from support.command import python
 from support.logs import read_records
+from support.places import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
 

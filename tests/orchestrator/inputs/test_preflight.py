@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from evals.config import EngineConfig, TaskConfig
 from evals.tasks.task import make_task
 from evals.types import Problem, UserError
-from orchestrator.inputs import models, preflight, problems
+from orchestrator.inputs import preflight, problems
 from orchestrator.inputs.models import resolve_model
 from orchestrator.inputs.problems import load_problems
 from orchestrator.machine import description, gpus
@@ -23,9 +23,8 @@ from orchestrator.machine.gpus import Gpu, visible
 from orchestrator.settings.config import RunConfig, resolve
 from orchestrator.store.run_store import check_writable
 from support.places import ROOT
+from support.shared_data import GSM8K_TEST, SHARED, needs_shared
 
-SHARED = ROOT.parent / "shared"
-GSM8K, GSM8K_MODEL = SHARED / "data/gsm8k/test.jsonl", SHARED / "models/gsm8k-25m"
 ROW = {"question": "How many?", "answer": "Two. #### 2"}
 
 
@@ -198,18 +197,16 @@ def test_a_model_that_is_not_there_or_not_one(tmp_path: Path) -> None:
         resolve_model(str(model_folder(tmp_path / "m")), "main")
 
 
+@needs_shared(GSM8K_TEST, claim="GSM8K's test set is recognised by its sha256")
 def test_gsm8k_itself() -> None:
-    if not GSM8K.exists():
-        pytest.skip("the GSM8K test set is not at hand")
-    loaded = load_problems(str(GSM8K), limit=10)
+    loaded = load_problems(str(SHARED / GSM8K_TEST), limit=10)
     assert (len(loaded.problems), loaded.num_rows) == (10, 1319)
     assert loaded.digest == problems.GSM8K_SHA256
 
 
 def test_the_embedded_model_and_problems() -> None:
-    if not (models.DEMO_FOLDER / models.DEMO_MODEL).exists():
-        pytest.skip("the embedded model is not made yet")
-    assert load_problems("demo", limit=3).num_rows == 200
+    loaded = load_problems("demo", limit=3)
+    assert (len(loaded.problems), loaded.num_rows) == (3, 200)
     assert Path(resolve_model("demo").folder).is_dir()
 
 
@@ -240,17 +237,20 @@ def test_run_directories_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_the_whole_check_on_a_real_model(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    if not GSM8K_MODEL.exists():
-        pytest.skip("a model trained on GSM8K is not at hand")
-    config = resolve(RunConfig(model=str(GSM8K_MODEL), data="x", run_dir=tmp_path / "run"), 0)
+    model, task = resolve_model("demo").folder, TaskConfig(max_new_tokens=160)
+    config = resolve(RunConfig(model=model, data="x", run_dir=tmp_path / "run", task=task), 0)
     problems = [Problem(0, "How many legs have two dogs?", "#### 8"), Problem(1, "How?", "#### 8")]
-    longest = preflight.check(config, str(GSM8K_MODEL), make_task(config.task, 0), problems)
-    assert 512 + 8 < longest < 512 + 40
+    longest = preflight.check(config, model, make_task(config.task, 0), problems)
+    assert 160 + 8 < longest < 160 + 40
     long = [*problems, Problem(2, "dog " * 5000, "#### 8")]
     with pytest.raises(UserError, match=r"Problem 2 does not fit the model"):
-        preflight.check(config, str(GSM8K_MODEL), make_task(config.task, 0), long)
+        preflight.check(config, model, make_task(config.task, 0), long)
     assert "longer than" not in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    nowhere = config.model_copy(update={"run_dir": tmp_path / "file/run"})
+    with pytest.raises(UserError, match=r"file/run cannot be written"):
+        preflight.check(nowhere, model, make_task(config.task, 0), problems)
 
 
 def weights(path: Path, **files: bytes | None) -> Path:

@@ -15,8 +15,8 @@ from orchestrator.inputs import preflight
 from orchestrator.inputs.problems import load_problems
 from orchestrator.rundir.records import first_records
 from support.places import ROOT
+from support.shared_data import GSM8K_TEST, SHARED, needs_shared
 
-GSM8K = ROOT.parent / "shared/data/gsm8k/test.jsonl"
 DATA = [
     {"question": "1+1?", "answer": "1+1=2\n#### 2"},
     {"question": "2+2?", "answer": "#### 4"},
@@ -39,18 +39,27 @@ def summary(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "summary.json").read_text())
 
 
-@pytest.mark.slow
-def test_all_gold_answers_of_gsm8k_are_right_through_the_whole_pipeline(tmp_path: Path) -> None:
-    if not GSM8K.exists():
-        pytest.skip(f"{GSM8K} is absent")
-    assert replay(tmp_path / "run", GSM8K, "gold") == 0
+GOLD = "GSM8K's own answers through the whole pipeline: 1,319 of 1,319 under all three scores"
+
+
+@pytest.mark.parametrize(
+    ("data", "rows"),
+    [
+        pytest.param(ROOT / "evals/demo/problems.jsonl", 40, id="demo"),
+        pytest.param(
+            SHARED / GSM8K_TEST, 1319, marks=[pytest.mark.slow, needs_shared(GSM8K_TEST, claim=GOLD)], id="gsm8k"
+        ),
+    ],
+)
+def test_all_gold_answers_are_right_through_the_whole_pipeline(data: Path, rows: int, tmp_path: Path) -> None:
+    assert replay(tmp_path / "run", data, "gold", "--limit", rows) == 0
     found = summary(tmp_path / "run")
     assert {name: score["mean"] for name, score in found["accuracy"].items()} == dict.fromkeys(
         ("strict", "flexible", "numeric"), 1.0
     )
-    assert (found["num_records"], found["num_undecided"], found["no_answer_rate"]) == (1319, 0, 0)
+    assert (found["num_records"], found["num_undecided"], found["no_answer_rate"]) == (rows, 0, 0)
     records = first_records(tmp_path / "run/records.jsonl")
-    golds = {(problem.problem_id, 0): problem.answer for problem in load_problems(str(GSM8K)).problems}
+    golds = {(problem.problem_id, 0): problem.answer for problem in load_problems(str(data), limit=rows).problems}
     assert {key: record.text for key, record in records.items()} == golds
     assert {(record.ended, record.tokens["generated"]) for record in records.values()} == {("eos", 0)}
 
@@ -150,6 +159,14 @@ def test_a_tokenizer_that_changes_a_text_is_refused() -> None:
     preflight.check_texts({(0, 0): "a b"}, tokenizer)
     with pytest.raises(UserError, match=r"text for problem 7 .* is another one"):
         preflight.check_texts({(0, 0): "a b", (7, 0): " a"}, tokenizer)
+
+
+def test_it_is_refused_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An accent of its own, which this tokenizer makes one character with its letter."""
+    data, texts = write(tmp_path / "data.jsonl", DATA[:2]), [{"text": "caf\u00e9 2"}, {"text": "cafe\u0301 4"}]
+    assert replay(tmp_path / "run", data, write(tmp_path / "texts.jsonl", texts)) == 2
+    assert "The text for problem 1 in sampler.texts is another one" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -100,10 +100,10 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"problem_id": 777}, "problem_id is 777, but the run has 0 to 19"),
+        ({"problem_id": 20}, "problem_id is 20, but the run has 0 to 19"),
         ({"problem_id": -1}, "problem_id is -1"),
         ({"problem_id": True}, "problem_id is True"),
-        ({"sample_index": 7}, "sample_index is 7, but the run has 0 to 0"),
+        ({"sample_index": 1}, "sample_index is 1, but the run has 0 to 0"),
         ({"status": "odd"}, "status is 'odd'"),
         ({"token_ids": [-5]}, "token_ids.0 is -5"),
         ({"token_ids": [5, "a"]}, "token_ids.1 is 'a'"),
@@ -126,6 +126,13 @@ def test_a_record_that_cannot_be_of_the_run_is_named(tmp_path: Path, changes: di
     for use in (lambda: check_store(tmp_path, CONTENT | run), lambda: answers(tmp_path)):
         with pytest.raises(UserError, match=rf"records\.jsonl, line 3: not a record \({words}"):
             use()
+
+
+def test_a_figure_of_a_chain_beyond_all_floats_is_damage(tmp_path: Path) -> None:
+    log = filled(tmp_path, 0) / RECORDS
+    log.write_bytes(encode(record(0)._replace(chain={"log_p": -12345})).replace(b"-12345", b"-1e999"))
+    with pytest.raises(UserError, match=r"records\.jsonl, line 1: not a record \(chain\.log_p is -inf"):
+        answers(tmp_path)
 
 
 def test_one_writer_at_a_time_whose_children_do_not_hold_the_lock(tmp_path: Path) -> None:
