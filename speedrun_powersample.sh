@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job, from an empty machine to a report:   bash speedrun_powersample.sh [options of `powersample run`]
 #
-#   1. set-up    an isolated environment in .venv, once (launch/setup.sh; needs Linux, Python 3.11-3.13, a package index)
+#   1. set-up    an isolated environment in .venv, once (launch/setup.sh; needs Linux, Python 3.11-3.14, a package index)
 #   2. run       problems by power sampling, one worker per GPU, or 2 on CPUs; Ctrl-C leaves a run that can go on
 #   3. report    accuracy with its error, timings, memory: on the terminal and in the run directory
 #

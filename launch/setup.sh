@@ -23,8 +23,8 @@ is_ready && exit 0
 
 find_python() { # prints the first interpreter that fits
   local name
-  for name in python3 python3.13 python3.12 python3.11; do
-    if "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+  for name in python3 python3.13 python3.12 python3.11 python3.14; do # tested ones first
+    if "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then
       command -v "$name"
       return
     fi
@@ -46,7 +46,7 @@ place=$root
 
 [[ ! -e $unfinished ]] || { say "the last set-up was interrupted; starting again"; rm -rf "$venv"; }
 if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-  python=$(find_python) || fail "Python 3.11, 3.12 or 3.13 is needed and python3 is $(python3 --version 2>&1 || true);" \
+  python=$(find_python) || fail "Python 3.11 to 3.14 is needed and python3 is $(python3 --version 2>&1 || true);" \
     "install one, or name an interpreter that has all packages by POWERSAMPLE_PYTHON."
   say "making $venv with $python ($("$python" --version))"
   rm -rf "$venv"

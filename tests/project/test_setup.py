@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -138,10 +140,19 @@ def test_an_interpreter_of_ones_own_needs_no_set_up(checkout: Path) -> None:
     assert not (checkout / ".venv").exists()
 
 
+def test_the_interpreters_that_are_looked_for_are_those_of_the_package() -> None:
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    script = (ROOT / "launch/setup.sh").read_text()
+    [(first, after)] = re.findall(r"\(3, (\d+)\) <= sys.version_info < \(3, (\d+)\)", script)
+    assert wanted == f">=3.{first},<3.{after}"
+    [names] = re.findall(r"for name in (python3 [^;]+);", script)
+    assert {*names.split()} == {"python3"} | {f"python3.{minor}" for minor in range(int(first), int(after))}
+
+
 def test_a_python_that_is_too_old_is_named(checkout: Path) -> None:
     program = '#!/bin/sh\n[ "$1" = --version ] && echo Python 3.9.2 && exit\nexit 1\n'
-    path = tool(checkout, program, "python3", "python3.11", "python3.12", "python3.13")
+    path = tool(checkout, program, "python3", "python3.11", "python3.12", "python3.13", "python3.14")
     done = set_up(checkout, path=path)
     assert done.returncode == 2
-    assert "Python 3.9.2" in done.stderr
+    assert "Python 3.11 to 3.14 is needed and python3 is Python 3.9.2" in done.stderr
     assert not (checkout / ".venv").exists()
