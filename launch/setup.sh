@@ -2,7 +2,8 @@
 # Makes the environment .venv in the checkout, once: launch/setup.sh [dev]   (dev: the tools for make check and make test)
 #
 # A stamp in .venv remembers what it was made from (pyproject.toml, constraints.txt), so that a second start does
-# nothing. A set-up that was interrupted is made again from nothing. Nothing outside the checkout is touched.
+# nothing. A set-up that was interrupted is made again from nothing. Nothing outside the checkout is touched. Packages
+# are installed by uv, the one on PATH or one that pip puts into .venv; by pip where uv cannot.
 # POWERSAMPLE_PYTHON names an interpreter that is to be used as it is: then there is nothing to do.
 set -euo pipefail
 
@@ -64,13 +65,73 @@ touch "$unfinished"
 if [[ -f $stamp ]] && grep -q ' dev$' "$stamp"; then extras=dev; fi # tools that are there stay up to date
 say "installing the packages pinned in constraints.txt; the first time takes some minutes (details: $log)"
 began=$SECONDS
-# Downloads of 20 MB and more are worth a line, the rest is in the log.
-if ! (cd "$root" && "$venv/bin/python" -m pip install --no-input --progress-bar off \
-  -c constraints.txt -e ".${extras:+[$extras]}") > >(tee "$log" | awk '
-    /^ *Downloading .*\(([0-9.]+) MB\)/ { size = $0; sub(/.*\(/, "", size); if (size + 0 >= 20) { n = split($2, part, "/"); print "setup:   " part[n] " (" int(size) " MB)"; fflush() } }
-    /^Installing collected packages/ { print "setup:   unpacking " split($0, word, ",") " packages"; fflush() }' >&2) 2>"$log.errors"; then
-  say "$(grep -m 1 '^ERROR' "$log.errors" || tail -n 1 "$log.errors")"
-  fail "the packages could not be installed; is the package index within reach? (details: $log.errors)"
+project=".${extras:+[$extras]}"
+: >"$log"
+
+# Everything goes into the log; downloads of 20 MB and more (uv counts in MiB) and the unpacking are worth a line.
+report() {
+  tee -a "$log" | awk '
+    /^ *Downloading .*\([0-9.]+ ?[MG]i?B\)/ {
+      size = $0; sub(/.*\(/, "", size)
+      mb = size * (size ~ /GiB/ ? 1073.7 : size ~ /MiB/ ? 1.0486 : 1)
+      if (mb >= 20) { n = split($2, part, "/"); print "setup:   " part[n] " (" int(mb) " MB)"; fflush() }
+    }
+    /^Installing collected packages/ { print "setup:   unpacking " split($0, word, ",") " packages"; fflush() }
+    /^Prepared [0-9]+ packages/ { print "setup:   unpacking " $2 " packages"; fflush() }' >&2
+}
+
+pip_install() { "$venv/bin/python" -m pip install --no-input --progress-bar off -c constraints.txt "$@"; }
+
+# uv reads nothing that was set for pip, so it is told: where packages come from by lines of a requirements file on its
+# input (an index may have a password in it, and command lines are public), the rest by variables. If there is a setting
+# that is not known here, pip does it. uv's own settings stay in force.
+by_uv() ( # in a subshell: the variables are for uv alone
+  set -f
+  declare -A settings=()
+  found=$("$venv/bin/python" -m pip config list 2>>"$log") || return
+  for section in global install :env:; do # as pip reads them: the last one holds
+    while IFS== read -r name value; do
+      value=${value:1:-1} # without quotes
+      settings[$name]=${value//\\n/ }
+    done < <(sed -n "s/^$section\.//p" <<<"$found")
+  done
+  lines=("-c constraints.txt" "-e $project") cert=${REQUESTS_CA_BUNDLE:-${CURL_CA_BUNDLE:-}}
+  for name in "${!settings[@]}"; do
+    for value in ${settings[$name]}; do
+      case $name in
+        index-url | extra-index-url | find-links | constraint) lines+=("--$name $value") ;;
+        no-index) [[ ! ${value,,} =~ ^(1|y|yes|t|true|on)$ ]] || lines+=(--no-index) ;;
+        cert) cert=$value ;;
+        trusted-host) export UV_INSECURE_HOST="${UV_INSECURE_HOST:-} $value" ;;
+        timeout | default-timeout) export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-${value%.*}} ;;
+        cache-dir | no-cache-dir | config-file | disable-pip-version-check | log | no-color | no-input | \
+          progress-bar | quiet | require-virtualenv | retries | root-user-action | verbose) ;; # change nothing that is installed
+        *) echo "error: pip's setting $name is not known here" >>"$log"; return 1 ;;
+      esac
+    done
+  done
+  [[ -z $cert ]] || export SSL_CERT_FILE=$cert
+  uv=uv
+  if ! uv --version &>/dev/null; then
+    uv=$venv/bin/uv
+    pip_install --retries 1 uv &>>"$log" || return
+  fi
+  # If nobody named a cache, it lies beside the packages, which are linked to it, not copied, and goes at the end.
+  export UV_CACHE_DIR=${UV_CACHE_DIR:-${PIP_CACHE_DIR:-$venv}/uv-cache} UV_PYTHON_DOWNLOADS=never
+  trap 'rm -rf "$venv/uv-cache"' EXIT
+  # Bytecode is left to the first import; where that may not write it, it is made now.
+  printf '%s\n' "${lines[@]}" | "$uv" pip install --python "$venv/bin/python" --color never \
+    --index-strategy unsafe-best-match ${PYTHONDONTWRITEBYTECODE:+--compile-bytecode} -r - 2>&1 | report
+)
+
+cd "$root"
+if ! by_uv; then
+  reason=$(grep -m 1 -E '^ *(error|ERROR|×)' "$log" || tail -n 1 "$log")
+  say "  uv cannot do it here, so pip does (${reason#*[:×] })"
+  if ! pip_install -e "$project" 2>"$log.errors" | report; then
+    say "$(grep -m 1 '^ERROR' "$log.errors" || tail -n 1 "$log.errors")"
+    fail "the packages could not be installed; is the package index within reach? (details: $log.errors)"
+  fi
 fi
 printf '%s' "${wanted%% *} run${extras:+ $extras}" >"$stamp"
 rm -f "$unfinished"
