@@ -127,7 +127,8 @@ by_uv() ( # in a subshell: the variables are for uv alone
 cd "$root"
 if ! by_uv; then
   reason=$(grep -m 1 -E '^ *(error|ERROR|×)' "$log" || tail -n 1 "$log")
-  say "  uv cannot do it here, so pip does (${reason#*[:×] })"
+  reason=${reason#*[:×] }
+  say "  uv cannot do it here, so pip does (${reason:-it says nothing})"
   if ! pip_install -e "$project" 2>"$log.errors" | report; then
     say "$(grep -m 1 '^ERROR' "$log.errors" || tail -n 1 "$log.errors")"
     fail "the packages could not be installed; is the package index within reach? (details: $log.errors)"

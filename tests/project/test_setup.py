@@ -104,6 +104,7 @@ echo "uv ${*/%-/}$(paste -s -d "|" -)" >>"$here/log"
 echo ${SSL_CERT_FILE:-} ${UV_INSECURE_HOST:-} ${UV_HTTP_TIMEOUT:-} ${UV_PYTHON_DOWNLOADS:-} >"$here/surroundings"
 echo "$UV_CACHE_DIR" >"$here/cache"
 mkdir -p "$UV_CACHE_DIR"
+[[ -z ${MUTE:-} ]] || exit 1
 printf 'Downloading %s\n' 'torch (1.5GiB)' 'ray (75.6MiB)' 'six (19.0MiB)' >&2
 [[ -z ${UV_CODE:-} ]] || { printf '%s\n' 'error: No route' '  cause: none' >&2; exit "$UV_CODE"; }
 echo 'Prepared 9 packages in 1s' >&2
@@ -186,10 +187,11 @@ def test_without_one_pip_puts_uv_into_the_environment(checkout: Path) -> None:
     ("variables", "settings", "before", "reason"),
     [
         ({"UV_CODE": "2"}, "", [PIP_FOR_UV, UV + LINES], "No route"),
+        ({"MUTE": "1"}, "", [PIP_FOR_UV, UV + LINES], "it says nothing"),
         ({"NO_UV": "1"}, "", [PIP_FOR_UV], "No matching distribution found for uv"),
         ({}, "global.no-binary=':all:'\n", [], "pip's setting no-binary is not known here"),
     ],
-    ids=["fails", "is not to be had", "does not know a setting"],
+    ids=["fails", "fails without a word", "is not to be had", "does not know a setting"],
 )
 def test_where_uv_cannot_do_it_pip_does(
     variables: dict[str, str], settings: str, before: list[str], reason: str, checkout: Path
