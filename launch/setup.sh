@@ -114,7 +114,7 @@ by_uv() ( # in a subshell: the variables are for uv alone
   uv=uv
   if ! uv --version &>/dev/null; then
     uv=$venv/bin/uv
-    pip_install --retries 1 uv &>>"$log" || return
+    pip_install --retries 1 uv &>>"$log" || { echo "error: pip cannot install it" >>"$log"; return 1; }
   fi
   # If nobody named a cache, it lies beside the packages, which are linked to it, not copied, and goes at the end.
   export UV_CACHE_DIR=${UV_CACHE_DIR:-${PIP_CACHE_DIR:-$venv}/uv-cache} UV_PYTHON_DOWNLOADS=never
@@ -126,7 +126,7 @@ by_uv() ( # in a subshell: the variables are for uv alone
 
 cd "$root"
 if ! by_uv; then
-  reason=$(grep -m 1 -E '^ *(error|ERROR|×)' "$log" || tail -n 1 "$log")
+  reason=$(grep -m 1 -E '^ *(error|×)' "$log" || tail -n 1 "$log")
   reason=${reason#*[:×] }
   say "  uv cannot do it here, so pip does (${reason:-it says nothing})"
   if ! pip_install -e "$project" 2>"$log.errors" | report; then

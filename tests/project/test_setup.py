@@ -188,7 +188,7 @@ def test_without_one_pip_puts_uv_into_the_environment(checkout: Path) -> None:
     [
         ({"UV_CODE": "2"}, "", [PIP_FOR_UV, UV + LINES], "No route"),
         ({"MUTE": "1"}, "", [PIP_FOR_UV, UV + LINES], "it says nothing"),
-        ({"NO_UV": "1"}, "", [PIP_FOR_UV], "No matching distribution found for uv"),
+        ({"NO_UV": "1"}, "", [PIP_FOR_UV], "pip cannot install it"),
         ({}, "global.no-binary=':all:'\n", [], "pip's setting no-binary is not known here"),
     ],
     ids=["fails", "fails without a word", "is not to be had", "does not know a setting"],
