@@ -1,7 +1,7 @@
-"""Chains as they run: their operations carried out, their completions handed over. Plain Python: no device, no thread.
+"""Runs chains: carries out the operations that they yield and sends them the completions, without device or thread.
 
-A chain is started when fewer than `num_slots` chains are alive and the pages that it needs can be kept for it; who sits
-is decided in scheduler.py. When a chain ends, in whatever way, everything it holds is released.
+A chain is started when fewer than `num_slots` chains are alive and the pages that it needs can be reserved; which
+requests run is decided in scheduler.py. When a chain ends, in whatever way, everything it holds is released.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from evals.engine.scheduler import Scheduler
 from evals.types import Cancel, Completion, Drop, Ended, Handle, Keep, Operation, Request, Submit, UserError
 
 TOGETHER = 32
-"""New chains start when a share of 1 / TOGETHER of the slots is free for them, since a prompt costs a pass of its own
-little less than several cost together."""
+"""New chains start when a share of 1 / TOGETHER of the slots is free for them, since a prompt pass costs almost as much
+for one prompt as for several."""
 
 
 class ChainRunner:
-    """The state of an engine apart from its device. Errors of a chain end that chain and nothing else."""
+    """The chains of an engine and their scheduler. An error of a chain ends that chain and nothing else."""
 
     def __init__(self, pool: PagePool, num_slots: int, max_length: int, vocab_size: int) -> None:
         self._pool, self.scheduler = pool, Scheduler(pool, num_slots)
@@ -32,7 +32,7 @@ class ChainRunner:
 
     @property
     def idle(self) -> bool:
-        """True if nothing runs, waits or is to be started."""
+        """True if all chains have ended."""
         return not (self.scheduler.alive or self._new)
 
     @property
@@ -41,15 +41,16 @@ class ChainRunner:
         return len(self.scheduler.alive) + len(self._new)
 
     def add(self, state: ChainState) -> None:
-        """Take a chain; it starts when its turn comes."""
+        """Take a chain, which starts when its turn comes."""
         state.guarantee(self._max_length)
         self._new.append(state)
 
     def seat(self) -> list[ActiveRequest]:
-        """Seat heads, then start chains, then seat extras, as many as there is room for.
+        """Start primary requests, then new chains, then speculative requests, as many as there is room for; returns
+        the requests that got a slot.
 
-        A head that waits although nothing runs waits for ever, since only a chain that goes on gives pages back; its
-        chain, which asks for more than it was guaranteed, fails.
+        A primary request that waits although nothing runs would wait for ever, since only a chain that goes on gives
+        pages back; its chain, which asks for more than it was guaranteed, fails.
         """
         scheduled: list[ActiveRequest] = []
         started = False
@@ -66,9 +67,9 @@ class ChainRunner:
                 started = True  # from here on as many as there is room for: their prompts share the passes
 
     def record(self, active: ActiveRequest, token: int, log_q: float, log_z: float) -> bool:
-        """A drawn token of a running request; if that ends it, its chain goes on at once.
+        """Add a drawn token to a running request; if that ends the request, its chain goes on at once.
 
-        False for a request that its chain has cancelled within the same step, or that has been sent back: passed over.
+        False, and nothing done, for a request that its chain has cancelled within the same step or that was preempted.
         """
         state = active.state
         if state.requests.get(active.tag) is not active:
@@ -88,7 +89,7 @@ class ChainRunner:
         return True
 
     def requeue(self, num_slots: int, num_pages: int) -> None:
-        """Go on with so many slots and pages, all of them empty; chains wait to enter again, ahead of new ones.
+        """Go on with so many slots and pages, all of them empty; chains wait to be admitted again, before new ones.
 
         What a chain holds keeps its handle and its tokens, from which a request that branches there is prefilled;
         requests in flight start again, with the same keys and so with the same tokens.
@@ -97,7 +98,7 @@ class ChainRunner:
         self._pool.reset(num_pages)
 
     def fail_all(self, error: BaseException) -> None:
-        """Every chain ends with this error."""
+        """End every chain with this error."""
         while self._new:
             state = self._new.popleft()
             if state.begin():
@@ -106,12 +107,12 @@ class ChainRunner:
             self._fail(state, error)
 
     def _few_could_start(self) -> bool:
-        """Whether to wait until more slots are free; never where nobody runs, since then all of them are."""
+        """Whether to wait until more slots are free; never where no chain is alive, since then all of them are."""
         free = self.scheduler.num_slots - len(self.scheduler.alive)
         return free < min(self.scheduler.num_slots // TOGETHER, len(self._new))
 
     def _start_next(self) -> bool:
-        """Start the chain whose turn it is, or pass it over if nobody wants it any more; False if it has to wait."""
+        """Start the chain whose turn it is, or skip it if it was cancelled; False if it has to wait."""
         if not self._new:
             return False
         state = self._new[0]
@@ -124,12 +125,12 @@ class ChainRunner:
             state.chain.steps.close()
         elif refusal is not None:
             self._fail(state, refusal)
-        elif not state.requests:  # else it goes on where it was when it had to leave
+        elif not state.requests:  # else it was requeued and goes on where it was
             self._advance(state, None)
         return True
 
     def _refusal(self, state: ChainState) -> UserError | None:
-        """Why the chain can never start."""
+        """Why the chain can never start, None if it can."""
         if state.guaranteed <= self._pool.capacity:
             return None
         return UserError(
@@ -147,12 +148,12 @@ class ChainRunner:
         )
 
     def _idle_slots(self) -> int:
-        """Slots that stand idle and that no head and no new chain will take."""
+        """Idle slots that no primary request and no new chain will take."""
         free = self.scheduler.num_slots - len(self.scheduler.slots) - len(self.scheduler.waiting_primaries())
         return max(free - self.scheduler.could_admit(self._new), 0) if free > 0 else 0
 
     def _advance(self, state: ChainState, arrival: tuple[Hashable, Completion] | None) -> None:
-        """Send an arrival to the chain and do what it asks for, until it waits for something in flight."""
+        """Send a completion to the chain and carry out its operations, until it waits for a request in flight."""
         arrivals = deque([arrival])
         try:
             while arrivals:
@@ -169,7 +170,7 @@ class ChainRunner:
         except StopIteration as stop:
             self._release(state)
             state.future.set_result(stop.value)
-        except Exception as error:  # noqa: BLE001 - whatever a chain raises belongs to whoever waits for its sample
+        except Exception as error:  # noqa: BLE001 - handed on to what waits for the sample
             self._fail(state, error)
 
     def _perform(self, state: ChainState, operation: Operation) -> tuple[Hashable, Completion] | None:
@@ -178,12 +179,12 @@ class ChainRunner:
             case Submit(tag, request):
                 self._submit(state, tag, request)
             case Keep(handle):
-                self._own(state, handle)
+                self._check_held(state, handle)
                 parent = self._pool.keep(handle)
                 if parent is not None:
                     del state.held[parent]
             case Drop(handle):
-                self._own(state, handle)
+                self._check_held(state, handle)
                 self._pool.drop(handle)
                 del state.held[handle]
             case Cancel(tag):
@@ -198,7 +199,7 @@ class ChainRunner:
         validate(request, self._max_length, self._vocab_size)
         parent_ref = None
         if request.parent is not None:
-            self._own(state, request.parent)
+            self._check_held(state, request.parent)
             if state.held[request.parent].sequence[: len(request.prefix)] != request.prefix:
                 raise ValueError("the parent's tokens do not start with the request's prefix")
             if self._pool.reaches(request.parent, len(request.prefix) - 1):
@@ -209,7 +210,7 @@ class ChainRunner:
         state.full = max(state.full, self._pool.pages_for(0, active.limit))
         self.scheduler.enqueue(active)
 
-    def _own(self, state: ChainState, handle: Handle) -> None:
+    def _check_held(self, state: ChainState, handle: Handle) -> None:
         if handle not in state.held:
             raise ValueError(f"the chain does not hold sequence {handle}")
 
@@ -221,7 +222,7 @@ class ChainRunner:
         return self._arrival(active, "cancelled", None)
 
     def _arrival(self, active: ActiveRequest, ended: Ended, handle: Handle | None) -> tuple[Hashable, Completion]:
-        """What a request has drawn, as its chain hears of it."""
+        """The tag and the completion of a request that has ended."""
         log_q, log_z = np.array([active.log_q, active.log_z], dtype=np.float64)
         tokens = tuple(active.tokens)
         return active.tag, Completion(tokens, log_q, log_z, ended, handle, active.prefilled, self._idle_slots())
@@ -232,7 +233,7 @@ class ChainRunner:
             self._pool.drop(active.allocation.handle)
 
     def _release(self, state: ChainState) -> None:
-        """Give back everything that a chain holds or has in flight."""
+        """Release everything that a chain holds or has in flight."""
         self.scheduler.remove(state)
         for active in list(state.requests.values()):
             self._give_up(active)

@@ -1,11 +1,9 @@
-"""Requests as they are drawn, and chains: what they have in flight, what they hold, and the pages kept for them.
-
-Knows no device and no order of seating.
+"""The state of a chain in the engine: its requests in flight, the sequences that it holds, the pages reserved for it.
 
 **Pages.** A chain is guaranteed room for as many sequences of full length as it says it needs (`Chain.sequences`). Its
-*claim* is that guarantee, or what it has if that is more, together with what its older requests in flight still need
-where younger ones got their pages first. As long as all claims fit into the pool, the oldest request of every chain
-finds its pages free, whatever the others do: nobody waits for somebody else, so that there is no deadlock.
+*reservation* is that guarantee, or what it has if that is more, together with what its older requests in flight still
+need where younger ones got their pages first. As long as all reservations fit into the pool, the primary (oldest)
+request of every chain finds its pages free, whatever the others do: no chain waits for another, so no deadlock.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ UNIFORMS_AT_ONCE = 64
 
 
 def validate(request: Request, context_length: int, vocab_size: int) -> None:
-    """Raises ValueError naming the first field that the engine cannot serve."""
+    """Check a request; raises ValueError naming the first field that the engine cannot serve."""
     length = len(request.prefix)
     if not length:
         raise ValueError("a request needs a prefix of at least one token")
@@ -51,7 +49,7 @@ def validate(request: Request, context_length: int, vocab_size: int) -> None:
 
 
 class DecodeState:
-    """A request that is drawn token by token. `token` at `position` is what is fed next."""
+    """A request that is decoded token by token, and its tokens so far; `token` at `position` is fed next."""
 
     def __init__(self, request: Request, prompt: Prompt, seed: int) -> None:
         self.request, self.prompt, self.seed = request, prompt, seed
@@ -69,7 +67,7 @@ class DecodeState:
 
     @property
     def pages(self) -> tuple[int, ...]:
-        """In order of position."""
+        """Its pages in order of position."""
         return () if self.allocation is None else self.allocation.pages
 
     @property
@@ -92,7 +90,7 @@ class DecodeState:
         return self._uniforms[index]
 
     def add(self, token: int, log_q: float, log_z: float) -> Ended | None:
-        """Append a drawn token; says why the request is over, or None if it goes on.
+        """Append a drawn token; returns why the request has ended, or None if it goes on.
 
         Raises FloatingPointError for statistics that are not numbers.
         """
@@ -140,11 +138,11 @@ class DecodeState:
 
 
 Drawn = tuple[Any, int, float, float]
-"""A slot as it was given, its next token, and the token's log q and log Z in nats."""
+"""A decode state that was given to `step`, its next token, and the token's log q and log Z in nats."""
 
 
 class ActiveRequest(DecodeState):
-    """A request in flight: it waits, or runs in a slot. Sent back to wait, another takes its place."""
+    """A request in flight: it waits, or runs in a slot. If it is preempted, a new object takes its place."""
 
     def __init__(
         self, state: ChainState, tag: Hashable, request: Request, number: int, parent_ref: Handle | None
@@ -154,8 +152,8 @@ class ActiveRequest(DecodeState):
         self.number = number
         """Order of arrival."""
         self.parent_ref = parent_ref
-        """Its parent under another name, so that the chain may drop the parent meanwhile; None where its whole prefix
-        has to be written."""
+        """A reference to its parent's pages, which stay if the chain drops the parent meanwhile; None where its whole
+        prefix has to be written."""
         self.limit = len(request.prefix) + request.max_new
 
     @property
@@ -170,54 +168,54 @@ class ActiveRequest(DecodeState):
 
     @property
     def is_primary(self) -> bool:
-        """Whether it is the oldest request of its chain: the one that a chain can count on."""
+        """Whether it is the oldest request in flight of its chain, whose pages are guaranteed."""
         return self.state.primary is self
 
 
 class ChainState:
-    """A chain with its future, what it has in flight, and the sequences that it holds."""
+    """A chain with its future, its requests in flight, and the sequences that it holds."""
 
     def __init__(self, chain: Chain, seed: int) -> None:
         self.chain, self.seed = chain, seed
         self.future: Future[Sample] = Future()
         self.held: dict[Handle, ActiveRequest] = {}
-        """Requests that have ended, by the names of their sequences."""
+        """Requests that have ended and whose sequences it holds, by handle."""
         self.requests: dict[Hashable, ActiveRequest] = {}
-        """By tag, oldest first."""
+        """Requests in flight by tag, oldest first."""
         self.full = self.guaranteed = self.reservation = 0
-        """Pages of its longest sequence, pages that are kept for it, and pages that others cannot have now."""
+        """Pages of its longest sequence, pages guaranteed to it, and pages that others cannot have now."""
 
     def begin(self) -> bool:
-        """Whether somebody wants its sample; from then on it cannot be cancelled."""
+        """Mark its sample as being computed, which ends the time to cancel it; False if it was cancelled before."""
         return self.future.running() or self.future.set_running_or_notify_cancel()
 
     @property
     def primary(self) -> ActiveRequest | None:
-        """The oldest request in flight."""
+        """The oldest request in flight, None if there is none."""
         return next(iter(self.requests.values()), None)
 
     def guarantee(self, longest: int) -> None:
-        """Set the pages that are kept for it, in an engine whose longest sequence has `longest` tokens."""
+        """Set the pages guaranteed to it, in an engine whose longest sequence has `longest` tokens."""
         prompt = self.chain.prompt
         self.full = PagePool.pages_for(0, min(len(prompt.token_ids) + prompt.max_new_tokens, longest))
         self.guaranteed = self.chain.sequences * self.full
 
     def reserved_pages(self, pool: PagePool, joining: ActiveRequest | None = None, *, speculative: bool = True) -> int:
-        """Pages that are not free to others.
+        """Pages that others cannot have.
 
-        With `joining`, if that request got its pages now; without `extras`, if the extras that run gave theirs back.
+        With `joining`, if that request got its pages now; without `speculative`, if the speculative requests that run
+        gave theirs back.
 
-        A request that waits is owed its pages if a younger one, running or done, has got some: it came first, and the
+        A request that waits is owed its pages if a younger one, running or ended, has got some: it came first, and the
         chain may need its completion before it gives back what the younger one took.
         """
-        running = {
-            f: f.allocation.handle for f in self.requests.values() if f.allocation and (speculative or f.is_primary)
-        }
-        served = [*running, *(f for handle, f in self.held.items() if pool.reaches(handle, 1))]
-        newest = max((f.number for f in (*served, joining) if f is not None), default=-1)
-        owed = [f.own_pages for f in self.requests.values() if f not in running and f.number <= newest]
+        requests = list(self.requests.values())
+        running = {r: r.allocation.handle for r in requests if r.allocation and (speculative or r.is_primary)}
+        served = [*running, *(r for handle, r in self.held.items() if pool.reaches(handle, 1))]
+        newest = max((r.number for r in (*served, joining) if r is not None), default=-1)
+        owed = [r.own_pages for r in requests if r not in running and r.number <= newest]
         handles = [*self.held, *running.values()]
-        for active in self.requests.values():
+        for active in requests:
             if active.parent_ref is not None and active.request.parent not in self.held:
                 handles.append(active.parent_ref)
         if (len(handles) + len(owed)) * self.full <= self.guaranteed:

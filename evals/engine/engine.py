@@ -1,12 +1,12 @@
-"""The decoding engine: chains in, samples out, on one device. Knows no sampler, no task and no other device.
+"""The decoding engine: turns chains into samples with one model on one device.
 
-Chains come from any thread; one thread, or `run` itself, takes them and steps until none is left. Every step seats what
-waits, prefills the prompts that are new, decodes one token for every slot in one packed pass, and hands finished
-completions to their chains, which ask for more at once. Prompts are prefilled up to their last token; that one is fed
-again as an ordinary decode row, which is also how a request that branches from a held sequence begins.
+Chains come from any thread; one thread, or `run` itself, takes them and steps until none is left. Every step schedules
+requests that wait, prefills new prompts, decodes one token for every slot in one packed pass, and hands completions
+to their chains, which submit more at once. Prompts are prefilled up to their last token; that one is fed again as an
+ordinary decode row, which is also how a request that branches from a held sequence begins.
 
 Where a GPU runs out of memory, what is on the device is made anew for three quarters of the slots, and chains go on
-from the tokens that the host holds. The same is done for another number of slots where planning.py asks for it.
+from the tokens that the host holds. The same happens where sizing/slots.py asks for another number of slots.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class EngineClosed(Exception):  # noqa: N818 - it is no mistake
 
 
 class EngineCounters(NamedTuple):
-    """What an engine has done since it was made, and what it is doing."""
+    """What an engine has done since it was made, and what is in use now."""
 
     steps: int
     active_slots: int
@@ -53,7 +53,7 @@ class EngineCounters(NamedTuple):
     generated_tokens: int
     prefilled_tokens: int
     preempted_requests: int
-    """Requests that gave way to others and started again."""
+    """Requests that were preempted and started again."""
     kv_pages_used: int
     kv_pages: int
     step_seconds: float
@@ -61,7 +61,7 @@ class EngineCounters(NamedTuple):
 
 
 class Engine:
-    """Slots with continuous refill over a paged model."""
+    """Runs chains on a paged model, in slots that are refilled as soon as a request ends (continuous batching)."""
 
     def __init__(
         self,
@@ -76,8 +76,8 @@ class Engine:
         """At most `slots` chains, and requests, at once; `max_length` is the longest prompt plus answer in tokens.
 
         On a GPU the slots are as many of these as its memory has room for; None takes as many as fit and pay (on a CPU
-        10). Every slot has room for a state and a draft of full length, and all together for the `sequences` that one
-        chain may need at once. With `num_pages`, so many pages of keys and values, nothing is measured.
+        10). Every slot has room for an answer and a proposal of full length, and all together for the `sequences` that
+        one chain may need at once. With `num_pages`, so many pages of keys and values, nothing is measured.
         Raises UserError if the model fails the self-check or not even one slot fits; ValueError for sizes below 1 or a
         `max_length` beyond the model's context.
         """
@@ -91,19 +91,19 @@ class Engine:
         self._demand = Demand(slots, sequences, pages, model.cache_shape.page_bytes)
         plan, self._config = sized(model, config, self._demand, max_length, num_pages)
         self.notes = table(plan, str(model.device))
-        """Where the device's memory goes, for a person; empty where nothing was measured."""
+        """How the device's memory is divided, as a table to print; empty where nothing was measured."""
         self._given_pages = num_pages
         self._pool = PagePool(plan.num_pages, self._layout.share_unit)
         self._runner = ChainRunner(self._pool, plan.slots, max_length, model.vocab_size)
         self._cache: KeysValues | None = None
-        self._decoder: Decoder | None = None  # none of the two while they have to be made
+        self._decoder: Decoder | None = None  # both None while they have to be made
         self._slot_changes = deque[SlotChange]()
         in_use = partial(bytes_in_use, model.device)
         self._elastic = plan.reading and Elastic(plan.reading, self._demand, self._config, in_use)
         self._steps = self._generated = self._prefilled = 0
         self._seconds = 0.0
         while self._decoder is None:
-            self._surviving(self._build)
+            self._with_oom_handling(self._build)
         self.failure: BaseException | None = None
         """What ended the engine's thread; None while it can still work."""
         self._changed = Condition()
@@ -113,16 +113,16 @@ class Engine:
 
     @property
     def execution(self) -> str:
-        """How steps run: compiled, graphs or eager (see `execution.fastest`); none while they cannot."""
+        """How steps run: compiled, graphs or eager (see `execution.fastest`); none while there is no decoder."""
         return "none" if self._decoder is None else self._decoder.name
 
     @property
     def idle(self) -> IdleClock | None:
-        """The time that the device has waited for the host; None where steps are not enqueued ahead (eager)."""
+        """Clock of the time that the device waited for the host; None where steps are not enqueued ahead (eager)."""
         return None if self._decoder is None else self._decoder.idle
 
     def submit(self, chain: Chain, seed: int) -> Future[Sample]:
-        """Take a chain; thread-safe. The future has its sample, or what its chain or the engine raised.
+        """Take a chain; thread-safe. The future gets its sample, or what the chain or the engine raised.
 
         Raises EngineClosed after `close`, RuntimeError after the engine's thread has failed.
         """
@@ -137,15 +137,15 @@ class Engine:
         return state.future
 
     def start(self) -> None:
-        """Run the loop in a thread of its own."""
+        """Run the chains in a thread of their own from now on."""
         if self._thread is not None:
             raise RuntimeError("the engine has been started already")
         self._thread = Thread(target=self._loop, name="engine", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End after the present step; chains that have not ended fail with EngineClosed. The model is free for another
-        engine, and so is the memory that this one held on the device.
+        """End after the present step; chains that have not ended fail with EngineClosed. The model can be used by
+        another engine, and this one's memory on the device is freed.
 
         Raises what the engine's thread raised, if it has failed.
         """
@@ -158,10 +158,10 @@ class Engine:
             self._finish(EngineClosed(CLOSED))
         if self.failure is not None:
             raise self.failure
-        self._let_go()
+        self._free_device()
 
     def run(self, chains: Iterable[Chain], seed: int) -> list[Sample]:
-        """Samples of these chains, in order, without a thread. Raises the first chain's error after all have ended."""
+        """Run chains without a thread; returns their samples in order. Raises the first chain's error at the end."""
         if self._thread is not None:
             raise RuntimeError("the engine's thread is running: use submit")
         futures = [self.submit(chain, seed) for chain in chains]
@@ -174,7 +174,7 @@ class Engine:
         return [future.result() for future in futures]
 
     def counters(self) -> EngineCounters:
-        """May be called from any thread."""
+        """The counters now; may be called from any thread."""
         return EngineCounters(
             steps=self._steps,
             active_slots=len(self._runner.scheduler.slots),
@@ -188,11 +188,11 @@ class Engine:
         )
 
     def memory(self) -> MemoryReading:
-        """Memory of this process and its device now."""
+        """Memory in use by this process and its device now."""
         return read_memory(self.model.device)
 
     def take_slot_changes(self) -> list[SlotChange]:
-        """Those since this was last asked; from any thread."""
+        """Changes of the number of slots since the last call; may be called from any thread."""
         return [self._slot_changes.popleft() for _ in range(len(self._slot_changes))]
 
     def _loop(self) -> None:
@@ -207,7 +207,7 @@ class Engine:
         self._finish(self.failure or EngineClosed(CLOSED))
 
     def _take(self) -> bool:
-        """Move new chains to the scheduler; False if there is nothing to do."""
+        """Move new chains to the chain runner; False if there is nothing to do."""
         with self._changed:
             arrived, self._inbox = self._inbox, []
         for state in arrived:
@@ -219,14 +219,14 @@ class Engine:
         self._runner.fail_all(error)
 
     def _step(self) -> None:
-        """One token for everybody, or what is on the device made anew."""
+        """Draw one token for every slot, or make anew what is on the device."""
         began = time.perf_counter()
         slots = self._runner.scheduler.num_slots
         if self._elastic is not None:
             wanted = self._elastic.wanted(slots, self._runner.num_chains)
             if wanted != slots:
                 self._resize(wanted, "there is room for more" if wanted > slots else "others use the GPU's memory")
-        self._surviving(self._build if self._decoder is None else self._advance)
+        self._with_oom_handling(self._build if self._decoder is None else self._advance)
         self._steps += 1
         self._seconds += time.perf_counter() - began
 
@@ -245,24 +245,24 @@ class Engine:
         scheduled = self._runner.seat()
         allocations = [active.allocation for active in scheduled if active.allocation is not None]
         self._decoder.open(allocations)
-        prompts = []  # all but their last tokens and what they share with others
+        prompts = []  # without their last tokens and what they share with others
         for active in scheduled:
             end = len(active.request.prefix) - 1
             start = end - active.prefilled
             prompts.append(Chunk(active.request.prefix[start:end], start, active.pages))
             self._prefilled += active.prefilled
-        for runs in prompt_passes(prompts, self._layout, self._config.prefill_tokens):
-            self._decoder.prefill(runs)
+        for chunks in prompt_passes(prompts, self._layout, self._config.prefill_tokens):
+            self._decoder.prefill(chunks)
         self._decoder.open(unwritten(allocations))
         for drawn in self._decoder.step(self._runner.scheduler.slots):
             self._generated += self._runner.record(*drawn)
 
-    def _surviving(self, work: Callable[[], None]) -> None:
-        """Do `work`; go on with fewer slots if the device runs out of memory. Raises whatever else it raises."""
+    def _with_oom_handling(self, work: Callable[[], None]) -> None:
+        """Do `work`; prepare for fewer slots if the device runs out of memory. Other errors are raised."""
         try:
             work()
             return
-        except RuntimeError as error:  # until it is gone, its traceback holds what the work had on the device
+        except RuntimeError as error:  # its traceback holds what the work had on the device: be rid of it first
             reason = out_of_memory(error)
             if reason is None:
                 raise
@@ -270,17 +270,17 @@ class Engine:
             self._elastic.ran_out()
         self._resize(fewer(self._runner.scheduler.num_slots), reason)
 
-    def _let_go(self) -> None:
+    def _free_device(self) -> None:
         self._cache = self._decoder = None
         self.model.detach()
         release(self.model.device)
 
     def _resize(self, slots: int, reason: str) -> None:
-        """Let go of all that is on the device, to be made for so many slots; all chains wait to enter again.
+        """Free all that is on the device, to be made for so many slots; all chains wait to be admitted again.
 
         Raises UserError if `slots` is 0.
         """
-        self._let_go()
+        self._free_device()
         self._slot_changes.append(SlotChange(time.time(), self._runner.scheduler.num_slots, slots, reason))
         if not slots:
             raise UserError(

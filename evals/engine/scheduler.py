@@ -1,9 +1,10 @@
-"""Who sits: which requests get slots and pages, and which give way. Plain Python: no device, no chain's code.
+"""The scheduler: which requests get slots and pages, and which are preempted.
 
-A chain's oldest request in flight is its *head*. Heads come first, in order of arrival; as fewer chains are alive than
-there are slots, or as many, every head gets a slot. *Extras*, the younger requests of a chain, sit only in slots that
-nobody else can use, and give way to heads and new chains, the youngest first: their pages are dropped, and they start
-again later, with the same keys and so with the same tokens. Pages are given within the claims of chains.py.
+A chain's oldest request in flight is its *primary request*. Primary requests come first, in order of arrival; as at
+most as many chains are alive as there are slots, each gets one. *Speculative requests*, the younger ones of a chain,
+run only in slots that are idle otherwise, and are preempted for primary requests and new chains, the youngest first:
+their pages are dropped, and they start again later, with the same keys and so with the same tokens. Pages are given
+within the reservations of chain_state.py.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from evals.engine.kv_cache import PagePool
 
 
 class Scheduler:
-    """Slots, pages and the chains that are alive."""
+    """Gives slots and pages to the requests of the chains that it has admitted."""
 
     def __init__(self, pool: PagePool, num_slots: int) -> None:
         self.pool, self.num_slots = pool, num_slots
         self.alive: dict[ChainState, None] = {}
         self.slots: list[ActiveRequest] = []
-        """What runs, in order of seating."""
+        """Requests that run, in the order in which they got their slots."""
         self.reserved = 0
-        """Pages that the chains claim together."""
+        """Pages that are reserved for all chains together."""
         self._waiting: dict[ActiveRequest, None] = {}
         self.preempted = 0
-        """Requests that were sent back to wait."""
+        """How often a request was sent back to wait."""
 
     def admit(self, state: ChainState) -> bool:
-        """Admit a chain, unless a slot for its head or the pages guaranteed to it cannot be had now."""
+        """Admit a chain; False if there is no slot for its primary request now or not the pages guaranteed to it."""
         if len(self.alive) == self.num_slots or not self._make_room(state, state.guaranteed):
             return False
         self.alive[state] = None
@@ -39,31 +40,31 @@ class Scheduler:
         return True
 
     def remove(self, state: ChainState) -> None:
-        """A chain has ended, if it had entered; what it has in flight leaves one by one."""
+        """Forget a chain that has ended, admitted or not; its requests in flight are to be finished one by one."""
         if state in self.alive:
             del self.alive[state]
             self._reserve(state, 0)
 
     def enqueue(self, active: ActiveRequest) -> None:
-        """Take a request of a chain that has entered."""
+        """Let a request of an admitted chain wait for its turn."""
         self._waiting[active] = None
 
     def could_admit(self, states: Iterable[ChainState]) -> int:
-        """How many of these chains, in order, could enter as things are."""
+        """How many of these chains, in order, could be admitted now without preempting a request."""
         first = islice(states, self.num_slots - len(self.alive))
         room = self.pool.capacity - self.reserved
         return sum(pages <= room for pages in accumulate(state.guaranteed for state in first))
 
     def recount(self, state: ChainState) -> None:
-        """To be called when what a chain has or asks for has changed."""
+        """Renew the reservation of a chain whose sequences or requests have changed."""
         self._reserve(state, state.reserved_pages(self.pool))
 
     def waiting_primaries(self) -> list[ActiveRequest]:
-        """In order of arrival."""
-        return sorted((f for f in self._waiting if f.is_primary), key=lambda active: active.number)
+        """Primary requests without a slot, in order of arrival."""
+        return sorted((active for active in self._waiting if active.is_primary), key=lambda active: active.number)
 
     def schedule_primaries(self) -> list[ActiveRequest]:
-        """All heads that wait; only one that wants more than its chain was guaranteed may have to wait on."""
+        """Start the primary requests that wait; one that needs more than its chain is guaranteed may stay waiting."""
         scheduled = []
         for active in self.waiting_primaries():
             if self._make_room(active.state, active.state.reserved_pages(self.pool, active)):
@@ -75,9 +76,9 @@ class Scheduler:
         return scheduled
 
     def schedule_speculative(self, within_guarantee: bool) -> list[ActiveRequest]:
-        """Younger requests in slots that stand idle, in order of arrival, from pages that no chain is guaranteed.
+        """Start speculative requests in idle slots, in order of arrival, from pages that are reserved for no chain.
 
-        With `within_guarantee` only from what is guaranteed to their own chain, since somebody waits for the others.
+        With `within_guarantee` only from what is guaranteed to their own chain, since a new chain waits for the others.
         """
         if len(self.slots) == self.num_slots:
             return []
@@ -98,7 +99,7 @@ class Scheduler:
         return scheduled
 
     def start(self, active: ActiveRequest) -> ActiveRequest:
-        """Give a request a slot and its pages, which have to be prepared, and filled unless it has a parent."""
+        """Give a request a slot and its pages, which have to be prepared, and written unless it has a parent's."""
         request = active.request
         if active.parent_ref is None:
             active.allocation, present = self.pool.open_prompt(request.prefix, active.limit, replaces=request.parent)
@@ -111,7 +112,7 @@ class Scheduler:
         return active
 
     def finish(self, active: ActiveRequest) -> None:
-        """A request is over, or given up: it leaves its chain, and its slot if it has one; its sequence stays."""
+        """Take a request that has ended, or is given up, from its chain and its slot, if any; its sequence stays."""
         del active.state.requests[active.tag]
         if active.allocation is not None:
             self.slots.remove(active)
@@ -121,7 +122,7 @@ class Scheduler:
             self.pool.drop(active.parent_ref)
 
     def preempt(self, active: ActiveRequest) -> None:
-        """Send a running request back to wait; what it has drawn so far it will draw again."""
+        """Send a running request back to wait; it will draw the same tokens again."""
         assert active.allocation is not None, "only what runs can be sent back"
         self.slots.remove(active)
         self.pool.drop(active.allocation.handle)
@@ -132,9 +133,9 @@ class Scheduler:
         self.recount(active.state)
 
     def clear(self, num_slots: int) -> list[ChainState]:
-        """Everybody gets up and leaves, in order of entry; from now on there are `num_slots` slots.
+        """Preempt all requests and return all chains in the order of admission; from now on with `num_slots` slots.
 
-        Requests in flight are as if they had just been asked for, without a parent's pages to branch from.
+        Requests in flight are as if they had just been submitted, without a parent's pages to branch from.
         """
         for active in list(self.slots):
             self.preempt(active)
@@ -171,6 +172,7 @@ class Scheduler:
         state.reservation = pages
 
     def _youngest(self, states: Iterable[ChainState]) -> ActiveRequest | None:
-        """The youngest running extra of these chains."""
-        requests = [f for state in states for f in state.requests.values() if f.allocation and not f.is_primary]
-        return max(requests, key=lambda active: active.number, default=None)
+        """The youngest speculative request of these chains that runs."""
+        requests = [active for state in states for active in state.requests.values()]
+        running = (active for active in requests if active.allocation and not active.is_primary)
+        return max(running, key=lambda active: active.number, default=None)
