@@ -1,12 +1,12 @@
-"""Attention over pages: what transformers calls, and the ways to do it. Knows no model and no request.
+"""Attention over pages: the function that transformers calls, in plain products and by our kernels.
 
-The library hands over queries, keys and values of one packed row of tokens; which pages they belong to is said by the
-step, which all attention modules of a model share: `Step` for plain products on any device, `RowsStep` and `PromptStep`
-for kernels that a CUDA graph replays, of which everything is read on the device.
+The library hands over queries, keys and values of one packed row of tokens; the step, which all attention modules of a
+model share, says which pages they belong to: `Step` for plain products on any device, `RowsStep` and `PromptStep`
+for kernels that a CUDA graph replays, whose tensors are all read on the device alone.
 
-Letters in shapes: N packed tokens, G sequences of a block, R query rows of each or runs of prompt tokens, B rows,
-T tiles, W pages of a table row, H query heads, K key/value heads, S keys (a multiple of PAGE), D head size, P pages of
-the pool.
+Letters in shapes: N packed tokens, G sequences of an attention group, R query rows of each or chunks of prompts, B
+rows, T tiles, W pages of a table row, H query heads, K key/value heads, S keys (a multiple of PAGE), D head size, P
+pages of the pool.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evals.engine.kv_cache import PAGE
 
 
 class AttentionGroup:
-    """Query rows that attend alike: G sequences with the same number of pages, R consecutive tokens of each."""
+    """Query rows of the same shape: G sequences with the same number of pages, R consecutive tokens of each."""
 
     def __init__(self, rows: slice, pages: Tensor, visible: Tensor) -> None:
         self.rows = rows
@@ -33,7 +33,7 @@ class AttentionGroup:
         self._gather: dict[int, Tensor] = {}
 
     def to(self, device: torch.device) -> AttentionGroup:
-        """The same on another device."""
+        """The same group on another device."""
         return AttentionGroup(self.rows, self.pages.to(device), self.visible.to(device))
 
     def mask(self, window: int, dtype: torch.dtype) -> Tensor:
@@ -57,27 +57,27 @@ class AttentionGroup:
 
 
 class Step:
-    """One packed forward pass: tokens, where their keys go, and who sees what."""
+    """One packed forward pass: tokens, where their keys and values go, and which keys each of them sees."""
 
     def __init__(
         self, token_ids: Tensor, positions: Tensor, write_at: Tensor, blocks: list[AttentionGroup], logits_at: Tensor
     ) -> None:
         self.token_ids = token_ids
-        """[1, N]."""
+        """[1, N] int64."""
         self.positions = positions
-        """[1, N]."""
+        """[1, N] int64."""
         self.write_at = write_at
-        """[N] page * PAGE + offset."""
+        """[N] place of each token's keys and values: page * PAGE + offset."""
         self.blocks = blocks
-        """They cover the N tokens in order."""
+        """Attention groups that cover the N tokens in order."""
         self.logits_at = logits_at
-        """Indices of the tokens whose logits are asked for; may be empty."""
+        """Indices of the tokens whose logits are wanted; may be empty."""
         self._rows: dict[int, Tensor] = {}
 
     def to(self, device: torch.device) -> Step:
-        """The same on another device, for the layers that are there."""
+        """The same step on another device, for the layers that are there."""
         inputs = self.token_ids.to(device), self.positions.to(device), self.write_at.to(device)
-        return Step(*inputs, [block.to(device) for block in self.blocks], self.logits_at.to(device))
+        return Step(*inputs, [group.to(device) for group in self.blocks], self.logits_at.to(device))
 
     def write_rows(self, heads: int) -> Tensor:
         """[N * K] rows of a [P * K * PAGE, D] view of the pool."""
@@ -91,7 +91,7 @@ class Step:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, step: Step, scale: float, window: int, cap: float
 ) -> Tensor:
-    """Store keys and values [N, K, D] of a step's tokens, then let every query [N, H, D] see its own: [N, H, D].
+    """Store keys and values [N, K, D] of a step's tokens; returns the attention of the queries [N, H, D] to them.
 
     `k_pages` and `v_pages` [P, K, PAGE, D]; `window` 0 and `cap` 0 mean none.
     """
@@ -99,49 +99,49 @@ def attention(
         heads, dim = states.shape[1:]
         pages.view(-1, dim).index_copy_(0, step.write_rows(heads), states.reshape(-1, dim))
     q = q * scale
-    outputs = [attend(q[block.rows], k_pages, v_pages, block, window, cap) for block in step.blocks]
+    outputs = [attend(q[group.rows], k_pages, v_pages, group, window, cap) for group in step.blocks]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def attend(q: Tensor, k_pages: Tensor, v_pages: Tensor, block: AttentionGroup, window: int, softcap: float) -> Tensor:
-    """Scaled queries [G * R, H, D] -> [G * R, H, D], each over the keys that its row may see.
+def attend(q: Tensor, k_pages: Tensor, v_pages: Tensor, group: AttentionGroup, window: int, softcap: float) -> Tensor:
+    """Attention of the scaled queries [G * R, H, D] of a group to the keys that each may see: [G * R, H, D].
 
     The softmax runs in float32. A row's result depends on its own pages alone: measured in float32 on a CPU, batched
     products give the same bits for every number of sequences.
     """
-    num, (length, heads, dim) = block.pages.shape[0], q.shape
+    num, (length, heads, dim) = group.pages.shape[0], q.shape
     rows, kv_heads = length // num, k_pages.shape[1]
-    group = heads // kv_heads
-    q = q.reshape(num, rows, kv_heads, group, dim).permute(0, 2, 3, 1, 4).reshape(num * kv_heads, group * rows, dim)
+    sharing = heads // kv_heads  # query heads that share a key/value head
+    q = q.reshape(num, rows, kv_heads, sharing, dim).permute(0, 2, 3, 1, 4).reshape(num * kv_heads, sharing * rows, dim)
     keys, values = (
-        pages.view(-1, PAGE * dim).index_select(0, block.gather(kv_heads)).view(num * kv_heads, -1, dim)
+        pages.view(-1, PAGE * dim).index_select(0, group.gather(kv_heads)).view(num * kv_heads, -1, dim)
         for pages in (k_pages, v_pages)
     )
     scores = torch.bmm(q, keys.mT)
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.view(num, kv_heads, group, rows, -1)
-    scores += block.mask(window, scores.dtype)
+    scores = scores.view(num, kv_heads, sharing, rows, -1)
+    scores += group.mask(window, scores.dtype)
     weights = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
-    mixed = torch.bmm(weights.view(num * kv_heads, group * rows, -1), values)
-    return mixed.view(num, kv_heads, group, rows, dim).permute(0, 3, 1, 2, 4).reshape(length, heads, dim)
+    mixed = torch.bmm(weights.view(num * kv_heads, sharing * rows, -1), values)
+    return mixed.view(num, kv_heads, sharing, rows, dim).permute(0, 3, 1, 2, 4).reshape(length, heads, dim)
 
 
 class RowsStep(NamedTuple):
-    """One token of each of B sequences."""
+    """A decoding step for the kernels: one token of each of B sequences."""
 
     token_ids: Tensor
     """[B] int64."""
     positions: Tensor
     """[B] int64."""
     table: Tensor
-    """[B, W] int32."""
+    """[B, W] int32 page numbers."""
     arrivals: Tensor
     """int32, zeros between two layers, as many as the largest step of the run has rows times key/value heads."""
 
 
 class PromptStep(NamedTuple):
-    """Runs of consecutive tokens of R sequences, one after another, and padding."""
+    """A prompt pass for the kernels: chunks of R sequences, one after another, and padding."""
 
     token_ids: Tensor
     """[N] int64."""
@@ -150,7 +150,7 @@ class PromptStep(NamedTuple):
     write_at: Tensor
     """[N] int64, page * PAGE + offset; below 0 for padding."""
     table: Tensor
-    """[R, W] int32."""
+    """[R, W] int32 page numbers."""
     tiles: Tensor
     """[T, 4] int32, see `kernels.prefill.plan_tiles`; padding has no tokens."""
 
@@ -160,7 +160,7 @@ def attend_rows(
     q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, table: Tensor, positions: Tensor,
     arrivals: Tensor, scale: float, window: int, softcap: float,
 ) -> Tensor:  # fmt: skip
-    """Store keys and values [B, K, D] at their positions, then let every query [B, H, D] see its own sequence."""
+    """Store keys and values [B, K, D] at their positions, then attend to them by the queries [B, H, D]."""
     from evals.engine.kernels.decode import decode, tuned
 
     tuning = tuned(arrivals.numel())
@@ -172,7 +172,7 @@ def attend_prompts(
     q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, write_at: Tensor, table: Tensor, tiles: Tensor,
     scale: float, window: int, softcap: float,
 ) -> Tensor:  # fmt: skip
-    """Store keys and values [N, K, D], then let every query [N, H, D] see its own sequence up to itself."""
+    """Store keys and values [N, K, D], then attend to them by the queries [N, H, D], each up to its own position."""
     from evals.engine.kernels.pages import write
     from evals.engine.kernels.prefill import prefill
 
@@ -190,13 +190,13 @@ OWN_MASK = "it builds an attention mask of its own"
 
 
 class StepHolder:
-    """What the attention modules of a model share that are on one device: the step of the forward pass that runs."""
+    """Holds the step of the current forward pass for all attention modules of a model that are on one device."""
 
     step: Step | RowsStep | PromptStep
 
 
 class SeamError(Exception):
-    """An attention module asks for something that this attention does not do; the text says what."""
+    """An attention module asks for something that this attention cannot do; the text says what."""
 
 
 def paged_attention(
@@ -230,7 +230,7 @@ def paged_attention(
 
 
 class Probe:
-    """Records what every attention module is called with, in order; stands in for attention in one forward pass."""
+    """Stands in for attention in one forward pass, and records what every attention module is called with, in order."""
 
     def __init__(self) -> None:
         self.modules: list[Any] = []
@@ -242,7 +242,7 @@ class Probe:
     def attention(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        """Returns zeros. Raises SeamError for what `paged_attention` cannot do."""
+        """Record a call and return zeros. Raises SeamError for what `paged_attention` cannot do."""
         if attention_mask is not None:
             raise SeamError(OWN_MASK)
         if kwargs.get("s_aux") is not None:

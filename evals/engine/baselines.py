@@ -1,9 +1,9 @@
-"""What decoding is compared with: the least time of a step, and the library's own `generate`. Knows no engine.
+"""Baselines that decoding is compared with: the least time of a step (roofline), and the library's `generate`.
 
 A step reads every weight once and the keys and values of every row (Williams et al., Roofline, CACM 2009). Both peaks
 are measured on the spot: that of memory by a copy, that of arithmetic by a large product. `generate` keeps scores and
 logits of all steps, as published power-sampling code does, which needs log p and log q of every token; the network
-decodes with its own attention and cache. No engine may have changed the model yet.
+decodes with its own attention and cache. Both need a model that no engine has changed yet.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ REPEATS = 10
 
 
 class Roofline(NamedTuple):
-    """What a step of a model moves and computes, on a device of these peaks."""
+    """What a step of a model moves and computes, and the peak rates of its device: the least time of a step."""
 
     weight_bytes: int
     """Read once a step: all weights but embeddings that are only looked up (a tied one is the head, too)."""
     weights: int
-    """As a number of weights, each of which multiplies and adds once per row."""
+    """Number of these weights, each of which is multiplied and added once per row."""
     kv_bytes: int
-    """Keys and values of one token, all layers."""
+    """Bytes of keys and values of one token, all layers."""
     bandwidth: float
     """Bytes per second, read and written."""
     arithmetic: float
@@ -53,13 +53,13 @@ class Roofline(NamedTuple):
         return max(self.memory_seconds(rows, context), self.arithmetic_seconds(rows, context))
 
     def binds(self, rows: int, context: float) -> Literal["memory", "arithmetic"]:
-        """Which of the two is the larger."""
+        """Which of the two times is the larger."""
         memory, arithmetic = self.memory_seconds(rows, context), self.arithmetic_seconds(rows, context)
         return "memory" if memory >= arithmetic else "arithmetic"
 
 
 def roofline(model: Model) -> Roofline:
-    """Of a model that no engine has changed yet; measures the device for a moment."""
+    """The roofline of a model that no engine has changed yet; measures the device for a moment."""
     network = model.network
     head = network.get_output_embeddings().weight
     embeddings = {id(part.weight) for part in network.modules() if isinstance(part, nn.Embedding)} - {id(head)}
@@ -89,7 +89,7 @@ def product_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def median_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Median time of `work` on `device`, after three calls that do not count."""
+    """Median seconds of `work` on `device`, after three calls that do not count."""
     for _ in range(3):
         work()
     if device.type == "cuda":
@@ -110,11 +110,11 @@ def median_seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 class Generated(NamedTuple):
-    """What one call of `generate` took."""
+    """Time and memory of one call of `generate`."""
 
     seconds: float
     steps: int
-    """Tokens per row, that of the longest row."""
+    """New tokens of the longest row."""
     memory: MemoryReading
     """After it; the peak is that of this call, on a CPU that of the process."""
 
@@ -123,7 +123,7 @@ class Generated(NamedTuple):
 def generate(
     model: Model, prompts: Sequence[Sequence[int]], max_new_tokens: int, alpha: float, *, ends: bool = True
 ) -> Generated:
-    """Sample from softmax(alpha * logits) for all prompts in one batch; without `ends`, EOS does not end a row.
+    """Time the library's sampling from softmax(alpha * logits) in a batch; without `ends`, EOS does not end a row.
 
     Raises what torch raises where the device has no room for the scores.
     """
@@ -157,7 +157,7 @@ def generate(
 
 
 def generate_steps(model: Model, prompts: Sequence[Sequence[int]], steps: int, alpha: float) -> Generated | None:
-    """`steps` decoding steps, the pass over the prompts apart; None where memory does not suffice."""
+    """Time of `steps` decoding steps without the pass over the prompts; None where memory does not suffice."""
     try:
         generate(model, prompts, 3, alpha, ends=False)  # what is loaded and allocated at first use
         short = generate(model, prompts, 1, alpha, ends=False)

@@ -1,4 +1,4 @@
-"""From a model's folder, or the sizes of a shape, to a model on its device or devices. Knows no attention."""
+"""Loads a model from its folder, or makes one of given sizes with random weights, on one device or several."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BFLOAT16_SINCE = (8, 0)  # CUDA capability
 
 
 def weights_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
-    """As set; by itself float32 on a CPU, bfloat16 on a GPU, and float16 on a GPU that has no bfloat16.
+    """The type of the weights: as set, or for auto float32 on a CPU, bfloat16 on a GPU, float16 on one without it.
 
     Raises UserError where bfloat16 was asked for and the GPU has none.
     """
@@ -34,10 +34,10 @@ def weights_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
 
 
 def load_model(folder: str, config: EngineConfig, device: str | torch.device, num_threads: int | None = None) -> Model:
-    """Tokenizer and weights of a local folder, on `device`, with the attention seam installed.
+    """Load the model of a local folder with its tokenizer to `device`, its attention replaced by the engine's.
 
-    `num_threads` sets the CPU threads of this process's products. Raises UserError for what the gate refuses, for
-    weights that are missing or not safetensors, and for a model into which the seam does not fit.
+    `num_threads` sets the CPU threads of this process's products. Raises UserError for a model that the engine cannot
+    serve, for weights that are missing or not safetensors, and for attention that cannot be replaced.
     """
     check_architecture(folder, config.trust_remote_code)
     if not config.allow_pickle and not list(Path(folder).glob("*.safetensors")):
@@ -82,18 +82,18 @@ def load_model(folder: str, config: EngineConfig, device: str | torch.device, nu
 
 
 def make_network(config: Any, dtype: str, device: str) -> Any:
-    """The library's model of a configuration with random weights, made on `device`; on `meta` it has none."""
+    """The library's model of a configuration with random weights on `device`, or without weights on `meta`."""
     with torch.device(device):
         return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
 
 
 def shape_config(kind: str, sizes: dict[str, Any]) -> Any:
-    """The configuration of the library's type `kind`."""
+    """The library's configuration of the model type `kind` with these sizes."""
     return AutoConfig.for_model(kind, **sizes)
 
 
 def random_model(kind: str, sizes: dict[str, Any], dtype: str, device: str) -> Model:
-    """A model of the library's type `kind` with random weights, made on the device; it has no tokenizer."""
+    """A model of the library's type `kind` with random weights on `device`, without a tokenizer."""
     return Model(make_network(shape_config(kind, sizes), dtype, device))
 
 
@@ -113,10 +113,10 @@ def spread(network: Any, devices: Sequence[torch.device]) -> str | None:
 
     Returns why that cannot be done, as the end of a sentence; None once it is done.
     """
-    found = decoder_layers(network)
-    if found is None:
+    named_layers = decoder_layers(network)
+    if named_layers is None:
         return "its decoder layers cannot be told apart"
-    name, layers = found
+    name, layers = named_layers
     setattr(network.base_model, name, nn.ModuleList())
     outside = size(network)
     network.to(devices[0])
@@ -129,7 +129,7 @@ def spread(network: Any, devices: Sequence[torch.device]) -> str | None:
 
 
 def decoder_layers(network: Any) -> tuple[str, nn.ModuleList] | None:
-    """The list of all decoder layers and its name in the base model."""
+    """The name in the base model and the list of all decoder layers; None if there is no such list."""
     count = network.config.num_hidden_layers
     for name, child in network.base_model.named_children():
         if isinstance(child, nn.ModuleList) and len(child) == count:
@@ -138,12 +138,12 @@ def decoder_layers(network: Any) -> tuple[str, nn.ModuleList] | None:
 
 
 def size(module: nn.Module) -> int:
-    """Bytes of all weights, each counted once."""
+    """Bytes of a module's weights and buffers, each counted once."""
     return sum(tensor.numel() * tensor.itemsize for tensor in (*module.parameters(), *module.buffers()))
 
 
 def split(sizes: Sequence[int], outside: int, num_devices: int) -> list[int]:
-    """The device of every layer: consecutive blocks, of which the first shares its device with `outside` bytes.
+    """The number of the device of every layer: consecutive layers go together, the first ones beside `outside` bytes.
 
     A layer goes to the device in whose share of all bytes its middle lies; so no device has more than its share and
     one layer, unless `outside` alone is more.
@@ -156,14 +156,14 @@ def split(sizes: Sequence[int], outside: int, num_devices: int) -> list[int]:
 
 
 def carry(layer: nn.Module, device: torch.device) -> None:
-    """Bring whatever `layer` is called with to its device."""
+    """Have the inputs of `layer` moved to its device at every call."""
     layer.register_forward_pre_hook(
         lambda _module, inputs, named: (moved(inputs, device), moved(named, device)), with_kwargs=True
     )
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """The same with all its tensors on `device`; tuples, lists and dictionaries are looked into."""
+    """`value` with all its tensors on `device`, also those in tuples, lists and dictionaries."""
     if isinstance(value, Tensor):
         return value.to(device)
     if isinstance(value, tuple | list):

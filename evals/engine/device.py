@@ -1,4 +1,4 @@
-"""What a device and this process have in use, and how long a stream had nothing to do. Knows no engine."""
+"""Reads the memory and the state of a device and of this process, and measures how long a CUDA stream was idle."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def read_memory(device: torch.device) -> MemoryReading:
 
 
 def bytes_in_use(device: torch.device) -> int:
-    """Of a GPU's memory, by anybody."""
+    """Bytes of a GPU's memory in use by all processes."""
     free, total = torch.cuda.mem_get_info(device)
     return total - free
 
 
 def reset_peak(device: torch.device) -> None:
-    """Start the device's peak anew; a process's own peak cannot be reset."""
+    """Reset the device's peak of allocated memory; a process's own peak cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def device_state(device: torch.device) -> dict[str, float | None]:
-    """The whole GPU as NVML sees it: `utilisation` (share of the last sampling period in which a kernel ran, 0 to 1),
+    """The whole GPU's state by NVML: `utilisation` (share of the last sampling period in which a kernel ran, 0 to 1),
     `nvml_used_bytes`, `power_watts`, `temperature_celsius`; None for what it cannot tell, and on a CPU.
     """
     queries = {
@@ -77,7 +77,7 @@ def device_state(device: torch.device) -> dict[str, float | None]:
 
 
 def release(device: torch.device) -> None:
-    """Give back what nobody holds any more, for others or for allocations of another shape."""
+    """Free memory that is no longer referenced, for other processes or for allocations of another shape."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -85,9 +85,9 @@ def release(device: torch.device) -> None:
 
 
 def out_of_memory(error: BaseException | None) -> str | None:
-    """What ran out of device memory, in one line; None if `error` is something else.
+    """The first line of an error of running out of device memory; None if `error` is something else.
 
-    The driver says so in words only, and leaving an interrupted capture raises another error over the first.
+    The driver tells by its text only, and leaving an interrupted capture raises another error over the first.
     """
     while error is not None:
         text = str(error)
@@ -100,8 +100,8 @@ def out_of_memory(error: BaseException | None) -> str | None:
 
 
 class IdleClock:
-    """Adds up the gaps of the current CUDA stream, from events around each piece of work; waits for nothing, and stands
-    still on a CPU.
+    """Adds up the time that the current CUDA stream was idle, from events around each piece of work; never waits, and
+    counts nothing on a CPU.
 
     Between two pieces lies a gap on the device's own clock: a microsecond or two if the second was enqueued in time,
     else the time that the device waited for the host. A piece that comes too late also counts for the time it takes to
@@ -110,19 +110,19 @@ class IdleClock:
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = 0.0
-        """Time without work, at most, between the pieces since `reset`."""
+        """Upper bound of the idle time between the pieces since `reset`."""
         self._runs = device.type == "cuda"
         self._pieces: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
-        """Where each begins, and where it is done."""
+        """Events at the beginning and the end of each piece."""
 
     def reset(self) -> None:
-        """Start anew: what lies before the next piece is no gap."""
+        """Start anew at 0: the time before the next piece is not counted."""
         self.seconds = 0.0
         self._pieces.clear()
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """Enclose what enqueues a piece of work; not within one another."""
+        """Enclose the code that enqueues a piece of work; not to be nested."""
         if not self._runs:
             yield
             return

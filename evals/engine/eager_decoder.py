@@ -1,6 +1,6 @@
-"""Decoding by packed passes, kernel by kernel, on any device: plain integers in, one transfer, one forward pass.
+"""The eager decoder: every step is one packed forward pass, launched kernel by kernel, on any device.
 
-The reference for every faster way, and the only one on a CPU. Knows no chain and no page pool.
+The reference for every faster decoder, and the only one on a CPU. A step's integers go to the device in one transfer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from evals.engine.sampling import draw
 
 
 class Chunk(NamedTuple):
-    """Consecutive tokens of one sequence; one token for a decode row."""
+    """Consecutive tokens of one sequence that a pass computes; a single token in a decoding step."""
 
     tokens: Sequence[int]
     start: int
@@ -31,16 +31,17 @@ class Chunk(NamedTuple):
 
     @property
     def positions(self) -> range:
+        """Positions of the tokens."""
         return range(self.start, self.start + len(self.tokens))
 
     @property
     def num_pages(self) -> int:
-        """Pages that the last token sees."""
+        """Number of pages that the last token attends to."""
         return (self.start + len(self.tokens) - 1) // PAGE + 1
 
 
 class Layout(NamedTuple):
-    """How rows are laid out on one kind of device."""
+    """How the rows of a pass are padded and grouped on one kind of device."""
 
     row_unit: int
     """Rows are padded to a multiple of this."""
@@ -51,91 +52,91 @@ class Layout(NamedTuple):
 
     @property
     def share_unit(self) -> int:
-        """Pages in which prompts can be shared: what a pass of its own writes is the same whoever runs it."""
+        """Pages in a unit of prompt sharing: a prompt pass of its own, which writes the same for every request."""
         return (self.chunk or PAGE) // PAGE
 
 
 def layout(device: torch.device) -> Layout:
-    """The layout under which a row's result does not depend on its company, where that can be had.
+    """The layout under which a row's result does not depend on the other rows, where that can be had.
 
     Measured in float32 on a CPU: a thread's share of a product gives other last bits for 1 to 3 rows than for 4 to 160,
     which agree; so every thread gets a multiple of 4. The group of a row follows from its own length alone. Prompts are
-    cut at fixed positions, so that one that is shared in part has the very passes of one that is not.
+    cut at fixed positions, so that one that is shared in part is written by the same passes as one that is not.
     """
     if device.type != "cpu":
         return Layout(row_unit=1, page_unit=None, chunk=None)
     return Layout(row_unit=4 * torch.get_num_threads(), page_unit=4, chunk=64)
 
 
-def pack(runs: Sequence[Chunk], shape: Layout, device: torch.device, logits: bool = True) -> Step:
-    """One step of ragged runs: single tokens grouped for attention, then padding rows, which write to the scratch page;
-    longer runs are a block each.
+def pack(chunks: Sequence[Chunk], shape: Layout, device: torch.device, logits: bool = True) -> Step:
+    """One step of chunks of any lengths: single tokens in attention groups, then padding rows, which write to the
+    scratch page; a longer chunk is a group by itself.
 
-    With `logits` the last token of every run is asked for, in the order of `runs`, followed by the padding rows.
+    With `logits` the step gives those of every chunk's last token, in the order of `chunks`, then of the padding rows.
     """
-    unit = shape.page_unit or max(run.num_pages for run in runs)
-    singles = sorted((i for i, run in enumerate(runs) if len(run.tokens) == 1), key=lambda i: runs[i].num_pages)
-    longs = [i for i, run in enumerate(runs) if len(run.tokens) > 1]
-    tokens = sum(len(run.tokens) for run in runs)
-    # so many rows that products have a shape whose rows agree with those of other shapes
+    unit = shape.page_unit or max(chunk.num_pages for chunk in chunks)
+    singles = sorted((i for i, chunk in enumerate(chunks) if len(chunk.tokens) == 1), key=lambda i: chunks[i].num_pages)
+    longs = [i for i, chunk in enumerate(chunks) if len(chunk.tokens) > 1]
+    tokens = sum(len(chunk.tokens) for chunk in chunks)
+    # up to a number of rows at which products give the same bits per row as at the others
     padding = -tokens % shape.row_unit
-    beside = runs[singles[-1]] if singles else Chunk((0,), 0, (SCRATCH,))  # padding sits in its attention group
-    packed = [*(runs[i] for i in singles), *[Chunk((0,), beside.start, (SCRATCH,) * beside.num_pages)] * padding]
-    groups = [list(group) for _, group in groupby(packed, key=lambda run: -(-run.num_pages // unit))]
-    groups += [[runs[i]] for i in longs]
-    packed += [runs[i] for i in longs]
-    ends = np.cumsum([len(run.tokens) for run in packed]) - 1
-    place = [*singles, *range(len(runs), len(runs) + padding), *longs]
+    beside = chunks[singles[-1]] if singles else Chunk((0,), 0, (SCRATCH,))  # padding is in its attention group
+    packed = [*(chunks[i] for i in singles), *[Chunk((0,), beside.start, (SCRATCH,) * beside.num_pages)] * padding]
+    groups = [list(group) for _, group in groupby(packed, key=lambda chunk: -(-chunk.num_pages // unit))]
+    groups += [[chunks[i]] for i in longs]
+    packed += [chunks[i] for i in longs]
+    ends = np.cumsum([len(chunk.tokens) for chunk in packed]) - 1
+    place = [*singles, *range(len(chunks), len(chunks) + padding), *longs]
     last = np.empty_like(ends)
     last[place] = ends
     arrays = [
-        np.array([token for run in packed for token in run.tokens]),
-        np.array([position for run in packed for position in run.positions]),
-        np.array([slot for run in packed for slot in write_slots(run)]),
+        np.array([token for chunk in packed for token in chunk.tokens]),
+        np.array([position for chunk in packed for position in chunk.positions]),
+        np.array([at for chunk in packed for at in write_slots(chunk)]),
         last if logits else last[:0],
         *(array for group in groups for array in plan_block(group, unit)),
     ]
     token_ids, positions, write_at, logits_at, *rest = to_device(arrays, device)
-    blocks, row = [], 0
+    attention_groups, row = [], 0
     for pages, visible in zip(rest[::2], rest[1::2], strict=True):
-        blocks.append(AttentionGroup(slice(row, row + visible.numel()), pages, visible))
+        attention_groups.append(AttentionGroup(slice(row, row + visible.numel()), pages, visible))
         row += visible.numel()
-    return Step(token_ids[None], positions[None], write_at, blocks, logits_at)
+    return Step(token_ids[None], positions[None], write_at, attention_groups, logits_at)
 
 
 def prompt_passes(prompts: Sequence[Chunk], shape: Layout, max_tokens: int) -> list[list[Chunk]]:
     """Passes of at most `max_tokens` tokens that write these prompts; a prompt may share pages that one before writes.
 
-    What a run reads and other runs write has been written by an earlier pass.
+    What a chunk reads of other chunks has been written by an earlier pass.
     """
     passes: list[list[Chunk]] = []
     room, written = 0, set[int]()
     for prompt in prompts:
         size = shape.chunk or max_tokens
         for cut in range(0, len(prompt.tokens), size):
-            run = Chunk(prompt.tokens[cut : cut + size], prompt.start + cut, prompt.pages)
-            read = run.pages[: -(-run.start // PAGE)]
-            if shape.chunk or len(run.tokens) > room or not written.isdisjoint(read):
+            chunk = Chunk(prompt.tokens[cut : cut + size], prompt.start + cut, prompt.pages)
+            read = chunk.pages[: -(-chunk.start // PAGE)]
+            if shape.chunk or len(chunk.tokens) > room or not written.isdisjoint(read):
                 passes.append([])
                 room, written = max_tokens, set()
-            passes[-1].append(run)
-            room -= len(run.tokens)
-            written.update(run.pages[run.start // PAGE : run.num_pages])
+            passes[-1].append(chunk)
+            room -= len(chunk.tokens)
+            written.update(chunk.pages[chunk.start // PAGE : chunk.num_pages])
     return passes
 
 
-def plan_block(runs: list[Chunk], unit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Page numbers [G, S / PAGE] and visible keys [G, R] of runs that share a block."""
-    width = max(run.num_pages for run in runs)
-    if len(runs[0].tokens) == 1:
+def plan_block(chunks: list[Chunk], unit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Page numbers [G, S / PAGE] and visible keys [G, R] of chunks that form an attention group."""
+    width = max(chunk.num_pages for chunk in chunks)
+    if len(chunks[0].tokens) == 1:
         width = -(-width // unit) * unit
-    pages = [[*run.pages[: run.num_pages], *[SCRATCH] * (width - run.num_pages)] for run in runs]
-    return np.array(pages), np.array([[position + 1 for position in run.positions] for run in runs])
+    pages = [[*chunk.pages[: chunk.num_pages], *[SCRATCH] * (width - chunk.num_pages)] for chunk in chunks]
+    return np.array(pages), np.array([[position + 1 for position in chunk.positions] for chunk in chunks])
 
 
-def write_slots(run: Chunk) -> list[int]:
-    """Where the keys of a run go: page * PAGE + offset."""
-    return [run.pages[position // PAGE] * PAGE + position % PAGE for position in run.positions]
+def write_slots(chunk: Chunk) -> list[int]:
+    """Where the keys and values of a chunk's tokens go: page * PAGE + offset."""
+    return [chunk.pages[position // PAGE] * PAGE + position % PAGE for position in chunk.positions]
 
 
 def to_device(arrays: Sequence[NDArray], device: torch.device) -> list[torch.Tensor]:
@@ -149,7 +150,7 @@ def to_device(arrays: Sequence[NDArray], device: torch.device) -> list[torch.Ten
 
 
 class EagerDecoder:
-    """Packed passes of the model; every number that leaves the device is waited for."""
+    """Decodes by packed passes of the model, waiting for the results of every step."""
 
     name = "eager"
     idle = None
@@ -163,25 +164,25 @@ class EagerDecoder:
         assert self._model.cache is not None, "no step without keys and values"
         self._model.cache.prepare(allocations)
 
-    def prefill(self, runs: Sequence[Chunk]) -> None:
-        """Keys and values of these tokens, in one pass."""
-        self._model.forward(pack(runs, self._layout, self._model.device, logits=False))
+    def prefill(self, chunks: Sequence[Chunk]) -> None:
+        """Write the keys and values of these tokens, in one pass."""
+        self._model.forward(pack(chunks, self._layout, self._model.device, logits=False))
 
-    def step(self, slots: Sequence[DecodeState]) -> list[Drawn]:
-        """One token for each of these requests."""
-        if not slots:
+    def step(self, states: Sequence[DecodeState]) -> list[Drawn]:
+        """Draw one token for each of these requests."""
+        if not states:
             return []
         device = self._model.device
-        runs = [Chunk((slot.token,), slot.position, slot.pages) for slot in slots]
-        logits = self._model.forward(pack(runs, self._layout, device))[: len(slots)]
-        exclude = np.array([slot.exclude for slot in slots])
-        top_k = np.array([slot.request.top_k for slot in slots])
+        chunks = [Chunk((state.token,), state.position, state.pages) for state in states]
+        logits = self._model.forward(pack(chunks, self._layout, device))[: len(states)]
+        exclude = np.array([state.exclude for state in states])
+        top_k = np.array([state.request.top_k for state in states])
         alpha, top_p, uniform = np.array(
-            [[slot.request.alpha, slot.request.top_p, slot.uniform()] for slot in slots], dtype=np.float64
+            [[state.request.alpha, state.request.top_p, state.uniform()] for state in states], dtype=np.float64
         ).T
         alpha_B, uniform_B, exclude_B, *limits = to_device([alpha, uniform, exclude, top_k, top_p], device)
         if not (top_k.any() or (top_p < 1).any()):
             limits = []
         drawn = draw(logits, alpha_B, uniform_B, exclude_B if (exclude >= 0).any() else None, *limits)
         numbers = torch.stack([drawn.token.double(), drawn.log_q, drawn.log_z]).tolist()
-        return [(slot, int(token), *rest) for slot, token, *rest in zip(slots, *numbers, strict=True)]
+        return [(state, int(token), *rest) for state, token, *rest in zip(states, *numbers, strict=True)]

@@ -1,8 +1,8 @@
-"""The fastest way to decode that a machine can do, and what makes a forward pass fast without touching its code.
+"""Chooses the fastest decoder that works on this machine, and measures the memory that its passes take.
 
 On a GPU: linears that read the same tensor fused, decoder layers compiled, whole steps replayed from CUDA graphs over
-our own kernels. What cannot be had here (no compiler, an operation that cannot be captured) is said once, and the next
-best is taken. Knows no request.
+our own kernels. What cannot be had here (no compiler, an operation that cannot be captured) is printed once, and the
+next best is taken. A model's own code is not touched.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 WAYS = {"compiled": "compiled and captured as CUDA graphs", "graphs": "captured as CUDA graphs"}
 ALLOWED = {"auto": ("compiled", "graphs"), "compiled": ("compiled", "graphs"), "graphs": ("graphs",), "eager": ()}
-"""The ways to try for each setting of `engine.execution`, best first; kernel by kernel always works."""
+"""The ways to try for each setting of `engine.execution`, fastest first; the eager decoder always works."""
 
 
 def prepare(model: Model) -> None:
-    """What is done to a model once, before anything is measured or made. On a CPU nothing."""
+    """Fuse the linears of a model on a GPU, once, before anything is measured or made; on a CPU nothing is done."""
     if model.device.type == "cuda":
         uncompile_layers(model)
         fuse_linears(model.network, lambda: model.plain_logits([0, 1]))
@@ -44,7 +44,7 @@ def prepare(model: Model) -> None:
 def sized(
     model: Model, config: EngineConfig, demand: Demand, max_length: int, num_pages: int | None
 ) -> tuple[SlotPlan, EngineConfig]:
-    """Slots and pages for `demand`, on a GPU by measurement unless `num_pages` are given; and the setting to run by.
+    """Slots and pages for `demand`, measured on a GPU unless `num_pages` is given, and the settings to run with.
 
     Raises UserError if not even one slot fits.
     """
@@ -56,8 +56,8 @@ def sized(
 
 
 def measure(model: Model, config: EngineConfig, rows: int, max_length: int) -> tuple[Reading, EngineConfig]:
-    """The memory of the largest passes of a run on a GPU, and the setting that it can have: `execution` is eager where
-    our kernels do not work, which is said.
+    """The memory that the largest passes of a run take on a GPU, and the settings to run with: `execution` is eager
+    where our kernels do not work, which is printed.
 
     Raises UserError if the passes do not fit at all.
     """
@@ -80,7 +80,7 @@ def measure(model: Model, config: EngineConfig, rows: int, max_length: int) -> t
 
 
 def fastest(model: Model, config: EngineConfig, slots: int, max_pages: int) -> Decoder:
-    """The decoder for `slots` requests of at most `max_pages` pages, as fast as setting and machine allow.
+    """The fastest decoder for `slots` requests of at most `max_pages` pages that settings and machine allow.
 
     The model has been through `prepare`. Raises what a failing device raises, running out of memory included; an error
     of compiling or capturing is printed and leads to the next way.
@@ -107,14 +107,14 @@ def fastest(model: Model, config: EngineConfig, slots: int, max_pages: int) -> D
 
 
 def compile_layers(model: Model) -> None:
-    """Every decoder layer compiled at its next call; layers that are alike share one program."""
+    """Have every decoder layer compiled at its next call; layers that are alike share one program."""
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     for layer in model.layers():
         layer.compile(fullgraph=True, dynamic=False)
 
 
 def uncompile_layers(model: Model) -> None:
-    """Layers run as they are written again."""
+    """Undo `compile_layers`."""
     for layer in model.layers():
         layer._compiled_call_impl = None
 
@@ -123,7 +123,7 @@ def uncompile_layers(model: Model) -> None:
 def profile_memory(
     model: Model, make: Callable[[], EagerDecoder | GraphDecoder], rows: int, max_length: int, prefill_tokens: int
 ) -> Reading:
-    """Memory of a prompt pass of `prefill_tokens` tokens, and of a step of `rows` sequences of `max_length` tokens.
+    """Measure the memory of a pass of `prefill_tokens` prompt tokens and of a step of `rows` sequences of `max_length`.
 
     `make` gives the decoder that runs them, on a CUDA device. Raises UserError if the passes do not fit beside the
     weights, else what the decoder raises.
@@ -131,9 +131,9 @@ def profile_memory(
     device = model.device
     model.attach(KeysValues(model.cache_shape, 2, device))
     try:
-        decoder, runs, slots = make(), largest_prompts(max_length, prefill_tokens), largest_step(rows, max_length)
-        prompts = peak(device, lambda: decoder.prefill(runs))
-        step = peak(device, lambda: (decoder.step(slots), decoder.step([])))
+        decoder, chunks, states = make(), largest_prompts(max_length, prefill_tokens), largest_step(rows, max_length)
+        prompts = peak(device, lambda: decoder.prefill(chunks))
+        step = peak(device, lambda: (decoder.step(states), decoder.step([])))
     except torch.OutOfMemoryError as error:
         free, total = torch.cuda.mem_get_info(device)
         raise UserError(
@@ -149,7 +149,7 @@ def profile_memory(
 
 
 def peak(device: torch.device, run: Callable[[], object]) -> int:
-    """Bytes that `run` takes at its height, beyond what is allocated before."""
+    """Bytes that `run` takes at its peak, beyond what is allocated before."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -159,7 +159,7 @@ def peak(device: torch.device, run: Callable[[], object]) -> int:
 
 
 def largest_prompts(max_length: int, prefill_tokens: int) -> list[Chunk]:
-    """Prompts as long as there can be, `prefill_tokens` tokens in all."""
+    """A prompt pass of the longest prompts that there can be, `prefill_tokens` tokens in all."""
     longest, pages = max(1, max_length - 1), (SCRATCH,) * PagePool.pages_for(0, max_length)
     full, rest = divmod(prefill_tokens, longest)
     return [Chunk((0,) * length, 0, pages) for length in [longest] * full + [rest] * (rest > 0)]
@@ -169,8 +169,8 @@ def largest_step(rows: int, max_length: int) -> list[DecodeState]:
     """Requests about to draw their last token, among the most probable ones only, which takes the most memory."""
     prompt, prefix = Prompt((0,), max_length, frozenset()), (0,) * max(1, max_length - 1)
     pages = (SCRATCH,) * PagePool.pages_for(0, max_length)
-    slots = []
+    states = []
     for row in range(rows):
-        slots.append(DecodeState(Request(prefix, 1, 1.0, (0, 0, row), 1, top_k=1, top_p=0.5), prompt, seed=0))
-        slots[-1].allocation = Allocation(Handle(row), pages, (), None)
-    return slots
+        states.append(DecodeState(Request(prefix, 1, 1.0, (0, 0, row), 1, top_k=1, top_p=0.5), prompt, seed=0))
+        states[-1].allocation = Allocation(Handle(row), pages, (), None)
+    return states

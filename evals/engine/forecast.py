@@ -1,8 +1,8 @@
-"""Memory of a run before there is a device: the reading that planning.py plans from, computed instead of measured from
-sizes that are read off a model without weights. Knows no device; benchmarks/plan.py compares it with one.
+"""Forecasts the memory of a run without a device, from the sizes of a model that is built without weights.
 
-Per token and decoder layer, in numbers of the model's type: h the hidden size, q those of all query heads, kv those
-kept of keys and values, m those of the widest MLP.
+The result is the reading that sizing/slots.py plans from, computed instead of measured; benchmarks/plan.py compares it
+with a device. Letters, per token and decoder layer, in numbers of the model's type: h the hidden size, q that of all
+query heads, kv that of the keys and values kept, m that of the widest MLP.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from evals.types import UserError
 
 FLOAT32 = 4
 CONTEXT_BYTES = 600 << 20
-"""What the CUDA context and the kernels' code take of a GPU that nobody else uses (an estimate)."""
+"""What the CUDA context and the kernels' code take on a GPU that no other process uses (an estimate)."""
 WORKSPACE_BYTES = 64 << 20
 """What cuBLAS keeps: 32 MiB on a Hopper GPU for each of two streams, that of steps and that of captures."""
 
 
 class ModelSpec(NamedTuple):
-    """Sizes of a model."""
+    """The sizes of a model that decide how much memory it takes."""
 
     parameters: int
     weight_bytes: int
-    """Parameters and buffers."""
+    """Bytes of parameters and buffers."""
     itemsize: int
     """Bytes of a number in the model's type."""
     hidden: int
@@ -42,41 +42,41 @@ class ModelSpec(NamedTuple):
     kept: int
     """Numbers of keys and values that a layer keeps of one token."""
     windows: tuple[int | None, ...]
-    """Latest tokens that each layer looks at; None for all."""
+    """Number of the latest tokens that each layer sees; None for all."""
     matrices: tuple[tuple[int, ...], ...]
-    """Shapes of the weights of linear layers, the head's left out."""
+    """Shapes of the weights of the linear layers but the head."""
     refusal: str | None
     """Why the engine cannot run it, as a sentence."""
 
     @property
     def kv_token_bytes(self) -> int:
-        """Keys and values of one token."""
+        """Bytes of keys and values of one token."""
         return self.itemsize * self.kept * len(self.windows)
 
     def kv_bytes(self, length: int) -> int:
-        """Keys and values that the model looks at, of a sequence of `length` tokens: no more than its windows."""
+        """Bytes of keys and values that a step reads of a sequence of `length` tokens: no more than the windows."""
         return self.itemsize * self.kept * sum(min(length, window or length) for window in self.windows)
 
     @property
     def pass_bytes(self) -> int:
-        """Most that a forward pass without gradients holds of a token: in an MLP its input, residual and their copies,
-        4h, gate and up as one product, 2m, and two results of size m."""
+        """Most bytes that a forward pass without gradients holds of a token: in an MLP its input, residual and their
+        copies, 4h, gate and up as one product, 2m, and two results of size m."""
         return self.itemsize * 4 * (self.hidden + self.mlp)
 
     def training_bytes(self, length: int) -> int:
-        """What a backward pass needs of a sequence, attention matrices not kept: of every layer the inputs of norms,
-        products and residuals, 4h, queries and attention's result, 2q, kv, and gate, up and two results, 4m; once the
-        logits and their copy in float32 (after Korthikanti et al. 2022, section 4, with heads and MLP of these sizes).
+        """Bytes that a backward pass needs of a sequence, attention matrices not kept: of every layer the inputs of
+        norms, products and residuals, 4h, queries and attention's result, 2q, kv, and gate, up and two results, 4m;
+        once the logits and their copy in float32 (after Korthikanti et al. 2022, section 4, with these heads and MLP).
         """
         numbers = len(self.windows) * (4 * (self.hidden + self.mlp) + 2 * self.query + self.kept)
         return length * (self.itemsize * numbers + self.vocabulary * (self.itemsize + FLOAT32))
 
     def lora_parameters(self, rank: int) -> int:
-        """Of adapters of this rank beside all matrices of the layers (Hu et al. 2021): rank * (in + out) each."""
+        """Parameters of LoRA adapters of this rank on all matrices: rank * (in + out) each (Hu et al. 2021)."""
         return rank * sum(map(sum, self.matrices))
 
     def adapter_parameters(self, size: int) -> int:
-        """Of two bottlenecks of this size in every layer, with biases (Houlsby et al. 2019, section 2.1)."""
+        """Parameters of two bottlenecks of this size per layer, with biases (Houlsby et al. 2019, section 2.1)."""
         return len(self.windows) * 2 * (2 * self.hidden * size + self.hidden + size)
 
 
@@ -90,7 +90,7 @@ def model_spec(config: Any, dtype: str, name: str) -> ModelSpec:
     stateful = any(getattr(cls, "_is_stateful", False) for cls in classes)
     if not classes or stateful or not getattr(config, "num_attention_heads", None):
         raise refusal(name, type(config).__name__, "it is no text-only causal language model of attention layers alone")
-    network = make_network(config, "bfloat16", "meta")  # some products know their shapes in this type alone
+    network = make_network(config, "bfloat16", "meta")  # some operations have shape rules for this type alone
     itemsize, head = DTYPES[dtype].itemsize, network.get_output_embeddings()
     tensors = [*network.parameters(), *network.buffers()]
     matrices = [
@@ -101,8 +101,8 @@ def model_spec(config: Any, dtype: str, name: str) -> ModelSpec:
         and part is not head
         and not isinstance(part, nn.Embedding)
     ]
-    seen = probed(network, config, name)
-    heads, size = config_heads(config) if isinstance(seen, str) else seen
+    probe = probed(network, config, name)
+    heads, size = config_heads(config) if isinstance(probe, str) else probe
     latent = getattr(config, "kv_lora_rank", None)  # latent attention keeps it and the key's rotated part
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     window = config.sliding_window if windows(config) else None
@@ -117,13 +117,13 @@ def model_spec(config: Any, dtype: str, name: str) -> ModelSpec:
         kept=latent + config.qk_rope_head_dim if latent else 2 * heads * size,
         windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
         matrices=tuple(matrices),
-        refusal=seen if isinstance(seen, str) else None,
+        refusal=probe if isinstance(probe, str) else None,
     )
 
 
 def probed(network: Any, config: Any, name: str) -> tuple[int, int] | str:
-    """Heads of keys and values and their size, as the engine sees them in a network (which it changes); or why it
-    cannot run it, as a sentence."""
+    """Number and size of key/value heads, as the engine finds them in a network (which it changes); or why it cannot
+    run the network, as a sentence."""
     if (reason := objection(config)) is not None:
         return str(refusal(name, type(network).__name__, reason))
     try:
@@ -136,27 +136,27 @@ def probed(network: Any, config: Any, name: str) -> tuple[int, int] | str:
 
 
 def config_heads(config: Any) -> tuple[int, int]:
-    """The same as the configuration says."""
+    """Number and size of key/value heads as the configuration says."""
     shared = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
-    named = (getattr(config, name, None) for name in ("num_key_value_heads", "num_kv_heads", "num_attention_heads"))
-    heads = 1 if shared else next(filter(None, named))
+    counts = (getattr(config, name, None) for name in ("num_key_value_heads", "num_kv_heads", "num_attention_heads"))
+    heads = 1 if shared else next(filter(None, counts))
     return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def mlp_size(config: Any) -> int:
-    """The widest MLP that a token goes through: dense, or all the experts that it is sent to."""
+    """Width of the widest MLP that a token goes through: dense, or all the experts that it is sent to."""
     dense = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
     experts = getattr(config, "num_experts_per_tok", None) or 0
     return max(dense, experts * (getattr(config, "moe_intermediate_size", None) or dense))
 
 
 def demand(model_spec: ModelSpec, slots: int | None, max_length: int, sequences: int) -> Demand:
-    """What an engine for sequences of at most `max_length` tokens asks for; it keeps them whole, whatever a window."""
+    """The demand of an engine for sequences of at most `max_length` tokens, kept whole whatever the windows."""
     return Demand(slots, sequences, PagePool.pages_for(0, max_length), PAGE * model_spec.kv_token_bytes)
 
 
 def forecast(model_spec: ModelSpec, total: int, rows: int, config: EngineConfig) -> Reading:
-    """What `execution.profile_memory` is to read of `rows` rows on an empty GPU of `total` bytes with our kernels."""
+    """The reading to expect of `execution.profile_memory` for `rows` rows on an empty GPU of `total` bytes."""
     return Reading(
         total=total,
         others=CONTEXT_BYTES + WORKSPACE_BYTES,
@@ -168,12 +168,12 @@ def forecast(model_spec: ModelSpec, total: int, rows: int, config: EngineConfig)
 
 
 def peak(model_spec: ModelSpec, reading: Reading, plan: SlotPlan, config: EngineConfig) -> int:
-    """Most bytes allocated at once by a run; what it may reserve is the plan's."""
+    """Most bytes that a run allocates at once; what it may reserve is in the plan."""
     step = plan.slots * step_bytes(model_spec, config)
     return WORKSPACE_BYTES + reading.weights + plan.parts["K/V"] + max(reading.prompts, step)
 
 
 def step_bytes(model_spec: ModelSpec, config: EngineConfig) -> int:
-    """Of one row in a step: its logits, or what its layers hold at once."""
+    """Bytes of one row in a step: its logits, or what its layers hold at once, if that is more."""
     logit = FLOAT32 if config.float32_logits else model_spec.itemsize
     return max(model_spec.vocabulary * logit, model_spec.pass_bytes)

@@ -1,8 +1,8 @@
-"""Decoding on a CUDA device: a whole step in one CUDA graph, results one step behind. Knows no chain and no page pool.
+"""The decoder for a CUDA device: a whole step is one CUDA graph, and results come one step later.
 
 `step` launches the next token of every row and returns those of the launch before, so that the host decides while the
-device works. A row whose request has ended meanwhile costs that one token, which nobody hears of; it writes to pages
-that are still its own, because what the host frees is reused only by work that is enqueued later on the same stream.
+device works. A row whose request has ended meanwhile costs that one token, which is discarded; it writes to pages that
+are still its own, because what the host frees is reused only by work that is enqueued later on the same stream.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from evals.engine.model import Model
 from evals.types import Handle
 
 TAIL = 8
-"""A step computes all rows, or an eighth of them where the rows in use are no more: few are left in a run's tail. Every
-further height would have to be compiled and captured while the run waits."""
+"""A step computes all rows, or an eighth of them where the rows in use are no more: few are left at the end of a run.
+Every further number of rows would have to be compiled and captured while the run waits."""
 PROMPT_TOKENS = (256, 1024, 4096)
-"""Tokens that a prompt pass is padded to."""
+"""Numbers of tokens that a prompt pass is padded to."""
 RUNS_PER_TOKEN = 1 / 16
-"""Runs that a prompt pass has room for, by its tokens; a pass of more and shorter runs takes a larger size."""
+"""Chunks that a prompt pass has room for, per token; a pass of more and shorter chunks takes a larger size."""
 RESULTS = 2
-"""Host buffers in turn: one is read while the device fills the other."""
+"""Host buffers used in turn: one is read while the device fills the other."""
 
 
 class Launch(NamedTuple):
-    """A step that the device works on."""
+    """A step that has been launched, and its results."""
 
     occupied: list[tuple[int, DecodeState]]
+    """(row, request) of every row in use."""
     results: Tensor
     """int64 [3, rows] on the host, complete once `done`: token, and the bits of log q and log Z."""
     done: torch.cuda.Event | None
@@ -50,13 +51,13 @@ class Launch(NamedTuple):
 
 
 class GraphDecoder:
-    """The device's side of an engine: rows of requests, advanced one token a step, and prompts in passes of their own.
+    """Decodes rows of requests one token a step, and writes prompts in passes of their own.
 
-    With `graphs` every shape is captured when it is first needed and replayed from then on.
+    With `graphs` every shape of pass is captured when it is first needed and replayed from then on.
     """
 
     def __init__(self, model: Model, num_rows: int, max_pages: int, name: str, graphs: bool = True) -> None:
-        """`num_rows` requests at once, each of at most `max_pages` pages; the model's cache is attached already.
+        """Room for `num_rows` requests of at most `max_pages` pages each; the model's cache is attached already.
 
         Raises ValueError for a model on several devices.
         """
@@ -65,7 +66,7 @@ class GraphDecoder:
         self.name = name
         self._model, self._device, self._graphs = model, model.device, graphs
         self._heights = sorted({num_rows, max(num_rows // TAIL, min(num_rows, TAIL))})
-        self._rows = BatchState(num_rows, max_pages)
+        self._batch = BatchState(num_rows, max_pages)
         self._scalars = self._zeros(batch_state.KEY, num_rows)
         self._keys = self._zeros(num_rows, 3)
         self._table = self._zeros(num_rows, max_pages, dtype=torch.int32)
@@ -80,28 +81,28 @@ class GraphDecoder:
         self._captured: dict[tuple, torch.cuda.CUDAGraph] = {}
         self._memory = torch.cuda.graph_pool_handle() if graphs else None
         self.idle = IdleClock(self._device)
-        """Time that the device has waited for the host."""
+        """Clock of the time that the device has waited for the host."""
 
-    def step(self, slots: Sequence[DecodeState]) -> list[Drawn]:
-        """Launch the next token of these requests; returns the tokens of the launch before."""
-        patch = self._rows.update(slots)
+    def step(self, states: Sequence[DecodeState]) -> list[Drawn]:
+        """Launch the next token of these requests; returns the tokens of the launch before, empty if there was none."""
+        patch = self._batch.update(states)
         with self.idle.work():
             if patch is not None:
                 index, values = (send(part, self._device) for part in patch)
                 self._scalars.index_copy_(1, index, values[:, : batch_state.KEY].T)
                 self._keys.index_copy_(0, index, values[:, batch_state.KEY : batch_state.TABLE])
                 self._table.index_copy_(0, index, values[:, batch_state.TABLE :].int())
-            before, self._launched = self._launched, self._launch() if slots else None
+            before, self._launched = self._launched, self._launch() if states else None
         if before is None:
             return []
         if before.done is not None:
             before.done.synchronize()
         tokens = before.results[0].tolist()
         log_q, log_z = before.results[1:].view(torch.float64).tolist()
-        return [(slot, tokens[row], log_q[row], log_z[row]) for row, slot in before.occupied]
+        return [(state, tokens[row], log_q[row], log_z[row]) for row, state in before.occupied]
 
     def open(self, allocations: Sequence[Allocation]) -> None:
-        """Copy the pages that new sequences share in part; what else is in their pages stays, since the kernels read
+        """Copy the pages that new sequences share in part; their other pages need no clearing, since the kernels read
         nothing that a sequence or its ancestors have not written."""
         copies = [allocation.copy for allocation in allocations if allocation.copy is not None]
         if copies:
@@ -109,21 +110,21 @@ class GraphDecoder:
             with self.idle.work():
                 copy_pages(self._model.cache.tensor, send(np.array(copies), self._device))
 
-    def prefill(self, runs: Sequence[Chunk]) -> None:
-        """Keys and values of these tokens, all in one pass, padded to one of a few sizes."""
-        count = max(sum(len(run.tokens) for run in runs), round(len(runs) / RUNS_PER_TOKEN))
+    def prefill(self, chunks: Sequence[Chunk]) -> None:
+        """Write the keys and values of these tokens, in one pass that is padded to one of a few sizes."""
+        count = max(sum(len(chunk.tokens) for chunk in chunks), round(len(chunks) / RUNS_PER_TOKEN))
         size = next(
             (size for size in PROMPT_TOKENS if size >= count), -(-count // PROMPT_TOKENS[-1]) * PROMPT_TOKENS[-1]
         )
         if size not in self._prompts:
             self._prompts[size] = send(self._pack([], size), self._device)
-        packed = self._pack(runs, size)
+        packed = self._pack(chunks, size)
         with self.idle.work():
             self._prompts[size].copy_(send(packed, self._device))
             self._run(("prompts", size), lambda: self._model.fill(self._unpack(size)))
 
     def warm_up(self, prefill_tokens: int = PROMPT_TOKENS[-1]) -> None:
-        """Compile and capture what a run needs: prompt passes of every size, steps of every height."""
+        """Compile and capture what an engine needs: prompt passes of every size, steps of every number of rows."""
         for size in {prefill_tokens, *(min(size, prefill_tokens) for size in PROMPT_TOKENS)}:
             self.prefill([Chunk((0,) * PAGE, 0, (SCRATCH,))] * (size // PAGE))
         for height in self._heights:
@@ -134,8 +135,8 @@ class GraphDecoder:
 
     def _launch(self) -> Launch:
         """Enqueue one step over as many rows as are in use, and the copy of its results."""
-        height = next(height for height in self._heights if height >= self._rows.height)
-        truncated = self._rows.truncated
+        height = next(height for height in self._heights if height >= self._batch.height)
+        truncated = self._batch.truncated
         self._turn = (self._turn + 1) % RESULTS
         results = self._results[self._turn]
         self._run(("rows", height, truncated), lambda: self._advance(height, truncated))
@@ -144,10 +145,10 @@ class GraphDecoder:
         if self._device.type == "cuda":
             done = torch.cuda.Event()
             done.record()
-        return Launch(self._rows.occupied, results, done)
+        return Launch(self._batch.occupied, results, done)
 
     def _advance(self, height: int, truncated: bool) -> None:
-        """One token for the first `height` rows, all on the device: forward pass, draw, next input, end."""
+        """Draw one token for the first `height` rows and make it their next input, all on the device."""
         scalars = self._scalars[:, :height]
         token, position = scalars[batch_state.TOKEN], scalars[batch_state.POSITION]
         logits = self._model.logits(RowsStep(token, position, self._table[:height], self._arrivals))
@@ -171,7 +172,7 @@ class GraphDecoder:
         scalars[batch_state.EXCLUDE].fill_(-1)
 
     def _run(self, key: tuple, work: Callable[[], None]) -> None:
-        """Do `work` on the device: by its graph, captured when first needed, or kernel by kernel."""
+        """Do `work` on the device: by replaying its graph, captured when first needed, or kernel by kernel."""
         if not self._graphs:
             work()
             return
@@ -180,7 +181,7 @@ class GraphDecoder:
         self._captured[key].replay()
 
     def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """A graph of `work`. What compiles or allocates at first use does so before, on rows that are idle."""
+        """Capture `work` in a graph, after running it once on idle rows for what compiles or allocates at first use."""
         states = (self._scalars, self._keys, self._table)
         kept = [state.clone() for state in states]
         for state in states:
@@ -194,39 +195,40 @@ class GraphDecoder:
             state.copy_(values)
         return graph
 
-    def _pack(self, runs: Sequence[Chunk], size: int) -> NDArray[np.int64]:
-        """A prompt pass in one array: tokens, positions, places to write at, page tables, tiles; see `_unpack`."""
-        num_runs, num_tiles, width = self._prompt_shape(size)
-        tokens, table, tiles = np.zeros((3, size)), np.zeros((num_runs, width)), np.zeros((num_tiles, 4))
+    def _pack(self, chunks: Sequence[Chunk], size: int) -> NDArray[np.int64]:
+        """A prompt pass in one array for `_unpack`: tokens, positions, places to write at, page tables, tiles."""
+        num_chunks, num_tiles, width = self._prompt_shape(size)
+        tokens, table, tiles = np.zeros((3, size)), np.zeros((num_chunks, width)), np.zeros((num_tiles, 4))
         tokens[2] = -1
-        if runs:
-            filled = np.hstack([[run.tokens, run.positions, write_slots(run)] for run in runs])
+        if chunks:
+            filled = np.hstack([[chunk.tokens, chunk.positions, write_slots(chunk)] for chunk in chunks])
             tokens[:, : filled.shape[1]] = filled
-        for line, run in zip(table, runs, strict=False):
-            line[: run.num_pages] = run.pages[: run.num_pages]
-        found = plan_tiles([run.start for run in runs], [len(run.tokens) for run in runs], self._tile)
-        tiles[: len(found)] = found
+        for line, chunk in zip(table, chunks, strict=False):
+            line[: chunk.num_pages] = chunk.pages[: chunk.num_pages]
+        starts, lengths = [chunk.start for chunk in chunks], [len(chunk.tokens) for chunk in chunks]
+        filled_tiles = plan_tiles(starts, lengths, self._tile)
+        tiles[: len(filled_tiles)] = filled_tiles
         return np.concatenate([part.astype(np.int64).ravel() for part in (tokens, table, tiles)])
 
     def _unpack(self, size: int) -> PromptStep:
-        """Views of what `_pack` made, on the device."""
-        num_runs, num_tiles, width = self._prompt_shape(size)
-        tokens, table, tiles = self._prompts[size].split([3 * size, num_runs * width, num_tiles * 4])
+        """The prompt pass that `_pack` made, as views of its copy on the device."""
+        num_chunks, num_tiles, width = self._prompt_shape(size)
+        tokens, table, tiles = self._prompts[size].split([3 * size, num_chunks * width, num_tiles * 4])
         token_ids, positions, write_at = tokens.view(3, size)
         return PromptStep(
-            token_ids, positions, write_at, table.view(num_runs, width).int(), tiles.view(num_tiles, 4).int()
+            token_ids, positions, write_at, table.view(num_chunks, width).int(), tiles.view(num_tiles, 4).int()
         )
 
     def _prompt_shape(self, size: int) -> tuple[int, int, int]:
-        """Runs, tiles and pages of a run that a pass of `size` tokens has room for."""
-        num_runs = max(1, round(size * RUNS_PER_TOKEN))
-        return num_runs, num_runs + size // self._tile, self._table.shape[1]
+        """Chunks, tiles and pages of a chunk that a pass of `size` tokens has room for."""
+        num_chunks = max(1, round(size * RUNS_PER_TOKEN))
+        return num_chunks, num_chunks + size // self._tile, self._table.shape[1]
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.long) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device)
 
 
 def send(array: NDArray[np.int64], device: torch.device) -> Tensor:
-    """`array` on the device once the device gets there; the allocator keeps the pinned copy until then."""
+    """Copy `array` to the device without waiting; the allocator keeps the pinned copy until the transfer is done."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

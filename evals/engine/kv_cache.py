@@ -1,10 +1,9 @@
-"""The page pool: which sequence owns which pages of keys and values. Knows no model, no chain and no request.
+"""The page pool: which sequence owns which pages of keys and values.
 
-A sequence is a list of pages of `PAGE` tokens. Nobody writes to a page that is shared, so that sequences share whole
-pages by counting references; a draft copies the one page that it shares in part. A draft reserves pages up to its limit
-when it opens and returns the surplus when it ends: nothing grows in flight. Pages of prompts are found again by their
-tokens as long as somebody owns them. Page numbers never reach arithmetic, so that results do not
-depend on the allocation.
+A sequence is a list of pages of `PAGE` tokens. A shared page is never written to, so that sequences share whole pages
+by counting references; one that branches inside a page has a copy of that page. A sequence gets pages up to its limit
+when it opens and returns the surplus when it ends: none grows in flight. Pages of prompts are found again by their
+tokens as long as a sequence owns them. Page numbers never reach arithmetic: results do not depend on the allocation.
 """
 
 from __future__ import annotations
@@ -18,30 +17,30 @@ PAGE = 16
 """Tokens per page."""
 
 SCRATCH = 0
-"""The page that rows without a sequence write to; nobody reads it for anything that counts."""
+"""The page that rows without a sequence write to; what is read from it never affects a result."""
 
 PrefixKey = tuple[int, tuple[int, ...]]
-"""The page before, -1 for none, and the unit's tokens."""
+"""Key of a page in the prefix index: the page before it, -1 for none, and the tokens of its unit."""
 
 
 class PrefixIndex:
-    """Chains of pages of prompt tokens, found in whole units of `unit` pages or as far as the whole prompt."""
+    """Finds the pages that hold the tokens of a prompt, in whole units of `unit` pages or the whole prompt."""
 
     def __init__(self, page_tokens: int, unit: int) -> None:
         self._size, self._unit = page_tokens, unit
         self._pages: dict[PrefixKey, dict[int, None]] = {}
-        """Oldest first. The last page of a prompt, which its sequence goes on in, has a copy in every sequence."""
+        """Pages by key, oldest first; every sequence has its own copy of a prompt's last page, to go on in."""
         self._key: dict[int, PrefixKey] = {}
 
     def find(self, tokens: Sequence[int]) -> list[int]:
         """Pages that hold all of `tokens`, or else the longest prefix that is whole units."""
-        found: list[int] = []
+        prefix: list[int] = []
         for content in self._split(tokens):
-            pages = self._pages.get((found[-1] if found else -1, content))
+            pages = self._pages.get((prefix[-1] if prefix else -1, content))
             if pages is None:
-                return found[: len(found) // self._unit * self._unit]
-            found.append(next(iter(pages)))
-        return found
+                return prefix[: len(prefix) // self._unit * self._unit]
+            prefix.append(next(iter(pages)))
+        return prefix
 
     def add(self, tokens: Sequence[int], pages: Sequence[int]) -> None:
         """Enter the pages that hold `tokens` from the first on."""
@@ -52,7 +51,7 @@ class PrefixIndex:
             before = page
 
     def forget(self, page: int) -> None:
-        """The page is free: nothing may find it any more."""
+        """Remove a page that is free from now on."""
         key = self._key.pop(page, None)
         if key is not None:
             del self._pages[key][page]
@@ -60,14 +59,14 @@ class PrefixIndex:
                 del self._pages[key]
 
     def _split(self, tokens: Sequence[int]) -> list[tuple[int, ...]]:
-        """Of every page the tokens of its unit; the last unit is what remains."""
+        """The tokens of every page's unit, page by page; the last unit may be shorter."""
         span = self._size * self._unit
         units = [tuple(tokens[start : start + span]) for start in range(0, len(tokens), span)]
         return [unit for unit in units for _ in range(0, len(unit), self._size)]
 
 
 class Allocation(NamedTuple):
-    """A new sequence and what has to happen to its pages before it is written to."""
+    """The pages given to a new sequence, and what has to be done to them before it is written to."""
 
     handle: Handle
     pages: tuple[int, ...]
@@ -75,14 +74,14 @@ class Allocation(NamedTuple):
     fresh: tuple[int, ...]
     """Those it owns alone; they may hold anything and have to be cleared."""
     copy: tuple[int, int] | None
-    """(from, to): the page whose beginning is another sequence's; `to` is the first of `fresh`."""
+    """(from, to): the page to copy, of whose tokens the first are shared; `to` is the first of `fresh`."""
 
 
 class PagePool:
-    """Bookkeeping of pages: open, end, keep, drop, fork and share. Plain Python; not thread-safe."""
+    """Gives pages to sequences and counts the references to each page; not thread-safe."""
 
     def __init__(self, num_pages: int, share_unit: int = 1) -> None:
-        """`num_pages` counts the scratch page; beginnings of prompts are shared in whole units of `share_unit` pages.
+        """`num_pages` includes the scratch page; beginnings of prompts are shared in whole units of `share_unit` pages.
 
         Raises ValueError for less than two pages.
         """
@@ -93,7 +92,7 @@ class PagePool:
         self.reset(num_pages)
 
     def reset(self, num_pages: int) -> None:
-        """Have so many pages, all of them free: sequences stay held, under their handles, without any.
+        """Start anew with so many pages, all free: sequences stay held, under their handles, without pages.
 
         Raises ValueError for less than two pages.
         """
@@ -107,11 +106,12 @@ class PagePool:
 
     @property
     def num_free(self) -> int:
+        """Pages that belong to no sequence."""
         return len(self._free)
 
     @property
     def num_used(self) -> int:
-        """Pages that belong to some sequence."""
+        """Pages that belong to a sequence."""
         return self.capacity - self.num_free
 
     @property
@@ -128,9 +128,9 @@ class PagePool:
         return -(-max(limit - 1, position + 1) // PAGE) - position // PAGE
 
     def open(self, parent: Handle | None, position: int, limit: int, replaces: Handle | None = None) -> Allocation:
-        """A sequence that shares the parent's first `position` tokens and writes from there on, to `limit` tokens.
+        """A new sequence that shares its parent's first `position` tokens and can grow to `limit` tokens.
 
-        `replaces` is the handle that `keep` releases, where that is another name of the parent. Raises
+        `replaces` is the handle that `keep` releases, where that is another one of the parent's. Raises
         ValueError for an unknown parent or one that is too short, MemoryError if the free pages do not suffice.
         """
         inherited = [] if parent is None else self._pages_of(parent)
@@ -139,16 +139,16 @@ class PagePool:
         return self._open(inherited, position, limit, parent if replaces is None else replaces)
 
     def open_prompt(self, prefix: Sequence[int], limit: int, replaces: Handle | None = None) -> tuple[Allocation, int]:
-        """A sequence that is to hold `prefix` and grow to `limit` tokens, and how many of them are there already.
+        """A new sequence that begins with `prefix` and can grow to `limit` tokens, and how many tokens are written.
 
-        It shares what somebody's pages hold: all of it up to the last token, or else whole units. The rest the caller
-        has to write before anything reads it, whereupon others may share it too. `replaces` is the handle that `keep`
-        releases. Raises MemoryError as `open` does.
+        It shares what the pages of others hold: the prefix up to its last token, or else whole units of it. The caller
+        has to write the rest before anything reads it; then others may share it too. `replaces` is the handle that
+        `keep` releases. Raises MemoryError as `open` does.
         """
         written = prefix[:-1]
-        found = self._prefixes.find(written)
-        present = min(len(found) * PAGE, len(written))
-        allocation = self._open(found, present, limit, replaces)
+        shared = self._prefixes.find(written)
+        present = min(len(shared) * PAGE, len(written))
+        allocation = self._open(shared, present, limit, replaces)
         self._prefixes.add(written, allocation.pages)
         return allocation, present
 
@@ -157,11 +157,11 @@ class PagePool:
         return len(self._pages_of(handle)) * PAGE >= position
 
     def distinct(self, handles: Iterable[Handle]) -> int:
-        """Pages that these sequences have together."""
+        """Number of pages that these sequences have together, shared ones counted once."""
         return len(set().union(*(self._pages_of(handle) for handle in handles)))
 
     def end(self, handle: Handle, length: int) -> None:
-        """The sequence has ended with `length` tokens, the last of them not written: its surplus pages go back."""
+        """Return the surplus pages of a sequence that has ended with `length` tokens, the last of them not written."""
         pages = self._pages_of(handle)
         used = -(-(length - 1) // PAGE)
         surplus = pages[used:]
@@ -169,7 +169,7 @@ class PagePool:
         self._release(surplus)
 
     def fork(self, handle: Handle) -> Handle:
-        """A second name for an ended sequence; it lives until both are dropped."""
+        """A second handle of an ended sequence; its pages stay until both are dropped."""
         return self._add(self._pages_of(handle), None)
 
     def drop(self, handle: Handle) -> None:
@@ -180,7 +180,7 @@ class PagePool:
         self._release(pages)
 
     def keep(self, handle: Handle) -> Handle | None:
-        """This draft replaces its parent, which is dropped if it is still held; returns the handle dropped."""
+        """Let a sequence replace its parent, which is dropped if it is still held; returns the handle dropped."""
         self._pages_of(handle)
         parent = self._parent.pop(handle, None)
         if parent is None or parent not in self._pages:

@@ -1,4 +1,4 @@
-"""Linear layers and heads whose products are faster, or finer, than those a model came with. Knows no model's names."""
+"""Replaces a model's linear layers by faster ones (packed, fused), and its head by one that sums in float32."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS = 16
 
 
 class PackedLinear(nn.Module):
-    """x W^T + b with W packed by oneDNN; stands where an `nn.Linear` stood."""
+    """A linear layer x W^T + b whose weight is packed by oneDNN, in the place of an `nn.Linear`."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def pack_linears(network: nn.Module) -> None:
 
 
 class FusedLinear(nn.Module):
-    """x [W1; W2; ...]^T + [b1; b2; ...] of one tensor x at a time."""
+    """Linear layers with the same input as one product x [W1; W2; ...]^T + [b1; b2; ...]; keeps the latest result."""
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         super().__init__()
@@ -73,12 +73,12 @@ class FusedLinear(nn.Module):
         return self._output
 
     def forget(self) -> None:
-        """Let go of the tensor at hand."""
+        """Drop the references to the latest input and output."""
         self._input = self._output = None
 
 
 class FusedSlice(nn.Module):
-    """Stands where one of the linears stood."""
+    """One linear layer's part of a fused one, in the place of that layer."""
 
     def __init__(self, product: FusedLinear, start: int, end: int, last: bool) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class FusedSlice(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """[out, in] rows of the shared weight."""
+        """[out, in] the layer's rows of the fused weight."""
         return self.product.weight[self._start : self._end]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class FusedSlice(nn.Module):
 
 
 def fuse_linears(network: nn.Module, run: Callable[[], object]) -> int:
-    """Fuse the linears of `network` that read the same tensor when `run` is called; returns by how many that is fewer.
+    """Fuse the linears of `network` that read the same tensor when `run` is called; returns how many products it saves.
 
     Weights are copied group by group and the old ones released, so that at most one group is there twice.
     """
@@ -110,17 +110,17 @@ def fuse_linears(network: nn.Module, run: Callable[[], object]) -> int:
     while groups:
         linears = groups.pop()
         saved += len(linears) - 1
-        product, start = FusedLinear(linears), 0
+        fused, start = FusedLinear(linears), 0
         for linear in linears:
             parent, name = places[id(linear)]
             end = start + linear.out_features
-            setattr(parent, name, FusedSlice(product, start, end, last=linear is linears[-1]))
+            setattr(parent, name, FusedSlice(fused, start, end, last=linear is linears[-1]))
             start = end
     return saved
 
 
 def shared_inputs(network: nn.Module, run: Callable[[], object]) -> list[list[nn.Linear]]:
-    """Groups of two and more linears that read the same tensor, each in the order in which they are called."""
+    """Groups of two or more linears that read the same tensor, each in the order in which they are called."""
     readers: dict[int, list[nn.Linear]] = {}
     alive: list[Tensor] = []  # so that no two tensors of the pass have the same id
 
@@ -153,8 +153,7 @@ def float32_product(linear: nn.Linear, hidden: Tensor) -> Tensor:
 def float32_head(network: Any) -> Callable[[Tensor], Tensor] | str:
     """The float32 head of a causal model of the library, or why it has none, as the end of a sentence.
 
-    That the logits are the head's product of the base model's last hidden states, and nothing more, is seen in one
-    forward pass.
+    One forward pass checks that the logits are the head's product of the base model's last hidden states and no more.
     """
     linear = network.get_output_embeddings()
     if type(linear) is not nn.Linear:

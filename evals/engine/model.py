@@ -1,8 +1,8 @@
-"""A transformers model behind the engine's step: its attention runs over pages.
+"""A transformers model whose attention runs over pages, as the engine calls it.
 
 An attention function registered without a mask function of the same name makes the library build no mask and call ours;
 no cache class and no model code is involved. Keys, values and the step are attributes of the attention modules, found
-by one probe forward. Knows no request, no sampling and no file.
+by one probe forward.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class CacheShape(NamedTuple):
     head_dim: int
     dtype: torch.dtype
     devices: tuple[torch.device, ...] = ()
-    """Of every layer, where a model lies on several; else all are where the model is."""
+    """The device of every layer where a model lies on several, else empty."""
 
     @property
     def page_bytes(self) -> int:
@@ -39,8 +39,8 @@ class CacheShape(NamedTuple):
 
 
 class KeysValues:
-    """The tensors behind a pool, one for the layers of each device: [2, layers, pages, heads, PAGE, head_dim], keys
-    first."""
+    """The keys and values of a page pool, a tensor for the layers of each device: [2, layers, pages, heads, PAGE,
+    head_dim], keys first."""
 
     def __init__(self, shape: CacheShape, num_pages: int, device: torch.device) -> None:
         rest = (num_pages, shape.num_heads, PAGE, shape.head_dim)
@@ -50,12 +50,12 @@ class KeysValues:
 
     @property
     def tensor(self) -> torch.Tensor:
-        """That of all layers. Raises ValueError where they lie on several devices."""
+        """The one tensor of all layers. Raises ValueError where they lie on several devices."""
         (part,) = self.parts
         return part
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one layer, each [pages, heads, PAGE, head_dim] and by all appearances alone in its memory.
+        """Keys and values of one layer, each [pages, heads, PAGE, head_dim] and seemingly a storage of its own.
 
         A compiler that sees two tensors of one storage being written to copies the storage to keep them apart.
         """
@@ -89,18 +89,18 @@ class KeysValues:
 
 
 def unwritten(allocations: Sequence[Allocation]) -> list[Allocation]:
-    """Those whose copy has to be made again once prompts are written: it is of a page that one before them owns."""
+    """Allocations whose copy has to be made again once prompts are written: of a page that an earlier one owns."""
     fresh: set[int] = set()
-    found = []
+    pending = []
     for allocation in allocations:
         if allocation.copy is not None and allocation.copy[0] in fresh:
-            found.append(allocation._replace(fresh=()))
+            pending.append(allocation._replace(fresh=()))
         fresh.update(allocation.fresh)
-    return found
+    return pending
 
 
 def apart(part: torch.Tensor) -> torch.Tensor:
-    """The same memory as this contiguous part of a tensor, as a storage of its own."""
+    """A tensor on the memory of this contiguous part of another, with a storage of its own."""
     start = part.storage_offset() * part.itemsize
     storage = part.untyped_storage()[start : start + part.numel() * part.itemsize]
     return torch.empty(0, dtype=part.dtype, device=part.device).set_(storage, 0, part.shape, part.stride())
@@ -117,15 +117,15 @@ class Model:
     def __init__(
         self, network: Any, tokenizer: Tokenizer | None = None, folder: str = "", float32_logits: bool = False
     ) -> None:
-        """Install the seam into `network` (a transformers model on its device); `float32_logits` as in EngineConfig.
+        """Replace the attention of `network` (a transformers model on its device); `float32_logits` as in EngineConfig.
 
-        Raises UserError if the seam does not fit, or the head's product cannot be taken in float32.
+        Raises UserError if the attention cannot be replaced, or the head's product not be taken in float32.
         """
         self.folder, self.network = folder, network
         self.context_length = context_length(network.config) or 0
         """Longest prompt plus answer, in tokens."""
         self.vocab_size: int = network.config.vocab_size
-        """Rows of the embedding."""
+        """Number of rows of the embedding."""
         self._tokenizer = tokenizer
         self._plain = network.config._attn_implementation
         self._step_holder, self._elsewhere = StepHolder(), dict[torch.device, StepHolder]()
@@ -147,12 +147,13 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises ValueError if the model was made without one."""
         if self._tokenizer is None:
             raise ValueError("this model was made without a tokenizer")
         return self._tokenizer
 
     def attach(self, cache: KeysValues) -> None:
-        """Keys and values are written to and read from `cache` from now on."""
+        """Write keys and values to `cache`, and read them from there, from now on."""
         if cache is self.cache:
             return
         self.cache = cache
@@ -164,13 +165,13 @@ class Model:
                 module.step_holder = self._elsewhere.setdefault(device, StepHolder())
 
     def detach(self) -> None:
-        """Let go of the keys and values."""
+        """Drop the references to keys and values."""
         self.cache = None
         for module in self._attention:
             module.k_pages = module.v_pages = None
 
     def forward(self, step: Step) -> Tensor:
-        """Float32 logits [rows asked for, V] of one packed row; writes keys and values of all its tokens."""
+        """Float32 logits [rows asked for, V] of a packed pass; writes keys and values of all its tokens."""
         self._step_holder.step = step
         for device, step_holder in self._elsewhere.items():
             step_holder.step = step.to(device)
@@ -182,7 +183,7 @@ class Model:
         return self._logits(None, input_ids=step.token_ids[None], position_ids=step.positions[None])
 
     def fill(self, step: PromptStep) -> None:
-        """Keys and values of prompt tokens; reads nothing on the host."""
+        """Write keys and values of prompt tokens; reads nothing on the host."""
         self._step_holder.step = step
         self.network.base_model(
             input_ids=step.token_ids[None], position_ids=step.positions[None], use_cache=False, return_dict=True
@@ -193,14 +194,14 @@ class Model:
         attention = set(map(id, self._attention))
         for module in self.network.modules():
             if isinstance(module, nn.ModuleList) and len(module) == len(self._attention):
-                held = [sum(id(part) in attention for part in layer.modules()) for layer in module]
-                if set(held) == {1}:
+                counts = [sum(id(part) in attention for part in layer.modules()) for layer in module]
+                if set(counts) == {1}:
                     return list(module)
         raise self.refuse("its decoder layers cannot be told apart")
 
     def plain_logits(self, token_ids: Sequence[int], eager: bool = False) -> Tensor:
-        """Float32 logits [N, V] of one sequence by its own attention, without pages: the model as it came, before
-        products.py changes it.
+        """Float32 logits [N, V] of one sequence by the model's own attention, without pages: the model as it came,
+        until linears.py changes it.
 
         `eager` takes the library's attention in plain products instead of the one that the model came with.
         """
@@ -211,7 +212,7 @@ class Model:
             self._switch(PAGED)
 
     def _logits(self, keep: Tensor | None, **inputs: Tensor) -> Tensor:
-        """Logits of the tokens `keep`, or of all."""
+        """Logits of the tokens with indices `keep`, or of all."""
         if self._head is not None:
             hidden = self.network.base_model(**inputs, use_cache=False, return_dict=True).last_hidden_state[0]
             return self._head(hidden if keep is None else hidden[keep])
@@ -225,11 +226,11 @@ class Model:
             raise self.refuse("its attention cannot be replaced")
 
     def refuse(self, reason: str) -> UserError:
-        """The sentence that says that this model cannot be used, and why."""
+        """The error that says that this model cannot be used, and why."""
         return refusal(self.folder, type(self.network).__name__, reason)
 
     def _probe(self) -> tuple[list[Any], CacheShape, int]:
-        """One forward pass through a recording attention: its modules, the shape of keys and values, query heads."""
+        """Attention modules, shape of keys and values, and number of query heads, recorded in one forward pass."""
         probe = Probe()
         AttentionInterface.register(PROBE, probe.attention)
         try:

@@ -1,7 +1,6 @@
-"""What a model's folder says before any weight is loaded: whether the engine can serve it, and its tokenizer.
-Knows no network.
+"""Whether the engine can serve the model in a folder, from its configuration alone; and the model's tokenizer.
 
-The self-check at start-up catches what a configuration does not name.
+No weight is loaded. The self-check at start-up catches what a configuration does not name.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def read_config(folder: str, trust_remote_code: bool) -> Any:
 
 
 def check_architecture(folder: str, trust_remote_code: bool = False) -> int:
-    """The gate: whether the engine can serve the model in this folder, before its weights are loaded.
+    """Check, before its weights are loaded, that the engine can serve the model in this folder.
 
     Returns the longest prompt plus answer in tokens. Raises UserError naming folder and architecture.
     """
@@ -85,35 +84,35 @@ def objection(config: Any) -> str | None:
 
 
 def rope_types(config: Any) -> Iterator[str]:
-    """Types of rotary embedding that a configuration names, one or one per kind of layer."""
-    for found in ropes(config):
-        for group in (found, *(value for value in found.values() if isinstance(value, Mapping))):
+    """Types of rotary embedding that a configuration names, one in all or one per kind of layer."""
+    for rope in ropes(config):
+        for group in (rope, *(value for value in rope.values() if isinstance(value, Mapping))):
             kind = group.get("rope_type", group.get("type"))
             if isinstance(kind, str):
                 yield kind
 
 
 def ropes(config: Any) -> list[Mapping]:
-    """What a configuration says of rotary embeddings."""
-    named = (getattr(config, name, None) for name in ("rope_parameters", "rope_scaling"))
-    return [found for found in named if isinstance(found, Mapping)]
+    """A configuration's settings of rotary embeddings."""
+    settings = (getattr(config, name, None) for name in ("rope_parameters", "rope_scaling"))
+    return [rope for rope in settings if isinstance(rope, Mapping)]
 
 
 def context_length(config: Any) -> int | None:
-    """Longest sequence in tokens; `longrope` counts only up to where its factors change for a whole batch."""
+    """Longest sequence in tokens, None if not named; of `longrope` only up to where its factors change for a batch."""
     lengths = [value for name in LENGTHS if isinstance(value := getattr(config, name, None), int) and value > 0]
     if not lengths:
         return None
     original = getattr(config, "original_max_position_embeddings", None)
-    for found in ropes(config):
-        original = found.get("original_max_position_embeddings", original)
+    for rope in ropes(config):
+        original = rope.get("original_max_position_embeddings", original)
     if "longrope" in set(rope_types(config)) and isinstance(original, int):
         return min(lengths[0], original)
     return lengths[0]
 
 
 def windows(config: Any) -> bool:
-    """True if some layer sees only the latest tokens, as far as the configuration says."""
+    """Whether a layer sees only the latest tokens, as far as the configuration says."""
     if getattr(config, "use_sliding_window", True) is False:
         return False
     kinds = getattr(config, "layer_types", None)
@@ -121,13 +120,13 @@ def windows(config: Any) -> bool:
 
 
 def model_classes(config: Any) -> list[Any]:
-    """The library's causal language models of this configuration; none if it knows none."""
-    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return [] if found is None else list(found) if isinstance(found, tuple) else [found]
+    """The library's classes of causal language models for this configuration; none if it has none."""
+    classes: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return [] if classes is None else list(classes) if isinstance(classes, tuple) else [classes]
 
 
 def refusal(folder: str, architecture: str, reason: str) -> UserError:
-    """The sentence for a model that cannot be served."""
+    """The error for a model that cannot be served."""
     return UserError(f"The model in {folder} ({architecture}) cannot be used: {reason}; {FAMILIES}.")
 
 
@@ -140,7 +139,7 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 class Tokenizer:
-    """Text to ids and back, exactly: nothing is added but what the tokenizer itself adds, nothing is cleaned up."""
+    """Turns text into ids and back: adds nothing but what the model's tokenizer adds, and cleans nothing up."""
 
     def __init__(self, tokenizer: Any, eos_ids: frozenset[int]) -> None:
         self._tokenizer = tokenizer
@@ -164,11 +163,11 @@ class Tokenizer:
                 )
             prompt = self._tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
             whole = False
-        found = self._tokenizer(prompt, add_special_tokens=whole, verbose=False)  # the preflight says what is too long
-        return found["input_ids"]
+        encoded = self._tokenizer(prompt, add_special_tokens=whole, verbose=False)  # preflight reports what is too long
+        return encoded["input_ids"]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of these ids."""
+        """Text of these ids, special tokens included."""
         if self._fast is not None:  # what the library calls as well, after a look at the type of every single id
             return self._fast.decode(list(ids), skip_special_tokens=False)
         return self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -184,7 +183,7 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Tokenizer:
         ids = as_ids(tokenizer.eos_token_id) | as_ids(getattr(config, "eos_token_id", None))
         if (Path(folder) / "generation_config.json").is_file():
             ids |= as_ids(GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id)
-    except Exception as error:  # of damaged files the libraries raise what comes, Exception itself among it
+    except Exception as error:  # the libraries raise anything over damaged files, even Exception itself
         raise UserError(
             f"The model folder {folder} has no usable tokenizer ({first_line(error)}); use one written by the "
             "`save_pretrained` of both model and tokenizer."

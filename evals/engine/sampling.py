@@ -1,4 +1,4 @@
-"""Drawing tokens: softmax(alpha * logits) by inverse CDF, with log q and log Z. Knows no request and no cache.
+"""Draws tokens from softmax(alpha * logits) by inverse CDF, and gives their log q and log Z.
 
 For logits l, p = softmax(l) and q = softmax(alpha * l), every token v has
 
@@ -24,7 +24,7 @@ class Draw(NamedTuple):
     token: Tensor
     """int64."""
     log_q: Tensor
-    """float64, nats: log q of the token under the unrestricted law (the excluded token counted)."""
+    """float64, nats: log q of the token under the unrestricted distribution (the excluded token counted)."""
     log_z: Tensor
     """float64, nats: clamped at 0 for alpha >= 1; log p of the token where alpha is inf."""
 
@@ -42,8 +42,8 @@ def draw(
     `alpha_B` > 0 (float64); inf is greedy: the argmax, log q 0. `exclude_B` (int64, -1 for none) is a token that cannot
     be drawn: it is left out of the drawing maximum and of the CDF, never subtracted, so that the rest keeps its
     precision where q of that token is nearly 1; a greedy row that avoids its argmax has log q -inf. `top_k_B`
-    (0 for all) and `top_p_B` (1 for all) truncate q; log q and log Z are then those of the truncated law (log Z is the
-    sum of p^alpha over the kept tokens).
+    (0 for all) and `top_p_B` (1 for all) truncate q; log q and log Z are then those of the truncated distribution (log
+    Z is the sum of p^alpha over the kept tokens).
 
     A token without weight is never drawn, however close to 1 the uniform is. Rows in which nothing can be drawn,
     and rows with NaN among their logits, have a log q of NaN.
@@ -76,7 +76,7 @@ def inverse_cdf(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
     """[B] first token whose cumulative weight exceeds uniform * total.
 
     Cumulative sums of a parallel scan need not be monotone in the last bit, so tokens without weight are taken out of
-    the comparison by name.
+    the comparison explicitly.
     """
     cumulative = weights_BV.cumsum(-1).masked_fill_(weights_BV == 0, 0.0)
     total = cumulative.amax(-1)

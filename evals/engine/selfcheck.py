@@ -1,11 +1,11 @@
-"""The checks at every start, against plain forward passes of the model as it came. Knows no chain.
+"""The self-check at every start: compares the engine's forward passes with plain ones of the model as it came.
 
-`check`, of the packed, paged forward pass: two sequences of different length are prefilled in one pass, decoded for
-some steps beside each other, rewound into a draft, and restored; every logit that comes out is compared. This catches
-what a configuration does not name; it cannot see errors of windows longer than its sequences.
+`check` does so for the packed, paged forward pass: two sequences of different length are prefilled in one pass and
+decoded for some steps together, one is rewound into a proposal and restored; every logit that comes out is compared.
+This catches what a configuration does not name; it cannot see errors of windows longer than its sequences.
 
-`check_decoder`, of what a decoder makes of it (kernels, compiled layers, captured steps): tokens that it draws, beside
-as many rows as a run may have, and their log p.
+`check_decoder` does so for a decoder (kernels, compiled layers, captured steps): it compares the log p of tokens that
+are drawn beside as many rows as a run may have.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from evals.engine.graph_decoder import GraphDecoder
 
 LENGTHS = (5, 21)
-"""Prompts: one within a page, one beyond it."""
+"""Lengths of the prompts: one within a page, one beyond it."""
 STEPS = 4
 REWIND_TO = 19
-"""Inside the second page of the longer sequence."""
+"""Tokens of the longer sequence that the proposal keeps: it branches inside the second page."""
 FLOAT32_ERROR = 1e-4
 """Largest difference of two logits, as a share of the largest logit."""
 KL_ERROR = 1e-2
-"""Largest divergence of two next-token laws in nats that is always allowed, for 16-bit types ..."""
+"""Largest divergence of two next-token distributions in nats that is always allowed, for 16-bit types ..."""
 KL_FACTOR = 4
 """... and what is allowed beyond it, as a multiple of the divergence between two of the library's own attentions."""
 FLOAT32_NATS = 1e-3
@@ -46,7 +46,7 @@ MEAN_NATS = 0.05
 
 @torch.inference_mode()
 def check(model: Model) -> None:
-    """Marks the model as checked. Raises UserError naming the architecture if the two forward passes disagree."""
+    """Mark the model as checked. Raises UserError naming the architecture if the two forward passes disagree."""
     error, allowed, unit = compare(model)
     if not error <= allowed:
         raise model.refuse(
@@ -56,61 +56,61 @@ def check(model: Model) -> None:
 
 
 def compare(model: Model) -> tuple[float, float, str]:
-    """The largest disagreement seen, what is allowed, and its unit."""
+    """The largest disagreement of the packed, paged forward pass with the plain one, what is allowed, and the unit."""
     total = max(LENGTHS) + STEPS
     sequences = [token_ids(total, 7 + i, model.vocab_size) for i in range(2)]
-    draft = [*sequences[1][:REWIND_TO], *token_ids(STEPS, 3, model.vocab_size)]
-    plain = [model.plain_logits(tokens) for tokens in (*sequences, draft)]
-    pack_linears(model.network)  # from here on `plain_logits` uses the faster products too
-    found = paged(model, sequences, draft)
-    ours = torch.stack([logits for _, _, logits in found])
-    theirs = torch.stack([plain[which][position] for which, position, _ in found])
+    proposal = [*sequences[1][:REWIND_TO], *token_ids(STEPS, 3, model.vocab_size)]
+    plain = [model.plain_logits(tokens) for tokens in (*sequences, proposal)]
+    pack_linears(model.network)  # from here on `plain_logits` uses the packed products too
+    results = paged(model, sequences, proposal)
+    ours = torch.stack([logits for _, _, logits in results])
+    theirs = torch.stack([plain[which][position] for which, position, _ in results])
     if model.cache_shape.dtype == torch.float32:
         return float((ours - theirs).abs().max() / theirs.abs().max()), FLOAT32_ERROR, "of the largest logit"
     noise = max(
         divergence(logits, model.plain_logits(tokens, eager=True))
-        for logits, tokens in zip(plain, (*sequences, draft), strict=True)
+        for logits, tokens in zip(plain, (*sequences, proposal), strict=True)
     )
     return divergence(theirs, ours), max(KL_ERROR, KL_FACTOR * noise), "nats"
 
 
 def divergence(logits: Tensor, others: Tensor) -> float:
-    """Largest KL divergence in nats of the laws of `others` [N, V] from those of `logits`."""
+    """Largest KL divergence in nats of the distributions of `others` [N, V] from those of `logits`."""
     p, q = logits.double().log_softmax(-1), others.double().log_softmax(-1)
     return float((p.exp() * (p - q)).sum(-1).max())
 
 
-def paged(model: Model, sequences: list[list[int]], draft: list[int]) -> list[tuple[int, int, Tensor]]:
-    """(sequence, position, logits [V]) of everything that is decoded; sequence 2 is the draft."""
+def paged(model: Model, sequences: list[list[int]], proposal: list[int]) -> list[tuple[int, int, Tensor]]:
+    """(sequence, position, logits [V]) of everything that is decoded over pages; sequence 2 is the proposal."""
     pool = PagePool(12)
     cache = KeysValues(model.cache_shape, pool.num_pages, model.device)
     model.attach(cache)
     shape = layout(model.device)
     limits = [length + STEPS for length in LENGTHS]
-    opened = [pool.open(None, 0, limit + 1) for limit in limits]
-    cache.prepare(opened)
-    prompts = [Chunk(s[: n - 1], 0, o.pages) for s, n, o in zip(sequences, LENGTHS, opened, strict=True)]
+    allocations = [pool.open(None, 0, limit + 1) for limit in limits]
+    cache.prepare(allocations)
+    prompts = [Chunk(s[: n - 1], 0, a.pages) for s, n, a in zip(sequences, LENGTHS, allocations, strict=True)]
     model.forward(pack(prompts, shape, model.device, logits=False))
-    found = []
-    for step in range(STEPS - 1):  # the last token comes after the draft
-        found += decode(model, shape, [(i, sequences[i], LENGTHS[i] - 1 + step, opened[i]) for i in range(2)])
-    branch = pool.open(opened[1].handle, REWIND_TO - 1, REWIND_TO + STEPS + 1)
+    results = []
+    for step in range(STEPS - 1):  # the last token comes after the proposal
+        results += decode(model, shape, [(i, sequences[i], LENGTHS[i] - 1 + step, allocations[i]) for i in range(2)])
+    branch = pool.open(allocations[1].handle, REWIND_TO - 1, REWIND_TO + STEPS + 1)
     cache.prepare([branch])
-    ends = [(i, sequences[i], LENGTHS[i] + STEPS - 2, opened[i]) for i in range(2)]
+    ends = [(i, sequences[i], LENGTHS[i] + STEPS - 2, allocations[i]) for i in range(2)]
     for step in range(STEPS):
         beside = [ends[0]] if step == 0 else []
-        found += decode(model, shape, [(2, draft, REWIND_TO - 1 + step, branch), *beside])
-    cache.fill(branch.fresh, torch.nan)  # nothing of a dropped draft may be seen again
+        results += decode(model, shape, [(2, proposal, REWIND_TO - 1 + step, branch), *beside])
+    cache.fill(branch.fresh, torch.nan)  # nothing of a dropped proposal may be read again
     pool.drop(branch.handle)
-    return found + decode(model, shape, [ends[1]])
+    return results + decode(model, shape, [ends[1]])
 
 
 def decode(
     model: Model, shape: Layout, rows: Sequence[tuple[int, list[int], int, Allocation]]
 ) -> list[tuple[int, int, Tensor]]:
-    """One token for each (sequence, its tokens, position, pages)."""
-    runs = [Chunk((tokens[position],), position, opened.pages) for _, tokens, position, opened in rows]
-    logits = model.forward(pack(runs, shape, model.device))
+    """Feed one token of each row (sequence, its tokens, position, pages); returns (sequence, position, logits [V])."""
+    chunks = [Chunk((tokens[position],), position, allocation.pages) for _, tokens, position, allocation in rows]
+    logits = model.forward(pack(chunks, shape, model.device))
     return [(which, position, row) for (which, _, position, _), row in zip(rows, logits, strict=False)]
 
 
@@ -126,8 +126,8 @@ def check_decoder(
     """Draw some tokens at alpha = 1 and compare their log p with a plain forward pass over them.
 
     `decoder` serves `slots` requests of at most `max_pages` pages; the model's cache of `num_pages` pages holds nothing
-    yet. Kernel by kernel in plain products (eager) it does what `check` has seen, and nothing is drawn. Raises
-    UserError where the two disagree.
+    yet. For the eager decoder nothing is drawn, since it runs what `check` has compared. Raises UserError where the two
+    disagree.
     """
     if decoder.name == "eager":
         return
@@ -137,16 +137,16 @@ def check_decoder(
     except FloatingPointError as error:
         raise model.refuse(f"decoded by {decoder.name}, {error}; engine.execution=eager does without") from error
     with torch.compiler.set_stance("force_eager"):  # the reference takes no part in what is checked
-        plain, other = (torch.stack([log_p(model, slot, eager) for slot in drawn]) for eager in (False, True))
-    error = (torch.tensor([slot.log_q for slot in drawn], dtype=torch.float64) - plain).abs()
+        plain, other = (torch.stack([log_p(model, state, eager) for state in drawn]) for eager in (False, True))
+    error = (torch.tensor([state.log_q for state in drawn], dtype=torch.float64) - plain).abs()
     if model.cache_shape.dtype == torch.float32:
-        found, allowed, what = float(error.max()), FLOAT32_NATS, "at most"
+        gap, allowed, what = float(error.max()), FLOAT32_NATS, "at most"
     else:
         noise = float((plain - other).abs().mean())
-        found, allowed, what = float(error.mean()), max(MEAN_NATS, KL_FACTOR * noise), "on average"
-    if not found <= allowed:
+        gap, allowed, what = float(error.mean()), max(MEAN_NATS, KL_FACTOR * noise), "on average"
+    if not gap <= allowed:
         raise model.refuse(
-            f"decoded by {decoder.name}, the log p of its tokens disagrees with a plain forward pass ({found:.2g} nats "
+            f"decoded by {decoder.name}, the log p of its tokens disagrees with a plain forward pass ({gap:.2g} nats "
             f"{what}; {allowed:.1g} is allowed); engine.execution=eager does without"
         )
 
@@ -154,9 +154,9 @@ def check_decoder(
 def draw_in_company(
     decoder: EagerDecoder | GraphDecoder, slots: int, longest: int, num_pages: int, vocab_size: int
 ) -> list[DecodeState]:
-    """Two sequences in the outermost of `slots` rows, and a rewind of the longer one, STEPS tokens each.
+    """Decode two sequences in the outermost of `slots` rows, and a rewind of the longer one, STEPS tokens each.
 
-    The rows between them write to the page that nobody reads. Where there is one slot, or no pages for both sequences,
+    The rows between them write to the scratch page. Where there is one slot, or no pages for both sequences,
     one comes after the other.
     """
     lengths = [min(length, longest - STEPS) for length in LENGTHS]
@@ -168,36 +168,36 @@ def draw_in_company(
         sit(prompt, i, range(start, start + count))
         for i, (prompt, start, count) in enumerate(zip(prompts, starts, needed, strict=True))
     )
-    draft = sit(prompts[1][: max(1, min(REWIND_TO, lengths[1] - 1))], 2, b.pages)
-    for rows in ([a, b], [draft]) if together else ([a], [b], [draft]):
-        if runs := [Chunk(r.request.prefix[:-1], 0, r.pages) for r in rows if r is not draft]:
-            decoder.prefill(runs)
+    rewound = sit(prompts[1][: max(1, min(REWIND_TO, lengths[1] - 1))], 2, b.pages)
+    for rows in ([a, b], [rewound]) if together else ([a], [b], [rewound]):
+        if chunks := [Chunk(r.request.prefix[:-1], 0, r.pages) for r in rows if r is not rewound]:
+            decoder.prefill(chunks)
         between = [sit(prompts[0][:1], 3 + i, (SCRATCH,)) for i in range(slots - 2)]
         advance(decoder, [rows[0], *between, *rows[1:]])
-    return [a, b, draft]
+    return [a, b, rewound]
 
 
 def sit(prefix: Sequence[int], number: int, pages: Sequence[int]) -> DecodeState:
-    """A request for STEPS tokens in these pages, of no chain."""
+    """The decode state of a request for STEPS tokens in these pages, without a chain."""
     prompt = Prompt(tuple(prefix), STEPS, frozenset())
-    slot = DecodeState(Request(prompt.token_ids, STEPS, 1.0, (0, 0, number), len(prefix)), prompt, seed=0)
-    slot.allocation = Allocation(Handle(number), tuple(pages), (), None)
-    return slot
+    state = DecodeState(Request(prompt.token_ids, STEPS, 1.0, (0, 0, number), len(prefix)), prompt, seed=0)
+    state.allocation = Allocation(Handle(number), tuple(pages), (), None)
+    return state
 
 
 def advance(decoder: EagerDecoder | GraphDecoder, rows: list[DecodeState]) -> None:
-    """Step until all requests have their tokens, and let go of them."""
+    """Step until all requests have their tokens, and clear the decoder's rows."""
     while rows:
-        over = []
+        ended = []
         for row, token, log_q, log_z in decoder.step(rows):
             if row in rows and row.add(token, log_q, log_z) is not None:
-                over.append(row)
-        rows = [row for row in rows if row not in over]
+                ended.append(row)
+        rows = [row for row in rows if row not in ended]
     decoder.step([])
 
 
-def log_p(model: Model, slot: DecodeState, eager: bool) -> Tensor:
+def log_p(model: Model, state: DecodeState, eager: bool) -> Tensor:
     """[STEPS] log p of a request's tokens by a plain forward pass, in nats."""
-    prefix = slot.request.prefix
-    logits = model.plain_logits([*prefix, *slot.tokens], eager=eager)[len(prefix) - 1 : -1].double()
-    return logits.log_softmax(-1).gather(-1, torch.tensor(slot.tokens, device=logits.device)[:, None])[:, 0].cpu()
+    prefix = state.request.prefix
+    logits = model.plain_logits([*prefix, *state.tokens], eager=eager)[len(prefix) - 1 : -1].double()
+    return logits.log_softmax(-1).gather(-1, torch.tensor(state.tokens, device=logits.device)[:, None])[:, 0].cpu()

@@ -1,4 +1,4 @@
-"""Paged attention of one new token per row, its key and value written on the way. Knows no model and no sampling.
+"""Kernel for the paged attention of one new token per row, which also writes the token's key and value.
 
 A program owns one stretch of one row's keys for one key/value head; the query heads that share this head are the rows
 of its tile, padded to 16 for the tensor cores, so that every key is read once. The last program of a row to arrive
@@ -31,7 +31,7 @@ def capped(scores, softcap, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def absorb(q, keys, values, seen, top, total, mixed, scale, softcap, SOFTCAP: tl.constexpr):
-    """The state after a block: q [R, D], keys and values [S, D] (zero where not `seen`), seen [R, S] or [1, S]."""
+    """The softmax state after a block: q [R, D], keys, values [S, D] (zero where not `seen`), seen [R, S] or [1, S]."""
     scores = capped(tl.dot(q, tl.trans(keys), input_precision="ieee") * scale, softcap, SOFTCAP)
     scores = tl.where(seen, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))
@@ -46,12 +46,12 @@ def absorb(q, keys, values, seen, top, total, mixed, scale, softcap, SOFTCAP: tl
 
 @triton.jit
 def normalised(total, mixed):
-    """[R, D] mixed / total; zeros for a row that saw nothing."""
+    """[R, D] mixed / total; zeros for a row that saw no key."""
     return mixed / tl.where(total == 0.0, 1.0, total)[:, None]
 
 
 class Tuning(NamedTuple):
-    """What may change speed and last bits, never meaning: one value for a whole run."""
+    """Launch settings, which change speed and last bits, never meaning: one value for a whole run."""
 
     split: int = 256
     """Keys of one program; a power of two, at least 16."""
@@ -129,14 +129,14 @@ def attend_split(
     PAGE: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B, K, splits of the longest row): programs beyond a row's own splits leave at once."""
+    """Attend to one stretch of a row's keys; grid (B, K, splits of the longest row), those beyond a row's own idle."""
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions_ptr + row).to(tl.int32)
     first = position * 0
     if WINDOW:
         first = tl.maximum(position - window + 1, 0) // BLOCK * BLOCK
-    active = tl.maximum((position - first + SPLIT - 1) // SPLIT, 1)
-    if split >= active:
+    num_splits = tl.maximum((position - first + SPLIT - 1) // SPLIT, 1)
+    if split >= num_splits:
         return
     place = row.to(tl.int64)
     dim, r = tl.arange(0, WIDTH), tl.arange(0, ROWS)
@@ -147,14 +147,14 @@ def attend_split(
     pages_ptr += place * pages_row
 
     # The new key is the first to be absorbed, from registers, by the program of the last stretch, which stores it.
-    own = (split == active - 1) & (position >= 0)
+    own = (split == num_splits - 1) & (position >= 0)
     mine = dim < tl.where(own, DIM, 0)
     k = tl.load(k_ptr + place * k_row + kv_head * k_head + dim, mask=mine, other=0.0)
     v = tl.load(v_ptr + place * v_row + kv_head * v_head + dim, mask=mine, other=0.0)
     last_page = tl.load(pages_ptr + tl.maximum(position, 0) // PAGE, mask=own, other=0).to(tl.int64)
-    slot = ((last_page * KV_HEADS + kv_head) * PAGE + tl.maximum(position, 0) % PAGE) * DIM + dim
-    tl.store(k_pages + slot, k.to(k_pages.dtype.element_ty), mask=mine)
-    tl.store(v_pages + slot, v.to(v_pages.dtype.element_ty), mask=mine)
+    target = ((last_page * KV_HEADS + kv_head) * PAGE + tl.maximum(position, 0) % PAGE) * DIM + dim
+    tl.store(k_pages + target, k.to(k_pages.dtype.element_ty), mask=mine)
+    tl.store(v_pages + target, v.to(v_pages.dtype.element_ty), mask=mine)
     score = capped(tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], 1) * scale, softcap, SOFTCAP)
     top = tl.where(own, score, float("-inf"))
     total = tl.where(own, score * 0.0 + 1.0, 0.0)
@@ -178,7 +178,7 @@ def attend_split(
     if SPLITS == 1:
         tl.store(out_ptr + out_at, normalised(total, mixed).to(out_ptr.dtype.element_ty), mask=tile)
     else:
-        if active == 1:
+        if num_splits == 1:
             tl.store(out_ptr + out_at, normalised(total, mixed).to(out_ptr.dtype.element_ty), mask=tile)
         else:
             part = ((place * KV_HEADS + kv_head) * SPLITS + split) * GROUP + r
@@ -187,23 +187,23 @@ def attend_split(
             tl.store(mixes + part[:, None] * DIM + dim[None, :], mixed, mask=tile)
             tl.debug_barrier()  # every thread has stored before one of them says so
             counter = arrivals + place * KV_HEADS + kv_head
-            if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == active - 1:
+            if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == num_splits - 1:
                 part = (place * KV_HEADS + kv_head) * SPLITS * GROUP + r
-                merged = merge(tops, totals, mixes, part, r < GROUP, dim, tile, active, GROUP, DIM, ROWS, WIDTH)
+                merged = merge(tops, totals, mixes, part, r < GROUP, dim, tile, num_splits, GROUP, DIM, ROWS, WIDTH)
                 tl.store(out_ptr + out_at, merged.to(out_ptr.dtype.element_ty), mask=tile)
                 tl.store(counter, 0)
 
 
 @triton.jit
 def merge(
-    tops, totals, mixes, part, present, dim, tile, active,
+    tops, totals, mixes, part, present, dim, tile, num_splits,
     GROUP: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """[ROWS, WIDTH] normalised sum over the stretches, in their order. Cached in L2 only: other programs wrote them."""
+    """[ROWS, WIDTH] normalised sum over the stretches, in their order; loads bypass L1: other programs wrote them."""
     best = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, WIDTH], tl.float32)
-    for split in range(0, active):
+    for split in range(0, num_splits):
         at = part + split * GROUP
         top = tl.load(tops + at, mask=present, other=0.0, cache_modifier=".cg")
         mine = tl.load(totals + at, mask=present, other=1.0, cache_modifier=".cg")

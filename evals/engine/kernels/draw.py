@@ -1,8 +1,8 @@
-"""Drawing tokens with log q and log Z in one pass over the logits: the kernels behind `sampling.draw`.
+"""Kernels that draw tokens with log q and log Z in one pass over the logits, as `sampling.draw` does.
 
 Two phases: `partials` takes the largest logit and two sums of exponentials of every chunk of the vocabulary (float32);
 `finish` adds them up in float64, finds the chunk in which the cumulative weight passes the uniform, and the token
-in it. The excluded token is left out of the chunks and added to the normalisers by name, so that the rest keeps its
+in it. The excluded token is left out of the chunks and added to the normalisers on its own, so that the rest keeps its
 precision. Where q is truncated (truncate.py), the second sum and the draw are over what is kept. A row's result depends
 on its own logits alone.
 
@@ -25,7 +25,7 @@ from evals.engine.sampling import Draw
 
 @triton.jit
 def uniform(seed, problem, sample, move, position):
-    """Float64 in [0, 1) of 53 bits; integers of any width, taken modulo 2**64 (seed) and 2**32 (the others)."""
+    """A float64 in [0, 1) of 53 bits; integers of any width, taken modulo 2**64 (seed) and 2**32 (the others)."""
     r0, r1, _, _ = tl.philox(
         seed.to(tl.uint64), problem.to(tl.uint32), sample.to(tl.uint32), move.to(tl.uint32), position.to(tl.uint32)
     )
@@ -64,7 +64,7 @@ def draw(
     drawn = Draw(out[0], out[1].view(torch.float64), out[2].view(torch.float64))
     tops, plains, tempereds = torch.empty(3, rows, chunks, dtype=torch.float32, device=logits_BV.device)
     bests = torch.empty(rows, chunks, dtype=torch.int32, device=logits_BV.device)
-    truncated, last = False, Last(exclude_B, exclude_B)  # any two tensors, which nobody reads
+    truncated, last = False, Last(exclude_B, exclude_B)  # any two tensors: they are not read
     if top_k_B is not None and top_p_B is not None:
         truncated, last = True, truncate(logits_BV, alpha_B, top_k_B, top_p_B)
     constants: dict[str, Any] = OPTIONS | {
@@ -121,10 +121,10 @@ def first_above(weights, target, index, LIMIT: tl.constexpr):
     """(first index whose cumulative weight exceeds the target, cumulative weight before it); the last one with weight
     where rounding puts the target beyond them all; 0 where there is none."""
     cumulative = tl.cumsum(weights, 0)
-    found = tl.min(tl.where((cumulative > target) & (weights > 0.0), index, LIMIT), 0)
+    first = tl.min(tl.where((cumulative > target) & (weights > 0.0), index, LIMIT), 0)
     last = tl.max(tl.where(weights > 0.0, index, 0), 0)
-    found = tl.where(found < LIMIT, found, last)
-    return found, tl.sum(tl.where(index == found, cumulative - weights, 0.0), 0)
+    first = tl.where(first < LIMIT, first, last)
+    return first, tl.sum(tl.where(index == first, cumulative - weights, 0.0), 0)
 
 
 @triton.jit
@@ -133,7 +133,7 @@ def finish(
     tempereds, bests, token_ptr, log_q_ptr, log_z_ptr, logits_row, key_row, key_word, vocabulary, chunks,
     CHUNK: tl.constexpr, CHUNKS: tl.constexpr, TRUNCATED: tl.constexpr, ZERO_BITS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B,)."""
+    """Draw the token of a row and its statistics from the chunks' sums; grid (B,)."""
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * logits_row
     key_ptr += row * key_row
@@ -149,7 +149,7 @@ def finish(
     tempered = tl.load(tempereds + at, mask=there, other=0.0).to(tl.float64)
     best = tl.load(bests + at, mask=there, other=vocabulary)
 
-    # Statistics of the unrestricted law: the excluded token is in both sums.
+    # Statistics of the unrestricted distribution: the excluded token is in both sums.
     aside = (excluded >= 0) & (excluded < vocabulary)
     left_out = tl.load(logits_ptr + excluded, mask=aside, other=float("-inf")).to(tl.float64)
     peak = tl.max(top, 0)

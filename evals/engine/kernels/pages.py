@@ -1,4 +1,4 @@
-"""Keys, values and whole pages to their places, in one launch each. Knows no attention and no sequence."""
+"""Kernels that write keys and values to their pages and copy whole pages, in one launch each."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from evals.engine.kv_cache import PAGE
 
 OPTIONS: dict[str, Any] = {"enable_fp_fusion": True}
-"""Said by name because Triton's own default depends on its version, and warns before it changes."""
+"""Set explicitly because Triton's default depends on its version, and warns before it changes."""
 
 
 def write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, write_at: Tensor) -> None:
     """Store `k` and `v` [N, K, D] (last dimension contiguous) in `k_pages` and `v_pages` [P, K, PAGE, D].
 
-    `write_at` int64 [N] is page * PAGE + offset; a token with one below 0 is skipped. Two tokens of a call never share
-    one, except where nobody reads it.
+    `write_at` int64 [N] is page * PAGE + offset; a token with one below 0 is skipped. No two tokens of a call share
+    one, except on the scratch page.
     """
     tokens, kv_heads, dim = k.shape
     constants: dict[str, Any] = OPTIONS | {
@@ -34,13 +34,13 @@ def write_token(
     k_ptr, v_ptr, k_pages, v_pages, write_at, k_row, k_head, v_row, v_head,
     KV_HEADS: tl.constexpr, DIM: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr,
 ):  # fmt: skip
-    """Grid (N, K)."""
+    """Store one token's key and value of one head; grid (N, K)."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    slot = tl.load(write_at + token).to(tl.int64)
+    place = tl.load(write_at + token).to(tl.int64)
     dim = tl.arange(0, WIDTH)
-    mask = dim < tl.where(slot >= 0, DIM, 0)
-    slot = tl.maximum(slot, 0)
-    at = ((slot // PAGE * KV_HEADS + head) * PAGE + slot % PAGE) * DIM + dim
+    mask = dim < tl.where(place >= 0, DIM, 0)
+    place = tl.maximum(place, 0)
+    at = ((place // PAGE * KV_HEADS + head) * PAGE + place % PAGE) * DIM + dim
     k = tl.load(k_ptr + token * k_row + head * k_head + dim, mask=mask, other=0.0)
     v = tl.load(v_ptr + token * v_row + head * v_head + dim, mask=mask, other=0.0)
     tl.store(k_pages + at, k.to(k_pages.dtype.element_ty), mask=mask)
@@ -63,12 +63,12 @@ def copy_pages(cache: Tensor, pairs: Tensor) -> None:
 
 @triton.jit(do_not_specialize=["count"])
 def copy_pieces(cache, pairs, count, layer_stride, SIZE: tl.constexpr, PIECE: tl.constexpr):
-    """Grid (2 * layers, pieces of a page)."""
+    """Copy one piece of the pages in one layer's keys or values; grid (2 * layers, pieces of a page)."""
     layer = cache + tl.program_id(0).to(tl.int64) * layer_stride
     piece = tl.program_id(1) * PIECE + tl.arange(0, PIECE)
     for pair in range(0, count):
         source = tl.load(pairs + pair * 2).to(tl.int64)
         target = tl.load(pairs + pair * 2 + 1).to(tl.int64)
         mask = piece < tl.where(source >= 0, SIZE, 0)
-        held = tl.load(layer + source * SIZE + piece, mask=mask, other=0.0)
-        tl.store(layer + target * SIZE + piece, held, mask=mask)
+        values = tl.load(layer + source * SIZE + piece, mask=mask, other=0.0)
+        tl.store(layer + target * SIZE + piece, values, mask=mask)

@@ -1,9 +1,9 @@
-"""Paged attention of a packed pass: runs of consecutive tokens of several sequences. Knows no model and no sampling.
+"""Kernel for the paged attention of a prompt pass: chunks of several sequences, packed one after another.
 
 Keys and values of the pass are written first (pages.py). A tile holds consecutive tokens of one sequence, with all
 query heads of one key/value head; it goes through the keys in blocks that start at multiples of the block size, and a
 block that a token does not see leaves its state as it is. So a token's result does not depend on its tile, its chunk or
-the batch. Single tokens are runs of length 1; decode.py is faster for them.
+the batch. Single tokens are chunks of length 1; decode.py is faster for them.
 
 Letters in shapes: N packed tokens, T tiles, H query heads, K key/value heads, D head size, P pages of the pool.
 """
@@ -30,14 +30,14 @@ BLOCK_BYTES = 16384
 
 
 def tile_tokens(heads: int, kv_heads: int) -> int:
-    """Tokens of one tile."""
+    """Number of tokens of one tile."""
     return max(1, TILE_ROWS // triton.next_power_of_2(heads // kv_heads))
 
 
 def plan_tiles(starts: Sequence[int], lengths: Sequence[int], tokens: int) -> NDArray[np.int32]:
-    """Tiles [T, 4] of runs packed one after another: table row, first packed token, number of tokens, first position.
+    """Tiles [T, 4] of chunks packed one after another: table row, first packed token, number of tokens, first position.
 
-    `starts` are positions of the first tokens; run i has row i of the page table; `tokens` is `tile_tokens`.
+    `starts` are positions of the first tokens; chunk i has row i of the page table; `tokens` is `tile_tokens`.
     """
     tiles, packed = [], 0
     for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
@@ -57,10 +57,10 @@ def prefill(
     window: int = 0,
     softcap: float = 0.0,
 ) -> Tensor:
-    """Every token over the keys of its own sequence up to itself: `q` [N, H, D] -> [N, H, D].
+    """Attention of every token to the keys of its own sequence up to itself: `q` [N, H, D] -> [N, H, D].
 
     `q` has a contiguous last dimension; `k_pages` and `v_pages` [P, K, PAGE, D] hold the keys of the pass already;
-    `pages` int32 [runs, W]; `tiles` int32 [T, 4] of `plan_tiles`, a tile of 0 tokens being skipped. Tokens in no tile
+    `pages` int32 [chunks, W]; `tiles` int32 [T, 4] of `plan_tiles`, a tile of 0 tokens being skipped. Tokens in no tile
     get zeros.
     """
     heads, dim = q.shape[1:]
@@ -86,7 +86,7 @@ def attend_tile(
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, PADDED: tl.constexpr, TOKENS: tl.constexpr, DIM: tl.constexpr,
     WIDTH: tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    """Grid (T, K)."""
+    """Attend by one tile to the keys of one head; grid (T, K)."""
     tile, kv_head = tl.program_id(0), tl.program_id(1)
     row = tl.load(tiles_ptr + tile * 4).to(tl.int64)
     packed = tl.load(tiles_ptr + tile * 4 + 1).to(tl.int64)

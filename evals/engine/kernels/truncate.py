@@ -1,7 +1,7 @@
-"""Which tokens top_k and top_p keep, without sorting: a threshold per row, found bit by bit. Knows no uniform.
+"""Kernel that tells which tokens top_k and top_p keep, without sorting: a threshold per row, found bit by bit.
 
 Tokens are in order of falling logits, among equal ones by their number. What is kept is a beginning of that order, and
-is said by its last token: a logit, as an integer that is ordered alike, and a number. The integer is the largest one
+is given by its last token: its logit, as an integer in the same order, and its number. The integer is the largest one
 at and above which there are `top_k` tokens, or the share `top_p` of the mass.
 """
 
@@ -18,7 +18,7 @@ from evals.engine.kernels.pages import OPTIONS
 
 BLOCK = 1024
 ZERO_BITS = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}
-"""Last bits that are zero in the float32 of every number of a type: there is nothing to be found in them."""
+"""Last bits that are zero in the float32 of every number of a type and need no search."""
 
 
 class Last(NamedTuple):
@@ -29,7 +29,7 @@ class Last(NamedTuple):
 
 
 def truncate(logits_BV: Tensor, alpha_B: Tensor, top_k_B: Tensor, top_p_B: Tensor) -> Last:
-    """The k most probable tokens, then of these the smallest set with mass >= p of theirs, as `sampling.kept` says.
+    """The end of the k most probable tokens, then of their smallest set with mass >= p of theirs, as `sampling.kept`.
 
     `logits_BV` in any float type, rows contiguous; `alpha_B` and `top_p_B` (1 for all) float64, inf as an alpha counts
     as 1; `top_k_B` int64, 0 for all. Masses are sums of float32 exponentials in float64. Nothing is read on the host.
@@ -45,7 +45,7 @@ def truncate(logits_BV: Tensor, alpha_B: Tensor, top_k_B: Tensor, top_p_B: Tenso
 
 @triton.jit
 def ordered(logits, ZERO_BITS: tl.constexpr):
-    """int64 in the order of these float32; the two zeros are one."""
+    """int64 numbers in the order of these float32; both zeros give the same."""
     bits = (logits + 0.0).to(tl.int32, bitcast=True).to(tl.int64)
     bits = tl.where(bits < 0, -2147483648 - bits - 1, bits) + 2147483648
     return bits >> ZERO_BITS
@@ -53,7 +53,7 @@ def ordered(logits, ZERO_BITS: tl.constexpr):
 
 @triton.jit
 def kept(order, v, last_order, last_token):
-    """Whether tokens v are in the beginning that ends with a token."""
+    """Whether tokens v come no later than the last token that is kept."""
     return (order > last_order) | ((order == last_order) & (v <= last_token))
 
 
@@ -98,7 +98,7 @@ def shorten(logits_ptr, vocabulary, alpha, top, last_order, last_token, need, MA
 
     # Of equal logits the first ones, as many as it takes; at least one.
     seen = tl.full([], 0, tl.int64)
-    found = tl.full([], 0, tl.int64) + vocabulary
+    token = tl.full([], 0, tl.int64) + vocabulary
     for start in range(0, vocabulary, BLOCK):
         order, weight = weights_of(
             logits_ptr, start, vocabulary, alpha, top, last_order, last_token, MASS, BLOCK, ZERO_BITS
@@ -107,9 +107,9 @@ def shorten(logits_ptr, vocabulary, alpha, top, last_order, last_token, need, MA
         count = seen + tl.cumsum(equal, 0)
         v = start + tl.arange(0, BLOCK).to(tl.int64)
         reached = (equal > 0) & (count.to(tl.float64) * one >= missing)
-        found = tl.minimum(found, tl.min(tl.where(reached, v, vocabulary), 0))
+        token = tl.minimum(token, tl.min(tl.where(reached, v, vocabulary), 0))
         seen += tl.sum(equal, 0)
-    return threshold, found
+    return threshold, token
 
 
 @triton.jit
@@ -117,7 +117,7 @@ def find_last(
     logits_ptr, alpha_ptr, top_k_ptr, top_p_ptr, order_ptr, token_ptr, logits_row, vocabulary,
     BLOCK: tl.constexpr, ZERO_BITS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B,)."""
+    """Find the last token that a row keeps; grid (B,)."""
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * logits_row
     alpha = tl.load(alpha_ptr + row).to(tl.float32)

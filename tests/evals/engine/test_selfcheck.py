@@ -41,7 +41,7 @@ def checked(model: Model, slots: int = 4, max_pages: int = 3, num_pages: int = 2
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_right_decoder_passes_and_is_left_empty(family: str, slots: int, max_pages: int, num_pages: int) -> None:
     decoder: Any = checked(make(family, seed=1).model, slots, max_pages, num_pages)
-    assert decoder._rows.occupied == []
+    assert decoder._batch.occupied == []
     assert not decoder._table.any()
     assert not decoder._scalars[3].any()
 
