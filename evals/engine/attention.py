@@ -91,7 +91,7 @@ class Step:
 def attention(
     q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, step: Step, scale: float, window: int, cap: float
 ) -> Tensor:
-    """Store keys and values [N, K, D] of a step's tokens; returns the attention of the queries [N, H, D] to them.
+    """Store keys and values [N, K, D] of a step's tokens; returns each query's attention [N, H, D] to its own keys.
 
     `k_pages` and `v_pages` [P, K, PAGE, D]; `window` 0 and `cap` 0 mean none.
     """
@@ -160,7 +160,7 @@ def attend_rows(
     q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, table: Tensor, positions: Tensor,
     arrivals: Tensor, scale: float, window: int, softcap: float,
 ) -> Tensor:  # fmt: skip
-    """Store keys and values [B, K, D] at their positions, then attend to them by the queries [B, H, D]."""
+    """Store keys and values [B, K, D] at their positions; returns each query's attention [B, H, D] to its own keys."""
     from evals.engine.kernels.decode import decode, tuned
 
     tuning = tuned(arrivals.numel())
@@ -172,7 +172,7 @@ def attend_prompts(
     q: Tensor, k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, write_at: Tensor, table: Tensor, tiles: Tensor,
     scale: float, window: int, softcap: float,
 ) -> Tensor:  # fmt: skip
-    """Store keys and values [N, K, D], then attend to them by the queries [N, H, D], each up to its own position."""
+    """Store keys and values [N, K, D]; returns the attention [N, H, D] of each query to its sequence up to itself."""
     from evals.engine.kernels.pages import write
     from evals.engine.kernels.prefill import prefill
 

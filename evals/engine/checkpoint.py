@@ -21,7 +21,7 @@ BFLOAT16_SINCE = (8, 0)  # CUDA capability
 
 
 def weights_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
-    """The type of the weights: as set, or for auto float32 on a CPU, bfloat16 on a GPU, float16 on one without it.
+    """The type of the weights: as set; auto is float32 on a CPU, bfloat16 on a GPU, float16 on one without bfloat16.
 
     Raises UserError where bfloat16 was asked for and the GPU has none.
     """

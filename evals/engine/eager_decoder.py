@@ -52,7 +52,7 @@ class Layout(NamedTuple):
 
     @property
     def share_unit(self) -> int:
-        """Pages in a unit of prompt sharing: a prompt pass of its own, which writes the same for every request."""
+        """Pages of the unit in which prompts are shared: one prompt pass, which writes the same for every request."""
         return (self.chunk or PAGE) // PAGE
 
 

@@ -47,13 +47,13 @@ def check_architecture(folder: str, trust_remote_code: bool = False) -> int:
     Returns the longest prompt plus answer in tokens. Raises UserError naming folder and architecture.
     """
     config = read_config(folder, trust_remote_code)
-    named = (getattr(config, "architectures", None) or [None])[0]
+    class_name = (getattr(config, "architectures", None) or [None])[0]
     remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
     classes: list[Any] = model_classes(config)
-    architecture = named or (classes[0].__name__ if classes else type(config).__name__)
+    architecture = class_name or (classes[0].__name__ if classes else type(config).__name__)
     if remote and not trust_remote_code:
         raise refusal(folder, architecture, "it brings Python code of its own; engine.trust_remote_code=true allows it")
-    chosen = [cls for cls in classes if named in (None, cls.__name__)]
+    chosen = [cls for cls in classes if class_name in (None, cls.__name__)]
     if any(getattr(cls, "_is_stateful", False) for cls in chosen):
         raise refusal(folder, architecture, "it keeps a recurrent state, which cannot be rewound")
     if (reason := objection(config)) is not None:

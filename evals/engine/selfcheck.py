@@ -46,7 +46,7 @@ MEAN_NATS = 0.05
 
 @torch.inference_mode()
 def check(model: Model) -> None:
-    """Mark the model as checked. Raises UserError naming the architecture if the two forward passes disagree."""
+    """Check the packed, paged forward pass of a model. Raises UserError naming the architecture if it is wrong."""
     error, allowed, unit = compare(model)
     if not error <= allowed:
         raise model.refuse(

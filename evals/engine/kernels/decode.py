@@ -1,8 +1,8 @@
 """Kernel for the paged attention of one new token per row, which also writes the token's key and value.
 
-A program owns one stretch of one row's keys for one key/value head; the query heads that share this head are the rows
+A program owns one split of one row's keys for one key/value head; the query heads that share this head are the rows
 of its tile, padded to 16 for the tensor cores, so that every key is read once. The last program of a row to arrive
-merges the stretches, in their order. Stretches are cut from the row's own length alone, so that a row's result is the
+merges the splits, in their order. Splits are cut from the row's own length alone, so that a row's result is the
 same to the bit in any batch, under any page table, and for any other rows.
 
 Letters in shapes: B rows, H query heads, K key/value heads, D head size, P pages of the pool, W pages of a table row.
@@ -56,7 +56,7 @@ class Tuning(NamedTuple):
     split: int = 256
     """Keys of one program; a power of two, at least 16."""
     block_bytes: int = 16384
-    """Keys of one step are as many as fit, between 16 and 64, and no more than `split`, so that no stretch is empty."""
+    """Keys of one step are as many as fit, between 16 and 64, and no more than `split`, so that no split is empty."""
     num_warps: int = 4
     num_stages: int = 3
 
@@ -129,7 +129,7 @@ def attend_split(
     PAGE: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr, SPLITS: tl.constexpr, WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    """Attend to one stretch of a row's keys; grid (B, K, splits of the longest row), those beyond a row's own idle."""
+    """Attend to one split of a row's keys; grid (B, K, splits of the longest row), those beyond a row's own idle."""
     row, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions_ptr + row).to(tl.int32)
     first = position * 0
@@ -146,7 +146,7 @@ def attend_split(
     q = tl.load(q_ptr + place * q_row + heads[:, None] * q_head + dim[None, :], mask=tile, other=0.0)
     pages_ptr += place * pages_row
 
-    # The new key is the first to be absorbed, from registers, by the program of the last stretch, which stores it.
+    # The new key is the first to be absorbed, from registers, by the program of the last split, which stores it.
     own = (split == num_splits - 1) & (position >= 0)
     mine = dim < tl.where(own, DIM, 0)
     k = tl.load(k_ptr + place * k_row + kv_head * k_head + dim, mask=mine, other=0.0)
@@ -199,7 +199,7 @@ def merge(
     tops, totals, mixes, part, present, dim, tile, num_splits,
     GROUP: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """[ROWS, WIDTH] normalised sum over the stretches, in their order; loads bypass L1: other programs wrote them."""
+    """[ROWS, WIDTH] normalised sum over the splits, in their order; loads bypass L1: other programs wrote them."""
     best = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     mixed = tl.zeros([ROWS, WIDTH], tl.float32)
