@@ -1,7 +1,10 @@
 # Development targets. `make setup` makes the environment that every other target uses; POWERSAMPLE_PYTHON names an
 # interpreter to use instead, as it is.
 PYTHON ?= $(or $(POWERSAMPLE_PYTHON),.venv/bin/python)
-.PHONY: setup check format test test-slow test-gpu test-interop bench demo constraints constraints-interop
+# Tests run on all cores, but for those that nothing may run beside (marked serial). Pytest's code 5, no such test, is no
+# failure.
+PARALLEL = -n auto --maxprocesses 8 --dist worksteal
+.PHONY: setup check format lines test test-slow test-gpu test-interop benchmark demo constraints constraints-interop
 
 setup:
 	@bash launch/setup.sh dev
@@ -15,11 +18,16 @@ format: setup
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
-test: setup
-	$(PYTHON) -m pytest
+lines:  # of the package and the tests, by wing
+	$(PYTHON) benchmarks/lines.py
 
-test-slow: setup  # pytest's code 5 says that there are none: not a failure
-	@$(PYTHON) -m pytest -m "slow and not gpu" --timeout 1800; code=$$?; [ $$code -eq 5 ] || exit $$code
+test: setup
+	$(PYTHON) -m pytest $(PARALLEL) -m "not slow and not gpu and not serial"
+	$(PYTHON) -m pytest -m "serial and not slow and not gpu"
+
+test-slow: setup
+	@$(PYTHON) -m pytest $(PARALLEL) -m "slow and not gpu and not serial" --timeout 1800; code=$$?; [ $$code -eq 5 ] || exit $$code
+	@$(PYTHON) -m pytest -m "slow and serial and not gpu" --timeout 1800; code=$$?; [ $$code -eq 5 ] || exit $$code
 
 test-gpu:  # on a machine with a CUDA device
 	$(PYTHON) -m pytest -m gpu --timeout 600
@@ -28,7 +36,7 @@ test-interop: setup  # with lm-eval and inspect-ai, in an environment of their o
 	bash launch/interop.sh
 	$(PYTHON) -m pytest -m interop
 
-bench: setup
+benchmark: setup
 	$(PYTHON) benchmarks/sampler.py
 
 demo:

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 from evals.types import UserError
 
 CLOSE = 0.6  # similarity from which a name is worth suggesting
+RENAMED = {"tensor_parallel": "gpus_per_model"}
+"""Last parts of names that settings had -> those that they have now."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -87,6 +89,8 @@ def likeness(a: str, b: str) -> float:
     Of names in the same group only the last parts count.
     """
     a, b = (text.lower().replace("__", ".").strip("-").replace("-", "_") for text in (a, b))
+    if RENAMED.get(a.rpartition(".")[2]) == b.rpartition(".")[2]:
+        return 1.0
     last = SequenceMatcher(None, a.rpartition(".")[2], b.rpartition(".")[2]).ratio()
     if "." in a and a.rpartition(".")[0] == b.rpartition(".")[0]:
         return last

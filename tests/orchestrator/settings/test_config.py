@@ -81,6 +81,7 @@ def test_values_of_every_shape() -> None:
         ([], {"BATCH_SIZE": "ten"}, ["POWERSAMPLE_BATCH_SIZE=ten", "from 1 to 65536 or auto"]),
         ([], {"BATCHSIZE": "3"}, ["POWERSAMPLE_BATCHSIZE=3", "did you mean POWERSAMPLE_BATCH_SIZE?"]),
         ([], {"ALPHA": "3"}, ["did you mean POWERSAMPLE_SAMPLER__ALPHA?"]),
+        ([], {"ENGINE__TENSOR_PARALLEL": "2"}, ["did you mean POWERSAMPLE_ENGINE__GPUS_PER_MODEL?"]),
         ([], {"SAMPLER__ALPHA": "0.5"}, ["POWERSAMPLE_SAMPLER__ALPHA=0.5", "from 1 to 1000"]),
         ([], {"SAMPLER__ALPHA": "nan"}, ["POWERSAMPLE_SAMPLER__ALPHA=nan", "from 1 to 1000"]),
         ([], {"SAMPLER__KIND": "pwer"}, ["did you mean power?", "power, paper, temperature, greedy"]),
@@ -102,6 +103,7 @@ def test_values_of_every_shape() -> None:
         (["--bath-size", "3"], {}, ["--bath-size", "did you mean --batch-size?"]),
         (["--batch_size=3"], {}, ["--batch_size", "did you mean --batch-size?"]),
         (["--alpha", "3"], {}, ["did you mean --sampler.alpha?"]),
+        (["--engine.tensor-parallel", "2"], {}, ["did you mean --engine.gpus-per-model?"]),
         (["--confg", "x"], {}, ["did you mean --config?"]),
         (["--limit"], {}, ["--limit needs a value: a whole number from 1"]),
         (["stray"], {}, ["stray belongs to no option"]),
@@ -174,6 +176,7 @@ def test_a_conflict_names_the_variable_that_it_comes_from() -> None:
     [
         ("sampler:\n  alpah: 3\n", ["sampler.alpah", "did you mean sampler.alpha?", "num_moves"]),
         ("batchsize: 3\n", ["batchsize", "did you mean batch_size?"]),
+        ("engine:\n  tensor_parallel: 2\n", ["engine.tensor_parallel", "did you mean engine.gpus_per_model?"]),
         ("batch_size: 0\n", ["batch_size=0", "from 1 to"]),
         ("batch_size: yes\n", ["batch_size=true", "whole number"]),
         ("sampler: {alpha: on}\n", ["sampler.alpha=true", "a number"]),
