@@ -1,4 +1,4 @@
-"""Lines of the package and of its tests by wing: all, and without blank lines, comments and docstrings (`make lines`)."""
+"""Lines of the package and its tests by wing: all, and without blank lines, comments and docstrings (`make lines`)."""
 
 from __future__ import annotations
 

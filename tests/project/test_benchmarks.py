@@ -199,7 +199,7 @@ def test_runs_are_compared_within_their_dtype_and_other_tokens_in_float32_are_an
 
     tokens = {"float32-1": 5, "float32-8": 6, "bfloat16-1": 7, "bfloat16-8": 8}
     monkeypatch.setattr(determinism, "run", lambda *_: 3)
-    monkeypatch.setattr(determinism, "read", answered)
+    monkeypatch.setattr(determinism, "load_run", answered)
     assert determinism.main(["--slots", "1,8", "--dtypes", "float32,bfloat16"]) == 1
     out, err = capsys.readouterr()
     against = [row["against"] for row in json.loads(out.splitlines()[-1])["runs"]]

@@ -81,7 +81,7 @@ def test_where_the_documents_sums_do_not_add_up_is_named() -> None:
     models, sample, target, before = founding_notes()
     assert "are 30 GB, the document's total says 32" in models
     assert "42 GB would be available and the batches 68 at 80 % and 72 at 85 %" in models
-    assert "0.4925 GB is fit_batch_size" in sample
+    assert "0.4925 GB is fitted" in sample
     assert "of the 40 GB for activations; of the whole GPU the batch 64 takes 89%" in target
     assert "25% of the memory for activations and 62% of the GPU, neither of which is the document's 37 %" in before
 
