@@ -16,10 +16,6 @@ from evals.engine.kv_cache import PagePool
 from evals.engine.scheduler import Scheduler
 from evals.types import Cancel, Completion, Drop, Ended, Handle, Keep, Operation, Request, Submit, UserError
 
-TOGETHER = 32
-"""New chains start when a share of 1 / TOGETHER of the slots is free for them, since a prompt pass costs almost as much
-for one prompt as for several."""
-
 
 class ChainRunner:
     """The chains of an engine and their scheduler. An error of a chain ends that chain and nothing else."""
@@ -53,7 +49,6 @@ class ChainRunner:
         pages back; its chain, which asks for more than it was guaranteed, fails.
         """
         scheduled: list[ActiveRequest] = []
-        started = False
         while True:
             scheduled += self.scheduler.schedule_primaries()
             stuck = self.scheduler.waiting_primaries()
@@ -61,10 +56,8 @@ class ChainRunner:
                 return scheduled
             if stuck:
                 self._fail(stuck[-1].state, self._out_of_pages(stuck[-1]))
-            elif (not started and self._few_could_start()) or not self._start_next():
+            elif not self._start_next():
                 return scheduled + self.scheduler.schedule_speculative(within_guarantee=bool(self._new))
-            else:
-                started = True  # from here on as many as there is room for: their prompts share the passes
 
     def record(self, active: ActiveRequest, token: int, log_q: float, log_z: float) -> bool:
         """Add a drawn token to a running request; if that ends the request, its chain goes on at once.
@@ -105,11 +98,6 @@ class ChainRunner:
                 self._fail(state, error)
         for state in list(self.scheduler.alive):
             self._fail(state, error)
-
-    def _few_could_start(self) -> bool:
-        """Whether to wait until more slots are free; never where no chain is alive, since then all of them are."""
-        free = self.scheduler.num_slots - len(self.scheduler.alive)
-        return free < min(self.scheduler.num_slots // TOGETHER, len(self._new))
 
     def _start_next(self) -> bool:
         """Start the chain whose turn it is, or skip it if it was cancelled; False if it has to wait."""
