@@ -3,9 +3,9 @@
     python benchmarks/end_to_end.py --model FOLDER --data gsm8k_test.jsonl --slots 256
     python benchmarks/end_to_end.py --model FOLDER --data gsm8k_test.jsonl --slots 10 --compare-generate 10
 
-`demo_training/grow.py` makes models that answer as the embedded one at the cost of a real one. One process, no Ray: what
-is measured is the engine with its chains. `--compare-generate N` first answers N problems by the library's `generate`,
-scores kept, 10 at a time, and reports the device memory of both. Ends with one JSON line.
+`demo_training/grow.py` makes models that answer as the embedded one at the cost of a real one. One process, no Ray:
+what is measured is the engine with its chains. `--compare-generate N` first answers N problems by the library's
+`generate`, scores kept, 10 at a time, and reports the device memory of both. Ends with one JSON line.
 """
 
 from __future__ import annotations

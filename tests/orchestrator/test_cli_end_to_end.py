@@ -71,6 +71,7 @@ def kill_after(records: int, directory: Path, sent: signal.Signals, *flags: obje
     return process.wait(60)
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(
     ("sent", "code"),
     [
@@ -176,6 +177,7 @@ def test_summary_has_the_promised_keys(reference: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 @pytest.mark.ray
 @needs_shared(GSM8K_TEST, GSM8K_MODEL, claim="The same answers of a model trained on GSM8K after an interruption")
 def test_killed_half_way_on_real_gsm8k(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from orchestrator.store.run_store import open_store
 from orchestrator.store.telemetry_log import Telemetry
 from orchestrator.workers.pool import Died, Event, Health, Ready, Work
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.serial]
 
 
 def fake_worker() -> type:

@@ -422,6 +422,7 @@ def test_shipped_files_open_with_their_command_and_are_valid(name: str, kind: st
 
 
 @pytest.mark.slow
+@pytest.mark.serial
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_2000_rows_with_a_bad_one_survive_a_kill(tmp_path: Path) -> None:

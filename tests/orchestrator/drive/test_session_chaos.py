@@ -22,7 +22,7 @@ from support.command import python
 from support.logs import read_records
 from support.places import ROOT
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.serial, pytest.mark.ray, pytest.mark.timeout(1800)]
 
 BUSY: dict[str, Any] = {"RAY_worker_niceness": 0, "timeout": 600}  # niceness 15 starves workers on a busy machine
 NUMBER, SLOTS = 400, 12

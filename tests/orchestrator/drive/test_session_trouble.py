@@ -197,6 +197,7 @@ def until(pool: Any, kind: type[Event]) -> Any:
                 return event
 
 
+@pytest.mark.serial
 @pytest.mark.ray
 @pytest.mark.parametrize("pool", ["solve"], indirect=True)
 def test_a_worker_that_takes_no_step_counts_as_dead(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
