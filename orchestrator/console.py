@@ -1,4 +1,4 @@
-"""A line for the person at the terminal."""
+"""Printing lines to the terminal without breaking the progress bar."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from tqdm import tqdm
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal, above the bar if there is one."""
+    """Print a line on stderr, above the progress bar if there is one."""
     tqdm.write(text, file=sys.stderr)

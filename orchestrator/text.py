@@ -1,4 +1,4 @@
-"""Numbers, durations and sentences as words, for terminal and Markdown."""
+"""Formatting of numbers, durations and sentences for readers of the terminal and of reports."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 
 
 class Phrases(Formatter):
-    """A sentence whose phrases are parted by `|`, with fields as in `str.format` and the formats of FORMATS.
+    """A formatter of sentences that leaves out the phrases for which there is no figure.
 
-    A phrase is left out if a figure that it names is None, or not beyond the limit that ends its format, as in
-    `{share:percent>0.02}` and `{count:,<300}`; and with the first one the sentence.
+    Phrases are parted by `|`; fields are as in `str.format`, with the formats of FORMATS. A phrase is left out if a
+    figure that it names is None, or not beyond the limit that ends its format, as in `{share:percent>0.02}` and
+    `{count:,<300}`. A sentence without its first phrase is empty.
     """
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
         try:
             return super().get_field(field_name, args, kwargs)
-        except TypeError:  # a part of what is None
+        except TypeError:  # a field of a figure that is None
             return None, field_name
 
     def format_field(self, value: Any, format_spec: str) -> str:
@@ -28,18 +29,18 @@ class Phrases(Formatter):
         return FORMATS[form](value) if form in FORMATS else format(value, form)
 
     def fill_in(self, sentence: str, figures: Mapping[str, Any]) -> str:
-        said: list[str] = []
+        filled: list[str] = []
         for phrase in sentence.split("|"):
             try:
-                said.append(self.vformat(phrase, (), figures))
+                filled.append(self.vformat(phrase, (), figures))
             except LookupError:
-                if not said:
+                if not filled:
                     return ""
-        return "".join(said)
+        return "".join(filled)
 
 
 def with_error(score: Mapping[str, Any]) -> str:
-    """A mean ± its standard error, or with its 95 % interval where the error is none."""
+    """A score in %: its mean ± standard error, or with the 95 % interval where the error would be shown as 0."""
     if without_spread(score) and score["ci95"]:
         low, high = score["ci95"]
         return f"{percent(score['mean'])} ({percent(low)} to {percent(high)})"
@@ -47,7 +48,7 @@ def with_error(score: Mapping[str, Any]) -> str:
 
 
 def without_spread(score: Mapping[str, Any]) -> bool:
-    """Would the standard error be shown as 0, as if the score were certain?"""
+    """Whether the standard error would be shown as 0, as if the score were certain."""
     return percent(score["stderr"]) == percent(0)
 
 
@@ -63,7 +64,7 @@ def figure(value: float | None) -> str:
 
 
 def duration(value: float | None) -> str:
-    """Seconds as a reader says them."""
+    """Seconds as `90.0 s`, `5 min 3 s` or `2 h 5 min`."""
     if value is None:
         return "unknown"
     if value < 120:

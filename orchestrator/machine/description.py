@@ -1,4 +1,4 @@
-"""Versions, git commit and hardware, as run.json keeps them."""
+"""Describes, for run.json, the software and hardware that make a run: versions, git commit, GPUs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def describe(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def installed(name: str) -> str:
-    """Version of an installed package, `missing` for one that is not installed as a package."""
+    """Version of a package; `missing` if it is not installed as one."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -46,7 +46,7 @@ def installed(name: str) -> str:
 
 
 def git_state(checkout: Path) -> dict[str, Any]:
-    """`git_commit` and `git_dirty` of the checkout; None each when it is not one, or there is no git."""
+    """`git_commit` and `git_dirty` of `checkout`; both None if it is no git checkout or there is no git."""
     commit = git(checkout, "rev-parse", "HEAD") if (checkout / ".git").exists() else None
     if commit is None:
         return {"git_commit": None, "git_dirty": None}
@@ -57,7 +57,7 @@ def git_state(checkout: Path) -> dict[str, Any]:
 def git(checkout: Path, *arguments: str) -> str | None:
     """Output of a git command; None if it fails."""
     try:
-        done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=False)
+        result = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None

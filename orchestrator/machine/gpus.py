@@ -1,4 +1,4 @@
-"""What this machine and this checkout are: GPUs (through NVML), their free memory, package versions, git commit.
+"""The GPUs of this machine, asked through NVML: which are visible, their free memory, whether torch can use them.
 
 Imports no torch and must not initialise CUDA: a context would hold memory on a GPU that belongs to a worker.
 """
@@ -25,7 +25,7 @@ NO_DRIVER = (
 PROBE = "import json, torch; print(json.dumps([torch.cuda.is_available(), torch.__version__, torch.version.cuda]))"
 BFLOAT16 = 8, 0  # CUDA's capability from which a GPU has it
 ROOM = 0.95
-"""Share of what was free before the first load that is enough for another: others may have come."""
+"""Share of the wanted bytes that is enough: other processes may have taken some since."""
 RELEASE_SECONDS, POLL_SECONDS = 60.0, 0.25
 
 
@@ -37,11 +37,11 @@ class Gpu(NamedTuple):
     name: str
     memory_bytes: int
     capability: tuple[int, int] = BFLOAT16
-    """CUDA's; of a MIG instance, which no older GPU has, at least this."""
+    """CUDA compute capability; the default for a MIG instance, since only GPUs from it on have any."""
 
 
 def visible_gpus() -> list[Gpu]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves to this process; none where there is no NVIDIA driver.
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves to this process; empty without an NVIDIA driver.
 
     Raises UserError if there is a driver and it does not answer.
     """
@@ -70,7 +70,7 @@ def visible_gpus() -> list[Gpu]:
 
 @contextmanager
 def nvml() -> Iterator[None]:
-    """NVML open; raises pynvml.NVMLError."""
+    """Keeps NVML open inside the `with` block. Raises pynvml.NVMLError."""
     pynvml.nvmlInit()
     try:
         yield
@@ -120,21 +120,21 @@ def driver_version() -> str:
 
 
 def free_bytes() -> int | None:
-    """Free memory of the one GPU that this process sees; None where there is none, or NVML does not tell."""
+    """Free memory of the one GPU that this process sees; None unless it sees one and NVML tells."""
     present = visible_gpus()
     if len(present) != 1:
         return None
     try:
         with nvml():
             return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(present[0].uuid)).free)
-    except pynvml.NVMLError:  # a MIG instance, say, of which the driver does not tell everybody
+    except pynvml.NVMLError:  # e.g. a MIG instance, whose memory not every process may ask for
         return None
 
 
 def wait_for_room(wanted: int | None, free: Callable[[], int | None] = free_bytes) -> int | None:
-    """Bytes free now, once nearly `wanted` are, or after RELEASE_SECONDS: whether that is enough, loading will tell.
+    """Wait until nearly `wanted` bytes of the GPU are free, at most RELEASE_SECONDS; returns the bytes then free.
 
-    A killed process's memory is given back only seconds after its end.
+    A killed process's memory is given back only seconds after its end. Too little is no error here: loading may fit.
     """
     until = time.monotonic() + RELEASE_SECONDS
     while (now := free()) is not None and wanted is not None and now < ROOM * wanted and time.monotonic() < until:

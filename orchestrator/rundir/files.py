@@ -1,5 +1,4 @@
-"""Files that are whole after a crash, that say what a full disk did, and that are read while they grow. Knows no run
-and no record."""
+"""Reading and writing files so that they are whole after a crash, and readable while they grow."""
 
 from __future__ import annotations
 
@@ -32,13 +31,13 @@ def cut_torn_tail(path: Path) -> int:
 
 
 class Tail:
-    """The complete lines of a log that may not be there yet, whole or as it grows."""
+    """Reads the complete lines of a log that may grow, or may not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._offset = path, 0
 
     def lines(self) -> list[bytes]:
-        """Those that it has gained since the last look, without their newlines."""
+        """The lines added since the last call, without their newlines."""
         if not self._path.exists():
             return []
         with self._path.open("rb") as file:
@@ -50,10 +49,10 @@ class Tail:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace `path` by `content`, UTF-8 if text: after a crash or an OSError it is the old or the new, whole."""
-    for left in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
-        pid = left.name.rpartition(".")[2]
+    for leftover in path.parent.glob(f".{path.name}.*"):  # by a process that was killed
+        pid = leftover.name.rpartition(".")[2]
         if pid.isdecimal() and not Path("/proc", pid).exists():
-            left.unlink(missing_ok=True)
+            leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -69,7 +68,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def writing(what: object, way_out: str) -> Iterator[None]:
-    """Raises UserError, with the `way_out`, where the system does not let us write `what`."""
+    """Turns an OSError inside the `with` block into a UserError: `what` cannot be written, and the `way_out`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What run.json says of a run, typed and by one name each, or the one sentence that refuses it. Knows no record."""
+"""The manifest of a run: what its run.json says, as typed fields, checked for what every run.json has."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ METHODS = {
     "smc": "SMC of {num_candidates} (alpha {alpha:g})",
     "replay": "replay of {texts}",
 }
-"""A sampler in a few words, the same wherever its result appears; phrases as in `layout.Phrases`."""
+"""Kind of sampler -> how it is named wherever its result appears; phrases as in `text.Phrases`."""
 NAMING = {"alpha": (int, float), "temperature": (int, float), "num_moves": int, "num_candidates": int, "texts": str}
-"""The settings that a sampler is named by, as far as its kind reads them, with their types."""
+"""The settings that appear in a sampler's name if its kind reads them, and their types."""
 
 
 def at(*paths: str, default: Any = None, **more: Any) -> Any:
-    """A field that stands at the first of these paths that there is."""
+    """A model field that is read from the first of these dotted paths that exists."""
     return Field(default, validation_alias=AliasChoices(*(AliasPath(*path.split(".")) for path in paths)), **more)
 
 
 class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
-    """What a reader must know of a run to trust and repeat it; None is what an older run.json leaves out.
+    """What run.json says of a run; None is what an older run.json leaves out.
 
-    Its dump is what a summary says of the run; the fields that are excluded serve who reads the run itself.
+    Its dump is the `run` of a summary; the excluded fields are for code that reads the run itself.
     """
 
     directory: Path = Field(exclude=True)
     content: dict[str, Any] = Field(exclude=True)
-    """All of run.json, as it is written."""
+    """All of run.json."""
     name: str = at("config.name", default="", exclude=True)
     limit: int | None = at("config.limit", exclude=True)
     data_split: str = at("config.data_split", default="test", exclude=True)
@@ -54,7 +54,7 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
     prompts_sha256: str | None = at("provenance.prompts_sha256")
     num_shots: int | None = at("config.task.num_shots")
     max_new_tokens: int | None = at("config.task.max_new_tokens")
-    """None, too, where it ends no answer: replayed ones were cut off elsewhere, or not."""
+    """None for replayed answers, too, which it does not cut off."""
     stop: list[str] | None = at("config.task.stop")
     num_problems: int
     """After any limit."""
@@ -72,13 +72,13 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
 
     @classmethod
     def read(cls, directory: Path, graded: bool = False) -> Manifest:
-        """Of the run in `directory`. Raises UserError if there is none, or it does not say what every run.json does;
-        where it must be `graded`, also for a run without scores."""
+        """The manifest of the run in `directory`. Raises UserError if there is none or it lacks what every run.json
+        says; if it must be `graded`, also for a run without scores."""
         content = read_run(directory) if directory.is_dir() else None
         if content is None:
-            held = ", ".join(str(one) for one in runs_in(directory))
-            way = f"it holds the runs {held}; name one of them" if held else "name the one that the run printed"
-            raise UserError(f"{directory} is not a run directory (it has no {RUN}); {way}.")
+            runs = ", ".join(str(one) for one in runs_in(directory))
+            way_out = f"it holds the runs {runs}; name one of them" if runs else "name the one that the run printed"
+            raise UserError(f"{directory} is not a run directory (it has no {RUN}); {way_out}.")
         run = cls.of(directory, content)
         if graded and run.task == "open":
             raise UserError(
@@ -88,7 +88,7 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
 
     @classmethod
     def of(cls, directory: Path, content: Mapping[str, Any]) -> Manifest:
-        """The same of a run.json that says `content`."""
+        """The manifest of the run in `directory` whose run.json says `content`. Raises UserError as `read` does."""
         try:
             return cls.model_validate({**content, "directory": directory, "content": content})
         except ValidationError as error:
@@ -100,7 +100,7 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
 
     @field_validator("sampler")
     @classmethod
-    def _says_what_names_it(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _check_sampler(cls, value: dict[str, Any]) -> dict[str, Any]:
         read = READS.get(str(value.get("kind")), frozenset())
         for name, kind in {"kind": str, **{name: NAMING[name] for name in NAMING if name in read}}.items():
             if not isinstance(value.get(name), kind):
@@ -109,7 +109,7 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
 
     @field_validator("max_new_tokens")
     @classmethod
-    def _ends_no_replayed_answer(cls, value: int | None, info: ValidationInfo) -> int | None:
+    def _drop_limit_of_replay(cls, value: int | None, info: ValidationInfo) -> int | None:
         return None if info.data.get("sampler", {}).get("kind") == "replay" else value
 
     @computed_field
@@ -120,12 +120,12 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
     @property
     def cut_limit(self) -> float:
         """Tokens below which no answer counts as cut off: `paper` may end answers at their last length, and which
-        replayed ones were cut off nobody knows."""
+        replayed ones were cut off is unknown."""
         return {"paper": self.max_new_tokens or 0, "replay": inf}.get(self.sampler["kind"], 0)
 
 
 def method(sampler: Mapping[str, Any]) -> str:
-    """A sampler in a few words."""
+    """The name of a sampler, made from its settings."""
     effective, kind = sampler.get("num_effective_moves"), sampler.get("kind") or "unknown method"
     several, cuts = (sampler.get("blocks") or 1) > 1, sampler.get("cuts", "uniform")
     words = {

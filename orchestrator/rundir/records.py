@@ -1,4 +1,4 @@
-"""Reading records.jsonl: one record a line, the first of each (problem, sample) counts."""
+"""Reading and encoding records.jsonl: one record a line, the first of each (problem, sample) counts."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ RecordKey = tuple[int, int]
 
 
 class RecordLog:
-    """A record log beside the run.json of its run, whole or as it grows; what follows the last newline is not read."""
+    """Reads a record log beside its run's run.json, whole or as it grows; an unfinished last line is not read."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._tail, self._num_lines = path, Tail(path), 0
-        said = flatten(read_run(path.parent) or {})
-        self._limits = {"problem_id": said.get("num_problems"), "sample_index": said.get("config.num_samples")}
+        manifest = flatten(read_run(path.parent) or {})
+        self._limits = {"problem_id": manifest.get("num_problems"), "sample_index": manifest.get("config.num_samples")}
         self._known: set[RecordKey] = set()
 
     def read(self) -> list[Record]:
-        """The records that the log has gained and that count, the first of each key. Raises UserError, which names the
-        line, for one that is no record of the run."""
-        gained = []
+        """The records added since the last call, only the first of each key. Raises UserError, which names the line,
+        for one that is no record of the run."""
+        added = []
         for line in self._tail.lines():
             self._num_lines += 1
             try:
@@ -40,12 +40,12 @@ class RecordLog:
                 ) from error
             if (key := key_of(record)) not in self._known:
                 self._known.add(key)
-                gained.append(record)
-        return gained
+                added.append(record)
+        return added
 
 
 def first_records(path: Path) -> dict[RecordKey, Record]:
-    """The records of a log that count, in its order."""
+    """The first record of each key in a log, in its order."""
     return {key_of(record): record for record in RecordLog(path).read()}
 
 
@@ -54,14 +54,14 @@ def key_of(record: Record) -> RecordKey:
 
 
 def answers(directory: Path) -> dict[RecordKey, Record]:
-    """The records of a run, as `first_records`. Raises UserError if there is none."""
-    first = first_records(directory / RECORDS)
-    if not first:
+    """The records of a run by key, see `first_records`. Raises UserError if there is none."""
+    records = first_records(directory / RECORDS)
+    if not records:
         raise UserError(
             f"The run in {directory} has no answer yet ({RECORDS} is missing or empty); go on with it first, or "
             "restore the file."
         )
-    return first
+    return records
 
 
 def encode(record: Record) -> bytes:
@@ -70,8 +70,8 @@ def encode(record: Record) -> bytes:
 
 
 def decode(line: bytes | str, limits: Mapping[str, Any]) -> Record:
-    """The record of one line. Raises ValueError when it is none, or its numbers are not below those of `limits` (as far
-    as these are numbers; a problem's number is its row)."""
+    """The record of one line. Raises ValueError if it is none, or a field that `limits` names is not below its limit (a
+    limit that is no integer is ignored)."""
     record = Record(**schemas.read(line, schemas.RecordLine))
     for name, limit in limits.items():
         if isinstance(limit, int) and not 0 <= getattr(record, name) < limit:

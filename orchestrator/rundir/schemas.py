@@ -1,4 +1,4 @@
-"""What lines of a run's files must hold: records, new scores, telemetry. Knows no file and no meaning."""
+"""The schemas of the lines of records.jsonl, scores.jsonl and telemetry.jsonl."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ TOTALS = (
     "moves", "null", "accepted", "rejected_early", "initial_tokens", "replayed_tokens", "naive_tokens",
     "discarded_tokens",
 )  # fmt: skip
-"""Fields of a record's chain that are added up over all answers, under their names."""
+"""Fields of a record's chain that a summary adds up over all answers, under the same names."""
 MEANS = {
     "mean_log_p_first": "log_p_first", "mean_log_p": "log_p", "mean_cut": "mean_cut",
     "mean_divergence": "mean_divergence", "mean_distinct": "distinct", "mean_drift": "drift_mean",
     "mean_candidates": "candidates", "mean_particles": "particles", "mean_resampled": "resampled",
     "mean_log_z_hat": "log_z_hat",
 }  # fmt: skip
-"""Averages over answers, and the fields that they are of."""
+"""Averages over answers in a summary -> the fields of a record's chain that they are of."""
 
 MAX_TOKEN_ID = 2**31 - 1  # what the Parquet export holds
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Amount = Annotated[Number, Field(ge=0)]
 Share = Annotated[Number, Field(ge=0, le=1 + 1e-6)]
-"""The sum of weights may be rounded."""
+"""A little over 1 is allowed: sums of weights are rounded."""
 Count = Annotated[int, Field(ge=0)]
 
 
 class Line(BaseModel):
-    """Base of all: types as they are written, and whatever else there is."""
+    """Base of all lines: types are strict, further fields are allowed."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -44,7 +44,7 @@ class Verdict(Line):
 
 
 class AnsweredBy(Line):
-    """Who answered."""
+    """The worker that answered."""
 
     rank: int | None = None
     name: str | None = None
@@ -54,7 +54,7 @@ NUMBERS = (*TOTALS, *MEANS.values(), "generated", "prefilled", "drift_max", "ess
 
 
 class ChainFigures(Line):
-    """A sampler's diagnostics; what reports read as numbers is numbers."""
+    """A sampler's diagnostics of one answer; fields in NUMBERS must be finite numbers or None."""
 
     votes: dict[str, Count] = {}
     expected_correct: dict[str, Share] = {}
@@ -99,7 +99,7 @@ class ScoresLine(Line):
 
 
 class TelemetryLine(Line):
-    """A line of telemetry.jsonl: a worker's state at a time, or an event; what every one must have, and types."""
+    """A line of telemetry.jsonl: a worker's state at one moment (`sample`), or an event."""
 
     kind: Literal["sample", "event"]
     time: Number
@@ -115,14 +115,14 @@ class TelemetryLine(Line):
     slots: Count = 0
     active_slots: Count = 0
     tokens_per_second: Number | None = None
-    """Negative where an engine was made anew in between."""
+    """Negative if the worker made a new engine since its last row."""
     utilisation: Amount | None = None
     waiting_fraction: Number | None = None
     idle_seconds: Amount | None = None
     nvml_used_bytes: Count | None = None
 
     @model_validator(mode="after")
-    def _says_what_its_kind_says(self) -> Self:
+    def _has_fields_of_its_kind(self) -> Self:
         needed = (
             {"worker"} if self.kind == "sample" else {"event", {"phase": "name", "tail": "seconds"}.get(self.event)}
         )
@@ -132,14 +132,14 @@ class TelemetryLine(Line):
 
 
 def read(line: bytes | str, kind: type[Line]) -> dict[str, Any]:
-    """The fields of a line as they are written. Raises ValueError, which names the first that is wrong, for none."""
+    """The fields of a line, checked against the schema `kind`. Raises ValueError naming the first that is wrong."""
     try:
         fields = json.loads(line, parse_constant=not_json)
-        json.dumps(fields, ensure_ascii=False).encode()  # halves of characters cannot be written again
+        json.dumps(fields, ensure_ascii=False).encode()  # lone surrogates could not be written again
         kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        if first["type"] == "value_error":  # ours
+        if first["type"] == "value_error":  # raised by a validator above
             raise first.get("ctx", {})["error"] from error
         where = ".".join(map(str, first["loc"])) or "the line"
         has = "" if first["type"] == "missing" else f" is {repr(first['input'])[:60]}"

@@ -1,4 +1,4 @@
-"""Reading scores.jsonl, the newer scores of a run that was graded again."""
+"""Reading scores.jsonl, which holds the newer scores of a run that was graded again."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SCORES = "scores.jsonl"
 
 
 def with_new_scores(directory: Path, records: Sequence[Record]) -> tuple[list[Record], int | None]:
-    """The records with the scores of scores.jsonl, and how many records have other verdicts then.
+    """The records with the scores of scores.jsonl, and how many of them have other verdicts by that.
 
-    None instead of a number where there is no such file. A record that it does not name keeps its own scores: the run
+    None instead of the number if there is no such file. A record that it does not name keeps its own scores: the run
     went on after the regrade. Raises UserError for a damaged line.
     """
     path, new = directory / SCORES, {}
@@ -29,10 +29,10 @@ def with_new_scores(directory: Path, records: Sequence[Record]) -> tuple[list[Re
                 f"{path}, line {number}: not the scores of a record ({error}); make the file again by "
                 f"`powersample regrade {directory}`, or delete it to have the run's own scores back."
             ) from error
-    found = [
+    rescored = [
         record._replace(scores=new.get((record.problem_id, record.sample_index), record.scores)) for record in records
     ]
-    return found, sum(verdicts(old) != verdicts(now) for old, now in zip(records, found, strict=True))
+    return rescored, sum(verdicts(old) != verdicts(now) for old, now in zip(records, rescored, strict=True))
 
 
 def verdicts(record: Record) -> dict[str, bool]:

@@ -1,4 +1,4 @@
-"""What happened while a run ran: `telemetry.jsonl`, one row a line, appended without fsync. Decides nothing.
+"""Reading telemetry.jsonl, which says what happened while a run ran: one row a line, appended without fsync.
 
 Rows, told apart by `kind`; every row has `time` in Unix seconds:
 
@@ -50,7 +50,7 @@ def readable(lines: Iterable[bytes]) -> list[dict[str, Any]]:
 
 
 def timings(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds of each phase, added up over all starts of the run, whether they ended well or were killed.
+    """Seconds of each phase, added up over all starts of the run, also those that were killed.
 
     Keys: `setup_seconds`, `ray_seconds`, `load_seconds`, `sampling_seconds`, `total_seconds` (their sum), `num_starts`,
     and `tail_seconds`, the part of the last start's sampling in which a slot had nothing left to do (0 if none was).
@@ -74,20 +74,20 @@ def timings(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def held(reading: Mapping[str, Any]) -> int | None:
-    """Bytes that the worker's process holds: of its device where it has one, else of the host."""
+    """Bytes of memory that the worker's process holds: of its device if it has one, else of the host."""
     memory = reading.get("memory", {})
     reserved = memory.get("reserved_bytes")
     return memory.get("rss_bytes") if reserved is None else reserved
 
 
 def used(reading: Mapping[str, Any]) -> int | None:
-    """Bytes in use of the worker's device, by others, too; where it has none, those that its process holds."""
+    """Bytes of memory in use on the worker's device, by all processes; without a device as `held`."""
     memory = reading.get("memory", {})
     total = memory.get("total_bytes")
     return total - memory.get("free_bytes", total) if total else held(reading)
 
 
 def by_number(worker: str) -> tuple[str, int]:
-    """gpu2 before gpu10."""
+    """Key by which workers are sorted: gpu2 before gpu10."""
     kind = worker.rstrip("0123456789")
     return kind, int(worker[len(kind) :] or 0)

@@ -1,7 +1,7 @@
-"""One frozen value that says what a run is, and what two starts must share to be the same run.
+"""The configuration of a run, and the fingerprint that identifies the run.
 
-`RunConfig` holds what was asked for, `resolve` fills in what depends on the machine, `runs_of` says which runs that
-makes, and `fingerprint` is what two starts must share to be the same run.
+`RunConfig` holds what the user set, `resolve` fills in what depends on the machine, `runs_of` lists the runs of a
+configuration, and `fingerprint` is what two starts must share to be the same run.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ DEMO_MAX_NEW_TOKENS = 160  # the embedded model's answers are shorter
 
 
 def refuse_empty(value: Any) -> Any:
-    """An empty path would be the current directory."""
+    """Raises ValueError for an empty path, which would be the current directory."""
     if value == "":
         raise ValueError("must not be empty; name a directory, or leave it out")
     return value
 
 
 class RunConfig(Settings):
-    """Everything that can be set. The descriptions are what `powersample run --help` prints."""
+    """All settings of a run. The descriptions are what `powersample run --help` prints."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -107,7 +107,7 @@ class RunConfig(Settings):
 
 
 def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> RunConfig:
-    """The configuration with everything decided that depends on the machine; resolving twice changes nothing.
+    """The configuration with all decided that depends on the machine; resolving it again changes nothing.
 
     Decides `num_gpus`, `mode`, `model`, `data`, `name`, and `engine.dtype` (by whether the GPUs have bfloat16). Raises
     UserError for more GPUs than present and for settings that contradict each other.
@@ -149,8 +149,8 @@ def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> 
 
 
 def shared_gpus(config: RunConfig, num_gpus: int) -> int:
-    """The GPUs that workers of `engine.gpus_per_model` each can use. Raises UserError if that leaves none, or some of
-    those asked for."""
+    """How many GPUs workers of `engine.gpus_per_model` each can use. Raises UserError if none, or not all of those
+    asked for."""
     each = config.engine.gpus_per_model
     if each > 1 and (num_gpus < each or (config.num_gpus and num_gpus % each)):
         raise UserError(
@@ -161,7 +161,7 @@ def shared_gpus(config: RunConfig, num_gpus: int) -> int:
 
 
 def check_demo(config: RunConfig) -> None:
-    """Refuse what the demo would have to ignore."""
+    """Raises UserError for settings that the demo would have to ignore."""
     for field in ("model", "data"):
         if getattr(config, field) not in (None, DEMO):
             raise UserError(
@@ -179,12 +179,12 @@ def runs_of(config: RunConfig) -> list[RunConfig]:
     """The runs of a resolved configuration: itself, or in demo mode four that share model, problems and seed."""
     if config.mode != "demo":
         return [config]
-    root, asked = config.run_dir or demo_directory(config), config.sampler
+    root, power = config.run_dir or demo_directory(config), config.sampler
     samplers = [
         SamplerConfig(kind="greedy"),
         SamplerConfig(kind="temperature", temperature=1.0),
-        SamplerConfig(kind="temperature", temperature=1 / asked.alpha),
-        asked,
+        SamplerConfig(kind="temperature", temperature=1 / power.alpha),
+        power,
     ]
     return [
         config.model_copy(update={"mode": "run", "name": f"{DEMO}/{name}", "run_dir": root / name, "sampler": sampler})
@@ -200,12 +200,12 @@ def demo_directory(config: RunConfig) -> Path:
 
 
 def run_directory(config: RunConfig, digest: str) -> Path:
-    """Where a run with this fingerprint is kept."""
+    """The directory of a run with the fingerprint `digest`."""
     return config.run_dir or Path("runs") / f"{config.name}-{digest[:8]}"
 
 
 class Provenance(NamedTuple):
-    """What the run's inputs are, apart from their names on this machine."""
+    """Digests that identify a run's inputs, whatever their names on this machine."""
 
     model: str
     """Digest of a local model's files, or the commit of a model from the hub."""
@@ -223,8 +223,8 @@ def fingerprint(config: RunConfig, provenance: Provenance) -> str:
     Slots, workers, GPUs, paths and report options are not in it: they may change from one start to the next.
     """
     sampler = {name: value for name, value in config.sampler.read().items() if name != "texts"}  # a path
-    later = {"max_prompt_tokens"} if config.task.max_prompt_tokens is None else set()  # older runs did not know it
-    task = config.task.model_dump(exclude={"train_data", *later})
+    unset = {"max_prompt_tokens"} if config.task.max_prompt_tokens is None else set()  # older runs did not know it
+    task = config.task.model_dump(exclude={"train_data", *unset})
     contents = {
         "record_format": RECORD_FORMAT,
         **{name: digest for name, digest in provenance._asdict().items() if name != "texts" or digest},

@@ -1,7 +1,7 @@
-"""From file, environment and flags to one RunConfig: each overrides the one before. Knows no model, data or device.
+"""Merges the settings of file, environment and command line into one RunConfig; each overrides the one before.
 
-pydantic judges the values; here they are merged, and every refusal becomes one sentence with the name as the user wrote
-it, the value, what is allowed, and the nearest right name.
+pydantic judges the values; here its refusals become one sentence with the name as the user wrote it, the value, what is
+allowed, and the nearest right name.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SCRIPT_VARIABLES = frozenset({f"{PREFIX}PYTHON", f"{PREFIX}RESTART_SECONDS"})
 
 
 class Given(NamedTuple):
-    """What one source sets, and how that source spells the name of a setting (`sampler.num_moves`)."""
+    """The settings of one source, and how that source spells the name of a setting (`sampler.num_moves`)."""
 
     values: dict[str, Any]
     spell: Callable[[str], str]
@@ -64,7 +64,7 @@ def build_config(args: Namespace, environ: Mapping[str, str], path: str | Path |
 
 
 def read_options(args: Namespace) -> Given:
-    """What options set, under the names of their settings."""
+    """The settings that command-line options set."""
     values: dict[str, Any] = {}
     for name in vars(args).keys() & known_settings().keys():
         value = getattr(args, name)
@@ -89,7 +89,7 @@ def variable_name(name: str) -> str:
 
 
 def read_environment(environ: Mapping[str, str]) -> Given:
-    """What POWERSAMPLE_* variables set, groups and lists as JSON; an empty one counts as not set."""
+    """The settings that POWERSAMPLE_* variables set, groups and lists as JSON; an empty one counts as not set."""
     names = {variable_name(name): name for name in known_settings()}
     values: dict[str, Any] = {}
     for variable, value in sorted(environ.items()):  # a group before its settings
@@ -108,7 +108,7 @@ def read_environment(environ: Mapping[str, str]) -> Given:
 
 
 def from_json(spelling: str, text: str, name: str) -> Any:
-    """The value of the setting `name` that was given as JSON."""
+    """The value of the setting `name`, given as JSON. Raises UserError with the source's `spelling` of it."""
     try:
         return json.loads(text)
     except ValueError as error:
@@ -116,7 +116,7 @@ def from_json(spelling: str, text: str, name: str) -> Any:
 
 
 def read_file(path: Path) -> Given:
-    """What a YAML file sets. Raises UserError naming the file, and line or key where there is one."""
+    """The settings of a YAML file. Raises UserError naming the file, and line or key where there is one."""
     values = read_yaml(path)
     if values is None:
         values = {}
@@ -124,14 +124,14 @@ def read_file(path: Path) -> Given:
         raise UserError(f"{path} must hold settings as `name: value` lines, not a {type(values).__name__}; see {SEE}.")
     given = Given({str(key): value for key, value in values.items()}, lambda name: f"{path}: {name}")
     for name in known_settings():  # YAML reads yes and on as true, which pydantic would take for the number 1
-        found, value = given.find(name)
-        if found and isinstance(value, bool) and "number" in allowed(name):
+        is_set, value = given.find(name)
+        if is_set and isinstance(value, bool) and "number" in allowed(name):
             raise UserError(f"{path}: {name}={shown(value)} is refused; allowed: {allowed(name)}.")
     return given
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """The safe loader, which refuses a key that a mapping has twice: YAML would let the last one win, unnoticed."""
+    """A safe YAML loader that refuses a key given twice in a mapping: YAML would take the last one, unnoticed."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -167,14 +167,14 @@ def read_yaml(path: Path) -> Any:
 
 
 def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
-    """`high` over `low`, group by group."""
+    """Both mappings as one: `high` overrides `low`, and groups are merged likewise."""
     both = low.keys() & high.keys()
     groups = {k: merge(low[k], high[k]) for k in both if isinstance(low[k], Mapping) and isinstance(high[k], Mapping)}
     return {**low, **high, **groups}
 
 
 def refusal(error: ValidationError, sources: Sequence[Given]) -> str:
-    """The sentence about the first thing that pydantic refused, spelt as its source spells it."""
+    """The message about the first value that pydantic refused, with its name as its source spells it."""
     first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"]]
     known = known_settings()
@@ -192,18 +192,18 @@ def refusal(error: ValidationError, sources: Sequence[Given]) -> str:
 
 
 def conflict(names: Sequence[str], reason: str, sources: Sequence[Given]) -> str:
-    """The sentence about settings that do not go together, of which those that are set are named."""
-    given = [name for name in names if any(source.find(name)[0] for source in sources)]
-    cited = [f"{spelling}={shown(value)}" for spelling, value in (written(name, sources) for name in given)]
+    """The message about settings that do not go together; it names those of them that are set."""
+    set_names = [name for name in names if any(source.find(name)[0] for source in sources)]
+    cited = [f"{spelling}={shown(value)}" for spelling, value in (written(name, sources) for name in set_names)]
     verdict = "is refused" if len(cited) == 1 else "do not go together"
     return f"{' and '.join(cited)} {verdict}: {reason}."
 
 
 def written(name: str, sources: Sequence[Given]) -> tuple[str, Any]:
-    """How the source that decides `name` spells it, and the value that it gives."""
+    """Spelling and value of the setting `name` in the source that decides it."""
     for source in sources:
-        found, value = source.find(name)
-        if found:
+        is_set, value = source.find(name)
+        if is_set:
             return source.spell(name), value
     return name, None
 
@@ -214,7 +214,7 @@ def shown(value: Any) -> str:
 
 
 def siblings(parts: Sequence[str]) -> str:
-    """What may stand where an unknown key stands."""
+    """The phrase that lists the known names in the group of an unknown one."""
     group = ".".join(parts[:-1])
     names = [n.removeprefix(f"{group}.") for n in known_settings() if n.rpartition(".")[0] == group]
     return f"{group or 'a configuration'} has {', '.join(names)}"

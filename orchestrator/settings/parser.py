@@ -1,4 +1,4 @@
-"""Reading the arguments of a command: its parser, the sentences that refuse, and numbers. Knows no command."""
+"""The argument parser that all commands share, its error messages, and types of options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RENAMED = {"tensor_parallel": "gpus_per_model"}
 
 
 class Parser(argparse.ArgumentParser):
-    """The arguments of `powersample COMMAND`; what it cannot take it refuses by a UserError of one sentence."""
+    """The argument parser of `powersample COMMAND`; raises UserError, one sentence, for what it cannot take."""
 
     def __init__(self, command: str, usage: str, about: str, epilog: str | None = None) -> None:
         super().__init__(
@@ -30,18 +30,18 @@ class Parser(argparse.ArgumentParser):
             exit_on_error=False,
         )
         self.allowed: dict[str, str] = {}
-        """Option -> what its value can be; of others their help says so."""
+        """Option -> what its value can be; of options not in it their help says so."""
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """The values, options and paths in any order."""
+        """Parse `arguments`, options and paths in any order. Raises UserError."""
         self.check_names(arguments)
         try:
-            found, stray = self.parse_known_intermixed_args(arguments)
+            values, stray = self.parse_known_intermixed_args(arguments)
         except argparse.ArgumentError as error:
             self.error(self.value_refusal(error.argument_name or "", error.message))
         if stray:
             self.error(f"{stray[0]} belongs to no option")
-        return found
+        return values
 
     @property
     def flags(self) -> Mapping[str, argparse.Action]:
@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
         return self._option_string_actions
 
     def check_names(self, arguments: Iterable[str]) -> None:
-        """Refuse an option that does not exist, with the nearest one that does."""
+        """Raises UserError for an option that does not exist, with the nearest one that does."""
         known = self.flags
         for name in (argument.partition("=")[0] for argument in arguments):
             if name == "--":
@@ -84,7 +84,7 @@ def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def likeness(a: str, b: str) -> float:
-    """Of the whole names, or of their last parts (`alpha` and `sampler.alpha` are one thought), from 0 to 1.
+    """Similarity of two names, from 0 to 1: of the whole names or of their last parts (`alpha`, `sampler.alpha`).
 
     Of names in the same group only the last parts count.
     """
@@ -98,7 +98,7 @@ def likeness(a: str, b: str) -> float:
 
 
 def number(words: str, fits: Callable[[float], bool], kind: type[int] | type[float] = float) -> Callable[[str], Any]:
-    """A type of options: numbers that fit, also as 100e6."""
+    """A type of options: numbers for which `fits` is true, also written as 100e6; `words` says which these are."""
 
     def read(text: str) -> int | float:
         try:
@@ -119,7 +119,7 @@ memory = number("a number of GiB, such as 8", lambda n: 0 < n < 1e6)
 
 
 def slots(text: str) -> list[int | None]:
-    """A type of options: numbers of slots, None for auto."""
+    """A type of options: a list of numbers of slots; None stands for auto."""
     parts = text.split(",")
     if not all(part == "auto" or (part.isdecimal() and int(part)) for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of slots such as 1,64,auto")

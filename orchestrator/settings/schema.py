@@ -1,4 +1,4 @@
-"""What can be set: the names of all settings, what each allows, and their options. Knows no source of values."""
+"""The schema of all settings: their names, what each allows, and the command-line option of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECTIONS = {
     "where it runs": ("num_gpus", "num_workers", "batch_size", "use_batched", "inline", "dashboard", "dashboard_host"),
     "where it is kept": ("run_dir", "name", "fresh", "track"),
 }
-"""The settings that belong to no group."""
+"""Sections of the help for the settings that belong to no group."""
 BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
 PLACEHOLDERS = {"path": "DIR", "whole number": "N", "number": "X"}
 WIDEST_CHOICES = 40  # characters of choices that are shown as the placeholder of a value
@@ -28,12 +28,12 @@ WIDEST_CHOICES = 40  # characters of choices that are shown as the placeholder o
 def known_settings() -> Mapping[str, dict[str, Any]]:
     """Dotted name -> its JSON schema, groups included (`sampler`, `sampler.alpha`)."""
     schema = RunConfig.model_json_schema()
-    found: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for name, about in schema["properties"].items():
         group = schema["$defs"].get(about.get("$ref", "").rpartition("/")[2], {})
-        found[name] = {**group, **about}
-        found |= {f"{name}.{inner}": nested for inner, nested in group.get("properties", {}).items()}
-    return MappingProxyType(found)
+        settings[name] = {**group, **about}
+        settings |= {f"{name}.{inner}": nested for inner, nested in group.get("properties", {}).items()}
+    return MappingProxyType(settings)
 
 
 def is_group(name: str) -> bool:
@@ -93,13 +93,13 @@ def add_settings(parser: Parser, shown: bool) -> None:
 
 
 def kinds() -> str:
-    """Which settings each kind of sampler reads."""
+    """Lines of the help that say which settings each kind of sampler reads."""
     lines = [f"  {kind:<12} {', '.join(sorted(names)) or 'nothing'}" for kind, names in READS.items()]
     return "\n".join(["each kind reads these settings, and another one is refused:", *lines])
 
 
 def how_given(name: str, shown: bool) -> dict[str, Any]:
-    """A setting as `add_argument` takes it: its value is a text, that of a list several, that of a switch a bool."""
+    """Arguments of `add_argument` for a setting: a switch for a bool, for a list an option that repeats."""
     about = known_settings()[name]
     text = (about["description"] + default_words(about)).replace("%", "%%") if shown else argparse.SUPPRESS
     if about.get("type") == "boolean":
@@ -119,7 +119,7 @@ def default_words(about: Mapping[str, Any]) -> str:
 
 
 def placeholder(name: str, about: Mapping[str, Any]) -> str:
-    """What stands for the value in the help."""
+    """The placeholder of a setting's value in the help."""
     if choices := ",".join(about.get("enum", ())):
         return f"{{{choices}}}" if len(choices) <= WIDEST_CHOICES else name.rpartition(".")[2].upper()
     can = words(about)
