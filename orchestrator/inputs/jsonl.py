@@ -1,4 +1,4 @@
-"""The rows of JSONL files, each with where it stands."""
+"""Reading the rows of JSONL files, each with its place (file and line) for messages."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write one alone, UTF-8 and
 
 
 def jsonl_rows(path: Path, way_out: str) -> Iterator[tuple[str, Any]]:
-    """What the lines of a JSONL file hold, each with where it stands. Raises UserError for a line that is no JSON."""
+    """The values in a JSONL file, each with its place. Raises UserError for a line that is no JSON."""
     return ((where, parsed(line, where)) for where, line in jsonl_lines(path, way_out))
 
 
 def jsonl_lines(path: Path, way_out: str) -> Iterator[tuple[str, bytes]]:
-    """The rows of a JSONL file as they are written, each with where it stands; blank lines count as lines but not as
-    rows.
+    """The lines of a JSONL file that are not blank, each with its place.
 
-    Raises UserError: `way_out` says what else to name where the file cannot be read.
+    Raises UserError if the file cannot be read; `way_out` says what else to name.
     """
     try:
         content = path.read_bytes()
@@ -35,7 +34,7 @@ def jsonl_lines(path: Path, way_out: str) -> Iterator[tuple[str, bytes]]:
 
 
 def parsed(line: bytes, where: str) -> Any:
-    """What a line of JSON holds. Raises UserError."""
+    """The value on a line of JSON. Raises UserError, which begins with the line's place `where`."""
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError as error:

@@ -1,7 +1,7 @@
-"""From a name to a model's folder on this machine, with the digest that identifies it. Knows no tokenizer.
+"""Finds a model by its name: its folder on this machine, downloaded if need be, and the digest that identifies it.
 
-A name is `demo`, something on this machine, or something on the hub; what cannot be had is a UserError that names the
-setting, within seconds also offline.
+A name is `demo`, a local folder, or a model on the hub; one that cannot be had is a UserError that names the setting,
+within seconds also offline.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ MODEL_SETTING = "--model (of a run also POWERSAMPLE_MODEL)"
 
 
 class ModelSource(NamedTuple):
-    """A model on this machine."""
+    """A model's folder on this machine, and what identifies the model."""
 
     folder: str
     name: str
-    """As it was asked for."""
+    """As the user gave it."""
     revision: str | None
     """Commit on the hub; None for a local folder."""
     digest: str
-    """What the fingerprint takes: the commit, or sha256 over a local folder's files."""
+    """What enters the fingerprint: the commit, or sha256 over a local folder's files."""
 
     def describe(self) -> dict[str, Any]:
-        """For run.json."""
+        """The model as run.json describes it."""
         return {"name": self.name, "revision": self.revision, "sha256": None if self.revision else self.digest}
 
 
 def is_local(name: str) -> bool:
-    """A hub name is `owner/name` or a bare word; anything else, and whatever exists here, is a path."""
+    """Whether `name` is a path: it exists here, or is neither `owner/name` nor a bare word as hub names are."""
     return Path(name).expanduser().exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
@@ -66,10 +66,10 @@ def resolve_model(name: str, revision: str | None = None, engine: EngineConfig =
 
 
 def on_this_node(model: ModelSource, engine: EngineConfig) -> str:
-    """The folder of `model` for a worker, whose node need not be the driver's.
+    """The folder of `model` on a worker's node, which need not be the driver's.
 
     A model from the hub is downloaded by the first worker of a node, at the driver's commit, while the others wait. The
-    lock goes with the process that holds it. Raises UserError for a local folder that this node does not have.
+    lock ends with the process that holds it. Raises UserError for a local folder that this node does not have.
     """
     if Path(model.folder).is_dir():
         return model.folder
@@ -88,13 +88,13 @@ def on_this_node(model: ModelSource, engine: EngineConfig) -> str:
 
 
 def model_files(engine: EngineConfig) -> list[str]:
-    """What of a model's repository is needed."""
+    """Patterns of the files of a model's repository that are needed."""
     code, pickled = ["*.py"] if engine.trust_remote_code else [], PICKLE_FILES if engine.allow_pickle else []
     return [*MODEL_FILES, *code, *pickled]
 
 
 def check_folder(folder: Path, model: str) -> None:
-    """Raises UserError unless `folder` can be a model; `model` is what the sentence calls it."""
+    """Raises UserError unless `folder` can hold a model; the message calls it `model`."""
     way_out = f"set {MODEL_SETTING} to a hub name or a folder with config.json, tokenizer and weights"
     if not folder.is_dir():
         raise UserError(f"There is no model folder {folder}; {way_out}.")
@@ -112,7 +112,7 @@ def folder_digest(folder: Path, patterns: list[str]) -> str:
 
 
 def download(name: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
-    """Folder and commit of a model from the hub; with HF_HUB_OFFLINE=1 only the cache on this machine is looked at."""
+    """Folder and commit of a model from the hub; with HF_HUB_OFFLINE=1 only from the cache on this machine."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
     wanted: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": ["*/*", "consolidated*"]}
@@ -128,7 +128,7 @@ def download(name: str, revision: str | None, patterns: list[str]) -> tuple[Path
 
 
 def unavailable(what: str, way_out: str, error: BaseException) -> UserError:
-    """A thing on the hub cannot be had: `what` it is not on this machine, and what else to set."""
+    """The error for a model or data set that cannot be had from the hub: `what` it is, and what else to set."""
     from huggingface_hub import constants
 
     text = " ".join(str(error).split()) or type(error).__name__

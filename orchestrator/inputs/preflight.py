@@ -1,7 +1,8 @@
-"""What a run needs, found and checked before anything starts: model and data, that every problem fits, weights, places.
+"""Finds a run's model and data and checks them before anything starts.
 
-Reads the model's configuration, its tokenizer and of its weights the headers, never a tensor. Every refusal is a
-UserError; nothing is created. Knows no worker.
+Checked are that every problem fits the model, that its weights are whole, and that the run directory can be written.
+Of the model its configuration, tokenizer and the headers of its weights are read, never a tensor. Every refusal is a
+UserError; nothing is created.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Inputs(NamedTuple):
-    """What was found and checked before anything starts."""
+    """A run's configuration, model and data, found and checked."""
 
     config: RunConfig
     model: ModelSource
@@ -40,7 +41,7 @@ class Inputs(NamedTuple):
     """Longest prompt plus answer, in tokens."""
     prompts_digest: str
     texts: dict[RecordKey, str] | None = None
-    """What the sampler replays; None where it samples."""
+    """The texts that the sampler replays; None if it samples."""
 
     @property
     def train_problems(self) -> tuple[Problem, ...]:
@@ -48,13 +49,13 @@ class Inputs(NamedTuple):
 
     @property
     def provenance(self) -> Provenance:
-        """What the fingerprint takes of them."""
+        """The digests that enter the fingerprint."""
         train = None if self.train is None else self.train.digest
         texts = None if self.texts is None else texts_digest(self.texts)
         return Provenance(self.model.digest, self.data.digest, train, texts)
 
     def describe(self) -> dict[str, Any]:
-        """For the provenance in run.json."""
+        """The inputs as the provenance in run.json describes them."""
         texts = self.provenance.texts
         return {
             "model": self.model.describe(),
@@ -65,7 +66,7 @@ class Inputs(NamedTuple):
 
 
 def resolve_inputs(config: RunConfig, model: ModelSource | None = None) -> Inputs:
-    """Find model, unless it was found before, and data, and check that they fit. Raises UserError."""
+    """Find the model, unless it is given, and the data, and check that they fit. Raises UserError."""
     check_tracker(config.track)
     data = load_problems(config.data or "", config.data_split, config.limit, config.task)
     texts = None if config.sampler.texts is None else load_texts(config.sampler.texts, data, config.num_samples)
@@ -104,7 +105,7 @@ def check(
 
 
 def check_texts(texts: Mapping[RecordKey, str], tokenizer: Tokenizer) -> None:
-    """Raises UserError unless every text is the same again once it was tokens: what is graded is what was given."""
+    """Raises UserError unless every text is the same after encoding and decoding: the given text must be graded."""
     for (problem_id, _), text in texts.items():
         if tokenizer.decode(tokenizer.encode(text, whole=False)) != text:
             raise UserError(

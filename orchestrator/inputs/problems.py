@@ -1,7 +1,6 @@
-"""From a name to the problems of a data set, with the digest that identifies them, and rows of JSONL files in general.
+"""Loads the problems of a data set by its name, with the digest that identifies them.
 
-Also the texts that the sampler `replay` grades. What cannot be had, and a row that is no problem, is a UserError that
-names the setting or the line. Knows no model.
+Data that cannot be had, and a row that is no problem, is a UserError that names the setting or the line.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ TRAIN_SETTING = "POWERSAMPLE_TASK__TRAIN_DATA (--task.train-data)"
 
 
 class DataSource(NamedTuple):
-    """Problems in the order of their data set."""
+    """The problems of a data set, in its order, and what identifies them."""
 
     problems: list[Problem]
     """Within the limit."""
@@ -44,7 +43,7 @@ class DataSource(NamedTuple):
     num_rows: int
     """Rows of the whole data set."""
     refused: Mapping[int, str] = MappingProxyType({})
-    """Row -> why it is no problem; only where nothing is graded, since a score is of all rows."""
+    """Row -> why it is no problem; empty where answers are graded, since a score is of all rows."""
 
     @property
     def num_problems(self) -> int:
@@ -52,7 +51,7 @@ class DataSource(NamedTuple):
         return len(self.problems) + len(self.refused)
 
     def describe(self) -> dict[str, Any]:
-        """For run.json."""
+        """The data as run.json describes it."""
         return {"name": self.name, "sha256": self.digest, "rows": self.num_rows}
 
 
@@ -65,8 +64,8 @@ def load_problems(
 ) -> DataSource:
     """The problems of `demo`, a JSONL file, or a data set on the hub, in the format of `task`; problem_id is the row.
 
-    Raises UserError: unreachable (naming `setting`, by which `data` was chosen), empty, or a row that is no problem
-    (file and line named), unless nothing is graded.
+    Raises UserError if the data cannot be had (naming `setting`, by which it was chosen), is empty, or has a row that
+    is no problem (naming file and line); where nothing is graded such a row is only put into `refused`.
     """
     if data == DEMO or is_local(data) or data.endswith((".jsonl", ".json")):
         path = DEMO_FOLDER / DEMO_PROBLEMS if data == DEMO else Path(data)
@@ -100,10 +99,10 @@ def load_problems(
 
 
 def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FORMAT) -> Problem:
-    """A row as a problem: question and answer are texts, and the answer ends in a `#### number` that can be graded.
+    """The problem in a row: question and answer are texts, and the answer ends in a `#### number` that can be graded.
 
-    Where golds are texts, as in the format `math`, the whole answer is what is graded, unless it has a `####`, too; in
-    the format `open` there is none.
+    Where golds are texts, as in the format `math`, the whole answer is the gold, unless it has a `####`, too; the
+    format `open` has no golds. Raises UserError, beginning with the row's place `where`, for a row that is no problem.
     """
     golds, question_key = FORMATS[task.name].golds, find_question(row, task)
     form_of_row = {question_key: "…"}
@@ -142,7 +141,7 @@ def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FO
 
 
 def check_carried(row: Mapping[str, Any], where: str) -> None:
-    """Raises UserError for a row whose fields, all of which are carried into the output, cannot be written there."""
+    """Raises UserError for a row whose fields cannot be written into the output, which carries all of them."""
     try:
         text = json.dumps([[row]], ensure_ascii=False)  # as deep as they are in a line of the output
         if not SURROGATE.search(text):
@@ -155,13 +154,13 @@ def check_carried(row: Mapping[str, Any], where: str) -> None:
 
 
 def find_question(row: Any, task: TaskConfig) -> str:
-    """Under which name a row has its question: where nothing is graded, `prompt` is as good as the usual one."""
+    """The key of a row's question: the task's, or `prompt` if nothing is graded and the row has only that."""
     either = task.name == "open" and isinstance(row, Mapping) and task.question_key not in row and "prompt" in row
     return "prompt" if either else task.question_key
 
 
 def hub_rows(name: str, split: str, setting: str) -> list[dict[str, Any]]:
-    """Rows of a data set from the hub; with HF_HUB_OFFLINE=1 only the cache on this machine is looked at.
+    """Rows of a data set from the hub; with HF_HUB_OFFLINE=1 only from the cache on this machine.
 
     The hub is asked first by one short call: `load_dataset` alone retries for half a minute when offline.
     """

@@ -1,4 +1,4 @@
-"""What a finished run run_prompts, found again by what its run.json says: task, problems, prompts. Knows no records."""
+"""Makes the problems and prompts of a finished run again, from what its run.json says, and checks their digests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def prompts_digest(task: Task, problems: Iterable[Problem]) -> str:
 
 
 class RunPrompts(NamedTuple):
-    """Problems and prompts of a run, or the sentence that says why they cannot be shown."""
+    """Problems and prompts of a run, or the message why they cannot be shown."""
 
     problems: Mapping[int, Problem]
     prompts: Mapping[int, str]
@@ -33,7 +33,7 @@ class RunPrompts(NamedTuple):
 
 
 def run_prompts(run: Manifest) -> RunPrompts:
-    """The run's problems and prompts, checked against the digests in run.json: what is shown is what was asked.
+    """The run's problems and prompts, checked against the digests in run.json: a report shows what the model was given.
 
     The turns of a chat stand below each other under their roles; the model's own template is not applied.
     """
@@ -47,19 +47,19 @@ def run_prompts(run: Manifest) -> RunPrompts:
 
 
 def prompts_of(run: Manifest, problems: Mapping[int, Problem]) -> dict[int, str | tuple[Message, ...]]:
-    """What the run asked for each of its problems. Raises UserError if that cannot be made again."""
-    task, train = task_of(run), ()
-    if task.num_shots and task.train_data is not None:
-        train = load_problems(task.train_data, "train", None, task, TRAIN_SETTING).problems
-    asking = make_task(task, run.seed or 0, train)
-    shown = list(problems.values())[: run.num_problems]
-    if prompts_digest(asking, shown) != run.prompts_sha256:
+    """The run's prompt for each of its problems. Raises UserError if they cannot be made again."""
+    config, train = task_of(run), ()
+    if config.num_shots and config.train_data is not None:
+        train = load_problems(config.train_data, "train", None, config, TRAIN_SETTING).problems
+    task = make_task(config, run.seed or 0, train)
+    kept = list(problems.values())[: run.num_problems]
+    if prompts_digest(task, kept) != run.prompts_sha256:
         raise UserError(
             f"The prompts of the run in {run.directory} cannot be made again: they have another sha256 than run.json "
-            f"says ({str(run.prompts_sha256)[:8]}); restore the training data {task.train_data} or use the version "
+            f"says ({str(run.prompts_sha256)[:8]}); restore the training data {config.train_data} or use the version "
             "that made the run."
         )
-    return {problem.problem_id: asking.prompt(problem) for problem in shown}
+    return {problem.problem_id: task.prompt(problem) for problem in kept}
 
 
 def as_text(prompt: str | tuple[Mapping[str, str], ...]) -> str:
@@ -67,7 +67,7 @@ def as_text(prompt: str | tuple[Mapping[str, str], ...]) -> str:
 
 
 def task_of(run: Manifest) -> TaskConfig:
-    """How the run asked and what its golds are."""
+    """The task of a run. Raises UserError if run.json does not say it."""
     try:
         return TaskConfig.model_validate(run.content["config"]["task"])
     except ValidationError as error:
@@ -78,7 +78,7 @@ def task_of(run: Manifest) -> TaskConfig:
 
 
 def problems_of(run: Manifest, data: str | None = None) -> dict[int, Problem]:
-    """The run's problems by their rows. Raises UserError if they are not those that it was made with."""
+    """The run's problems by id. Raises UserError if the data is not that which it was made with."""
     name = data or run.data
     if not name:
         raise UserError(

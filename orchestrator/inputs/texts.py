@@ -1,4 +1,4 @@
-"""The given texts that the sampler `replay` grades, by problem and sample."""
+"""Loads the given texts that the sampler `replay` grades, by problem and sample."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ TEXT_FORM = '{"id": 7, "text": "So it is 42."}'
 def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey, str]:
     """A text for every (problem, sample) of `data`; of several of a problem, the first in the file is sample 0.
 
-    All rows have ids or, with one sample, none, being in the order of the data. Raises UserError: no text in a row
-    (file and line named), one too many, or none for a problem within the limit.
+    All rows have ids or, with one sample, none, being in the order of the data. Raises UserError for a row without a
+    text (naming file and line), a text too many, or a problem within the limit that has too few.
     """
     if name == GOLD:
         return {(problem.problem_id, k): problem.answer for problem in data.problems for k in range(num_samples)}
-    found: dict[int, list[str]] = defaultdict(list)
+    texts: dict[int, list[str]] = defaultdict(list)
     have_ids = num_samples > 1  # else the first row decides
     for number, (where, row) in enumerate(jsonl_rows(Path(name).expanduser(), "set sampler.texts to another, or gold")):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str) or SURROGATE.search(row["text"]):
@@ -42,21 +42,21 @@ def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey,
             )
         if (problem_id := int(given)) >= data.num_rows:
             raise UserError(f"{where}: a text for row {problem_id} of {data.name}, which has {data.num_rows} rows.")
-        if len(found[problem_id]) == num_samples:
+        if len(texts[problem_id]) == num_samples:
             raise UserError(
                 f"{where}: text {num_samples + 1} for problem {problem_id}, which num_samples={num_samples} does not "
                 "ask for; raise it, or remove the line."
             )
-        found[problem_id].append(row["text"])
+        texts[problem_id].append(row["text"])
     ids = [problem.problem_id for problem in data.problems]
-    missing = [problem_id for problem_id in ids if len(found[problem_id]) < num_samples]
+    missing = [problem_id for problem_id in ids if len(texts[problem_id]) < num_samples]
     if missing:
         raise UserError(
             f"{name} has too few texts for {len(missing)} of {len(ids)} problems, the first of them problem "
-            f"{missing[0]} ({len(found[missing[0]])} of {num_samples}); add rows {TEXT_FORM}, or set limit or "
+            f"{missing[0]} ({len(texts[missing[0]])} of {num_samples}); add rows {TEXT_FORM}, or set limit or "
             "num_samples."
         )
-    return {(problem_id, k): found[problem_id][k] for problem_id in ids for k in range(num_samples)}
+    return {(problem_id, k): texts[problem_id][k] for problem_id in ids for k in range(num_samples)}
 
 
 def texts_digest(texts: Mapping[RecordKey, str]) -> str:

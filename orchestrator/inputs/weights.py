@@ -1,15 +1,11 @@
-"""Are the weights in a model folder all there and whole?"""
+"""Checks that the weights in a model folder are all there and whole."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from evals.types import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_weights(folder: Path, allow_pickle: bool) -> None:
@@ -23,16 +19,16 @@ def check_weights(folder: Path, allow_pickle: bool) -> None:
     names = [named] if isinstance(named, str) else ["model.safetensors", "model.safetensors.index.json"]
     if allow_pickle:
         names += ["pytorch_model.bin", "pytorch_model.bin.index.json"]
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
-    if found is None:
+    weights = next((folder / name for name in names if (folder / name).is_file()), None)
+    if weights is None:
         raise UserError(
             f"The model folder {folder} has no weights ({' or '.join(names)}); download or convert them"
             + ("." if allow_pickle else ", or set engine.allow_pickle to load pickled ones from a source you trust.")
         )
-    for file in shards(found) if found.suffix == ".json" else [found]:
+    for file in shards(weights) if weights.suffix == ".json" else [weights]:
         if not file.is_file():
             raise UserError(
-                f"The weights in {folder} are incomplete: {found.name} names {file.name}; download it again."
+                f"The weights in {folder} are incomplete: {weights.name} names {file.name}; download it again."
             )
         if file.suffix == ".safetensors":
             try:
@@ -48,9 +44,9 @@ def shards(index: Path) -> list[Path]:
     """The files that an index of sharded weights names. Raises UserError if it names none."""
     try:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        found = [index.parent / name for name in sorted(names)]
+        files = [index.parent / name for name in sorted(names)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        found = []
-    if not found:
+        files = []
+    if not files:
         raise UserError(f"{index} has no weight_map from tensors to files; download it again.")
-    return found
+    return files

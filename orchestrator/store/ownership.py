@@ -1,4 +1,4 @@
-"""Whose a run directory is: one writer at a time, one fingerprint, and no run inside another."""
+"""Decides which process may write a run directory: one at a time, of one fingerprint, no run inside another."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ DECIDING = (
     "provenance.data.sha256",
     "provenance.texts_sha256",
 )
-"""What of run.json may make two runs differ, to be named in a refusal; the fingerprint alone decides."""
+"""Fields of run.json that a refusal names if they differ between two runs; the fingerprint alone decides."""
 
 
 def check_place(directory: Path) -> None:
-    """Raises UserError if runs would lie inside one another, or among other files: nobody could tell whose is what."""
-    place = Path(os.path.realpath(directory))  # of a loop of links it says no more than opening it will
+    """Raises UserError if runs would lie inside one another, or among other files: whose a file is would be unclear."""
+    place = Path(os.path.realpath(directory))  # no error for a loop of links: opening it raises one
     outer = next((parent for parent in place.parents if is_run(parent)), None)
     if outer is not None:
         raise UserError(
             f"The run directory {directory} lies inside the run {outer}; choose one beside it by POWERSAMPLE_RUN_DIR "
             "or --run-dir."
         )
-    inner = next((found.parent for found in sorted(place.glob(f"*/{RUN}")) if is_run(found.parent)), None)
+    inner = next((manifest.parent for manifest in sorted(place.glob(f"*/{RUN}")) if is_run(manifest.parent)), None)
     if inner is not None:
         raise UserError(
             f"The run directory {directory} holds the directory of another run, {inner.name}; choose a new one by "
@@ -60,7 +60,7 @@ def check_unused(directory: Path) -> None:
 def ensure_manifest(directory: Path, wanted: Mapping[str, Any]) -> None:
     """Write run.json if the directory is new. Raises UserError if it is another run's.
 
-    A run without one answer is nobody's: another fingerprint takes its directory over, and its telemetry goes.
+    A run without an answer is replaced by one of another fingerprint, and its telemetry is deleted.
     """
     if not is_ours(directory, wanted):
         (directory / TELEMETRY).unlink(missing_ok=True)
@@ -68,7 +68,7 @@ def ensure_manifest(directory: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def is_ours(directory: Path, wanted: Mapping[str, Any]) -> bool:
-    """Has run.json the wanted fingerprint? If not, the directory may be taken, or UserError: it is another run's."""
+    """Whether run.json has the wanted fingerprint; False if it may be replaced. Raises UserError for another run."""
     stored, log = read_run(directory), directory / RECORDS
     if stored is not None and stored.get("fingerprint") == wanted["fingerprint"]:
         return True
@@ -78,7 +78,7 @@ def is_ours(directory: Path, wanted: Mapping[str, Any]) -> bool:
 
 
 def take_lock(lock: int, directory: Path) -> None:
-    """Lock the open lock file and write into it who holds it. Raises UserError naming the holder."""
+    """Lock the open lock file and write this process into it. Raises UserError naming the process that holds it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -88,7 +88,7 @@ def take_lock(lock: int, directory: Path) -> None:
 
 
 def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The sentence that refuses a directory of another run, with up to four of the settings that differ."""
+    """The message that refuses a directory of another run, with up to four of the settings that differ."""
     old, new = flatten(stored), flatten(wanted)
     differing = [
         name for name in old.keys() | new.keys() if name.startswith(DECIDING) and old.get(name) != new.get(name)
@@ -111,6 +111,6 @@ def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, A
 
 
 def short(value: Any) -> str:
-    """A setting's value in a sentence; of digests and the like the beginning."""
+    """A setting's value for a message; of a long one, such as a digest, the beginning."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:12]}…"

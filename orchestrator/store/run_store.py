@@ -1,7 +1,7 @@
-"""A run directory: one writer, a durable log of records, and what is still owed. Knows no worker, engine or report.
+"""The store of a run's records: a durable log with one writer, and which answers are still owed.
 
-`records.jsonl` holds one finished (problem, sample) a line; a record counts once its line ends in a newline. Whose the
-directory is, claim.py decides.
+`records.jsonl` holds one finished (problem, sample) a line; a record counts once its line ends in a newline. Which
+process may write the directory is decided in ownership.py.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RunStore:
     def __init__(self, directory: Path, lock: int) -> None:
         self.directory = directory
         self.cut_bytes = cut_torn_tail(directory / RECORDS)
-        """Length of an unfinished last line that a crash had left and that was cut off."""
+        """Bytes of an unfinished last line, left by a crash, that were cut off."""
         self.records = first_records(directory / RECORDS)
         self._lock = lock
         self._log = os.open(directory / RECORDS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -98,8 +98,8 @@ def open_store(directory: Path, run: Mapping[str, Any]) -> RunStore:
 
 
 def check_store(directory: Path, run: Mapping[str, Any]) -> int:
-    """How many answers are there. Raises the UserError with which `open_store` would refuse these arguments now, and
-    writes nothing."""
+    """How many answers a run directory has. Raises the UserError that `open_store` would raise now, and writes
+    nothing."""
     with usable(directory):
         check_place(directory)
         check_lock(directory)
@@ -118,7 +118,7 @@ def check_writable(directory: Path) -> None:
 
 
 def check_root(directories: Sequence[Path]) -> None:
-    """Raises UserError if new runs would lie beside each other in a directory of other files."""
+    """Raises UserError if the directory that new runs would share holds other files."""
     root = directories[0].parent
     with usable(root):
         if not any(directory.exists() for directory in directories):
@@ -126,7 +126,7 @@ def check_root(directories: Sequence[Path]) -> None:
 
 
 def usable(directory: Path) -> AbstractContextManager[None]:
-    """Raises UserError for a directory which the system does not let us use."""
+    """Turns an OSError inside the `with` block into a UserError: the run directory cannot be written."""
     return writing(f"The run directory {directory}", "choose another by POWERSAMPLE_RUN_DIR or --run-dir")
 
 

@@ -1,4 +1,4 @@
-"""Writing telemetry.jsonl: rows appended without fsync, and told to listeners."""
+"""Writing telemetry.jsonl: rows are appended without fsync and passed to listeners."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from orchestrator.rundir.files import cut_torn_tail, write_whole
 
 
 class Telemetry:
-    """Appends rows to one file. Not durable on purpose: losing rows loses no result, so where one cannot be written the
-    run goes on without them and says so once."""
+    """Appends rows to a telemetry file. Not durable on purpose: losing rows loses no result, so if one cannot be
+    written the run goes on without them and says so once."""
 
     def __init__(self, path: Path) -> None:
         self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
-        """Told of every row, written or not."""
+        """Called with every row, written or not."""
         self._last: dict[str, Mapping[str, Any]] = {}
         self._path = path
         self._log: int | None = None
@@ -30,14 +30,14 @@ class Telemetry:
             self._give_up(error)
 
     def sample(self, worker: str, reading: Mapping[str, Any]) -> None:
-        """One worker's health."""
+        """Write a row of one worker's health, with its rates since its last row."""
         row = {"kind": "sample", "time": time.time(), "worker": worker, **reading}
         row |= rates(self._last.get(worker, {}), row)
         self._last[worker] = row
         self._write(row)
 
     def event(self, event: str, **fields: Any) -> None:
-        """Something happened; `time` may be among the fields."""
+        """Write a row of an event; `time` may be among the fields."""
         self._write({"kind": "event", "time": time.time(), "event": event, **fields})
 
     def close(self) -> None:
@@ -61,7 +61,7 @@ class Telemetry:
 
 
 def rates(last: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, float]:
-    """What the counters of two samples of one worker say of the time between them; nothing across a restart."""
+    """Rates between two samples of one worker, from the counters in them; empty across a restart."""
     seconds = row["time"] - last.get("time", row["time"])
     if seconds <= 0 or last.get("pid") != row.get("pid"):
         return {}
