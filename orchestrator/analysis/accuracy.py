@@ -1,4 +1,4 @@
-"""Scores of records: question means, accuracies, pass@k and maj@k. Pure; knows no files and no layout.
+"""Scores computed from records: question means, accuracies with their errors, pass@k and maj@k.
 
 A failed record has no scores and counts as wrong everywhere.
 """
@@ -19,7 +19,7 @@ GRADERS = ("strict", "flexible", "numeric")
 PRIMARY_METRIC = "numeric"
 """The score that comparisons and the progress bar show."""
 ROUNDING = 1e-12
-"""A standard error below this is none."""
+"""A standard error below this is rounding and counts as 0."""
 
 
 def right(record: Record, grader: str) -> bool:
@@ -27,17 +27,17 @@ def right(record: Record, grader: str) -> bool:
 
 
 def graders(records: Iterable[Record]) -> list[str]:
-    """The usual scores that the records have, then whatever else they have; all the usual ones if they have none."""
+    """Names of the scores that the records have, the usual ones first; all the usual ones if they have none."""
     names = dict.fromkeys(name for record in records for name in record.scores)
     return [name for name in GRADERS if name in names or not names] + [name for name in names if name not in GRADERS]
 
 
 def by_problem(records: Iterable[Record]) -> dict[int, list[Record]]:
     """Problem id -> its records, ids in order."""
-    found: dict[int, list[Record]] = defaultdict(list)
+    samples: dict[int, list[Record]] = defaultdict(list)
     for record in records:
-        found[record.problem_id].append(record)
-    return dict(sorted(found.items()))
+        samples[record.problem_id].append(record)
+    return dict(sorted(samples.items()))
 
 
 def question_means(records: Iterable[Record], grader: str) -> dict[int, float]:
@@ -54,7 +54,7 @@ def groups_of(records: Iterable[Record]) -> dict[int, str]:
 
 
 def clusters(problem_ids: Iterable[int], groups: Mapping[int, str]) -> list[str]:
-    """The group of each problem, or one of its own; nothing where no problem has one."""
+    """The group of each problem, or one of its own; empty if no problem has a group."""
     return [groups.get(i, f"problem {i}") for i in problem_ids] if groups else []
 
 
@@ -63,10 +63,9 @@ def estimate(
 ) -> dict[str, Any]:
     """Mean of problems' values in [0, 1] by id, its standard error and its 95 % interval.
 
-    That is Wilson's if `binary` (one sample per problem), Student's over groups if the problems have `groups`, else
-    normal. Equal values have no spread, but what is known of the next question is not certain: the interval then allows
-    for the share of other questions that Wilson's does at 0 of n, whatever their value. For all 0 or all 1 that is
-    Wilson's.
+    The interval is Wilson's if `binary` (one sample per problem), Student's over groups if the problems have `groups`,
+    else normal. Equal values have no spread, but the next question may differ: the interval then allows for the share
+    of other questions that Wilson's does at 0 of n, whatever their value. For all 0 or all 1 that is Wilson's.
     """
     names = clusters(values, groups or {})
     mean, stderr = map(number, mean_and_stderr(list(values.values()), names))
@@ -84,38 +83,39 @@ def estimate(
 
 
 def expected_correctness(records: Sequence[Record]) -> dict[str, Any]:
-    """grader -> mean correctness of the answers that the samplers weighted, with its error, as far as they report it.
+    """grader -> `estimate` of the mean correctness of the answers that samplers weighted, as far as they report it.
 
-    It estimates what the accuracy does with less variance (Rao-Blackwell). See `estimate`.
+    It estimates the same as the accuracy with less variance (Rao-Blackwell).
     """
     expected = [({} if one.status == "failed" else one.chain.get("expected_correct", {}), one) for one in records]
-    found, groups = {}, groups_of(records)
+    estimates, groups = {}, groups_of(records)
     for name in dict.fromkeys(name for shares, _ in expected for name in shares):
         values: dict[int, list[float]] = defaultdict(list)
         for shares, record in expected:
             if record.status == "failed" or name in shares:
                 values[record.problem_id].append(shares.get(name, 0.0))
-        found[name] = estimate({i: sum(values[i]) / len(values[i]) for i in sorted(values)}, groups=groups)
-    return found
+        estimates[name] = estimate({i: sum(values[i]) / len(values[i]) for i in sorted(values)}, groups=groups)
+    return estimates
 
 
 def at_k(records: Sequence[Record], num_samples: int) -> dict[str, dict[str, Any]]:
-    """`pass_at_k`, grader -> k -> `estimate`, for every k up to `num_samples`; `maj_at_k` for k = 1, 2, 4, … and it.
+    """pass@k, maj@k and the variance of each score; all empty for one sample per problem.
 
+    `pass_at_k`: grader -> k -> `estimate`, for every k up to `num_samples`; `maj_at_k` for k = 1, 2, 4, … and that.
     Errors are of question values, hence clustered by problem. A problem with fewer than k recorded samples is left out.
     `variance`: grader -> `variance_split`, with the error over new problems that other numbers of samples would have;
-    not where problems have groups. All are empty for one sample per problem.
+    not where problems have groups.
     """
     groups = groups_of(records)
-    found: dict[str, dict[str, Any]] = {"pass_at_k": {}, "maj_at_k": {}, "variance": {}}
+    figures: dict[str, dict[str, Any]] = {"pass_at_k": {}, "maj_at_k": {}, "variance": {}}
     for grader in graders(records) if num_samples > 1 else []:
         tallies = {problem_id: tally(samples, grader) for problem_id, samples in by_problem(records).items()}
         passes = {i: pass_at_k(right, right + sum(wrong) + silent) for i, (right, wrong, silent) in tallies.items()}
-        found["pass_at_k"][grader] = {
+        figures["pass_at_k"][grader] = {
             str(k): estimate({i: one[k - 1] for i, one in passes.items() if len(one) >= k}, groups=groups)
             for k in range(1, num_samples + 1)
         }
-        found["maj_at_k"][grader] = {
+        figures["maj_at_k"][grader] = {
             str(k): estimate(
                 {i: maj_at_k(*counts, k, key=(i, k)) for i, counts in tallies.items() if len(passes[i]) >= k},
                 groups=groups,
@@ -125,12 +125,12 @@ def at_k(records: Sequence[Record], num_samples: int) -> dict[str, dict[str, Any
         split = variance_split([counts[0] for counts in tallies.values()], list(map(len, passes.values())))
         if split and not groups:
             errors = {str(k): split.stderr(k) for k in (1, num_samples, 2 * num_samples, inf)}
-            found["variance"][grader] = {**split._asdict(), "stderr_with": errors}
-    return found
+            figures["variance"][grader] = {**split._asdict(), "stderr_with": errors}
+    return figures
 
 
 def tally(samples: Iterable[Record], grader: str) -> tuple[int, list[int], int]:
-    """A problem's samples as a vote sees them: how many are right, how many give each wrong answer, how many none."""
+    """Votes of a problem's samples: how many are right, how many give each wrong answer, how many give none."""
     num_right, silent, wrong = 0, 0, Counter[str]()
     for record in samples:
         answer = record.scores.get(grader, {}).get("answer")
@@ -154,5 +154,5 @@ def ballot(answer: str, grader: str) -> str:
 
 
 def number(value: float) -> float | None:
-    """NaN has no place in JSON."""
+    """The value, or None for NaN, which JSON cannot hold."""
     return None if isnan(value) else value

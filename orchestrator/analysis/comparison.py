@@ -1,4 +1,4 @@
-"""Several runs side by side: paired differences on the problems that they share. Pure; knows no files and no layout."""
+"""Compares several runs by paired differences on the problems that they share."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from orchestrator.analysis.load import Run
 
 
 class Pair(NamedTuple):
-    """A run against another, in one score."""
+    """The paired difference of a run and another in one score."""
 
     run: str
     against: str
     difference: Difference
     won: int | None
-    """Problems that only this run has right; None with several samples per problem, as is the next."""
+    """Problems that only `run` has right; None, like `lost`, unless McNemar's test applies."""
     lost: int | None
     p: float
     """Exact McNemar; with several samples per problem, or groups of problems, the sign-flip permutation test."""
@@ -49,22 +49,22 @@ class Comparison(NamedTuple):
     single: bool
     """One sample per problem in every run, and no groups of problems: McNemar's test applies."""
     num_groups: int
-    """Of common problems, as far as the data names them; else 0."""
+    """Groups of common problems, if the data names any; else 0."""
     pairs: list[Pair]
     asked: list[str]
-    """In what the runs asked differently, which a difference between them may come from."""
+    """What differs between the prompts and limits of the runs, and may cause a difference in scores."""
 
 
 class Flip(NamedTuple):
-    """A common problem that the runs have right to different shares."""
+    """A common problem that the runs do not have right equally often."""
 
     problem_id: int
     gold: str
-    """As an answer that was graded right has it: the runs do not keep the data set's own."""
+    """Taken from an answer that was graded right: the runs do not keep the data set's gold."""
     answers: list[list[tuple[str, bool]]]
     """For each run its samples: the extracted answer, and whether it is right."""
     texts: list[list[str]]
-    """For each run what its samples wrote; of failed ones why they failed."""
+    """For each run the texts of its samples; of failed ones the error."""
 
 
 def compare(runs: Sequence[Run], grader: str = PRIMARY_METRIC) -> Comparison:
@@ -90,32 +90,32 @@ def compare(runs: Sequence[Run], grader: str = PRIMARY_METRIC) -> Comparison:
     pairs = [pair((labels[i], labels[j]), rows[i], rows[j], single, groups) for i, j in chosen]
     adjusted = holm([row.p for row in pairs])
     pairs = [row._replace(p_holm=p) for row, p in zip(pairs, adjusted, strict=True)]
-    asked = asked_differently(runs)
-    return Comparison(runs, grader, labels[base], common, single, len(set(groups)), pairs, asked)
+    differing = asked_differently(runs)
+    return Comparison(runs, grader, labels[base], common, single, len(set(groups)), pairs, differing)
 
 
 def is_plain(sampler: Mapping[str, Any]) -> bool:
-    """Does it draw from the model as it is?"""
+    """Whether a sampler draws from the model's own distribution: at temperature 1, not truncated."""
     whole = not sampler.get("top_k") and sampler.get("top_p", 1) == 1
     return whole and sampler.get("kind") == "temperature" and sampler.get("temperature") == 1
 
 
 def flips(comparison: Comparison) -> list[Flip]:
-    """The problems that the runs have not equally often right: the largest gaps first, then as in the data."""
+    """The problems that the runs do not have right equally often: largest gaps first, then as in the data."""
     samples = [by_problem(run.records) for run in comparison.runs]
-    found = []
+    ranked = []
     for problem_id in comparison.common:
         answers = [[verdict(record, comparison.grader) for record in run[problem_id]] for run in samples]
         shares = [sum(is_right for _, is_right in one) / len(one) for one in answers]
         if gap := max(shares) - min(shares):
             gold = next(answer for one in answers for answer, is_right in one if is_right)
             texts = [[record.text or record.error or "" for record in run[problem_id]] for run in samples]
-            found.append((-gap, problem_id, Flip(problem_id, gold, answers, texts)))
-    return [flip for _, _, flip in sorted(found)]
+            ranked.append((-gap, problem_id, Flip(problem_id, gold, answers, texts)))
+    return [flip for _, _, flip in sorted(ranked)]
 
 
 def verdict(record: Record, grader: str) -> tuple[str, bool]:
-    """The answer that a grader extracted, in words where there is none, and whether it is right."""
+    """The answer that a grader extracted, or why there is none, and whether it is right."""
     if record.status == "failed":
         return "failed", False
     answer = record.scores.get(grader, {}).get("answer")
@@ -123,7 +123,7 @@ def verdict(record: Record, grader: str) -> tuple[str, bool]:
 
 
 def chosen_pairs(runs: Sequence[Run], base: int) -> list[tuple[int, int]]:
-    """Which runs are compared; no more than are asked about, since every pair makes Holm's p values larger."""
+    """The pairs to compare, as indices of runs; not all there are, since every pair makes Holm's p values larger."""
     power = [run.summary["run"]["sampler"].get("kind") == "power" for run in runs]
     rest = [i for i in range(len(runs)) if i != base]
     return [(i, base) for i in rest] + [(i, j) for i in rest if power[i] for j in rest if not power[j]]
@@ -132,7 +132,7 @@ def chosen_pairs(runs: Sequence[Run], base: int) -> list[tuple[int, int]]:
 def pair(
     labels: tuple[str, str], a: Sequence[float], b: Sequence[float], single: bool, groups: Sequence[str] = ()
 ) -> Pair:
-    """`a` and `b` are question means of two runs on the same problems; `single`: all are 0 or 1. `p_holm` is p."""
+    """Compares the question means `a` and `b` of two runs; `single`: all are 0 or 1. `p_holm` is set to p."""
     difference, gaps = paired_difference(a, b, groups), np.subtract(a, b)
     if not single:
         p = sign_flip(cluster_sums(gaps, groups))
@@ -143,14 +143,16 @@ def pair(
 
 
 def check_alike(runs: Sequence[Run], grader: str) -> None:
-    """A problem id means the same problem only within one data set, and has the same gold only within one task; a score
-    that a run lacks would count as wrong everywhere."""
+    """Raises UserError unless the runs are of one data set and one task and have the score.
+
+    Only then has a problem id one problem and one gold; a score that a run lacks would count as wrong everywhere.
+    """
     for key, what in (("data_sha256", "used different data"), ("task", "are of different tasks")):
-        found = {run.summary["run"][key]: run.directory for run in runs}
-        if len(found) > 1:
+        directories = {run.summary["run"][key]: run.directory for run in runs}
+        if len(directories) > 1:
             raise UserError(
-                f"The runs {' and '.join(map(str, found.values()))} {what}, so their problems cannot be paired; report "
-                "them one by one."
+                f"The runs {' and '.join(map(str, directories.values()))} {what}, so their problems cannot be paired; "
+                "report them one by one."
             )
     for run in runs:
         if grader not in (known := run.summary["accuracy"]):
@@ -158,7 +160,7 @@ def check_alike(runs: Sequence[Run], grader: str) -> None:
 
 
 def asked_differently(runs: Sequence[Run]) -> list[str]:
-    """In what the prompts and limits of the runs differ."""
+    """What differs between the prompts and limits of the runs, in words."""
     keys = {"preset": "preset", "num_shots": "solved examples", "max_new_tokens": "token limit", "stop": "stop strings"}
     if len({run.summary["num_problems"] for run in runs}) == 1:  # the hash is over all prompts of a run
         keys["prompts_sha256"] = "prompts"
@@ -166,7 +168,7 @@ def asked_differently(runs: Sequence[Run]) -> list[str]:
 
 
 def labelled(runs: Sequence[Run]) -> list[Run]:
-    """The runs by their methods; where two have the same, with the directory's name, or its path if that is the same.
+    """The runs labelled by their methods, and where two have the same by directory name or, if equal, path, too.
 
     Raises UserError if a run is given twice.
     """
@@ -181,8 +183,8 @@ def labelled(runs: Sequence[Run]) -> list[Run]:
 
 
 def as_json(comparison: Comparison, limit: int | None) -> dict[str, Any]:
-    """A comparison for scripts, its `run` compared with `against`; what cannot be computed is None. `limit`: of the
-    flipped problems, None for all."""
+    """A comparison as JSON values, for scripts; what cannot be computed is None. `limit`: the most flipped problems to
+    list, None for all."""
     labels = [run.label for run in comparison.runs]
     return {
         "grader": comparison.grader,

@@ -1,4 +1,4 @@
-"""A run directory read and summarised: the value that reports, comparisons and exports start from."""
+"""Loads and summarises a run directory, for reports, comparisons and exports."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from orchestrator.rundir.telemetry import readable
 
 
 class Run(NamedTuple):
-    """A run as a report needs it."""
+    """A loaded run: its manifest, records, telemetry and their summary."""
 
     manifest: Manifest
     summary: Mapping[str, Any]
     records: Sequence[Record]
     telemetry: Sequence[Mapping[str, Any]] = ()
     label: str = ""
-    """The method, in a comparison made distinct."""
+    """The method; in a comparison made distinct."""
 
     @property
     def directory(self) -> Path:
@@ -33,16 +33,16 @@ class Run(NamedTuple):
 
 
 def load_run(directory: Path) -> Run:
-    """A run directory, summarised. Raises UserError if it is none or has no answer."""
-    run = Manifest.read(directory, graded=True)
-    first = answers(directory)
-    records = [first[key] for key in sorted(first)]  # the order of completion must not reach the last digit of a mean
+    """Load the run in `directory`. Raises UserError if there is none or it has no answer."""
+    manifest = Manifest.read(directory, graded=True)
+    by_key = answers(directory)
+    records = [by_key[key] for key in sorted(by_key)]  # the order of completion must not reach the last digit of a mean
     records, num_changed = with_new_scores(directory, records)
     check_scores(directory, records)
-    written = Tail(directory / TELEMETRY).lines()
-    telemetry = readable(written)
-    summary = summarise(records, telemetry, run, len(written) - len(telemetry), num_changed)
-    return Run(run, summary, records, telemetry, run.method)
+    lines = Tail(directory / TELEMETRY).lines()
+    telemetry = readable(lines)
+    summary = summarise(records, telemetry, manifest, len(lines) - len(telemetry), num_changed)
+    return Run(manifest, summary, records, telemetry, manifest.method)
 
 
 def check_scores(directory: Path, records: Sequence[Record]) -> None:

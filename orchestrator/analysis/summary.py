@@ -1,5 +1,7 @@
-"""The reducer: a run's records, telemetry and run.json folded into one summary, which is strict JSON. Pure; knows no
-files. What an older run.json leaves out is None in the summary and "unknown" in a report."""
+"""Computes the summary of a run, strict JSON, from its records, telemetry and manifest.
+
+What an older run.json leaves out is None in the summary and "unknown" in a report.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,7 @@ WARNINGS = {
     "few": "Fewer than 300 problems ({num_problems:,<300}): the intervals are wide, and small differences mean "
     "nothing.",
 }
-"""What a reader must know before believing the figures, by name; a sentence is said where its first figure is beyond
-the limit that stands with it."""
+"""Name -> warning about a summary's figures; it applies if its first figure is beyond the limit in the format."""
 
 
 def summarise(
@@ -53,10 +54,10 @@ def summarise(
     num_damaged_telemetry: int = 0,
     num_rescored: int | None = None,
 ) -> dict[str, Any]:
-    """The summary of a run, whole or not: scores, rates, seconds, tokens, chain statistics, memory, warnings.
+    """The summary of a run, finished or not: scores, rates, seconds, tokens, chain statistics, memory, warnings.
 
     A failed record counts as wrong in every score; rates and means are over the records that are not failed. Figures
-    that there is nothing to compute from are None. `num_deaths` counts workers that died, `num_damaged_telemetry` the
+    without anything to compute them from are None. `num_deaths` counts workers that died, `num_damaged_telemetry` the
     telemetry rows that were skipped, `num_rescored` the records whose verdicts a regrade has changed (None:
     there was none).
     """
@@ -105,14 +106,14 @@ def summarise(
 
 
 def truncated(record: Record, limit: float) -> bool:
-    """Whether a limit cut the answer off, at `limit` tokens or more: `paper` may end answers at their last length."""
+    """Whether a limit cut the answer off, at `limit` tokens or more (see `Manifest.cut_limit`)."""
     return record.ended == "length" and record.tokens["answer"] >= limit
 
 
 def time_spent(done: Sequence[Record], telemetry: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Seconds of the run's phases over all its starts, and of single answers from submission to record.
 
-    Without telemetry the sampling time is that in which any answer was in flight, and the other phases are None.
+    Without telemetry the sampling time is that in which any answer was being sampled, and the other phases are None.
     """
     seconds: dict[str, Any] = phase_timings(telemetry)
     if not seconds["sampling_seconds"]:
@@ -142,7 +143,7 @@ def token_counts(done: Sequence[Record]) -> dict[str, Any]:
 def memory_peaks(done: Iterable[Record], telemetry: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Largest memory of each worker in bytes: the device's where there is one, else the process's resident set.
 
-    A worker goes by its rank if it says one, so that its readings and its records count as the same worker's.
+    A worker is identified by its rank if there is one: its readings and its records then count as one worker's.
     """
     samples = [row for row in telemetry if row.get("kind") == "sample"]
     peaks: dict[str, int] = {}
@@ -166,7 +167,7 @@ def memory_peaks(done: Iterable[Record], telemetry: Iterable[Mapping[str, Any]])
 
 
 def mean_active_slots(samples: Iterable[Mapping[str, Any]]) -> float | None:
-    """Slots in use per step of an engine: each draws one token a step, between a process's first and last reading."""
+    """Mean slots in use over the engines' steps: a slot draws one token a step. Of each process first to last row."""
     processes: dict[Any, list[tuple[int, int]]] = defaultdict(list)
     for row in samples:
         if "steps" in row and "generated_tokens" in row:

@@ -1,4 +1,4 @@
-"""The report of several runs on the same problems, as text. Computes nothing, reads no files."""
+"""The text of the report that compares several runs on the same problems."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from orchestrator.report.run_text import agreement, model_name, problems_name, p
 from orchestrator.text import figure, fill_in, percent, with_error, without_spread
 
 WIDEST = 24
-"""Characters of an answer in a table."""
+"""Most characters of an answer in a table."""
 ENDING = 200
-"""Characters of the end of a text, where an answer mostly is."""
+"""Most characters shown of the end of a text, where an answer mostly is."""
 
 
 def comparison_report(comparison: Comparison, plot: str | None) -> str:
-    """The report of several runs on the same problems; `plot` is the name of the figure that lies beside it."""
+    """The comparison report as Markdown; `plot` is the name of the figure's file beside it."""
     summaries = [run.summary for run in comparison.runs]
     warned = [
         item(f"Warning ({'all runs' if len(labels) == len(summaries) else '; '.join(labels)}): {sentence}")
@@ -61,17 +61,17 @@ def comparison_parts(comparison: Comparison) -> list[str | Table]:
 
 
 def shared_warnings(comparison: Comparison) -> dict[str, list[str]]:
-    """Each warning once, with the runs that it is about."""
+    """Warning -> labels of the runs that it is about."""
     of_all = [fill_in(WARNINGS["few"], {"num_problems": len(comparison.common)})]
     if comparison.asked:
         differing = ", ".join(comparison.asked)
         of_all.append(f"The runs asked differently ({differing}), and part of a difference may come from that.")
-    found = {sentence: [run.label for run in comparison.runs] for sentence in of_all if sentence}
+    labels = {sentence: [run.label for run in comparison.runs] for sentence in of_all if sentence}
     for run in comparison.runs:
         for name, sentence in warnings(run.summary).items():
-            if name != "few":  # what counts here is the common ones
-                found.setdefault(sentence, []).append(run.label)
-    return found
+            if name != "few":  # here the number of common problems counts
+                labels.setdefault(sentence, []).append(run.label)
+    return labels
 
 
 def methods_parts(runs: Sequence[Run]) -> list[str | Table]:
@@ -131,18 +131,18 @@ def points(difference: float) -> str:
 def flips_text(comparison: Comparison, limit: int, whole: bool) -> str:
     """Up to `limit` problems on which the runs disagree: a table of what each answered, then what each wrote.
 
-    That is all texts if `whole`, else of each run the end of the first with its most frequent answer.
+    The texts are all if `whole`, else of each run the end of the first with its most frequent answer.
     """
-    found = flips(comparison)
-    if not found:
+    flipped = flips(comparison)
+    if not flipped:
         return "The runs have the same problems right.\n"
     names = [f"run {i}" for i in range(1, len(comparison.runs) + 1)]
-    said = f"Flipped problems, which the runs do not have right equally often: {len(found):,}"
-    said += f" (--flips {len(found)} shows all). " if limit < len(found) else ". "
+    said = f"Flipped problems, which the runs do not have right equally often: {len(flipped):,}"
+    said += f" (--flips {len(flipped)} shows all). " if limit < len(flipped) else ". "
     said += "; ".join(f"{name}: {run.label}" for name, run in zip(names, comparison.runs, strict=True))
-    rows = [[str(flip.problem_id), shown(flip.gold), *map(votes, flip.answers)] for flip in found[:limit]]
+    rows = [[str(flip.problem_id), shown(flip.gold), *map(votes, flip.answers)] for flip in flipped[:limit]]
     parts = [paragraphs(said + ".", *([Table(["problem", "gold", *names], rows)] if rows else []))]
-    for flip in found[:limit]:
+    for flip in flipped[:limit]:
         lines = [f"Problem {flip.problem_id}, gold {shown(flip.gold)}"]
         for name, answers, texts in zip(names, flip.answers, flip.texts, strict=True):
             usual = answers.index(max(answers, key=answers.count))
@@ -166,12 +166,12 @@ def votes(answers: Sequence[tuple[str, bool]]) -> str:
 
 
 def harmless(text: str) -> str:
-    """A text without anything that a terminal would obey but the ends of its lines."""
+    """The text with control characters, which a terminal might obey, replaced; line ends stay."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def shown(answer: str) -> str:
-    """An answer as a cell: on one line, not too long, and nothing that a terminal or a table would obey."""
+    """An answer as a table cell: on one line, cut to WIDEST, without control characters or column marks."""
     text = harmless(" ".join(answer.split()))
     return (text if len(text) <= WIDEST else text[: WIDEST - 1] + "…").replace("|", "\\|")
 

@@ -1,4 +1,4 @@
-"""What the figure of a comparison shows: scores against tokens, and against a setting that runs differ in. Pure."""
+"""The figures of reports as SVG text: scores against tokens and settings, log p by move, answer lengths."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ SETTINGS = {
     **{"alpha": "alpha", "num_moves": "moves"},
     **{"num_effective_moves": "effective moves", "num_candidates": "candidates"},
 }
-"""Settings of samplers that a panel can stand for, and what its axis says."""
+"""Settings of samplers that can have a panel -> the name on its axis."""
 MAX_TICKS = 8
 MAX_BARS = 40  # of a histogram, at least 1 token wide
 FATES = {"wrong": svg.COLOURS[1], "right": svg.COLOURS[2], "no answer": svg.COLOURS[7], "truncated": svg.COLOURS[3]}
-"""What became of an answer, from below to above in a histogram; of several that apply, the last."""
+"""What became of an answer -> its colour, from bottom to top of a histogram; of several that apply, the last."""
 SCORE = f"% right ({PRIMARY_METRIC}) ± standard error"
 
 
 def accuracy_figure(runs: Sequence[Run]) -> str | None:
-    """SVG text of the headline score against generated tokens per problem, with one more panel for each varied setting.
+    """SVG text of the primary metric against generated tokens per problem, with a panel more for each varied setting.
 
-    With several samples per problem the tokens are those of one, which is what the score is of. Bars are one standard
+    With several samples per problem the tokens are those of one sample, as is the score. Bars are one standard
     error, or the 95 % interval where all answers are right or all wrong. Runs without answers are left out; None if
     none is left.
     """
@@ -48,15 +48,15 @@ def accuracy_figure(runs: Sequence[Run]) -> str | None:
 
 
 def sweeps(runs: Sequence[Mapping[str, Any]], setting: str) -> list[Series]:
-    """Runs (their summaries) whose samplers differ in this setting alone, in its order, one series for each set of the
-    other settings."""
+    """Series of runs (given as summaries) whose samplers differ in `setting` alone, in its order: one for each
+    combination of the other settings."""
     groups: dict[tuple[tuple[str, Any], ...], list[Mapping[str, Any]]] = {}
     for summary in runs:
         sampler = summary["run"]["sampler"]
         if sampler.get(setting) is not None:
             others = sorted((key, str(value)) for key, value in sampler.items() if key != setting)
             groups.setdefault(tuple(others), []).append(summary)
-    found = []
+    series = []
     for others, group in groups.items():
         values = {summary["run"]["sampler"][setting] for summary in group}
         if len(values) > 1:
@@ -64,20 +64,20 @@ def sweeps(runs: Sequence[Mapping[str, Any]], setting: str) -> list[Series]:
                 point(summary, summary["run"]["sampler"][setting], f"{summary['tokens']['mean_generated']:,.0f}")
                 for summary in sorted(group, key=lambda summary: summary["run"]["sampler"][setting])
             ]
-            found.append(Series(series_name(dict(others), groups), points, joined=True))
-    return found
+            series.append(Series(series_name(dict(others), groups), points, joined=True))
+    return series
 
 
 def series_name(others: Mapping[str, str], groups: Mapping[tuple[tuple[str, Any], ...], Any]) -> str:
-    """The kind, and of its settings those in which the series of this kind differ."""
+    """The name of a series: the sampler's kind, and those settings in which the series of this kind differ."""
     rivals = [dict(group) for group in groups if dict(group)["kind"] == others["kind"]]
-    told = [key for key in others if any(rival.get(key) != others[key] for rival in rivals)]
+    differing = [key for key in others if any(rival.get(key) != others[key] for rival in rivals)]
     kind = others["kind"] + (" (biased, for comparison only)" if others["kind"] == "paper" else "")
-    return ", ".join([kind, *(f"{SETTINGS.get(key, key)} {others[key].removesuffix('.0')}" for key in told)])
+    return ", ".join([kind, *(f"{SETTINGS.get(key, key)} {others[key].removesuffix('.0')}" for key in differing)])
 
 
 def point(summary: Mapping[str, Any], x: float, mark: str = "") -> Point:
-    """The headline score in %, with one standard error."""
+    """The primary metric in %, with one standard error, as a point at `x`."""
     score = summary["accuracy"][PRIMARY_METRIC]
     mean, error = score["mean"], score["stderr"]
     low, high = (mean - error, mean + error) if error else score["ci95"] or (mean, mean)
@@ -92,7 +92,7 @@ def log_p_figure(chain: Mapping[str, Any]) -> str | None:
 
 
 def length_figure(lengths: Mapping[str, Sequence[int]]) -> str | None:
-    """SVG text of a histogram: fate -> tokens of the answers that had it, stacked; None without any."""
+    """SVG text of a stacked histogram of fate -> tokens of the answers that had it; None without answers."""
     values = [length for kind in lengths.values() for length in kind]
     if not values:
         return None

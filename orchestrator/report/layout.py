@@ -1,4 +1,4 @@
-"""Figures and tables as text that reads well in a terminal of 100 columns and as Markdown. Knows no run."""
+"""Lays out sentences, lists and tables as text for a terminal of 100 columns that is also Markdown."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ NO_BREAK = "\u00a0"
 
 
 class Table(NamedTuple):
-    """Cells as they are shown, whether in Markdown or on a page."""
+    """A table: its head and rows of cells, as shown in Markdown and on a page."""
 
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
 def paragraphs(*parts: str | Table) -> str:
-    """Markdown of sentences and tables; what is empty is left out."""
+    """Sentences and tables as Markdown, one below the other; empty ones are left out."""
     texts = [table(*part) if isinstance(part, Table) else wrapped(part) for part in parts if part]
     return "\n\n".join(texts)
 
@@ -36,7 +36,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def wrapped(text: str, first: str = "", others: str = "") -> str:
-    """`text` in lines of at most WIDTH, none of which begins with a unit; `first` and `others` open the lines."""
+    """`text` in lines of at most WIDTH, none of which begins with a unit; `first` and `others` are put before them."""
     glued = re.sub(r"(?<=\d) (?=(?:s|min|h|GiB)\b|%)", NO_BREAK, text)
     filled = textwrap.fill(
         glued, WIDTH, initial_indent=first, subsequent_indent=others, break_long_words=False, break_on_hyphens=False

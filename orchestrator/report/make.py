@@ -1,7 +1,7 @@
-"""Derived files of finished or unfinished runs, made again from the log at any time: summary.json, report.md,
-report.html and timeline.svg, and for several runs their comparison with its figure.
+"""Writes the reports of runs: summary.json, report.md, report.html, timeline.svg, and the comparison of several runs.
 
-Reads run.json, records.jsonl and telemetry.jsonl and never writes to them. Knows no worker; layout is render.py's.
+All are derived files, which can be made again at any time. Nothing is written to run.json, records.jsonl and
+telemetry.jsonl, from which they are made.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from orchestrator.text import short
 
 SUMMARY, REPORT, PAGE, FIGURE, TIMELINE = "summary.json", "report.md", "report.html", "accuracy.svg", "timeline.svg"
 MARK, MARK_END = "<!-- powersample comparison ", " -->"
-"""Between them the fingerprints of the runs: the last line of a comparison's files, by which they may be replaced."""
+"""The last line of a comparison's files has the fingerprints of its runs between them: who may replace the files."""
 
 
 def print_reports(run_dirs: Sequence[Path], out: Path | None = None) -> None:
-    """Write reports, print the text, and say on stderr where they are, the page first."""
+    """Write reports, print the text that `write_report` returns, and say on stderr where they are."""
     print(write_report(run_dirs, out), end="", flush=True)
     said = f"{SUMMARY}, {REPORT} and {PAGE}"
     if len(run_dirs) == 1:
@@ -50,7 +50,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
     """Write summary.json, report.md, report.html and timeline.svg into every run directory; return what to print.
 
     For several runs that is their comparison, which also goes into the directory `out` with its page and its figure; by
-    default into that which holds the first run, where only a comparison of the same runs is replaced. Raises UserError
+    default into the parent of the first run, where only a comparison of the same runs is replaced. Raises UserError
     for a directory that is missing or holds no run, for runs that cannot be compared, and where another file is in the
     way.
     """
@@ -93,7 +93,7 @@ def mark(comparison: Comparison) -> str:
 
 
 def check_place(path: Path, same: Comparison | None) -> None:
-    """Raises UserError if `path` is not of an earlier comparison, or of other runs than those of `same`."""
+    """Raises UserError if there is a file at `path` that is of no comparison, or of other runs than those of `same`."""
     if not path.exists():
         return
     last = path.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]

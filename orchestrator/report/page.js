@@ -44,8 +44,8 @@ function verdict(answers) {
   }
   const [answer] = answers;
   const [first, ...others] = answer.flags;
-  const found = answer.scores[data.headline]?.answer ?? "";
-  return el("span", first, first === "right" ? "✓ " : "✗ ", found, others.length ? ` (${others.join(", ")})` : "");
+  const extracted = answer.scores[data.headline]?.answer ?? "";
+  return el("span", first, first === "right" ? "✓ " : "✗ ", extracted, others.length ? ` (${others.join(", ")})` : "");
 }
 
 function grades(scores) {
@@ -107,10 +107,10 @@ function detail(problem) {
 }
 
 function render() {
-  const found = data.problems.filter(matches);
-  view.page = Math.max(0, Math.min(view.page, Math.ceil(found.length / PAGE) - 1));
-  const [from, to] = [view.page * PAGE, Math.min(found.length, (view.page + 1) * PAGE)];
-  const rows = found.slice(from, to).flatMap((problem) => {
+  const matching = data.problems.filter(matches);
+  view.page = Math.max(0, Math.min(view.page, Math.ceil(matching.length / PAGE) - 1));
+  const [from, to] = [view.page * PAGE, Math.min(matching.length, (view.page + 1) * PAGE)];
+  const rows = matching.slice(from, to).flatMap((problem) => {
     const button = el("button", "", problem.id);
     button.setAttribute("aria-expanded", view.open.has(problem.id));
     const text = problem.question ?? problem.answers.flat()[0].text;
@@ -125,10 +125,10 @@ function render() {
     return view.open.has(problem.id) ? [row, detail(problem)] : [row];
   });
   byId("rows").replaceChildren(...rows);
-  byId("place").textContent = found.length ? `${from + 1}–${to} of ${found.length}` : "none";
+  byId("place").textContent = matching.length ? `${from + 1}–${to} of ${matching.length}` : "none";
   byId("back").disabled = view.page === 0;
-  byId("on").disabled = to === found.length;
-  return found;
+  byId("on").disabled = to === matching.length;
+  return matching;
 }
 
 function follow() {

@@ -1,6 +1,7 @@
-"""report.html: one or several runs as one page that needs nothing else. Every figure is taken from where report.md
-takes it. Texts of models are hostile until shown otherwise: they enter as JSON without markup, a script of ours makes
-text nodes of them, and no other script and no address is allowed to the page.
+"""Makes report.html: one or several runs as one HTML page that loads nothing, with the figures of report.md.
+
+Texts of models are not trusted: they enter as JSON without markup, the page's own script makes text nodes of them, and
+its security policy allows no other script and no address.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ MAX_TOKEN_IDS = 1_000_000
 
 
 class Shown(NamedTuple):
-    """A run on a page."""
+    """A run on a page, with its prompts and its timeline as SVG text."""
 
     run: Run
     asked: RunPrompts
@@ -72,26 +73,26 @@ def page(shown: Sequence[Shown], comparison: Comparison | None, plot: str | None
 
 
 def bold(text: str) -> Markup:
-    """A sentence of the reports, whose one markup is `**`."""
+    """A sentence of the reports as HTML; its only markup is `**`."""
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))
 
 
 def score(one: Shown) -> dict[str, Any]:
-    """The headline score with its interval, in words and in % for the bar."""
-    found = one.run.summary["accuracy"][PRIMARY_METRIC]
-    interval = found["ci95"]
+    """The primary metric with its interval, in words and in % for the bar."""
+    accuracy = one.run.summary["accuracy"][PRIMARY_METRIC]
+    interval = accuracy["ci95"]
     return {
         "label": one.run.label,
         "name": PRIMARY_METRIC,
         "headline": headline(one.run.summary),
-        "words": with_error(found),
+        "words": with_error(accuracy),
         "interval": "95 % interval {} to {} %".format(*map(percent, interval)) if interval else "",
-        "at": [round(100 * value, 2) for value in (interval[0], found["mean"], interval[1])] if interval else None,
+        "at": [round(100 * value, 2) for value in (interval[0], accuracy["mean"], interval[1])] if interval else None,
     }
 
 
 def section(one: Shown) -> dict[str, Any]:
-    """One run's figures beside the table of problems."""
+    """What the page shows of one run beside the table of problems: scores, facts, figures, slowest answers."""
     summary, records = one.run.summary, one.run.records
     lengths: dict[str, list[int]] = {fate: [] for fate in FATES}
     for record in records:
@@ -144,8 +145,8 @@ def problems(shown: Sequence[Shown], baseline: str | None) -> dict[str, Any]:
                 "prompts": cut if len(set(cut)) > 1 else cut[:1],
                 "means": [mean.get(problem_id) for mean in means],
                 "answers": [
-                    [answer(record, limit, ids) for record in found.get(problem_id, [])]
-                    for limit, found in zip(limits, answers, strict=True)
+                    [answer(record, limit, ids) for record in by_id.get(problem_id, [])]
+                    for limit, by_id in zip(limits, answers, strict=True)
                 ],
             }
         )
@@ -181,16 +182,16 @@ def answer(record: Record, limit: float, ids: bool) -> dict[str, Any]:
 
 
 def flags(record: Record, limit: float) -> list[str]:
-    """What a reader may filter by. Each share of the summary is that of the answers with one of these."""
+    """Labels of an answer to filter by. Each share of the summary is that of the answers with one of these."""
     done = record.status == "ok"
-    found = {
+    conditions = {
         "right" if right(record, PRIMARY_METRIC) else "wrong": True,
         "no answer": done and record.scores[PRIMARY_METRIC]["kind"] == "none",
         "truncated": done and truncated(record, limit),
         "failed": not done,
         "graders differ": len({right(record, name) for name in record.scores}) > 1,
     }
-    return [flag for flag, holds in found.items() if holds]
+    return [flag for flag, holds in conditions.items() if holds]
 
 
 def shortened(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The report of one run, as sentences and tables that text and page show alike. Computes nothing, reads no files."""
+"""The sentences and tables of a run's report, the same in report.md and report.html."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FACTS = (
     "| (peaks {peaks})|; {memory[slots]} slots each|, {memory[mean_active_slots]:figure} in use on average|.",
     "Workers lost and replaced: {num_deaths:,>0}; what they were answering was asked again.",
 )
-"""The sentences of a report; figures that are not the summary's own are made by `figures_of`."""
+"""The sentences of a report as `text.Phrases` reads them; `figures_of` gives their figures."""
 SHOWN_MOVES = (0, 1, 2, 5, 10, 20, 40, 100, 200, 400, 1000)
 ENDINGS = {"eos": "EOS", "stop": "a stop string", "length": "the token limit"}
 PHASES = {"setup": "set-up", "ray": "Ray", "load": "load", "sampling": "sampling"}
@@ -74,7 +74,7 @@ def title(summary: Summary) -> str:
 
 
 def headline(summary: Summary) -> str:
-    """How many of how many."""
+    """The sentence that says how many of how many answers the run has."""
     samples = f", {summary['num_samples']} samples each" if summary["num_samples"] > 1 else ""
     rows, total = summary["run"]["data_rows"], summary["num_problems"]
     subset = f", a subset of {rows:,}" if rows is not None and rows > total else ""
@@ -89,14 +89,14 @@ def facts(summary: Summary) -> list[str]:
 
 
 def figures_of(summary: Summary) -> dict[str, Any]:
-    """What FACTS name: the summary, and what is put into words first; None is what there is nothing to say of."""
+    """The figures that FACTS name: those of the summary, and those put into words here; None: nothing to say."""
     chain, spent, used = summary["chain"], summary["timings"], summary["memory"]
     lags, curve = chain["log_p_autocorrelation"], chain["log_p_by_move"]
     phases = listed(
         f"{name} {duration(spent[f'{key}_seconds'])}" for key, name in PHASES.items() if spent[f"{key}_seconds"]
     )
     total = f"{duration(spent['total_seconds'])} in all ({phases})" if spent["total_seconds"] else phases or "unknown"
-    peaks, many = list(used["peak_bytes"].values()), ("candidates", "particles")
+    peaks, kinds = list(used["peak_bytes"].values()), ("candidates", "particles")
     return {
         **summary,
         "headline": PRIMARY_METRIC.capitalize(),
@@ -109,7 +109,7 @@ def figures_of(summary: Summary) -> dict[str, Any]:
         "curve": listed(f"{i}: {figure(value)}" for i, value in curve if i in SHOWN_MOVES or i == curve[-1][0]),
         "rise": chain["log_p_rise"],
         "lags": listed(f"{value:.2f} (lag {lag})" for lag, value in lags.items() if value is not None),
-        "weighted": listed(f"{figure(chain[f'mean_{what}'])} {what}" for what in many if chain[f"mean_{what}"]),
+        "weighted": listed(f"{figure(chain[f'mean_{what}'])} {what}" for what in kinds if chain[f"mean_{what}"]),
         "endings": listed(f"{percent(share)} % by {ENDINGS[how]}" for how, share in chain["ended"].items() if share),
         "kind": {"device": " of device memory", "rss": " of host memory", None: ""}[used["kind"]],
         "workers": f"{len(peaks)} worker{'s' if len(peaks) > 1 else ''}",
@@ -135,14 +135,14 @@ def score_parts(summary: Summary) -> list[str | Table]:
 
 
 def shown_scores(*summaries: Summary) -> list[str]:
-    """The scores worth a row or a column: where all of them agree on every answer, the headline stands for all."""
+    """The scores worth a row or a column: where all of them agree on every answer, the primary metric alone."""
     if all(summary["num_disagreements"] == 0 for summary in summaries):
         return [PRIMARY_METRIC]
     return list(dict.fromkeys(name for summary in summaries for name in summary["accuracy"]))
 
 
 def agreement(*summaries: Summary) -> list[str]:
-    """That the one score shown stands for several, where there are several."""
+    """The sentence that the one score shown stands for several; empty if it does not."""
     several = any(len(summary["accuracy"]) > 1 for summary in summaries)
     words = "The scores strict, flexible and numeric agree on every answer; one stands for all"
     return [words] if several and len(shown_scores(*summaries)) == 1 else []
@@ -163,19 +163,19 @@ def scores_table(summary: Summary) -> Table:
 
 
 def samples_parts(summary: Summary) -> list[str | Table]:
-    """pass@k and maj@k of the headline score, and where its variance comes from; nothing for one sample per problem."""
+    """pass@k and maj@k of the primary metric, and where its variance comes from; empty for one sample per problem."""
     if PRIMARY_METRIC not in summary["pass_at_k"]:
         return []
     passes, votes = summary["pass_at_k"][PRIMARY_METRIC], summary["maj_at_k"][PRIMARY_METRIC]
     rows = [[k, with_error(passes[k]), with_error(votes[k])] for k in votes]
-    found = Table(["k", f"pass@k ({PRIMARY_METRIC}, % ± SE)", "maj@k"], rows)
+    rates = Table(["k", f"pass@k ({PRIMARY_METRIC}, % ± SE)", "maj@k"], rows)
     if (split := summary["variance"].get(PRIMARY_METRIC)) is None:
-        return [found]
+        return [rates]
     *with_k, (_, limit) = split["stderr_with"].items()
     errors = ", ".join(f"{percent(error)} with {k}" for k, error in with_k)
     whole = split["questions"] + split["reruns"] or 1.0
     return [
-        found,
+        rates,
         f"Of the variance of one answer's score {percent(split['questions'] / whole)} % lies between problems and "
         f"{percent(split['reruns'] / whole)} % between answers to the same one. Standard error over new problems: "
         f"{errors} samples each, {percent(limit)} with ever more; over new answers to these problems: "
@@ -184,7 +184,7 @@ def samples_parts(summary: Summary) -> list[str | Table]:
 
 
 def provenance(*summaries: Summary) -> str:
-    """Where the figures come from; where runs differ, what each of them says, in their order."""
+    """The sentence that says where the figures come from; where runs differ, it lists each, in their order."""
     runs = [summary["run"] for summary in summaries]
     facts = {
         "model": [f"{run['model'] or 'unknown'}{short(run['model_sha256'], ' ({})')}" for run in runs],
@@ -209,5 +209,5 @@ def model_name(run: Mapping[str, Any]) -> str:
 
 
 def problems_name(run: Mapping[str, Any]) -> str:
-    """What was answered; the task alone would let the embedded problems pass for GSM8K."""
+    """The name of the problems by their data; by the task the embedded ones would pass for GSM8K."""
     return "embedded problems" if run["data"] == DEMO else PurePath(run["data"] or "unknown problems").name

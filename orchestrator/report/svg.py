@@ -1,4 +1,4 @@
-"""Plots of points with error bars as SVG text, one panel under another. Knows axes and ink, not what is plotted."""
+"""Draws plots of points with error bars as SVG text, one panel under another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 WIDTH, HEIGHT = 900, 380  # of a panel, in pixels; a long legend makes it higher
 LEFT, RIGHT, TOP, BOTTOM = 64, 560, 40, 320  # its plotting area; the legend stands to the right
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
-"""Told apart by colour-blind readers, too (Okabe and Ito, 2008)."""
+"""Colour-blind readers can tell these apart, too (Okabe and Ito, 2008)."""
 LOG_FROM = 8  # an axis whose largest value is so many times its smallest is logarithmic
 PLACES = ((9, -7, "start"), (9, 16, "start"), (-9, -7, "end"), (-9, 16, "end"))  # of a mark beside its point
 
@@ -34,18 +34,18 @@ class Series(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One plot."""
+    """A plot: its title, the labels of its axes, and its series."""
 
     title: str
     x_label: str
     y_label: str
     series: list[Series]
     x_ticks: tuple[float, ...] = ()
-    """Where the ticks stand; round values of the writer's choice if empty."""
+    """Positions of the ticks; round values if empty."""
 
 
 class Axis(NamedTuple):
-    """Values between `low` and `high` on pixels between `start` and `end`."""
+    """An axis that maps values between `low` and `high` to pixels between `start` and `end`."""
 
     low: float
     high: float
@@ -77,7 +77,7 @@ def axis(values: Sequence[float], start: float, end: float, logarithmic: bool = 
 
 
 def figure(panels: Sequence[Panel]) -> str:
-    """A whole SVG file. Every panel needs a point."""
+    """An SVG file of these panels, each of which needs a point."""
     lines, height = [], 0
     for panel in panels:
         lines += [f'<g transform="translate(0 {height})">', *draw(panel), "</g>"]
@@ -86,7 +86,7 @@ def figure(panels: Sequence[Panel]) -> str:
 
 
 def document(title: str, height: int, lines: Iterable[str]) -> str:
-    """An SVG file of these elements."""
+    """An SVG file of these elements, given as lines."""
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
         f'font-family="sans-serif" font-size="12" role="img"><title>{escape(title)}</title>'
@@ -111,7 +111,7 @@ def draw(panel: Panel) -> Iterator[str]:
 
 
 def frame(x: Axis, y: Axis, title: str, label: str = "", unit: str = "") -> Iterator[str]:
-    """Title, frame, ticks with their labels (of `y` in `unit`) and what stands below them."""
+    """Title, frame, ticks with their labels (of `y` in `unit`) and the `label` below them."""
     yield text(x.start, y.end - 16, title, weight="bold")
     yield (
         f'<rect x="{x.start}" y="{y.end}" width="{x.end - x.start}" height="{y.start - y.end}" fill="none" '
@@ -133,7 +133,7 @@ def key(x: float, y: float, name: str, colour: str) -> str:
 
 
 def path(points: Iterable[tuple[float, float]], colour: str) -> str:
-    """A line through places."""
+    """A line through points, given in pixels."""
     way = "L".join(f"{x} {y}" for x, y in points)
     return f'<path d="M{way}" fill="none" stroke="{colour}" stroke-width="1.5"/>'
 
@@ -142,7 +142,7 @@ def draw_series(series: Series, colour: str, x: Axis, y: Axis, taken: list[tuple
     """Line, error bars, points and marks; `taken` are the places of the marks so far."""
     if series.joined:
         yield path(((x.at(point.x), y.at(point.y)) for point in series.points), colour)
-    places = PLACES[1:] + PLACES[:1] if series.joined else PLACES  # a line mostly rises: below it is room
+    places = PLACES[1:] + PLACES[:1] if series.joined else PLACES  # a line mostly rises: there is room below it
     for point in series.points:
         across, up = x.at(point.x), y.at(point.y)
         yield path([(across, y.at(point.low)), (across, y.at(point.high))], colour)

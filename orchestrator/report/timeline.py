@@ -1,7 +1,7 @@
-"""The timeline of a run as SVG text: memory, utilisation and slots of each worker over time, and what happened to it.
+"""Draws the timeline of a run as SVG text: memory, utilisation, slots and events of each worker over time.
 
-Reads telemetry rows; computes no result. Time is that of the run's starts one after the other: pauses between them are
-left out. Every mark has its reason as a tooltip.
+The time axis has the run's starts one after the other, without the pauses between them. Every mark has its reason as a
+tooltip.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Place = tuple[float, float]
 
 LEFT, RIGHT, TOP, HEIGHT, FOOT = 52, 640, 26, 84, 28  # of a worker's plot, in pixels
 STEP = TOP + HEIGHT + FOOT
-MAX_WORKERS = 64  # drawn; a larger figure is read by nobody
+MAX_WORKERS = 64  # drawn; a larger figure would be unreadable
 GAP_SECONDS = 30.0  # samples further apart than this are not joined
 CURVES = {"memory": COLOURS[0], "utilisation": COLOURS[1], "slots": COLOURS[2]}
 MARKS = {
@@ -39,11 +39,11 @@ MARKS = {
     "death": ("worker died", COLOURS[6]),
     "lost": ("worker given up", COLOURS[6]),
 }
-"""Events that are drawn, in words and their colours, the graver the later."""
+"""Events that are drawn -> their words and colours; the graver come later."""
 
 
 class Moment(NamedTuple):
-    """A row and when it was: seconds that the run had been worked on by then."""
+    """A telemetry row and its time: seconds of work on the run until then."""
 
     at: float
     row: Mapping[str, Any]
@@ -51,21 +51,21 @@ class Moment(NamedTuple):
 
 def moments(rows: Iterable[Mapping[str, Any]]) -> list[Moment]:
     """The rows on one clock that stands still between the starts of a run."""
-    found: list[Moment] = []
+    timed: list[Moment] = []
     origin: float | None = None
     for row in rows:
         if origin is None or row.get("event") == "start":
-            origin = row["time"] - max((moment.at for moment in found), default=0.0)
-        found.append(Moment(max(0.0, row["time"] - origin), row))
-    return found
+            origin = row["time"] - max((moment.at for moment in timed), default=0.0)
+        timed.append(Moment(max(0.0, row["time"] - origin), row))
+    return timed
 
 
 def timeline(rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """A plot for each worker, one below another; None where no worker has said how it is."""
-    found = moments(rows)
+    """SVG text with a plot for each worker; None without a telemetry row of a worker."""
+    timed = moments(rows)
     samples: dict[str, list[Moment]] = defaultdict(list)
     events: dict[str, list[Moment]] = defaultdict(list)
-    for moment in found:
+    for moment in timed:
         if moment.row["kind"] == "sample":
             samples[moment.row["worker"]].append(moment)
         elif moment.row["event"] in MARKS:
@@ -73,7 +73,7 @@ def timeline(rows: Iterable[Mapping[str, Any]]) -> str | None:
     workers = sorted(samples, key=by_number)
     if not workers:
         return None
-    time = axis([0.0, max(moment.at for moment in found) / 60], LEFT, RIGHT)
+    time = axis([0.0, max(moment.at for moment in timed) / 60], LEFT, RIGHT)
     more = f"and {len(workers) - MAX_WORKERS} more workers" if len(workers) > MAX_WORKERS else ""
     height = STEP * min(len(workers), MAX_WORKERS) + FOOT
     lines: list[str] = []
@@ -92,23 +92,23 @@ def panel(worker: str, samples: Sequence[Moment], events: Sequence[Moment], time
     for i, (name, (full, words)) in enumerate(curves.items()):
         for points in pieces(samples, name, full, time, share):
             x, y = points[-1]
-            yield path([*points, (x + 1, y)], CURVES[name])  # one point alone is seen, too
+            yield path([*points, (x + 1, y)], CURVES[name])  # so that one point alone can be seen, too
         yield key(RIGHT + 16, TOP + 6 + 17 * i, words, CURVES[name])
     yield from draw_events(events, time, 17 * len(curves))
 
 
 def whole(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, str]]:
-    """The curves that there is something of: what 100 % of each is, as a number and in words."""
-    found: dict[str, tuple[float, str]] = {}
+    """Curves for which there are values -> what 100 % of each is, as a number, and its legend."""
+    curves: dict[str, tuple[float, str]] = {}
     memories = [row.get("memory", {}) for row in rows]
     if size := max(memory.get("total_bytes") or memory.get("rss_bytes") or 0 for memory in memories):
         words = "GPU memory (100 % = {})" if memories[-1].get("total_bytes") else "memory (100 % = highest, {})"
-        found["memory"] = size, words.format(gib(size))
+        curves["memory"] = size, words.format(gib(size))
     if any(row.get("utilisation") is not None for row in rows):
-        found["utilisation"] = 1.0, "GPU busy (share of the time)"
+        curves["utilisation"] = 1.0, "GPU busy (share of the time)"
     if slots := max(row.get("slots") or 0 for row in rows):
-        found["slots"] = slots, f"slots in use (100 % = {slots})"
-    return found
+        curves["slots"] = slots, f"slots in use (100 % = {slots})"
+    return curves
 
 
 def pieces(samples: Sequence[Moment], name: str, full: float, time: Axis, share: Axis) -> Iterator[list[Place]]:
