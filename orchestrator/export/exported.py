@@ -1,7 +1,6 @@
-"""`powersample export RUN --to FORMAT`: a run in the files of other tools, with the scores that its report shows.
+"""Gathers what the export formats need of a run: records with the scores of its report, problems and prompts.
 
-Texts of questions and prompts are made again from the data and must be those that the run was made with. Knows how
-files come about, and of each format only which module it is in.
+Texts of questions and prompts are made again from the data and must be those that the run was made with.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from orchestrator.settings.config import DEFAULT_DATA
 
 
 class Exported(NamedTuple):
-    """All that a format needs of a run."""
+    """A run with all that an export format needs of it."""
 
     run: Manifest
     summary: Mapping[str, Any]
@@ -29,30 +28,30 @@ class Exported(NamedTuple):
     records: Sequence[Record]
     """In the order of problems and samples, with the scores that count."""
     problems: Mapping[int, Problem]
-    """Of the records."""
+    """Problem id -> problem, of those that have records."""
     prompts: Mapping[int, str | tuple[Message, ...]]
-    """Of the records; the turns where the model was asked through its chat template."""
+    """Likewise; a prompt is a tuple of turns if the model got it through its chat template."""
 
     @property
     def name(self) -> str:
-        """The task's for other tools: the preset on GSM8K, else the data's own, so that nothing else passes for it."""
+        """The task's name for other tools: the preset on GSM8K, else the data's name, lest it pass for GSM8K."""
         if self.run.data == DEFAULT_DATA or self.run.data_sha256 == GSM8K_SHA256:
             return self.task.preset
         return PurePath(self.run.data or "").name.removesuffix(".jsonl").removesuffix(".json")
 
     @property
     def replayed(self) -> bool:
-        """Whether the texts were produced elsewhere, and no model was asked."""
+        """Whether the texts are replayed: they come from elsewhere, and no model wrote them."""
         return self.run.sampler["kind"] == "replay"
 
     @property
     def model(self) -> str:
-        """Whose answers these are."""
+        """The name of what wrote the answers: the model, or the replayed texts."""
         return f"replay-of-{PurePath(self.run.sampler['texts']).name}" if self.replayed else str(self.run.model)
 
     @property
     def began(self) -> float:
-        """Start of the first answer in Unix seconds; 0 where one does not say."""
+        """Start of the first answer in Unix seconds; 0 if a record does not say its start."""
         return min(record.timings.get("start", 0.0) for record in self.records)
 
     @property
@@ -66,10 +65,10 @@ class Exported(NamedTuple):
 
 
 def gather(directory: Path, data: str | None) -> Exported:
-    """Read a run and make its prompts again. Raises UserError if it has no answer or they are not the run's prompts."""
-    found = load_run(directory)
-    task, problems = task_of(found.manifest), problems_of(found.manifest, data)
-    prompts, ids = prompts_of(found.manifest, problems), {one.problem_id for one in found.records}
-    kept = {key: problem for key, problem in problems.items() if key in ids}
-    asked = {key: prompt for key, prompt in prompts.items() if key in ids}
-    return Exported(found.manifest, found.summary, task, found.records, kept, asked)
+    """Load a run and make its prompts again. Raises UserError if it has no answer or they are not the run's prompts."""
+    run = load_run(directory)
+    task, problems = task_of(run.manifest), problems_of(run.manifest, data)
+    prompts, ids = prompts_of(run.manifest, problems), {record.problem_id for record in run.records}
+    problems = {key: problem for key, problem in problems.items() if key in ids}
+    prompts = {key: prompt for key, prompt in prompts.items() if key in ids}
+    return Exported(run.manifest, run.summary, task, run.records, problems, prompts)

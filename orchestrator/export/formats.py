@@ -1,4 +1,4 @@
-"""The table of export formats."""
+"""The table of export formats, each with the function that makes its files."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from orchestrator.export import inspect, lm_eval
 from orchestrator.export.parquet import parquet
 
 FORMATS = {"lm-eval": lm_eval.files, "inspect": inspect.files, "parquet": parquet}
-"""Format -> the files of a run below a place: path -> content, the one that the tool looks for last."""
+"""Format -> function from a run, `--out` and the usual place to its files: path -> content, the main file last."""

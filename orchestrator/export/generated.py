@@ -1,4 +1,4 @@
-"""The output format of `powersample generate`, and `powersample validate`, which checks a file of it. Runs no model.
+"""The output format of `powersample generate`, a line for each answer, which `powersample validate` checks.
 
 Difficulty, domain and the original output are the input row's, null where it has none; its other fields, such as an id,
 are in metadata's `other_fields`, which a row without any lacks.
@@ -21,7 +21,7 @@ from orchestrator.settings.config import RunConfig
 
 
 class Metadata(BaseModel):
-    """Where an output comes from."""
+    """The `metadata` of an output line: where it comes from."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -34,7 +34,7 @@ class Metadata(BaseModel):
 
 
 class Output(BaseModel):
-    """One line."""
+    """A line of the output file."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -46,7 +46,7 @@ class Output(BaseModel):
 
 
 def parameters(config: RunConfig) -> dict[str, Any]:
-    """What `generation_params` says: temperature, top_p and max_new_tokens, or else all that the sampler reads."""
+    """The `generation_params` of a line: temperature, top_p and max_new_tokens, or else all that the sampler reads."""
     sampler = config.sampler
     if sampler.kind == "temperature":
         settings = {"temperature": sampler.temperature, "top_p": sampler.top_p}
@@ -57,7 +57,7 @@ def parameters(config: RunConfig) -> dict[str, Any]:
 
 
 def carried(row: Mapping[str, Any], task: TaskConfig) -> dict[str, Any]:
-    """What a line has of its input row."""
+    """The fields of an output line that come from its input row."""
     question, original = find_question(row, task), "original_output" if "original_output" in row else "output"
     named = {question, original, "difficulty", "domain"}
     return {
@@ -92,19 +92,19 @@ def lines(records: Iterable[Record], rows: Mapping[int, Mapping[str, Any]], conf
 def input_rows(path: Path, option: str) -> dict[int, Any]:
     """Row number -> what the row holds; None for a line that is no JSON.
 
-    Raises UserError if there is no such file, which names the `option` that named it.
+    Raises UserError if there is no such file, naming the `option` that gives its path.
     """
     rows = {}
     for number, (where, text) in enumerate(jsonl_lines(path, f"name a JSONL file by {option}")):
         try:
             rows[number] = parsed(text, where)
-        except UserError:  # said where the problems are read
+        except UserError:  # reported where the problems are loaded
             rows[number] = None
     return rows
 
 
 def target(output: Path) -> Path:
-    """The file itself that an output is: of a link what it points to."""
+    """The path of the output file itself: of a link, what it points to."""
     return Path(os.path.realpath(output)) if output.is_symlink() else output
 
 

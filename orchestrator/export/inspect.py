@@ -1,7 +1,7 @@
-"""A run as an inspect log: the zip of JSON files, of format version 2, that inspect_ai and its viewer read. Pure.
+"""Exports a run as an inspect log: the zip of JSON files, of format version 2, that inspect_ai and its viewer read.
 
-Written here and not by inspect_ai, whose requirements (an older fsspec than datasets brings) exclude ours, and whose
-reader in an environment of its own is what the tests ask.
+It is written here and not by inspect_ai, whose requirements (an older fsspec than datasets brings) exclude ours; the
+tests read it by inspect_ai in an environment of its own.
 """
 
 from __future__ import annotations
@@ -23,74 +23,78 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 STOP_REASONS = {"length": "max_tokens"}
-"""How an answer ended, where inspect does not call it `stop`."""
+"""How an answer ended -> inspect's word for it, where that is not `stop`."""
 
 
-def files(found: Exported, out: Path | None, usual: Path) -> dict[Path, bytes]:
-    """The one file: `out`, or one named after the run in `usual`."""
-    whole, rows = header(found), [sample(found, record) for record in found.records]
+def files(exported: Exported, out: Path | None, usual: Path) -> dict[Path, bytes]:
+    """The log as one file: `out`, or one named after the run in `usual`."""
+    whole, rows = header(exported), [sample(exported, record) for record in exported.records]
     members = {"_journal/start.json": {name: whole[name] for name in ("version", "eval", "plan")}}
     members |= {f"samples/{row['id']}_epoch_{row['epoch']}.json": row for row in rows}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as log:
         for name, content in {**members, "summaries.json": list(map(summary, rows)), "header.json": whole}.items():
             log.writestr(name, json.dumps(content, ensure_ascii=False, allow_nan=False))
-    return {out or usual / f"{found.name}-{str(found.run.fingerprint)[:8]}.eval": buffer.getvalue()}
+    return {out or usual / f"{exported.name}-{str(exported.run.fingerprint)[:8]}.eval": buffer.getvalue()}
 
 
-def header(found: Exported) -> dict[str, Any]:
-    """What the log says of the run as a whole, in the order of fields that inspect fixes."""
-    run, provenance = found.run, found.run.content["provenance"]
-    done = [record for record in found.records if record.status == "ok"]
+def header(exported: Exported) -> dict[str, Any]:
+    """The header of the log, about the whole run; inspect fixes the order of its fields."""
+    run, provenance = exported.run, exported.run.content["provenance"]
+    done = [record for record in exported.records if record.status == "ok"]
     number, total = str(run.fingerprint), Counter[str]()
     for record in done:
         total.update(usage(record))
     spec = {
         "eval_id": number[:22],
         "run_id": number[:22],
-        "created": moment(found.began),
-        "task": found.name,
+        "created": moment(exported.began),
+        "task": exported.name,
         "task_id": number[:22],
-        "task_args": {**found.task.model_dump(mode="json"), "sampler": run.sampler},
-        "dataset": {"name": run.data, "samples": run.num_problems, "sample_ids": list(found.problems)},
-        "model": model_name(found),
-        "model_generate_config": {"max_tokens": run.max_new_tokens, "stop_seqs": list(found.task.stop)},
+        "task_args": {**exported.task.model_dump(mode="json"), "sampler": run.sampler},
+        "dataset": {"name": run.data, "samples": run.num_problems, "sample_ids": list(exported.problems)},
+        "model": model_name(exported),
+        "model_generate_config": {"max_tokens": run.max_new_tokens, "stop_seqs": list(exported.task.stop)},
         "model_args": run.sampler,
         "config": {"limit": run.limit, "epochs": run.num_samples, "epochs_reducer": ["mean"]},
         "packages": provenance["versions"],
         "metadata": {"method": run.method, "fingerprint": number, "provenance": provenance},
-        "scorers": [{"name": name} for name in graders(found.records)],
+        "scorers": [{"name": name} for name in graders(exported.records)],
     }
     if run.git_commit:
         spec["revision"] = {"type": "git", "origin": "", "commit": run.git_commit}
     return {
         "version": FORMAT,
-        "status": "cancelled" if found.summary["num_owed"] else "success",
+        "status": "cancelled" if exported.summary["num_owed"] else "success",
         "eval": spec,
         "plan": {"name": "plan", "steps": [{"solver": run.method, "params": run.sampler}]},
         "results": {
             "total_samples": run.num_problems * run.num_samples,
             "completed_samples": len(done),
-            "scores": [score(name, found.summary["accuracy"][name]) for name in graders(found.records)],
+            "scores": [score(name, exported.summary["accuracy"][name]) for name in graders(exported.records)],
         },
         "stats": {
-            "started_at": moment(found.began),
-            "completed_at": moment(found.ended),
-            "model_usage": {model_name(found): dict(total)} if total else {},
+            "started_at": moment(exported.began),
+            "completed_at": moment(exported.ended),
+            "model_usage": {model_name(exported): dict(total)} if total else {},
         },
     }
 
 
 def score(name: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
-    """Accuracy over all problems, a failed one counted as wrong, with its error where there is one."""
+    """One score as inspect has it: the accuracy over all problems, failed ones wrong, with its error if known."""
     values = {"accuracy": estimate["mean"], "stderr": estimate["stderr"]}
     metrics = {key: {"name": key, "value": value} for key, value in values.items() if value is not None}
     return {"name": name, "scorer": name, "reducer": "mean", "scored_samples": estimate["n"], "metrics": metrics}
 
 
-def sample(found: Exported, record: Record) -> dict[str, Any]:
-    """One answer; epochs are samples, counted from 1."""
-    problem, prompt, model = found.problems[record.problem_id], found.prompts[record.problem_id], model_name(found)
+def sample(exported: Exported, record: Record) -> dict[str, Any]:
+    """One answer as a sample of the log; inspect's epochs are our samples, counted from 1."""
+    problem, prompt, model = (
+        exported.problems[record.problem_id],
+        exported.prompts[record.problem_id],
+        model_name(exported),
+    )
     asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     row: dict[str, Any] = {
         "id": record.problem_id,
@@ -98,7 +102,7 @@ def sample(found: Exported, record: Record) -> dict[str, Any]:
         "input": prompt if isinstance(prompt, str) else asked,
         "target": problem.answer.rpartition("####")[2].strip(),
         "metadata": {"question": problem.question, "solution": problem.answer, "ended": record.ended, **record.chain},
-        "uuid": f"{str(found.run.fingerprint)[:16]}-{record.problem_id}-{record.sample_index}",
+        "uuid": f"{str(exported.run.fingerprint)[:16]}-{record.problem_id}-{record.sample_index}",
     }
     if record.status == "failed":
         reason = record.error or "failed"
@@ -126,7 +130,7 @@ def sample(found: Exported, record: Record) -> dict[str, Any]:
 
 
 def summary(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A sample without its conversation, as the list of all samples has it."""
+    """A sample without its conversation, for the log's list of all samples."""
     error = {"error": row["error"]["message"]} if "error" in row else {}
     kept = {key: value for key, value in row.items() if key not in ("messages", "output")}
     return {**kept, **error, "completed": not error}
@@ -138,8 +142,8 @@ def usage(record: Record) -> dict[str, int]:
     return {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
 
 
-def model_name(found: Exported) -> str:
-    return f"powersample/{found.model}"
+def model_name(exported: Exported) -> str:
+    return f"powersample/{exported.model}"
 
 
 def moment(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""A run as one Parquet file, a row per answer."""
+"""Exports a run as one Parquet file, a row per answer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from orchestrator.analysis.accuracy import graders, right
 from orchestrator.export.exported import Exported
 
 
-def parquet(found: Exported, out: Path | None, usual: Path) -> dict[Path, bytes]:
-    """The one file: `out`, or records.parquet in `usual`. run.json goes with it, as the schema's key `powersample`."""
+def parquet(exported: Exported, out: Path | None, usual: Path) -> dict[Path, bytes]:
+    """The one file: `out`, or records.parquet in `usual`; the schema's key `powersample` holds run.json."""
     import pyarrow as pa
     from pyarrow.parquet import write_table
 
-    text, whole, names = pa.string(), pa.int64(), graders(found.records)
+    text, whole, names = pa.string(), pa.int64(), graders(exported.records)
     graded = {f"{name}_{what}": kind for name in names for what, kind in (("correct", pa.bool_()), ("answer", text))}
     columns = {
         **dict.fromkeys(("problem_id", "sample_index"), whole),
@@ -27,21 +27,21 @@ def parquet(found: Exported, out: Path | None, usual: Path) -> dict[Path, bytes]
         **dict.fromkeys(("prompt_tokens", "answer_tokens", "generated_tokens"), whole),
         **{"wall_seconds": pa.float64(), "chain": text, "error": text},
     }
-    rows = [answer_row(found, record, names) for record in found.records]
-    schema = pa.schema(list(columns.items()), {"powersample": json.dumps(found.run.content, ensure_ascii=False)})
+    rows = [answer_row(exported, record, names) for record in exported.records]
+    schema = pa.schema(list(columns.items()), {"powersample": json.dumps(exported.run.content, ensure_ascii=False)})
     buffer = io.BytesIO()
     write_table(pa.Table.from_pylist(rows, schema), buffer)
     return {out or usual / "records.parquet": buffer.getvalue()}
 
 
-def answer_row(found: Exported, record: Record, names: Sequence[str]) -> dict[str, Any]:
-    """One answer; what a failed record lacks is null, a failed answer is wrong."""
-    problem = found.problems[record.problem_id]
+def answer_row(exported: Exported, record: Record, names: Sequence[str]) -> dict[str, Any]:
+    """One answer as a row; what a failed record lacks is null, and its answer is wrong."""
+    problem = exported.problems[record.problem_id]
     return {
         **record._asdict(),
         "question": problem.question,
         "solution": problem.answer,
-        "prompt": found.prompt_text(record.problem_id),
+        "prompt": exported.prompt_text(record.problem_id),
         **{f"{name}_correct": right(record, name) for name in names},
         **{f"{name}_answer": record.scores.get(name, {}).get("answer") for name in names},
         **{f"{name}_tokens": record.tokens.get(name) for name in ("prompt", "answer", "generated")},
