@@ -8,11 +8,10 @@ from typing import Any
 
 
 class Phrases(Formatter):
-    """A formatter of sentences that leaves out the phrases for which there is no figure.
+    """Formats sentences and leaves out phrases, which `|` parts; fields are as in `str.format` and may use FORMATS.
 
-    Phrases are parted by `|`; fields are as in `str.format`, with the formats of FORMATS. A phrase is left out if a
-    figure that it names is None, or not beyond the limit that ends its format, as in `{share:percent>0.02}` and
-    `{count:,<300}`. A sentence without its first phrase is empty.
+    A phrase is left out if a figure that it names is None, or not beyond the limit that ends its format, as in
+    `{share:percent>0.02}` and `{count:,<300}`; without its first phrase a sentence is empty.
     """
 
     def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
@@ -53,6 +52,7 @@ def without_spread(score: Mapping[str, Any]) -> bool:
 
 
 def percent(share: float | None) -> str:
+    """A share in percent, with one decimal and without the sign."""
     return "unknown" if share is None else f"{100 * share:.1f}"
 
 
@@ -79,7 +79,7 @@ def gib(size: int) -> str:
 
 
 def short(digest: str | None, form: str = "{}") -> str:
-    """The first eight characters of a hash in `form`; nothing where there is none."""
+    """The first eight characters of a hash in `form`; empty without a hash."""
     return form.format(digest[:8]) if digest else ""
 
 

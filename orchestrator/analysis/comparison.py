@@ -34,7 +34,7 @@ class Pair(NamedTuple):
     p: float
     """Exact McNemar; with several samples per problem, or groups of problems, the sign-flip permutation test."""
     p_holm: float
-    """The same, adjusted for the number of all pairs of the comparison."""
+    """`p` adjusted for the number of pairs in the comparison."""
 
 
 class Comparison(NamedTuple):
@@ -143,10 +143,8 @@ def pair(
 
 
 def check_alike(runs: Sequence[Run], grader: str) -> None:
-    """Raises UserError unless the runs are of one data set and one task and have the score.
-
-    Only then has a problem id one problem and one gold; a score that a run lacks would count as wrong everywhere.
-    """
+    """Raises UserError unless the runs are of one data set and one task, so that a problem id has one problem and one
+    gold, and have the score, which would else count as wrong everywhere."""
     for key, what in (("data_sha256", "used different data"), ("task", "are of different tasks")):
         directories = {run.summary["run"][key]: run.directory for run in runs}
         if len(directories) > 1:
@@ -168,7 +166,7 @@ def asked_differently(runs: Sequence[Run]) -> list[str]:
 
 
 def labelled(runs: Sequence[Run]) -> list[Run]:
-    """The runs labelled by their methods, and where two have the same by directory name or, if equal, path, too.
+    """The runs labelled by method; equal ones also by directory name, or by path if the names are equal, too.
 
     Raises UserError if a run is given twice.
     """

@@ -44,11 +44,9 @@ def chain_statistics(records: Sequence[Record]) -> dict[str, Any]:
         **{name: average(reported(chains, field)) for name, field in MEANS.items()},
         "max_drift": max(reported(chains, "drift_max"), default=None),
         "ess": average([size for size, _ in sizes if size is not None]),
-        "ess_share": average(
-            [size / num_candidates for size, num_candidates in sizes if size is not None and num_candidates]
-        ),
-        "vote_share": average([max(votes.values(), default=0) / num_candidates for votes, num_candidates in elections]),
-        "silent_share": average([1 - sum(votes.values()) / num_candidates for votes, num_candidates in elections]),
+        "ess_share": average([size / count for size, count in sizes if size is not None and count]),
+        "vote_share": average([max(votes.values(), default=0) / count for votes, count in elections]),
+        "silent_share": average([1 - sum(votes.values()) / count for votes, count in elections]),
         "log_z_sum_first_sd": log_z_sum_first_sd(done),
         "log_p_by_move": log_p_by_move(chains),
         "log_p_rise": log_p_rise(done),

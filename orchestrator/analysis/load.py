@@ -25,7 +25,7 @@ class Run(NamedTuple):
     records: Sequence[Record]
     telemetry: Sequence[Mapping[str, Any]] = ()
     label: str = ""
-    """The method; in a comparison made distinct."""
+    """The method; made unique in a comparison."""
 
     @property
     def directory(self) -> Path:

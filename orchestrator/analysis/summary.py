@@ -167,7 +167,7 @@ def memory_peaks(done: Iterable[Record], telemetry: Iterable[Mapping[str, Any]])
 
 
 def mean_active_slots(samples: Iterable[Mapping[str, Any]]) -> float | None:
-    """Mean slots in use over the engines' steps: a slot draws one token a step. Of each process first to last row."""
+    """Mean slots in use per engine step (each draws one token a step), from the first to the last row of a process."""
     processes: dict[Any, list[tuple[int, int]]] = defaultdict(list)
     for row in samples:
         if "steps" in row and "generated_tokens" in row:
@@ -188,7 +188,7 @@ def warnings(summary: Mapping[str, Any]) -> dict[str, str]:
         "paper": paper if summary["run"]["sampler"].get("kind") == "paper" else None,
         "rise": rise if rising else None,
     }
-    return {name: said for name, warning in WARNINGS.items() if (said := fill_in(warning, figures))}
+    return {name: sentence for name, warning in WARNINGS.items() if (sentence := fill_in(warning, figures))}
 
 
 def ratio(part: float | None, whole: float | None) -> float | None:

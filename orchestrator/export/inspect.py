@@ -90,29 +90,26 @@ def score(name: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
 
 def sample(exported: Exported, record: Record) -> dict[str, Any]:
     """One answer as a sample of the log; inspect's epochs are our samples, counted from 1."""
-    problem, prompt, model = (
-        exported.problems[record.problem_id],
-        exported.prompts[record.problem_id],
-        model_name(exported),
-    )
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    problem, prompt = exported.problems[record.problem_id], exported.prompts[record.problem_id]
+    model = model_name(exported)
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     row: dict[str, Any] = {
         "id": record.problem_id,
         "epoch": record.sample_index + 1,
-        "input": prompt if isinstance(prompt, str) else asked,
+        "input": prompt if isinstance(prompt, str) else turns,
         "target": problem.answer.rpartition("####")[2].strip(),
         "metadata": {"question": problem.question, "solution": problem.answer, "ended": record.ended, **record.chain},
         "uuid": f"{str(exported.run.fingerprint)[:16]}-{record.problem_id}-{record.sample_index}",
     }
     if record.status == "failed":
         reason = record.error or "failed"
-        return {**row, "messages": asked, "error": {"message": reason, "traceback": "", "traceback_ansi": ""}}
+        return {**row, "messages": turns, "error": {"message": reason, "traceback": "", "traceback_ansi": ""}}
     answer = {"role": "assistant", "content": record.text, "source": "generate", "model": model}
     used, seconds = usage(record), record.timings["wall_seconds"]
     choice = {"message": answer, "stop_reason": STOP_REASONS.get(record.ended, "stop")}
     return {
         **row,
-        "messages": [*asked, answer],
+        "messages": [*turns, answer],
         "output": {"model": model, "choices": [choice], "completion": record.text, "usage": used, "time": seconds},
         "scores": {
             name: {

@@ -1,6 +1,6 @@
 """Exports a run as lm-eval 0.4.13 logs one: results_DATE.json and samples_TASK_DATE.jsonl.
 
-Names that lm-eval has mean what they mean there: `exact_match` is of a problem's first sample alone. The mean over all
+Names of lm-eval mean what they mean there: `exact_match` is of a problem's first sample alone. The mean over all
 samples, where there are several, is `exact_match_mean`. Fields of lm-eval for which a run has no value are left out.
 """
 
@@ -47,19 +47,19 @@ def samples(exported: Exported) -> list[dict[str, Any]]:
     """One row per problem and score, in the order of the problems; a failed answer is wrong."""
     cot, settings, rows = PRESETS[exported.task.preset].cot, generation(exported), []
     for problem_id, records in by_problem(exported.records).items():
-        problem, asked = exported.problems[problem_id], exported.prompt_text(problem_id)
+        problem, prompt = exported.problems[problem_id], exported.prompt_text(problem_id)
         doc = {"question": problem.question, "answer": problem.answer}
         target = problem.answer.rpartition("####")[2].strip() if cot else problem.answer
         same = {
             "doc_id": problem_id,
             "doc": doc,
             "target": target,
-            "arguments": {"gen_args_0": {"arg_0": asked, "arg_1": settings}},
+            "arguments": {"gen_args_0": {"arg_0": prompt, "arg_1": settings}},
             "resps": [[record.text for record in records]],
         }
         hashes = {
             "doc_hash": sha256(json.dumps(doc, indent=2, ensure_ascii=False)),
-            "prompt_hash": sha256(asked),
+            "prompt_hash": sha256(prompt),
             "target_hash": sha256(target),
         }
         for grader in graders(exported.records):

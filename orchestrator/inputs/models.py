@@ -1,7 +1,7 @@
 """Finds a model by its name: its folder on this machine, downloaded if need be, and the digest that identifies it.
 
-A name is `demo`, a local folder, or a model on the hub; one that cannot be had is a UserError that names the setting,
-within seconds also offline.
+A name is `demo`, a local folder, or a model on the hub; one that cannot be had raises a UserError that names the
+setting, within seconds also offline.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Finds a run's model and data and checks them before anything starts.
 
-Checked are that every problem fits the model, that its weights are whole, and that the run directory can be written.
-Of the model its configuration, tokenizer and the headers of its weights are read, never a tensor. Every refusal is a
-UserError; nothing is created.
+Every problem must fit the model, its weights must be whole, and the run directory writable. Of the weights only the
+headers are read, never a tensor. Every refusal is a UserError; nothing is created.
 """
 
 from __future__ import annotations
@@ -105,7 +104,7 @@ def check(
 
 
 def check_texts(texts: Mapping[RecordKey, str], tokenizer: Tokenizer) -> None:
-    """Raises UserError unless every text is the same after encoding and decoding: the given text must be graded."""
+    """Raises UserError unless every text is the same after encoding and decoding: it is to be graded as given."""
     for (problem_id, _), text in texts.items():
         if tokenizer.decode(tokenizer.encode(text, whole=False)) != text:
             raise UserError(

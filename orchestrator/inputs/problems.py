@@ -1,6 +1,6 @@
 """Loads the problems of a data set by its name, with the digest that identifies them.
 
-Data that cannot be had, and a row that is no problem, is a UserError that names the setting or the line.
+Data that cannot be had, and a row that is no problem, raises a UserError that names the setting or the line.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class DataSource(NamedTuple):
 
     @property
     def num_problems(self) -> int:
-        """Within the limit, refused ones included."""
+        """Rows within the limit, refused ones included."""
         return len(self.problems) + len(self.refused)
 
     def describe(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Gpu(NamedTuple):
     name: str
     memory_bytes: int
     capability: tuple[int, int] = BFLOAT16
-    """CUDA compute capability; the default for a MIG instance, since only GPUs from it on have any."""
+    """CUDA compute capability; of a MIG instance at least the default, since older GPUs cannot be divided."""
 
 
 def visible_gpus() -> list[Gpu]:
@@ -120,7 +120,7 @@ def driver_version() -> str:
 
 
 def free_bytes() -> int | None:
-    """Free memory of the one GPU that this process sees; None unless it sees one and NVML tells."""
+    """Free memory of the one GPU that this process sees; None if it sees none or several, or NVML fails."""
     present = visible_gpus()
     if len(present) != 1:
         return None
@@ -134,7 +134,7 @@ def free_bytes() -> int | None:
 def wait_for_room(wanted: int | None, free: Callable[[], int | None] = free_bytes) -> int | None:
     """Wait until nearly `wanted` bytes of the GPU are free, at most RELEASE_SECONDS; returns the bytes then free.
 
-    A killed process's memory is given back only seconds after its end. Too little is no error here: loading may fit.
+    A killed process's memory is given back only seconds after its end. Too little is no error here but in the load.
     """
     until = time.monotonic() + RELEASE_SECONDS
     while (now := free()) is not None and wanted is not None and now < ROOM * wanted and time.monotonic() < until:

@@ -166,7 +166,7 @@ def votes(answers: Sequence[tuple[str, bool]]) -> str:
 
 
 def harmless(text: str) -> str:
-    """The text with control characters, which a terminal might obey, replaced; line ends stay."""
+    """The text with characters that do not print, which a terminal might obey, replaced; line ends stay."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

@@ -108,10 +108,10 @@ def length_figure(lengths: Mapping[str, Sequence[int]]) -> str | None:
         for place, number in sorted(count.items()):
             start = low + width * place
             left, top, bottom = x.at(start), y.at(below[place] + number), y.at(below[place])
-            said = f"{number:,} of {start:,}" + (f" to {start + width - 1:,}" if width > 1 else "") + " tokens"
+            tooltip = f"{number:,} of {start:,}" + (f" to {start + width - 1:,}" if width > 1 else "") + " tokens"
             lines.append(
                 f'<rect x="{left}" y="{top}" width="{max(1.0, x.at(start + width) - left - 0.5):g}" '
-                f'height="{bottom - top:g}" fill="{FATES[name]}"><title>{said}</title></rect>'
+                f'height="{bottom - top:g}" fill="{FATES[name]}"><title>{tooltip}</title></rect>'
             )
         below.update(count)
         lines.append(svg.key(svg.RIGHT + 20, svg.TOP + 6 + 20 * i, f"{name} ({len(lengths[name]):,})", FATES[name]))

@@ -26,23 +26,22 @@ from orchestrator.text import short
 
 SUMMARY, REPORT, PAGE, FIGURE, TIMELINE = "summary.json", "report.md", "report.html", "accuracy.svg", "timeline.svg"
 MARK, MARK_END = "<!-- powersample comparison ", " -->"
-"""The last line of a comparison's files has the fingerprints of its runs between them: who may replace the files."""
+"""Around the fingerprints of the runs in the last line of a comparison's files, which say what may replace them."""
 
 
 def print_reports(run_dirs: Sequence[Path], out: Path | None = None) -> None:
     """Write reports, print the text that `write_report` returns, and say on stderr where they are."""
     print(write_report(run_dirs, out), end="", flush=True)
-    said = f"{SUMMARY}, {REPORT} and {PAGE}"
+    names = f"{SUMMARY}, {REPORT} and {PAGE}"
     if len(run_dirs) == 1:
-        said = f"Read {run_dirs[0] / PAGE}; {said} were written there."
+        say(f"Read {run_dirs[0] / PAGE}; {names} were written there.")
     else:
-        place, names = beside(run_dirs) if out is None else out, ", ".join(map(str, run_dirs))
-        said = f"Read {place / PAGE}; the comparison was written there as {PAGE} and {REPORT}, and {said} into {names}."
-    say(said)
+        place, runs = beside(run_dirs) if out is None else out, ", ".join(map(str, run_dirs))
+        say(f"Read {place / PAGE}; the comparison was written there as {PAGE} and {REPORT}, and {names} into {runs}.")
 
 
 def beside(run_dirs: Sequence[Path]) -> Path:
-    """The directory that holds the first run."""
+    """The parent directory of the first run, where a comparison goes by default."""
     return run_dirs[0].resolve().parent
 
 
@@ -88,6 +87,7 @@ def write_comparison(comparison: Comparison, shown: Sequence[Shown], place: Path
 
 
 def mark(comparison: Comparison) -> str:
+    """The last line of a comparison's files, which names its runs by their fingerprints."""
     known = {short(run.manifest.fingerprint) or "unknown" for run in comparison.runs}
     return MARK + escape(" ".join(sorted(known))) + MARK_END
 

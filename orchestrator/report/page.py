@@ -55,11 +55,11 @@ def page(shown: Sequence[Shown], comparison: Comparison | None, plot: str | None
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     script = (folder / "page.js").read_text(encoding="utf-8")
     if comparison is None:
-        words, warned = title(summaries[0]), {sentence: [] for sentence in summaries[0]["warnings"]}
+        heading, warned = title(summaries[0]), {sentence: [] for sentence in summaries[0]["warnings"]}
     else:
-        words, warned = comparison_title(comparison), shared_warnings(comparison)
+        heading, warned = comparison_title(comparison), shared_warnings(comparison)
     return environment.get_template("page.html").render(
-        title=words,
+        title=heading,
         warnings=[(sentence, labels if len(labels) < len(shown) else []) for sentence, labels in warned.items()],
         scores=[score(one) for one in shown],
         parts=score_parts(summaries[0]) if comparison is None else comparison_parts(comparison),
@@ -97,8 +97,8 @@ def section(one: Shown) -> dict[str, Any]:
     lengths: dict[str, list[int]] = {fate: [] for fate in FATES}
     for record in records:
         if record.status == "ok":
-            said = flags(record, one.run.manifest.cut_limit)
-            lengths[[fate for fate in FATES if fate in said][-1]].append(record.tokens["answer"])
+            labels = flags(record, one.run.manifest.cut_limit)
+            lengths[[fate for fate in FATES if fate in labels][-1]].append(record.tokens["answer"])
     figures = [length_figure(lengths), log_p_figure(summary["chain"]), one.timeline]
     return {
         "label": one.run.label,
@@ -113,7 +113,7 @@ def section(one: Shown) -> dict[str, Any]:
 
 
 def slowest(records: Sequence[Record]) -> Table:
-    """The answers that took longest from submission to record, the problem's number first."""
+    """The table of the answers that took longest from submission to record; its first column is the problem id."""
     timed = [record for record in records if "wall_seconds" in record.timings]
     rows = []
     for record in sorted(timed, key=lambda record: -record.timings["wall_seconds"])[:NUM_SLOWEST]:
@@ -125,7 +125,7 @@ def slowest(records: Sequence[Record]) -> Table:
 def problems(shown: Sequence[Shown], baseline: str | None) -> dict[str, Any]:
     """The page's table of problems as JSON: each that a run has answered, in order, with all answers of all runs.
 
-    `prefix` is what all prompts begin with; `prompts` has one prompt where all runs asked the same, else one a run.
+    `prefix` is what all prompts begin with; `prompts` has one prompt if it is the same in all runs, else one a run.
     """
     answers = [by_problem(one.run.records) for one in shown]
     means = [question_means(one.run.records, PRIMARY_METRIC) for one in shown]
@@ -135,8 +135,8 @@ def problems(shown: Sequence[Shown], baseline: str | None) -> dict[str, Any]:
     rows = []
     for problem_id in sorted(set().union(*answers)):
         problem = next((one.asked.problems[problem_id] for one in shown if problem_id in one.asked.problems), None)
-        asked = [one.asked.prompts.get(problem_id) for one in shown]
-        cut = [prompt and prompt[len(prefix) :] for prompt in asked]
+        prompts = [one.asked.prompts.get(problem_id) for one in shown]
+        cut = [prompt and prompt[len(prefix) :] for prompt in prompts]
         rows.append(
             {
                 "id": problem_id,
@@ -195,6 +195,7 @@ def flags(record: Record, limit: float) -> list[str]:
 
 
 def shortened(value: Any) -> Any:
+    """A JSON value with its floats rounded to five significant digits."""
     if isinstance(value, Mapping):
         return {name: shortened(one) for name, one in value.items()}
     return float(f"{value:.5g}") if isinstance(value, float) else value

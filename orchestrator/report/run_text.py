@@ -85,7 +85,7 @@ def headline(summary: Summary) -> str:
 def facts(summary: Summary) -> list[str]:
     """Sentences on answers, tokens, time, chains and memory, as far as anything is known of them."""
     figures = figures_of(summary)
-    return [said for fact in FACTS if (said := fill_in(fact, figures))]
+    return [sentence for fact in FACTS if (sentence := fill_in(fact, figures))]
 
 
 def figures_of(summary: Summary) -> dict[str, Any]:
@@ -198,10 +198,9 @@ def provenance(*summaries: Summary) -> str:
         ],
         "fingerprint": [short(run["fingerprint"]) or "unknown" for run in runs],
     }
-    known = {name: dict.fromkeys(said for said in all_said if said is not None) for name, all_said in facts.items()}
-    return (
-        "Provenance: " + ", ".join(f"{name} {' / '.join(map(str, said))}" for name, said in known.items() if said) + "."
-    )
+    known = {name: dict.fromkeys(value for value in values if value is not None) for name, values in facts.items()}
+    texts = [f"{name} {' / '.join(map(str, values))}" for name, values in known.items() if values]
+    return f"Provenance: {', '.join(texts)}."
 
 
 def model_name(run: Mapping[str, Any]) -> str:

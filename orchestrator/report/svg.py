@@ -128,7 +128,7 @@ def frame(x: Axis, y: Axis, title: str, label: str = "", unit: str = "") -> Iter
 
 
 def key(x: float, y: float, name: str, colour: str) -> str:
-    """A line of a legend."""
+    """An entry of a legend: a dot and a name."""
     return f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>' + text(x + 12, y + 4, name)
 
 

@@ -50,7 +50,7 @@ class Moment(NamedTuple):
 
 
 def moments(rows: Iterable[Mapping[str, Any]]) -> list[Moment]:
-    """The rows on one clock that stands still between the starts of a run."""
+    """The rows with their times on one clock, which stops between the starts of a run."""
     timed: list[Moment] = []
     origin: float | None = None
     for row in rows:
@@ -142,6 +142,6 @@ def draw_events(events: Sequence[Moment], time: Axis, below: float) -> Iterator[
             f'<path d="M{x} {TOP}V{TOP + HEIGHT}M{x - 4} {TOP - 6}h8l-4 6z"/></g>'
         )
     counts = Counter(row["event"] for _, row in events)
-    told = [f"{MARKS[event][0]}: {counts[event]}" for event in reversed(order) if counts[event]]
-    for i in range(0, len(told), 2):
-        yield text(RIGHT + 12, TOP + 10 + below + 8.5 * i, ", ".join(told[i : i + 2]))
+    legend = [f"{MARKS[event][0]}: {counts[event]}" for event in reversed(order) if counts[event]]
+    for i in range(0, len(legend), 2):
+        yield text(RIGHT + 12, TOP + 10 + below + 8.5 * i, ", ".join(legend[i : i + 2]))

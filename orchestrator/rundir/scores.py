@@ -12,7 +12,7 @@ SCORES = "scores.jsonl"
 
 
 def with_new_scores(directory: Path, records: Sequence[Record]) -> tuple[list[Record], int | None]:
-    """The records with the scores of scores.jsonl, and how many of them have other verdicts by that.
+    """The records with the scores of scores.jsonl, and how many of them thereby have other verdicts.
 
     None instead of the number if there is no such file. A record that it does not name keeps its own scores: the run
     went on after the regrade. Raises UserError for a damaged line.

@@ -149,8 +149,8 @@ def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> 
 
 
 def shared_gpus(config: RunConfig, num_gpus: int) -> int:
-    """How many GPUs workers of `engine.gpus_per_model` each can use. Raises UserError if none, or not all of those
-    asked for."""
+    """How many of the GPUs are used if every worker takes `engine.gpus_per_model`. Raises UserError if that is none, or
+    not all of those asked for."""
     each = config.engine.gpus_per_model
     if each > 1 and (num_gpus < each or (config.num_gpus and num_gpus % each)):
         raise UserError(

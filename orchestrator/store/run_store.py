@@ -50,7 +50,7 @@ class RunStore:
     def append(self, record: Record) -> bool:
         """Make `record` durable; False, and nothing written, if its key has one already (the first wins).
 
-        Raises UserError when the line cannot be written whole and synced: it is taken back, and the run cannot go on.
+        Raises UserError if the line cannot be written whole and synced: it is removed, and the run cannot go on.
         """
         key = key_of(record)
         if key in self.records:
@@ -81,8 +81,8 @@ def open_store(directory: Path, run: Mapping[str, Any]) -> RunStore:
     """Open or create the run in `directory` for this process alone.
 
     `run` is what run.json will say of a new run, its fingerprint included; an existing run.json is kept. Raises
-    UserError: not writable, inside or around another run, held by another process, a run of another fingerprint, or a
-    damaged file.
+    UserError if the directory is not writable, lies inside or around another run, is held by another process, or has a
+    run of another fingerprint or a damaged file.
     """
     with usable(directory):
         check_place(directory)
