@@ -60,7 +60,7 @@ class Step:
     """One packed forward pass: tokens, where their keys and values go, and which keys each of them sees."""
 
     def __init__(
-        self, token_ids: Tensor, positions: Tensor, write_at: Tensor, blocks: list[AttentionGroup], logits_at: Tensor
+        self, token_ids: Tensor, positions: Tensor, write_at: Tensor, groups: list[AttentionGroup], logits_at: Tensor
     ) -> None:
         self.token_ids = token_ids
         """[1, N] int64."""
@@ -68,7 +68,7 @@ class Step:
         """[1, N] int64."""
         self.write_at = write_at
         """[N] place of each token's keys and values: page * PAGE + offset."""
-        self.blocks = blocks
+        self.groups = groups
         """Attention groups that cover the N tokens in order."""
         self.logits_at = logits_at
         """Indices of the tokens whose logits are wanted; may be empty."""
@@ -77,7 +77,7 @@ class Step:
     def to(self, device: torch.device) -> Step:
         """The same step on another device, for the layers that are there."""
         inputs = self.token_ids.to(device), self.positions.to(device), self.write_at.to(device)
-        return Step(*inputs, [group.to(device) for group in self.blocks], self.logits_at.to(device))
+        return Step(*inputs, [group.to(device) for group in self.groups], self.logits_at.to(device))
 
     def write_rows(self, heads: int) -> Tensor:
         """[N * K] rows of a [P * K * PAGE, D] view of the pool."""
@@ -99,7 +99,7 @@ def attention(
         heads, dim = states.shape[1:]
         pages.view(-1, dim).index_copy_(0, step.write_rows(heads), states.reshape(-1, dim))
     q = q * scale
-    outputs = [attend(q[group.rows], k_pages, v_pages, group, window, cap) for group in step.blocks]
+    outputs = [attend(q[group.rows], k_pages, v_pages, group, window, cap) for group in step.groups]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
@@ -195,7 +195,7 @@ class StepHolder:
     step: Step | RowsStep | PromptStep
 
 
-class SeamError(Exception):
+class AttentionError(Exception):
     """An attention module asks for something that this attention cannot do; the text says what."""
 
 
@@ -215,7 +215,7 @@ def paged_attention(
     `module` carries `k_pages`, `v_pages` ([P, K, PAGE, D]) and `step_holder`.
     """
     if attention_mask is not None:
-        raise SeamError(OWN_MASK)
+        raise AttentionError(OWN_MASK)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
     scale = q.shape[-1] ** -0.5 if scaling is None else scaling
     step, pages = module.step_holder.step, (module.k_pages, module.v_pages)
@@ -242,13 +242,13 @@ class Probe:
     def attention(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, None]:
-        """Record a call and return zeros. Raises SeamError for what `paged_attention` cannot do."""
+        """Record a call and return zeros. Raises AttentionError for what `paged_attention` cannot do."""
         if attention_mask is not None:
-            raise SeamError(OWN_MASK)
+            raise AttentionError(OWN_MASK)
         if kwargs.get("s_aux") is not None:
-            raise SeamError("its attention has sinks")
+            raise AttentionError("its attention has sinks")
         if value.shape != key.shape:
-            raise SeamError("its values are not as wide as its keys")
+            raise AttentionError("its values are not as wide as its keys")
         self.modules.append(module)
         self.devices.append(key.device)
         self.shapes.add((key.shape[1], key.shape[3], key.dtype, query.shape[1]))

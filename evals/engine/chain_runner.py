@@ -41,7 +41,7 @@ class ChainRunner:
         state.guarantee(self._max_length)
         self._new.append(state)
 
-    def seat(self) -> list[ActiveRequest]:
+    def schedule(self) -> list[ActiveRequest]:
         """Start primary requests, then new chains, then speculative requests, as many as there is room for; returns
         the requests that got a slot.
 

@@ -94,7 +94,7 @@ def pack(chunks: Sequence[Chunk], shape: Layout, device: torch.device, logits: b
         np.array([position for chunk in packed for position in chunk.positions]),
         np.array([at for chunk in packed for at in write_slots(chunk)]),
         last if logits else last[:0],
-        *(array for group in groups for array in plan_block(group, unit)),
+        *(array for group in groups for array in group_arrays(group, unit)),
     ]
     token_ids, positions, write_at, logits_at, *rest = to_device(arrays, device)
     attention_groups, row = [], 0
@@ -125,7 +125,7 @@ def prompt_passes(prompts: Sequence[Chunk], shape: Layout, max_tokens: int) -> l
     return passes
 
 
-def plan_block(chunks: list[Chunk], unit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def group_arrays(chunks: list[Chunk], unit: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Page numbers [G, S / PAGE] and visible keys [G, R] of chunks that form an attention group."""
     width = max(chunk.num_pages for chunk in chunks)
     if len(chunks[0].tokens) == 1:

@@ -27,9 +27,9 @@ from evals.engine.chain_runner import ChainRunner
 from evals.engine.chain_state import ChainState
 from evals.engine.device import IdleClock, bytes_in_use, out_of_memory, read_memory, release
 from evals.engine.eager_decoder import Chunk, layout, prompt_passes
-from evals.engine.execution import fastest, prepare, sized
+from evals.engine.execution import fastest_decoder, prepare, size_slots
 from evals.engine.kv_cache import PagePool
-from evals.engine.model import KeysValues, Model, unwritten
+from evals.engine.model import KeysValues, Model, pending_copies
 from evals.sizing.slots import Demand, Elastic, SlotChange, fewer, table
 from evals.types import Chain, MemoryReading, Sample, UserError
 
@@ -89,7 +89,7 @@ class Engine:
         prepare(model)
         pages = PagePool.pages_for(0, max_length)
         self._demand = Demand(slots, sequences, pages, model.cache_shape.page_bytes)
-        plan, self._config = sized(model, config, self._demand, max_length, num_pages)
+        plan, self._config = size_slots(model, config, self._demand, max_length, num_pages)
         self.notes = table(plan, str(model.device))
         """How the device's memory is divided, as a table to print; empty where nothing was measured."""
         self._given_pages = num_pages
@@ -113,7 +113,7 @@ class Engine:
 
     @property
     def execution(self) -> str:
-        """How steps run: compiled, graphs or eager (see `execution.fastest`); none while there is no decoder."""
+        """How steps run: compiled, graphs, eager (`execution.fastest_decoder`); none while there is no decoder."""
         return "none" if self._decoder is None else self._decoder.name
 
     @property
@@ -234,7 +234,7 @@ class Engine:
         self._cache = KeysValues(self.model.cache_shape, self._pool.num_pages, self.model.device)
         self.model.attach(self._cache)
         slots, pages = self._runner.scheduler.num_slots, self._demand.pages
-        self._decoder = fastest(self.model, self._config, slots, pages)
+        self._decoder = fastest_decoder(self.model, self._config, slots, pages)
         selfcheck.check_decoder(self.model, self._decoder, slots, pages, self._pool.num_pages)
 
     @torch.inference_mode()
@@ -242,7 +242,7 @@ class Engine:
         assert self._cache is not None
         assert self._decoder is not None
         self.model.attach(self._cache)
-        scheduled = self._runner.seat()
+        scheduled = self._runner.schedule()
         allocations = [active.allocation for active in scheduled if active.allocation is not None]
         self._decoder.open(allocations)
         prompts = []  # without their last tokens and what they share with others
@@ -253,7 +253,7 @@ class Engine:
             self._prefilled += active.prefilled
         for chunks in prompt_passes(prompts, self._layout, self._config.prefill_tokens):
             self._decoder.prefill(chunks)
-        self._decoder.open(unwritten(allocations))
+        self._decoder.open(pending_copies(allocations))
         for drawn in self._decoder.step(self._runner.scheduler.slots):
             self._generated += self._runner.record(*drawn)
 

@@ -41,7 +41,7 @@ def prepare(model: Model) -> None:
         fuse_linears(model.network, lambda: model.plain_logits([0, 1]))
 
 
-def sized(
+def size_slots(
     model: Model, config: EngineConfig, demand: Demand, max_length: int, num_pages: int | None
 ) -> tuple[SlotPlan, EngineConfig]:
     """Slots and pages for `demand`, measured on a GPU unless `num_pages` is given, and the settings to run with.
@@ -79,7 +79,7 @@ def measure(model: Model, config: EngineConfig, rows: int, max_length: int) -> t
     return profile_memory(model, lambda: EagerDecoder(model), rows, max_length, config.prefill_tokens), config
 
 
-def fastest(model: Model, config: EngineConfig, slots: int, max_pages: int) -> Decoder:
+def fastest_decoder(model: Model, config: EngineConfig, slots: int, max_pages: int) -> Decoder:
     """The fastest decoder for `slots` requests of at most `max_pages` pages that settings and machine allow.
 
     The model has been through `prepare`. Raises what a failing device raises, running out of memory included; an error

@@ -16,7 +16,7 @@ from evals.config import EngineConfig
 from evals.engine.checkpoint import DTYPES, make_network
 from evals.engine.kv_cache import PAGE, PagePool
 from evals.engine.model import Model
-from evals.engine.model_support import first_line, model_classes, objection, refusal, windows
+from evals.engine.model_support import first_line, model_classes, refusal, unsupported_reason, windows
 from evals.sizing.slots import Demand, Reading, SlotPlan
 from evals.types import UserError
 
@@ -124,7 +124,7 @@ def model_spec(config: Any, dtype: str, name: str) -> ModelSpec:
 def probed(network: Any, config: Any, name: str) -> tuple[int, int] | str:
     """Number and size of key/value heads, as the engine finds them in a network (which it changes); or why it cannot
     run the network, as a sentence."""
-    if (reason := objection(config)) is not None:
+    if (reason := unsupported_reason(config)) is not None:
         return str(refusal(name, type(network).__name__, reason))
     try:
         shape = Model(network, folder=name).cache_shape

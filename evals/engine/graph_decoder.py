@@ -33,7 +33,7 @@ TAIL = 8
 Every further number of rows would have to be compiled and captured while the run waits."""
 PROMPT_TOKENS = (256, 1024, 4096)
 """Numbers of tokens that a prompt pass is padded to."""
-RUNS_PER_TOKEN = 1 / 16
+CHUNKS_PER_TOKEN = 1 / 16
 """Chunks that a prompt pass has room for, per token; a pass of more and shorter chunks takes a larger size."""
 RESULTS = 2
 """Host buffers used in turn: one is read while the device fills the other."""
@@ -112,7 +112,7 @@ class GraphDecoder:
 
     def prefill(self, chunks: Sequence[Chunk]) -> None:
         """Write the keys and values of these tokens, in one pass that is padded to one of a few sizes."""
-        count = max(sum(len(chunk.tokens) for chunk in chunks), round(len(chunks) / RUNS_PER_TOKEN))
+        count = max(sum(len(chunk.tokens) for chunk in chunks), round(len(chunks) / CHUNKS_PER_TOKEN))
         size = next(
             (size for size in PROMPT_TOKENS if size >= count), -(-count // PROMPT_TOKENS[-1]) * PROMPT_TOKENS[-1]
         )
@@ -221,7 +221,7 @@ class GraphDecoder:
 
     def _prompt_shape(self, size: int) -> tuple[int, int, int]:
         """Chunks, tiles and pages of a chunk that a pass of `size` tokens has room for."""
-        num_chunks = max(1, round(size * RUNS_PER_TOKEN))
+        num_chunks = max(1, round(size * CHUNKS_PER_TOKEN))
         return num_chunks, num_chunks + size // self._tile, self._table.shape[1]
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.long) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from evals.engine.attention import Probe, PromptStep, RowsStep, SeamError, Step, StepHolder, paged_attention
+from evals.engine.attention import AttentionError, Probe, PromptStep, RowsStep, Step, StepHolder, paged_attention
 from evals.engine.kv_cache import PAGE, Allocation
 from evals.engine.linears import float32_head
 from evals.engine.model_support import Tokenizer, context_length, refusal, windows
@@ -61,7 +61,7 @@ class KeysValues:
         """
         for part in self.parts:
             if index < part.shape[1]:
-                return apart(part[0, index]), apart(part[1, index])
+                return own_storage(part[0, index]), own_storage(part[1, index])
             index -= part.shape[1]
         raise IndexError("there are not as many layers")
 
@@ -88,7 +88,7 @@ class KeysValues:
             part.index_fill_(2, torch.tensor(pages, dtype=torch.long, device=part.device), value)
 
 
-def unwritten(allocations: Sequence[Allocation]) -> list[Allocation]:
+def pending_copies(allocations: Sequence[Allocation]) -> list[Allocation]:
     """Allocations whose copy has to be made again once prompts are written: of a page that an earlier one owns."""
     fresh: set[int] = set()
     pending = []
@@ -99,7 +99,7 @@ def unwritten(allocations: Sequence[Allocation]) -> list[Allocation]:
     return pending
 
 
-def apart(part: torch.Tensor) -> torch.Tensor:
+def own_storage(part: torch.Tensor) -> torch.Tensor:
     """A tensor on the memory of this contiguous part of another, with a storage of its own."""
     start = part.storage_offset() * part.itemsize
     storage = part.untyped_storage()[start : start + part.numel() * part.itemsize]
@@ -237,7 +237,7 @@ class Model:
             self._switch(PROBE)
             ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
             self.network(input_ids=ids, position_ids=torch.arange(2, device=self.device)[None], use_cache=False)
-        except SeamError as error:
+        except AttentionError as error:
             raise self.refuse(str(error)) from error
         config, modules = self.network.config, probe.modules
         if len(modules) != config.num_hidden_layers or len(set(map(id, modules))) != len(modules):

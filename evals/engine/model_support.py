@@ -56,7 +56,7 @@ def check_architecture(folder: str, trust_remote_code: bool = False) -> int:
     chosen = [cls for cls in classes if class_name in (None, cls.__name__)]
     if any(getattr(cls, "_is_stateful", False) for cls in chosen):
         raise refusal(folder, architecture, "it keeps a recurrent state, which cannot be rewound")
-    if (reason := objection(config)) is not None:
+    if (reason := unsupported_reason(config)) is not None:
         raise refusal(folder, architecture, reason)
     if not remote:
         if not chosen or not chosen[0].__name__.endswith(("ForCausalLM", "LMHeadModel")):
@@ -69,7 +69,7 @@ def check_architecture(folder: str, trust_remote_code: bool = False) -> int:
     return length
 
 
-def objection(config: Any) -> str | None:
+def unsupported_reason(config: Any) -> str | None:
     """Why a model of this configuration cannot be served, as the end of a sentence; None if nothing is known."""
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder, not a causal language model"

@@ -133,7 +133,7 @@ def check_decoder(
         return
     longest = min(min(max_pages, num_pages - 1) * PAGE, model.context_length)
     try:
-        drawn = draw_in_company(decoder, slots, longest, num_pages, model.vocab_size)
+        drawn = draw_beside_others(decoder, slots, longest, num_pages, model.vocab_size)
     except FloatingPointError as error:
         raise model.refuse(f"decoded by {decoder.name}, {error}; engine.execution=eager does without") from error
     with torch.compiler.set_stance("force_eager"):  # the reference takes no part in what is checked
@@ -151,7 +151,7 @@ def check_decoder(
         )
 
 
-def draw_in_company(
+def draw_beside_others(
     decoder: EagerDecoder | GraphDecoder, slots: int, longest: int, num_pages: int, vocab_size: int
 ) -> list[DecodeState]:
     """Decode two sequences in the outermost of `slots` rows, and a rewind of the longer one, STEPS tokens each.
@@ -165,19 +165,19 @@ def draw_in_company(
     starts = (1, 1 + needed[0] if together else 1)
     prompts = [token_ids(length, 11 + i, vocab_size) for i, length in enumerate(lengths)]
     a, b = (
-        sit(prompt, i, range(start, start + count))
+        make_state(prompt, i, range(start, start + count))
         for i, (prompt, start, count) in enumerate(zip(prompts, starts, needed, strict=True))
     )
-    rewound = sit(prompts[1][: max(1, min(REWIND_TO, lengths[1] - 1))], 2, b.pages)
+    rewound = make_state(prompts[1][: max(1, min(REWIND_TO, lengths[1] - 1))], 2, b.pages)
     for rows in ([a, b], [rewound]) if together else ([a], [b], [rewound]):
         if chunks := [Chunk(r.request.prefix[:-1], 0, r.pages) for r in rows if r is not rewound]:
             decoder.prefill(chunks)
-        between = [sit(prompts[0][:1], 3 + i, (SCRATCH,)) for i in range(slots - 2)]
+        between = [make_state(prompts[0][:1], 3 + i, (SCRATCH,)) for i in range(slots - 2)]
         advance(decoder, [rows[0], *between, *rows[1:]])
     return [a, b, rewound]
 
 
-def sit(prefix: Sequence[int], number: int, pages: Sequence[int]) -> DecodeState:
+def make_state(prefix: Sequence[int], number: int, pages: Sequence[int]) -> DecodeState:
     """The decode state of a request for STEPS tokens in these pages, without a chain."""
     prompt = Prompt(tuple(prefix), STEPS, frozenset())
     state = DecodeState(Request(prompt.token_ids, STEPS, 1.0, (0, 0, number), len(prefix)), prompt, seed=0)

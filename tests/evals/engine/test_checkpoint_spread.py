@@ -104,10 +104,10 @@ def test_a_step_says_the_same_elsewhere() -> None:
         numbers,
     )
     there = step.to(META)
-    parts = [there.token_ids, there.positions, there.write_at, there.logits_at, there.blocks[0].pages]
-    assert {part.device for part in [*parts, there.blocks[0].visible]} == {META}
-    assert there.blocks[0].rows == slice(0, 6)
-    assert there.write_rows(2).device == there.blocks[0].mask(3, torch.float32).device == META
+    parts = [there.token_ids, there.positions, there.write_at, there.logits_at, there.groups[0].pages]
+    assert {part.device for part in [*parts, there.groups[0].visible]} == {META}
+    assert there.groups[0].rows == slice(0, 6)
+    assert there.write_rows(2).device == there.groups[0].mask(3, torch.float32).device == META
 
 
 # --- a model ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from evals.engine.kv_cache import PAGE, SCRATCH, PagePool
-from evals.engine.model import CacheShape, KeysValues, unwritten
+from evals.engine.model import CacheShape, KeysValues, pending_copies
 from evals.types import Handle
 from support.pages import audit
 
@@ -248,7 +248,7 @@ def test_what_is_copied_from_a_page_of_the_same_round_waits_until_that_is_writte
     early, _ = pool.open_prompt(range(9), 20)
     new, _ = pool.open_prompt(range(1, 9), 20)
     late = [pool.open_prompt(range(1, 9), 20)[0] for _ in range(2)]
-    again = unwritten([early, new, *late])
+    again = pending_copies([early, new, *late])
     assert [(one.copy, one.fresh) for one in again] == [((new.pages[0], one.pages[0]), ()) for one in late]
     assert early.copy == (old.pages[0], early.pages[0])
 

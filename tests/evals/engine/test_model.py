@@ -20,7 +20,7 @@ from evals.engine.checkpoint import load_model
 from evals.engine.eager_decoder import Chunk, layout, pack
 from evals.engine.linears import PackedLinear, packing_available
 from evals.engine.model import KeysValues, Model
-from evals.engine.model_support import check_architecture, context_length, load_tokenizer, objection
+from evals.engine.model_support import check_architecture, context_length, load_tokenizer, unsupported_reason
 from evals.samplers.power import Power
 from evals.types import Chain, UserError
 from support.tiny_models import CONTEXT, VOCABULARY, assert_statistics, engine, make, prompt
@@ -165,7 +165,7 @@ def test_folders_that_are_no_models(tmp_path: Path) -> None:
 def test_longrope_counts_up_to_its_original_length() -> None:
     rope = {"rope_type": "longrope", "original_max_position_embeddings": 4096}
     config = SimpleNamespace(model_type="phi3", max_position_embeddings=131072, rope_parameters=rope)
-    assert objection(config) is None
+    assert unsupported_reason(config) is None
     assert context_length(config) == 4096
 
 

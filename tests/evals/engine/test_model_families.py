@@ -12,7 +12,7 @@ from transformers.configuration_utils import ALLOWED_LAYER_TYPES
 
 from evals.engine import selfcheck
 from evals.engine.model import Model
-from evals.engine.model_support import LAYERS, check_architecture, objection
+from evals.engine.model_support import LAYERS, check_architecture, unsupported_reason
 from support.family_cases import assert_plain, branched
 from support.tiny_models import CONTEXT, FAMILIES, configuration, engine, make
 
@@ -44,4 +44,4 @@ def test_supported_families_pass_the_gate(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", sorted({*ALLOWED_LAYER_TYPES, "recurrent"} - LAYERS))
 def test_other_layers_are_refused_by_name(kind: str) -> None:
     config = SimpleNamespace(model_type="llama", layer_types=["full_attention", kind])
-    assert f"layers of type {kind};" in str(objection(config))
+    assert f"layers of type {kind};" in str(unsupported_reason(config))

@@ -36,7 +36,7 @@ class Drive:
         return state
 
     def seat(self) -> None:
-        self.runner.seat()
+        self.runner.schedule()
         self.check()
 
     def draw(self) -> None:
@@ -408,7 +408,7 @@ def test_a_chain_starts_as_soon_as_a_slot_is_free() -> None:
         drive.add(submits(1, to, new=1 + i), to)
     started = []
     for _ in range(6):
-        started.append(len(drive.runner.seat()))
+        started.append(len(drive.runner.schedule()))
         drive.draw()
     assert started == [64, 1, 1, 1, 1, 1]
     drive.run()

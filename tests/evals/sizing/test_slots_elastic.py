@@ -87,7 +87,7 @@ def test_samples_are_those_of_an_engine_whose_slots_stay(
         """A look before every step, of which these are the outcomes."""
         outcomes = iter(wanted)
 
-        def sized(_: Any, config: EngineConfig, demand: Demand, *__: Any) -> tuple[SlotPlan, EngineConfig]:
+        def size_slots(_: Any, config: EngineConfig, demand: Demand, *__: Any) -> tuple[SlotPlan, EngineConfig]:
             return SlotPlan(8, demand.num_pages(8), {}, reading=READING), config
 
         def outcome(reading: Reading, demand: Demand, _: Any, slots: int, in_use: int, busy: bool) -> int:
@@ -96,7 +96,7 @@ def test_samples_are_those_of_an_engine_whose_slots_stay(
 
         monkeypatch.setattr("evals.sizing.slots.LOOK_SECONDS", 0.0)
         monkeypatch.setattr("evals.sizing.slots.adjusted", outcome)
-        monkeypatch.setattr("evals.engine.engine.sized", sized)
+        monkeypatch.setattr("evals.engine.engine.size_slots", size_slots)
         monkeypatch.setattr("evals.engine.engine.bytes_in_use", lambda device: 7)
         return run(pair, kind, slots=16, count=8)
 
