@@ -1,5 +1,4 @@
-"""What chains need: asking the engine for one completion or several, words of the random counter, draws by weight.
-Knows no law."""
+"""What samplers share: answers with their statistics, random keys, waiting for completions, draws by weight."""
 
 from __future__ import annotations
 
@@ -12,29 +11,29 @@ from numpy.typing import NDArray
 from evals.types import Completion, Drop, Ended, Handle, Operation, Prompt, Request, Sample, Submit
 
 RandomKey = tuple[int, int, int]
-"""Problem, sample | try << 16, move."""
+"""Words of the random counter (rng.py): problem, sample | try << 16, number of the move."""
 Arrival = tuple[Hashable, Completion]
 Weights = NDArray[np.float64]
 
 MAX_SAMPLES = 1 << 16
-"""Sample indices share a 32-bit word with the number of the try, of which there may be as many."""
+"""A sample index and the number of a try have 16 bits each of one word of the random key."""
 
 
 class State(NamedTuple):
-    """An answer, or its beginning, with the statistics of its L tokens under the unrestricted proposal."""
+    """An answer, complete or not, with log q and log Z of its L tokens, both as if no token were excluded."""
 
     tokens: tuple[int, ...]
     log_q: NDArray[np.float64]
     log_z: NDArray[np.float64]
     ended: Ended
-    """`length` also while it grows."""
+    """`length` also while the answer is incomplete."""
 
 
 EMPTY = State((), np.zeros(0), np.zeros(0), "length")
 
 
 def key(problem_id: int, sample_index: int, move: int) -> RandomKey:
-    """Words of the random counter. Raises ValueError where one does not fit its bits."""
+    """The random key of a move. Raises ValueError where a number does not fit its bits."""
     if not (0 <= problem_id < 1 << 32 and 0 <= sample_index < MAX_SAMPLES and 0 <= move < 1 << 32):
         raise ValueError(
             f"no random key for problem {problem_id}, sample {sample_index}, move {move}: a word overflows"
@@ -43,23 +42,23 @@ def key(problem_id: int, sample_index: int, move: int) -> RandomKey:
 
 
 def whole(prompt: Prompt, alpha: float, key: RandomKey, top_k: int = 0, top_p: float = 1.0) -> Request:
-    """The request for an answer from its first token to its end."""
+    """The request for a whole answer, from its first token to its end."""
     origin = len(prompt.token_ids)
     return Request(prompt.token_ids, prompt.max_new_tokens, alpha, key, origin, top_k=top_k, top_p=top_p)
 
 
 def sample(taken: Completion, drawn: Sequence[Completion], alpha: float, **info: Any) -> Sample:
-    """The answer `taken` of those `drawn` at `alpha`, all of them whole, with `info` beside the usual diagnostics."""
-    usual = {
+    """The sample of the answer `taken` among the whole answers `drawn` at `alpha`; `info` adds to its diagnostics."""
+    diagnostics = {
         "generated": sum(len(one.tokens) for one in drawn),
         "prefilled": sum(one.prefilled for one in drawn),
         "log_p": log_p(taken, alpha),
     }
-    return Sample(*taken[:4], chain=usual | info)
+    return Sample(*taken[:4], chain=diagnostics | info)
 
 
 def arrival(operations: list[Operation]) -> Generator[list[Operation], Arrival | None, Arrival]:
-    """Hand over operations and wait for the next completion."""
+    """Yield operations and wait for the next completion; returns it with its tag."""
     arrived = yield operations
     if arrived is None:
         raise RuntimeError("the engine resumed a chain that waits for a completion without one")
@@ -75,21 +74,21 @@ def ask(request: Request) -> Generator[list[Operation], Arrival | None, Completi
 def gather(
     submits: Sequence[Submit], drops: Sequence[Drop] = (), *, hold: bool
 ) -> Generator[list[Operation], Arrival | None, dict[Hashable, Completion]]:
-    """Submit all, then drop, then wait for all: `found = yield from gather(...)` maps tags to completions.
+    """Submit all, then drop, then wait for all: `completions = yield from gather(...)` maps tags to completions.
 
     A parent may be among `drops`: what is submitted keeps the pages that it needs. With `hold` the sequences that
     arrive stay held and are the caller's to drop. Without, each is dropped when the next arrives, the last when the
     chain ends: thus the prompt that all share is not computed again for those that still wait.
     """
-    found: dict[Hashable, Completion] = {}
+    completions: dict[Hashable, Completion] = {}
     operations: list[Operation] = [*submits, *drops]
     last: Handle | None = None
     for _ in submits:
         tag, completion = yield from arrival(operations)
-        found[tag] = completion
+        completions[tag] = completion
         operations = [] if hold or last is None else [Drop(last)]
         last = completion.handle
-    return found
+    return completions
 
 
 def log_p(answer: State | Completion, alpha: float) -> float:
@@ -99,27 +98,27 @@ def log_p(answer: State | Completion, alpha: float) -> float:
     return float((answer.log_q.sum() + answer.log_z.sum()) / alpha)
 
 
-def spliced(state: State, start: int, draft: Completion) -> State:
+def spliced(state: State, start: int, completion: Completion) -> State:
     """The answer that keeps the first `start` tokens of `state` and goes on with a completion's.
 
     At `start` both share the prefix: the stored log Z stays, as recomputing it could differ in rounding.
     """
-    kept = state.log_z[: start + 1]
+    kept_log_z = state.log_z[: start + 1]
     return State(
-        tokens=state.tokens[:start] + draft.tokens,
-        log_q=np.concatenate([state.log_q[:start], draft.log_q]),
-        log_z=np.concatenate([kept, draft.log_z[len(kept) - start :]]),
-        ended=draft.ended,
+        tokens=state.tokens[:start] + completion.tokens,
+        log_q=np.concatenate([state.log_q[:start], completion.log_q]),
+        log_z=np.concatenate([kept_log_z, completion.log_z[len(kept_log_z) - start :]]),
+        ended=completion.ended,
     )
 
 
 def pick(weights: Weights, u: float) -> int:
-    """The index whose share of [0, 1) contains the uniform `u`; never one of weight 0."""
+    """The index that the uniform `u` draws by weight; never one of weight 0."""
     return int(shares(weights, np.array([u]))[0])
 
 
 def shares(weights: Weights, points: Weights) -> NDArray[np.intp]:
-    """Inverse CDF of normalised weights at points in [0, 1)."""
+    """The indices that points in [0, 1) draw by weight: the inverse CDF."""
     cumulative = np.cumsum(weights)
     last = int(np.flatnonzero(weights)[-1])
     return np.minimum(np.searchsorted(cumulative, points * cumulative[-1], side="right"), last)

@@ -1,4 +1,4 @@
-"""Several independent answers to one prompt, of which one is chosen. Knows no batch, slot or device.
+"""Samplers that draw several independent answers to one prompt and choose one: best_of, snis and majority.
 
 K answers are drawn from q(v | h) = softmax(alpha * logits) and one of them is taken:
 
@@ -24,7 +24,7 @@ from evals.types import Completion, Prompt, Steps, Submit
 
 
 class Choice(NamedTuple):
-    """Which candidate was taken, with what the rule has to say about it."""
+    """The candidate taken, with the diagnostics of the rule that took it."""
 
     index: int
     info: dict[str, Any]
@@ -39,14 +39,14 @@ class Candidates(NamedTuple):
     num_candidates: int
 
     sequences = 2
-    """See `evals.types.Sampler`: the one that grows and the one that ended last."""
+    """Held at once: the sequence that grows and the one that ended last."""
 
     def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
         """One answer to `prompt`; see `evals.types.Sampler`."""
         moves = range(self.num_candidates)
         submits = [Submit(move, whole(prompt, self.alpha, key(problem_id, sample_index, move))) for move in moves]
-        found = yield from gather(submits, hold=False)
-        drawn = [found[move] for move in moves]
+        completions = yield from gather(submits, hold=False)
+        drawn = [completions[move] for move in moves]
         match self.rule:
             case "best_of":
                 choice = Choice(likeliest(drawn, self.alpha), {})
@@ -74,8 +74,8 @@ def by_vote(drawn: Sequence[Completion], prompt: Prompt, alpha: float) -> Choice
     """The first candidate with the answer that most come to; a candidate without an answer does not vote.
 
     Of answers with as many votes that of the larger total probability wins, log sum p(x) over its candidates, and of
-    equals again the one that came first. Where nobody votes it is candidate 0. Raises ValueError if the prompt has no
-    rule to tell answers by.
+    equals again the one that came first. Without a single vote it is candidate 0. Raises ValueError if the prompt has
+    no `vote`.
     """
     if prompt.vote is None:
         raise ValueError("a majority needs a prompt that says what answers come to (Prompt.vote)")
@@ -101,17 +101,17 @@ def normalised(log_w: Sequence[float]) -> Weights:
 
 
 def log_mean(log_w: Sequence[float]) -> float:
-    """log of the mean weight, in nats."""
+    """Log of the mean weight, in nats, from log weights."""
     return float(np.logaddexp.reduce(np.asarray(log_w, dtype=np.float64))) - float(np.log(len(log_w)))
 
 
 def effective_size(weights: Weights) -> float:
-    """(sum w)^2 / sum w^2: between 1, one candidate carries all the weight, and K, all carry the same."""
+    """Effective sample size (sum w)^2 / sum w^2: from 1, one candidate has all the weight, to K, all have the same."""
     return float(weights.sum() ** 2 / np.sum(weights**2))
 
 
 def systematic(weights: Weights, u: float) -> list[int]:
-    """Ancestors [K], in order: index k gets K w_k children, rounded up or down, without bias (systematic resampling).
+    """Systematic resampling: ancestors [K], in order; index k is there K w_k times, rounded up or down, without bias.
 
     One uniform `u` in [0, 1) places K equally spaced points. Source: Carpenter, Clifford, Fearnhead, Improved Particle
     Filter for Nonlinear Problems (1999).

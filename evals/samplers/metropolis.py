@@ -1,4 +1,4 @@
-"""The Metropolis-Hastings kernel for p(x)^alpha over complete answers, as pure functions. Knows no engine and no chain.
+"""The Metropolis-Hastings kernel for p(x)^alpha over complete answers, as pure functions.
 
 One move: cut the answer x at position m with probability g_m / G(x), G(x) = sum of all g; draw a new ending from the
 tempered law q(v | h) = softmax(alpha * logits) until the answer x' is complete; accept it with probability min(1, r),
@@ -44,14 +44,14 @@ EVERYWHERE = 0.01
 """Added to every weight of an entropy cut, so that every position can be cut."""
 
 MOVES_AT_ONCE, COINS_AT_ONCE = 12, 128
-"""Moves and positions whose coins are made together."""
+"""Moves and positions whose coins are drawn in one call."""
 
 SLACK = 1e-6
-"""Nats by which an engine's floor lies below the decision's, whose sums round otherwise; the decision is made here."""
+"""Nats by which a floor lies below the decision's: an engine's sums round otherwise, and the decision is made here."""
 
 
 class Move(NamedTuple):
-    """What a move is before any token is drawn."""
+    """A move before any token is drawn: where it cuts, what it redraws and when it is accepted."""
 
     cut: int
     """0-based position of the cut."""
@@ -60,7 +60,7 @@ class Move(NamedTuple):
     exclude: int | None
     """The token that a failed coin excludes at `start`."""
     log_u: float
-    """The draft is accepted iff its log r reaches this."""
+    """The proposal is accepted iff its log r reaches this."""
 
     def null(self, state: State) -> bool:
         """True when the proposal is known to be the state itself."""
@@ -68,7 +68,7 @@ class Move(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """When an engine ends a draft; fields of `evals.types.Request`."""
+    """When the engine ends a proposal; the fields are those of `evals.types.Request`."""
 
     max_new: int
     floor: float
@@ -77,7 +77,7 @@ class Limits(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """One exact kernel for answers that are complete at EOS, at a stop string or at `horizon` tokens."""
+    """An exact transition kernel for answers that are complete at EOS, at a stop string or at `horizon` tokens."""
 
     horizon: int
     cuts: Cuts = "uniform"
@@ -86,7 +86,7 @@ class Kernel(NamedTuple):
     """Has to be on for nonnull cuts."""
 
     def propose(self, state: State, seed: int, key: RandomKey) -> Move:
-        """The move that `key` names: its cut, its coins and its u. A pure function."""
+        """The move that `key` names, with its cut, its coins and its u: a pure function."""
         length = len(state.tokens)
         log_u = log1p(-uniform(seed, key, 0, Purpose.ACCEPT))
         u = uniform(seed, key, 0, Purpose.CUT)
@@ -107,7 +107,7 @@ class Kernel(NamedTuple):
         return Move(cut, start, exclude, log_u)
 
     def cut_weights(self, state: State) -> NDArray[np.float64]:
-        """[L] g of every position."""
+        """[L] the weight g of a cut at every position."""
         match self.cuts:
             case "uniform":
                 return np.ones(len(state.tokens))
@@ -122,22 +122,22 @@ class Kernel(NamedTuple):
         return log(total) if total > 0 else -inf
 
     def log_weight(self, state: State, start: int) -> float:
-        """log W of an answer in nats, of the log Z after position `start`."""
+        """log W of an answer in nats, from the log Z after position `start`."""
         return fsum(state.log_z[start + 1 :]) - self.log_normaliser(state)
 
-    def log_ratio(self, state: State, draft: State, start: int) -> float:
-        """log r of a complete draft that shares the tokens before `start`."""
-        return self.log_weight(draft, start) - self.log_weight(state, start)
+    def log_ratio(self, state: State, proposal: State, start: int) -> float:
+        """log r of a complete proposal that shares the tokens before `start`."""
+        return self.log_weight(proposal, start) - self.log_weight(state, start)
 
-    def limits(self, state: State, plan: Move) -> Limits:
-        """What ends the draft of `plan`: the horizon, and the floor with a lower bound of G that suits the cuts."""
-        start = plan.start
+    def limits(self, state: State, move: Move) -> Limits:
+        """What ends the proposal of `move`: the horizon, and a floor with a lower bound of G that suits the cuts."""
+        start = move.start
         room = self.horizon - start
-        floor = plan.log_u + self.log_weight(state, start) - SLACK
+        floor = move.log_u + self.log_weight(state, start) - SLACK
         match self.cuts:
             case "uniform":
                 return Limits(room, floor, "length")
-            case "entropy":  # G of the draft is at least that of what it shares with the state
+            case "entropy":  # G of the proposal is at least that of what it shares with the state
                 shared = float(np.sum(self.cut_weights(state)[: start + 1]))
                 return Limits(room, floor + log(shared), "constant")
             case "nonnull":  # C of the kept prefix: sum over m of q_m ... q_{start - 1}
@@ -145,20 +145,20 @@ class Kernel(NamedTuple):
 
 
 def chance(log_ratio: float) -> float:
-    """min(1, r)."""
+    """The acceptance probability min(1, r)."""
     return exp(min(0.0, log_ratio))
 
 
 def coins(seed: int, key: RandomKey, cut: int, length: int) -> NDArray[np.float64]:
-    """The uniforms of the replay flips at positions cut .. length - 1."""
+    """The uniforms of the replay coins at positions cut .. length - 1."""
     problem, sample, move = key
-    reach = -(-length // COINS_AT_ONCE) * COINS_AT_ONCE
-    return coins_at_once(seed, problem, sample, move // MOVES_AT_ONCE, reach)[move % MOVES_AT_ONCE, cut:length]
+    padded = -(-length // COINS_AT_ONCE) * COINS_AT_ONCE
+    return coins_at_once(seed, problem, sample, move // MOVES_AT_ONCE, padded)[move % MOVES_AT_ONCE, cut:length]
 
 
 @lru_cache(maxsize=512)  # of so many chains at a time; 12 KiB each for answers of up to 128 tokens
 def coins_at_once(seed: int, problem: int, sample: int, block: int, length: int) -> NDArray[np.float64]:
-    """[MOVES_AT_ONCE, length] the coins of some moves: hashing a counter costs less than calling for it."""
+    """[MOVES_AT_ONCE, length] the coins of a block of moves: hashing a counter costs less than the call for it."""
     keys = [(problem, sample, move) for move in range(block * MOVES_AT_ONCE, (block + 1) * MOVES_AT_ONCE)]
     positions = np.tile(np.arange(length), MOVES_AT_ONCE)
     return uniforms(seed, np.repeat(keys, length, axis=0), positions, Purpose.COIN).reshape(MOVES_AT_ONCE, length)

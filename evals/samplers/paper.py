@@ -1,6 +1,6 @@
-"""The published rules of power sampling by blocks, for comparison. They do not leave p^alpha invariant.
+"""Power sampling by the published code's rules, for comparison: they do not leave p^alpha invariant.
 
-Source: Karan & Du, Reasoning with Sampling (2025), as in the code that they published. Knows no batch, slot or device.
+Source: Karan & Du, Reasoning with Sampling (2025), as in the code that they published.
 
 Block by block the answer grows by at most `block` tokens from its current length, and then makes `num_moves` moves.
 A move cuts uniformly and redraws until EOS or until the *current* length, which a proposal never exceeds; the ratio has
@@ -22,8 +22,8 @@ from evals.samplers.power import Draws, MHChain
 from evals.types import Prompt, Steps
 
 
-class PaperRule(NamedTuple):
-    """The published move."""
+class PaperKernel(NamedTuple):
+    """The published transition kernel."""
 
     replay: bool = True
 
@@ -31,15 +31,15 @@ class PaperRule(NamedTuple):
         """A uniform cut, with coins if there is replay: the law of the proposal is that of redrawing from the cut."""
         return Kernel(len(state.tokens), replay=self.replay).propose(state, seed, key)
 
-    def limits(self, state: State, plan: Move) -> Limits:
+    def limits(self, state: State, move: Move) -> Limits:
         """The current length, and a floor that is safe: cutting the state's sum can only lower the ratio."""
-        start = plan.start
-        floor = plan.log_u + fsum(state.log_z[start + 1 :]) - SLACK
+        start = move.start
+        floor = move.log_u + fsum(state.log_z[start + 1 :]) - SLACK
         return Limits(len(state.tokens) - start, floor, "constant")
 
-    def log_ratio(self, state: State, draft: State, start: int) -> float:
-        """Sum of log Z' - log Z after `start`, up to the draft's end."""
-        return fsum(draft.log_z[start + 1 :]) - fsum(state.log_z[start + 1 : len(draft.tokens)])
+    def log_ratio(self, state: State, proposal: State, start: int) -> float:
+        """Sum of log Z' - log Z after `start`, up to the proposal's end."""
+        return fsum(proposal.log_z[start + 1 :]) - fsum(state.log_z[start + 1 : len(proposal.tokens)])
 
 
 class Paper(NamedTuple):
@@ -53,15 +53,15 @@ class Paper(NamedTuple):
     block: int = 192
     prefetch: int = 0
 
-    sequences = 2  # the state and a draft
+    sequences = 2  # the state and a proposal
 
     def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
         """One answer to `prompt`; see `evals.types.Sampler`."""
         draws = Draws(self.alpha, self.early_rejection, self.prefetch, self.top_k)
-        walk = MHChain(draws, prompt, seed, problem_id, sample_index)
+        chain = MHChain(draws, prompt, seed, problem_id, sample_index)
         for _ in range(0, prompt.max_new_tokens, self.block):
-            yield from walk.extend(min(len(walk.state.tokens) + self.block, prompt.max_new_tokens))
-            yield from walk.moves(PaperRule(self.replay), self.num_moves)
-            if walk.state.ended != "length":
+            yield from chain.extend(min(len(chain.state.tokens) + self.block, prompt.max_new_tokens))
+            yield from chain.moves(PaperKernel(self.replay), self.num_moves)
+            if chain.state.ended != "length":
                 break
-        return walk.sample()._replace(weighted=())  # no law that they would estimate
+        return chain.sample()._replace(weighted=())  # there is no law that weights would estimate

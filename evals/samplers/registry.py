@@ -1,5 +1,4 @@
-"""From settings to a sampler: the one table of samplers. A function here says which settings its sampler reads.
-Knows no law."""
+"""The table of samplers: what `sampler.kind` can name, and which settings each kind reads."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from typing import NamedTuple
 from evals.samplers.candidates import Candidates
 from evals.samplers.paper import Paper
 from evals.samplers.power import Power
-from evals.samplers.single import Replay, Single
+from evals.samplers.single import GivenTexts, Single
 from evals.samplers.smc import Smc
 from evals.types import Sampler
 
@@ -22,15 +21,16 @@ PAPER_TOP_K = 50
 
 
 class Kind(NamedTuple):
-    """A way to sample that `sampler.kind` can name."""
+    """How to make one kind of sampler from settings."""
 
     make: Callable[..., Sampler]
-    """Its parameters are the settings of `SamplerConfig` that it reads, and what else of `make_sampler`'s it needs."""
+    """Its parameters are the settings of `SamplerConfig` that it reads, and those of `make_sampler` that it needs."""
     words: str = ""
     """What it is, for the help."""
 
     @property
     def reads(self) -> frozenset[str]:
+        """Names of the settings that this kind reads."""
         return frozenset(signature(self.make).parameters) - {"prefetch", "encode"}
 
 
@@ -59,6 +59,6 @@ SAMPLERS: Mapping[str, Kind] = MappingProxyType(
         "majority": Kind(majority, "vote"),
         "snis": Kind(partial(Candidates, "snis"), "candidates weighted by p^alpha"),
         "smc": Kind(Smc, "particles"),
-        "replay": Kind(Replay, "grades given texts and samples nothing"),
+        "replay": Kind(GivenTexts, "grades given texts and samples nothing"),
     }
 )

@@ -1,5 +1,4 @@
-"""One answer by one request, greedy or at a temperature, and one by none: a text that was produced elsewhere.
-Knows no other candidate."""
+"""Samplers without a choice: one draw, greedy or at a temperature, or a text that was produced elsewhere."""
 
 from __future__ import annotations
 
@@ -29,13 +28,13 @@ class Single(NamedTuple):
 
     def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
         """One answer to `prompt`; see `evals.types.Sampler`."""
-        words = key(problem_id, sample_index, 0)
-        drawn = yield from ask(whole(prompt, self.alpha, words, self.top_k, self.top_p))
+        move_key = key(problem_id, sample_index, 0)
+        drawn = yield from ask(whole(prompt, self.alpha, move_key, self.top_k, self.top_p))
         return sample(drawn, [drawn], self.alpha)
 
 
-class Replay(NamedTuple):
-    """A sampler whose chains return given texts without asking the engine for anything."""
+class GivenTexts(NamedTuple):
+    """The kind `replay`: its chains return given texts and ask the engine for nothing."""
 
     texts: Mapping[tuple[int, int], str]
     """(problem id, sample index) -> the answer's text."""
@@ -46,16 +45,15 @@ class Replay(NamedTuple):
     """See `evals.types.Sampler`."""
 
     def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
-        """The answer of this key, ended as a model's would be: by its first stop string, else by an EOS token.
+        """The given answer, ended as a model's would be: by its first stop string, else by an EOS token.
 
-        However long it is: no limit cut it. KeyError where there is none. Its log q and log Z are not known and count
-        as 0.
+        No token limit applies. Its log q and log Z are unknown and stand as 0. Raises KeyError where no text is given.
         """
         yield from ()  # a chain is a generator, also one that asks for nothing
         tokens = (*self.encode(self.texts[problem_id, sample_index]), *sorted(prompt.eos_ids)[:1])
         stopped = prompt.stopped or (lambda _: False)
-        over = (n for n, token in enumerate(tokens, 1) if token in prompt.eos_ids or stopped(tokens[:n]))
-        end = next(over, None)
+        ends = (n for n, token in enumerate(tokens, 1) if token in prompt.eos_ids or stopped(tokens[:n]))
+        end = next(ends, None)
         tokens = tokens[:end]
         zeros = np.zeros(len(tokens))
         ended = "length" if end is None else "eos" if tokens[-1] in prompt.eos_ids else "stop"

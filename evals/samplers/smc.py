@@ -1,4 +1,4 @@
-"""Sequential Monte Carlo for p(x)^alpha: answers grow side by side and are resampled. Knows no batch, slot or device.
+"""Sequential Monte Carlo for p(x)^alpha: answers grow side by side and are resampled.
 
 N particles draw their tokens from q(v | h) = softmax(alpha * logits) and are weighted towards p^alpha_t, where alpha_t
 rises from 1 to alpha over the first `smc_ramp` tokens:
@@ -27,23 +27,23 @@ from evals.types import Completion, Drop, Handle, Prompt, Request, Sample, Steps
 
 
 class Particle(NamedTuple):
-    """An answer so far, and its place among the others."""
+    """An answer so far, with the sequence held for it and the weight at its last resampling."""
 
     state: State = EMPTY
     handle: Handle | None = None
     settled: float = 0.0
-    """log w at the last resampling, which its weight no longer counts."""
+    """log w at the last resampling, which is taken off its weight."""
 
     def grows(self, horizon: int) -> bool:
-        """True while the answer is not complete."""
+        """Whether the answer is still incomplete."""
         return self.state.ended == "length" and len(self.state.tokens) < horizon
 
     def longer(self, by: Completion) -> Particle:
-        """The answer with the tokens that were drawn for it."""
+        """The particle with the tokens that were drawn for it."""
         return self._replace(state=spliced(self.state, len(self.state.tokens), by), handle=by.handle)
 
     def log_w(self, alpha: float, alpha_t: float) -> float:
-        """The module's log w, in nats, as if there had been no resampling."""
+        """log w in nats, as if there had been no resampling."""
         return float(np.sum(self.state.log_z)) - (alpha - alpha_t) * log_p(self.state, alpha)
 
 
@@ -68,13 +68,13 @@ class Smc(NamedTuple):
         drops: list[Drop] = []
         log_z_hat = 0.0
         while any(one.grows(horizon) for one in particles):
-            words = key(problem_id, sample_index, counts["rounds"])
-            found = yield from gather(self.requests(particles, prompt, words), drops, hold=True)
-            particles = [one.longer(found[i]) if i in found else one for i, one in enumerate(particles)]
-            drops = [Drop(done.handle) for done in found.values() if done.handle is not None]
+            round_key = key(problem_id, sample_index, counts["rounds"])
+            drawn = yield from gather(self.requests(particles, prompt, round_key), drops, hold=True)
+            particles = [one.longer(drawn[i]) if i in drawn else one for i, one in enumerate(particles)]
+            drops = [Drop(done.handle) for done in drawn.values() if done.handle is not None]
             counts["rounds"] += 1
-            counts["generated"] += sum(len(one.tokens) for one in found.values())
-            counts["prefilled"] += sum(one.prefilled for one in found.values())
+            counts["generated"] += sum(len(one.tokens) for one in drawn.values())
+            counts["prefilled"] += sum(one.prefilled for one in drawn.values())
             alpha_t = self.exponent(counts["rounds"] * self.smc_interval)
             log_w = [one.log_w(self.alpha, alpha_t) - one.settled for one in particles]
             weights = normalised(log_w)
@@ -82,7 +82,7 @@ class Smc(NamedTuple):
             if uneven and any(one.grows(horizon) for one in particles):
                 counts["resampled"] += 1
                 log_z_hat += log_mean(log_w)
-                ancestors = systematic(weights, uniform(seed, words, 0, Purpose.RESAMPLE))
+                ancestors = systematic(weights, uniform(seed, round_key, 0, Purpose.RESAMPLE))
                 particles = [particles[i]._replace(settled=particles[i].log_w(self.alpha, alpha_t)) for i in ancestors]
         log_w = [one.log_w(self.alpha, self.alpha) - one.settled for one in particles]
         info = {"particles": self.num_candidates, **counts, "log_z_hat": log_z_hat + log_mean(log_w)}
@@ -91,12 +91,12 @@ class Smc(NamedTuple):
 
     @property
     def sequences(self) -> int:
-        """See `evals.types.Sampler`: the particles, one of them as it was and as it grows."""
+        """Held at once: all particles, one of them both as it was and as it grows."""
         return self.num_candidates + 1
 
-    def requests(self, particles: Sequence[Particle], prompt: Prompt, words: RandomKey) -> list[Submit]:
-        """The next tokens of every particle that grows; its number is the tag."""
-        problem, sample, move = words
+    def requests(self, particles: Sequence[Particle], prompt: Prompt, round_key: RandomKey) -> list[Submit]:
+        """Requests for the next tokens of every incomplete particle, tagged by its number."""
+        problem, sample, move = round_key
         return [
             Submit(
                 i,
@@ -118,7 +118,7 @@ class Smc(NamedTuple):
         return 1 + (self.alpha - 1) * min(t / self.smc_ramp, 1.0)
 
     def sample(self, particles: Sequence[Particle], weights: Weights, u: float, info: dict[str, Any]) -> Sample:
-        """The particle that the uniform `u` draws by weight, and all of them with their weights.
+        """The sample: the particle that the uniform `u` draws by weight, and all particles with their weights.
 
         The effective sample size counts equal answers once: resampling makes copies, whose weights say nothing new.
         """

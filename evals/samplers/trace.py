@@ -1,4 +1,4 @@
-"""What a chain's moves were, what they cost and how they wander, for its record. Decides nothing."""
+"""Diagnostics of a Metropolis-Hastings chain for its record: its moves, what they cost, and how well it mixes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Answer = tuple[int, ...]
 
 
 class Trace:
-    """Moves and costs over all stages of a chain; its public fields have the names of the record's."""
+    """Counts moves and tokens over all stages of a chain; its public fields have the names of the record's."""
 
     def __init__(self) -> None:
         self.moves = self.null = self.accepted = self.rejected_early = 0
@@ -26,35 +26,35 @@ class Trace:
         self._drift: list[float] = []
 
     def add_extension(self, drawn: Completion) -> None:
-        """The first answer, or what was drawn to reach the next horizon."""
+        """Count the draw of the first answer, or of its extension to the next horizon."""
         self.initial_tokens += len(drawn.tokens)
         self._spend(drawn)
 
-    def add_null(self, state: State, plan: Move) -> None:
-        """A move whose proposal is the state, known without a forward pass; redrawing it would have cost its tokens."""
+    def add_null(self, state: State, move: Move) -> None:
+        """Count a move whose proposal is the state, known without a forward pass; naively it costs its tokens."""
         self.null += 1
-        self._cut(state, plan)
+        self._cut(state, move)
 
-    def add(self, state: State, plan: Move, completion: Completion, null: bool, accepted: bool) -> None:
-        """A move from `state` that ran; without replay it may turn out to be `null`."""
+    def add(self, state: State, move: Move, completion: Completion, null: bool, accepted: bool) -> None:
+        """Count a move from `state` that ran; without replay it may turn out to be `null`."""
         given_up = completion.ended == "floor"
         self.null += null
         self.accepted += accepted and not null
         self.rejected_early += given_up
         self.naive_tokens += len(completion.tokens) + given_up  # it was not complete: one more token at least
-        self._cut(state, plan)
+        self._cut(state, move)
         if not null:
-            self._divergences.append(plan.start / len(state.tokens))
-        self._drift.append(abs(float(completion.log_z[0] - state.log_z[plan.start])))
+            self._divergences.append(move.start / len(state.tokens))
+        self._drift.append(abs(float(completion.log_z[0] - state.log_z[move.start])))
         self._spend(completion)
 
     def summary(self) -> dict[str, Any]:
         """Diagnostics as JSON values, drift in nats, the rest counts of moves or tokens.
 
         `naive_tokens` is what the moves would have cost without replay and early rejection, for the same cuts and
-        proposals; a draft that was given up counts as drawn plus one, the least that was missing, so that with
-        `rejected_early` it is a lower bound. `generated` leaves out the `discarded_tokens` of drafts that ran ahead for
-        nothing.
+        proposals; one that was given up counts as drawn plus one, the least that was missing, so that with
+        `rejected_early` it is a lower bound. `generated` leaves out the `discarded_tokens` of proposals that ran ahead
+        for nothing.
         """
         counts = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return counts | {
@@ -64,11 +64,11 @@ class Trace:
             "drift_mean": mean(self._drift),
         }
 
-    def _cut(self, state: State, plan: Move) -> None:
+    def _cut(self, state: State, move: Move) -> None:
         self.moves += 1
-        self.replayed_tokens += plan.start - plan.cut
-        self.naive_tokens += plan.start - plan.cut
-        self._cuts.append(plan.cut / len(state.tokens))
+        self.replayed_tokens += move.start - move.cut
+        self.naive_tokens += move.start - move.cut
+        self._cuts.append(move.cut / len(state.tokens))
 
     def _spend(self, completion: Completion) -> None:
         self.generated += len(completion.tokens)
@@ -80,9 +80,9 @@ def mean(values: list[float]) -> float | None:
 
 
 class Mixing:
-    """Log p by move, answers visited and answers weighed of one stage, from the answer at which it starts.
+    """Collects log p by move, the answers visited and the answers' weights of one stage, from the answer at its start.
 
-    With `recycle` every move weighs its draft by the chance that it is accepted and its state by the rest (waste
+    With `recycle` every move weighs its proposal by the chance that it is accepted and its state by the rest (waste
     recycling); otherwise the states after the moves count alike.
     """
 
@@ -92,16 +92,16 @@ class Mixing:
         self._visited = {start.tokens}
         self._weights = defaultdict[Answer, float](float)
 
-    def add(self, state: State, draft: State, chance: float | None, accepted: bool) -> None:
-        """A move from `state`; `chance` is min(1, r), None where the draft was given up."""
+    def add(self, state: State, proposal: State, chance: float | None, accepted: bool) -> None:
+        """Count a move from `state`; `chance` is min(1, r), None where the proposal was given up."""
         if self._recycle and chance is not None:
-            self._weights[draft.tokens] += chance
+            self._weights[proposal.tokens] += chance
             self._weights[state.tokens] += 1.0 - chance
         else:
-            self._weights[draft.tokens if accepted else state.tokens] += 1.0
+            self._weights[proposal.tokens if accepted else state.tokens] += 1.0
         if accepted:
-            self._visited.add(draft.tokens)
-        self._log_p.append(log_p(draft, self._alpha) if accepted else self._log_p[-1])
+            self._visited.add(proposal.tokens)
+        self._log_p.append(log_p(proposal, self._alpha) if accepted else self._log_p[-1])
 
     def weighted(self) -> tuple[tuple[Answer, float], ...]:
         """The answers with weights that sum to 1; empty without moves."""
@@ -109,7 +109,7 @@ class Mixing:
         return tuple((answer, weight / total) for answer, weight in self._weights.items() if weight > 0)
 
     def summary(self, final: State) -> dict[str, Any]:
-        """Diagnostics as JSON values, in nats; `_first`: of the answer at the start, with one stage move 0."""
+        """Diagnostics as JSON values, in nats; `_first` is of the answer at the stage's start."""
         return {
             "distinct": len(self._visited),
             "log_p_first": self._log_p[0],

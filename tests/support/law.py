@@ -14,7 +14,7 @@ from evals.rng import Purpose
 from evals.samplers import metropolis
 from evals.samplers.base import State, spliced
 from evals.samplers.metropolis import Kernel, chance
-from evals.samplers.paper import PaperRule
+from evals.samplers.paper import PaperKernel
 from evals.samplers.power import Power
 from evals.types import Prompt, Request, Sampler
 from support.toy import LONGEST, ToyEngine, ToyLM, row, uniform
@@ -157,7 +157,7 @@ def p_value(model: ToyLM, sampler: Power, seen: Counter) -> float:
     return chi_square(law(model, sampler), seen)
 
 
-def decisions(rule: Kernel | PaperRule, count: int, alpha: float = 4.0) -> tuple[int, int]:
+def decisions(kernel: Kernel | PaperKernel, count: int, alpha: float = 4.0) -> tuple[int, int]:
     """Of `count` random moves that run: decisions that the floor changes, tokens that it saves."""
     engines = {toy: ToyEngine(model, 5) for toy, model in TOYS.items()}
     states = [(toy, state_of(model, x, alpha)) for toy, model in TOYS.items() for x in model.complete()]
@@ -167,21 +167,21 @@ def decisions(rule: Kernel | PaperRule, count: int, alpha: float = 4.0) -> tuple
         toy, x = states[order.integers(len(states))]
         model, key = TOYS[toy], (tried, 0, 1)
         tried += 1
-        if isinstance(rule, Kernel):
-            rule = rule._replace(horizon=model.horizon)
-        plan = rule.propose(x, 5, key)
-        if plan.null(x):
+        if isinstance(kernel, Kernel):
+            kernel = kernel._replace(horizon=model.horizon)
+        move = kernel.propose(x, 5, key)
+        if move.null(x):
             continue
         done += 1
-        limits = rule.limits(x, plan)
+        limits = kernel.limits(x, move)
         prompt = model.prompt()
-        prefix = (*prompt.token_ids, *x.tokens[: plan.start])
-        request = Request(prefix, limits.max_new, alpha, key, 1, plan.exclude, limits.floor, limits.bound)
+        prefix = (*prompt.token_ids, *x.tokens[: move.start])
+        request = Request(prefix, limits.max_new, alpha, key, 1, move.exclude, limits.floor, limits.bound)
         request = request._replace(carry=limits.carry)
         early = engines[toy].complete(request, prompt)
         whole = engines[toy].complete(request._replace(floor=-np.inf), prompt)
         accept = [
-            c.ended != "floor" and rule.log_ratio(x, spliced(x, plan.start, c), plan.start) >= plan.log_u
+            c.ended != "floor" and kernel.log_ratio(x, spliced(x, move.start, c), move.start) >= move.log_u
             for c in (early, whole)
         ]
         changed += accept[0] != accept[1]

@@ -17,7 +17,7 @@ from evals.samplers.metropolis import (
     chance,
     first_divergence,
 )
-from evals.samplers.paper import PaperRule
+from evals.samplers.paper import PaperKernel
 from evals.samplers.power import Power
 from support.law import KERNELS, TOYS, decisions, divergence, endings, state_of, target_of, transition_matrix
 from support.toy import ToyEngine, ToyLM
@@ -124,9 +124,9 @@ def test_normalisers_by_their_definitions() -> None:
     assert KERNELS["uniform"].log_normaliser(x) == log(4)
     assert KERNELS["nonnull"].log_normaliser(x) == pytest.approx(log(4 - carry), abs=1e-12)
     assert KERNELS["entropy"].log_normaliser(x) == pytest.approx(log(fsum(-x.log_z) + 4 * EVERYWHERE), abs=1e-12)
-    plan = Move(0, 3, None, 0.0)
+    move = Move(0, 3, None, 0.0)
     kept = q[2] * (1 + q[1] * (1 + q[0]))
-    assert Kernel(5, "nonnull").limits(x, plan).carry == pytest.approx(kept, abs=1e-12)
+    assert Kernel(5, "nonnull").limits(x, move).carry == pytest.approx(kept, abs=1e-12)
 
 
 def test_shared_prefix_gives_the_identity_of_densities() -> None:
@@ -137,18 +137,18 @@ def test_shared_prefix_gives_the_identity_of_densities() -> None:
         np.testing.assert_allclose(4.0 * model.statistics(answer, 1.0)[0], log_q + log_z, atol=1e-12)
 
 
-TransitionKernel = Kernel | PaperRule
-RULES: dict[str, TransitionKernel] = {
+TransitionKernel = Kernel | PaperKernel
+ALL_KERNELS: dict[str, TransitionKernel] = {
     **KERNELS,
-    "paper": PaperRule(),
-    "paper, no replay": PaperRule(replay=False),
+    "paper": PaperKernel(),
+    "paper, no replay": PaperKernel(replay=False),
 }
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kernel", ALL_KERNELS)
 @pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_early_rejection_changes_no_decision(rule: str, count: int) -> None:
-    changed, saved = decisions(RULES[rule], count)
+def test_early_rejection_changes_no_decision(kernel: str, count: int) -> None:
+    changed, saved = decisions(ALL_KERNELS[kernel], count)
     assert changed == 0
     assert saved > count / 100
 
@@ -156,12 +156,12 @@ def test_early_rejection_changes_no_decision(rule: str, count: int) -> None:
 @pytest.mark.parametrize("kernel", ["uniform", "entropy", "nonnull"])
 def test_alpha_one_accepts_up_to_the_length_factor(kernel: str) -> None:
     """At alpha = 1 every log Z is 0: r is G(x) / G(x'), which is 1 between answers of one length for uniform cuts."""
-    model, rule = TOYS["eos"], KERNELS[kernel]
+    model, exact = TOYS["eos"], KERNELS[kernel]
     states = [state_of(model, answer, 1.0) for answer in model.complete()]
     for x in states:
         for y in states:
-            ratio = rule.log_ratio(x, y, divergence(x.tokens, y.tokens))
-            assert ratio == pytest.approx(rule.log_normaliser(x) - rule.log_normaliser(y), abs=1e-12)
+            ratio = exact.log_ratio(x, y, divergence(x.tokens, y.tokens))
+            assert ratio == pytest.approx(exact.log_normaliser(x) - exact.log_normaliser(y), abs=1e-12)
             if kernel != "nonnull" and len(x.tokens) == len(y.tokens):
                 assert chance(ratio) == pytest.approx(1.0, abs=1e-12)
 
@@ -176,10 +176,10 @@ def test_u_is_taken_as_one_minus_a_uniform_so_that_its_log_is_finite() -> None:
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_move_is_a_pure_function_of_state_and_key(kernel: str) -> None:
-    rule = KERNELS[kernel]._replace(horizon=4)
+    exact = KERNELS[kernel]._replace(horizon=4)
     x = state_of(TOYS["eos"], (1, 2, 0), 4.0)
-    assert rule.propose(x, 9, (1, 0, 5)) == rule.propose(x, 9, (1, 0, 5))
-    assert {rule.propose(x, 9, (1, 0, move)).cut for move in range(60)} == {0, 1, 2}
+    assert exact.propose(x, 9, (1, 0, 5)) == exact.propose(x, 9, (1, 0, 5))
+    assert {exact.propose(x, 9, (1, 0, move)).cut for move in range(60)} == {0, 1, 2}
 
 
 def test_where_nothing_else_can_be_drawn_the_kernel_without_null_moves_stays() -> None:

@@ -77,11 +77,11 @@ def null_chance(x: State) -> float:
     return float(np.mean(np.exp(metropolis.log_q_from(x.log_q))))
 
 
-def masked_q_stored(state: State, start: int, draft: Completion) -> State:
-    masked = draft.log_q.copy()
+def masked_q_stored(state: State, start: int, completion: Completion) -> State:
+    masked = completion.log_q.copy()
     if start < len(state.tokens):  # q(v) / (1 - q(x_d)), what the draw used
         masked[0] -= np.log1p(-np.exp(state.log_q[start]))
-    return spliced(state, start, draft._replace(log_q=masked))
+    return spliced(state, start, completion._replace(log_q=masked))
 
 
 def coin_shares_the_token_uniform(seed, key, cut, length):
@@ -91,8 +91,8 @@ def coin_shares_the_token_uniform(seed, key, cut, length):
 RIGHT_LIMITS = Kernel.limits
 
 
-def capped(self: Kernel, state: State, plan):
-    return RIGHT_LIMITS(self, state, plan)._replace(max_new=len(state.tokens) - plan.start)
+def capped(self: Kernel, state: State, move):
+    return RIGHT_LIMITS(self, state, move)._replace(max_new=len(state.tokens) - move.start)
 
 
 CHAINS = {
@@ -131,14 +131,14 @@ def test_the_right_chains_pass_what_the_wrong_ones_fail(toy: str) -> None:
 @pytest.mark.parametrize("kernel", ["nonnull", "entropy"])
 def test_the_bound_of_other_cuts_is_seen(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`length` gives up drafts that would be accepted, where G is not the length."""
-    monkeypatch.setattr(Kernel, "limits", lambda self, x, plan: RIGHT_LIMITS(self, x, plan)._replace(bound="length"))
+    monkeypatch.setattr(Kernel, "limits", lambda self, x, move: RIGHT_LIMITS(self, x, move)._replace(bound="length"))
     changed, _ = decisions(KERNELS[kernel], 1_000)
     assert changed > 0
 
 
 def test_a_null_free_bound_that_forgets_the_kept_prefix_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """C starts at 0 then, so that G of the draft looks larger than it is."""
-    monkeypatch.setattr(Kernel, "limits", lambda self, x, plan: RIGHT_LIMITS(self, x, plan)._replace(carry=0.0))
+    monkeypatch.setattr(Kernel, "limits", lambda self, x, move: RIGHT_LIMITS(self, x, move)._replace(carry=0.0))
     changed, _ = decisions(KERNELS["nonnull"], 1_000)
     assert changed > 0
 

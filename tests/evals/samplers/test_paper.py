@@ -11,7 +11,7 @@ import pytest
 from evals.rng import Purpose, uniform
 from evals.samplers.base import State
 from evals.samplers.metropolis import Limits, Move
-from evals.samplers.paper import Paper, PaperRule
+from evals.samplers.paper import Paper, PaperKernel
 from support.law import TOYS, chi_square
 from support.toy import EOS, ToyEngine, ToyLM
 
@@ -78,15 +78,15 @@ def test_answers_are_those_of_the_published_rules(toy: str, kind: str, early: bo
 def test_other_rules_give_other_answers(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few of them: cutting the state's sum hardly matters, as nearly every shorter proposal is accepted anyway."""
     model, paper = TOYS["eos"], Paper(4.0, 8, replay=False, early_rejection=False, top_k=0, block=3)
-    right, limits = PaperRule.log_ratio, PaperRule.limits
+    right, limits = PaperKernel.log_ratio, PaperKernel.limits
 
-    def longer(self: PaperRule, x: State, plan: Move) -> Limits:
-        return limits(self, x, plan)._replace(max_new=model.horizon - plan.start)
+    def longer(self: PaperKernel, x: State, move: Move) -> Limits:
+        return limits(self, x, move)._replace(max_new=model.horizon - move.start)
 
-    def whole_sum(self: PaperRule, x: State, y: State, start: int) -> float:
+    def whole_sum(self: PaperKernel, x: State, y: State, start: int) -> float:
         return fsum(y.log_z[start + 1 :]) - fsum(x.log_z[start + 1 :])
 
-    def with_factor(self: PaperRule, x: State, y: State, start: int) -> float:
+    def with_factor(self: PaperKernel, x: State, y: State, start: int) -> float:
         return right(self, x, y, start) + log(len(x.tokens) / len(y.tokens))
 
     name, mutant = {
@@ -94,7 +94,7 @@ def test_other_rules_give_other_answers(wrong: str, monkeypatch: pytest.MonkeyPa
         "whole sum": ("log_ratio", whole_sum),
         "length factor": ("log_ratio", with_factor),
     }[wrong]
-    monkeypatch.setattr(PaperRule, name, mutant)
+    monkeypatch.setattr(PaperKernel, name, mutant)
     assert any(run(model, paper, i) != oracle(model, paper, 3, i) for i in range(200))
 
 
