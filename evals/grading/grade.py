@@ -1,4 +1,4 @@
-r"""All named scores of one answer, and the one table of graders. Knows no model, no prompt and no run.
+r"""The table of data formats, each with its graders: all named scores of one answer.
 
 `strict` and `flexible` are lm-eval's, `numeric` is ours: exact for numbers, and for what is none (`\frac{18}{2}`) the
 verdict of a symbolic checker. Where that cannot decide (it is not installed, it took too long, it raised) the answer
@@ -20,20 +20,20 @@ Scores = Callable[[str, Problem, bool], dict[str, Grade]]
 
 
 class Format(NamedTuple):
-    """What the answers in a data set are, and how a model's are graded by them: what `task.name` can name."""
+    """What the answers in a data set are, and how a model's are graded by them; `task.name` names one."""
 
     scores: Scores
     """Named scores of a text that is already cut at its stop string; reports put `numeric` first."""
     vote: Callable[[str], str | None]
-    """The final answer of such a text, equal strings for equal answers; None where there is none."""
+    """The final answer of such a text for a vote: equal strings for equal answers; None where there is none."""
     words: str
-    """What it is, for the help."""
+    """Description for the help."""
     golds: Literal["number", "text", "none"] = "text"
-    """A number after `####`, the whole answer or what stands after its `####`, or nothing."""
+    """Golds are a number after `####`, the whole answer or what stands after its `####`, or there are none."""
 
 
 def gsm8k(text: str, problem: Problem, cot: bool) -> dict[str, Grade]:
-    """With `cot`, `strict` looks for "The answer is", as lm-eval's chain-of-thought tasks do."""
+    """Scores of a worked answer; `cot`: `strict` looks for "The answer is", as lm-eval's chain-of-thought tasks do."""
     return {
         "strict": strict(text, problem.answer, cot),
         "flexible": flexible(text, problem.answer),
@@ -42,27 +42,27 @@ def gsm8k(text: str, problem: Problem, cot: bool) -> dict[str, Grade]:
 
 
 def alone(grader: Callable[[str, str], Grade]) -> Scores:
-    """The one score of a grader of (text, gold)."""
+    """Scores of a format with one grader of (text, gold), under the name `numeric`."""
     return lambda text, problem, cot: {"numeric": grader(text, gold_text(problem))}
 
 
-def settled(found: Grade, gold: str) -> Grade:
-    """The grade with a verdict on an answer of kind `complex`; a percentage among those is wrong without asking."""
-    if found.kind != "complex" or found.answer is None or "%" in found.answer or "percent" in found.answer:
-        return found
-    return judged(judge().equal(gold.replace(",", ""), found.answer.rstrip(". ")), found.answer)
+def settled(grade: Grade, gold: str) -> Grade:
+    """The grade with a symbolic verdict if its kind is `complex`; a percentage among those is wrong in any case."""
+    if grade.kind != "complex" or grade.answer is None or "%" in grade.answer or "percent" in grade.answer:
+        return grade
+    return judged(judge().equal(gold.replace(",", ""), grade.answer.rstrip(". ")), grade.answer)
 
 
 def judged(right: bool | None, answer: str) -> Grade:
-    """A symbolic verdict as a grade."""
+    """The grade of a symbolic verdict; None is `undecided`."""
     return Grade(bool(right), answer, "undecided" if right is None else "complex")
 
 
 def formula(text: str, gold: str, equal: Callable[[str, str], bool | None]) -> Grade:
     """Is the final answer of `text`, looked for where `numeric` looks, the same as `gold`, a number or LaTeX?
 
-    The same spelling is right without asking; two numbers are compared exactly, and a percentage is right only where
-    the gold is one; for all else `equal` (gold, answer) decides.
+    The same spelling is right; two numbers are compared exactly, and a percentage is right only where the gold is one;
+    for all else `equal` (gold, answer) decides.
     """
     segment = final(text)
     if segment is None:
@@ -70,19 +70,20 @@ def formula(text: str, gold: str, equal: Callable[[str, str], bool | None]) -> G
     gold = cleaned(gold).strip()
     if squeezed(segment) == squeezed(gold):
         return Grade(True, segment, "complex")
-    found, wanted = boxed(segment), boxed(gold)
-    if found.value is not None and NUMBER.fullmatch(gold):
-        return Grade(found.value == wanted.value and found.percent <= wanted.percent, found.shown, "number")
+    given, wanted = boxed(segment), boxed(gold)
+    if given.value is not None and NUMBER.fullmatch(gold):
+        return Grade(given.value == wanted.value and given.percent <= wanted.percent, given.shown, "number")
     return judged(equal(gold, segment), segment)
 
 
 def formula_vote(text: str) -> str | None:
-    """What a text comes to: numbers as `number_vote` writes them, a formula as it is written."""
+    """The final answer of a text for a vote: a number as `number_vote` writes it, a formula as it is written."""
     shown = find(text).shown
     return number_vote(text) or (shown and squeezed(shown))
 
 
 def squeezed(text: str) -> str:
+    """The text without white space."""
     return "".join(text.split())
 
 

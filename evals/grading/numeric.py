@@ -1,4 +1,4 @@
-r"""Scores of answers that are numbers: ours, and the two of lm-evaluation-harness. Knows no model.
+r"""Grades answers that are numbers: `numeric` is ours, `strict` and `flexible` are lm-evaluation-harness's.
 
 `numeric` reads the final answer of a text as a decimal number and compares exactly. It looks for it in this order: the
 last closed, non-empty `\boxed{}` or `\fbox{}`; the last `####` with a digit on its line; the last "answer is",
@@ -47,7 +47,7 @@ MAX_NESTING = 4
 
 
 class Found(NamedTuple):
-    """What a text says its answer is: `kind` is number, several, complex or none; `value` is set for a number."""
+    """The answer extracted from a text: `kind` is number, several, complex or none; `value` is set for a number."""
 
     kind: str
     shown: str | None = None
@@ -56,39 +56,39 @@ class Found(NamedTuple):
 
 
 def numeric(text: str, problem: Problem) -> Grade:
-    """Is the final answer of `text` (already cut at its stop string) the number after `####` in the problem's solution?
+    """Grade whether the final answer of `text` (cut at its stop string) is the number after `####` in the solution.
 
     The grade's answer is the number without commas and currency, or what stands in its place if `several` or `complex`.
     A percentage counts only if the problem asks for one. Raises UserError if the problem's own answer is no number.
     """
-    found = find(text)
-    correct = found.value == gold(problem) and (not found.percent or asks_percent(problem))
-    return Grade(correct, found.shown, found.kind)
+    answer = find(text)
+    correct = answer.value == gold(problem) and (not answer.percent or asks_percent(problem))
+    return Grade(correct, answer.shown, answer.kind)
 
 
 def number_vote(text: str) -> str | None:
-    """The number that a text comes to, written as all its equals are: 18 for 18.00, 18% for 18.0 per cent."""
-    found = find(text)
-    if found.value is None:
+    """The final number of a text for a vote, equal numbers written alike: 18 for 18.00, 18% for 18.0 per cent."""
+    answer = find(text)
+    if answer.value is None:
         return None
-    digits = f"{found.value:f}"
+    digits = f"{answer.value:f}"
     digits = digits.rstrip("0").rstrip(".") if "." in digits else digits
-    return ("0" if not found.value else digits) + ("%" if found.percent else "")
+    return ("0" if not answer.value else digits) + ("%" if answer.percent else "")
 
 
 def gold(problem: Problem) -> Decimal:
     """The number after `####` in the problem's solution. Raises UserError if there is none."""
     written = gold_text(problem)
-    whole = NUMBER.fullmatch(written)
-    if whole is None:
+    match = NUMBER.fullmatch(written)
+    if match is None:
         raise UserError(
             f"Problem {problem.problem_id}: the answer after '####' is {written!r}, not a number; correct the data."
         )
-    return value(whole)
+    return value(match)
 
 
 def asks_percent(problem: Problem) -> bool:
-    """Is the answer a percentage: in the solution's last line before `####`, or by the question's last sentence?"""
+    """Whether the answer is a percentage, by the solution's last line before `####` or the question's last sentence."""
     solution = problem.answer.rpartition("####")[0].rstrip()
     last_line = solution.rpartition("\n")[2]
     plain, written = last_line.replace(",", ""), gold_text(problem).replace(",", "")
@@ -99,11 +99,12 @@ def asks_percent(problem: Problem) -> bool:
 
 
 def gold_text(problem: Problem) -> str:
+    """What stands after the last `####` of the problem's solution; all of it where there is none."""
     return problem.answer.rpartition("####")[2].strip()
 
 
 def find(text: str) -> Found:
-    """The final answer of a text."""
+    """The final answer of a text, looked for in the order that the module describes."""
     text = cleaned(text)
     box = last_box(text)
     if box is not None:
@@ -118,7 +119,7 @@ def find(text: str) -> Found:
 
 
 def final(text: str) -> str | None:
-    """The final answer as it is written, looked for in the same places, but for the typography that goes."""
+    """The final answer as it is written, looked for in the same places, after `cleaned`."""
     text = cleaned(text)
     for segment in (last_box(text), after_hashes(text), after_phrase(text)):
         if segment is not None and segment.strip():
@@ -185,7 +186,7 @@ def after_equals(segment: str) -> str:
 
 
 def boxed(content: str) -> Found:
-    """A box must hold exactly one number, with unit words and currency signs around it."""
+    """The answer in a box: a number if it holds exactly one, with only unit words and currency signs around it."""
     numbers = list(NUMBER.finditer(content))
     if len(numbers) != 1:
         return unreadable(content)
@@ -194,48 +195,49 @@ def boxed(content: str) -> Found:
 
 
 def unreadable(segment: str) -> Found:
-    """`several` for two or more groups of digits that no operator joins, `complex` for all else."""
+    """An answer that is no number: `several` for groups of digits that no operator joins, `complex` for all else."""
     several = len(DIGITS.findall(segment)) >= 2 and not OPERATOR.search(segment)
     return Found("several" if several else "complex", segment.strip())
 
 
 def number(match: re.Match[str]) -> Found:
-    read = value(match)
+    """The answer that a match of NUMBER is."""
+    decimal = value(match)
     percent = match[4] is not None
-    return Found("number", f"{read:f}{'%' if percent else ''}", read, percent)
+    return Found("number", f"{decimal:f}{'%' if percent else ''}", decimal, percent)
 
 
 def value(match: re.Match[str]) -> Decimal:
-    """The number as written; two signs cancel."""
+    """The number that a match of NUMBER writes; two signs cancel."""
     sign = "-" if bool(match[1]) != bool(match[2]) else ""
     return Decimal(sign + match[3].replace(",", ""))
 
 
 def strict(text: str, answer: str, cot: bool = False) -> Grade:
-    """`strict-match`: the first number after `#### `, with `cot` after `The answer is `, equals the gold as a string.
+    """lm-eval's `strict-match`: the first number after `#### ` (`cot`: `The answer is `) is the gold string.
 
     `text` is the answer, already cut at its stop string; `answer` is the data set's solution, `#### gold` included.
     The grade's answer is the extracted string, None where lm-eval says `[invalid]`.
     """
-    found = (COT_STRICT if cot else STRICT).search(text)
-    return compared(found[1] if found else None, answer)
+    match = (COT_STRICT if cot else STRICT).search(text)
+    return compared(match[1] if match else None, answer)
 
 
 def flexible(text: str, answer: str) -> Grade:
-    """`flexible-extract`: the last thing that looks like a number equals the gold as a string. Else as `strict`."""
-    found = list(FLEXIBLE.finditer(text))
-    return compared(found[-1][0] if found else None, answer)
+    """lm-eval's `flexible-extract`: as `strict`, for the last thing in the text that looks like a number."""
+    matches = list(FLEXIBLE.finditer(text))
+    return compared(matches[-1][0] if matches else None, answer)
 
 
 def compared(extracted: str | None, answer: str) -> Grade:
-    """The verdict on an extracted string."""
+    """The grade of an extracted string, `strict` and `flexible` alike."""
     if extracted is None:
         return Grade(False, None, "none")
     return Grade(normalised(extracted) == normalised(answer), extracted, "number")
 
 
 def normalised(text: str) -> str:
-    r"""What both sides become before they are compared: lm-eval's `regexes_to_ignore` in their order, then lower case.
+    r"""A string as lm-eval compares it: without its `regexes_to_ignore`, in their order, then in lower case.
 
     The patterns are `,`, `\$`, `(?s).*#### ` and `\.$`. The third is written as a search from the right: the regular
     expression needs quadratic time on long texts.

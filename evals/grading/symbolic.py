@@ -1,4 +1,4 @@
-"""Are two formulas equal? Asks math-verify in a child process, with a hard time limit. Knows no problem and no model.
+"""Decides whether two formulas are equal: asks math-verify in a child process, with a hard time limit.
 
 math-verify times itself by a signal of the main thread and can hang all the same, so it runs where it has a main thread
 and can be killed. One child (this module, run) answers one pair at a time, in well under a millisecond; it is started
@@ -21,9 +21,9 @@ from threading import Lock, Thread
 from typing import IO, Any
 
 SECONDS = 5.0
-"""For one pair."""
+"""Time limit for one pair."""
 START_SECONDS = 60.0
-"""For a child to import sympy on a busy machine."""
+"""Time limit for a child to import sympy, on a busy machine."""
 COMMAND = (sys.executable, "-m", "evals.grading.symbolic")
 
 
@@ -36,7 +36,7 @@ class Judge:
         self._lines: SimpleQueue[str] = SimpleQueue()
 
     def equal(self, gold: str, answer: str) -> bool | None:
-        """Is `answer` the same as `gold`, both in LaTeX without `$`? The order matters. Never raises for what they say.
+        """Whether `answer` equals `gold`, both in LaTeX without `$`; the order matters. No text makes it raise.
 
         None where nothing can be decided: math-verify is not installed, raises, dies or takes too long.
         """
@@ -86,14 +86,14 @@ class Judge:
         if self._child is not None:
             self._child.kill()
             if self._child.stdin is not None:
-                with suppress(BrokenPipeError):  # what was not read goes with it
+                with suppress(BrokenPipeError):  # what it has not read is lost with it
                     self._child.stdin.close()
             self._child.wait()
             self._child = None
 
 
 def pump(stream: IO[str] | None, lines: SimpleQueue[str]) -> None:
-    """Pass on every line of a child, and an empty one when it has ended."""
+    """Put every line of a child into the queue, and an empty one when it has ended."""
     assert stream is not None
     with stream:
         for line in stream:
@@ -103,10 +103,10 @@ def pump(stream: IO[str] | None, lines: SimpleQueue[str]) -> None:
 
 @cache
 def judge() -> Judge:
-    """The one of this process. Its child ends with us, however we end: its input then ends."""
-    one = Judge()
-    atexit.register(one.close)
-    return one
+    """The judge of this process. Its child ends with the process, however that ends: its input is then closed."""
+    shared = Judge()
+    atexit.register(shared.close)
+    return shared
 
 
 def main() -> None:
@@ -119,10 +119,10 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         try:
-            expected, found = map(read, json.loads(line))
-            right = bool(found) and verify(expected, found, timeout_seconds=None, raise_on_error=True)  # gold first
+            gold, answer = map(read, json.loads(line))
+            right = bool(answer) and verify(gold, answer, timeout_seconds=None, raise_on_error=True)  # gold first
             print("right" if right else "wrong", flush=True)
-        except Exception:  # noqa: BLE001 - the next pair is none of its business
+        except Exception:  # noqa: BLE001 - no pair may spoil the next one
             print("undecided", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The largest batch that works, found in a few probes from an estimate. Knows no model, no device and no process.
+"""Searches for the largest batch that works, in a few probes from an estimate.
 
     works    try half as much again, up to the limit
     fails    halve; once a size works, bisect between it and the smallest that fails
@@ -45,7 +45,7 @@ def estimate(base: int, configuration: Mapping[str, float]) -> int:
 
 
 def next_size(tried: Mapping[int, bool], start: int, limit: int) -> int | None:
-    """What to try where these sizes work or do not; None where the search is over."""
+    """The size to try next, given which sizes worked; None where the search is over."""
     works = max((size for size, works in tried.items() if works), default=0)
     fails = min((size for size, works in tried.items() if not works), default=limit + 1)
     if not tried:
@@ -58,9 +58,9 @@ def next_size(tried: Mapping[int, bool], start: int, limit: int) -> int | None:
 
 
 def search(start: int, limit: int, probe: Callable[[int], bool], say: Callable[[str], None]) -> int | None:
-    """The largest size that worked; `probe(size)` is asked from `start` on, and never for more than `limit`.
+    """The largest size that worked; `probe(size)` is called from `start` on, and never for more than `limit`.
 
-    None where none works. What the probe raises ends the search. Raises ValueError for a start or limit below 1.
+    None where none works. What the probe raises is passed on. Raises ValueError for a start or limit below 1.
     """
     if min(start, limit) < 1:
         raise ValueError(f"a search from {start} up to {limit} has no sizes to try")
@@ -71,6 +71,6 @@ def search(start: int, limit: int, probe: Callable[[int], bool], say: Callable[[
             say(f"next try: batch size {size}")
         tried[size] = probe(size)
         say(f"batch size {size}: {'works' if tried[size] else 'out of memory'}")
-    found = max((size for size, works in tried.items() if works), default=None)
-    say("no batch size works" if found is None else f"using batch size {found}")
-    return found
+    largest = max((size for size, works in tried.items() if works), default=None)
+    say("no batch size works" if largest is None else f"using batch size {largest}")
+    return largest

@@ -1,12 +1,12 @@
-"""How many slots a device has room for: arithmetic over what was measured there. Knows no device and no model.
+"""How many slots fit a device, computed from what was measured on it.
 
 All that a run needs must fit under a target share of the device's whole memory, what others hold included:
 
     others + weights + K/V(slots) + activations(slots) + graphs(slots) <= target * total
 
-Keys and values are a state and a draft of full length for every slot. Activations are the larger of the largest prompt
-pass and the largest step, which is as large as it has rows. Passes captured as CUDA graphs keep activations of their
-own, while capturing another one takes the ordinary ones.
+Keys and values are a state and a proposal of full length for every slot. Activations are the larger of the largest
+prompt pass and the largest step, which is as large as it has rows. Passes captured as CUDA graphs keep activations of
+their own, while capturing another one takes the ordinary ones.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from evals.config import AUTO_SLOTS, EngineConfig
 from evals.types import UserError
 
 GRAPH_BYTES = 256 << 20
-"""What the driver keeps for the graphs of a run, beside their activations (an estimate: 18 graphs and fewer)."""
+"""What the CUDA driver keeps for the graphs of a run, beside their activations (an estimate for up to 18 graphs)."""
 GIB = 2**30
 WAY_OUT = (
     "free the GPU, raise engine.target_utilisation, or lower task.max_new_tokens, sampler.num_candidates or "
     "engine.prefill_tokens"
 )
-"""Of a run for which not even one slot fits."""
+"""What helps where not even one slot fits a run."""
 
 
 class Reading(NamedTuple):
-    """Bytes of a device whose largest passes have been run once."""
+    """Memory of a device in bytes, measured while its largest passes ran once."""
 
     total: int
     others: int
@@ -45,14 +45,14 @@ class Reading(NamedTuple):
 
 
 class Demand(NamedTuple):
-    """What an engine is to hold."""
+    """What an engine is asked to hold."""
 
     slots: int | None
-    """At most so many; None: as many as fit and pay."""
+    """At most so many; None: as many as fit and are of use."""
     sequences: int
-    """Of full length, that one chain may need at once."""
+    """Sequences of full length that one chain may need at once."""
     pages: int
-    """Of a sequence of full length."""
+    """Pages of a sequence of full length."""
     page_bytes: int
 
     def num_pages(self, slots: int) -> int:
@@ -61,7 +61,7 @@ class Demand(NamedTuple):
 
 
 class SlotPlan(NamedTuple):
-    """Slots and pages, and where the device's memory goes if they were planned from a reading."""
+    """Slots and pages for an engine, and where the device's memory goes if they were planned from a reading."""
 
     slots: int
     num_pages: int
@@ -70,11 +70,11 @@ class SlotPlan(NamedTuple):
     lowered_from: int | None = None
     """The number asked for, where it does not fit."""
     reading: Reading | None = None
-    """What it was planned from; None where nothing was measured."""
+    """The reading it was planned from; None where nothing was measured."""
 
 
 class SlotChange(NamedTuple):
-    """An engine went on with another number of slots; with 0 it could not."""
+    """A change of an engine's number of slots; a new number of 0: it could not go on."""
 
     time: float
     """Unix seconds."""
@@ -106,7 +106,7 @@ def plan_slots(reading: Reading, demand: Demand, config: EngineConfig, way_out: 
 
 
 def parts(reading: Reading, demand: Demand, config: EngineConfig, slots: int) -> dict[str, int]:
-    """Bytes of what grows with the slots."""
+    """Bytes of what grows with the slots, by purpose."""
     step = max(reading.step, reading.rows * demand.page_bytes)  # every slot may copy a page at once
     most = max(reading.prompts * max(slots, reading.rows), step * slots)
     activations = -(-most // reading.rows)
@@ -132,7 +132,7 @@ def plan_unmeasured(demand: Demand, num_pages: int | None) -> SlotPlan:
 
 
 def table(plan: SlotPlan, device: str) -> str:
-    """The plan as lines for a person; empty where nothing was measured."""
+    """The plan as lines to print; empty where nothing was measured."""
     if not plan.parts:
         return ""
     lines = [f"{plan.slots} slots on {device}, {gib(sum(plan.parts.values()))}, of which:"]
@@ -145,28 +145,29 @@ def table(plan: SlotPlan, device: str) -> str:
 
 
 def fewer(slots: int) -> int:
-    """Three quarters, rounded down, above 8 to a multiple of 8: 64, 48, 32, 24, 16, 8, 6, 4, 3, 2, 1, 0."""
+    """Three quarters of `slots`, rounded down, above 8 to a multiple of 8: 64, 48, 32, 24, 16, 8, 6, 4, 3, 2, 1, 0."""
     less = slots * 3 // 4
     return less // 8 * 8 if less > 8 else less
 
 
 def gib(num_bytes: int) -> str:
+    """Bytes as text in GiB."""
     return f"{num_bytes / GIB:.1f} GiB"
 
 
 LOOK_SECONDS = 10.0
-"""Between two looks. After memory has run out it is twice as long each time, since a plan was wrong."""
+"""Time between two looks at the memory in use; doubled each time that memory runs out, since a plan was wrong."""
 WORTH = 4 / 3
-"""So many times the slots of now are worth making anew what is on the device, which takes seconds."""
+"""So many times the present slots are worth making anew what is on the device, which takes seconds."""
 BUSY = 0.9
-"""More slots are of use where so many of those of now are taken."""
+"""More slots are of use where this share of the present ones is taken."""
 
 
 class Elastic:
-    """How many slots an engine should have, by what is in use on its device."""
+    """Decides now and then how many slots an engine should have, by the memory in use on its device."""
 
     def __init__(self, reading: Reading, demand: Demand, config: EngineConfig, in_use: Callable[[], int]) -> None:
-        """`in_use` tells the bytes in use on the device, by anybody."""
+        """`in_use` returns the bytes in use on the device, by all processes."""
         self._reading, self._demand, self._config, self._in_use = reading, demand, config, in_use
         self._wait = LOOK_SECONDS
         self._next = time.monotonic() + self._wait
@@ -180,7 +181,7 @@ class Elastic:
         return adjusted(self._reading, self._demand, self._config, slots, self._in_use(), busy)
 
     def ran_out(self) -> None:
-        """Memory ran out all the same."""
+        """Note that memory ran out all the same: the next look is later."""
         self._wait *= 2
         self._next = time.monotonic() + self._wait
 
@@ -188,7 +189,7 @@ class Elastic:
 def adjusted(reading: Reading, demand: Demand, config: EngineConfig, slots: int, in_use: int, busy: bool) -> int:
     """Slots with which the bytes in use would come to the target, where `in_use` are in use with `slots`; at least 1.
 
-    Fewer only when half of the reserve above the target is gone, more only when that is worth its price.
+    Fewer only when half of the reserve above the target is gone, more only from WORTH times the slots on.
     """
     limit = int(config.target_utilisation * reading.total)
     own = size(reading, demand, config, slots)

@@ -1,4 +1,4 @@
-"""Memory of a GPU that trains a small part beside frozen models, and the batch that is left. Pure arithmetic.
+"""Memory budget of a GPU that trains a small part beside frozen models, and the batch that fits what is left.
 
     total = frozen weights + trainable weights + optimizer states + gradients + overhead + available
     batch = int(target * available / activations of a sample)
@@ -22,7 +22,7 @@ GB = 10**9
 
 
 class Training(NamedTuple):
-    """What is trained, on what."""
+    """A training job: the sizes of the GPU, of the models and of a sample."""
 
     total: int
     """Bytes of a GPU."""

@@ -1,8 +1,8 @@
-r"""The named ways in which published evaluations ask a question: prompts, solved examples, stops, token limits.
+r"""The table of presets: prompts, solved examples, stops and token limits of published evaluations.
 
 A preset is what upstream does, faults included (`\boxed{{}}` of the power-sampling paper is what its models see), so
 that a score can stand beside the published one. In a form, {q} is the question, {a} the worked solution with `#### n`,
-{r} its reasoning without that line and {n} its number; nothing else in it is replaced. Knows no problem.
+{r} its reasoning without that line and {n} its number; nothing else in it is replaced.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 Draw = Literal["keyed", "lm_eval", "lm_eval_self", "lighteval", "fixed", "package"]
-"""Which solved examples a question gets: drawn by (seed, row), ours; as upstream draws them (see gsm8k.py)."""
+"""Which solved examples a question gets: drawn by (seed, row), ours, or as upstream draws them (task.py)."""
 
 
 class Preset(NamedTuple):
-    """One way to ask; what a configuration leaves out is taken from here."""
+    """One way to ask a question; what a configuration leaves out is taken from here."""
 
     form: str
     """The prompt, or the user's turn of a chat."""
@@ -28,7 +28,7 @@ class Preset(NamedTuple):
     num_shots: int = 0
     draw: Draw = "keyed"
     stop: tuple[str, ...] = ()
-    """Beside the model's EOS."""
+    """Stop strings beside the model's EOS."""
     max_new_tokens: int = 512
     max_prompt_tokens: int | None = None
     """The end of a question that makes its prompt longer is cut off."""
@@ -41,11 +41,11 @@ class Preset(NamedTuple):
     cot: bool = False
     """The strict score looks for "The answer is", as lm-eval's chain-of-thought tasks do."""
     format: str = "gsm8k"
-    """Of the data, and so how answers are graded: a name in `evals.grading.grade.FORMATS`."""
+    """Format of the data, by which answers are graded: a name in `evals.grading.grade.FORMATS`."""
     question_key: str = "question"
-    """Under which name the rows of the data have the question."""
+    """Key of the question in the rows of the data."""
     strip: bool = False
-    """White space around the question goes."""
+    """Strip white space around the question."""
 
 
 LM_EVAL_STOPS = ("Question:", "</s>", "<|im_end|>")
@@ -113,11 +113,11 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "generate": Preset("{q}", format="open", question_key="input", max_new_tokens=2048, max_prompt_tokens=2048),
     }
 )
-"""`gsm8k` is the default; `jsonl` takes its form from task.template. Without an upstream limit, inspect's is its
-Hugging Face provider's."""
+"""`gsm8k` is the default; `jsonl` takes its form from task.template. Inspect sets no token limit: that of its Hugging
+Face provider stands here."""
 
 
 def fill(form: str, values: Mapping[str, str]) -> str:
-    """A form with its names in braces replaced, once and all together: what a question says is never a name."""
+    """Replace the names in braces of a form, all at once, so that braces within a question are left alone."""
     names = "|".join(map(re.escape, values))
     return re.sub(rf"\{{({names})\}}", lambda name: values[name[1]], form)

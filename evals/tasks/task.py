@@ -1,7 +1,7 @@
-"""A question as a prompt, its answer as grades: one task for all presets. Knows no tokens and no samplers.
+"""Turns a problem into its prompt's text and an answer's text into grades, for all presets.
 
 Solved examples in front of a question are drawn by (seed, row) alone, or as others draw them: lm-eval and lighteval
-from one stream in the order in which they see the rows, which is replayed for any row, however few of them run.
+from one stream in the order in which they see the rows, which is drawn again for any row, however few of them run.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from evals.tasks.presets import PRESETS, Preset, fill
 from evals.types import Grade, Message, Problem, UserError
 
 FEW_SHOT_MOVE = 0xFFFF_FFFF
-"""Stands where random keys have a chain's move: no chain gets that far, so examples share no draw with any sampler."""
+"""The move in the random keys of examples: no chain gets that far, so they share no draw with any sampler."""
 LM_EVAL_SEED, LIGHTEVAL_SEED = 1234, 42
 AT_ONCE = 2048
-"""Rows whose draws are replayed together."""
+"""Rows whose draws are made together."""
 LIGHTEVAL_ROWS = 1319
 """lighteval shuffles the whole test set before it draws, so its draws are those of that many rows."""
 INSPECT_ROWS = (3082, 2184, 5897, 2437, 6330, 819, 3812, 5878, 5302, 5876)
@@ -32,12 +32,12 @@ INSPECT_ROWS = (3082, 2184, 5897, 2437, 6330, 819, 3812, 5878, 5302, 5876)
 
 
 class Task(NamedTuple):
-    """Turns problems into prompts and texts into grades; see `make_task`."""
+    """Turns problems into prompts and texts into grades; `make_task` makes one."""
 
     config: TaskConfig
     preset: Preset
     seed: int
-    """The run's."""
+    """The run's seed, which draws keyed examples."""
     train_problems: tuple[Problem, ...]
 
     def prompt(self, problem: Problem) -> str | tuple[Message, ...]:
@@ -45,16 +45,16 @@ class Task(NamedTuple):
 
         Raises UserError if the training data has too few examples.
         """
-        preset, solved = self.preset, self.shots(problem)
-        shown = [fill(preset.shot, values(shot)) for shot in solved]
+        preset = self.preset
+        examples = [fill(preset.shot, values(shot)) for shot in self.shots(problem)]
         question = problem.question.strip() if preset.strip else problem.question
-        asked = fill(self.config.template or preset.form, {**values(problem), "q": question, "question": question})
+        final = fill(self.config.template or preset.form, {**values(problem), "q": question, "question": question})
         if not self.config.chat:
-            return preset.joint.join([*shown, asked])
+            return preset.joint.join([*examples, final])
         if not preset.shots_in_system:
-            return ({"role": "user", "content": preset.joint.join([*shown, asked])},)
-        system = ({"role": "system", "content": preset.joint.join(shown)},) if shown else ()
-        return (*system, {"role": "user", "content": asked})
+            return ({"role": "user", "content": preset.joint.join([*examples, final])},)
+        system = ({"role": "system", "content": preset.joint.join(examples)},) if examples else ()
+        return (*system, {"role": "user", "content": final})
 
     def shots(self, problem: Problem) -> list[Problem]:
         """The solved examples in front of `problem`, never the problem itself. Raises UserError for too few of them."""
@@ -64,12 +64,12 @@ class Task(NamedTuple):
         match self.preset.draw:
             case "keyed":
                 order = shuffled(train, self.seed, problem.problem_id)
-                found = list(islice((other for other in order if other.question != problem.question), count))
+                examples = list(islice((other for other in order if other.question != problem.question), count))
             case "lm_eval":
-                found = [train[row] for row in replayed(problem.problem_id, len(train), count)]
+                examples = [train[row] for row in lm_eval_rows(problem.problem_id, len(train), count)]
             case "lm_eval_self":
-                drawn = [train[row] for row in replayed(problem.problem_id, len(train), count + 1)]
-                found = [other for other in drawn if other[1:] != problem[1:]][:count]
+                drawn = [train[row] for row in lm_eval_rows(problem.problem_id, len(train), count + 1)]
+                examples = [other for other in drawn if other[1:] != problem[1:]][:count]
             case "lighteval":
                 if problem.problem_id >= LIGHTEVAL_ROWS:
                     raise UserError(
@@ -77,21 +77,21 @@ class Task(NamedTuple):
                         "test rows; use the preset lmeval-gsm8k-keyed for other data."
                     )
                 rows = drawn_rows(LIGHTEVAL_SEED, LIGHTEVAL_ROWS, len(train), count, shuffle=True)
-                found = [train[row] for row in rows[problem.problem_id]]
+                examples = [train[row] for row in rows[problem.problem_id]]
             case "fixed":
-                found = [train[row] for row in INSPECT_ROWS[:count] if row < len(train)]
+                examples = [train[row] for row in INSPECT_ROWS[:count] if row < len(train)]
             case "package":
-                found = list(packaged()[:count])
-        if len(found) < count:
-            raise too_few(count, len(found))
-        return found
+                examples = list(packaged()[:count])
+        if len(examples) < count:
+            raise too_few(count, len(examples))
+        return examples
 
     def grade(self, problem: Problem, text: str) -> dict[str, Grade]:
-        """Named scores of an answer's text, already cut at its earliest stop string; none where there are no golds."""
+        """Named scores of an answer's text, already cut at its earliest stop string; empty for data without answers."""
         return FORMATS[self.config.name].scores(text, problem, self.preset.cot)
 
     def vote(self, text: str) -> str | None:
-        """The final answer of such a text, equal strings for equal answers; None where there is none."""
+        """The final answer of a text for a majority vote: equal strings for equal answers; None where there is none."""
         return FORMATS[self.config.name].vote(text)
 
 
@@ -110,7 +110,7 @@ def values(problem: Problem) -> dict[str, str]:
 
 
 def shuffled(problems: Sequence[Problem], seed: int, problem_id: int) -> Iterator[Problem]:
-    """The problems in an order that (seed, problem_id) decides, as far as they are asked for (Fisher-Yates, lazily)."""
+    """The problems in a random order keyed by (seed, problem_id), drawn as they are asked for (lazy Fisher-Yates)."""
     moved: dict[int, int] = {}
     for place in range(len(problems)):
         u = uniform(seed, (problem_id, 0, FEW_SHOT_MOVE), place, Purpose.PICK)
@@ -119,14 +119,14 @@ def shuffled(problems: Sequence[Problem], seed: int, problem_id: int) -> Iterato
         moved[pick] = moved.get(place, place)
 
 
-def replayed(row: int, size: int, count: int) -> list[int]:
-    """What a lone process of lm-eval draws for this row, after all rows before it: `count` of `size` rows."""
+def lm_eval_rows(row: int, size: int, count: int) -> list[int]:
+    """The rows that a lone process of lm-eval draws for this row, after all rows before it: `count` of `size`."""
     return drawn_rows(LM_EVAL_SEED, -(-(row + 1) // AT_ONCE) * AT_ONCE, size, count, shuffle=False)[row]
 
 
 @lru_cache(maxsize=16)
 def drawn_rows(seed: int, rows: int, size: int, count: int, shuffle: bool) -> dict[int, list[int]]:
-    """Row -> the rows of its examples, `count` of `size`, drawn row by row; lighteval shuffles its rows before that."""
+    """Row -> the rows of its examples, `count` of `size`, drawn row by row, by lighteval in shuffled order."""
     if size < count:
         raise too_few(count, size)
     rng, order = random.Random(seed), list(range(rows))
@@ -141,18 +141,19 @@ def packaged() -> tuple[Problem, ...]:
     import yaml
 
     package = find_spec("lm_eval")
-    places = package.submodule_search_locations if package else None
-    if not places:
+    folders = package.submodule_search_locations if package else None
+    if not folders:
         raise UserError(
             "The preset lmeval-cot reads its examples from lm-eval, which is not installed here; pip install "
             "lm-eval==0.4.13, or use lmeval-cot-zeroshot."
         )
-    text = Path(places[0], "tasks/gsm8k/gsm8k-cot.yaml").read_text(encoding="utf-8")
+    text = Path(folders[0], "tasks/gsm8k/gsm8k-cot.yaml").read_text(encoding="utf-8")
     samples = yaml.safe_load(text)["fewshot_config"]["samples"]
     return tuple(Problem(row, sample["question"], sample["target"]) for row, sample in enumerate(samples))
 
 
 def too_few(wanted: int, present: int) -> UserError:
+    """The error where the training data has fewer solved examples than are wanted."""
     return UserError(
         f"task.num_shots asks for {wanted} solved examples in front of each question but the training data has "
         f"{present}; set task.train_data to a JSONL file or hub name with more of them, or lower task.num_shots."

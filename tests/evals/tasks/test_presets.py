@@ -10,7 +10,7 @@ import pytest
 
 from evals.config import TaskConfig
 from evals.tasks.presets import PRESETS
-from evals.tasks.task import INSPECT_ROWS, drawn_rows, make_task, packaged, replayed
+from evals.tasks.task import INSPECT_ROWS, drawn_rows, lm_eval_rows, make_task, packaged
 from evals.types import Problem, UserError
 from support.interop import theirs
 from support.places import ROOT
@@ -125,9 +125,9 @@ def test_what_is_set_wins_over_the_preset() -> None:
 
 
 def test_examples_of_lm_eval_are_replayed() -> None:
-    assert replayed(1318, 7473, 5) == [220, 4179, 6064, 5599, 5541]
-    assert replayed(0, 7473, 5) == [6374, 3610, 957, 61, 742]
-    assert replayed(1, 7473, 5) == [7462, 6610, 4769, 286, 5501]
+    assert lm_eval_rows(1318, 7473, 5) == [220, 4179, 6064, 5599, 5541]
+    assert lm_eval_rows(0, 7473, 5) == [6374, 3610, 957, 61, 742]
+    assert lm_eval_rows(1, 7473, 5) == [7462, 6610, 4769, 286, 5501]
     prompt = make_task(TaskConfig(preset="lmeval-gsm8k"), 0, TRAIN).prompt(Problem(1318, "How?", "#### 1"))
     shown = "".join(f"Question: Q{i}?\nAnswer: R{i}.\n#### {i}\n\n" for i in (220, 4179, 6064, 5599, 5541))
     assert prompt == f"{shown}Question: How?\nAnswer:"
@@ -205,7 +205,7 @@ def test_examples_of_platinum_are_other_rows_of_itself() -> None:
     task = make_task(TaskConfig(preset="lmeval-platinum"), 0, rows)
     for row in rows:
         shown = [part.split("\n")[0].removeprefix("Question: ") for part in str(task.prompt(row)).split("\n\n")[:-1]]
-        drawn = [rows[i].question for i in replayed(row.problem_id, 12, 6)]
+        drawn = [rows[i].question for i in lm_eval_rows(row.problem_id, 12, 6)]
         assert shown == [question for question in drawn if question != row.question][:5]
 
 
