@@ -1,4 +1,4 @@
-"""Settings of samplers, tasks and the engine: frozen, unknown keys refused. Imports neither torch nor Ray."""
+"""Settings of samplers, tasks and the engine: frozen pydantic models that refuse unknown keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Settings(BaseModel):
 
 if TYPE_CHECKING:
     SamplerKind = PresetName = FormatName = str
-else:  # what the tables have is what can be set
+else:  # the names in the tables are the values that can be set
     SamplerKind, PresetName, FormatName = Literal[*SAMPLERS], Literal[*PRESETS], Literal[*FORMATS]
 
 Text = Annotated[str, Field(min_length=1)]
@@ -29,20 +29,20 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
 AUTO_SLOTS = {"cuda": 256, "cpu": 10}
-"""Problems at once where nobody names a number: on a GPU at most so many, beyond which little is gained (512 slots were
-estimated 6 % faster than 256), and as many as its memory holds; on a CPU so many."""
+"""Slots where no number is set: on a GPU as many as its memory holds, up to this number, beyond which little is gained
+(512 slots were estimated 6 % faster than 256); on a CPU this number."""
 
 READS = {name: kind.reads for name, kind in SAMPLERS.items()}
 """The settings that each kind of sampler reads; setting another one is a mistake."""
 
 
 def conflict(reason: str, *settings: str) -> PydanticCustomError:
-    """Why these settings do not go together; their names are in the context, for who knows where they were set."""
+    """The error that these settings contradict each other; its context names them, to look up where they were set."""
     return PydanticCustomError("conflict", "{reason}", {"reason": reason, "settings": settings})
 
 
 def listed(words: Mapping[str, str]) -> str:
-    """Names with what they mean in brackets, for the help."""
+    """Names as a list for the help, each with its meaning in brackets."""
     return ", ".join(f"{name} ({meaning})" if meaning else name for name, meaning in words.items())
 
 
@@ -119,9 +119,9 @@ class SamplerConfig(Settings):
         return self
 
     def read(self) -> dict[str, Any]:
-        """The kind and the settings that it reads: what tells one sampler from another.
+        """The kind and the settings that it reads, which tell one sampler from another.
 
-        `top_p` is left out where it does nothing, as it was before there was one: the fingerprint stays.
+        `top_p` is left out where it does nothing, so that fingerprints from before it was a setting stay valid.
         """
         return self.model_dump(include={"kind"} | READS[self.kind], exclude={"top_p"} if self.top_p == 1 else None)
 
@@ -177,15 +177,15 @@ class TaskConfig(Settings):
             return given
         chat = given.get("chat", preset.chat)
         try:
-            asked = TypeAdapter(bool).validate_python(chat)
-        except ValidationError:  # is refused as a value of its own
+            is_chat = TypeAdapter(bool).validate_python(chat)
+        except ValidationError:  # the field's own check refuses it
             return given
         usual = {
             "name": preset.format,
             "num_shots": preset.num_shots,
             "max_new_tokens": preset.max_new_tokens,
             "max_prompt_tokens": preset.max_prompt_tokens,
-            "stop": preset.stop if preset.chat_stop is None or not asked else preset.chat_stop,
+            "stop": preset.stop if preset.chat_stop is None or not is_chat else preset.chat_stop,
             "chat": chat,
             "question_key": preset.question_key,
         }
@@ -222,7 +222,7 @@ class EngineConfig(Settings):
         "and compiled take the next where one is not possible",
     )
     prefetch: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=4, description="drafts of one chain at once where slots would stand idle (0: one); changes no answer"
+        default=4, description="proposals of one chain at once where slots would stand idle (0: one); changes no answer"
     )
     prefill_tokens: Annotated[int, Field(ge=16)] = Field(default=4096, description="prompt tokens per prefill pass")
     target_utilisation: Annotated[float, Field(gt=0, le=1)] = Field(

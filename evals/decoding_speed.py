@@ -1,7 +1,7 @@
-"""How fast this machine decodes: a model of known shape, its steps through the engine, and the clock between them.
+"""Measures how fast this machine decodes: times the engine's steps on a model of known shape.
 
-Knows no command line. Engine and samplers meet here as they do in evaluate.py: what is timed is the loop that answers
-problems, with chains that never end early.
+Engine and samplers meet here as they do in evaluate.py: what is timed is the loop that answers problems, with chains
+that never end early.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from evals.types import Chain, MemoryReading, Prompt
 
 ALPHA = 4.0
 WARM_UP = 20
-"""Steps that do not count."""
-
+"""Steps before the timed ones."""
 
 SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "vocab_size",
@@ -43,25 +42,25 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Laps(dict[str, float]):
-    """Seconds of the phases of a start, by name."""
+    """A stopwatch: the seconds of the phases of a start, by name."""
 
     def __init__(self, began: float) -> None:
-        """`began` on the clock of time.perf_counter."""
+        """`began` is on the clock of time.perf_counter."""
         super().__init__()
         self._last = began
 
     def lap(self, name: str) -> None:
-        """What has passed since the lap before was `name`."""
+        """Record the time since the last lap as the phase `name`."""
         now = time.perf_counter()
         self[name], self._last = now - self._last, now
 
     def restart(self) -> None:
-        """What has passed since the lap before belongs to none."""
+        """Begin a lap now; the time since the last one belongs to no phase."""
         self._last = time.perf_counter()
 
 
 class Decoding(NamedTuple):
-    """Decoding with all slots busy, host loop included."""
+    """Measured speed of decoding with all slots busy, host loop included."""
 
     slots: int
     execution: str
@@ -69,17 +68,17 @@ class Decoding(NamedTuple):
     waits: float | None
     """Share of the time in which the device waited for the host, at most; None where nothing is enqueued ahead."""
     engine_seconds: float
-    """To make the engine: self-check, sizes by measurement, compilation and capture."""
+    """To make the engine: self-check, measurement of sizes, compilation and capture."""
     first_token_seconds: float
     """From the submission of all prompts to the first token."""
     peak_bytes: int
-    """Of device memory since the engine was begun, weights included; on a CPU of the process."""
+    """Peak of device memory since the engine was begun, weights included; on a CPU the process's."""
     notes: str
-    """The engine's own words on its memory."""
+    """The engine's notes on its memory."""
 
 
 class Pace:
-    """The clock of a run. It is a stop rule, since that sees every token as it arrives; it never stops anything."""
+    """The clock of a run: a stop rule that never stops, since a stop rule sees every token as it arrives."""
 
     def __init__(self, engine: Engine, first: int, last: int) -> None:
         self._engine, self._first, self._last = engine, first, last
@@ -89,30 +88,31 @@ class Pace:
 
     def __call__(self, tokens: Sequence[int]) -> bool:
         count = len(tokens)
-        if count in (1, self._first, self._last):  # of the last try, if memory ran out and the chain began again
+        if count in (1, self._first, self._last):  # overwritten if memory ran out and the chain began again
             self._seconds[count] = time.perf_counter() - self._began
             self._idle[count] = 0.0 if self._engine.idle is None else self._engine.idle.seconds
         return False
 
     @property
     def first_token_seconds(self) -> float:
+        """Time from the beginning to the first token."""
         return self._seconds[1]
 
     @property
     def seconds(self) -> float:
-        """Between the tokens `first` and `last`."""
+        """Time between the tokens `first` and `last`."""
         return self._seconds[self._last] - self._seconds[self._first]
 
     @property
     def waits(self) -> float | None:
-        """Share of these seconds in which the device waited for the host."""
+        """Share of `seconds` in which the device waited for the host; None where it is not measured."""
         if self._engine.idle is None:
             return None
         return (self._idle[self._last] - self._idle[self._first]) / self.seconds
 
 
 def load(model: str | None, shape: str, config: EngineConfig, device: str) -> Model:
-    """The model of a folder, or one of random weights in a named shape."""
+    """The model of the folder `model`, or one of random weights in a named shape."""
     if model is not None:
         return load_model(model, config, device)
     dtype = {"cpu": "float32", "cuda": "bfloat16"}[device] if config.dtype == "auto" else config.dtype
@@ -125,12 +125,12 @@ def prompt_length(context: int, steps: int) -> int:
 
 
 def needed_length(context: int, steps: int) -> int:
-    """Tokens of such a prompt and all that is drawn after it, warm-up included."""
+    """Tokens of such a prompt and of all that is drawn after it, warm-up included."""
     return prompt_length(context, steps) + WARM_UP + steps + 1
 
 
 def random_prompts(model: Model, count: int, length: int) -> list[list[int]]:
-    """Prompts that share no page."""
+    """Prompts of random tokens, which share no page."""
     return np.random.default_rng(0).integers(model.vocab_size, size=(count, length)).tolist()
 
 
@@ -154,7 +154,7 @@ def decode(model: Model, config: EngineConfig, slots: int | None, context: int, 
         prompt = Prompt(tuple(tokens), new, frozenset(), stopped=None if row else pace)
         chains.append(Chain(prompt, Single(ALPHA).chain(prompt, 0, row, 0), sequences=1))
     engine.run(chains, seed=0)
-    found = Decoding(
+    decoding = Decoding(
         slots=count,
         execution=engine.execution,
         step_seconds=pace.seconds / steps,
@@ -165,7 +165,7 @@ def decode(model: Model, config: EngineConfig, slots: int | None, context: int, 
         notes=engine.notes,
     )
     engine.close()
-    return found
+    return decoding
 
 
 def peak(memory: MemoryReading) -> int:

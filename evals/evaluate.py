@@ -1,6 +1,6 @@
-"""The main path on one device: problem -> prompt -> chain -> sample -> grades -> record.
+"""Evaluates problems on one device: problem -> prompt -> chain -> sample -> grades -> record.
 
-Knows no Ray and no run directory. This is where tasks, samplers and the engine meet; none of them imports another.
+This is where tasks, samplers and the engine meet; none of them imports another.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def start(
 ) -> Future[Record]:
     """Begin one (problem, sample) on a started engine; the future yields its record or the exception that ended it.
 
-    `worker` goes into the record as it is: who did the work. Grading has a thread of its own: the engine does not wait
-    for a formula that takes its grader seconds.
+    `worker`, who does the work, goes into the record as it is. Grading has a thread of its own, so that the engine does
+    not wait for a formula that takes seconds to grade.
     """
     began = time.time()
     prompt = make_prompt(task, problem, engine.model.tokenizer)
@@ -71,7 +71,7 @@ def start(
     def finish() -> None:
         try:
             finished.set_result(graded(sampling.result()))
-        except BaseException as error:  # noqa: BLE001 - whatever it is belongs to whoever waits for the record
+        except BaseException as error:  # noqa: BLE001 - any error goes to the caller, who waits for the record
             finished.set_exception(error)
 
     sampling.add_done_callback(lambda _: grading_thread().submit(finish))
@@ -86,7 +86,7 @@ def make_sampler(
 ) -> Sampler:
     """The sampler that `config` describes; where slots idle, `prefetch` proposals of a chain may run ahead.
 
-    `texts`, those of the setting of this name, and `encode` are what the kind `replay` returns; see there.
+    `texts`, those of the setting of this name, and `encode` are for the kind `replay` (`GivenTexts`).
     """
     make = SAMPLERS[config.kind].make
     given = {**dict(config), "prefetch": prefetch, "texts": texts, "encode": encode}
@@ -95,12 +95,12 @@ def make_sampler(
 
 @cache
 def grading_thread() -> ThreadPoolExecutor:
-    """Grades one answer at a time, in the order in which they were finished."""
+    """The process's one grading thread: grades answers in the order in which they were finished."""
     return ThreadPoolExecutor(1, thread_name_prefix="grading")
 
 
 def make_prompt(task: Task, problem: Problem, tokenizer: Tokenizer) -> Prompt:
-    """The problem as token ids, with the rules that end an answer to it."""
+    """The prompt of a problem: its token ids and the rules that end an answer to it."""
     return Prompt(
         token_ids=tuple(prompt_ids(task, problem, tokenizer.encode)),
         max_new_tokens=task.config.max_new_tokens,
@@ -111,7 +111,7 @@ def make_prompt(task: Task, problem: Problem, tokenizer: Tokenizer) -> Prompt:
 
 
 def prompt_ids(task: Task, problem: Problem, encode: Callable[[Any], Sequence[int]]) -> Sequence[int]:
-    """Ids of the problem's prompt, by `encode` (text or turns of a chat -> ids).
+    """Token ids of the problem's prompt, by `encode` (text or turns of a chat -> ids).
 
     A prompt beyond `task.max_prompt_tokens` gets the longest beginning of its question that a bisection finds to fit:
     what a template or a chat puts after the question stays. Raises UserError where none does.
@@ -134,18 +134,18 @@ def prompt_ids(task: Task, problem: Problem, encode: Callable[[Any], Sequence[in
 
 @lru_cache(maxsize=16)
 def stop_rule(stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> StopStrings | None:
-    """One rule for all problems, since it learns which tokens can end a stop string."""
+    """The stop rule, one for all problems, since it learns which tokens can end a stop string; None without strings."""
     return StopStrings(stop_strings, tokenizer.decode) if stop_strings else None
 
 
 def answer_text(tokens: Sequence[int], task: Task, tokenizer: Tokenizer) -> str:
-    """What is graded: a complete answer's text without its EOS token, up to the earliest stop string."""
+    """The text that is graded: a complete answer's without its EOS token, up to the earliest stop string."""
     ended = tokens[-1] in tokenizer.eos_ids
     return cut(tokenizer.decode(tokens[:-1] if ended else tokens), task.config.stop)
 
 
 def expected_correct(problem: Problem, sample: Sample, task: Task, tokenizer: Tokenizer) -> dict[str, float]:
-    """grader -> share of the weight that lies on right answers. Equal answers are graded once."""
+    """grader -> share of the sample's weights that lies on right answers. Equal answers are graded once."""
     weights: defaultdict[tuple[int, ...], float] = defaultdict(float)
     for tokens, weight in sample.weighted:
         weights[tokens] += weight

@@ -1,7 +1,7 @@
-"""Counter-based random numbers: Philox4x32-10 on the host. The one key scheme of the project; knows not what is drawn.
+"""Counter-based random numbers: Philox4x32-10 on the host, under the one key scheme of the project.
 
-A uniform is a pure function of (run seed; problem, sample | try << 16, move, position | purpose << 24). Nothing
-depends on batch, slot, device, order of arrival or restart. Source: Salmon et al., Parallel Random Numbers: As Easy
+A uniform is a pure function of (run seed; problem, sample | try << 16, move, position | purpose << 24). It does not
+depend on batch, slot, device, order of arrival or restart. Source: Salmon et al., Parallel Random Numbers: As Easy
 as 1, 2, 3 (SC 2011).
 """
 
@@ -57,7 +57,7 @@ def uniforms(seed: int, keys: ArrayLike, positions: ArrayLike, purpose: Purpose 
 
 @lru_cache(maxsize=16)
 def round_keys(seed: int) -> NDArray[np.uint64]:
-    """[ROUNDS, 2, 1] the key of every round."""
+    """[ROUNDS, 2, 1] the key of every round of Philox."""
     bumps = np.arange(ROUNDS, dtype=np.uint64)[:, None] * np.array([W0, W1], dtype=np.uint64)
     first = np.array([seed & MASK, seed >> 32 & MASK], dtype=np.uint64)
     return ((first + bumps) & np.uint64(MASK))[..., None]

@@ -1,4 +1,4 @@
-"""Errors, intervals and paired tests of accuracies, pass@k and maj@k: pure functions of numbers. Knows no record.
+"""Statistics of scores: standard errors, intervals and paired tests of accuracies, pass@k and maj@k.
 
 Means are over questions; with several samples per question the value of a question is the mean of its samples. Normal
 approximations and clusters follow Miller, Adding Error Bars to Evals (arXiv 2411.00640): where `groups` [n] names the
@@ -18,9 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 Z95, Z80 = 1.959963984540054, 0.841621233572914
 """Quantiles of the normal law: 97.5 %, and the 80 % that `Difference.mde` is for."""
 NUM_FLIPS, FLIPS_AT_ONCE = 9_999, 1 << 20
-"""Random sign patterns of a permutation test (where no more than these exist, all are tried); signs in memory."""
+"""Random sign patterns of a permutation test (where no more than these exist, all are tried); signs held at once."""
 MAX_EXACT_VOTES, NUM_BALLOTS = 64, 2_000
-"""Samples up to which the expected majority is summed exactly, at cubic cost; random subsets where it is not."""
+"""Samples up to which the expected majority is summed exactly, at cubic cost; random subsets above."""
 
 
 class Difference(NamedTuple):
@@ -42,12 +42,12 @@ class Difference(NamedTuple):
 
 
 class Split(NamedTuple):
-    """Variance of one answer's score, as far as it comes from the question and from the draw, over n questions."""
+    """Variance of one answer's score over n questions, split by its sources: the question and the draw."""
 
     questions: float
     """Var(x_i) of the true success rates; an estimate below 0 is 0."""
     reruns: float
-    """Mean of x_i (1 - x_i)."""
+    """Mean of x_i (1 - x_i), the variance by the draw."""
     stderr_reruns: float
     """Standard error over new answers to the same questions: far below that over new questions."""
     n: int
@@ -80,7 +80,7 @@ def cluster_sums(values: NDArray[np.float64], groups: Sequence[str]) -> NDArray[
 
 
 def quantile95(groups: Sequence[str]) -> float:
-    """Half width of a 95 % interval in standard errors: Student's t of C - 1 degrees of freedom for C groups."""
+    """Half width of a 95 % interval in standard errors: the normal's, with C groups Student's t of C - 1 degrees."""
     if not groups:
         return Z95
     from scipy.special import stdtrit
@@ -89,7 +89,7 @@ def quantile95(groups: Sequence[str]) -> float:
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927): what to print for one sample per question. (0, 1) for n = 0.
+    """95 % interval of a proportion (Wilson 1927), to print for one sample per question; (0, 1) for n = 0.
 
     Raises ValueError unless 0 <= successes <= n.
     """
@@ -102,7 +102,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, groups: Sequence[str] = ()) -> Difference:
-    """A - B on the same questions: `a` [n] and `b` [n] hold the question means of two methods, in the same order.
+    """Difference A - B of two methods: `a` [n] and `b` [n] are their means on the same questions, in the same order.
 
     Its error is far smaller than that of two separate accuracies, because hard questions are hard for both. Where all
     n differences are equal their spread says nothing; the interval then allows for the share of other questions that
@@ -120,7 +120,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, groups: Sequence[str] = ()) ->
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Two-sided p of the exact McNemar test: could the questions that only A or only B got right be a fair coin's?
+    """Two-sided p of the exact McNemar test, from the numbers of questions that only A and only B got right.
 
     p = min(1, 2 P[Bin(only_a + only_b, 1/2) <= the smaller one]), exact in integers.
     """
@@ -129,9 +129,9 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
 
 
 def sign_flip(differences: ArrayLike) -> float:
-    """Two-sided p of the paired permutation test: is the mean of `differences` [n] far from 0 for random signs of them?
+    """Two-sided p of the paired permutation test: random signs of `differences` [n] give a mean as far from 0.
 
-    All patterns of signs where there are at most NUM_FLIPS of them, else (1 + hits) / (NUM_FLIPS + 1) over random ones
+    Over all patterns of signs if there are at most NUM_FLIPS, else (1 + hits) / (NUM_FLIPS + 1) over random ones
     from a fixed seed. For differences of -1, 0 and 1 it tests the same as `mcnemar_exact`.
     """
     values = np.asarray(differences, dtype=np.float64)
@@ -146,12 +146,12 @@ def sign_flip(differences: ArrayLike) -> float:
         return hits(np.arange(2**n)[:, None] >> np.arange(n) & 1) / 2**n
     rng, block = np.random.default_rng(0), max(1, FLIPS_AT_ONCE // n)
     sizes_of_blocks = [min(block, NUM_FLIPS - start) for start in range(0, NUM_FLIPS, block)]
-    found = sum(hits(rng.integers(0, 2, size=(rows, n), dtype=np.int8)) for rows in sizes_of_blocks)
-    return (1 + found) / (NUM_FLIPS + 1)
+    num_hits = sum(hits(rng.integers(0, 2, size=(rows, n), dtype=np.int8)) for rows in sizes_of_blocks)
+    return (1 + num_hits) / (NUM_FLIPS + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values adjusted for how many there are, in the same order (Holm, Scandinavian J. of Statistics, 1979)."""
+    """p values adjusted for multiple tests, in the same order (Holm, Scandinavian J. of Statistics, 1979)."""
     p, order = np.asarray(p_values, dtype=np.float64), np.argsort(p_values, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.maximum.accumulate(np.minimum(1.0, np.arange(len(p), 0, -1) * p[order]))
@@ -176,7 +176,7 @@ def variance_split(right: ArrayLike, num_samples: ArrayLike) -> Split | None:
 
 
 def pass_at_k(right: int, n: int) -> NDArray[np.float64]:
-    """[n] for k = 1 … n: chance that k of a question's n samples, drawn without replacement, hold a `right` one.
+    """pass@k [n] for k = 1 … n: chance that k of a question's n samples, drawn without replacement, hold a right one.
 
     1 - C(n - right, k) / C(n, k), the unbiased estimator of Chen et al. (arXiv 2107.03374), as a product. Raises
     ValueError unless 0 <= right <= n.
@@ -188,7 +188,7 @@ def pass_at_k(right: int, n: int) -> NDArray[np.float64]:
 
 
 def maj_at_k(right: int, wrong: Sequence[int], silent: int, k: int, key: Sequence[int] = ()) -> float:
-    """Expected score of a majority vote of k of a question's n samples, drawn without replacement.
+    """maj@k: expected score of a majority vote of k of a question's n samples, drawn without replacement.
 
     `right` samples have the right answer, `wrong` counts those of each other answer, `silent` have none and do not
     vote. A tie of t answers that holds the right one scores 1 / t. Exact up to MAX_EXACT_VOTES samples, else the mean

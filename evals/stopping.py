@@ -1,7 +1,7 @@
-"""Stop strings: where a text ends, and whether a row of tokens has reached one. Knows no model and no task.
+"""Stop strings: cuts a text at the earliest one, and tells whether an answer's tokens have reached one.
 
-A stop string is as absorbing as the EOS token, so the rule below must be a function of the answer's tokens alone: it
-keeps no state between calls except what it has learnt about single tokens.
+A stop string ends an answer for good, as the EOS token does, so the rule below must be a function of the answer's
+tokens alone: it keeps no state between calls except what it has learnt about single tokens.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ MARGIN = 8
 
 def cut(text: str, stop_strings: Sequence[str]) -> str:
     """`text` up to the earliest stop string, which is not kept; the whole text if there is none."""
-    found = [position for stop in stop_strings if (position := text.find(stop)) >= 0]
-    return text[: min(found)] if found else text
+    positions = [position for stop in stop_strings if (position := text.find(stop)) >= 0]
+    return text[: min(positions)] if positions else text
 
 
 class StopStrings:
-    """Predicate on an answer's token ids: does its decoded text contain a stop string? Made for `Prompt.stopped`.
+    """Tells whether the decoded text of an answer's token ids contains a stop string; made for `Prompt.stopped`.
 
-    It is asked after every token. The last token alone decides almost always (what it is, is learnt when it is first
+    It is called after every token. The last token alone decides almost always (each is examined once, when it is first
     seen); otherwise the end of the answer is decoded, and only a hit or a broken character decodes all of it.
 
-    Exact whenever it was already asked about, and denied, every shorter beginning, as generation does: what is new then
+    Exact if it was called before for every shorter beginning and was False, as in generation: what is new then
     ends in the last token. In a byte-level vocabulary a text contains a stop string if and only if its bytes do,
     because a stop string begins with the first byte of a character, where every decoder starts afresh. So a token whose
     own text is whole can complete a stop string only if it contains one or begins with the end of one; a token that
-    breaks a character is always looked at. Vocabularies that drop a leading space when they decode are covered by
+    breaks a character is always suspect. Vocabularies that drop a leading space when they decode are covered by
     trying both.
     """
 

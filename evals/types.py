@@ -1,6 +1,6 @@
-"""The carriers that tasks, samplers, engine and orchestrator share. Plain values: no torch, no transformers, no Ray.
+"""The value types that tasks, samplers, engine and orchestrator share. Plain values: no torch, no transformers, no Ray.
 
-Words: a *problem* becomes a *prompt*; a *chain* turns a prompt into a *sample* by yielding *operations*, of which the
+Terms: a *problem* becomes a *prompt*; a *chain* turns a prompt into a *sample* by yielding *operations*, of which the
 most common, `Submit`, carries a *request* that the engine answers with a *completion*. A graded sample is a *record*.
 """
 
@@ -13,24 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ended = Literal["eos", "stop", "length", "floor", "cancelled"]
-"""Why a completion is over: EOS token, stop string, token limit, floor passed, or cancelled by its chain."""
+"""Why a completion ended: EOS token, stop string, token limit, below the floor, or cancelled by its chain."""
 
 Bound = Literal["length", "nonnull", "constant"]
 """What is subtracted from the running sum of log Z before it is compared with the floor (see `Request.bound`)."""
 
 Handle = NewType("Handle", int)
-"""Opaque name of a token sequence whose keys and values the engine still holds."""
+"""Opaque name of a token sequence whose keys and values the engine holds."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one sentence that says what is wrong, where, and the way out.
+    """A mistake that the user can correct: one sentence that says what is wrong, where, and the way out.
 
     The command line prints the sentence without a traceback and exits with code 2.
     """
 
 
-class WorkersLost(Exception):  # noqa: N818 - it says what is the matter
-    """The workers cannot be kept alive; what is recorded is safe, and another start goes on."""
+class WorkersLost(Exception):  # noqa: N818 - it says what happened
+    """The workers cannot be kept alive; what is recorded is safe, and another start of the run goes on."""
 
 
 class Problem(NamedTuple):
@@ -42,7 +42,7 @@ class Problem(NamedTuple):
     answer: str
     """The worked solution as the data set has it, `#### gold` included."""
     group: str | None = None
-    """What problems made from one template share, if the data set says so: they are no independent evidence."""
+    """Shared by problems made from one template, if the data set says so: they are no independent evidence."""
 
 
 Message = dict[str, str]
@@ -60,17 +60,17 @@ class Prompt(NamedTuple):
     stopped: Callable[[Sequence[int]], bool] | None = None
     """True when the text of these answer tokens contains a stop string. A function of the answer's tokens alone."""
     vote: Callable[[Sequence[int]], str | None] | None = None
-    """The final answer that these answer tokens come to, normalised so that equal answers are equal strings; None where
-    there is none. What a majority is counted over."""
+    """The final answer in these answer tokens, as a majority counts it: equal answers are equal strings, None is no
+    answer."""
 
 
 class Request(NamedTuple):
-    """Continue `prefix` with tokens of softmax(alpha * logits): all that an engine ever hears."""
+    """What the engine is asked: to continue `prefix` with tokens of softmax(alpha * logits)."""
 
     prefix: tuple[int, ...]
     """Prompt and answer so far, at least one token; the first new token lands at position len(prefix)."""
     max_new: int
-    """At least 1."""
+    """Most new tokens, at least 1."""
     alpha: float
     """Exponent of the proposal, 1 / temperature; inf is greedy (log_q is then 0 and log_z holds log p)."""
     key: tuple[int, int, int]
@@ -78,7 +78,7 @@ class Request(NamedTuple):
     origin: int
     """Length of the prompt: the position at which the answer starts."""
     exclude: int | None = None
-    """Token that the first draw, and only the first, must avoid; log q and log Z stay those of the unrestricted law."""
+    """Token that the first draw, and only the first, must avoid; log q and log Z are as if it were allowed."""
     floor: float = -np.inf
     """Stop once (sum of log Z after the request's first token) - bound falls below this. Needs alpha >= 1."""
     bound: Bound = "length"
@@ -108,24 +108,24 @@ class Completion(NamedTuple):
     """Tokens that had to be run through the model before the first draw, beyond the one fed again: none with a parent,
     and none of a prefix whose keys and values another request has left."""
     idle: int = 0
-    """Slots that stood idle when this arrived: how many more requests the chain may have in flight at nobody's cost."""
+    """Slots that stood idle when this arrived: so many more requests of the chain delay no other chain."""
 
 
 class Submit(NamedTuple):
-    """Ask for a request; its completion comes back as (tag, completion)."""
+    """Send a request to the engine; its completion comes back as (tag, completion)."""
 
     tag: Hashable
     request: Request
 
 
 class Keep(NamedTuple):
-    """This sequence replaces its parent: the parent's handle is released."""
+    """Let a held sequence replace its parent: the parent's handle is released."""
 
     handle: Handle
 
 
 class Drop(NamedTuple):
-    """Release a held sequence; what it shares with others stays."""
+    """Release a held sequence; pages that it shares with others stay."""
 
     handle: Handle
 
@@ -154,7 +154,7 @@ class Sample(NamedTuple):
 
 
 Steps = Generator[list[Operation], tuple[Hashable, Completion] | None, Sample]
-"""The generator behind a chain: yields operations; while requests are in flight it is sent one arrival at a time."""
+"""The generator of a chain: yields operations; while requests are in flight it gets one (tag, completion) at a time."""
 
 
 class Chain(NamedTuple):
@@ -163,9 +163,9 @@ class Chain(NamedTuple):
     prompt: Prompt
     steps: Steps
     sequences: int = 2
-    """Most sequences of full length that it needs at once, the one that grows included: those that it holds and those
-    that its requests branch from. Completions of requests younger than its oldest in flight do not count. The engine
-    keeps room for as many; a chain that needs more may fail."""
+    """Most sequences of full length that it needs at once, the growing one included: those that it holds and those that
+    its requests branch from. Completions of speculative requests, younger than the primary one, do not count. The
+    engine keeps room for as many; a chain that needs more may fail."""
 
 
 class Sampler(Protocol):
@@ -177,19 +177,19 @@ class Sampler(Protocol):
         ...
 
     def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
-        """Returns the generator that samples one answer to `prompt`."""
+        """The generator that samples one answer to `prompt`."""
         ...
 
 
 class Grade(NamedTuple):
-    """A verdict with its evidence."""
+    """Whether an answer is correct, with the extracted answer as evidence."""
 
     correct: bool
     answer: str | None
     """The extracted answer as the grader saw it; None when there is none (no answer is not the same as wrong)."""
     kind: str = "number"
-    """What was found: `number`, `none`, and for the numeric grader also `several`, `complex` (judged symbolically) or
-    `undecided` (the symbolic checker could not)."""
+    """What was extracted: `number`, `none`, and for the numeric grader also `several`, `complex` (judged symbolically)
+    or `undecided` (the symbolic checker could not)."""
 
 
 class MemoryReading(NamedTuple):
@@ -225,4 +225,4 @@ class Record(NamedTuple):
     """rank, pid, host, attempt."""
     error: str | None = None
     group: str | None = None
-    """The problem's."""
+    """The problem's `group`."""
