@@ -129,7 +129,7 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
 
 
 def sign_flip(differences: ArrayLike) -> float:
-    """Two-sided p of the paired permutation test: random signs of `differences` [n] give a mean as far from 0.
+    """Paired permutation test, two-sided p: chance that random signs of `differences` [n] give a mean as far from 0.
 
     Over all patterns of signs if there are at most NUM_FLIPS, else (1 + hits) / (NUM_FLIPS + 1) over random ones
     from a fixed seed. For differences of -1, 0 and 1 it tests the same as `mcnemar_exact`.

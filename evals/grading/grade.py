@@ -59,7 +59,7 @@ def judged(right: bool | None, answer: str) -> Grade:
 
 
 def formula(text: str, gold: str, equal: Callable[[str, str], bool | None]) -> Grade:
-    """Is the final answer of `text`, looked for where `numeric` looks, the same as `gold`, a number or LaTeX?
+    """Grade whether the final answer of `text`, looked for where `numeric` looks, equals `gold`, a number or LaTeX.
 
     The same spelling is right; two numbers are compared exactly, and a percentage is right only where the gold is one;
     for all else `equal` (gold, answer) decides.

@@ -201,7 +201,7 @@ def unreadable(segment: str) -> Found:
 
 
 def number(match: re.Match[str]) -> Found:
-    """The answer that a match of NUMBER is."""
+    """The answer in a match of NUMBER."""
     decimal = value(match)
     percent = match[4] is not None
     return Found("number", f"{decimal:f}{'%' if percent else ''}", decimal, percent)

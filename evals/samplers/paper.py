@@ -32,7 +32,7 @@ class PaperKernel(NamedTuple):
         return Kernel(len(state.tokens), replay=self.replay).propose(state, seed, key)
 
     def limits(self, state: State, move: Move) -> Limits:
-        """The current length, and a floor that is safe: cutting the state's sum can only lower the ratio."""
+        """What ends a proposal: the current length, and a floor; cutting the state's sum can only lower the ratio."""
         start = move.start
         floor = move.log_u + fsum(state.log_z[start + 1 :]) - SLACK
         return Limits(len(state.tokens) - start, floor, "constant")

@@ -37,6 +37,7 @@ class Kind(NamedTuple):
 def paper(
     alpha: float, num_moves: int, replay: bool, early_rejection: bool, top_k: int | None, prefetch: int
 ) -> Sampler:
+    """The sampler of the published code, with its `top_k` where none is set."""
     top_k = PAPER_TOP_K if top_k is None else top_k
     return Paper(alpha, num_moves, replay, early_rejection, top_k=top_k, prefetch=prefetch)
 

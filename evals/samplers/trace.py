@@ -31,7 +31,7 @@ class Trace:
         self._spend(drawn)
 
     def add_null(self, state: State, move: Move) -> None:
-        """Count a move whose proposal is the state, known without a forward pass; naively it costs its tokens."""
+        """Count a move known to propose the state itself; redrawing it would have cost its tokens."""
         self.null += 1
         self._cut(state, move)
 

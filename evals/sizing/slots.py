@@ -173,7 +173,7 @@ class Elastic:
         self._next = time.monotonic() + self._wait
 
     def wanted(self, slots: int, chains: int) -> int:
-        """Slots for so many `chains`: `slots`, unless it is time to look and there is a reason for another number."""
+        """The slots to have for `chains` chains: `slots`, unless a look is due and finds a reason for another."""
         if time.monotonic() < self._next:
             return slots
         self._next = time.monotonic() + self._wait
@@ -187,7 +187,7 @@ class Elastic:
 
 
 def adjusted(reading: Reading, demand: Demand, config: EngineConfig, slots: int, in_use: int, busy: bool) -> int:
-    """Slots with which the bytes in use would come to the target, where `in_use` are in use with `slots`; at least 1.
+    """The slots that would bring the device to its target, where `in_use` bytes are in use with `slots`; at least 1.
 
     Fewer only when half of the reserve above the target is gone, more only from WORTH times the slots on.
     """

@@ -104,7 +104,7 @@ def make_task(config: TaskConfig, seed: int, train_problems: Sequence[Problem] =
 
 
 def values(problem: Problem) -> dict[str, str]:
-    """What the names in a form stand for."""
+    """The values of the names in a form."""
     reasoning, _, number = problem.answer.rpartition("####")
     return {"q": problem.question, "a": problem.answer, "r": reasoning.strip(), "n": number.strip()}
 
