@@ -1,7 +1,7 @@
-"""The pool of Ray actors: one per GPU or per share of the CPUs. Knows no model.
+"""Worker pool of Ray actors: one per GPU or per share of the CPUs, each replaced when it dies or stalls.
 
 Ray starts processes and carries calls; it restarts and retries nothing (`max_restarts=0`): a death is then known within
-10 ms and with its true cause, and the driver loop decides what becomes of the problems. This file replaces the actor.
+10 ms and with its true cause, and the dispatcher decides what becomes of the problems. This pool replaces the actor.
 Every RayError except RayTaskError means that the actor is gone.
 """
 
@@ -33,7 +33,7 @@ NODES_SECONDS = 2.0
 
 
 class RayWorkerPool:
-    """Actors of `worker_class(rank, name)`, as many as `run` says, each loaded with `config` and for `slots` calls."""
+    """`run.num_actors` actors of `worker_class(rank, name)`, each loaded with `config`, for `slots` calls at once."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class RayWorkerPool:
         self._slowest_answer = 0.0
 
     def start(self) -> None:
-        """Start or join Ray and ask for the actors. Raises UserError if the cluster has fewer GPUs than wanted."""
+        """Start or join Ray and request the actors. Raises UserError if the cluster has fewer GPUs than wanted."""
         start_ray(self._run, self._job_name)
         self._on_ray()
         self._vital = vital_places()
@@ -67,7 +67,7 @@ class RayWorkerPool:
                 self._start(handle)
 
     def reload(self, config: Any, slots: int) -> None:
-        """`slots` may not be more than at the start: so many calls an actor takes at once."""
+        """As `WorkerPool.reload`; `slots` may not exceed those at the start, the most calls an actor takes at once."""
         self._config, self._slots = config, slots
         for handle in self._handles:
             if handle.actor is not None:
@@ -76,10 +76,10 @@ class RayWorkerPool:
                 handle.asked = handle.moved = time.monotonic()
 
     def free(self, unanswered: int) -> int:
-        """Slots of workers that have said how many they have; while others load for the first time, none takes more
-        than its even share.
+        """Free slots of the workers that have reported how many they have.
 
-        Otherwise the first to be ready would take a short run for itself. A replacement is not waited for.
+        While others load for the first time, each counts no more than its even share: else the first to be ready would
+        take all of a short run. A replacement is not waited for.
         """
         most = self._slots
         if any(handle.num_starts == 1 and not handle.ready for handle in self._handles):
@@ -118,9 +118,9 @@ class RayWorkerPool:
         return events
 
     def _check_nodes(self) -> None:
-        """Where no node is left nobody answers, and no replacement would ever come: a local Ray is started again.
+        """Start a local Ray again where no node is alive: no call would be answered and no replacement started.
 
-        Raises WorkersLost where Ray is not ours to start, or was started again too often.
+        Raises WorkersLost where Ray is not this process's own, or was started again too often.
         """
         if time.monotonic() < self._nodes_at:
             return
@@ -139,21 +139,21 @@ class RayWorkerPool:
         self.start()
 
     def _check(self, handle: WorkerHandle) -> None:
-        """Start an actor where there is none, give one up that hangs, say of one that it waits for a place."""
+        """Start an actor where there is none, kill one that has stalled, report one that waits for resources."""
         now = time.monotonic()
         if handle.actor is None:
             if now >= handle.start_at and not handle.given_up:
                 self._start(handle)
-        elif found := detect_stall(handle, now, self._slowest_answer, joined=ray_address() != LOCAL):
-            self._down(handle, TimeoutError(found.reason), found)
+        elif stall := detect_stall(handle, now, self._slowest_answer, joined=ray_address() != LOCAL):
+            self._down(handle, TimeoutError(stall.reason), stall)
         elif is_missing(handle, now):
             handle.missing = True
             self._events.append(Lost(handle.name, f"Ray has had no place for it for {now - handle.asked:.0f} s"))
 
     def close(self) -> None:
-        ours = [] if self._actor_class else psutil.Process().children(recursive=True)
+        children = [] if self._actor_class else psutil.Process().children(recursive=True)
         ray.shutdown()
-        for process in ours:  # of a start that was broken off, Ray knows only part of its processes
+        for process in children:  # of a start that was broken off, Ray knows only part of its processes
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
@@ -167,12 +167,12 @@ class RayWorkerPool:
         self._events.append(Spawned(handle.name, handle.num_starts))
 
     def _load(self, handle: WorkerHandle) -> Any:
-        """A call of its actor's `load`."""
+        """Call the actor's `load`; returns the reference of its result."""
         arguments = [self._config] if handle.room is None else [self._config, handle.room]
         return handle.actor.load.options(concurrency_group="work").remote(*arguments)
 
     def _collect(self, handle: WorkerHandle, ref: Any) -> None:
-        """Turn one finished call into an event; a call whose handle was vacated in this pass is history."""
+        """Turn a finished call into an event, unless its handle was vacated in this pass."""
         if ref not in handle.refs():
             return
         try:
@@ -206,10 +206,10 @@ class RayWorkerPool:
             self._events.append(Done(handle.name, work, answer))
 
     def _raised(self, handle: WorkerHandle, ref: Any, error: RayTaskError) -> None:
-        """The worker's own code raised; a problem may do that, loading and health may not.
+        """Handle an exception of the worker's own code: only one from a problem leaves the actor alive.
 
-        What the user could mend shows at the first load of all. Later ones of the same model fail for other reasons,
-        such as memory that a dead actor still holds.
+        A UserError is raised before any load has succeeded. Later loads of the same model fail for reasons that the
+        user cannot mend, such as memory that a dead actor still holds.
         """
         cause = error.cause if isinstance(error.cause, BaseException) else error
         if isinstance(cause, UserError) and ref == handle.load and not any(each.has_loaded for each in self._handles):
@@ -220,7 +220,7 @@ class RayWorkerPool:
             self._down(handle, error)
 
     def _down(self, handle: WorkerHandle, error: Exception, stalled: Stall | None = None) -> None:
-        """Vacate the handle and plan a replacement. Raises WorkersLost where no worker is left that could be."""
+        """Kill the actor and schedule a replacement. Raises WorkersLost if no other worker is left to go on."""
         reason, blamed, cause = str(error).strip(), stalled.blamed if stalled else None, "hang" if stalled else "crash"
         if isinstance(error, OutOfMemoryError):
             cause = "oom"
@@ -240,12 +240,12 @@ class RayWorkerPool:
 
 
 def node_id(actor: Any) -> str:
-    """The node on which an actor runs; called in it."""
+    """The id of the node on which an actor runs; called inside the actor."""
     return ray.get_runtime_context().get_node_id()
 
 
 def actor_class(worker_class: type, run: RunConfig, slots: int) -> Any:
-    """The worker as an actor class. Group sizes are fixed here: a group below `slots` would cap the batch."""
+    """The worker as a Ray actor class. Its concurrency groups are fixed here: one below `slots` would cap the batch."""
     cpus = ray.cluster_resources().get("CPU", 1.0)
     # At most one CPU each, so that every actor finds a node; Ray counts in 1/10,000, rounded down here so that all fit.
     share = min(1.0, int(cpus / run.num_actors * 10_000) / 10_000)

@@ -1,4 +1,4 @@
-"""Ray's sink of the run's metrics."""
+"""Publishes the metrics of a run through Ray, which exports them for Prometheus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.live.metrics import METRICS
 
 
 class RayMetrics:
-    """A sink of `metrics.METRICS`: the metrics port of the driver's node exports them as `ray_powersample_` + name."""
+    """A `live.metrics.Sink`: the metrics port of the driver's node exports METRICS as `ray_powersample_` + name."""
 
     def tell(self, name: str, value: float, labels: Mapping[str, str]) -> None:
         if METRICS[name].kind == "gauge":
@@ -22,7 +22,7 @@ class RayMetrics:
             meter(name).inc(value, dict(labels))
 
     def close(self) -> None:
-        """The last values stay for as long as Ray does."""
+        """Does nothing: the last values stay for as long as Ray runs."""
 
 
 @cache

@@ -1,6 +1,6 @@
-"""Ray itself: where it is, started on this machine or joined, which of its nodes work, and what it shows of a run.
+"""Starts Ray on this machine or joins a cluster, checks that it is protected, and says which nodes are alive.
 
-Knows no worker. Importing this imports Ray; with cluster.py it is all that does.
+The environment variables that Ray reads when it is imported are set here: import this module before Ray.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from evals.types import UserError, WorkersLost
 from orchestrator.console import say
 from orchestrator.settings.config import RunConfig
 
-LOCAL, AUTO = "local", "auto"  # addresses of Ray's: a cluster of this process's own, and one that it looks for
+LOCAL, AUTO = "local", "auto"  # Ray's addresses for a cluster of this process's own, and for one that Ray looks for
 CONNECT_SECONDS = 10.0
 HEALTH_CHECK = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 2000, "failure_threshold": 3}
-"""Of nodes by a local Ray: a dead one is known after 3 s instead of 13 s, a frozen one after 9 s instead of 63 s."""
+"""How a local Ray checks its nodes: it notices a dead one after 3 s instead of 13 s, a frozen one after 9 instead of
+63 s."""
 OBJECT_STORE_BYTES = 256 << 20  # records are small; the default, 30 % of RAM, spills out of a small /dev/shm
 CHECKOUT = Path(__file__).parents[2]
 
 
 def ray_address() -> str:
-    """Where Ray is to be found; LOCAL for one of our own."""
+    """The address of the Ray cluster to join; LOCAL where this process starts its own."""
     return os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def check(dashboard_host: str) -> None:
-    """Raises UserError if Ray cannot be joined, or would be open to others."""
+    """Check before a session that Ray can be joined. Raises UserError if not, or if it would be open to others."""
     check_address()
     check_dashboard(dashboard_host)
     if ray_address() == AUTO:  # only Ray knows where it looks
@@ -49,7 +50,7 @@ def check(dashboard_host: str) -> None:
 
 
 def check_address() -> None:
-    """Raises UserError if nothing listens at RAY_ADDRESS; Ray itself would go on trying for minutes."""
+    """Raise UserError if nothing listens at RAY_ADDRESS; Ray itself would go on trying for minutes."""
     address = ray_address()
     if address in (LOCAL, AUTO):
         return  # these name no place
@@ -65,7 +66,7 @@ def check_address() -> None:
 
 
 def check_dashboard(host: str) -> None:
-    """Raises UserError if the dashboard would be open to other machines, who may run code by it, without a token."""
+    """Raise UserError if other machines could reach the dashboard, which can run code, without a token."""
     try:
         loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -78,9 +79,9 @@ def check_dashboard(host: str) -> None:
 
 
 def start_ray(config: RunConfig, job_name: str) -> None:
-    """Join the cluster of RAY_ADDRESS or start a local one, and make sure that it has the GPUs of a resolved `config`.
+    """Join the cluster of RAY_ADDRESS or start a local one, and check that it has the GPUs of a resolved `config`.
 
-    Raises UserError for what the user can mend, WorkersLost where Ray does not come up.
+    Raises UserError for what the user can mend, WorkersLost where Ray does not start.
     """
     address = ray_address()
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))}
@@ -112,9 +113,10 @@ def start_ray(config: RunConfig, job_name: str) -> None:
 
 
 def invitation(place: str) -> str:
-    """Where the dashboard is, how to come in and how to get there from elsewhere."""
-    beside = Path(sys.executable).with_name("ray")
-    command = str(beside) if beside.exists() else shutil.which("ray") or f"{sys.executable} -m ray.scripts.scripts"
+    """The line that tells the user where the dashboard is, how to log in, and how to reach it from elsewhere."""
+    installed = Path(sys.executable).with_name("ray")
+    fallback = shutil.which("ray") or f"{sys.executable} -m ray.scripts.scripts"
+    command = str(installed) if installed.exists() else fallback
     port = place.rpartition(":")[2]
     return (
         f"Ray's dashboard: http://{place} (it asks for what `{command} get-auth-token` prints; from another machine "
@@ -123,7 +125,7 @@ def invitation(place: str) -> str:
 
 
 def connect(address: str, **options: Any) -> Any:
-    """What `ray.init` returns. Raises as `start_ray`."""
+    """Call `ray.init` and return what it returns. Raises as `start_ray`."""
     try:
         return ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
     except AuthenticationError as error:
@@ -143,7 +145,7 @@ def connect(address: str, **options: Any) -> Any:
 
 
 def vital_places() -> list[tuple[str, int]]:
-    """Where server (GCS) and node of a local Ray listen; none for a cluster of others'."""
+    """Host and port of the server (GCS) and of the nodes of a local Ray; none for a cluster that was joined."""
     if ray_address() != LOCAL:
         return []
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
@@ -151,8 +153,11 @@ def vital_places() -> list[tuple[str, int]]:
 
 
 def alive_nodes(vital: Sequence[tuple[str, int]]) -> set[str]:
-    """Nodes that work. Of a local Ray its `vital_places` are tried first: the server hears of a dead node after
-    seconds, and where the server is dead, Ray waits 60 s for it and then ends this process."""
+    """The ids of the nodes that are alive.
+
+    The `vital_places` of a local Ray are tried first: the server notices a dead node after seconds, and where the
+    server is dead, Ray waits 60 s for it and then ends this process.
+    """
     try:
         for place in vital:
             socket.create_connection(place, CONNECT_SECONDS).close()

@@ -1,7 +1,7 @@
-"""When a worker counts as stalled: the time limits of loading, stepping and answering.
+"""Decides when a worker counts as stalled, by time limits for loading, stepping and answering.
 
-Two signs: no progress at all (no step of the engine, no answer), and one problem that takes far longer than any before
-it while the others get on. Both limits are longer than loading, compiling and capturing take.
+There are two signs: no progress at all (no step of the engine, no answer), and one problem that takes far longer than
+any before it while the others proceed. Both limits are longer than loading, compiling and capturing graphs take.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from orchestrator.cluster.worker_handle import WorkerHandle
 from orchestrator.workers.pool import Work
 
 LOAD_SECONDS = 1800.0
-"""A worker that has not loaded after so long counts as dead."""
+"""A worker that has not loaded after so long has stalled."""
 STILL_SECONDS = 300.0
-"""So does one that neither takes a step nor answers for so long, or for LOADS times as long as its load took."""
+"""So has one that neither takes a step nor answers for so long, or for LOADS times as long as its load took."""
 LOADS = 3
 DEADLINE_SECONDS = 900.0
-"""A problem may take so long, or ANSWERS times as long as the slowest answer so far; twice that at its second try."""
+"""A problem may take so long, or ANSWERS times as long as the slowest answer so far; n times that at attempt n."""
 ANSWERS = 20
 MISSING_SECONDS = 120.0
-"""A worker that has no place for so long is said to be missing; it is still welcome."""
+"""A worker for which Ray has had no resources for so long is reported as missing; it may still come."""
 
 
 class Stall(NamedTuple):
@@ -33,8 +33,8 @@ class Stall(NamedTuple):
 def detect_stall(handle: WorkerHandle, now: float, slowest_answer: float, joined: bool) -> Stall | None:
     """Why the actor of `handle` counts as stalled at `now` (monotonic seconds); None while it does not.
 
-    `slowest_answer` is the longest that an answer of the run has taken, in seconds. In a cluster of others' (`joined`)
-    waiting for a place is no fault.
+    `slowest_answer` is the longest that an answer of the run has taken, in seconds. In a cluster that was `joined`,
+    waiting for resources is no stall.
     """
     if not handle.ready:
         waits = handle.load is None or (joined and handle.placed is not None)
@@ -54,5 +54,5 @@ def detect_stall(handle: WorkerHandle, now: float, slowest_answer: float, joined
 
 
 def is_missing(handle: WorkerHandle, now: float) -> bool:
-    """Whether the actor of `handle` has waited so long for a place that this should be said."""
+    """Whether the actor of `handle` has waited so long for resources that it has to be reported."""
     return handle.placed is not None and not handle.missing and now - handle.asked > MISSING_SECONDS

@@ -1,4 +1,4 @@
-"""One worker as the driver holds it: its actor, the calls that it has not answered, and what is known of it."""
+"""The driver's state of one worker: its actor, the calls that it has not answered, and when it last made progress."""
 
 from __future__ import annotations
 
@@ -9,61 +9,69 @@ from orchestrator.workers.pool import Work
 
 
 class Call(NamedTuple):
-    """A problem at the worker, since when (monotonic seconds)."""
+    """A problem that was given to the worker."""
 
     work: Work
     since: float
+    """Monotonic seconds."""
 
 
 @dataclass
 class WorkerHandle:
-    """Rank and name stay; everything else is of the present actor unless it says otherwise."""
+    """One worker: rank and name stay when its actor is replaced; other fields are of the present actor unless noted."""
 
     rank: int
     name: str
     num_starts: int = 0
-    """Of all its actors."""
+    """Starts of all its actors so far."""
     failed_starts: int = 0
-    """In a row."""
+    """Starts that failed since the last one that succeeded."""
     start_at: float = 0.0
     """When the next actor may be started (monotonic seconds), while there is none."""
     given_up: bool = False
     """No actor is started any more."""
     missing: bool = False
-    """It was said that there is no place for its actor."""
+    """It was reported that Ray has no resources for its actor."""
     load_seconds: float = 0.0
     """Longest load of all its actors; 0 before the first."""
     room: int | None = None
     """Bytes of its device that were free before the first load; None on CPUs."""
     slots: int | None = None
-    """Problems at once of its actor; None until it has said."""
+    """Problems that it takes at once; None until it has reported them."""
     actor: Any = None
     node: str | None = None
+    """Id of the node on which it runs."""
     asked: float = 0.0
+    """When it was requested (monotonic seconds)."""
     moved: float = 0.0
-    """When it last got on (monotonic seconds): asked for, placed, loaded, given its first work, a step, an answer."""
+    """When it last made progress (monotonic seconds): requested, placed, loaded, first work, a step, an answer."""
     steps: Any = None
+    """Steps of its engine at the last health reading."""
     placed: Any = None
-    """Pending call that is answered once its process runs; it has no place while others have the device."""
+    """Pending call that is answered once its process runs; None afterwards."""
     load: Any = None
-    """Pending call of `load`, while it loads."""
+    """Pending call of `load`; None afterwards."""
     health: Any = None
+    """Pending call of `health`; None while there is none."""
     calls: dict[Any, Call] = field(default_factory=dict)
+    """Pending calls of `solve`."""
 
     @property
     def ready(self) -> bool:
+        """Whether its actor has loaded."""
         return self.actor is not None and self.load is None
 
     @property
     def has_loaded(self) -> bool:
-        """Has any of its actors ever loaded?"""
+        """Whether any of its actors has ever loaded."""
         return self.load_seconds > 0
 
     def refs(self) -> list[Any]:
+        """All pending calls."""
         return [ref for ref in (self.placed, self.load, self.health, *self.calls) if ref is not None]
 
     def vacate(self) -> list[Work]:
-        """Forget the actor; returns the problems that it had."""
+        """Forget the actor; returns the problems that it had not answered."""
         lost = [call.work for call in self.calls.values()]
         self.actor = self.node = self.placed = self.load = self.health = self.steps = self.slots = None
         self.calls = {}

@@ -1,8 +1,7 @@
-"""The driver loop: hand out owed problems, write down what comes back, decide what to do about failures. Knows no Ray.
+"""The dispatcher: gives owed problems to workers, stores their records, and decides what to do about failures.
 
-Pull with refill: a worker with a free slot gets the next owed problem; no slot waits for a batch. Only the loop
-writes to the store. A *pool* (Ray actors, or one worker in this process) does the work. What is expected to take
-longest goes first: it should not begin last.
+A worker with a free slot gets the next owed problem; no slot waits for a batch. Only the dispatcher writes to the
+store. A `WorkerPool` does the work. Problems expected to take longest go first, so that none of them begins last.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from orchestrator.workers.pool import Died, Done, Event, Health, Lost, Raised, R
 
 MAX_ATTEMPTS = 3  # times that a problem may raise before it is recorded as failed
 MAX_STRIKES = 3  # deaths of a worker with this problem in flight before the problem has to run alone
-MAX_DEATHS_ALONE = 2  # so many it takes to convict it: something else may have been behind one
-MAX_BARREN_DEATHS = 8  # of one worker without an answer of any: then the machine is at fault, and no problem
-MIN_RECORDS = 32  # below, a fitted line says less than the rule that long questions take long
+MAX_DEATHS_ALONE = 2  # deaths with it alone before it is recorded as failed: one may have had another cause
+MAX_BARREN_DEATHS = 8  # deaths of one worker with no answer of any worker between: the machine is at fault
+MIN_RECORDS = 32  # below, a fitted line predicts costs worse than the length of the question alone
 HEALTH_SECONDS = 2.0
 DEATHS = {"crash": "its process died", "hang": "it hung", "oom": "out of memory", "node": "its node is gone"}
-WAIT_SECONDS = 0.2  # how long a signal may go unnoticed
+WAIT_SECONDS = 0.2  # longest time until a signal is noticed
 
 
 @dataclass
 class Dispatcher:
-    """One run being driven: who is owed, in flight and suspected."""
+    """The state of one run while it is driven: which problems are owed, in flight and suspected."""
 
     pool: WorkerPool
     store: RunStore
@@ -47,24 +46,24 @@ class Dispatcher:
     errors: Counter[RecordKey] = field(default_factory=Counter)
     strikes: Counter[RecordKey] = field(default_factory=Counter)
     suspects: deque[Work] = field(default_factory=deque)
-    """Problems with too many strikes: they run alone, last, so that an innocent one clears itself."""
+    """Problems with too many strikes: they run last and alone, so that a harmless one gets its answer."""
     barren_deaths: Counter[str] = field(default_factory=Counter)
-    """Of each worker since the last answer; many at once are one accident, as where their node goes."""
+    """Deaths of each worker since the last answer; counted apart, as those of several at once may be one accident."""
     next_order: int = MIN_RECORDS
-    """With so many records the queue is put in order again."""
+    """Number of records at which the queue is sorted again."""
     notes: set[str] = field(default_factory=set)
-    """What workers have said for a person."""
+    """Notes of workers that were shown to the user."""
     idle_since: float | None = None
-    """When the first slot found nothing left to do (monotonic seconds)."""
+    """When the first slot had no problem left to take (monotonic seconds)."""
 
     def order(self) -> None:
-        """What is expected to take longest first, what was begun already before all others."""
+        """Sort the queue: problems that were begun before come first, then those expected to take longest."""
         expected = forecast(self.lengths, self.store.records.values())
         self.queue = deque(sorted(self.queue, key=lambda work: (work.attempt == 1, -expected(work.problem.problem_id))))
         self.next_order = max(MIN_RECORDS, 2 * len(self.store.records))
 
     def fill(self) -> None:
-        """Hand out work while there are free slots; a suspect only when nothing else runs."""
+        """Submit work while there are free slots; a suspect only when nothing else is in flight."""
         while self.queue and self.pool.free(len(self.queue) + len(self.in_flight)):
             self.submit(self.queue.popleft())
         if self.suspects and not self.in_flight and self.pool.free(1):
@@ -73,10 +72,12 @@ class Dispatcher:
             self.idle_since = monotonic()
 
     def submit(self, work: Work) -> None:
+        """Give a problem to the pool."""
         self.pool.submit(work)
         self.in_flight[work.key] = work
 
     def handle(self, event: Event) -> None:
+        """Act on an event of the pool. Raises WorkersLost where workers die without end."""
         match event:
             case Done():
                 self.barren_deaths.clear()
@@ -94,7 +95,7 @@ class Dispatcher:
                     say(f"Worker {event.worker} is missing, going on with the others: {event.reason}")
 
     def heard(self, worker: str, reading: dict[str, Any]) -> None:
-        """Write a worker's health down, and apart from it what it says only once; of equal notes one is shown."""
+        """Write a worker's health to the telemetry; say its notes (equal ones once) and its changes of slots."""
         reading = dict(reading)
         for change in reading.pop("slot_changes", []):
             self.telemetry.event("slots", worker=worker, **change)
@@ -106,7 +107,7 @@ class Dispatcher:
         self.telemetry.sample(worker, reading)
 
     def finish(self, worker: str, work: Work, record: Record) -> None:
-        """Write the record down, then let the bar know. What no line of JSON can carry is the problem's failure."""
+        """Store a record and show the progress; one that cannot be written as JSON counts as an error of its problem."""
         self.in_flight.pop(work.key, None)
         try:
             added = self.store.append(record)
@@ -119,17 +120,17 @@ class Dispatcher:
             self.order()
 
     def tell(self, event: str, worker: str, work: Work, **fields: Any) -> None:
-        """What became of a problem, as a row of the telemetry."""
+        """Write what became of a problem as a row of the telemetry."""
         problem_id, sample_index = work.key
         self.telemetry.event(event, worker=worker, problem_id=problem_id, sample_index=sample_index, **fields)
 
     def fail(self, work: Work, worker: str, reason: str) -> None:
-        """Give a problem up: it gets a record that says why, and counts as wrong."""
+        """Give a problem up: store a record that says why; it counts as wrong."""
         self.tell("failed", worker, work, reason=reason.strip())
         self.finish(worker, work, failed_record(work, worker, reason))
 
     def raised(self, worker: str, work: Work, reason: str) -> None:
-        """Try again, up to MAX_ATTEMPTS times in all."""
+        """Queue a problem that raised again, or give it up after MAX_ATTEMPTS attempts."""
         self.in_flight.pop(work.key, None)
         self.errors[work.key] += 1
         if self.errors[work.key] >= MAX_ATTEMPTS:
@@ -139,7 +140,10 @@ class Dispatcher:
             self.queue.appendleft(work._replace(attempt=work.attempt + 1))
 
     def died(self, event: Died) -> None:
-        """All problems of a dead worker are owed again; a strike for each that may have killed it."""
+        """Queue all problems of a dead worker again, with a strike for each that may have killed it.
+
+        Raises WorkersLost after too many deaths without an answer.
+        """
         note(self.telemetry, event)
         again = f"{len(event.lost)} answer{'s are' if len(event.lost) != 1 else ' is'} asked again"
         say(f"Worker {event.worker} was lost ({DEATHS[event.cause]}); {again}.")
@@ -169,10 +173,10 @@ def dispatch(
     progress: Progress,
     stopped: Callable[[], object] = lambda: False,
 ) -> None:
-    """Work `owed` off, what is expected to take longest first, until all have a record or `stopped()` is true.
+    """Have the pool answer all `owed` problems, until each has a record or `stopped()` is true.
 
     On a stop it returns at once: what is in flight has no record and stays owed. At the end the workers are asked once
-    more, for what they have not told yet. Raises what the pool raises.
+    more for their health, whose notes would be lost otherwise. Raises what the pool raises.
     """
     lengths = {work.problem.problem_id: len(work.problem.question) for work in owed}
     run = Dispatcher(pool, store, telemetry, progress, deque(owed), lengths)
@@ -196,7 +200,7 @@ def dispatch(
 
 
 def note(telemetry: Telemetry, event: Spawned | Ready | Died | Lost) -> None:
-    """A worker's life as rows of the telemetry."""
+    """Write a worker's start, readiness, death or loss to the telemetry."""
     if isinstance(event, Died):
         if event.cause in ("hang", "oom"):
             telemetry.event(event.cause, worker=event.worker, reason=event.reason)
@@ -207,10 +211,11 @@ def note(telemetry: Telemetry, event: Spawned | Ready | Died | Lost) -> None:
 
 
 def forecast(lengths: Mapping[int, int], records: Iterable[Record]) -> Callable[[int], float]:
-    """problem_id -> what an answer to it will cost, in tokens once there are enough records, before that in order only.
+    """Returns a function problem_id -> expected cost of an answer, in tokens once there are enough records.
 
-    `lengths` are the lengths of the questions. A problem that has answers costs their mean; of others a line of least
-    squares through (length of the question, tokens generated for an answer) tells.
+    `lengths` are the lengths of the questions, by problem_id; with fewer than MIN_RECORDS they are the costs. A problem
+    that has answers costs their mean, any other what a least-squares line through (length of the question, tokens
+    generated for an answer) predicts.
     """
     costs: defaultdict[int, list[int]] = defaultdict(list)
     for record in records:

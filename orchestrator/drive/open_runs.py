@@ -1,4 +1,4 @@
-"""Run directories: prepared, opened together or not at all, with what each still owes. Knows no worker."""
+"""Prepares run directories and opens them, all or none, with the work that each still owes."""
 
 from __future__ import annotations
 
@@ -20,29 +20,32 @@ from orchestrator.workers.pool import Work
 
 
 class PreparedRun(NamedTuple):
-    """A run before its directory is opened."""
+    """A run whose directory has not been opened yet."""
 
     config: RunConfig
     directory: Path
     content: dict[str, Any]
     """What run.json will say."""
     inputs: Inputs
-    """What its workers load; runs that share it follow one another without another load."""
+    """What its workers load; between runs that share it they load nothing."""
 
 
 class OpenRun(NamedTuple):
-    """A locked run directory with what it still owes."""
+    """A locked run directory with the work that it still owes."""
 
     config: RunConfig
     store: RunStore
     telemetry: Telemetry
     owed: list[Work]
     total: int
+    """Records of the complete run."""
     inputs: Inputs
 
     def start(self, began: float, environment: Mapping[str, Any]) -> None:
-        """Say in the telemetry that this process works on the run, since `began` (Unix seconds), and by which software:
-        `environment` is as of `description.describe()`."""
+        """Write to the telemetry that this process drives the run, since `began` (Unix seconds), and its software.
+
+        `environment` is what `description.describe()` returns.
+        """
         self.telemetry.event(
             "start",
             time=began,
@@ -61,7 +64,7 @@ class OpenRun(NamedTuple):
 
 
 def prepare_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[PreparedRun]:
-    """The prepared runs with their directories, of which none is made here.
+    """The runs of a configuration with their directories, none of which is made yet.
 
     Raises UserError if the demo's would lie in a directory of other files.
     """
@@ -81,7 +84,7 @@ def prepare_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[Prepare
 
 
 def run_content(config: RunConfig, inputs: Inputs, environment: Mapping[str, Any]) -> dict[str, Any]:
-    """What run.json says: configuration, inputs, where it was made (`description.describe()`), fingerprint."""
+    """The content of run.json: configuration, inputs, `environment` (`description.describe()`), fingerprint."""
     settings = config.model_dump(mode="json", exclude={"fresh", "inline"})
     return {
         "config": {**settings, "sampler": config.sampler.read()},
@@ -99,7 +102,7 @@ def run_content(config: RunConfig, inputs: Inputs, environment: Mapping[str, Any
 def open_runs(prepared: Sequence[PreparedRun], stack: ExitStack) -> list[OpenRun]:
     """Open and lock the directories of all prepared runs, or of none; `stack` closes them. Raises UserError.
 
-    Rows of the data that were refused have failed before a worker hears of them.
+    Rows of the data that were refused get a failed record here, and no worker is given them.
     """
     if len(prepared) > 1:
         for one in prepared:

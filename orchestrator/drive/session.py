@@ -1,9 +1,7 @@
-"""From runs to an exit code: find, check, lock, start a pool, have it work off what they owe, stop or report.
-Knows neither how work is done nor how it is told.
+"""A session: opens runs, starts a worker pool, has it answer what they owe, then reports; returns the exit code.
 
-One path for all: a session has a list of runs, worked off one after the other by one pool. A plain run is a list of
-one, the demo of four, a sweep of one per value. What the user got wrong is refused before Ray starts and before
-anything is written.
+A session has a list of runs, which one pool works off one after the other. A plain run is a list of one, the demo of
+four, a sweep of one per value. What the user got wrong is refused before Ray starts and before anything is written.
 """
 
 from __future__ import annotations
@@ -31,11 +29,11 @@ from orchestrator.workers.pool import Died, Lost, Ready, Spawned, WorkerPool
 from orchestrator.workers.worker import Worker, worker_config
 
 FAILED = 3  # exit code of a complete run in which problems were given up
-WAITING_SECONDS = 30.0  # between two lines that say what is waited for
+WAITING_SECONDS = 30.0  # between two lines that say that no worker has loaded yet
 
 
 def show_progress(run: OpenRun) -> Progress:
-    """Accuracy so far, for a run that is being driven."""
+    """The progress display of a run, with its accuracy so far."""
     return Progress(run.config.name, run.total, run.store.records.values())
 
 
@@ -52,7 +50,7 @@ def run(
     show: Callable[[OpenRun], Progress] = show_progress,
     conclude: Callable[[Sequence[OpenRun]], None] = conclude,
 ) -> int:
-    """Do all that a resolved configuration asks for; returns the exit code, as `carry_out` (see there)."""
+    """Carry out a resolved configuration from its inputs to its report; returns the exit code of `carry_out`."""
     began = time.time()
     check_ray(config)
     inputs, environment = resolve_inputs(config), description.describe()
@@ -60,7 +58,7 @@ def run(
 
 
 def check_ray(config: RunConfig) -> None:
-    """Raises UserError where Ray is to be joined or listened to and cannot be."""
+    """Raise UserError if the run needs Ray and `cluster.ray_session.check` refuses it."""
     if not config.inline:
         from orchestrator.cluster.ray_session import check
 
@@ -75,10 +73,10 @@ def carry_out(
     show: Callable[[OpenRun], Progress],
     conclude: Callable[[Sequence[OpenRun]], None],
 ) -> int:
-    """Open runs, work off what they owe, and conclude; returns the exit code.
+    """Open runs, have workers answer what they owe, and conclude; returns the exit code.
 
-    `config` is what the user asked for; `show` makes what shows a run while it is driven, `conclude` tells of runs that
-    are complete. 0 complete, 3 complete but some problems were given up, 128 + number of the signal that stopped it.
+    `config` is what the user asked for; `show` makes the display of a run while it is driven, `conclude` reports on
+    complete runs. 0 complete, 3 complete but some problems were given up, 128 + number of the signal that stopped it.
     Raises UserError for what the user can mend and WorkersLost when the workers cannot be kept alive; the records so
     far are safe.
     """
@@ -100,16 +98,19 @@ def carry_out(
             records = [record for one in runs for record in one.store.records.values()]
             return FAILED if any(record.status == "failed" for record in records) else 0
         directory = Path(os.path.commonpath([one.store.directory for one in runs]))
-        way_on = "the same command goes on from there"
+        resume = "the same command goes on from there"
         if config.fresh:  # a second fresh start would be another run
-            way_on = f"--run-dir {directory} without --fresh (variables: without POWERSAMPLE_FRESH) goes on from there"
+            resume = f"--run-dir {directory} without --fresh (variables: without POWERSAMPLE_FRESH) goes on from there"
         name = signal.Signals(stop.number).name
-        say(f"Stopped by {name} with {done} of {total} answers in {directory}; {way_on}.")
+        say(f"Stopped by {name} with {done} of {total} answers in {directory}; {resume}.")
         return 128 + stop.number
 
 
 def start_pool(runs: Sequence[OpenRun], stop: Stop, stack: ExitStack) -> WorkerPool:
-    """A pool with a worker that has loaded for the first run; `stack` ends it. The time goes into their telemetry."""
+    """Start a pool and wait until one worker has loaded for the first run; `stack` ends it.
+
+    The phases of the start go into the telemetry of all `runs`.
+    """
     inputs, config, settings = runs[0].inputs, runs[0].inputs.config, worker_config(runs[0].inputs)
     if config.inline:
         pool = InlineWorkerPool(Worker(0, "inline"), settings, config.slots)
@@ -120,7 +121,7 @@ def start_pool(runs: Sequence[OpenRun], stop: Stop, stack: ExitStack) -> WorkerP
         pool = RayWorkerPool(Worker, settings, config, max(one.config.slots for one in runs), job, stop.install)
     stack.callback(pool.close)
     mark(runs, "load" if config.inline else "ray")
-    with stop.breaking():  # nothing is answered yet that it would be worth to wait for
+    with stop.breaking():  # nothing is in flight yet, so a stop need not wait for the start to end
         if not stop:
             pool.start()
     mark(runs, "load")
@@ -130,7 +131,7 @@ def start_pool(runs: Sequence[OpenRun], stop: Stop, stack: ExitStack) -> WorkerP
 
 
 def work_off(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop, show: Callable[[OpenRun], Progress]) -> None:
-    """What the runs owe, one run after the other by workers that load the model once; the first run is loaded for."""
+    """Have the pool answer what the runs owe, one run after the other; its workers are loaded for the first run."""
     loaded = runs[0].inputs
     for one in runs:
         if one.inputs is not loaded and not stop:
@@ -148,21 +149,21 @@ def work_off(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop, show: Callab
 
 
 def sinks(config: RunConfig) -> list[Sink]:
-    """Ray's metrics where Ray is up, and the tracker that was asked for."""
-    found: list[Sink] = []
+    """The sinks of a run's metrics: Ray's unless the run is inline, and the tracker that the configuration names."""
+    chosen: list[Sink] = []
     if not config.inline:
         from orchestrator.cluster.metrics import RayMetrics
 
-        found.append(RayMetrics())
+        chosen.append(RayMetrics())
     if config.track is not None:
-        found.append(Tracker(config.track, config.name, config.model_dump(mode="json")))
-    return found
+        chosen.append(Tracker(config.track, config.name, config.model_dump(mode="json")))
+    return chosen
 
 
 def wait_for_a_worker(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop) -> None:
-    """Until the first worker has loaded; the others join while it works. Raises what the pool raises.
+    """Wait until the first worker has loaded; the others join while it works. Raises what the pool raises.
 
-    An actor stays pending for as long as others have the device: that, too, is said now and then.
+    Ray keeps an actor pending while others use the device, so every WAITING_SECONDS a line says what is waited for.
     """
     config, ready = runs[0].config, False
     began = said = time.monotonic()
@@ -184,5 +185,6 @@ def wait_for_a_worker(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop) -> 
 
 
 def mark(runs: Sequence[OpenRun], phase: str) -> None:
+    """Write to the telemetry of the runs that a phase begins."""
     for one in runs:
         one.telemetry.event("phase", name=phase)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request to stop that leaves runs which can go on."""
+"""Handles SIGINT and SIGTERM as a request to stop a session so that its runs can be resumed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ ONE_STOP_SECONDS = 1.0  # a terminal, a shell and a job manager may each pass th
 
 
 class Stop:
-    """False until SIGINT or SIGTERM asks the session to stop, which leaves runs that can go on. A second request ends
-    the process, whatever blocks it."""
+    """The request to stop: false until SIGINT or SIGTERM arrives. A second one ends the process, whatever blocks it."""
 
     def __init__(self) -> None:
         self.number: int | None = None
+        """Of the signal that came."""
         self._asked = 0.0
         self._breaks = False
         self._old: dict[int, Any] = {}
@@ -25,15 +25,17 @@ class Stop:
         return self.number is not None
 
     def install(self) -> None:
-        """Take the signals; once more after Ray has started, which takes SIGTERM for itself."""
+        """Set the handlers; needed again after Ray has started, which sets its own for SIGTERM."""
         for number in (signal.SIGINT, signal.SIGTERM):
             old = signal.signal(number, self._handle)
             self._old.setdefault(number, old)
 
     @contextmanager
     def breaking(self) -> Iterator[None]:
-        """What is done within is broken off by a request, by an exception that stays in here. Check for an earlier one
-        within. The signals are ours again afterwards."""
+        """Within this context a request breaks off what is being done, by an exception that ends here.
+
+        A request from before raises nothing, so check for it within. Afterwards the handlers are set again.
+        """
         self._breaks = True
         try:
             yield
@@ -49,6 +51,7 @@ class Stop:
             self.install()
 
     def restore(self) -> None:
+        """Set the handlers from before `install` again."""
         for number, old in self._old.items():
             signal.signal(number, old)
 

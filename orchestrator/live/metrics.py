@@ -1,8 +1,8 @@
-"""What a run publishes while it goes: the table of its metrics, filled from records and telemetry rows.
+"""The metrics that a run publishes while it goes, computed from its records and telemetry rows.
 
-Knows neither Ray nor a tracker: a *sink* takes the values. With Ray's sink (join.py) they are at the
-metrics port of the driver's node as `ray_powersample_` + name, for Prometheus; `launch/grafana.json` draws them. wandb
-and trackio get the same without the prefix. No text of a problem or an answer is ever a label.
+A *sink* takes the values. Ray's sink (cluster/metrics.py) exports them at the metrics port of the driver's node as
+`ray_powersample_` + name, for Prometheus; `launch/grafana.json` draws them. wandb and trackio get the same without the
+prefix. No text of a problem or an answer is ever a label.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from orchestrator.rundir.telemetry import held
 from orchestrator.store.telemetry_log import Telemetry
 
 TRACK_SECONDS = 10.0  # between two rows of a tracker
-
-
 FAILURES = ("death", "hang", "oom", "lost", "requeue", "retry", "failed")
 
 
 class Metric(NamedTuple):
-    """One metric: a counter only grows while a driver lives, a gauge is what is now."""
+    """One metric: a counter only grows while the driver lives, a gauge is the present value."""
 
     kind: str
     labels: tuple[str, ...]
@@ -54,20 +52,20 @@ METRICS = {
 
 
 class Sink(Protocol):
-    """Takes values of METRICS, of a counter by how much it has grown; `labels` has all of a metric's labels."""
+    """Receives values of METRICS: of a counter the increase, of a gauge the value; `labels` has all of its labels."""
 
     def tell(self, name: str, value: float, labels: Mapping[str, str]) -> None: ...
     def close(self) -> None: ...
 
 
 class Metrics:
-    """Fills the metrics of one run."""
+    """Computes the metrics of one run and passes them to the sinks."""
 
     def __init__(self, run: str, progress: Progress, sinks: Sequence[Sink]) -> None:
         self._run, self._progress, self._sinks = run, progress, sinks
 
     def record(self, record: Record) -> None:
-        """One more record, which `progress` has counted."""
+        """Take in one more record, which `progress` has counted already."""
         self._tell("problems_total", 1, status=record.status)
         self._tell("tokens_total", record.tokens.get("generated", 0))
         self._tell("answer_seconds_total", record.timings.get("wall_seconds", 0.0))
@@ -75,7 +73,7 @@ class Metrics:
         self._state()
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """One more row of the telemetry."""
+        """Take in one more row of the telemetry."""
         if row["kind"] == "sample":
             readings = {name: row.get(name) for name in ("slots", "active_slots", "tokens_per_second", "utilisation")}
             readings["memory_bytes"] = held(row)
@@ -88,7 +86,7 @@ class Metrics:
             self._tell("failures_total", 1, event=row["event"])
 
     def _state(self) -> None:
-        """Told with every sample, too: Ray exports a gauge only if it was set since the last export."""
+        """Set accuracy and owed answers; with every sample, too: Ray exports a gauge only if it was set anew."""
         self._tell("accuracy", self._progress.mean)
         self._tell("owed", self._progress.total - self._progress.num)
 
@@ -98,7 +96,7 @@ class Metrics:
 
 
 class Tracker:
-    """A run of wandb or trackio: a row every TRACK_SECONDS, labels other than the run's are part of the names."""
+    """Sink that logs a row to wandb or trackio every TRACK_SECONDS; labels other than the run are part of the names."""
 
     def __init__(self, module: str, run: str, config: Mapping[str, Any]) -> None:
         self._run = import_module(module).init(project="powersample", name=run, config=dict(config))
@@ -106,9 +104,9 @@ class Tracker:
         self._logged = time.monotonic()
 
     def tell(self, name: str, value: float, labels: Mapping[str, str]) -> None:
-        place = "/".join([name, *(label for key, label in labels.items() if key != "run")])  # tokens_per_second/gpu0
-        before = self._values.get(place, 0.0) if METRICS[name].kind == "counter" else 0.0
-        self._values[place] = before + value
+        column = "/".join([name, *(label for key, label in labels.items() if key != "run")])  # tokens_per_second/gpu0
+        before = self._values.get(column, 0.0) if METRICS[name].kind == "counter" else 0.0
+        self._values[column] = before + value
         if time.monotonic() - self._logged >= TRACK_SECONDS:
             self._log()
 
@@ -123,7 +121,7 @@ class Tracker:
 
 @contextmanager
 def published(run: str, telemetry: Telemetry, progress: Progress, sinks: Sequence[Sink]) -> Iterator[None]:
-    """While a run of this name is driven, its telemetry goes to the progress too, and both into the metrics."""
+    """A context in which the run's telemetry goes to `progress`, and metrics of records and telemetry to `sinks`."""
     metrics = Metrics(run, progress, sinks)
     telemetry.listeners += [progress.row, metrics.row]
     progress.listeners.append(metrics.record)

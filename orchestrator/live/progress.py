@@ -1,9 +1,8 @@
-"""One run as it goes: done, accuracy so far, tokens per second, time left, and a line for each worker.
+"""Shows how far a run is: a progress bar with accuracy, tokens per second, time left, and a line for each worker.
 
-Knows records and telemetry rows only, whether they come from the driver or out of a run directory. On a terminal one
-bar with a table below it, elsewhere plain lines. The score shown is the report's headline, over the answers so far.
-Tokens per second are those of the last moments while the run goes on, and the mean over this start of the run in its
-last state.
+Made from records and telemetry rows, whether the driver passes them on or they are read from a run directory. On a
+terminal it is one bar with a table below, elsewhere plain lines. The score is PRIMARY_METRIC over the answers so far.
+Tokens per second are those of the last two readings while the run goes on, and at its end the mean since this start.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ HEAD = f"{'worker':<12} {'slots':>9} {'tokens/s':>9} {'memory':>18} {'device':>7
 
 
 class Progress:
-    """Shows one run. `done` are the records that the run already had."""
+    """The progress display of one run; `done` are the records that it already had."""
 
     def __init__(self, name: str, total: int, done: Iterable[Record] = (), out: TextIO | None = None) -> None:
         self._out = sys.stderr if out is None else out
@@ -38,7 +37,7 @@ class Progress:
         self.mean = 0.0
         """Share of right answers, averaged over problems."""
         self.listeners: list[Callable[[Record], None]] = []
-        """Told of every record once it is counted."""
+        """Called with every record once it is counted."""
         self._tokens = 0
         self._verdicts: dict[int, list[bool]] = {}
         self._graded = False
@@ -55,7 +54,7 @@ class Progress:
             )
 
     def add(self, record: Record) -> None:
-        """One more record."""
+        """Count one more record and show it."""
         self._count(record)
         self._tokens += record.tokens.get("generated", 0)
         if self._bar is not None:
@@ -64,14 +63,14 @@ class Progress:
             listener(record)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """One more row of the telemetry."""
+        """Take in one more row of the telemetry."""
         if row["kind"] == "sample":
             self._workers[row["worker"]] = row
         elif row["event"] == "death":
             self._workers.pop(row.get("worker", ""), None)
 
     def forget(self) -> None:
-        """No worker lives any more."""
+        """Drop all workers from the table, as none is alive any more."""
         self._workers.clear()
 
     def refresh(self) -> None:
@@ -85,11 +84,11 @@ class Progress:
             self._line(self._speed())
 
     def frame(self) -> str:
-        """The present state as lines of text: what is done, then the workers."""
+        """The present state as lines of text: the run's, then one for each worker."""
         return "\n".join([self._state(self._speed()), *self._table()])
 
     def close(self) -> None:
-        """The last state stays on the screen; the table goes."""
+        """End the display: the last state stays on the screen, the table is removed."""
         elapsed = time.monotonic() - self._began
         speed = f"{self._tokens / elapsed:,.0f} tokens/s on average" if self._tokens and elapsed else ""
         for row in reversed(self._rows):
@@ -109,7 +108,7 @@ class Progress:
         self.mean += (sum(verdicts) / len(verdicts) - before) / len(self._verdicts)
 
     def _speed(self) -> str:
-        """Of the window between the last two readings of each worker."""
+        """Tokens per second of all workers between their last two readings, as text."""
         rates = [reading["tokens_per_second"] for reading in self._workers.values() if "tokens_per_second" in reading]
         return f"{sum(rates):,.0f} tokens/s" if rates else ""
 
@@ -138,14 +137,14 @@ class Progress:
         print(self._state(speed), file=self._out, flush=True)
 
     def _table(self) -> list[str]:
-        """A head and a line for each worker; nothing before the first has said how it is."""
+        """A head and a line for each worker; nothing before the first reading."""
         lines = [worker_line(worker, self._workers[worker]) for worker in sorted(self._workers, key=by_number)]
         if len(lines) > MAX_ROWS:
             lines[MAX_ROWS - 1 :] = [f"and {len(lines) - MAX_ROWS + 1} more"]
         return [HEAD, *lines] if lines else []
 
     def _draw_table(self) -> None:
-        """Lines below the bar, each a bar of tqdm's that is nothing but its text."""
+        """Draw the table below the bar, each line as a bar of tqdm's that shows only its text."""
         lines = self._table()
         lines += [""] * (len(self._rows) - len(lines))
         for i, line in enumerate(lines):
@@ -157,9 +156,9 @@ class Progress:
 
 
 def worker_line(worker: str, reading: Mapping[str, Any]) -> str:
-    """One worker: slots in use, tokens per second, memory used of all that its device has, utilisation."""
-    size, all_of_it = used(reading), reading.get("memory", {}).get("total_bytes")
-    total = f" of {all_of_it / GIB:.1f}" if all_of_it else ""
+    """A worker's line of the table: slots in use, tokens per second, memory used of the device's, utilisation."""
+    size, capacity = used(reading), reading.get("memory", {}).get("total_bytes")
+    total = f" of {capacity / GIB:.1f}" if capacity else ""
     busy, speed = reading.get("utilisation"), reading.get("tokens_per_second")
     slots = f"{reading['active_slots']} of {reading['slots']}" if "slots" in reading else "-"
     return (

@@ -1,5 +1,4 @@
-"""`powersample watch RUN`: the bar and the table of a run that another process drives, from the run's files alone.
-Knows no driver.
+"""Follows a run that another process drives, from its files alone; `powersample watch` shows it.
 
 Reads run.json, records.jsonl and telemetry.jsonl as they grow; writes nothing and takes no lock.
 """
@@ -23,7 +22,7 @@ SILENT_SECONDS = 60.0
 
 
 class Watched:
-    """A run directory being read. Raises UserError if it is none."""
+    """A run directory that is read as it grows. Raises UserError if it is none."""
 
     def __init__(self, directory: Path) -> None:
         run = Manifest.read(directory)
@@ -36,7 +35,7 @@ class Watched:
 
     @property
     def driven(self) -> bool:
-        """Does a process hold the run?"""
+        """Whether a process drives the run, that is, holds its lock."""
         try:
             check_lock(self._directory)
         except UserError:
@@ -45,11 +44,11 @@ class Watched:
 
     @property
     def active(self) -> bool:
-        """Is there anything to wait for?"""
+        """Whether answers are owed and the run has neither ended nor been stopped."""
         return self.progress.num < self.progress.total and self.phase not in ("end", "stopped")
 
     def silence(self) -> str:
-        """A sentence if a run that should be active has said nothing for a while."""
+        """A sentence for the user if a run that should be active has written nothing for a while, else nothing."""
         if self.progress.num < self.progress.total and not self.driven:
             return "No process works on this run: it was stopped or killed; the command that started it goes on."
         seconds = time.time() - self.last_time
@@ -58,7 +57,7 @@ class Watched:
         return f"Nothing new for {seconds:.0f} s: it loads, or it was killed and goes on when it is started again."
 
     def look(self) -> None:
-        """Take in what the files have gained."""
+        """Read what was appended to the files since the last look."""
         for record in self._log.read():
             self.progress.add(record)
         for row in readable(self._rows.lines()):

@@ -1,9 +1,8 @@
-"""The largest batch that works for each of several runs: what to try first, and a child process that tries it.
-Knows no run directory.
+"""Finds the largest batch size that works for a run: estimates a first one, then probes sizes in child processes.
 
-On a GPU the memory model proposes (evals/engine/forecast.py), on CPUs the scale tables; a probe says what works. It
-does what a worker of the run does, by the worker's own code, with keys and values for answers of full length; only the
-answers are short. What it held, an overflow included, ends with its process.
+The first size comes on a GPU from the memory model (evals/engine/forecast.py), on CPUs from the scale tables. A probe
+(probe.py) does what a worker of the run does, by the worker's own code, with keys and values for answers of full
+length; only the answers are short. What it held, an overflow included, ends with its process.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ from orchestrator.workers.worker import worker_config
 
 
 class Value(NamedTuple):
-    """A value of the setting `knob`, and what its run needs."""
+    """A value of the setting `knob` in a sweep, with the inputs of its run."""
 
     knob: str
     text: str
-    """As it was asked for."""
+    """As the user wrote it."""
     inputs: Inputs
 
     @property
@@ -41,7 +40,7 @@ class Value(NamedTuple):
 
 
 def fit_batch_size(value: Value, memory_limit: float | None, say: Callable[[str], None]) -> Value:
-    """The same with its own batch: the largest that works, at most the one asked for.
+    """`value` with the largest batch size that works, at most the one asked for.
 
     `memory_limit` is in GiB, for each worker on CPUs. Raises UserError where no batch works.
     """
@@ -72,7 +71,7 @@ def fit_batch_size(value: Value, memory_limit: float | None, say: Callable[[str]
 
 
 def start(value: Value) -> int:
-    """The first batch to try."""
+    """The first batch size to try. Raises UserError where a GPU is needed and none is present."""
     inputs, config = value.inputs, value.inputs.config
     if not config.use_gpus:
         return estimate(config.slots, {value.knob.partition(".")[2]: value.setting})

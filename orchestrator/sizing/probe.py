@@ -1,4 +1,4 @@
-"""Does a batch size work? A child process tries it by the worker's own code."""
+"""Tries whether a batch size works, in a child process and by the worker's own code."""
 
 from __future__ import annotations
 
@@ -21,25 +21,26 @@ STATUS = Path("/proc/self/status")
 
 
 class Outcome(NamedTuple):
-    """What became of a probe."""
+    """Result of a probe."""
 
     peak_bytes: int | None
     """Most that was allocated on the GPU, or held of a host's memory; None where memory ran out."""
     reason: str = ""
-    """Why it does not work; empty where it does."""
+    """Why the batch does not work; empty where it does."""
 
 
 def batch(config: RunConfig, problems: Sequence[Problem], size: int) -> list[Work]:
-    """`size` answers to begin at once, to the longest questions, each at most ANSWER_TOKENS long."""
+    """The work of a probe: `size` answers, to the longest questions, of at most ANSWER_TOKENS each."""
     longest = sorted(problems, key=lambda problem: -len(problem.question))
     task = config.task.model_copy(update={"max_new_tokens": min(ANSWER_TOKENS, config.task.max_new_tokens)})
     return [Work(longest[i % len(longest)], i // len(longest), config.sampler, task, config.seed) for i in range(size)]
 
 
 def probe(settings: WorkerConfig, works: Sequence[Work], limit: int | None = None) -> Outcome:
-    """Whether a worker of `settings` answers all `works` at once, in a slot each, on a host within `limit` bytes.
+    """Try in a child process whether a worker of `settings` answers all `works` at once, in a slot each.
 
-    Raises UserError where the model cannot be used in any batch, RuntimeError where the child fails otherwise.
+    `limit` is in bytes of a host's memory. Raises UserError where the model cannot be used in any batch, RuntimeError
+    where the child fails otherwise.
     """
     spawn = get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)
@@ -64,9 +65,9 @@ def probe(settings: WorkerConfig, works: Sequence[Work], limit: int | None = Non
 
 
 def attempt(answer: Connection, settings: WorkerConfig, works: Sequence[Work], limit: int | None) -> None:
-    """The child: sends an Outcome, a UserError, or the traceback of what else was raised."""
+    """Run the probe in the child process; send an Outcome, a UserError, or the traceback of any other exception."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
-    Path("/proc/self/oom_score_adj").write_text("1000")  # before any other process of a machine without memory
+    Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, the system kills this process first
     try:
         answer.send(outcome(settings, works, limit))
     except Exception as error:  # noqa: BLE001 - told to the parent
@@ -77,17 +78,17 @@ def attempt(answer: Connection, settings: WorkerConfig, works: Sequence[Work], l
 
 
 def outcome(settings: WorkerConfig, works: Sequence[Work], limit: int | None) -> Outcome:
-    """Answer the batch in this process. Raises what the worker raises.
+    """Answer the batch in this process and return the Outcome. Raises what the worker raises.
 
-    A host's limit is compared, not enforced: libraries that are refused memory fail in all ways. Keys and values for
-    all slots count before they are written to, so that a batch that is too large ends before it takes its room.
+    A host's limit is compared, not enforced: libraries that are refused memory fail in unforeseeable ways. Keys and
+    values for all slots count before they are written to, so a batch that is too large ends before it takes its room.
     """
     worker = Worker(0, "probe")
     worker.load(settings)
     if limit is not None and held() > limit:
         return Outcome(held(), f"more than {gib(limit)}")
-    for answered in [worker.begin(work) for work in works]:
-        answered.result()
+    for future in [worker.begin(work) for work in works]:
+        future.result()
     health = worker.health()
     worker.close()
     peak = health["memory"]["peak_bytes"] or held()
@@ -98,13 +99,13 @@ def outcome(settings: WorkerConfig, works: Sequence[Work], limit: int | None) ->
 
 
 def held() -> int:
-    """Bytes of this process: its data, written to or not, or the most that was resident, whichever is more."""
+    """Bytes that this process holds: its data, written to or not, or its peak resident size, whichever is more."""
     sizes = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return 1024 * max(int(sizes[name].split()[0]) for name in ("VmData", "VmHWM"))
 
 
 def overflow(error: BaseException | None) -> str | None:
-    """How memory ran out, on a GPU or on the host; None if `error` is something else."""
+    """How memory ran out, on a GPU or on the host, as text; None if `error` has another cause."""
     from evals.engine.device import out_of_memory
 
     if reason := out_of_memory(error):

@@ -1,4 +1,4 @@
-"""A worker pool of one worker in this process."""
+"""Worker pool of a single worker in this process, without Ray (`--inline`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.workers.pool import Done, Event, Health, Raised, Ready, Work
 
 
 class InlineWorkerPool:
-    """One `Worker` in this process, which survives no crash of it. What `load` raises comes from `start`."""
+    """Runs one `Worker` in this process, so a crash of the worker ends both. `start` raises what `load` raises."""
 
     def __init__(self, worker: Any, config: Any, slots: int) -> None:
         self._worker, self._config, self._slots, self._name = worker, config, slots, "inline"
@@ -45,9 +45,10 @@ class InlineWorkerPool:
         return {self._name}
 
     def wait(self, timeout: float) -> list[Event]:
-        """Raises WorkersLost if the worker can do nothing any more: here nobody replaces it.
+        """As `WorkerPool.wait`. Raises WorkersLost if the engine has failed: this pool has no replacement.
 
-        Answers from before the failure come out first; of what raises no problem is to blame, so it stays owed.
+        Answers from before the failure are returned first. What failed with the engine is no problem's fault, so it
+        makes no `Raised` event and stays owed.
         """
         events, self._events = self._events, []
         for call in wait(self._calls, 0 if events else timeout, return_when=FIRST_COMPLETED).done:
@@ -66,5 +67,5 @@ class InlineWorkerPool:
 
 
 def raised(worker: str, work: Work, error: BaseException) -> Raised:
-    """The event of a problem that raised `error`."""
+    """The event for a problem whose call raised `error`."""
     return Raised(worker, work, f"{type(error).__name__}: {error}")

@@ -1,6 +1,6 @@
-"""What a driver and its workers say to each other: calls, events, the pool that carries them, and a pool of one.
+"""The interface between driver and workers: `Work` goes in, events come out of a `WorkerPool`.
 
-The pool of Ray actors is in cluster.py. Knows no Ray.
+The pools are workers/inline.py (one worker in this process) and cluster/actors.py (Ray actors).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from orchestrator.rundir.records import RecordKey
 
 
 class Work(NamedTuple):
-    """One call of a worker: answer and grade a problem once."""
+    """One call of a worker: answer a problem once and grade the answer."""
 
     problem: Problem
     sample_index: int
@@ -42,7 +42,7 @@ class Ready(NamedTuple):
 
 
 class Done(NamedTuple):
-    """A problem was answered."""
+    """A worker has answered a problem."""
 
     worker: str
     work: Work
@@ -50,7 +50,7 @@ class Done(NamedTuple):
 
 
 class Raised(NamedTuple):
-    """A problem raised in its worker, which lives on."""
+    """A problem raised an exception in its worker, which lives on."""
 
     worker: str
     work: Work
@@ -58,17 +58,18 @@ class Raised(NamedTuple):
 
 
 class Died(NamedTuple):
-    """A worker is gone, and so are the problems that it had; the pool replaces it by itself."""
+    """A worker's process is gone, and its unanswered problems with it; the pool starts a replacement by itself."""
 
     worker: str
     lost: list[Work]
     reason: str
     cause: Literal["crash", "hang", "oom", "node"] = "crash"
     blamed: list[Work] | None = None
-    """Which of the lost problems may have done it; None: each of them."""
+    """Which of the lost problems may have caused it; None: each of them."""
 
     @property
     def suspected(self) -> list[Work]:
+        """The lost problems that may have caused it."""
         return self.lost if self.blamed is None else self.blamed
 
 
@@ -90,21 +91,21 @@ Event = Spawned | Ready | Done | Raised | Died | Lost | Health
 
 
 class WorkerPool(Protocol):
-    """Workers behind one interface."""
+    """A set of workers that the driver gives work to, wherever they run."""
 
     def start(self) -> None:
-        """Begin to start the workers; each reports `Ready` once it has loaded."""
+        """Start the workers without waiting for them; each reports `Ready` once it has loaded."""
         ...
 
     def reload(self, config: Any, slots: int) -> None:
-        """Between two runs: have every worker load `config` with the model that it holds; each reports `Ready` again.
+        """Between two runs: have every worker, present or future, load `config`; each reports `Ready` again.
 
-        The workers that are started from now on load the same.
+        The model has to be the same, and present workers keep it.
         """
         ...
 
     def free(self, unanswered: int) -> int:
-        """How many calls may be submitted now, of a run with so many problems waiting or in flight."""
+        """How many calls may be submitted now; `unanswered` is the run's number of problems waiting or in flight."""
         ...
 
     def submit(self, work: Work) -> None:
@@ -112,11 +113,14 @@ class WorkerPool(Protocol):
         ...
 
     def ask_health(self) -> set[str]:
-        """Ask every worker that does not owe an answer; who owes one now. The answers come as `Health`."""
+        """Ask all workers for their health, but those that were asked already; returns the names of all who owe it.
+
+        The answers come as `Health`.
+        """
         ...
 
     def wait(self, timeout: float) -> list[Event]:
-        """What happened, after at most `timeout` seconds. Raises if the pool cannot go on."""
+        """The events since the last call, waiting at most `timeout` seconds. Raises if the pool cannot go on."""
         ...
 
     def close(self) -> None:

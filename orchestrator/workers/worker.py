@@ -1,4 +1,4 @@
-"""The process that owns one device: loads the model, answers and grades problems, tells how it is. Knows no Ray.
+"""A worker: owns one device, loads the model, answers and grades problems, and reports its health.
 
 Everything heavy is imported by `load`, so that making a worker is instant and a failing load is an ordinary exception.
 """
@@ -27,12 +27,12 @@ from orchestrator.workers.pool import Work
 
 ENGINE_FAILED = 1  # exit code
 MAX_CPU_THREADS = 2
-"""From 4 threads on, products were measured to differ in the last bit from those of 1 to 3: answers would depend on the
-number of workers. More workers use more cores just as well."""
+"""From 4 threads on, matrix products were measured to differ in the last bit from those of 1 to 3: answers would depend
+on the number of workers. More workers use more cores just as well."""
 
 
 class WorkerConfig(NamedTuple):
-    """What every worker of a session loads."""
+    """What every worker of a session is loaded with."""
 
     model: ModelSource
     run: RunConfig
@@ -48,18 +48,18 @@ class WorkerConfig(NamedTuple):
 
     @property
     def sequences(self) -> int:
-        """Most sequences of full length that one answer needs at once; see `evals.types.Sampler`."""
+        """Most sequences of full length that one answer needs at once (`evals.types.Sampler`)."""
         return make_sampler(self.run.sampler).sequences
 
     @property
     def num_threads(self) -> int | None:
-        """CPU threads of the model's products, a share of the cores; on a GPU None: the choice is left to torch."""
+        """CPU threads of the model, a share of the cores; on a GPU None: the choice is left to torch."""
         cores = len(os.sched_getaffinity(0)) // self.run.num_actors
         return None if self.run.use_gpus else max(1, min(MAX_CPU_THREADS, cores))
 
 
 class Worker:
-    """One device's worker; `rank` and `name` go into its records."""
+    """The worker of one device; `rank` and `name` go into its records."""
 
     def __init__(self, rank: int, name: str) -> None:
         self._rank, self._name = rank, name
@@ -67,16 +67,16 @@ class Worker:
         self._loading = Lock()
 
     def __repr__(self) -> str:
-        """What Ray's dashboard shows, taken once, when the actor starts."""
+        """The name in Ray's dashboard, which reads it once, when the actor starts."""
         devices = os.environ.get("CUDA_VISIBLE_DEVICES")
         return f"{self._name} (rank {self._rank}{f', GPU {devices}' if devices else ''})"
 
     def load(self, config: WorkerConfig, room: int | None = None) -> int | None:
-        """Load the model, check the packed pass against a plain one, start the engine's thread.
+        """Load the model and start an engine for it; between two runs called again, keep the model, which has to be
+        the same, and start a new engine.
 
-        Returns the bytes of the GPU that were free before; None on CPUs. A replacement is given as `room` what its
-        first predecessor found, and waits until what the last one held is free again. Called again between two runs it
-        keeps its model, which has to be the same, and makes a new engine.
+        Returns the bytes of the GPU that were free before the load; None on CPUs. A replacement gets as `room` the
+        number that its first predecessor returned, and waits until so much is free again.
 
         Raises UserError when the model cannot be used here, and whatever else loading raises.
         """
@@ -84,9 +84,9 @@ class Worker:
         from evals.engine.engine import Engine
 
         with self._loading:
-            found, engine = None, config.run.engine
+            free_bytes, engine = None, config.run.engine
             if self._engine is None:
-                found = wait_for_room(room) if config.run.use_gpus else None
+                free_bytes = wait_for_room(room) if config.run.use_gpus else None
                 device = "cuda" if config.run.use_gpus else "cpu"
                 model = load_model(on_this_node(config.model, engine), engine, device, config.num_threads)
             else:
@@ -98,10 +98,10 @@ class Worker:
             self._config, self._texts = config, config.texts or {}
             self._notes = self._engine.notes
             self._engine.start()
-            return found if room is None else room
+            return free_bytes if room is None else room
 
     def begin(self, work: Work) -> Future[Record]:
-        """Begin one problem; the future has its record, or the exception that ended it."""
+        """Begin to answer a problem; the future gets its record, or the exception that ended it."""
         encode = partial(self._engine.model.tokenizer.encode, whole=False)
         return start(
             work.problem,
@@ -119,10 +119,10 @@ class Worker:
         )
 
     def solve(self, work: Work) -> Record:
-        """Answer and grade one problem, waiting for it.
+        """Answer and grade a problem and return its record.
 
-        When the engine's thread has failed (out of memory, a lost CUDA context) no problem is to blame for certain and
-        nothing more can be done here: the process ends, and is replaced.
+        If the engine's thread has failed (out of memory, a lost CUDA context), the process ends and is replaced: no
+        problem is to blame for certain, and nothing more can be done here.
         """
         try:
             return self.begin(work).result()
@@ -134,13 +134,13 @@ class Worker:
             raise
 
     def failure(self) -> BaseException | None:
-        """What ended the engine's thread; None while it can still work."""
+        """The exception that ended the engine's thread; None while it works."""
         return self._engine.failure
 
     def health(self) -> dict[str, Any]:
-        """Process, counters of the engine, memory in bytes, state of the device.
+        """A health reading: process, counters of the engine, memory in bytes, state of the device.
 
-        Beside them, said once: `notes` for a person, and `slot_changes` (`planning.SlotChange`).
+        It also has what is told only once: `notes` for a person, and `slot_changes` (`sizing.slots.SlotChange`).
         """
         from evals.engine.device import device_state
 
@@ -160,12 +160,12 @@ class Worker:
         }
 
     def close(self) -> None:
-        """End the engine's thread after its present step; what it had in flight fails."""
+        """End the engine's thread after its present step; problems in flight fail."""
         self._engine.close()
 
 
 def worker_config(inputs: Inputs) -> WorkerConfig:
-    """What workers load for these inputs."""
+    """What workers are loaded with for a run of these inputs."""
     config = inputs.config
     slots = None if config.use_batched and config.batch_size == "auto" else config.slots
     return WorkerConfig(inputs.model, config, slots, inputs.max_length, inputs.train_problems, inputs.texts)
