@@ -1,4 +1,4 @@
-"""`python -m orchestrator` works like `powersample`."""
+"""Makes `python -m orchestrator` work like `powersample`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""The command `powersample`: from arguments to an exit code. Knows how mistakes are told, and no command.
+"""The entry point of `powersample`: calls the command that the arguments name, and turns errors into exit codes.
 
 Exit codes: 0 complete, 1 the workers were lost and 2 a mistake of the user's (one sentence on stderr), 3 complete with
-failed problems, 130 and 143 stopped by a signal; anything else is ours.
+failed problems, 130 and 143 stopped by a signal; any other is a bug.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 UNUSABLE = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EISDIR}
-"""Of a path, or of standard output, that somebody named: mistakes of the user's wherever they show."""
+"""Errors of a path, or of standard output, that are the user's mistake wherever they are raised."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
@@ -36,13 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         tell("interrupted")
         return 130
-    except BrokenPipeError:  # whoever read has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         silence(sys.stdout)
         return BROKEN_PIPE
 
 
 def told(arguments: list[str]) -> int:
-    """Do what they ask for; a mistake of the user's is one sentence, and so is the loss of all workers."""
+    """Run a command and return its exit code; a user's mistake or the loss of all workers is told in one sentence."""
     from evals.types import UserError, WorkersLost
 
     os.umask(0o077)  # runs, Ray's token and its logs are for nobody else's eyes
@@ -65,7 +65,7 @@ def told(arguments: list[str]) -> int:
 
 
 def tell(sentence: str) -> None:
-    """Say it on standard error; where that is full, the exit code is all that can be told."""
+    """Print a sentence to standard error; where that cannot be written, only the exit code remains."""
     try:
         print(f"powersample: {sentence}", file=sys.stderr, flush=True)
     except OSError:
@@ -73,12 +73,12 @@ def tell(sentence: str) -> None:
 
 
 def silence(stream: TextIO) -> None:
-    """Nothing more reaches its file, not even what waits to be flushed at the end."""
+    """Redirect a stream to /dev/null, so that not even flushing it at the exit can fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def dispatch(arguments: list[str]) -> int:
-    """Call what the first argument names."""
+    """Call the command that the first argument names; returns its exit code."""
     began = time.perf_counter()
     from evals.types import UserError
     from orchestrator.commands.table import COMMANDS, help_text, make_parser
@@ -105,7 +105,7 @@ def dispatch(arguments: list[str]) -> int:
 
 
 def version() -> str:
-    """Version of the installed package, or of the checkout's pyproject.toml when it is run without being installed."""
+    """The version in the checkout's pyproject.toml, or else that of the installed package."""
     import tomllib
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
@@ -120,15 +120,15 @@ def version() -> str:
 
 
 def evals_is_ours() -> bool:
-    """Another distribution has a package `evals`, too; says on stderr where the wrong one is and how to mend it."""
+    """Whether `evals` is powersample's package, not another distribution's; if not, stderr says how to mend it."""
     ours = Path(__file__).resolve().parents[1] / "evals"
     spec = find_spec("evals")
     places = [Path(place).resolve() for place in spec.submodule_search_locations or ()] if spec else []
     if ours in places[:1]:
         return True
-    found = places[0] if places else "nowhere"
+    other = places[0] if places else "nowhere"
     print(
-        f"powersample: the package evals is imported from {found} instead of powersample's own {ours}; uninstall the "
+        f"powersample: the package evals is imported from {other} instead of powersample's own {ours}; uninstall the "
         "other (pip uninstall evals), or start from another directory and with a clean PYTHONPATH.",
         file=sys.stderr,
     )

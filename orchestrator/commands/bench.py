@@ -1,6 +1,6 @@
-"""`powersample bench`: the roofline of a model on this machine, the library's generate, decoding through the engine.
+"""`powersample bench`: measures the decoding speed of a model on this machine against its roofline and generate.
 
-Knows how figures are asked for and shown; evals/bench.py knows how they are taken.
+Options and output are here; evals/decoding_speed.py and evals/engine/baselines.py measure.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ Say = Callable[[str], None]
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Measure what `args` ask for. Returns 0.
+    """Measure and print what `args` ask for. Returns 0.
 
-    Raises UserError for options that cannot be, and for a model that cannot be used or does not fit.
+    Raises UserError for impossible options, and for a model that cannot be used or does not fit.
     """
     say: Say = (lambda line: None) if args.json else (lambda line: print(line, flush=True))
     model, config, name, laps = load(args)
@@ -34,20 +34,20 @@ def bench(args: argparse.Namespace) -> int:
 
     roof = roofline(model)
     numbers = [batch for batch in args.batch if batch is not None]
-    found: dict[str, Any] = {"bench": name, "context": args.context, "steps": args.steps}
-    found["dtype"] = str(model.cache_shape.dtype).removeprefix("torch.")
-    found["roofline"] = {**roof._asdict(), "steps": show_roofline(roof, numbers, args, say)}
-    found["generate"] = show_generate(model, numbers, args, say) if args.generate else []
-    found["decode"] = show_decode(model, config, roof, found["generate"], args, say)
-    first = {name: found["decode"][0][f"{name}_seconds"] for name in ("engine", "first_token")}
-    found["start_up"] = start = {**laps, **first, "total": sum(laps.values()) + sum(first.values())}
+    results: dict[str, Any] = {"bench": name, "context": args.context, "steps": args.steps}
+    results["dtype"] = str(model.cache_shape.dtype).removeprefix("torch.")
+    results["roofline"] = {**roof._asdict(), "steps": show_roofline(roof, numbers, args, say)}
+    results["generate"] = show_generate(model, numbers, args, say) if args.generate else []
+    results["decode"] = show_decode(model, config, roof, results["generate"], args, say)
+    first = {name: results["decode"][0][f"{name}_seconds"] for name in ("engine", "first_token")}
+    results["start_up"] = start = {**laps, **first, "total": sum(laps.values()) + sum(first.values())}
     say("start to the first token: " + ", ".join(f"{name} {took:.2f} s" for name, took in start.items()))
-    print(json_line(found | describe()))
+    print(json_line(results | describe()))
     return 0
 
 
 def load(args: argparse.Namespace) -> tuple[Model, EngineConfig, str, dict[str, float]]:
-    """The model, the engine's settings, the model's name, and the seconds of imports, checks and load."""
+    """Load the model; returns it, the engine's settings, its name, and the seconds of imports, checks and load."""
     from evals import decoding_speed as measure
     from orchestrator.inputs.models import resolve_model
     from orchestrator.machine import gpus
@@ -76,7 +76,7 @@ def load(args: argparse.Namespace) -> tuple[Model, EngineConfig, str, dict[str, 
 
 
 def show_roofline(roof: Roofline, numbers: list[int], args: argparse.Namespace, say: Say) -> list[dict[str, Any]]:
-    """The least time of a step at each number of slots."""
+    """Print and return the least time of a step at each number of slots."""
     say(
         f"weights {roof.weight_bytes / GIB:.2f} GiB a step, K/V {roof.kv_bytes / 1024:.1f} KiB a token, "
         f"copy {roof.bandwidth / 1e12:.3f} TB/s, products {roof.arithmetic / 1e12:.3g} TFLOP/s\n\n"
@@ -91,7 +91,7 @@ def show_roofline(roof: Roofline, numbers: list[int], args: argparse.Namespace, 
 
 
 def show_generate(model: Model, numbers: list[int], args: argparse.Namespace, say: Say) -> list[dict[str, Any]]:
-    """The library's generate with scores kept; no figures where memory does not suffice."""
+    """Time the library's generate with scores kept at each number of slots; None for figures where memory ran out."""
     from evals import decoding_speed as measure
     from evals.engine.baselines import generate_steps
 
@@ -117,7 +117,7 @@ def show_decode(
     args: argparse.Namespace,
     say: Say,
 ) -> list[dict[str, Any]]:
-    """Decoding through engines of each number of slots, with ratios to generate where it did the same number."""
+    """Time decoding through an engine of each number of slots, with ratios to `generated` rows of the same number."""
     from evals import decoding_speed as measure
 
     others = {row["slots"]: row["tokens_per_second"] for row in generated}
@@ -146,7 +146,7 @@ def show_decode(
 
 
 def decode_line(row: dict[str, Any]) -> str:
-    """One row of the table of decoding."""
+    """A row of the decoding table as text."""
     waits = "-" if row["waits"] is None else f"{100 * row['waits']:.1f} %"
     ratio = "-" if row["over_generate"] is None else f"{row['over_generate']:.1f}"
     asked = "" if row["asked"] == row["slots"] else f" (asked for {row['asked']})"
@@ -157,13 +157,13 @@ def decode_line(row: dict[str, Any]) -> str:
     )
 
 
-def json_line(found: dict[str, Any]) -> str:
-    """The last line of a benchmark: what was found and when."""
-    return json.dumps(rounded({"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **found}))
+def json_line(results: dict[str, Any]) -> str:
+    """The last line of a benchmark: its results, rounded, with the time."""
+    return json.dumps(rounded({"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **results}))
 
 
 def rounded(value: Any) -> Any:
-    """Floats to five figures, which is more than they are worth; above 100,000 to whole numbers."""
+    """`value` with its floats rounded to five digits, from 100,000 on to whole numbers; more digits are noise."""
     match value:
         case dict():
             return {key: rounded(item) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""`powersample compare RUN RUN…`: paired differences and the problems that flipped; writes no file."""
+"""`powersample compare RUN RUN…`: prints paired differences between runs and the problems that flipped."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ NUM_FLIPS = 20
 
 
 def compare(args: Namespace) -> int:
-    """`powersample compare RUN RUN…`: print what `report` writes of the runs and the problems that flipped, or JSON.
+    """Print the comparison of the runs and the problems that flipped, as text or JSON; returns the exit code.
 
-    Writes no file. Returns the exit code. Raises UserError for a user's mistake.
+    Writes no file. Raises UserError for a user's mistake.
     """
     directories = named_runs(args)
     if len(directories) < 2:
@@ -26,6 +26,6 @@ def compare(args: Namespace) -> int:
     if args.json:
         print(json.dumps(comparison.as_json(compared, args.flips), indent=2, ensure_ascii=False, allow_nan=False))
     else:
-        told = flips_text(compared, NUM_FLIPS if args.flips is None else args.flips, args.texts)
-        print(comparison_report(compared, None), told, sep="\n", end="")
+        flips = flips_text(compared, NUM_FLIPS if args.flips is None else args.flips, args.texts)
+        print(comparison_report(compared, None), flips, sep="\n", end="")
     return 0

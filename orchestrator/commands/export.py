@@ -1,4 +1,4 @@
-"""`powersample export RUN --to FORMAT`: a run in the files of other tools."""
+"""`powersample export RUN --to FORMAT`: writes a run as files that other tools read."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def export(args: Namespace) -> int:
     """Write a run in another format; returns the exit code. Raises UserError for what the user can mend."""
     directory = args.run
     try:
-        found = gather(directory, args.data)
-        files = FORMATS[args.to](found, args.out, directory / "exports")
+        exported = gather(directory, args.data)
+        files = FORMATS[args.to](exported, args.out, directory / "exports")
     except KeyError as error:
         raise UserError(
             f"{directory}: {error} is missing in {RUN} or a record; export the run with the version that made it."
         ) from error
     write_new(files)
-    if owed := found.summary["num_owed"]:
+    if owed := exported.summary["num_owed"]:
         say(f"The run still owes {owed} answers; the export has those that are there.")
     for path in files:
         print(path)

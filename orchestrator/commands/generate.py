@@ -1,7 +1,7 @@
-"""`powersample generate`: answers to every row of a JSONL file, by a run whose records are written in another format.
-Knows how that goes along and ends; what a line is, generated.py knows.
+"""`powersample generate`: answers every row of a JSONL file by an ordinary run, and writes its answers to OUT.
 
-The run in OUT.run is the truth: OUT is made from its records, streamed while they come, and put in order at the end.
+The run in OUT.run is authoritative: OUT is made from its records, grows while they come, and is put in order at the
+end. The format of a line is in export/generated.py.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from orchestrator.text import duration
 CONFIGS = Path(__file__).parents[2] / "configs"
 OPTIONS = [item for item in COMMANDS["generate"].takes if isinstance(item, Option) and "dest" in item.how]
 SPELLINGS = {item.names[-1]: item.names[0] for item in OPTIONS} | {"POWERSAMPLE_RUN_DIR or --run-dir": "--output_file"}
-"""How a run spells an option -> how it is spelled here."""
+"""Spelling of an option in `powersample run` -> its spelling here."""
 POWER = {"sampler.alpha", "sampler.num_moves"}
-"""Settings by which power sampling is asked for."""
+"""Settings that select power sampling."""
 BUSY, PER_MINUTE = 0.7, 200.0  # below these there is advice
 SHOWN = 20  # failed rows that are listed with their reasons
 
 
 def generate(args: Namespace) -> int:
-    """Answer the rows; returns the exit code."""
+    """Answer the rows; returns the exit code. Raises UserError for what the user can mend."""
     output = generated.target(args.output_file)
     try:
         config = checked(build_config(args, os.environ, defaults(args)), output)
@@ -52,19 +52,19 @@ def generate(args: Namespace) -> int:
 
 
 def defaults(args: Namespace) -> Path:
-    """The file that is read unless --config names another."""
+    """The configuration file that is read unless --config names another."""
     return CONFIGS / f"generate{'_power' if POWER & vars(args).keys() else ''}.yaml"
 
 
 def in_our_words(refusal: str) -> str:
-    """A refusal by a run, with the options named as they are here."""
+    """An error sentence of a run, with the options spelled as in this command."""
     for theirs, ours in SPELLINGS.items():
         refusal = re.sub(rf"(?<![\w-]){re.escape(theirs)}(?![\w-]|\.\w)", ours, refusal)
     return refusal
 
 
 def checked(config: RunConfig, output: Path) -> RunConfig:
-    """The run behind `output`. Raises UserError for what cannot be one, before anything is written."""
+    """The configuration of the run behind `output`. Raises UserError for what it cannot be; writes nothing."""
     for name, usual in (("run_dir", None), ("fresh", False), ("num_samples", 1), ("mode", "auto")):
         if getattr(config, name) != usual:
             raise UserError(
@@ -85,19 +85,19 @@ def checked(config: RunConfig, output: Path) -> RunConfig:
 
 
 class Files(NamedTuple):
-    """One input and its output."""
+    """The rows of an input, and the output that is written for them."""
 
     output: Path
     rows: Mapping[int, Any]
     hourly_rate: float | None
 
     def show(self, run: OpenRun) -> Progress:
-        """The output as far as it is, and the progress that lets it grow."""
+        """Write the answers that the run already has; returns the progress that appends the others."""
         self._write(run)
         return Generation(self, run)
 
     def conclude(self, runs: Sequence[OpenRun]) -> None:
-        """The output in order, what failed, time and cost."""
+        """Write the output in order of its rows, and print what failed, time and cost."""
         (run,) = runs
         self._write(run)
         records = run.store.records.values()
@@ -122,7 +122,7 @@ class Files(NamedTuple):
                 say(sentence)
 
     def writing(self, run: OpenRun) -> AbstractContextManager[None]:
-        """Raises UserError where the output cannot be written."""
+        """A context that raises UserError where the output cannot be written."""
         kept = f"the answers are kept in {run.store.directory}: make room there, then start again to go on"
         return writing(self.output, kept)
 
@@ -132,7 +132,7 @@ class Files(NamedTuple):
 
 
 class Generation(Progress):
-    """Progress of a run without grades: what failed and which batch it is; every answer goes into the output."""
+    """Progress of a run without grades: shows what failed and which batch it is, and appends answers to the output."""
 
     def __init__(self, files: Files, run: OpenRun) -> None:
         self._run, self._files = run, files
@@ -142,7 +142,7 @@ class Generation(Progress):
         self._output = files.output.open("ab", buffering=0)
 
     def add(self, record: Record) -> None:
-        """One more record, and its line."""
+        """Count one more record and append its line to the output."""
         super().add(record)
         if record.status == "ok":
             line = generated.line(record, self._files.rows[record.problem_id], self._run.config)
@@ -155,7 +155,7 @@ class Generation(Progress):
             say(f"By the first {new} examples: {duration(left)} to go{cost(left, self._files.hourly_rate)}")
 
     def close(self) -> None:
-        """The output is in the order of the answers until `Files.conclude`."""
+        """Close the output, whose lines are in the order of the answers until `Files.conclude` sorts them."""
         self._output.close()
         super().close()
 
@@ -163,7 +163,7 @@ class Generation(Progress):
         return f"failed {self._failed()}, {self._batch()}"
 
     def _batch(self) -> str:
-        """Which of how many batches it would be, if rows did not follow one another into free slots."""
+        """The present batch and their number, as if rows were answered in batches instead of taking free slots."""
         size = sum(reading.get("slots", 0) for reading in self._workers.values()) or self._at_once
         return f"batch {-(-self.num // size)}/{-(-self.total // size)}"
 
@@ -181,16 +181,16 @@ class Generation(Progress):
 
 
 def cost(seconds: float, hourly_rate: float | None) -> str:
-    """`, $1.20 at $2.40 an hour`; nothing without a rate."""
+    """The cost of so many seconds, as `, $1.20 at $2.40 an hour`; nothing without a rate."""
     return "" if hourly_rate is None else f", ${seconds / 3600 * hourly_rate:.2f} at ${hourly_rate:g} an hour"
 
 
 def advice(utilisation: float | None, per_minute: float, config: RunConfig) -> list[str]:
-    """What would make it faster, by the GPUs' mean utilisation (0 to 1) and the examples per minute."""
-    found = []
+    """Sentences on what would make it faster, by the GPUs' mean utilisation (0 to 1) and the examples per minute."""
+    sentences = []
     if utilisation is not None and utilisation < BUSY:
         larger = "a higher --engine.target-utilisation" if config.batch_size == "auto" else "a larger --batch_size"
-        found.append(f"The GPUs were busy {utilisation:.0%} of the time: {larger} would use them better.")
+        sentences.append(f"The GPUs were busy {utilisation:.0%} of the time: {larger} would use them better.")
     if per_minute < PER_MINUTE:
         causes = [
             *(["CPUs instead of GPUs"] if not config.use_gpus else []),
@@ -199,5 +199,6 @@ def advice(utilisation: float | None, per_minute: float, config: RunConfig) -> l
             f"answers of up to {config.task.max_new_tokens} tokens (--max_new_tokens)",
             "a large model, other work on the same device, or few rows for the time that it takes to fill up",
         ]
-        found.append(f"{per_minute:.0f} examples/minute while sampling are few; likely causes: {'; '.join(causes)}.")
-    return found
+        few = f"{per_minute:.0f} examples/minute while sampling are few"
+        sentences.append(f"{few}; likely causes: {'; '.join(causes)}.")
+    return sentences

@@ -1,7 +1,6 @@
-"""`powersample plan`: where a GPU's memory would go, and the batch that it has room for. Touches no device.
+"""`powersample plan`: computes where a GPU's memory would go and the batch that fits, without touching a device.
 
-Knows how a plan is made up, shown and kept; the arithmetic is in evals/budget.py, evals/engine/forecast.py and
-evals/engine/planning.py.
+Options and output are here; the arithmetic is in evals/sizing/ and evals/engine/forecast.py.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 COUNTS = {"parameters", "trainable_parameters", "batch", "num_gpus", "effective_batch", "in_flight"}
 CHAIN_SEQUENCES = 2
-"""A state and a draft, as power sampling needs."""
+"""The current answer and the proposed one, as power sampling needs."""
 WAY_OUT = "take a larger --gpu, a smaller model, a higher --target or a shorter --length"
 TRAINING_HEAD = "The batch of a training program, in its words; `powersample run` does not know them."
 OF_TRAINING = ("trainable", "lora_rank", "adapter_size", "sample_bytes")
@@ -40,7 +39,7 @@ UNREAD = {
 
 
 class Plan(NamedTuple):
-    """What was asked, the budget by names, notes on it, and the preset that it may be kept as."""
+    """A memory plan: its inputs, the budget by names, notes on it, and the preset that --write saves."""
 
     inputs: dict[str, Any]
     budget: dict[str, int | float]
@@ -49,9 +48,9 @@ class Plan(NamedTuple):
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Print the plan that `args` ask for, and keep its preset where they say so. Returns 0.
+    """Print the plan that `args` ask for, and write its preset where they say so. Returns 0.
 
-    Raises UserError for options that cannot be, a model or GPU that is unknown, and where nothing fits.
+    Raises UserError for impossible options, a model or GPU that is unknown, and where nothing fits.
     """
     budgets = {"evaluation": evaluation, "training": training, "founding": founding}
     kind = "founding" if args.founding else "training" if args.training else "evaluation"
@@ -60,19 +59,19 @@ def plan(args: argparse.Namespace) -> int:
             raise UserError(f"plan: --{name.replace('_', '-')} has no part in the {kind} budget; leave it out.")
     if args.overwrite and args.write is None:
         raise UserError("plan: --overwrite names no file; add --write FILE.")
-    found = budgets[kind](args)
+    planned = budgets[kind](args)
     if args.write is not None:
         head = f"powersample run --config {args.write}" if kind == "evaluation" else TRAINING_HEAD
-        keep(head, found.preset, args.write, args.overwrite)
+        keep(head, planned.preset, args.write, args.overwrite)
     if args.json:
-        print(json.dumps({**found.inputs, **found.budget, "notes": found.notes}))
+        print(json.dumps({**planned.inputs, **planned.budget, "notes": planned.notes}))
     else:
-        print("\n".join(table(found)))
+        print("\n".join(table(planned)))
     return 0
 
 
 def evaluation(args: argparse.Namespace) -> Plan:
-    """Slots of a run, as the engine plans them, from computed instead of measured memory."""
+    """The plan of a run's slots, as the engine makes it, from computed instead of measured memory."""
     from evals.engine.forecast import demand, forecast, peak
     from evals.sizing.slots import plan_slots
 
@@ -81,8 +80,8 @@ def evaluation(args: argparse.Namespace) -> Plan:
     most = AUTO_SLOTS["cuda"]
     gpu, total = gpu_memory(args.gpu)
     reading = forecast(model, total, min(args.batch_size or most, most), config)
-    found = plan_slots(reading, demand(model, args.batch_size, args.length, CHAIN_SEQUENCES), config, WAY_OUT)
-    parts = found.parts
+    slot_plan = plan_slots(reading, demand(model, args.batch_size, args.length, CHAIN_SEQUENCES), config, WAY_OUT)
+    parts = slot_plan.parts
     budget = {
         "gpu_memory": total,
         "parameters": model.parameters,
@@ -96,28 +95,28 @@ def evaluation(args: argparse.Namespace) -> Plan:
         "graphs": parts["graphs"],
         "free": parts["free"],
         "reserve": parts["reserve"],
-        "batch": found.slots,
+        "batch": slot_plan.slots,
         "num_gpus": args.num_gpus,
-        "in_flight": found.slots * args.num_gpus,
+        "in_flight": slot_plan.slots * args.num_gpus,
         "utilisation": 1 - (parts["free"] + parts["reserve"]) / total,
-        "peak": peak(model, reading, found, config),
+        "peak": peak(model, reading, slot_plan, config),
     }
     notes = [f"kv: {CHAIN_SEQUENCES} sequences of full length for every problem in flight, in whole pages"]
     if model.kv_bytes(args.length) < args.length * model.kv_token_bytes:
         notes.append("kv_per_sequence: by the model's windows; the engine keeps sequences whole, and kv counts that")
-    if found.lowered_from is not None:
-        notes.append(f"batch: {found.lowered_from} do not fit")
+    if slot_plan.lowered_from is not None:
+        notes.append(f"batch: {slot_plan.lowered_from} do not fit")
     if model.refusal is not None:
         notes.append(f"this engine does not run the model, another one may. {model.refusal}")
     engine = {"target_utilisation": config.target_utilisation, "dtype": args.dtype}
-    preset = {"batch_size": found.slots, "num_gpus": args.num_gpus, "engine": engine}
+    preset = {"batch_size": slot_plan.slots, "num_gpus": args.num_gpus, "engine": engine}
     if args.model:
         preset = {"model": without_file(name), **preset}
     return Plan(described(args, name, gpu), budget, notes, preset)
 
 
 def training(args: argparse.Namespace) -> Plan:
-    """The batch of a training with frozen parts."""
+    """The plan of the batch of a training in which the named models are frozen."""
     frozen = models(args)
     _, adapted = frozen[-1]
     trainable = args.trainable
@@ -139,12 +138,13 @@ def training(args: argparse.Namespace) -> Plan:
 
 
 def founding(args: argparse.Namespace) -> Plan:
-    """The founding document's budget from its own inputs."""
+    """The plan of the founding document, from its own inputs."""
     inputs = {"model": "8B + 7B, frozen", "gpu": "H100, 80 GB", "trainable_parameters": FOUNDING.trainable}
     return trained(args, FOUNDING, inputs, founding_notes())
 
 
 def trained(args: argparse.Namespace, asked: Training, inputs: dict[str, Any], notes: list[str]) -> Plan:
+    """The plan of a training, with `inputs` and `notes` to show."""
     budget = training_budget(asked, args.target, args.num_gpus, args.gradient_checkpointing)
     preset = {
         "batch_size": budget["batch"],
@@ -155,11 +155,12 @@ def trained(args: argparse.Namespace, asked: Training, inputs: dict[str, Any], n
 
 
 def described(args: argparse.Namespace, name: str, gpu: str) -> dict[str, Any]:
+    """The inputs of a plan, as they are shown."""
     return {"model": name, "gpu": gpu, "dtype": args.dtype, "length": args.length}
 
 
 def models(args: argparse.Namespace, most: int | None = None) -> list[tuple[str, ModelSpec]]:
-    """The sizes of the models asked for. Raises UserError for none, and for more than `most`."""
+    """Name and spec of each model asked for. Raises UserError for none, and for more than `most`."""
     number = len(args.model) + len(args.shape)
     if not number or (most is not None and number > most):
         raise UserError(
@@ -177,7 +178,7 @@ def models(args: argparse.Namespace, most: int | None = None) -> list[tuple[str,
 
 
 def config_folder(name: str) -> str:
-    """The folder of a model's config.json; of a model on the hub nothing else is fetched."""
+    """The folder of a model's config.json, the only file that is fetched of a model on the hub."""
     from orchestrator.inputs.models import DEMO_FOLDER, DEMO_MODEL, download, is_local
     from orchestrator.settings.config import DEMO
 
@@ -189,12 +190,13 @@ def config_folder(name: str) -> str:
 
 
 def without_file(name: str) -> str:
-    """A model as a run takes it: the folder where its config.json was named."""
+    """The model's name as a run takes it: where its config.json was named, its folder."""
     return str(Path(name).parent) if Path(name).name == "config.json" else name
 
 
 def gpu_memory(name: str | None) -> tuple[str, int]:
-    """Name and bytes of a GPU. Raises UserError for an unknown one, and for none where none is present."""
+    """Name and bytes of the GPU called `name`, or of the present one. Raises UserError if it is unknown or there is
+    none."""
     if name is None:
         present = gpus.visible_gpus()
         if not present or not present[0].memory_bytes:
@@ -217,20 +219,21 @@ def gpu_memory(name: str | None) -> tuple[str, int]:
 
 
 def keep(head: str, preset: dict[str, Any], path: Path, overwrite: bool) -> None:
-    """Write the preset below its head. Raises UserError if the file is there or cannot be written."""
+    """Write the preset below its head to a file. Raises UserError if the file exists or cannot be written."""
     if path.exists() and not overwrite:
         raise UserError(f"plan: {path} exists; name another file by --write, or add --overwrite to replace it.")
     with writing(f"plan: {path}", "name another file by --write"):
         write_atomically(path, f"# {head}\n{yaml.safe_dump(preset, sort_keys=False)}")
 
 
-def table(found: Plan) -> list[str]:
-    """The plan as lines; both units, because documents count in GB and this engine in GiB."""
-    lines = [", ".join(f"{name} {value}" for name, value in found.inputs.items())]
-    return lines + [f"  {name:<24}{show(name, value)}" for name, value in found.budget.items()] + found.notes
+def table(plan: Plan) -> list[str]:
+    """The plan as lines of text, sizes in two units, because documents count in GB and this engine in GiB."""
+    lines = [", ".join(f"{name} {value}" for name, value in plan.inputs.items())]
+    return lines + [f"  {name:<24}{show(name, value)}" for name, value in plan.budget.items()] + plan.notes
 
 
 def show(name: str, value: float) -> str:
+    """A figure of the budget as text: a share in %, a count, or bytes in both units."""
     if isinstance(value, float):
         return f"{value:12.1%}"
     if name in COUNTS:

@@ -1,4 +1,8 @@
-"""`powersample regrade`: a run's texts graded again into scores.jsonl."""
+"""`powersample regrade`: grades the texts of a run again, into scores.jsonl.
+
+Reports read scores.jsonl over the records' own scores. records.jsonl stays as it was sampled: it is the one file that
+cannot be made again, while scores can, and deleting scores.jsonl brings the first ones back.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from orchestrator.rundir.scores import SCORES
 
 
 def regrade(args: Namespace) -> int:
-    """Score a run again and write its report; returns the exit code. Raises UserError for what the user can mend."""
+    """Grade a run again and write its report; returns the exit code. Raises UserError for what the user can mend."""
     directory = args.run
     run = Manifest.read(directory, graded=True)
     check_lock(directory)

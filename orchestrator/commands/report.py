@@ -1,4 +1,4 @@
-"""`powersample report RUN…`: summary and report of runs made again."""
+"""`powersample report RUN…`: writes summary and report of runs again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.rundir.records import first_records
 
 
 def report(args: Namespace) -> int:
-    """`powersample report RUN…`: print the report of one run, or the comparison of several. Returns the exit code.
+    """Write and print the report of one run, or the comparison of several; returns the exit code.
 
     A directory of several runs stands for them. Raises UserError for a directory that is missing or holds no run.
     """
@@ -21,13 +21,13 @@ def report(args: Namespace) -> int:
 
 
 def named_runs(args: Namespace) -> list[Path]:
-    """The runs that are named, and those of directories of runs as far as they have answers."""
-    found: list[Path] = []
+    """The directories of the named runs; a directory of several stands for those of them that have answers."""
+    directories: list[Path] = []
     for path in args.runs:
         inside = runs_in(path)
         with_answers = [run for run in inside if first_records(run / RECORDS)]
         for run in inside if with_answers else ():
             if run not in with_answers:
                 say(f"{run} has no answer yet and is left out.")
-        found += with_answers or inside or [path]
-    return found
+        directories += with_answers or inside or [path]
+    return directories

@@ -1,5 +1,4 @@
-"""`powersample run`, and what every command that starts a session does first: settings resolved for this machine.
-Knows no model, data or run directory."""
+"""`powersample run`, and how commands that start a session resolve their configuration for this machine."""
 
 from __future__ import annotations
 
@@ -15,16 +14,16 @@ from orchestrator.settings.config import DEMO, RunConfig, resolve
 from orchestrator.settings.merge import build_config
 
 GPU_DEFAULT = Path(__file__).parents[2] / "configs/gsm8k_power.yaml"
-"""What runs on a machine with GPUs unless --config names another file."""
+"""The configuration file for a machine with GPUs, unless --config names another."""
 
 
 def run(args: Namespace) -> int:
-    """Run what the options ask for; returns the exit code."""
+    """Run what the options ask for; returns the exit code. Raises UserError for what the user can mend."""
     return session.run(resolved(requested(args)))
 
 
 def requested(args: Namespace) -> RunConfig:
-    """What options, environment and file ask for. Raises UserError."""
+    """The configuration that options, environment and file ask for. Raises UserError."""
     config = build_config(args, os.environ)
     for_demo = DEMO in (config.mode, config.model)
     if config.num_gpus != 0 and not for_demo and gpus.visible_gpus():  # a file that --config names takes its place
@@ -35,7 +34,7 @@ def requested(args: Namespace) -> RunConfig:
 
 
 def resolved(config: RunConfig) -> RunConfig:
-    """The configuration with all decided that depends on this machine. Raises UserError."""
+    """The configuration with everything decided that depends on this machine. Raises UserError."""
     present = gpus.visible_gpus()
     remote = os.environ.get("RAY_ADDRESS") and config.num_gpus  # a cluster has GPUs of its own; Ray counts them
     bfloat16 = all(gpu.capability >= gpus.BFLOAT16 for gpu in present)

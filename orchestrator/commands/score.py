@@ -1,9 +1,4 @@
-"""Grading texts again: `powersample score` those of a file from anywhere, `powersample regrade` those of a run.
-
-A run's new scores go to `scores.jsonl` beside `records.jsonl`, and reports read them over the records' own. The log
-stays as it was sampled: it is the one file that cannot be made again, while scores can, and deleting scores.jsonl
-brings the first ones back. Knows no engine and no layout.
-"""
+"""`powersample score FILE.jsonl`: grades texts from anywhere and prints their verdicts."""
 
 from __future__ import annotations
 
@@ -33,17 +28,17 @@ def score(args: Namespace) -> int:
         raise UserError(f"--preset {name} is refused{suggestion(name, PRESETS)}; there are {', '.join(PRESETS)}.")
     preset = PRESETS[name]
     form = FORMATS["gsm8k" if preset.format == "open" else preset.format]
-    found = []
+    verdicts = []
     for row in read_rows(args.file, form):
         grades = form.scores(cut(row["text"], preset.stop), row["problem"], preset.cot)
-        found.append({"id": row["id"], **{name: one.correct for name, one in grades.items()}})
-        found[-1]["answers"] = {name: one.answer for name, one in grades.items()}
-    print("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), end="")
+        verdicts.append({"id": row["id"], **{name: one.correct for name, one in grades.items()}})
+        verdicts[-1]["answers"] = {name: one.answer for name, one in grades.items()}
+    print("".join(json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in verdicts), end="")
     return 0
 
 
 def read_rows(path: Path, form: Format) -> list[dict[str, Any]]:
-    """The id, text and problem of all rows of a file. Raises UserError naming file and line."""
+    """Id, text and problem of every row of a file. Raises UserError naming file and line."""
     rows: list[dict[str, Any]] = []
     places: dict[str, str] = {}
     for number, (where, row) in enumerate(jsonl_rows(path, "name a file of rows")):
@@ -57,7 +52,7 @@ def read_rows(path: Path, form: Format) -> list[dict[str, Any]]:
 
 
 def check(row: Any, where: str, number: int, form: Format) -> dict[str, Any]:
-    """A row with its text and the problem that it answers."""
+    """Id, text and problem of one row, the `number`-th. Raises UserError naming `where` it is."""
     reason = ""
     if not isinstance(row, dict):
         reason = f"a {type(row).__name__} instead of an object"

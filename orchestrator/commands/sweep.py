@@ -1,8 +1,7 @@
 """`powersample sweep`: one evaluation per value of a setting, each with the batch that fits, on the same workers.
-Knows no search (fit.py) and no session.
 
-Every value has a run directory of its own, so that a sweep goes on where it was stopped. Batches are searched before
-the workers start, for the values that owe answers (fit.py).
+Every value has a run directory of its own, so that a sweep goes on where it was stopped. Batch sizes are searched
+(sizing/batch_size.py) before the workers start, for the values that owe answers.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ SUMMARY = "sweep.json"
 
 
 def sweep(args: Namespace) -> int:
-    """Evaluate every value; returns the exit code, and raises, as `session.carry_out`."""
+    """Evaluate every value; returns the exit code and raises as `session.carry_out` does."""
     began = time.time()
     knob, texts = values_of(args.knob, args.start_from)
     configs = [configured(args, knob, text) for text in texts]
@@ -63,13 +62,13 @@ def sweep(args: Namespace) -> int:
 
 
 def configured(args: Namespace, knob: str, value: str) -> RunConfig:
-    """The run of one value."""
+    """The resolved configuration of one value's run."""
     one = Namespace(**vars(args) | {knob: [value] if is_list(knob) else value})
     return resolved(requested(one)).model_copy(update={"mode": "run"})
 
 
 def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:
-    """The setting and the values to run, of NAME=VALUE,VALUE,... Raises UserError."""
+    """Parse NAME=VALUE,VALUE,... into the setting and the values to run. Raises UserError."""
     name, _, listed = knob.partition("=")
     known = [each for each in known_settings() if each.startswith(("sampler.", "task."))]
     if name not in known:
@@ -87,7 +86,7 @@ def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:
 
 
 def home(inputs: Inputs, knob: str) -> Path:
-    """Where a sweep is kept: the directory asked for, or one that belongs to all settings but the knob."""
+    """The directory of a sweep: the one asked for, or one named after the fingerprint of all settings but the knob."""
     group, _, key = knob.partition(".")
     config, usual = inputs.config, {key: getattr(getattr(RunConfig(), group), key)}
     others = config.model_copy(update={group: getattr(config, group).model_copy(update=usual)})
@@ -98,19 +97,19 @@ def home(inputs: Inputs, knob: str) -> Path:
 
 
 def placed_at(root: Path, config: RunConfig, knob: str, value: str) -> RunConfig:
-    """The run of one value in a directory of its own below `root`."""
+    """The configuration of one value's run, with a directory of its own below `root`."""
     name = re.sub(r"[^A-Za-z0-9._=-]", "-", f"{knob.partition('.')[2]}={value}")
     return config.model_copy(update={"name": f"{config.name}/{name}", "run_dir": root / name, "fresh": False})
 
 
 def owes(inputs: Inputs, environment: Mapping[str, Any]) -> bool:
-    """Whether answers are missing. Raises UserError if the run could not be opened now."""
+    """Whether the run lacks answers. Raises UserError if its directory cannot be used."""
     (prepared,) = prepare_runs(inputs, environment)
     return check_store(prepared.directory, prepared.content) < len(inputs.data.problems) * inputs.config.num_samples
 
 
 def row(value: Value, directory: Path) -> dict[str, Any]:
-    """What came out for one value."""
+    """The summary's row for one value."""
     summary = load_run(directory).summary
     accuracy = summary["accuracy"][PRIMARY_METRIC]
     return {

@@ -1,4 +1,4 @@
-"""The commands: what each is for, what it takes, and which function does it. Knows how none of them does it."""
+"""The table of commands: what each is for, which options it takes, and which function does it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.settings.parser import Parser, count, memory, positive, price,
 
 
 class Option(NamedTuple):
-    """An option or a path, as `add_argument` takes it."""
+    """An option or a positional argument: the arguments of `add_argument`."""
 
     names: tuple[str, ...]
     how: dict[str, Any]
@@ -20,11 +20,11 @@ class Command(NamedTuple):
     """One command of `powersample`."""
 
     does: str
-    """`module:function`, imported when it is asked for; it takes the arguments and returns the exit code."""
+    """`module:function`, imported when the command is called; takes the parsed arguments, returns the exit code."""
     sentence: str
     usage: str
     takes: tuple[Option | tuple[Option, Option] | str, ...] = ()
-    """Options; two that exclude each other; and titles of groups of those that follow."""
+    """Options, pairs that exclude each other, and titles of the groups that follow."""
     about: str = ""
     """What the help says below the sentence."""
     settings: bool = False
@@ -42,14 +42,14 @@ def setting(name: str, flag: str, **how: Any) -> Option:
     return Option(tuple(spellings), {"dest": name, "default": argparse.SUPPRESS, **how})
 
 
-SHAPES = ("tiny", "0.5b", "1.5b", "7b", "8b")  # of evals/bench.py
+SHAPES = ("tiny", "0.5b", "1.5b", "7b", "8b")  # of evals/decoding_speed.py
 DTYPES = ("bfloat16", "float16", "float32")
 EXECUTIONS = ("auto", "compiled", "graphs", "eager")
 GPUS = {
     "v100-16": 15.8, "v100-32": 31.7, "a100-40": 39.4, "a6000-48": 47.5, "a100-80": 79.1, "h100-80": 79.1,
     "h200-141": 139.8,
 }  # fmt: skip
-"""GiB that the driver leaves of the memory that the name says."""
+"""GiB of memory that are usable: less than the name says, as the GPU's driver takes some."""
 EXPORTS = ("lm-eval", "inspect", "parquet")
 STARTING_BATCHES = {"H200": 32, "H100": 16, "A100": 8, "A6000": 10}
 """Batch sizes to start from by hand, for 8B models at 2,048 tokens; auto measures and takes more."""

@@ -1,4 +1,4 @@
-"""`powersample validate`: is a file of `generate` what its input and its run say?"""
+"""`powersample validate`: checks a file that `generate` wrote against its input and its run."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from orchestrator.rundir.manifest import Manifest
 from orchestrator.rundir.records import first_records
 
 MAX_CUT = 0.02  # share of answers at the longest length above which there is a warning
-SHOWN = 50  # things that are wrong and listed
+SHOWN = 50  # mistakes that are listed
 
 
 class Expected(NamedTuple):
-    """What the input and the run say of an output."""
+    """What an output must contain, according to the input and the run."""
 
     rows: Mapping[int, Any]
-    """Row number -> what the input has there."""
+    """Row number -> the row of the input."""
     task: TaskConfig
     failed: frozenset[int] = frozenset()
     """Rows that the run lists as failed."""
     texts: Mapping[int, str] | None = None
-    """Row number -> the run's answer; None where nobody knows."""
+    """Row number -> the run's answer; None where there is no run."""
     cut: int = 0
-    """Of these so many ended at the longest length."""
+    """Answers of the run that ended at the longest length."""
 
 
 def validate(args: Namespace) -> int:
     """Print what is wrong, a line each; returns 1 if anything is, else 0. Raises UserError if a file cannot be read."""
     path = args.file
     expected = expect(path, args.input)
-    found, wrong = read(path)
-    wrong += [*check_rows(found, expected), *check_all([output for _, output in found], expected)]
+    outputs, wrong = read(path)
+    wrong += [*check_rows(outputs, expected), *check_all([output for _, output in outputs], expected)]
     for sentence in wrong[:SHOWN]:
         print(sentence)
     if len(wrong) > SHOWN:
@@ -52,7 +52,7 @@ def validate(args: Namespace) -> int:
     known = expected.texts is not None
     cut = f"{expected.cut} cut off at the longest length" if known else "how many are cut off nobody knows"
     print(
-        f"{path}: {len(found)} answers to {len(expected.rows)} rows, {len(expected.failed)} rows listed as failed, "
+        f"{path}: {len(outputs)} answers to {len(expected.rows)} rows, {len(expected.failed)} rows listed as failed, "
         f"{cut}; {verdict}"
     )
     if expected.texts and expected.cut > MAX_CUT * len(expected.texts):
@@ -62,7 +62,7 @@ def validate(args: Namespace) -> int:
 
 
 def expect(output: Path, source: Path) -> Expected:
-    """What should be in `output`, by its input and, where it is there, its run."""
+    """What `output` must contain, according to its input and, where it exists, its run."""
     rows, directory = input_rows(source, "--input"), run_of(output)
     if not (directory / RUN).exists():
         return Expected(rows, TaskConfig(preset="generate"))
@@ -78,21 +78,21 @@ def expect(output: Path, source: Path) -> Expected:
 
 
 def read(path: Path) -> tuple[list[tuple[str, Output]], list[str]]:
-    """The lines that are outputs, each with where it stands, and what is wrong with the others."""
-    found, wrong = [], []
+    """The lines that are outputs, each with its file and line number, and what is wrong with the others."""
+    outputs, wrong = [], []
     for where, text in jsonl_lines(path, "name the file that generate wrote"):
         try:
-            found.append((where, Output.model_validate_json(text)))
+            outputs.append((where, Output.model_validate_json(text)))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             wrong.append(f"{where}: {'.'.join(map(str, first['loc'])) or 'the line'}: {first['msg']}")
-    return found, wrong
+    return outputs, wrong
 
 
-def check_rows(found: Iterable[tuple[str, Output]], expected: Expected) -> list[str]:
-    """What is wrong with single lines."""
+def check_rows(outputs: Iterable[tuple[str, Output]], expected: Expected) -> list[str]:
+    """Sentences on what is wrong with single lines."""
     wrong = []
-    for where, output in found:
+    for where, output in outputs:
         row = expected.rows.get(output.metadata.example_id)
         if not isinstance(row, Mapping) or find_question(row, expected.task) not in row:
             wrong.append(f"{where}: the input has no row {output.metadata.example_id} to be answered")
@@ -112,9 +112,9 @@ def check_rows(found: Iterable[tuple[str, Output]], expected: Expected) -> list[
     return wrong
 
 
-def check_all(found: Sequence[Output], expected: Expected) -> list[str]:
-    """What is wrong with the lines together: duplicates, order, rows without an answer, different parameters."""
-    wrong, ids = [], [output.metadata.example_id for output in found]
+def check_all(outputs: Sequence[Output], expected: Expected) -> list[str]:
+    """Sentences on what is wrong with all lines together: duplicates, order, missing rows, different parameters."""
+    wrong, ids = [], [output.metadata.example_id for output in outputs]
     if twice := sorted(i for i, number in Counter(ids).items() if number > 1):
         wrong.append(f"rows that are answered twice: {few(twice)}")
     if any(a > b for a, b in pairwise(ids)):
@@ -124,11 +124,11 @@ def check_all(found: Sequence[Output], expected: Expected) -> list[str]:
     if both := sorted(expected.failed & set(ids)):
         wrong.append(f"rows that are answered and listed as failed: {few(both)}")
     for name in ("teacher_model", "generation_params"):
-        if len(kinds := {repr(getattr(output.metadata, name)) for output in found}) > 1:
+        if len(kinds := {repr(getattr(output.metadata, name)) for output in outputs}) > 1:
             wrong.append(f"{name} is not the same in all lines: {', '.join(sorted(kinds)[:3])}")
     return wrong
 
 
 def few(ids: Sequence[int]) -> str:
-    """How many, and the first of them."""
+    """The number of `ids` and the first ten of them, as text."""
     return f"{len(ids)} ({', '.join(map(str, ids[:10]))}{', …' if len(ids) > 10 else ''})"

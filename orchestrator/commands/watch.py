@@ -1,4 +1,4 @@
-"""`powersample watch RUN`: the progress of a run that another process drives."""
+"""`powersample watch RUN`: shows the progress of a run that another process drives."""
 
 from __future__ import annotations
 
