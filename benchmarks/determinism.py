@@ -1,4 +1,4 @@
-"""How many answers change with the number of slots and with the precision, where the configuration is the same.
+"""Counts the answers that change with the number of slots and with the precision, the configuration being the same.
 
     python benchmarks/determinism.py --slots 1,3,8 --model demo --data demo --limit 50 --inline
     python benchmarks/determinism.py --slots 1,8,32 --dtypes float32,bfloat16 --model FOLDER --data FILE.jsonl --inline
@@ -27,14 +27,14 @@ from orchestrator.text import percent
 
 
 class Condition(NamedTuple):
-    """What may differ between two runs."""
+    """The settings that differ between the runs."""
 
     dtype: str
     slots: int
 
 
 class Differences(NamedTuple):
-    """Answers of a run that are not those of another."""
+    """Number of answers in which two runs differ."""
 
     tokens: int
     numeric: int
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Our options, and those of `powersample run`."""
+    """This script's options, and those that go to `powersample run`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -91,7 +91,7 @@ def directory(root: Path, condition: Condition) -> Path:
 
 
 def run(condition: Condition, root: Path, options: Sequence[str]) -> int:
-    """The exit code of `powersample run` under a condition; its report goes to standard error."""
+    """Call `powersample run` under a condition and return its exit code; its report goes to standard error."""
     place = str(directory(root, condition))
     ours = ["--batch-size", str(condition.slots), "--engine.dtype", condition.dtype, "--run-dir", place]
     command = [sys.executable, "-m", "orchestrator", "run", *options, *ours]
@@ -99,21 +99,24 @@ def run(condition: Condition, root: Path, options: Sequence[str]) -> int:
 
 
 def compared(runs: dict[Condition, Run]) -> list[dict[str, Any]]:
-    """What is said of each run, in their order. Raises UserError if runs have answered other problems."""
+    """The table's row of each run, in their order. Raises UserError if runs have answered other problems."""
     first: dict[str, Condition] = {}
     rows = []
-    for condition, found in runs.items():
+    for condition, one in runs.items():
         against = first.get(condition.dtype) or next(iter(first.values()), None)
         first.setdefault(condition.dtype, condition)
-        there = None if against is None else differences(found.records, runs[against].records)
+        there = None if against is None else differences(one.records, runs[against].records)
         counts = dict.fromkeys(Differences._fields) if there is None else there._asdict()
-        accuracy = found.summary["accuracy"][PRIMARY_METRIC]["mean"]
+        accuracy = one.summary["accuracy"][PRIMARY_METRIC]["mean"]
         rows.append({**condition._asdict(), "accuracy": accuracy, "against": against, **counts})
     return rows
 
 
 def differences(records: Sequence[Record], others: Sequence[Record]) -> Differences:
-    """Answers that differ; both in the order of problems and samples. Raises UserError if these are not the same."""
+    """Count the answers that differ; both in the order of problems and samples, which have to be the same.
+
+    Raises UserError if they are not.
+    """
     keys = [[(one.problem_id, one.sample_index) for one in side] for side in (records, others)]
     if keys[0] != keys[1]:
         raise UserError("The runs have not answered the same problems; name a new directory by --run-dir.")

@@ -1,4 +1,4 @@
-"""A whole run of power sampling on one engine: wall time, tokens, accuracy, memory, and the start by phases.
+"""Measures a whole run of power sampling on one engine: wall time, tokens, accuracy, memory, and phases of the start.
 
     python benchmarks/end_to_end.py --model FOLDER --data gsm8k_test.jsonl --slots 256
     python benchmarks/end_to_end.py --model FOLDER --data gsm8k_test.jsonl --slots 10 --compare-generate 10
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(args: argparse.Namespace, began: float) -> None:
-    """Set up, run, print."""
+    """Load model and engine, run, print the results."""
     from evals.config import EngineConfig, TaskConfig
     from evals.decoding_speed import Laps, peak
     from evals.engine.checkpoint import load_model
@@ -106,7 +106,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def first_token(engine: Engine, task: Task, problem: Problem) -> None:
-    """Draw one token: the end of the start."""
+    """Draw one token, with which the start-up ends."""
     from evals.evaluate import make_prompt
     from evals.samplers.single import Single
     from evals.types import Chain
@@ -116,7 +116,7 @@ def first_token(engine: Engine, task: Task, problem: Problem) -> None:
 
 
 def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.Namespace) -> dict[str, Any]:
-    """The run: every problem answered and graded once. Nothing is said of waits if memory ran out meanwhile."""
+    """Answer and grade every problem once; returns the figures. `device_waits` is None if memory ran out meanwhile."""
     from evals.config import SamplerConfig
     from evals.evaluate import make_sampler, start
 
@@ -146,7 +146,7 @@ def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.
 
 
 def judged(records: list[Record]) -> dict[str, Any]:
-    """Accuracy by grader, and how often a move that proposed another answer was accepted."""
+    """Accuracy by grader, and the share of accepted moves among those that proposed another answer."""
     moves, null, accepted = (sum(record.chain[name] for record in records) for name in ("moves", "null", "accepted"))
     return {
         "accuracy": {name: fmean(r.scores[name]["correct"] for r in records) for name in records[0].scores},
@@ -156,7 +156,7 @@ def judged(records: list[Record]) -> dict[str, Any]:
 
 
 def generated(model: Model, task: Task, problems: list[Problem], args: argparse.Namespace) -> dict[str, Any]:
-    """Answers to these problems by the library's `generate`, scores kept, in batches."""
+    """Answer the problems by the library's `generate`, scores kept, in batches; returns the figures."""
     from evals.decoding_speed import peak
     from evals.engine.baselines import generate
 

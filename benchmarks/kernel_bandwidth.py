@@ -1,4 +1,4 @@
-"""Bandwidth of the Triton kernels on this GPU, against that of a copy measured on the spot.
+"""Measures the bandwidth of the Triton kernels on this GPU against that of a copy.
 
     python benchmarks/kernel_bandwidth.py [--context 300] [--sweep]
 
@@ -31,7 +31,7 @@ BATCHES = (1, 10, 64, 256)
 
 
 class Shape(NamedTuple):
-    """What the kernels see of a model."""
+    """The dimensions of a model that the kernels depend on."""
 
     layers: int
     heads: int
@@ -81,7 +81,7 @@ def states(shape: Shape, rows: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def decode_row(shape: Shape, rows: int, context: int, tuning: Tuning, copy: float) -> dict[str, Any]:
-    """One layer's decode attention, write included, with a page table for 1,024 tokens."""
+    """Measure one layer's decode attention, write included, with a page table for 1,024 tokens."""
     caches, (q, k, v) = Caches(shape, rows, context), states(shape, rows)
     positions = torch.full((rows,), context, dtype=torch.int32, device="cuda")
     arrivals = torch.zeros(rows * shape.kv_heads, dtype=torch.int32, device="cuda")
@@ -97,7 +97,7 @@ def decode_row(shape: Shape, rows: int, context: int, tuning: Tuning, copy: floa
 
 
 def draw_row(shape: Shape, rows: int, dtype: torch.dtype, copy: float) -> dict[str, Any]:
-    """Draw from logits in memory, not in the chip's cache: as many buffers as fill 256 MiB, at most 16."""
+    """Measure draws from logits in memory, not in the chip's cache: as many buffers as fill 256 MiB, at most 16."""
     size = rows * shape.vocabulary * dtype.itemsize
     count = max(1, min(16, (256 << 20) // size))
     buffers = [3 * torch.randn(rows, shape.vocabulary, device="cuda").to(dtype) for _ in range(count)]
@@ -116,7 +116,7 @@ def draw_row(shape: Shape, rows: int, dtype: torch.dtype, copy: float) -> dict[s
 
 
 def prefill_row(shape: Shape, prompts: int, length: int, copy: float) -> dict[str, Any]:
-    """Write and attention of a chunk of prompts, in one layer; the bytes are those of every key once."""
+    """Measure write and attention of a batch of prompts in one layer; the bytes are those of every key once."""
     caches, (q, k, v) = Caches(shape, prompts, length), states(shape, prompts * length)
     n = torch.arange(length, device="cuda")
     slots = (caches.table[:, n // PAGE].long() * PAGE + n % PAGE).flatten()
@@ -133,7 +133,7 @@ def prefill_row(shape: Shape, prompts: int, length: int, copy: float) -> dict[st
 
 
 def copies_row(shape: Shape, count: int, copy: float) -> list[dict[str, Any]]:
-    """Copies of `count` pages in all layers: the kernel, and a gather with a scatter."""
+    """Measure copies of `count` pages in all layers: by the kernel, and by a gather with a scatter."""
     cache = Caches(shape, 64, 300).tensor
     pairs = torch.arange(2 * count, device="cuda").view(count, 2) + 1
     source, target = pairs.T.contiguous()

@@ -1,4 +1,4 @@
-"""What power sampling buys: every method at its token budget, and its own score over alpha and over moves.
+"""Compares power sampling with every method at the same token budget, and its own score over alpha and over moves.
 
     python benchmarks/methods.py                                     the embedded model and problems
     python benchmarks/methods.py --model FOLDER --data FILE.jsonl --limit 200 --slots 64
@@ -45,7 +45,7 @@ ALPHAS, MOVES = (1.0, 2.0, 4.0, 8.0), (0, 2, 5, 10, 20, 40)
 MAX_CANDIDATES = 64  # the engine keeps room for as many particles
 GPUS = {"auto": None, "cpu": 0, "cuda": 1}
 CANDIDATES = {"best_of": "low", "majority": "t1", "snis": "low", "smc": "low"}
-"""Methods of several candidates, and the run of one answer drawn in the same way."""
+"""Method of several candidates -> the run of single answers that are drawn in the same way."""
 
 
 class Method(NamedTuple):
@@ -65,10 +65,10 @@ class Laboratory:
     """Completes runs one after the other in directories below `root`, on a worker that starts when one owes answers."""
 
     def __init__(self, config: RunConfig, stack: ExitStack) -> None:
-        """`config` is resolved; its sampler is the one that needs most room. Raises UserError."""
+        """`config` is resolved; its sampler is the one that needs most memory. Raises UserError."""
         self._environment = description.describe()
         self._inputs, self._stack, self._stop = resolve_inputs(config), stack, Stop()
-        self._crew: WorkerPool | None = None
+        self._pool: WorkerPool | None = None
         self.root = prepare_runs(self._inputs, self._environment)[0].directory
         if len(self._inputs.data.problems) < 2:
             raise UserError("Paired errors need at least two problems; raise --limit or name other --data.")
@@ -85,8 +85,8 @@ class Laboratory:
             for one in owing:
                 one.start(began, self._environment)
             if owing:
-                self._crew = self._crew or start_pool(owing, self._stop, self._stack)
-                work_off(self._crew, owing, self._stop, show_progress)
+                self._pool = self._pool or start_pool(owing, self._stop, self._stack)
+                work_off(self._pool, owing, self._stop, show_progress)
         return load_run(directory)
 
     def power(self, alpha: float, moves: int) -> Method:
@@ -138,7 +138,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def configuration(args: argparse.Namespace) -> RunConfig:
-    """What all runs share; its sampler is the one that needs most room. Raises UserError."""
+    """The configuration that all runs share; its sampler is the one that needs most memory. Raises UserError."""
     given = {
         "mode": "run",
         "name": "methods",
@@ -158,7 +158,7 @@ def configuration(args: argparse.Namespace) -> RunConfig:
 
 
 def measure(laboratory: Laboratory, args: argparse.Namespace) -> int:
-    """All groups, printed as they are complete."""
+    """Run all groups, printing each when it is complete; returns the exit code."""
     methods = equal_budget(laboratory, args.alpha, args.moves)
     rows = against_power(methods)
     print(methods_table(rows), flush=True)
@@ -177,7 +177,7 @@ def measure(laboratory: Laboratory, args: argparse.Namespace) -> int:
 
 
 def equal_budget(laboratory: Laboratory, alpha: float, moves: int) -> list[Method]:
-    """The methods in the order of the table, power last."""
+    """Run all methods at the token budget of power; returns them in the order of the table, power last."""
     power = laboratory.power(alpha, moves)
     plain = {
         "greedy": SamplerConfig(kind="greedy"),
@@ -191,8 +191,8 @@ def equal_budget(laboratory: Laboratory, alpha: float, moves: int) -> list[Metho
 
 
 def fitted(laboratory: Laboratory, kind: str, alpha: float, tokens: float, budget: float) -> Method:
-    """`kind` with the K whose tokens come closest to `budget`: first guessed by the `tokens` of one answer, then put
-    right by its own mean."""
+    """Run `kind` with the K whose tokens come closest to `budget`: first estimated from the `tokens` of one answer,
+    then corrected by its own mean."""
     first = laboratory.candidates(kind, nearest(budget, tokens), alpha)
     k = nearest(budget, first.tokens / first.k)
     if k == first.k:
@@ -206,7 +206,7 @@ def nearest(budget: float, tokens: float) -> int:
 
 
 def against_power(methods: Sequence[Method]) -> list[dict[str, Any]]:
-    """What is said of each method; p and its Holm adjustment are over all differences to power, the last method."""
+    """The table's row of each method; p and its Holm adjustment are over all differences to power, the last method."""
     means = [question_means(method.run.records, PRIMARY_METRIC) for method in methods]
     ids = sorted(means[-1])
     rows = [[mean[problem_id] for problem_id in ids] for mean in means]

@@ -1,9 +1,9 @@
-"""What orchestration costs: records per second through Ray into the synced log, and how busy it keeps workers.
+"""Measures what orchestration costs: records per second through Ray into the synced log, and how busy workers are.
 
     python benchmarks/orchestration.py [--actors 8 64] [--without-ray 128 256 512] [--nodes 8] [--seconds 60]
 
 Rate: eight actors whose engine answers at once with records of 1.5 KB, as many as GSM8K has problems, driven by the
-driver's own loop into a run directory. Efficiency: engines that sleep as long as lognormal answers of GSM8K's mean and
+dispatcher itself into a run directory. Efficiency: engines that sleep as long as lognormal answers of GSM8K's mean and
 cap would take, in units that make the whole last `--seconds`; their time is compared with the shortest that any
 schedule could need, the larger of the longest answer and of all answers spread evenly. From 16 actors on they live on
 `--nodes` simulated nodes, each with a raylet of its own on this machine. More workers than this machine holds processes
@@ -52,7 +52,7 @@ TOKEN_IDS = list(range(1000, 1150))
 
 
 class Timing(NamedTuple):
-    """Of one driven run, from the first call to the last record."""
+    """Times of one driven run, from the first call to the last record."""
 
     wall_seconds: float
     driver_cpu_seconds: float
@@ -93,7 +93,7 @@ def lengths(number: int, seed: int = 0) -> np.ndarray:
 
 
 def works(seconds: Sequence[float], seed: int = 1) -> list[Work]:
-    """Calls that take so long each; the length of a question tells that only roughly."""
+    """Work that takes so many seconds each; the length of a question predicts them only roughly."""
     noise = np.exp(np.random.default_rng(seed).normal(0.0, QUESTION_SIGMA, len(seconds)))
     scale = 200 / max(float(np.mean(seconds)), 1e-9)
     return [
@@ -129,7 +129,7 @@ def pool(num_actors: int, slots: int, num_nodes: int) -> Iterator[RayWorkerPool]
 
 
 class DueWorkerPool:
-    """Workers that are but the moments at which their answers are due: `number` slots in all, no process, no Ray."""
+    """Simulated workers: a heap of the times at which answers are due, `number` slots in all, no process, no Ray."""
 
     def __init__(self, number: int) -> None:
         self.number, self.due = number, list[tuple[float, int, Work]]()
@@ -163,7 +163,7 @@ class DueWorkerPool:
 
 
 def timed(pool: WorkerPool, owed: Sequence[Work]) -> Timing:
-    """Dispatcher `owed` into a new run directory."""
+    """Drive `owed` into a new run directory; returns the times."""
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(Path(folder), {"fingerprint": "f"})
         telemetry = Telemetry(store.telemetry_path)
@@ -190,7 +190,10 @@ def rate(num_problems: int) -> dict[str, float]:
 
 
 def efficiency(num_actors: int, num_problems: int, seconds: float, num_nodes: int) -> float:
-    """Shortest possible time over the time taken; problems per slot stay those of eight actors. No Ray on 0 nodes."""
+    """Ratio of the shortest possible time to the time taken, with as many problems per slot as eight actors have.
+
+    `num_nodes` 0 measures without Ray.
+    """
     tokens = lengths(num_problems * num_actors // 8)
     bound = max(float(tokens.max()), float(tokens.sum()) / (num_actors * SLOTS))
     owed = works(list(tokens * seconds / bound))

@@ -1,4 +1,4 @@
-"""Memory as `powersample plan` computes it against memory as a GPU shows it, for models of known shapes.
+"""Compares the memory that `powersample plan` computes with what a GPU shows, for models of known shapes.
 
     python benchmarks/plan.py [--shapes 0.5b 1.5b 7b] [--slots 10 auto] [--length 1024]
 
@@ -34,7 +34,7 @@ DTYPE = "bfloat16"
 
 
 def compare(shape: str, slots: list[int | None], length: int, config: EngineConfig) -> list[dict[str, Any]]:
-    """A row for every number of slots (None: as many as fit and pay), of a model of this shape with random weights."""
+    """Measure a model of this shape with random weights; a row for every number of slots (None: as many as fit)."""
     held = torch.cuda.memory_allocated()
     model = load(None, shape, config.model_copy(update={"dtype": DTYPE}), "cuda")
     computed = model_spec(shape_config(*SHAPES[shape]), DTYPE, shape)
@@ -46,7 +46,7 @@ def compare(shape: str, slots: list[int | None], length: int, config: EngineConf
 def row(
     model: Model, computed: ModelSpec, slots: int | None, length: int, config: EngineConfig, held: int
 ) -> dict[str, Any]:
-    """Predicted and measured bytes; `held` are those of others in this process."""
+    """Predicted and measured bytes for one number of slots; `held` are allocated by others in this process."""
     release(model.device)
     most = AUTO_SLOTS["cuda"]
     rows = min(slots or most, most)
@@ -88,7 +88,7 @@ def run(engine: Engine, slots: int, length: int) -> None:
 
 
 def line(found: dict[str, Any]) -> str:
-    """A row for a person, in GiB: predicted / measured."""
+    """A row as text, in GiB: predicted / measured."""
     pairs = [
         f"{name} {' / '.join(f'{value / GIB:.2f}' for value in found[name].values())}"
         for name in ("peak", "in_use", "weights", "others", "prompts", "step")

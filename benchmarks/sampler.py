@@ -1,4 +1,4 @@
-"""What replay, early rejection and prefetch save: tokens of the same chains counted four ways, and seconds at the tail.
+"""Measures what replay, early rejection and prefetch save: tokens of the same chains counted four ways, and seconds.
 
     python benchmarks/sampler.py --model FOLDER --data FILE.jsonl --limit 200 --moves 10
     python benchmarks/sampler.py --limit 4 --slots 16 --prefetch 4
@@ -34,7 +34,7 @@ from orchestrator.inputs.problems import load_problems
 
 REPEATS = 3  # of a timed run; the fastest counts
 DECISIONS = ("moves", "null", "accepted", "mean_cut", "log_p_trace")
-"""What a chain says of its moves: where they cut, and log p after each of them."""
+"""Fields of a record's chain by which two chains are compared: where the moves cut, and log p after each of them."""
 
 T = TypeVar("T", int, float)
 Run = Callable[..., list[Record]]
@@ -139,7 +139,7 @@ def savings(run: Run, num_problems: int) -> dict[str, Any]:
 
 
 def measured(run: Run) -> dict[str, Any]:
-    """Tokens that the moves of the kernels without replay draw in their own chains, of the same law."""
+    """Tokens that the moves draw without replay, in chains of their own with the same distribution."""
     naive = run("naive", replay=False, early_rejection=False)
     early = run("early rejection", replay=False)
     return {
@@ -150,9 +150,9 @@ def measured(run: Run) -> dict[str, Any]:
 
 
 def prefetch_gain(run: Run, prefetch: int) -> dict[str, Any]:
-    """Seconds with no draft ahead and with `prefetch` of them, each the fastest of REPEATS, and what ran for nothing.
+    """Seconds with no proposal ahead and with `prefetch` of them, each the fastest of REPEATS, and discarded tokens.
 
-    They take turns, so that what else the machine does falls on both alike.
+    The two take turns, so that what else the machine does falls on both alike.
     """
     seconds: dict[int, list[float]] = {0: [], prefetch: []}
     records: dict[int, list[Record]] = {}
@@ -174,7 +174,7 @@ def prefetch_gain(run: Run, prefetch: int) -> dict[str, Any]:
 
 
 def differing(one: Sequence[Record], other: Sequence[Record]) -> int:
-    """Problems whose chains did not decide every move alike and come to the same answer, token for token."""
+    """Number of problems whose two chains differ in the decision of a move or in a token of the answer."""
     return sum(
         a.token_ids != b.token_ids or any(a.chain[name] != b.chain[name] for name in DECISIONS)
         for a, b in zip(one, other, strict=True)

@@ -1,4 +1,4 @@
-"""Does a driver that starts run after run leave anything behind?
+"""Checks that a driver that starts run after run leaks no memory, files, processes or disk space.
 
     python benchmarks/soak.py [--minutes 30]
 
@@ -36,7 +36,7 @@ RUN = "--model demo --data demo --limit 24 --sampler.kind temperature --num-gpus
 
 
 class Reading(NamedTuple):
-    """After one run."""
+    """What this process and its loop hold after one run."""
 
     memory_mib: float
     """Resident, of this process."""
@@ -49,7 +49,7 @@ class Reading(NamedTuple):
 
 
 def read(folder: Path) -> Reading:
-    """How much of everything there is; processes get GONE_SECONDS to end."""
+    """Take a reading; processes get GONE_SECONDS to end."""
     until = time.monotonic() + GONE_SECONDS
     while (left := others(folder)) and time.monotonic() < until:
         time.sleep(0.2)
@@ -59,7 +59,7 @@ def read(folder: Path) -> Reading:
 
 
 def others(folder: Path) -> int:
-    """Living processes of this loop but itself, known by the temporary directory in their environment."""
+    """Number of other processes of this loop that live, known by the temporary directory in their environment."""
     mark, found = f"RAY_TMPDIR={folder}".encode(), 0
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and int(entry.name) != os.getpid():
@@ -69,7 +69,7 @@ def others(folder: Path) -> int:
 
 
 def broken(readings: Sequence[Reading]) -> dict[str, float]:
-    """What grew beyond its bound, of at least WARM_UP + 2 readings."""
+    """Name and growth of what grew beyond its bound, over at least WARM_UP + 2 readings."""
     first, *rest = readings[WARM_UP - 1 :]
     half = len(rest) // 2
     grown = {

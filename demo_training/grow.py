@@ -1,10 +1,10 @@
-"""Grow the embedded demo model into one that computes the same function at the cost of a real one.
+"""Grows the embedded demo model into one that computes the same function at the cost of a real one.
 
 A script, run by hand. End-to-end benchmarks need realistic behaviour (ends, lengths, entropy, acceptance) at a
 realistic cost, and an offline machine has no public weights: the grown model answers the demo's problems as the demo
 model does, and costs what Qwen2.5 of that size costs.
 
-    python demo/grow.py OUT --size 0.5b        # also 1.5b and 7b; 1.3, 3.6 and 15 GB of bfloat16
+    python demo_training/grow.py OUT --size 0.5b        # also 1.5b and 7b; 1.3, 3.6 and 15 GB of bfloat16
 
 Layers, hidden size, MLP, vocabulary and KV bytes a token are those of Qwen2.5; 1.5b and 7b have twice as many heads of
 half the size (64), and the head is never tied. Logits agree to 1e-4 in float32; in bfloat16, where the scaled norms are
@@ -64,7 +64,7 @@ def padded(weight: Tensor, *shape: int) -> Tensor:
 
 
 class Growth(NamedTuple):
-    """From one model's dimensions to another's."""
+    """Converts weights from the small model's dimensions to the big one's."""
 
     small: Size
     big: Size
@@ -90,7 +90,7 @@ class Growth(NamedTuple):
         return out
 
     def layer(self, small: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A layer of the small model; the columns of what it writes belong to its own heads and units."""
+        """A layer of the small model, grown; the columns of what it writes belong to its own heads and units."""
         out = {f"{n}_layernorm.weight": self.norm(small[f"{n}_layernorm.weight"]) for n in ("input", "post_attention")}
         for name in "qkv":
             for kind in ("weight", "bias"):
@@ -162,7 +162,7 @@ def grow(source: Path, target: Path, size: Size, dtype: torch.dtype = torch.bflo
 
 
 def check_fit(small: Size, big: Size) -> None:
-    """The big model holds the small one, with a unit to spare, and its heads come in groups at least as large."""
+    """Raise ValueError unless the big model holds the small one, with a unit to spare, and as large groups of heads."""
     enough = all(b >= s for s, b in zip(small, big, strict=True)) and big.hidden > small.hidden
     if not enough or big.heads % big.kv_heads or big.heads // big.kv_heads < small.heads // small.kv_heads:
         raise ValueError(f"a model of {small} cannot be grown into {big}")

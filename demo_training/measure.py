@@ -1,8 +1,8 @@
-"""Reference measurements of the demo model in plain torch: greedy, plain, low-temperature and power sampling.
+"""Measures the demo model by reference samplers in plain torch: greedy, plain, low-temperature and power sampling.
 
 Part of the training script. Deliberately independent of the project's engine and samplers: no pages, no replay, no
-early rejection, other random numbers. A model card made with it is a second opinion on them. Everything runs in lock
-step over the whole batch.
+early rejection, other random numbers. A model card made with it is an independent check of them. All rows of a batch
+are decoded in lock step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Answer(NamedTuple):
 
 
 class Score(NamedTuple):
-    """How a batch of answers did."""
+    """Scores of a batch of answers."""
 
     accuracy: float
     stderr: float
@@ -99,10 +99,10 @@ def power(subject: Subject, prompts: Sequence[list[int]], alpha: float, num_move
         uniforms = torch.rand(2, len(states), generator=subject.generator, device=subject.model.device).tolist()
         cuts = [int(u * len(state.tokens)) for u, state in zip(uniforms[0], states, strict=True)]
         prefixes = [prompt + state.tokens[:cut] for prompt, state, cut in zip(prompts, states, cuts, strict=True)]
-        drafts = draw(subject, prefixes, [MAX_NEW_TOKENS - cut for cut in cuts], alpha)
-        for place, (state, draft, cut) in enumerate(zip(states, drafts, cuts, strict=True)):
-            proposal = Answer(state.tokens[:cut] + draft.tokens, state.log_z[:cut] + draft.log_z)
-            log_r = sum(draft.log_z) - sum(state.log_z[cut:])
+        drawn = draw(subject, prefixes, [MAX_NEW_TOKENS - cut for cut in cuts], alpha)
+        for place, (state, suffix, cut) in enumerate(zip(states, drawn, cuts, strict=True)):
+            proposal = Answer(state.tokens[:cut] + suffix.tokens, state.log_z[:cut] + suffix.log_z)
+            log_r = sum(suffix.log_z) - sum(state.log_z[cut:])
             log_r += math.log(len(state.tokens)) - math.log(len(proposal.tokens))
             if math.log(max(1 - uniforms[1][place], 1e-300)) < log_r:
                 states[place] = proposal
@@ -111,7 +111,7 @@ def power(subject: Subject, prompts: Sequence[list[int]], alpha: float, num_move
 
 
 def score(subject: Subject, rows: Sequence[Row], answers: Sequence[Answer]) -> Score:
-    """Strict grading: the number after the answer's first `####` is the problem's."""
+    """Score answers by strict grading: right if the number after the first `####` is the problem's."""
     correct = []
     for row, answer in zip(rows, answers, strict=True):
         found = GOLD.search(subject.tokenizer.decode(answer.tokens, skip_special_tokens=True))
@@ -124,7 +124,8 @@ def score(subject: Subject, rows: Sequence[Row], answers: Sequence[Answer]) -> S
 
 
 def measured(subject: Subject, rows: Sequence[Row], num_moves: int | None = None) -> tuple[str, float]:
-    """A Markdown table of the methods' scores, with `num_moves` also power sampling's; its share of accepted moves."""
+    """A Markdown table of the methods' scores, with `num_moves` also of power sampling, and its share of accepted
+    moves."""
     prompts, answers, accepted = subject.prompts(rows), dict[str, list[Answer]](), 0.0
     for name, alpha in (("greedy", math.inf), ("T = 1", 1.0), ("T = 0.25", 4.0)):
         answers[name] = draw(subject, prompts, [MAX_NEW_TOKENS] * len(rows), alpha)

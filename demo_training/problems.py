@@ -1,10 +1,9 @@
-"""The embedded problems: a seeded generator of two- to four-step arithmetic word problems in GSM8K's format.
+"""Generates the embedded problems: arithmetic word problems of two to four steps in GSM8K's format, from a seed.
 
 `row(seed, index)` is a pure function; `scenarios.yaml` holds what the problems are about. A question belongs to the
 held-out part or to the training part by its own hash, so the two share no question whatever seeds they are drawn from.
-Knows no model, no tokens and no grading.
 
-    python -m demo.problems      # writes evals/demo/problems.jsonl again, byte for byte
+    python -m demo_training.problems      # writes evals/demo/problems.jsonl again, byte for byte
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 FOLDER = Path(__file__).parents[1] / "evals" / "demo"
-"""What is embedded: the problems, the model and its card."""
+"""The folder of what is embedded: the problems, the model and its card."""
 TRAIN_SEED, TEST_SEED, VALIDATION_SEED = 0, 1, 2
 TEST_ROWS = 200
 HELD_OUT_SHARE = 20
@@ -93,7 +92,7 @@ def library() -> tuple[Lexicon, tuple[Scenario, ...]]:
 
 
 def read_scenario(entry: dict[str, Any], question: str) -> Scenario:
-    """A scenario with one of its questions, and of the sentences those that speak of nothing the question has not."""
+    """A scenario with one of its questions, and of its sentences those whose fields all occur in the question."""
     known = fields(question) | {"="} | set(entry["draw"])
     known |= PRONOUNS if known & {"name", *PRONOUNS} else set()
     steps = []
@@ -143,7 +142,7 @@ def evaluate(term: str | Equation, values: dict[str, Fraction]) -> Fraction:
 
 
 def pick(rng: Random, options: Sequence[T]) -> T:
-    """One of these. Uses `random()` alone, the method whose stream Python promises not to change."""
+    """One of the options. Uses `random()` alone, the method whose stream Python promises not to change."""
     return options[int(rng.random() * len(options))]
 
 
@@ -225,8 +224,8 @@ class Words:
 
     def fill(self, template: str, values: dict[str, int], equation: str = "") -> str:
         """The template with its alternatives chosen and its fields filled in."""
-        text = re.sub(r"\[([^\]]*)\]", lambda found: pick(self._rng, found[1].split("|")), template)
-        return re.sub(r"\{([^}]*)\}", lambda found: self._field(found[1], values, equation), text)
+        text = re.sub(r"\[([^\]]*)\]", lambda match: pick(self._rng, match[1].split("|")), template)
+        return re.sub(r"\{([^}]*)\}", lambda match: self._field(match[1], values, equation), text)
 
     def connected(self, connector: str, sentence: str) -> str:
         """The sentence after a word such as `So`; a name keeps its capital."""
@@ -265,8 +264,8 @@ def held_out(question: str) -> bool:
 
 
 def rows(seed: int, held: bool) -> Iterator[Row]:
-    """The endless stream of a seed: what is held out, or what may be trained on."""
-    return (found for found in (row(seed, index) for index in count()) if held_out(found.question) == held)
+    """The endless stream of a seed's problems: those held out, or those that may be trained on."""
+    return (one for one in (row(seed, index) for index in count()) if held_out(one.question) == held)
 
 
 def distinct(stream: Iterator[Row], number: int, taken: Sequence[Row] = ()) -> list[Row]:
@@ -287,7 +286,7 @@ def validation_rows(number: int) -> list[Row]:
 
 def as_jsonl(rows: Sequence[Row]) -> str:
     """The rows as the text of a JSONL file."""
-    return "".join(json.dumps(found._asdict(), ensure_ascii=False) + "\n" for found in rows)
+    return "".join(json.dumps(one._asdict(), ensure_ascii=False) + "\n" for one in rows)
 
 
 def main() -> None:

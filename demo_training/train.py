@@ -1,10 +1,10 @@
-"""Train the embedded demo model from scratch and measure it.
+"""Trains the embedded demo model from scratch and measures it.
 
 A script, run by hand from the project's folder. It needs no more than torch, transformers, tokenizers, PyYAML and this
 folder.
 
-    python -m demo.train                       # minutes on one GPU; slow on a CPU
-    python -m demo.train --out /tmp/m --card /tmp/card.md --steps 20 --batch 16 --validation 20    # a trial
+    python -m demo_training.train                       # minutes on one GPU; slow on a CPU
+    python -m demo_training.train --out /tmp/m --card /tmp/card.md --steps 20 --batch 16 --validation 20    # a trial
 
 Each problem is read once as `Question: {question}\\nAnswer: {answer}<|endoftext|>`, with the loss on all tokens. Rows
 are padded on the right in batches of similar length. Held-out questions (see problems.py) are never trained on.

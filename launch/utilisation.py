@@ -1,4 +1,4 @@
-"""Two runs of the same problems, batched and not: memory, utilisation, problems in flight, times, and their ratio."""
+"""Compares two runs of the same problems, batched and one at a time: memory, utilisation, problems in flight, times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROW = "{:<30}{:>20}{:>20}"
 
 
 def main(paths: Sequence[str]) -> int:
-    """Print the table of the runs `paths`, the batched one first."""
+    """Print the table of the two runs at `paths`, the batched one first. Returns 0."""
     runs = [load_run(Path(path)) for path in paths]
     columns = [column(run) for run in runs]
     if runs[0].summary["memory"]["kind"] != "device":
@@ -31,7 +31,7 @@ def main(paths: Sequence[str]) -> int:
 
 
 def column(run: Run) -> dict[str, str]:
-    """What is shown of a run, by name. In flight are on average as many problems as their times make of the run's."""
+    """A run's column of the table, by row name. The mean number in flight is all answers' seconds over the run's."""
     seconds = run.summary["timings"]["sampling_seconds"]
     busy = sum(record.timings.get("wall_seconds", 0.0) for record in run.records)
     samples = [row for row in read_telemetry(run.directory / TELEMETRY) if row["kind"] == "sample"]
@@ -48,7 +48,7 @@ def column(run: Run) -> dict[str, str]:
 
 
 def of_worker(name: str, samples: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Most memory, and mean utilisation where there is a GPU that tells it."""
+    """A worker's rows: peak memory, and mean utilisation where its GPU reports it."""
     used = [row["nvml_used_bytes"] for row in samples if row.get("nvml_used_bytes") is not None]
     busy = [row["utilisation"] for row in samples if row.get("utilisation") is not None]
     if not used:

@@ -107,7 +107,7 @@ class Dispatcher:
         self.telemetry.sample(worker, reading)
 
     def finish(self, worker: str, work: Work, record: Record) -> None:
-        """Store a record and show the progress; one that cannot be written as JSON counts as an error of its problem."""
+        """Store a record and show the progress; a record that is no valid JSON counts as an error of its problem."""
         self.in_flight.pop(work.key, None)
         try:
             added = self.store.append(record)
