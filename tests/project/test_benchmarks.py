@@ -119,7 +119,7 @@ def test_methods_are_ordinary_runs_and_a_complete_one_is_not_run_again(
         assert " methods on 3 common problems" in (tmp_path / group / "report.md").read_text()
     assert "greedy" in write_report([tmp_path / "greedy", tmp_path / "power-a4-m3"], tmp_path)
 
-    monkeypatch.setattr(methods, "start_crew", lambda *_: pytest.fail("nothing is owed"))
+    monkeypatch.setattr(methods, "start_pool", lambda *_: pytest.fail("nothing is owed"))
     assert methods.main([*command, "--max-new-tokens", "90"]) == 0
     assert last_line(capsys) == found
 
