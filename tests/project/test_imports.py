@@ -75,9 +75,9 @@ def modules() -> dict[str, str]:
 @cache
 def imports() -> dict[str, set[str]]:
     """Module -> the modules that it imports anywhere in it, of ours the very files."""
-    known, found = modules(), {}
+    known, used_by = modules(), {}
     for module, source in known.items():
-        used = found[module] = set[str]()
+        used = used_by[module] = set[str]()
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Import):
                 used |= {alias.name for alias in node.names}
@@ -85,7 +85,7 @@ def imports() -> dict[str, set[str]]:
                 assert node.level == 0, f"{module}: a relative import"
                 inner = {f"{node.module}.{alias.name}" for alias in node.names}
                 used |= (inner & known.keys()) | ({node.module or ""} if inner - known.keys() else set())
-    return found
+    return used_by
 
 
 def floor(module: str) -> tuple[int, int]:

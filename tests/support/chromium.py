@@ -1,4 +1,4 @@
-"""Headless Chromium for tests, over its DevTools protocol. Knows no page."""
+"""Drives headless Chromium for tests, over its DevTools protocol."""
 
 from __future__ import annotations
 

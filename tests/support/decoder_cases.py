@@ -1,6 +1,6 @@
 """GraphDecoder against EagerDecoder on the same chains, whatever runs beneath: the kernels' twins in torch
 (test_graph_decoder.py), the kernels in Triton's interpreter (graph_decoder_interpreted.py), or CUDA graphs
-(test_gpu_families.py). Not collected by itself."""
+(test_model_families_gpu.py). Not collected by itself."""
 
 from __future__ import annotations
 

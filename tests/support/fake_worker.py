@@ -1,4 +1,4 @@
-"""A worker without a model, for sessions in this process: a subclass says what it answers."""
+"""Fake workers without a model, for sessions in this process; a subclass says what is answered."""
 
 from __future__ import annotations
 

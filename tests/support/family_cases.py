@@ -16,7 +16,7 @@ SEED = 3
 
 
 def branches(index: int, to: Prompt) -> Steps:
-    """A sequence, a draft of it that is dropped, one that is kept, and a rewind of that one."""
+    """A sequence, a branch of it that is dropped, one that is kept, and a rewind of that one."""
     move, length = iter(range(4)), len(to.token_ids)
 
     def ask(**fields: Any) -> Any:
@@ -27,11 +27,11 @@ def branches(index: int, to: Prompt) -> Steps:
         return found, asked.prefix + found.tokens
 
     first, tokens = yield from ask(max_new=30)
-    draft, _ = yield from ask(max_new=20, prefix=tokens[: length + 9], parent=first.handle)
-    yield [Drop(draft.handle)]
-    draft, tokens = yield from ask(max_new=25, prefix=tokens[: length + 3], parent=first.handle, alpha=1.0)
-    yield [Keep(draft.handle)]
-    again, _ = yield from ask(max_new=8, prefix=tokens[: length + 20], parent=draft.handle, alpha=math.inf)
+    branch, _ = yield from ask(max_new=20, prefix=tokens[: length + 9], parent=first.handle)
+    yield [Drop(branch.handle)]
+    branch, tokens = yield from ask(max_new=25, prefix=tokens[: length + 3], parent=first.handle, alpha=1.0)
+    yield [Keep(branch.handle)]
+    again, _ = yield from ask(max_new=8, prefix=tokens[: length + 20], parent=branch.handle, alpha=math.inf)
     return sample(again)
 
 

@@ -1,4 +1,4 @@
-"""Record logs as they are written."""
+"""Reads record logs as they were written."""
 
 from pathlib import Path
 

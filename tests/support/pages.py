@@ -1,4 +1,4 @@
-"""The books of a page pool, looked through from outside."""
+"""Checks the counts of a page pool from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the tests find the checkout."""
+"""Paths of the checkout."""
 
 from __future__ import annotations
 

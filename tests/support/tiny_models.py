@@ -73,7 +73,7 @@ PACKED = Layout(row_unit=1, page_unit=None, chunk=None)
 
 
 class Pair(NamedTuple):
-    """A model with the seam, and an untouched copy of its network."""
+    """A model with paged attention, and an untouched copy of its network."""
 
     model: Model
     network: Any

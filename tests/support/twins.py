@@ -1,4 +1,4 @@
-"""The kernels' meaning in plain products: stand-ins that let GraphDecoder run on a CPU at full speed."""
+"""What the kernels compute, in plain torch: stand-ins that let GraphDecoder run on a CPU at full speed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def prefill(
 
 
 def write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, write_at: Tensor) -> None:
-    """See `kernels.write.write`."""
+    """See `kernels.pages.write`."""
     real = write_at >= 0
     page, offset = write_at[real] // PAGE, write_at[real] % PAGE
     k_pages[page, :, offset] = k[real]

@@ -95,15 +95,15 @@ def test_several_requests_of_one_chain_and_branches_of_one_parent(pair: Pair) ->
     audit(on._pool)
 
 
-def test_a_parent_may_be_dropped_once_its_draft_is_asked_for(pair: Pair) -> None:
+def test_a_parent_may_be_dropped_once_its_child_is_submitted(pair: Pair) -> None:
     on = engine(pair.model, slots=1)
     to = prompt(2, 18)
 
     def script() -> Any:
         (_, first) = yield [Submit(0, request(to, 30))]
         prefix = to.token_ids + first.tokens[:20]
-        draft = request(to, 20, prefix=prefix, parent=first.handle)
-        (_, found) = yield [Submit(1, draft), Drop(first.handle)]
+        child = request(to, 20, prefix=prefix, parent=first.handle)
+        (_, found) = yield [Submit(1, child), Drop(first.handle)]
         yield [Keep(found.handle)]  # its parent is gone already, which is fine
         assert_statistics(pair, prefix, found, 2.0)
         return sample(found)
@@ -112,7 +112,7 @@ def test_a_parent_may_be_dropped_once_its_draft_is_asked_for(pair: Pair) -> None
     assert on.counters().kv_pages_used == 0
 
 
-def test_keep_releases_the_parent_and_drop_the_draft(pair: Pair) -> None:
+def test_keep_releases_the_parent_and_drop_the_proposal(pair: Pair) -> None:
     on = engine(pair.model)
     to = prompt(3, 40)
     used = []
@@ -121,12 +121,12 @@ def test_keep_releases_the_parent_and_drop_the_draft(pair: Pair) -> None:
         (_, state) = yield [Submit(0, request(to, 40))]
         for move in range(1, 7):
             prefix = to.token_ids + state.tokens[:10]
-            (_, draft) = yield [Submit(move, request(to, 30, prefix=prefix, parent=state.handle, key=(0, 0, move)))]
+            (_, proposal) = yield [Submit(move, request(to, 30, prefix=prefix, parent=state.handle, key=(0, 0, move)))]
             if move % 2:
-                yield [Keep(draft.handle)]
-                state = draft._replace(tokens=state.tokens[:10] + draft.tokens)
+                yield [Keep(proposal.handle)]
+                state = proposal._replace(tokens=state.tokens[:10] + proposal.tokens)
             else:
-                yield [Drop(draft.handle)]
+                yield [Drop(proposal.handle)]
             used.append(on.counters().kv_pages_used)
         return sample(state)
 
@@ -161,39 +161,39 @@ def speculating(to: Prompt, problem: int, ahead: int, moves: int) -> Any:
     (_, found) = yield [Submit(0, request(to, key=(problem, 0, 0)))]
     answer, handle, trace, version = found.tokens, found.handle, [found], 0
     operations: list[Operation] = []
-    flying: set[int] = set()
+    in_flight: set[int] = set()
     done: dict[int, Completion] = {}
     for move in range(1, moves + 1):
         for later in range(move, min(move + ahead, moves) + 1):
-            if later not in flying and later not in done:
+            if later not in in_flight and later not in done:
                 cut = later * 7 % len(answer)
                 asked = request(
                     to, to.max_new_tokens - cut, prefix=to.token_ids + answer[:cut], key=(problem, 0, later)
                 )  # fmt: skip
                 operations.append(Submit((version, later), asked._replace(parent=handle)))
-                flying.add(later)
+                in_flight.add(later)
         while move not in done:
             (of, later), found = yield operations
             operations = []
             if of == version:
-                flying.discard(later)
+                in_flight.discard(later)
                 done[later] = found
-        draft = done.pop(move)
-        assert draft.handle is not None
-        trace.append(draft)
-        if sum(draft.tokens) % 3:
-            operations.append(Drop(draft.handle))
+        proposal = done.pop(move)
+        assert proposal.handle is not None
+        trace.append(proposal)
+        if sum(proposal.tokens) % 3:
+            operations.append(Drop(proposal.handle))
             continue
-        answer, handle = answer[: move * 7 % len(answer)] + draft.tokens, draft.handle
+        answer, handle = answer[: move * 7 % len(answer)] + proposal.tokens, proposal.handle
         operations += [Keep(handle), *(Drop(d.handle) for d in done.values() if d.handle is not None)]
-        operations += [Cancel((version, later)) for later in flying]
+        operations += [Cancel((version, later)) for later in in_flight]
         version += 1
-        flying, done = set(), {}
+        in_flight, done = set(), {}
     return sample(trace=[(c.tokens, c.log_q.tobytes(), c.log_z.tobytes(), c.ended) for c in trace])
 
 
 def test_the_same_bits_with_and_without_further_requests_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For any number of slots, with extras that give way, and with NaN in every page that is free."""
+    """For any number of slots, with preempted speculative requests, and with NaN in every page that is free."""
     model = make("llama", seed=1).model
     prompts = [prompt(i // 2, 5 + 40 * (i // 2), 30, eos=[2, 7]) for i in range(7)]
     plain, on = model.forward, engine(model, slots=1)
@@ -203,7 +203,7 @@ def test_the_same_bits_with_and_without_further_requests_in_flight(monkeypatch: 
         return plain(step)
 
     monkeypatch.setattr(model, "forward", forward)
-    found, evicted = [], 0
+    found, preempted = [], 0
     for slots, ahead in [(1, 0), (3, 0), (8, 0), (3, 1), (8, 4)]:
         on = engine(model, slots)
         chains = [Chain(to, speculating(to, i, ahead, 6)) for i, to in enumerate(prompts)]
@@ -213,10 +213,10 @@ def test_the_same_bits_with_and_without_further_requests_in_flight(monkeypatch: 
         futures.append(on.submit(chains[3], 1))
         on.run([], 1)
         found.append([future.result().chain["trace"] for future in futures])
-        evicted += on.counters().preempted_requests
+        preempted += on.counters().preempted_requests
         assert on.counters().kv_pages_used == 0
         audit(on._pool)
-    assert evicted > 0
+    assert preempted > 0
     assert all(other == found[0] for other in found[1:])
 
 

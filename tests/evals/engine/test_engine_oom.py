@@ -80,20 +80,20 @@ def test_a_prompt_pass_may_fail_as_well(pair: Pair, fail: Callable[..., None]) -
 
 
 def test_handles_outlive_their_pages(pair: Pair, fail: Callable[..., None]) -> None:
-    """Held sequences can be branched from, kept, dropped and named as before, and so can their drafts in flight."""
+    """Held sequences can be branched from, kept, dropped and named as before, and so can their branches in flight."""
     to = prompt(3, 20, max_new=60)
     got: list[list[tuple[int, ...]]] = []
 
     def script() -> Any:
         (_, trunk) = yield [Submit("trunk", request(to, 30))]
         tokens = to.token_ids + trunk.tokens
-        drafts = [request(to, 20, prefix=tokens[:cut], parent=trunk.handle, key=(0, 0, cut)) for cut in (25, 33, 41)]
-        arrival = yield [Submit(i, draft) for i, draft in enumerate(drafts)]
+        branches = [request(to, 20, prefix=tokens[:cut], parent=trunk.handle, key=(0, 0, cut)) for cut in (25, 33, 41)]
+        arrival = yield [Submit(i, branch) for i, branch in enumerate(branches)]
         found = dict([arrival])
-        while len(found) < len(drafts):
+        while len(found) < len(branches):
             found |= dict([(yield [])])
         yield [Keep(found[1].handle), Drop(found[0].handle)]  # the trunk goes with the first
-        state = drafts[1].prefix + found[1].tokens
+        state = branches[1].prefix + found[1].tokens
         again = request(to, 9, prefix=state[:40], parent=found[1].handle, key=(0, 0, 99))
         (_, last) = yield [Submit("last", again), Drop(found[1].handle), Submit("gone", request(to, 30))]
         yield [Cancel("gone")]
@@ -208,9 +208,9 @@ def test_the_worker_says_it_once_and_the_driver_writes_it_down(
 
 def test_equal_notes_of_several_workers_are_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     telemetry = Telemetry(tmp_path / "telemetry.jsonl")
-    run: Any = Dispatcher(*[None] * 2, telemetry, None, deque(), {})  # type: ignore[arg-type]
+    dispatcher: Any = Dispatcher(*[None] * 2, telemetry, None, deque(), {})  # type: ignore[arg-type]
     for worker, notes in (("gpu0", "64 slots"), ("gpu1", "64 slots"), ("gpu0", ""), ("gpu2", "32 slots")):
-        run.heard(worker, {"notes": notes, "slot_changes": [], "slots": 1})
+        dispatcher.heard(worker, {"notes": notes, "slot_changes": [], "slots": 1})
     telemetry.close()
     assert capsys.readouterr().err.splitlines() == ["64 slots", "32 slots"]
     rows = read_telemetry(tmp_path / "telemetry.jsonl")

@@ -42,7 +42,7 @@ def pair() -> Pair:
 
 @pytest.mark.parametrize(("family", "slots"), [("llama", 1), ("llama", 3), ("llama", 8), ("gemma2", 3)])
 def test_power_chains_get_the_same_answers(family: str, slots: int) -> None:
-    """Prompts of 1 to 70 tokens that share pages; EOS, limits, floors, drafts ahead, rewinds and restores."""
+    """Prompts of 1 to 70 tokens that share pages; EOS, limits, floors, proposals ahead, rewinds and restores."""
     pair = make(family, seed=1)
     prompts = branching([1, 5, 16, 17, 40, 41, 70, 33], 33, max_new=24, eos=[2, 3, 4])
 
@@ -92,8 +92,8 @@ def script(index: int, to: Prompt) -> Any:
     first, tokens = ended[0], to.token_ids + ended[0].tokens
     cut = len(to.token_ids) + len(first.tokens) // 2
     fields = {"prefix": tokens[:cut], "parent": first.handle}
-    draft = request(to, key=(index, 2, 0), exclude=tokens[min(cut, len(tokens) - 1)], **fields)
-    (_, found) = yield [Drop(ended[1].handle), Submit(2, draft)]
+    second = request(to, key=(index, 2, 0), exclude=tokens[min(cut, len(tokens) - 1)], **fields)
+    (_, found) = yield [Drop(ended[1].handle), Submit(2, second)]
     low = request(to, key=(index, 3, 0), floor=-3.0, **fields)
     long = request(to, key=(index, 4, 0), **fields)
     (tag, other) = yield [Drop(found.handle), Submit(3, low), Submit(4, long)]
@@ -117,7 +117,7 @@ def test_scripts_get_the_same_answers(pair: Pair, slots: int, rules: dict[str, A
 
 
 def test_requests_that_give_way_start_again(pair: Pair) -> None:
-    """Extras of the first chain sit until the others come; their rows are taken from them in mid-sentence."""
+    """Speculative requests of the first chain run until the others come, and are preempted in mid-sentence."""
     gaps = iter(range(100))
 
     def steps(index: int, to: Prompt) -> Any:

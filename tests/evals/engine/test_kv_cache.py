@@ -95,12 +95,12 @@ class Mirror:
             del self.running[handle]
 
     def keep(self) -> None:
-        drafts = [handle for handle in self.ended if handle in self.parents]
-        if drafts:
-            draft = self.random.choice(drafts)
-            parent = self.parents.pop(draft)
+        children = [handle for handle in self.ended if handle in self.parents]
+        if children:
+            child = self.random.choice(children)
+            parent = self.parents.pop(child)
             alive = parent in self.ended
-            assert self.pool.keep(draft) == (parent if alive else None)
+            assert self.pool.keep(child) == (parent if alive else None)
             if alive:
                 self.forget(parent)
 
@@ -167,10 +167,10 @@ def test_whole_pages_are_shared_and_the_partial_one_is_copied() -> None:
     first = pool.open(None, 0, 60)
     assert first.copy is None
     pool.end(first.handle, 60)
-    draft = pool.open(first.handle, 35, 60)
-    assert draft.pages[:2] == first.pages[:2]
-    assert draft.copy == (first.pages[2], draft.pages[2])
-    assert draft.fresh == draft.pages[2:]
+    child = pool.open(first.handle, 35, 60)
+    assert child.pages[:2] == first.pages[:2]
+    assert child.copy == (first.pages[2], child.pages[2])
+    assert child.fresh == child.pages[2:]
     whole = pool.open(first.handle, 32, 60)
     assert whole.copy is None
     assert whole.pages[:2] == first.pages[:2]
@@ -258,16 +258,16 @@ def test_page_bytes() -> None:
 
 
 def test_a_page_released_and_lent_again_is_copied_before_it_is_cleared() -> None:
-    """A draft opens, its parent is dropped, and the next sequence gets the very page that the draft copies from."""
+    """A child is opened, its parent dropped, and the next sequence gets the very page that the child copies from."""
     pool = PagePool(4)
     cache = KeysValues(CacheShape(1, 1, 2, torch.float32), pool.num_pages, torch.device("cpu"))
     parent = pool.open(None, 0, 9)
     cache.fill(parent.pages, 7.0)
     pool.end(parent.handle, 9)
-    draft = pool.open(parent.handle, 5, 9)
+    child = pool.open(parent.handle, 5, 9)
     pool.drop(parent.handle)
     other = pool.open(None, 0, 9)
     assert other.pages == parent.pages
-    cache.prepare([draft, other])
-    assert (cache.tensor[:, :, draft.pages[0]] == 7.0).all()
+    cache.prepare([child, other])
+    assert (cache.tensor[:, :, child.pages[0]] == 7.0).all()
     assert (cache.tensor[:, :, other.pages[0]] == 0.0).all()

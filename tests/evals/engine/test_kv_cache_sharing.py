@@ -110,7 +110,7 @@ def test_the_prompt_of_several_samples_is_prefilled_once(pair: Pair) -> None:
 
 
 def test_power_chains_prefill_prompts_only(pair: Pair) -> None:
-    """No rewind, no restore and no accepted draft costs a token of prefill."""
+    """No rewind, no restore and no accepted proposal costs a token of prefill."""
     on = engine(pair.model, slots=3)
     prompts = [prompt(i, 5 + 9 * i, max_new=30, eos=[2]) for i in range(8)]
     samples = on.run([Chain(to, Power(2.0, 12).chain(to, 1, i, 0)) for i, to in enumerate(prompts)], 1)

@@ -1,4 +1,4 @@
-"""The seam: parity with plain forward passes for several families, the gate, loading, and the self-check's teeth."""
+"""The model: parity with plain forward passes for several families, what is refused, loading, and the self-check."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_packed_linears_replace_ordinary_ones() -> None:
     assert torch.allclose(PackedLinear(linear)(x), linear(x), atol=1e-6)
 
 
-# --- the gate ---------------------------------------------------------------------------------------------------------
+# --- model support ----------------------------------------------------------------------------------------------------
 
 
 def write_config(folder: Path, **config: Any) -> str:

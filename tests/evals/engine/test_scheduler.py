@@ -1,4 +1,4 @@
-"""Who sits, who gives way, and that everybody ends: the scheduler driven without a device, over pages alone."""
+"""The scheduler without a device, over pages alone: what it runs, what it preempts, and that every chain ends."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ EOS = range(2)
 Script = Generator[list[Operation], tuple[Hashable, Completion] | None, Sample]
 
 
-class Drive:
-    """A scheduler whose requests draw the token that their uniform names."""
+class Harness:
+    """A chain runner without a decoder, whose requests draw the token that their uniform names."""
 
     def __init__(self, num_pages: int, slots: int, share_unit: int = 1) -> None:
         self.pool = PagePool(num_pages + 1, share_unit)
@@ -35,7 +35,7 @@ class Drive:
         self.runner.add(state)
         return state
 
-    def seat(self) -> None:
+    def schedule(self) -> None:
         self.runner.schedule()
         self.check()
 
@@ -45,14 +45,14 @@ class Drive:
             self.check()
 
     def run(self, late: Iterable[ChainState] = (), every: int = 10, honest: bool = True) -> None:
-        """To the end, with a chain more every so many steps; with `honest` chains all primaries run at every step."""
+        """Run to the end, adding one of `late` every so many steps; primaries of `honest` chains always run."""
         more = list(late)
         for step in range(20_000):
             if more and (step % every == 0 or self.runner.idle):
                 self.runner.add(more.pop())
             if self.runner.idle:
                 break
-            self.seat()
+            self.schedule()
             assert self.scheduler.slots, "nothing runs, and not all is done"
             if honest:
                 assert not self.scheduler.waiting_primaries()
@@ -65,14 +65,16 @@ class Drive:
         return [state.primary for state in self.scheduler.alive if state.primary is not None]
 
     def check(self) -> None:
-        """Pages add up, no claim is out of date or exceeds the pool, nobody sits twice."""
+        """Pages add up, reservations are up to date and within the pool, and no request is scheduled twice."""
         audit(self.pool)
         assert len(self.scheduler.slots) <= self.runner.scheduler.num_slots
         for state in self.scheduler.alive:
             assert state.reserved_pages(self.pool) <= state.reservation
         assert sum(state.reservation for state in self.scheduler.alive) <= self.pool.capacity
         requests = [active for state in self.scheduler.alive for active in state.requests.values()]
-        assert sorted(map(id, self.scheduler.slots)) == sorted(id(f) for f in requests if f.allocation is not None)
+        assert sorted(map(id, self.scheduler.slots)) == sorted(
+            id(active) for active in requests if active.allocation is not None
+        )
 
     def tags(self) -> list[Hashable]:
         return [active.tag for active in self.scheduler.slots]
@@ -82,9 +84,9 @@ def token(slot: DecodeState) -> int:
     return int(slot.uniform() * VOCABULARY)
 
 
-def answer(asked: Request, to: Prompt) -> tuple[int, ...]:
-    """What a request must draw, whoever sends it back how often."""
-    slot = DecodeState(asked, to, SEED)
+def answer(submitted: Request, to: Prompt) -> tuple[int, ...]:
+    """The tokens that a request must draw, however often it is preempted."""
+    slot = DecodeState(submitted, to, SEED)
     while slot.add(token(slot), -0.7, -0.1) is None:
         pass
     return tuple(slot.tokens)
@@ -100,8 +102,8 @@ class Wanderer:
         self.random, self.to, self.room, self.total = random.Random(seed), to, sequences - 1, total
         self.base: dict[Handle, tuple[int, ...]] = {}
         self.done: dict[int, Completion] = {}
-        self.asked: dict[int, Request] = {}
-        self.flying: list[int] = []
+        self.submitted: dict[int, Request] = {}
+        self.in_flight: list[int] = []
         self.cancelled: set[int] = set()
         self.operations: list[Operation] = []
 
@@ -109,57 +111,57 @@ class Wanderer:
         while True:
             self.settle()
             self.submit()
-            if not self.flying:
+            if not self.in_flight:
                 return sample()
             operations, self.operations = self.operations, []
             arrival = yield operations
             assert arrival is not None
-            tag, found = arrival
+            tag, completion = arrival
             assert isinstance(tag, int)
-            assert found.idle >= 0
-            self.flying.remove(tag)
-            self.done[tag] = found
-            whole = answer(self.asked[tag], self.to)
-            assert found.tokens == (whole if found.ended != "cancelled" else whole[: len(found.tokens)])
+            assert completion.idle >= 0
+            self.in_flight.remove(tag)
+            self.done[tag] = completion
+            whole = answer(self.submitted[tag], self.to)
+            assert completion.tokens == (whole if completion.ended != "cancelled" else whole[: len(completion.tokens)])
 
     def needed(self) -> set[Handle | None]:
         """Sequences that are held or branched from."""
-        return {*self.base, *(self.asked[tag].parent for tag in self.flying)} - {None}
+        return {*self.base, *(self.submitted[tag].parent for tag in self.in_flight)} - {None}
 
     def settle(self) -> None:
-        """Decide on what has arrived, as far as nothing older is in active."""
+        """Decide on what has arrived, as far as nothing older is in flight."""
         for tag in sorted(self.done):
-            if self.flying and tag > self.flying[0]:
+            if self.in_flight and tag > self.in_flight[0]:
                 break
-            found, asked = self.done.pop(tag), self.asked[tag]
-            if found.handle is None:
+            completion, submitted = self.done.pop(tag), self.submitted[tag]
+            if completion.handle is None:
                 continue
             choice = self.random.random()
-            kept = self.needed() | {found.handle}
-            if asked.parent is not None and asked.parent in self.base and choice < 0.4:
-                self.operations.append(Keep(found.handle))
-                del self.base[asked.parent]
+            kept = self.needed() | {completion.handle}
+            if submitted.parent is not None and submitted.parent in self.base and choice < 0.4:
+                self.operations.append(Keep(completion.handle))
+                del self.base[submitted.parent]
             elif len(kept) > self.room or choice < 0.7:
-                self.operations.append(Drop(found.handle))
+                self.operations.append(Drop(completion.handle))
                 continue
-            self.base[found.handle] = asked.prefix + found.tokens
-            self.cancel([t for t in self.flying if self.asked[t].parent not in {None, *self.base}])
+            self.base[completion.handle] = submitted.prefix + completion.tokens
+            self.cancel([t for t in self.in_flight if self.submitted[t].parent not in {None, *self.base}])
         if self.base and self.random.random() < 0.2:
             handle = self.random.choice(list(self.base))
             del self.base[handle]
             self.operations.append(Drop(handle))
-        if self.flying and self.random.random() < 0.1:
-            self.cancel([self.random.choice(self.flying)])
+        if self.in_flight and self.random.random() < 0.1:
+            self.cancel([self.random.choice(self.in_flight)])
 
     def cancel(self, tags: list[int]) -> None:
-        """Their completions arrive at once."""
+        """Cancel requests; their completions arrive at once."""
         self.operations += [Cancel(tag) for tag in tags if tag not in self.cancelled]
         self.cancelled.update(tags)
 
     def submit(self) -> None:
         limit = len(self.to.token_ids) + self.to.max_new_tokens
-        for _ in range(self.random.choice([0, 1, 1, 2, 5]) if self.flying else 1 + self.random.randrange(4)):
-            if len(self.asked) == self.total:
+        for _ in range(self.random.choice([0, 1, 1, 2, 5]) if self.in_flight else 1 + self.random.randrange(4)):
+            if len(self.submitted) == self.total:
                 return
             choices = [
                 h for h, tokens in self.base.items() if len(self.needed() | {h}) <= self.room and len(tokens) > 1
@@ -167,22 +169,22 @@ class Wanderer:
             parent = self.random.choice([None, *choices])
             tokens = self.to.token_ids if parent is None else self.base[parent]
             cut = len(tokens) if parent is None else self.random.randrange(1, min(len(tokens) + 1, limit))
-            tag = len(self.asked)
-            self.asked[tag] = request(
+            tag = len(self.submitted)
+            self.submitted[tag] = request(
                 self.to, self.random.randint(1, limit - cut), prefix=tokens[:cut], parent=parent, key=(0, 0, tag),
                 origin=min(cut, len(self.to.token_ids)),
             )  # fmt: skip
-            self.flying.append(tag)
-            self.operations.append(Submit(tag, self.asked[tag]))
+            self.in_flight.append(tag)
+            self.operations.append(Submit(tag, self.submitted[tag]))
 
 
-def wanderers(drive: Drive, seed: int, count: int, needs: Sequence[int] = (2, 2, 3, 4, 8)) -> list[ChainState]:
+def wanderers(harness: Harness, seed: int, count: int, needs: Sequence[int] = (2, 2, 3, 4, 8)) -> list[ChainState]:
     rng = random.Random(seed)
     states = []
     for i in range(count):
         to = prompt(i % 5, rng.randint(1, 40), rng.randint(5, LENGTH - 40), eos=EOS if rng.random() < 0.7 else ())
         full = PagePool.pages_for(0, len(to.token_ids) + to.max_new_tokens)
-        sequences = min(rng.choice(needs), drive.pool.capacity // full)
+        sequences = min(rng.choice(needs), harness.pool.capacity // full)
         script = Wanderer(rng.randrange(1 << 30), to, sequences, rng.randint(1, 40)).script()
         states.append(ChainState(Chain(to, script, sequences), SEED))
     return states
@@ -190,35 +192,35 @@ def wanderers(drive: Drive, seed: int, count: int, needs: Sequence[int] = (2, 2,
 
 @pytest.mark.parametrize("seed", range(12))
 def test_chains_of_any_behaviour_end_in_a_small_pool(seed: int) -> None:
-    """Several in active, holding several, cancelling: no deadlock, no leak, and the tokens of undisturbed requests."""
+    """Several in flight, holding several, cancelling: no deadlock, no leak, and the tokens of undisturbed requests."""
     rng = random.Random(seed)
-    drive = Drive(num_pages=rng.choice([12, 24, 48, 96]), slots=rng.randint(1, 8), share_unit=rng.choice([1, 4]))
-    states = wanderers(drive, seed, 30)
+    harness = Harness(num_pages=rng.choice([12, 24, 48, 96]), slots=rng.randint(1, 8), share_unit=rng.choice([1, 4]))
+    states = wanderers(harness, seed, 30)
     for state in states[:8]:
-        drive.runner.add(state)
-    drive.run(states[8:], every=rng.choice([5, 60]))
+        harness.runner.add(state)
+    harness.run(states[8:], every=rng.choice([5, 60]))
     assert all(state.future.result() for state in states)
 
 
-def test_extras_and_preemptions_happen_in_the_random_test() -> None:
-    """Otherwise it would prove little."""
+def test_speculative_requests_and_preemptions_happen_in_the_random_test() -> None:
+    """Otherwise that test would prove little."""
     for num_pages, slots, every in [(48, 12, 20), (96, 4, 50)]:  # short of pages, short of slots
-        drive = Drive(num_pages, slots)
-        drive.run(wanderers(drive, 1, 30, needs=(2,)), every)
-        assert drive.speculative > 500
-        assert drive.scheduler.preempted > 3
+        harness = Harness(num_pages, slots)
+        harness.run(wanderers(harness, 1, 30, needs=(2,)), every)
+        assert harness.speculative > 500
+        assert harness.scheduler.preempted > 3
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_chain_that_needs_more_than_it_said_fails_or_ends_and_disturbs_nobody(seed: int) -> None:
+def test_a_chain_that_needs_more_than_it_said_fails_or_ends_and_disturbs_no_other(seed: int) -> None:
     rng = random.Random(seed)
-    drive = Drive(num_pages=20, slots=4)
+    harness = Harness(num_pages=20, slots=4)
     honest, greedy = [], []
     for i in range(12):
         to = prompt(i, rng.randint(1, 20), rng.randint(5, 40), eos=EOS)
         wanderer = Wanderer(rng.randrange(1 << 30), to, 9 if i % 3 == 0 else 2, 12)
-        (greedy if i % 3 == 0 else honest).append(drive.add(wanderer.script(), to))
-    drive.run(honest=False)
+        (greedy if i % 3 == 0 else honest).append(harness.add(wanderer.script(), to))
+    harness.run(honest=False)
     assert all(state.future.exception() is None for state in honest)
     for state in greedy:
         error = state.future.exception()
@@ -239,74 +241,74 @@ def submits(count: int, to: Prompt, new: int = 8) -> Script:
     return sample(order=order, idle=idle)
 
 
-def test_heads_sit_first_and_extras_in_what_is_left() -> None:
-    drive = Drive(num_pages=100, slots=4)
+def test_primary_requests_come_first_and_speculative_ones_get_what_is_left() -> None:
+    harness = Harness(num_pages=100, slots=4)
     to = [prompt(i, 4) for i in range(2)]
-    drive.add(submits(3, to[0]), to[0])
-    drive.add(submits(3, to[1]), to[1])
-    drive.seat()
-    states = list(drive.scheduler.alive)
-    assert [(states.index(r.state), r.tag) for r in drive.scheduler.slots] == [(0, 0), (1, 0), (0, 1), (0, 2)]
+    harness.add(submits(3, to[0]), to[0])
+    harness.add(submits(3, to[1]), to[1])
+    harness.schedule()
+    states = list(harness.scheduler.alive)
+    assert [(states.index(r.state), r.tag) for r in harness.scheduler.slots] == [(0, 0), (1, 0), (0, 1), (0, 2)]
 
 
-def test_the_youngest_extra_gives_way_to_a_new_chain_and_the_next_oldest_becomes_head() -> None:
-    drive = Drive(num_pages=100, slots=3)
+def test_the_youngest_speculative_request_is_preempted_for_a_new_chain_and_the_next_oldest_becomes_primary() -> None:
+    harness = Harness(num_pages=100, slots=3)
     to, other = prompt(0, 4), prompt(1, 4)
-    first = drive.add(submits(4, to), to)
-    drive.seat()
-    assert drive.tags() == [0, 1, 2]
-    drive.draw()
-    drive.add(submits(1, other), other)
-    drive.seat()
-    assert [(r.state is first, r.tag) for r in drive.scheduler.slots] == [(True, 0), (True, 1), (False, 0)]
-    assert drive.scheduler.preempted == 1
+    first = harness.add(submits(4, to), to)
+    harness.schedule()
+    assert harness.tags() == [0, 1, 2]
+    harness.draw()
+    harness.add(submits(1, other), other)
+    harness.schedule()
+    assert [(r.state is first, r.tag) for r in harness.scheduler.slots] == [(True, 0), (True, 1), (False, 0)]
+    assert harness.scheduler.preempted == 1
     while 0 in first.requests:
-        drive.draw()
-        drive.seat()
+        harness.draw()
+        harness.schedule()
     assert first.primary is first.requests[1]
-    drive.run()
+    harness.run()
     assert first.future.result().chain["order"] == [0, 1, 2, 3]
 
 
-def test_idle_counts_slots_that_nobody_waits_for() -> None:
+def test_idle_counts_slots_that_no_chain_waits_for() -> None:
     """Four slots; when the first of two requests arrives three are left, and one with two more chains to come."""
     for waiting, expected in [(0, 3), (2, 1), (9, 1)]:
-        drive = Drive(num_pages=200, slots=4)
+        harness = Harness(num_pages=200, slots=4)
         to = prompt(0, 4)
-        first = drive.add(submits(1, to, new=2), to)
-        drive.add(submits(1, to, new=5), to)
-        drive.seat()
+        first = harness.add(submits(1, to, new=2), to)
+        harness.add(submits(1, to, new=5), to)
+        harness.schedule()
         for _ in range(waiting):
-            drive.add(submits(1, to), to)
-        drive.draw()
-        drive.draw()
+            harness.add(submits(1, to), to)
+        harness.draw()
+        harness.draw()
         assert first.future.result().chain["idle"] == [expected]
-        drive.run()
+        harness.run()
 
 
 def test_idle_counts_only_new_chains_that_find_their_pages() -> None:
-    drive = Drive(num_pages=9, slots=4)  # a chain is guaranteed 8 of them
+    harness = Harness(num_pages=9, slots=4)  # a chain is guaranteed 8 of them
     to = prompt(0, 4, max_new=60)
-    first = drive.add(submits(1, to, new=2), to)
-    drive.seat()
-    drive.add(submits(1, to), to)
-    drive.draw()
-    drive.draw()
+    first = harness.add(submits(1, to, new=2), to)
+    harness.schedule()
+    harness.add(submits(1, to), to)
+    harness.draw()
+    harness.draw()
     assert first.future.result().chain["idle"] == [4]
-    drive.run()
+    harness.run()
 
 
-def test_extras_do_not_keep_a_new_chain_from_its_pages() -> None:
+def test_speculative_requests_do_not_keep_a_new_chain_from_its_pages() -> None:
     """The first chain fills the pool with speculative requests; the second needs half of it and gets it at once."""
-    drive = Drive(num_pages=16, slots=8)
+    harness = Harness(num_pages=16, slots=8)
     to = prompt(0, 4, max_new=60)
-    first = drive.add(submits(4, to, new=50), to)
-    drive.seat()
-    assert drive.tags() == [0, 1, 2, 3]
-    second = drive.add(submits(2, to, new=50), to)
-    drive.seat()
-    assert [running.state is second for running in drive.scheduler.slots] == [False, False, True, True]
-    drive.run()
+    first = harness.add(submits(4, to, new=50), to)
+    harness.schedule()
+    assert harness.tags() == [0, 1, 2, 3]
+    second = harness.add(submits(2, to, new=50), to)
+    harness.schedule()
+    assert [running.state is second for running in harness.scheduler.slots] == [False, False, True, True]
+    harness.run()
     assert first.future.result().chain["order"] == [0, 1, 2, 3]
     assert second.future.result().chain["order"] == [0, 1]
 
@@ -331,40 +333,40 @@ def late(to: Prompt, news: list[int], state: int = 0) -> Script:
     return sample()
 
 
-def test_extras_take_no_pages_that_a_new_chain_waits_for() -> None:
-    drive = Drive(num_pages=19, slots=4)
+def test_speculative_requests_take_no_pages_that_a_new_chain_waits_for() -> None:
+    harness = Harness(num_pages=19, slots=4)
     to = prompt(0, 4, max_new=60)
-    first = drive.add(late(to, [58, 50, 50, 58, 12]), to)
-    drive.seat()
+    first = harness.add(late(to, [58, 50, 50, 58, 12]), to)
+    harness.schedule()
     while 1 in first.requests:
-        drive.seat()
-        drive.draw()
-    drive.add(submits(1, to), to)  # 8 pages; requests 1 and 2 hold 8, and 0 has 4
-    drive.seat()
-    assert (drive.tags(), drive.scheduler.preempted) == ([0, 3], 0)
-    drive.run()
+        harness.schedule()
+        harness.draw()
+    harness.add(submits(1, to), to)  # 8 pages; requests 1 and 2 hold 8, and 0 has 4
+    harness.schedule()
+    assert (harness.tags(), harness.scheduler.preempted) == ([0, 3], 0)
+    harness.run()
 
 
-def test_a_request_does_not_give_way_for_pages_that_its_chain_will_want_back() -> None:
+def test_a_request_is_not_preempted_for_pages_that_its_chain_will_need_again() -> None:
     """Request 2 took a page before 1 has ended: once 0 has ended the chain cannot go on without all that 1 needs."""
-    drive = Drive(num_pages=18, slots=3)
+    harness = Harness(num_pages=18, slots=3)
     to, short = prompt(0, 4, max_new=90), prompt(1, 4, max_new=12)
-    first = drive.add(late(to, [10, 90, 2], state=90), to)  # 6 pages of 12 guaranteed; 1, 6 and 1 page
+    first = harness.add(late(to, [10, 90, 2], state=90), to)  # 6 pages of 12 guaranteed; 1, 6 and 1 page
     while 0 not in first.requests or 2 in first.requests:
-        drive.seat()
-        drive.draw()
-    drive.add(submits(1, short, new=12), short)  # 2 pages
-    drive.add(submits(1, short, new=12), short, sequences=4)  # 4 pages
-    drive.seat()
-    assert (drive.tags(), first.reservation, drive.scheduler.preempted) == ([0, 1, 0], 14, 0)
-    drive.run()
+        harness.schedule()
+        harness.draw()
+    harness.add(submits(1, short, new=12), short)  # 2 pages
+    harness.add(submits(1, short, new=12), short, sequences=4)  # 4 pages
+    harness.schedule()
+    assert (harness.tags(), first.reservation, harness.scheduler.preempted) == ([0, 1, 0], 14, 0)
+    harness.run()
     assert first.future.result()
 
 
-def test_no_request_sits_before_an_older_one_of_its_chain_that_finds_no_pages() -> None:
+def test_no_request_is_scheduled_before_an_older_one_of_its_chain_that_finds_no_pages() -> None:
     """Two requests of the second chain come back and share its prompt again, which leaves pages over in the same step;
     of the first chain's two the older one had been passed over by then."""
-    drive = Drive(num_pages=40, slots=7)
+    harness = Harness(num_pages=40, slots=7)
     to, long, short, large = (
         prompt(0, 4, max_new=12),
         prompt(1, 80, max_new=16),
@@ -384,31 +386,31 @@ def test_no_request_sits_before_an_older_one_of_its_chain_that_finds_no_pages() 
             operations = []
         return sample()
 
-    drive.add(script(), to)
-    drive.add(late(long, [16, 15, 14, 1]), long)
-    drive.seat()
-    assert drive.tags() == ["a", 0, "b", "c", 1, 2, 3]
-    drive.draw()  # b and 3 have ended, and are held
+    harness.add(script(), to)
+    harness.add(late(long, [16, 15, 14, 1]), long)
+    harness.schedule()
+    assert harness.tags() == ["a", 0, "b", "c", 1, 2, 3]
+    harness.draw()  # b and 3 have ended, and are held
     for _ in range(5):
-        drive.add(submits(1, short, new=2), short, sequences=1)
-    drive.seat()
-    assert (drive.tags(), drive.scheduler.preempted) == (["a", 0, 0, 0, 0, 0, 0], 3)
-    drive.add(submits(1, large, new=1), large._replace(max_new_tokens=0), sequences=5)  # 30 pages, which it waits for
+        harness.add(submits(1, short, new=2), short, sequences=1)
+    harness.schedule()
+    assert (harness.tags(), harness.scheduler.preempted) == (["a", 0, 0, 0, 0, 0, 0], 3)
+    harness.add(submits(1, large, new=1), large._replace(max_new_tokens=0), sequences=5)  # 30 pages, which it waits for
     for _ in range(2):
-        drive.draw()
-        drive.seat()
-    assert drive.tags() == ["a", 0, 1, 2]
-    drive.run()
+        harness.draw()
+        harness.schedule()
+    assert harness.tags() == ["a", 0, 1, 2]
+    harness.run()
 
 
 def test_a_chain_starts_as_soon_as_a_slot_is_free() -> None:
-    drive = Drive(num_pages=12 * 64, slots=64)
+    harness = Harness(num_pages=12 * 64, slots=64)
     to = prompt(0, 4, max_new=80)
     for i in range(69):
-        drive.add(submits(1, to, new=1 + i), to)
+        harness.add(submits(1, to, new=1 + i), to)
     started = []
     for _ in range(6):
-        started.append(len(drive.runner.schedule()))
-        drive.draw()
+        started.append(len(harness.runner.schedule()))
+        harness.draw()
     assert started == [64, 1, 1, 1, 1, 1]
-    drive.run()
+    harness.run()

@@ -1,4 +1,4 @@
-"""The check of a decoder at start: passes for one that works at any size, and has teeth. On a CPU, by twins."""
+"""The check of a decoder at start: passes for one that works at any size, fails for a wrong one. On a CPU, by twins."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def one_key_less(q: Any, k: Any, v: Any, k_pages: Any, v_pages: Any, pages: Any,
     return torch.where((positions >= 18)[:, None, None], second, first)
 
 
-def pending_copies(k: Any, v: Any, k_pages: Any, v_pages: Any, write_at: Any) -> None:
+def unwritten(k: Any, v: Any, k_pages: Any, v_pages: Any, write_at: Any) -> None:
     """The last token of a pass is forgotten."""
     last = int((write_at >= 0).nonzero().max())
     twins.write(k[:last], v[:last], k_pages, v_pages, write_at[:last])
@@ -88,7 +88,7 @@ MISTAKES: dict[str, Callable[..., Any]] = {
     "decode.decode": louder,
     "decode.decode ": one_key_less,
     "decode.decode  ": nothing,
-    "pages.write": pending_copies,
+    "pages.write": unwritten,
 }
 
 

@@ -1,4 +1,4 @@
-"""Every exact kernel leaves p^alpha invariant, by enumeration; and gives up no draft that it would have accepted."""
+"""Every exact kernel leaves p^alpha invariant, by enumeration; and gives up no proposal that it would have accepted."""
 
 from __future__ import annotations
 

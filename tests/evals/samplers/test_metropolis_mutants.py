@@ -130,21 +130,21 @@ def test_the_right_chains_pass_what_the_wrong_ones_fail(toy: str) -> None:
 
 @pytest.mark.parametrize("kernel", ["nonnull", "entropy"])
 def test_the_bound_of_other_cuts_is_seen(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`length` gives up drafts that would be accepted, where G is not the length."""
+    """`length` gives up proposals that would be accepted, where G is not the length."""
     monkeypatch.setattr(Kernel, "limits", lambda self, x, move: RIGHT_LIMITS(self, x, move)._replace(bound="length"))
     changed, _ = decisions(KERNELS[kernel], 1_000)
     assert changed > 0
 
 
 def test_a_null_free_bound_that_forgets_the_kept_prefix_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """C starts at 0 then, so that G of the draft looks larger than it is."""
+    """C starts at 0 then, so that G of the proposal looks larger than it is."""
     monkeypatch.setattr(Kernel, "limits", lambda self, x, move: RIGHT_LIMITS(self, x, move)._replace(carry=0.0))
     changed, _ = decisions(KERNELS["nonnull"], 1_000)
     assert changed > 0
 
 
 def test_a_bound_that_ignores_the_horizon_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A draft that has just become complete gets no longer, so that it must not be given up."""
+    """A proposal that has just become complete gets no longer, so that it must not be given up."""
     right = DecodeState._over
 
     def floor_first(self: DecodeState, token: int):

@@ -108,7 +108,7 @@ def test_the_kernel_without_null_moves_has_none() -> None:
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS.values(), *(Power(4.0, 40, *savings) for savings in SAVINGS)])
-def test_chain_settles_every_draft_and_restores_without_prefill(sampler: Power) -> None:
+def test_chain_settles_every_proposal_and_restores_without_prefill(sampler: Power) -> None:
     model = TOYS["peaked"]
     engine = ToyEngine(model, seed=3)
     sampler = sampler._replace(alpha=4.0)
@@ -166,8 +166,8 @@ def test_move_zero_is_the_low_temperature_answer() -> None:
 
 
 @pytest.mark.parametrize("sampler", [Power(1.0, 20), Power(1.0, 0, num_effective_moves=20), Power(1.0, 9, blocks=2)])
-def test_alpha_one_gives_up_no_draft_that_is_not_longer(sampler: Power) -> None:
-    """All log Z are 0: what can refuse a draft is the factor G(x) / G(x') alone, so with one length nothing is."""
+def test_alpha_one_gives_up_no_proposal_that_is_not_longer(sampler: Power) -> None:
+    """All log Z are 0: what can reject a proposal is the factor G(x) / G(x') alone, so with one length nothing is."""
     model = ToyLM(2, vocabulary=3, horizon=4)
     for prefix, logits in model.table.items():
         logits[EOS] = -np.inf if len(prefix) < 3 else logits[EOS]

@@ -1,4 +1,4 @@
-"""Drafts that run ahead change no chain: any number of slots, any order of arrival, toy engine and real one."""
+"""Proposals that run ahead change no chain: any number of slots, any order of arrival, toy engine and real one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SAMPLERS: dict[str, Power | Paper] = {
 
 
 def essence(sample: Sample) -> tuple[Any, ...]:
-    """Everything but how much ran for nothing."""
+    """A sample without the figures of discarded work."""
     info = {name: value for name, value in sample.chain.items() if name != "discarded_tokens"}
     return sample.tokens, sample.log_q.tolist(), sample.log_z.tolist(), sample.ended, info, sample.weighted
 

@@ -81,7 +81,7 @@ def test_a_chain_without_moves_reports_none_of_what_it_has_not() -> None:
 @pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize("replay", [False, True])
 def test_weights_estimate_the_mean_law_of_the_moves(replay: bool, early: bool) -> None:
-    """Both estimators have the mean (1/N) sum over n of start * P^n; with the drafts they vary less."""
+    """Both estimators have the mean (1/N) sum over n of start * P^n; with the proposals they vary less."""
     model, count = TOYS["eos"], 1_500
     sampler = Power(2.0, 4, replay, early)
     answers, matrix = transition_matrix(model, 2.0, sampler.kernel(model.horizon))
@@ -99,7 +99,7 @@ def test_weights_estimate_the_mean_law_of_the_moves(replay: bool, early: bool) -
     assert np.sum(expected > 0.02) > 4
 
 
-def test_recycled_drafts_vary_less_than_states() -> None:
+def test_recycled_proposals_vary_less_than_states() -> None:
     model, best = TOYS["flat"], max(TOYS["flat"].target(2.0), key=TOYS["flat"].target(2.0).__getitem__)
     spread = []
     for early in (False, True):

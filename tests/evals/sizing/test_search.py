@@ -10,7 +10,7 @@ from evals.sizing.search import MAX_ATTEMPTS, estimate, next_size, search
 
 
 def quiet(_: str) -> None:
-    """Nobody reads these lines."""
+    """Drops the lines that the search says."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Ray's dashboard in a real browser: job, progress and actors under our names; nobody without the token is let in.
+"""Ray's dashboard in a real browser: job, progress and actors under our names; without the token no access.
 
 With SCREENSHOTS naming a directory the pictures are kept there.
 """

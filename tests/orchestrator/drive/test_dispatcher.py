@@ -1,4 +1,4 @@
-"""The driver loop against a simulated pool: order, refill, retries, strikes, stops; telemetry and progress with it."""
+"""The dispatcher against a simulated pool: order, refill, retries, strikes, stops; telemetry and progress with it."""
 
 from __future__ import annotations
 
@@ -55,15 +55,16 @@ class SimulatedPool:
 
     def __init__(self, num_workers: int, slots: int, raising: Iterable[int] = (), poison: Iterable[int] = ()) -> None:
         self.slots, self.raising, self.poison = slots, set(raising), set(poison)
-        self.seats: dict[str, list[Work]] = {f"w{i}": [] for i in range(num_workers)}
+        self.workers: dict[str, list[Work]] = {f"w{i}": [] for i in range(num_workers)}
+        """Name -> its problems in flight."""
         self.random = random.Random(0)
         self.submitted: list[int] = []
         self.in_flight: list[int] = []
-        """At every wait."""
+        """Number at every wait."""
         self.asked = 0
 
     def die(self, name: str) -> list[Work]:
-        lost, self.seats[name] = self.seats[name], []
+        lost, self.workers[name] = self.workers[name], []
         return lost
 
     def start(self) -> None: ...
@@ -73,25 +74,25 @@ class SimulatedPool:
     def reload(self, config: Any, slots: int) -> None: ...
 
     def free(self, unanswered: int) -> int:
-        return sum(self.slots - len(seat) for seat in self.seats.values())
+        return sum(self.slots - len(held) for held in self.workers.values())
 
     def submit(self, work: Work) -> None:
         self.submitted.append(work.problem.problem_id)
-        min(self.seats.values(), key=len).append(work)
+        min(self.workers.values(), key=len).append(work)
 
     def ask_health(self) -> set[str]:
         self.asked += 1
-        return set(self.seats)
+        return set(self.workers)
 
     def wait(self, timeout: float) -> list[Event]:
-        self.in_flight.append(sum(map(len, self.seats.values())))
-        if not any(self.seats.values()):
-            return [Health(name, {"pid": 1}) for name in self.seats]
-        name = self.random.choice([name for name, seat in self.seats.items() if seat])
-        seat = self.seats[name]
-        if killers := self.poison & {work.problem.problem_id for work in seat}:
+        self.in_flight.append(sum(map(len, self.workers.values())))
+        if not any(self.workers.values()):
+            return [Health(name, {"pid": 1}) for name in self.workers]
+        name = self.random.choice([name for name, held in self.workers.items() if held])
+        held = self.workers[name]
+        if killers := self.poison & {work.problem.problem_id for work in held}:
             return [Died(name, self.die(name), f"killed by {min(killers)}")]
-        work = seat.pop(self.random.randrange(len(seat)))
+        work = held.pop(self.random.randrange(len(held)))
         if work.problem.problem_id in self.raising:
             return [Raised(name, work, "ValueError: no")]
         return [Done(name, work, answered(work)), Health(name, {"pid": 1, "memory": {"rss_bytes": 1}})]
@@ -168,7 +169,9 @@ def test_one_death_alone_is_not_final(store: RunStore) -> None:
         struck = False
 
         def wait(self, timeout: float) -> list[Event]:
-            alone = next((name for name, seat in self.seats.items() if [w.problem.problem_id for w in seat] == [5]), "")
+            alone = next(
+                (name for name, held in self.workers.items() if [w.problem.problem_id for w in held] == [5]), ""
+            )
             if alone and not self.struck and self.submitted.count(5) > 3:
                 self.struck = True
                 return [Died(alone, self.die(alone), "killed by another")]
@@ -207,12 +210,12 @@ def test_a_death_is_told_in_one_sentence(store: RunStore, capsys: pytest.Capture
     assert told[0] == "Worker w0 was lost (its process died); 2 answers are asked again."
 
 
-def test_what_a_worker_has_to_tell_after_its_last_answer_is_heard(store: RunStore) -> None:
+def test_the_health_of_a_worker_after_its_last_answer_is_written_down(store: RunStore) -> None:
     class ShrinksLast(SimulatedPool):
         def wait(self, timeout: float) -> list[Event]:
-            last = not any(self.seats.values())
+            last = not any(self.workers.values())
             said = {"pid": 1, "slot_changes": [{"old": 4, "new": 3, "reason": "out of memory"}] if last else []}
-            return [Health(name, said) for name in self.seats] if last else super().wait(timeout)
+            return [Health(name, said) for name in self.workers] if last else super().wait(timeout)
 
     rows = driven(store, ShrinksLast(2, 4), works(9))
     assert [(row["worker"], row["new"]) for row in events(rows, "slots")] == [("w0", 3), ("w1", 3)]
@@ -239,7 +242,7 @@ def test_a_stop_leaves_the_rest_owed(store: RunStore) -> None:
 
 
 class Answers(FakeWorker):
-    """One problem refuses to begin, another fails later."""
+    """A worker to which one problem cannot be given and another fails later."""
 
     closed = False
     broken: BaseException | None = None
@@ -261,7 +264,7 @@ class Answers(FakeWorker):
         self.closed = True
 
 
-def test_inline_crew(store: RunStore) -> None:
+def test_inline_pool(store: RunStore) -> None:
     worker = Answers()
     pool = InlineWorkerPool(worker, "settings", 2)
     pool.start()
@@ -349,7 +352,7 @@ def test_progress_prints_plain_lines_and_counts_what_was_done() -> None:
     assert out.getvalue().startswith("power: 5 of 8, numeric 40.0 ± 24.5 %, 2.0 GiB per worker, ")
 
 
-def test_progress_shows_the_headline_with_the_error_of_the_report() -> None:
+def test_progress_shows_the_primary_metric_with_the_error_of_the_report() -> None:
     out = io.StringIO()
     records = [answered(work, correct=work.problem.problem_id < 1) for work in works(4) for _ in range(2)]
     progress = Progress("power", 8, records[:2], out)
@@ -363,14 +366,14 @@ def test_progress_shows_the_headline_with_the_error_of_the_report() -> None:
     assert last == f"power: 8 of 8, {PRIMARY_METRIC} {100 * score['mean']:.1f} ± {100 * score['stderr']:.1f} %"
 
 
-def test_a_hang_strikes_only_what_was_late_and_a_lost_node_nothing(store: RunStore) -> None:
+def test_a_stall_strikes_only_what_was_late_and_a_lost_node_nothing(store: RunStore) -> None:
     class Unlucky(SimulatedPool):
-        """Everything in flight is lost five times with the node; then problem 1 hangs whenever it is in flight."""
+        """Everything in flight is lost five times with the node; then problem 1 stalls its worker every time."""
 
         nodes = 5
 
         def wait(self, timeout: float) -> list[Event]:
-            lost = self.seats["w0"]
+            lost = self.workers["w0"]
             late = [work for work in lost if work.problem.problem_id == 1]
             if lost and self.nodes:
                 self.nodes -= 1
@@ -394,7 +397,7 @@ def test_many_workers_lost_with_their_node_do_not_end_the_run(store: RunStore, c
         def wait(self, timeout: float) -> list[Event]:
             if not self.gone:
                 self.gone = True
-                return [Died(name, self.die(name), "gone", *cause) for name in self.seats]
+                return [Died(name, self.die(name), "gone", *cause) for name in self.workers]
             return super().wait(timeout)
 
     driven(store, NodeGone(16, 1), works(20))
@@ -404,8 +407,8 @@ def test_many_workers_lost_with_their_node_do_not_end_the_run(store: RunStore, c
 def test_a_lost_device_is_said_and_the_run_goes_on(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
     class OneGone(SimulatedPool):
         def wait(self, timeout: float) -> list[Event]:
-            if "w1" in self.seats:
-                return [Died("w1", self.seats.pop("w1"), "off the bus"), Lost("w1", "it could not start 3 times")]
+            if "w1" in self.workers:
+                return [Died("w1", self.workers.pop("w1"), "off the bus"), Lost("w1", "it could not start 3 times")]
             return super().wait(timeout)
 
     rows = driven(store, OneGone(2, 1), works(8))
@@ -456,43 +459,47 @@ def test_the_tail_lasts_from_the_first_idle_slot_to_the_end(store: RunStore, mon
     assert [row["seconds"] for row in events(rows, "tail")] == [3.0]  # of ten seconds the last three with a free slot
 
 
-def seated(**changes: Any) -> WorkerHandle:
+def loaded_handle(**changes: Any) -> WorkerHandle:
     calls = {i: Call(work, 100.0 + i) for i, work in enumerate(works(3))}
     return replace(WorkerHandle(0, "gpu0", actor="actor", moved=100.0, load_seconds=20.0, calls=calls), **changes)
 
 
 def test_patience_with_a_worker_that_takes_no_step() -> None:
-    seat = seated()
-    assert detect_stall(seat, 100.0 + STILL_SECONDS, 0.0, joined=False) is None
-    hang = detect_stall(seat, 101.0 + STILL_SECONDS, 0.0, joined=False)
-    assert hang is not None
-    assert [work.problem.problem_id for work in hang.blamed] == [0, 1, 2]
-    slow = seated(load_seconds=STILL_SECONDS)
+    handle = loaded_handle()
+    assert detect_stall(handle, 100.0 + STILL_SECONDS, 0.0, joined=False) is None
+    stall = detect_stall(handle, 101.0 + STILL_SECONDS, 0.0, joined=False)
+    assert stall is not None
+    assert [work.problem.problem_id for work in stall.blamed] == [0, 1, 2]
+    slow = loaded_handle(load_seconds=STILL_SECONDS)
     assert detect_stall(slow, 101.0 + STILL_SECONDS, 0.0, joined=False) is None, "compiling took as long when it loaded"
-    assert detect_stall(seated(calls={}), 1e6, 0.0, joined=False) is None, "it has nothing to do"
+    assert detect_stall(loaded_handle(calls={}), 1e6, 0.0, joined=False) is None, "it has nothing to do"
 
 
 def test_patience_with_a_problem_while_others_get_on() -> None:
     late = 100.5 + DEADLINE_SECONDS
-    hang = detect_stall(seated(moved=late), late, 0.0, joined=False)
-    assert hang is not None
-    assert [work.problem.problem_id for work in hang.blamed] == [0]
-    assert detect_stall(seated(moved=late), late, DEADLINE_SECONDS, joined=False) is None, "answers take that long here"
+    stall = detect_stall(loaded_handle(moved=late), late, 0.0, joined=False)
+    assert stall is not None
+    assert [work.problem.problem_id for work in stall.blamed] == [0]
+    assert detect_stall(loaded_handle(moved=late), late, DEADLINE_SECONDS, joined=False) is None, (
+        "answers take that long here"
+    )
     again = {0: Call(works(1)[0]._replace(attempt=2), 100.0)}
-    assert detect_stall(seated(moved=late, calls=again), late, 0.0, joined=False) is None, (
+    assert detect_stall(loaded_handle(moved=late, calls=again), late, 0.0, joined=False) is None, (
         "twice the time at the second try"
     )
 
 
 def test_patience_with_a_load_and_with_a_place() -> None:
     late = 101.0 + LOAD_SECONDS
-    loading = seated(calls={}, load="load")
+    loading = loaded_handle(calls={}, load="load")
     assert detect_stall(loading, 100.0 + LOAD_SECONDS, 0.0, joined=False) is None
     assert detect_stall(loading, late, 0.0, joined=False) == Stall(
         f"it began to load the model and did not get on for {LOAD_SECONDS:.0f} s", []
     )
     assert detect_stall(loading, late, 0.0, joined=True) is not None, "it has its place"
-    assert detect_stall(seated(actor=None, calls={}), late, 0.0, joined=False) is None, "nobody is there to stall"
+    assert detect_stall(loaded_handle(actor=None, calls={}), late, 0.0, joined=False) is None, (
+        "nobody is there to stall"
+    )
     waiting = replace(loading, placed="ready", asked=50.0)
     assert detect_stall(waiting, late, 0.0, joined=True) is None, "others have the device"
     assert detect_stall(waiting, late, 0.0, joined=False) is not None

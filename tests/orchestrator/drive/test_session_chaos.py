@@ -2,7 +2,7 @@
 
 The real command, the embedded model and three actors. Every fault is counted where it happens: a fault that did not
 happen proves nothing. The poison problem goes first in every life, so that its three strikes leave work for the faults
-that must not hit a problem that runs alone: two of those would convict it.
+that must not hit a problem that runs alone: two of those would have it recorded as failed.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def test_the_demo_does_not_spread_into_a_directory_of_other_files(start: Callabl
     assert [path.name for path in (tmp_path / "docs").iterdir()] == ["notes.md"]
 
 
-def test_the_demo_fills_four_directories_with_one_crew(
+def test_the_demo_fills_four_directories_with_one_pool(
     start: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert start(mode="demo") == 0

@@ -1,4 +1,4 @@
-"""The live view: the table of workers on a terminal, and `powersample watch` on files that another process writes."""
+"""The progress display: the table on a terminal, and `powersample watch` on files that another process writes."""
 
 from __future__ import annotations
 
