@@ -38,7 +38,7 @@ def set_one_thread() -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
-    """Below all else: what README claims and this run has not checked, since its data is not at hand."""
+    """Print last the claims of README that this run has not checked, since their data is missing."""
     yield
     if claims := unchecked(terminalreporter.getreports("skipped")):
         terminalreporter.section("CLAIMS THAT THIS RUN DID NOT CHECK", sep="!", red=True, bold=True)

@@ -1,4 +1,4 @@
-"""Who may import whom: wings from the ground up, no circles, and one place for every heavy library."""
+"""Import rules: wings import from those below them, no circles, and one wing for every heavy library."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ WINGS = {
         "__main__",
     ),
 }
-"""From the ground up: a module imports from its own wing and from wings below it. Above evals stands orchestrator."""
+"""The wings from the lowest up: a module imports from its own and from lower ones; orchestrator is above evals."""
 ONLY = {"ray": "orchestrator.cluster", "transformers": "evals.engine", "torch": "evals.engine"}
 """The one wing that may import a heavy library."""
 APART = {
@@ -60,7 +60,7 @@ APART = {
     "orchestrator.report": ("orchestrator.store",),
     "orchestrator.export": ("orchestrator.store",),
 }
-"""Wings that could import these and must not: what asks, samples and decodes meets in `evals.evaluate` alone, and who
+"""Wings above these that must not import them: tasks, samplers and engine meet in `evals.evaluate` alone, and what
 reads a run never writes to it."""
 NOT_INSTALLED = {"demo_training", "benchmarks", "tests"}
 
@@ -89,7 +89,7 @@ def imports() -> dict[str, set[str]]:
 
 
 def floor(module: str) -> tuple[int, int]:
-    """How high a module of ours stands: its package, and its wing within it."""
+    """The height of a module of ours: of its package, and of its wing within it."""
     package, _, rest = module.partition(".")
     names = [name for name in WINGS[package] if f"{rest}.".startswith(f"{name}.")]
     assert names or not rest, f"{module} stands in no wing"

@@ -21,7 +21,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def checkout() -> Iterator[Path]:
-    """A checkout that everybody may read, in a place that everybody can reach."""
+    """A checkout that every user of the machine can read."""
     root = Path(tempfile.mkdtemp())
     try:
         (root / "launch").mkdir()
@@ -38,7 +38,7 @@ def checkout() -> Iterator[Path]:
 def set_up(
     checkout: Path, *arguments: str, path: str = "/usr/bin:/bin", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run the script as somebody who is not root."""
+    """Run the script as a user who is not root."""
     command = ["bash", str(checkout / "launch/setup.sh"), *arguments]
     env, user = {"PATH": path, "HOME": str(checkout), **variables}, NOBODY if os.geteuid() == 0 else None
     return subprocess.run(command, cwd="/", env=env, user=user, capture_output=True, text=True, check=False, timeout=60)

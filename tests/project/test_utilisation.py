@@ -1,4 +1,4 @@
-"""The script that shows what batching brings, as a user types it."""
+"""launch/utilisation.py, which compares a batched run with one that is not, as a user calls it."""
 
 from __future__ import annotations
 

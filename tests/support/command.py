@@ -23,7 +23,7 @@ def clean(**variables: object) -> dict[str, str]:
 def python(
     *arguments: object, timeout: float = 290, umask: int = -1, **variables: object
 ) -> subprocess.CompletedProcess[str]:
-    """What a Python process with these arguments and variables did."""
+    """Run a Python process with these arguments and variables; returns its exit code and output."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,

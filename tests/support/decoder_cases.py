@@ -1,4 +1,4 @@
-"""GraphDecoder against EagerDecoder on the same chains, whatever runs beneath: the kernels' twins in torch
+"""Compares GraphDecoder with EagerDecoder on the same chains, over any kernels: their twins in torch
 (test_graph_decoder.py), the kernels in Triton's interpreter (graph_decoder_interpreted.py), or CUDA graphs
 (test_model_families_gpu.py). Not collected by itself."""
 
@@ -20,11 +20,11 @@ from support.pages import audit
 from support.tiny_models import PACKED, Pair, engine
 
 
-class Found(NamedTuple):
-    """What chains were answered, and what they returned."""
+class Results(NamedTuple):
+    """The completions that chains received, and the samples that they returned."""
 
     log: dict[Request, Completion]
-    """By request, less what depends on rounding or on the engine."""
+    """By request, without its fields that depend on rounding or on the engine."""
     samples: list[Sample]
 
 
@@ -38,44 +38,46 @@ def lagging(pair: Pair, slots: int, max_length: int = 160, num_pages: int | None
 
 
 def recorded(steps: Steps, log: dict[Request, Completion]) -> Steps:
-    """The same chain; what it was answered is in `log`, by request."""
-    asked: dict[Any, Request] = {}
+    """The same chain, which writes its completions to `log`, by request."""
+    requests: dict[Any, Request] = {}
     arrival = None
     while True:
         try:
             operations = steps.send(arrival)
         except StopIteration as stop:
             return stop.value
-        asked |= {operation.tag: operation.request for operation in operations if isinstance(operation, Submit)}
+        requests |= {operation.tag: operation.request for operation in operations if isinstance(operation, Submit)}
         arrival = yield operations
         if arrival is not None:
             tag, found = arrival
-            log[asked[tag]._replace(parent=None, floor=-np.inf, carry=0.0)] = found
+            log[requests[tag]._replace(parent=None, floor=-np.inf, carry=0.0)] = found
 
 
-def answers(on: Engine, prompts: Sequence[Prompt], steps: Callable[[int, Prompt], Steps], seed: int) -> Found:
-    """Everything that these chains were answered; all pages are free again."""
+def answers(on: Engine, prompts: Sequence[Prompt], steps: Callable[[int, Prompt], Steps], seed: int) -> Results:
+    """Run these chains and return what they received; checks that all pages are free again."""
     log: dict[Request, Completion] = {}
     samples = on.run([Chain(to, recorded(steps(i, to), log)) for i, to in enumerate(prompts)], seed)
     audit(on._pool)
     assert on.counters().kv_pages_used == 0
-    return Found(log, samples)
+    return Results(log, samples)
 
 
-def assert_same(pair: Pair, ours: Found, theirs: Found, seed: int, tolerance: float = 1e-4, edge: float = 1e-5) -> int:
+def assert_same(
+    pair: Pair, ours: Results, theirs: Results, seed: int, tolerance: float = 1e-4, edge: float = 1e-5
+) -> int:
     """Same tokens, statistics and endings; returns the requests that both have. What was cancelled may be shorter.
 
     A token may differ where its uniform lies within `edge` of an edge of the CDF; what follows it is not compared.
     """
     both, edges = ours.log.keys() & theirs.log.keys(), 0
-    for asked in both:
-        one, other = ours.log[asked], theirs.log[asked]
+    for request in both:
+        one, other = ours.log[request], theirs.log[request]
         length = min(len(one.tokens), len(other.tokens))
         equal = next((i for i in range(length) if one.tokens[i] != other.tokens[i]), length)
         np.testing.assert_allclose(one.log_q[:equal], other.log_q[:equal], atol=tolerance)
         np.testing.assert_allclose(one.log_z[:equal], other.log_z[:equal], atol=tolerance)
         if equal < length:
-            assert at_an_edge(pair, asked, one.tokens[:equal], {one.tokens[equal], other.tokens[equal]}, seed, edge)
+            assert at_an_edge(pair, request, one.tokens[:equal], {one.tokens[equal], other.tokens[equal]}, seed, edge)
             edges += 1
         elif "cancelled" not in (one.ended, other.ended):
             assert (one.tokens, one.ended) == (other.tokens, other.ended)
@@ -84,17 +86,17 @@ def assert_same(pair: Pair, ours: Found, theirs: Found, seed: int, tolerance: fl
     return len(both)
 
 
-def at_an_edge(pair: Pair, asked: Request, before: tuple[int, ...], tokens: set[int], seed: int, edge: float) -> bool:
+def at_an_edge(pair: Pair, request: Request, before: tuple[int, ...], tokens: set[int], seed: int, edge: float) -> bool:
     """Whether rounding explains that either of two tokens was drawn after `before`."""
-    logits = pair.logits([*asked.prefix, *before])[-1].double()
+    logits = pair.logits([*request.prefix, *before])[-1].double()
     low, high = sorted(tokens)
-    if np.isinf(asked.alpha):
+    if np.isinf(request.alpha):
         return bool((logits[low] - logits[high]).abs() < edge)
-    weights = (asked.alpha * logits).softmax(-1)
-    if asked.exclude is not None and not before:
-        weights[asked.exclude] = 0
+    weights = (request.alpha * logits).softmax(-1)
+    if request.exclude is not None and not before:
+        weights[request.exclude] = 0
     cumulative = (weights / weights.sum()).cumsum(-1)
-    drawn = uniform(seed, asked.key, len(asked.prefix) + len(before) - asked.origin, Purpose.TOKEN)
+    drawn = uniform(seed, request.key, len(request.prefix) + len(before) - request.origin, Purpose.TOKEN)
     return bool((cumulative[low:high] - drawn).abs().max() < edge)
 
 

@@ -1,4 +1,4 @@
-"""An engine whose decoder fails or is resized on purpose, and the samples of one that is left alone."""
+"""Engines whose decoder fails or is resized on purpose, and the samples of an undisturbed one."""
 
 from __future__ import annotations
 

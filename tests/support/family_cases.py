@@ -1,4 +1,4 @@
-"""What every family of models has to get right, on whatever decodes: prompts on both sides of windows and pages,
+"""Cases that every family of models has to pass, on any decoder: prompts on both sides of windows and pages,
 prefilled together, decoded beside each other, rewound, dropped and kept. Not collected by itself."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from typing import Any
 
 from evals.engine.engine import Engine
 from evals.types import Drop, Keep, Prompt, Steps, Submit
-from support.decoder_cases import Found, answers
+from support.decoder_cases import Results, answers
 from support.tiny_models import Pair, assert_statistics, prompt, request, sample
 
 LENGTHS = (1, 5, 16, 17, 40)
@@ -35,14 +35,14 @@ def branches(index: int, to: Prompt) -> Steps:
     return sample(again)
 
 
-def branched(on: Engine) -> Found:
-    """What `branches` of prompts of all lengths is answered."""
+def branched(on: Engine) -> Results:
+    """The completions of `branches` of prompts of all lengths."""
     found = answers(on, [prompt(i, length) for i, length in enumerate(LENGTHS)], branches, SEED)
     assert len(found.log) == 4 * len(LENGTHS)
     return found
 
 
-def assert_plain(pair: Pair, found: Found, tolerance: float) -> None:
+def assert_plain(pair: Pair, found: Results, tolerance: float) -> None:
     """All log q and log Z are those of plain forward passes, to `tolerance` times the largest logit."""
     scale = max(1.0, float(pair.logits(prompt(0, 60).token_ids).abs().max()))
     for asked, completion in found.log.items():

@@ -131,7 +131,7 @@ class ToyEngine:
 
     def run(self, steps: Steps, prompt: Prompt | None = None) -> Sample:
         prompt = prompt or self.model.prompt()
-        flying: dict[Hashable, Request] = {}
+        in_flight: dict[Hashable, Request] = {}
         cancelled: list[tuple[Hashable, Completion]] = []
         arrival = None
         try:
@@ -139,26 +139,26 @@ class ToyEngine:
                 for operation in steps.send(arrival):
                     match operation:
                         case Submit(tag, request):
-                            assert tag not in flying
+                            assert tag not in in_flight
                             if request.parent is not None:
                                 assert self.held[request.parent][: len(request.prefix)] == request.prefix
                             self.requests.append(request)
-                            flying[tag] = request
+                            in_flight[tag] = request
                         case Keep(handle):
                             self.held.pop(self.parents.pop(handle), None)
                         case Drop(handle):
                             del self.held[handle]
                         case Cancel(tag):
-                            del flying[tag]
+                            del in_flight[tag]
                             nothing = np.zeros(0)
                             cancelled.append((tag, Completion((), nothing, nothing, "cancelled", None, 0)))
-                self.most = max(self.most, len(flying))
+                self.most = max(self.most, len(in_flight))
                 if cancelled:
                     arrival = cancelled.pop(int(self.order.integers(len(cancelled))))
                 else:
-                    tag = list(flying)[int(self.order.integers(min(len(flying), self.slots)))]
-                    done = self.complete(flying.pop(tag), prompt)
-                    arrival = (tag, done._replace(idle=max(self.slots - len(flying), 0)))
+                    tag = list(in_flight)[int(self.order.integers(min(len(in_flight), self.slots)))]
+                    done = self.complete(in_flight.pop(tag), prompt)
+                    arrival = (tag, done._replace(idle=max(self.slots - len(in_flight), 0)))
         except StopIteration as stop:
             return stop.value
 

@@ -39,31 +39,31 @@ class Crowd:
 
     def drive(self, steps: Steps) -> Sample:
         held: dict[Handle, tuple[int, ...]] = {}
-        flying: list[tuple[Hashable, Request]] = []
+        in_flight: list[tuple[Hashable, Request]] = []
         arrival = None
         try:
             while True:
                 for operation in steps.send(arrival):
                     match operation:
                         case Submit(tag, request):
-                            assert tag not in dict(flying)
+                            assert tag not in dict(in_flight)
                             if request.parent is not None:
                                 assert held[request.parent] == request.prefix
-                            flying.append((tag, request))
+                            in_flight.append((tag, request))
                         case Drop(handle):
                             del held[handle]
                         case other:
                             raise AssertionError(f"a crowd keeps and cancels nothing: {other}")
                 if self.order == "shuffled":
-                    self.shuffle.shuffle(flying)
-                tag, request = flying.pop(-1 if self.order == "lifo" else 0)
+                    self.shuffle.shuffle(in_flight)
+                tag, request = in_flight.pop(-1 if self.order == "lifo" else 0)
                 completion = self.complete(request)
                 assert completion.handle is not None
                 held[completion.handle] = request.prefix + completion.tokens
                 self.most_held = max(self.most_held, len(held))
                 arrival = (tag, completion)
         except StopIteration as stop:
-            assert not flying
+            assert not in_flight
             return stop.value
 
     def law_at(self, answer: tuple[int, ...], alpha: float) -> tuple[list[float], list[float], float]:

@@ -1,4 +1,4 @@
-"""On a CUDA device: slots by measurement, and memory that somebody else takes away. `make test-gpu`."""
+"""On a CUDA device: slots by measurement, and memory that other processes take away. `make test-gpu`."""
 
 from __future__ import annotations
 

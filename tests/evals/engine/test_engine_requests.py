@@ -1,4 +1,4 @@
-"""What one request means: uniforms, stop conditions, exclusion, floors, edges. On a tiny random model."""
+"""The semantics of one request: uniforms, stop conditions, exclusion, floors, edges. On a tiny random model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a chain says of itself: counts that add up, answers with weights that estimate what they should."""
+"""The trace that a chain records: counts that add up, answers with weights that estimate what they should."""
 
 from __future__ import annotations
 

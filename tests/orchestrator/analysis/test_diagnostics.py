@@ -1,4 +1,4 @@
-"""What is said of chains, candidates and several samples: exact figures, warnings, and silence on what is unknown."""
+"""Diagnostics of chains, candidates and several samples: exact figures, warnings, and silence on what is unknown."""
 
 import io
 import json
