@@ -23,7 +23,7 @@ from evals.types import Record, UserError
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, ballot, right
 from orchestrator.analysis.load import Run, load_run
 from orchestrator.report.layout import table
-from orchestrator.text import percent
+from orchestrator.wording import percent
 
 
 class Condition(NamedTuple):

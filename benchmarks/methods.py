@@ -30,15 +30,15 @@ from evals.types import UserError
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, question_means
 from orchestrator.analysis.comparison import Pair, pair
 from orchestrator.analysis.load import Run, load_run
-from orchestrator.drive.open_runs import open_runs, prepare_runs
-from orchestrator.drive.session import FAILED, show_progress, start_pool, work_off
-from orchestrator.drive.signals import Stop
+from orchestrator.driver.open_runs import open_runs, prepare_runs
+from orchestrator.driver.session import FAILED, show_progress, start_pool, work_off
+from orchestrator.driver.signals import Stop
 from orchestrator.inputs.preflight import resolve_inputs
 from orchestrator.machine import description, gpus
 from orchestrator.report.layout import table
 from orchestrator.report.make import write_report
 from orchestrator.settings.config import RunConfig, resolve
-from orchestrator.text import percent
+from orchestrator.wording import percent
 from orchestrator.workers.pool import WorkerPool
 
 ALPHAS, MOVES = (1.0, 2.0, 4.0, 8.0), (0, 2, 5, 10, 20, 40)

@@ -36,11 +36,11 @@ os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # simulated node
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
 from orchestrator.cluster.actors import RayWorkerPool
-from orchestrator.drive.dispatcher import dispatch
+from orchestrator.driver.dispatcher import dispatch
 from orchestrator.live.progress import Progress
+from orchestrator.rundir.writing.run_store import open_store
+from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig
-from orchestrator.store.run_store import open_store
-from orchestrator.store.telemetry_log import Telemetry
 from orchestrator.workers.pool import Done, Event, Health, Work, WorkerPool
 
 MEAN_TOKENS, SIGMA, CAP, CAP_SHARE = 300.0, 0.45, 2048.0, 0.03

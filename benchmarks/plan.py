@@ -23,7 +23,7 @@ from evals.engine.checkpoint import shape_config
 from evals.engine.device import release, reset_peak
 from evals.engine.engine import Engine
 from evals.engine.execution import measure, prepare
-from evals.engine.forecast import ModelSpec, demand, forecast, model_spec, peak
+from evals.engine.memory_forecast import ModelSpec, demand, forecast, model_spec, peak
 from evals.engine.model import Model
 from evals.evaluate import make_sampler
 from evals.sizing.slots import GIB, plan_slots

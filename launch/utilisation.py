@@ -11,7 +11,7 @@ from typing import Any
 from evals.sizing.slots import gib
 from orchestrator.analysis.load import Run, load_run
 from orchestrator.rundir.directory import TELEMETRY
-from orchestrator.rundir.telemetry import read_telemetry
+from orchestrator.rundir.reading.telemetry import read_telemetry
 
 ROW = "{:<30}{:>20}{:>20}"
 

@@ -17,7 +17,7 @@ from evals.engine.attention import AttentionGroup, Step
 from evals.engine.chain_state import DecodeState, Drawn
 from evals.engine.kv_cache import PAGE, SCRATCH, Allocation
 from evals.engine.model import Model
-from evals.engine.sampling import draw
+from evals.engine.token_sampling import draw
 
 
 class Chunk(NamedTuple):

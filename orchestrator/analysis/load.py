@@ -11,10 +11,10 @@ from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.summary import summarise
 from orchestrator.rundir.directory import RECORDS, TELEMETRY
 from orchestrator.rundir.files import Tail
-from orchestrator.rundir.manifest import Manifest
-from orchestrator.rundir.records import answers
-from orchestrator.rundir.scores import with_new_scores
-from orchestrator.rundir.telemetry import readable
+from orchestrator.rundir.reading.manifest import Manifest
+from orchestrator.rundir.reading.records import answers
+from orchestrator.rundir.reading.scores import with_new_scores
+from orchestrator.rundir.reading.telemetry import readable
 
 
 class Run(NamedTuple):

@@ -15,9 +15,9 @@ import numpy as np
 from evals.types import Record
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, at_k, estimate, graders, groups_of, question_means, right
 from orchestrator.analysis.diagnostics import average, chain_statistics
-from orchestrator.rundir.manifest import Manifest
-from orchestrator.rundir.telemetry import timings as phase_timings
-from orchestrator.text import fill_in
+from orchestrator.rundir.reading.manifest import Manifest
+from orchestrator.rundir.reading.telemetry import timings as phase_timings
+from orchestrator.wording import fill_in
 
 WARNINGS = {
     "incomplete": "The run is incomplete: {num_records:,} of {wanted:,} answers are recorded, so all figures are "

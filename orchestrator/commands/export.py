@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evals.types import UserError
 from orchestrator.console import say
-from orchestrator.export.exported import gather
+from orchestrator.export.exported_run import gather
 from orchestrator.export.formats import FORMATS
 from orchestrator.rundir.directory import RUN
 from orchestrator.rundir.files import write_atomically

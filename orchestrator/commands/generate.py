@@ -1,7 +1,7 @@
 """`powersample generate`: answers every row of a JSONL file by an ordinary run, and writes its answers to OUT.
 
 The run in OUT.run is authoritative: OUT is made from its records, grows while they come, and is put in order at the
-end. The format of a line is in export/generated.py.
+end. The format of a line is in export/generate_output.py.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from evals.types import Record, UserError
 from orchestrator.commands.run import resolved
 from orchestrator.commands.table import COMMANDS, Option
 from orchestrator.console import say
-from orchestrator.drive import session
-from orchestrator.drive.open_runs import OpenRun
-from orchestrator.export import generated
+from orchestrator.driver import session
+from orchestrator.driver.open_runs import OpenRun
+from orchestrator.export import generate_output
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.files import write_atomically, write_whole, writing
-from orchestrator.rundir.telemetry import read_telemetry, timings
+from orchestrator.rundir.reading.telemetry import read_telemetry, timings
 from orchestrator.settings.config import RunConfig
 from orchestrator.settings.merge import build_config
-from orchestrator.text import duration
+from orchestrator.wording import duration
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OPTIONS = [item for item in COMMANDS["generate"].takes if isinstance(item, Option) and "dest" in item.how]
@@ -42,10 +42,10 @@ SHOWN = 20  # failed rows that are listed with their reasons
 
 def generate(args: Namespace) -> int:
     """Answer the rows; returns the exit code. Raises UserError for what the user can mend."""
-    output = generated.target(args.output_file)
+    output = generate_output.target(args.output_file)
     try:
         config = checked(build_config(args, os.environ, defaults(args)), output)
-        files = Files(output, generated.input_rows(Path(config.data or ""), "--input_file"), args.hourly_rate)
+        files = Files(output, generate_output.input_rows(Path(config.data or ""), "--input_file"), args.hourly_rate)
         return session.run(resolved(config), files.show, files.conclude)
     except UserError as error:
         raise UserError(in_our_words(str(error))) from error
@@ -78,7 +78,7 @@ def checked(config: RunConfig, output: Path) -> RunConfig:
         raise UserError(f"generate needs {missing}; `powersample generate --help` lists the options.")
     if not Path(config.data).is_file():
         raise UserError(f"There is no file {config.data}; name a JSONL file by --input_file.")
-    run = generated.run_of(output)
+    run = generate_output.run_of(output)
     if output.is_dir() or (output.exists() and (not run.is_dir() or output.samefile(config.data))):
         raise UserError(f"{output} is there already, and not from generate; name another --output_file or move it.")
     return config.model_copy(update={"run_dir": run, "data": str(Path(config.data).absolute()), "mode": "run"})
@@ -128,7 +128,7 @@ class Files(NamedTuple):
 
     def _write(self, run: OpenRun) -> None:
         with self.writing(run):
-            write_atomically(self.output, generated.lines(run.store.records.values(), self.rows, run.config))
+            write_atomically(self.output, generate_output.lines(run.store.records.values(), self.rows, run.config))
 
 
 class Generation(Progress):
@@ -145,7 +145,7 @@ class Generation(Progress):
         """Count one more record and append its line to the output."""
         super().add(record)
         if record.status == "ok":
-            line = generated.line(record, self._files.rows[record.problem_id], self._run.config)
+            line = generate_output.line(record, self._files.rows[record.problem_id], self._run.config)
             with self._files.writing(self._run):
                 write_whole(self._output.fileno(), line.encode())
         new = self.num - self._initial

@@ -1,6 +1,6 @@
 """`powersample plan`: computes where a GPU's memory would go and the batch that fits, without touching a device.
 
-Options and output are here; the arithmetic is in evals/sizing/ and evals/engine/forecast.py.
+Options and output are here; the arithmetic is in evals/sizing/ and evals/engine/memory_forecast.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from orchestrator.rundir.files import write_atomically, writing
 from orchestrator.settings.parser import suggestion
 
 if TYPE_CHECKING:
-    from evals.engine.forecast import ModelSpec
+    from evals.engine.memory_forecast import ModelSpec
 
 COUNTS = {"parameters", "trainable_parameters", "batch", "num_gpus", "effective_batch", "in_flight"}
 CHAIN_SEQUENCES = 2
@@ -72,7 +72,7 @@ def plan(args: argparse.Namespace) -> int:
 
 def evaluation(args: argparse.Namespace) -> Plan:
     """The plan of a run's slots, as the engine makes it, from computed instead of measured memory."""
-    from evals.engine.forecast import demand, forecast, peak
+    from evals.engine.memory_forecast import demand, forecast, peak
     from evals.sizing.slots import plan_slots
 
     ((name, model),) = models(args, most=1)
@@ -169,7 +169,7 @@ def models(args: argparse.Namespace, most: int | None = None) -> list[tuple[str,
         )
     from evals.decoding_speed import SHAPES as KNOWN
     from evals.engine.checkpoint import shape_config
-    from evals.engine.forecast import model_spec
+    from evals.engine.memory_forecast import model_spec
     from evals.engine.model_support import read_config
 
     configs = [(name, read_config(config_folder(name), False)) for name in args.model]

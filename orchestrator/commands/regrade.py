@@ -15,9 +15,9 @@ from orchestrator.inputs.prompts import problems_of, task_of
 from orchestrator.report.make import print_reports
 from orchestrator.rundir.directory import check_lock
 from orchestrator.rundir.files import write_atomically, writing
-from orchestrator.rundir.manifest import Manifest
-from orchestrator.rundir.records import answers
-from orchestrator.rundir.scores import SCORES
+from orchestrator.rundir.reading.manifest import Manifest
+from orchestrator.rundir.reading.records import answers
+from orchestrator.rundir.reading.scores import SCORES
 
 
 def regrade(args: Namespace) -> int:

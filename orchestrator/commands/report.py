@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestrator.console import say
 from orchestrator.report.make import print_reports
 from orchestrator.rundir.directory import RECORDS, runs_in
-from orchestrator.rundir.records import first_records
+from orchestrator.rundir.reading.records import first_records
 
 
 def report(args: Namespace) -> int:

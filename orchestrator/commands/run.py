@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evals.types import UserError
 from orchestrator.console import say
-from orchestrator.drive import session
+from orchestrator.driver import session
 from orchestrator.machine import gpus
 from orchestrator.settings.config import DEMO, RunConfig, resolve
 from orchestrator.settings.merge import build_config

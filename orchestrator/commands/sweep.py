@@ -1,7 +1,7 @@
 """`powersample sweep`: one evaluation per value of a setting, each with the batch that fits, on the same workers.
 
 Every value has a run directory of its own, so that a sweep goes on where it was stopped. Batch sizes are searched
-(sizing/batch_size.py) before the workers start, for the values that owe answers.
+(batch_search/batch_size.py) before the workers start, for the values that owe answers.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Any
 from evals.types import UserError
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.load import load_run
+from orchestrator.batch_search.batch_size import Value, fit_batch_size, host_memory
 from orchestrator.commands.run import requested, resolved
 from orchestrator.console import say
-from orchestrator.drive import session
-from orchestrator.drive.open_runs import OpenRun, prepare_runs
+from orchestrator.driver import session
+from orchestrator.driver.open_runs import OpenRun, prepare_runs
 from orchestrator.inputs.preflight import Inputs, resolve_inputs
 from orchestrator.machine import description
 from orchestrator.report.make import write
+from orchestrator.rundir.writing.run_store import check_store, fresh_directory
 from orchestrator.settings.config import RunConfig, fingerprint
 from orchestrator.settings.parser import suggestion
 from orchestrator.settings.schema import is_list, known_settings
-from orchestrator.sizing.batch_size import Value, fit_batch_size, host_memory
-from orchestrator.store.run_store import check_store, fresh_directory
 
 SUMMARY = "sweep.json"
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from evals.config import TaskConfig
-from orchestrator.export.generated import Output, carried, input_rows, run_of
+from orchestrator.export.generate_output import Output, carried, input_rows, run_of
 from orchestrator.inputs.jsonl import jsonl_lines
 from orchestrator.inputs.problems import find_question
 from orchestrator.inputs.prompts import task_of
 from orchestrator.rundir.directory import RECORDS, RUN
-from orchestrator.rundir.manifest import Manifest
-from orchestrator.rundir.records import first_records
+from orchestrator.rundir.reading.manifest import Manifest
+from orchestrator.rundir.reading.records import first_records
 
 MAX_CUT = 0.02  # share of answers at the longest length above which there is a warning
 SHOWN = 50  # mistakes that are listed

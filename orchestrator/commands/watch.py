@@ -7,7 +7,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 
-from orchestrator.live.watched import Watched
+from orchestrator.live.watched_run import Watched
 
 LOOK_SECONDS = 0.5
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from orchestrator.export import inspect, lm_eval
+from orchestrator.export import inspect_ai, lm_eval
 from orchestrator.export.parquet import parquet
 
-FORMATS = {"lm-eval": lm_eval.files, "inspect": inspect.files, "parquet": parquet}
+FORMATS = {"lm-eval": lm_eval.files, "inspect": inspect_ai.files, "parquet": parquet}
 """Format -> function from a run, `--out` and the usual place to its files: path -> content, the main file last."""

@@ -20,7 +20,7 @@ from evals.tasks.presets import PRESETS
 from orchestrator.analysis.accuracy import by_problem, graders, right
 
 if TYPE_CHECKING:
-    from orchestrator.export.exported import Exported
+    from orchestrator.export.exported_run import Exported
 
 FILTERS = {"strict": "strict-match", "flexible": "flexible-extract"}
 """Score -> lm-eval's filter of the same rule; others keep their names."""

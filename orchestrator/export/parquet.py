@@ -10,7 +10,7 @@ from typing import Any
 
 from evals.types import Record
 from orchestrator.analysis.accuracy import graders, right
-from orchestrator.export.exported import Exported
+from orchestrator.export.exported_run import Exported
 
 
 def parquet(exported: Exported, out: Path | None, usual: Path) -> dict[Path, bytes]:

@@ -18,11 +18,11 @@ from evals.types import Problem, UserError
 from orchestrator.inputs.models import ModelSource, resolve_model
 from orchestrator.inputs.problems import TRAIN_SETTING, DataSource, load_problems
 from orchestrator.inputs.prompts import prompts_digest
-from orchestrator.inputs.texts import load_texts, texts_digest
-from orchestrator.inputs.weights import check_weights
-from orchestrator.rundir.records import RecordKey
+from orchestrator.inputs.replay_texts import load_texts, texts_digest
+from orchestrator.inputs.weight_files import check_weights
+from orchestrator.rundir.reading.records import RecordKey
+from orchestrator.rundir.writing.run_store import check_writable
 from orchestrator.settings.config import Provenance, RunConfig, runs_of
-from orchestrator.store.run_store import check_writable
 
 if TYPE_CHECKING:
     from evals.engine.model_support import Tokenizer

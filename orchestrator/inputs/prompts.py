@@ -14,7 +14,7 @@ from evals.tasks.task import Task, make_task
 from evals.types import Message, Problem, UserError
 from orchestrator.inputs.problems import TRAIN_SETTING, load_problems
 from orchestrator.rundir.directory import RUN
-from orchestrator.rundir.manifest import Manifest
+from orchestrator.rundir.reading.manifest import Manifest
 
 
 def prompts_digest(task: Task, problems: Iterable[Problem]) -> str:

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 from evals.types import Record
 from orchestrator.live.progress import Progress
-from orchestrator.rundir.telemetry import held
-from orchestrator.store.telemetry_log import Telemetry
+from orchestrator.rundir.reading.telemetry import held
+from orchestrator.rundir.writing.telemetry_log import Telemetry
 
 TRACK_SECONDS = 10.0  # between two rows of a tracker
 FAILURES = ("death", "hang", "oom", "lost", "requeue", "retry", "failed")

@@ -17,8 +17,8 @@ from tqdm import tqdm
 from evals.sizing.slots import GIB, gib
 from evals.types import Record
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, estimate, right
-from orchestrator.rundir.telemetry import by_number, held, used
-from orchestrator.text import percent, with_error
+from orchestrator.rundir.reading.telemetry import by_number, held, used
+from orchestrator.wording import percent, with_error
 
 BAR_SECONDS, LINE_SECONDS = 0.5, 10.0
 MAX_ROWS = 16  # workers in the table below the bar; more would leave no room for anything else

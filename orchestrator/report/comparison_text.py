@@ -13,7 +13,7 @@ from orchestrator.analysis.load import Run
 from orchestrator.analysis.summary import WARNINGS, warnings
 from orchestrator.report.layout import WIDTH, Table, item, paragraphs
 from orchestrator.report.run_text import agreement, model_name, problems_name, provenance, shown_scores
-from orchestrator.text import figure, fill_in, percent, with_error, without_spread
+from orchestrator.wording import figure, fill_in, percent, with_error, without_spread
 
 WIDEST = 24
 """Most characters of an answer in a table."""

@@ -22,7 +22,7 @@ from orchestrator.report.page import Shown, page
 from orchestrator.report.run_text import run_report
 from orchestrator.report.timeline import timeline
 from orchestrator.rundir.files import write_atomically, writing
-from orchestrator.text import short
+from orchestrator.wording import short
 
 SUMMARY, REPORT, PAGE, FIGURE, TIMELINE = "summary.json", "report.md", "report.html", "accuracy.svg", "timeline.svg"
 MARK, MARK_END = "<!-- powersample comparison ", " -->"

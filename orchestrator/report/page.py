@@ -29,7 +29,7 @@ from orchestrator.report.comparison_text import comparison_parts, comparison_tit
 from orchestrator.report.figures import FATES, length_figure, log_p_figure
 from orchestrator.report.layout import Table
 from orchestrator.report.run_text import facts, headline, provenance, score_parts, title
-from orchestrator.text import duration, percent, with_error
+from orchestrator.wording import duration, percent, with_error
 
 NUM_SLOWEST = 10
 MAX_TRACE = 101

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.report.layout import Table, item, paragraphs
 from orchestrator.settings.config import DEMO
-from orchestrator.text import duration, figure, fill_in, gib, percent, short, with_error, without_spread
+from orchestrator.wording import duration, figure, fill_in, gib, percent, short, with_error, without_spread
 
 Summary = Mapping[str, Any]
 

@@ -14,8 +14,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from orchestrator.report.svg import COLOURS, Axis, axis, document, frame, key, path, text
-from orchestrator.rundir.telemetry import by_number, used
-from orchestrator.text import duration, gib
+from orchestrator.rundir.reading.telemetry import by_number, used
+from orchestrator.wording import duration, gib
 
 Place = tuple[float, float]
 

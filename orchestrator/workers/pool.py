@@ -1,6 +1,6 @@
 """The interface between driver and workers: `Work` goes in, events come out of a `WorkerPool`.
 
-The pools are workers/inline.py (one worker in this process) and cluster/actors.py (Ray actors).
+The pools are workers/inline_pool.py (one worker in this process) and cluster/actors.py (Ray actors).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
-from orchestrator.rundir.records import RecordKey
+from orchestrator.rundir.reading.records import RecordKey
 
 
 class Work(NamedTuple):

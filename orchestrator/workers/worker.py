@@ -21,7 +21,7 @@ from evals.types import Problem, Record
 from orchestrator.inputs.models import ModelSource, on_this_node
 from orchestrator.inputs.preflight import Inputs
 from orchestrator.machine.gpus import wait_for_room
-from orchestrator.rundir.records import RecordKey
+from orchestrator.rundir.reading.records import RecordKey
 from orchestrator.settings.config import RunConfig
 from orchestrator.workers.pool import Work
 

@@ -37,7 +37,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def session(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """The configurations that reach a session, which ends with code 3."""
     configs: list[RunConfig] = []
-    monkeypatch.setattr("orchestrator.drive.session.run", lambda config: configs.append(config) or 3)
+    monkeypatch.setattr("orchestrator.driver.session.run", lambda config: configs.append(config) or 3)
     return configs
 
 
@@ -116,7 +116,7 @@ def test_lost_workers_are_one_sentence_and_code_1(
     def lose(config: RunConfig) -> int:
         raise WorkersLost("no node is left")
 
-    monkeypatch.setattr("orchestrator.drive.session.run", lose)
+    monkeypatch.setattr("orchestrator.driver.session.run", lose)
     assert main(["run"]) == 1
     told = capsys.readouterr().err
     assert told == "powersample: no node is left; the answers so far are kept, start again to go on.\n"

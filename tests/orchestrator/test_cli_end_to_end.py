@@ -104,9 +104,9 @@ METHODS: dict[str, dict[str, object]] = {
 SEVERAL = """
 import json, os, signal, sys
 from evals.config import SamplerConfig
-from orchestrator.drive import open_runs
+from orchestrator.driver import open_runs
 from orchestrator.cli import main
-from orchestrator.store.run_store import RunStore
+from orchestrator.rundir.writing.run_store import RunStore
 
 kill, methods = sys.argv[1] == "kill", json.loads(sys.argv[2])
 

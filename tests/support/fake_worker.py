@@ -14,7 +14,7 @@ import pytest
 
 from evals.rng import Purpose, uniform
 from evals.types import Record
-from orchestrator.drive import session
+from orchestrator.driver import session
 from orchestrator.inputs import models, preflight, problems
 from orchestrator.settings.config import RunConfig, resolve
 from orchestrator.workers.pool import Work

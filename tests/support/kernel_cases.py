@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from evals import rng
-from evals.engine import attention, sampling
+from evals.engine import attention, token_sampling
 from evals.engine.attention import AttentionGroup
-from evals.engine.kernels import decode, draw, pages, prefill, truncate
+from evals.engine.kernels import decode, draw, pages, prefill, top_k_top_p
 from evals.engine.kv_cache import PAGE
 
 EDGE = 1e-5
@@ -209,13 +209,13 @@ Limits = dict[str, Tensor]
 
 def draw_both(
     logits: Tensor, rows: Rows, chunk: int, limits: Limits | None = None
-) -> tuple[sampling.Draw, sampling.Draw]:
+) -> tuple[token_sampling.Draw, token_sampling.Draw]:
     """The kernel's draw and the twin's in float64, both on the host."""
     limits = limits or {}
     there = {name: limit.to(logits.device) for name, limit in limits.items()}
     found = draw.draw(logits, *rows.to(logits.device), chunk=chunk, **there)
-    expected = sampling.draw(logits.cpu().float(), rows.alpha, rows.uniform, rows.exclude, **limits)
-    return sampling.Draw(*(x.cpu() for x in found)), expected
+    expected = token_sampling.draw(logits.cpu().float(), rows.alpha, rows.uniform, rows.exclude, **limits)
+    return token_sampling.Draw(*(x.cpu() for x in found)), expected
 
 
 def check_draw(
@@ -237,7 +237,7 @@ def at_edge(logits_V: Tensor, rows: Rows, row: int, token: int, limits: Limits) 
     scaled = logits_V.double() * rows.alpha[row]
     if limits:
         mine = {name: limit[row, None] for name, limit in limits.items()}
-        scaled[~sampling.kept((scaled - scaled.max())[None], **mine)[0]] = -torch.inf
+        scaled[~token_sampling.kept((scaled - scaled.max())[None], **mine)[0]] = -torch.inf
     if rows.exclude[row] >= 0:
         scaled[rows.exclude[row]] = -torch.inf
     cumulative = scaled.softmax(-1).cumsum(-1)
@@ -253,11 +253,11 @@ def check_truncation(logits: Tensor, top_k: list[int], top_p: list[float]) -> No
         "top_k_B": torch.tensor((top_k * count)[:count]),
         "top_p_B": torch.tensor((top_p * count)[:count], dtype=torch.float64),
     }
-    last = truncate.truncate(logits, *(x.to(logits.device) for x in (alpha, *limits.values())))
+    last = top_k_top_p.truncate(logits, *(x.to(logits.device) for x in (alpha, *limits.values())))
     host = logits.cpu().float().double()
     order = torch.from_numpy(np.argsort(-host.numpy(), axis=-1, kind="stable"))
     scaled = (host - host.amax(-1, keepdim=True)) * torch.where(alpha.isinf(), 1.0, alpha)[:, None]
-    expected = sampling.kept(scaled, **limits).sum(-1)
+    expected = token_sampling.kept(scaled, **limits).sum(-1)
     for row in range(count):
         place = (order[row] == last.token.cpu()[row]).nonzero()
         found = int(place[0, 0]) + 1 if len(place) else vocabulary

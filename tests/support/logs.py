@@ -4,7 +4,7 @@ from pathlib import Path
 
 from evals.types import Record
 from orchestrator.rundir.files import Tail
-from orchestrator.rundir.records import decode
+from orchestrator.rundir.reading.records import decode
 
 
 def read_records(path: Path) -> list[Record]:

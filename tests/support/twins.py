@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evals.engine import attention, sampling
+from evals.engine import attention, token_sampling
 from evals.engine.attention import AttentionGroup, Step
 from evals.engine.kv_cache import PAGE
 from evals.rng import Purpose, philox
@@ -66,10 +66,10 @@ def write(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, write_at: Tens
 def draw(
     logits: Tensor, alpha: Tensor, exclude: Tensor, seed: Tensor, keys: Tensor, positions: Tensor, out: Tensor,
     **limits: Tensor,
-) -> sampling.Draw:  # fmt: skip
+) -> token_sampling.Draw:  # fmt: skip
     """See `kernels.draw.draw`."""
     r0, r1, _, _ = philox(seed, keys[:, 0], keys[:, 1], keys[:, 2], positions | Purpose.TOKEN << 24)
     uniform = ((r0 >> 5) * (1 << 26) + (r1 >> 6)).double() / (1 << 53)
-    drawn = sampling.draw(logits.float(), alpha, uniform, exclude, **limits)
+    drawn = token_sampling.draw(logits.float(), alpha, uniform, exclude, **limits)
     out.copy_(torch.stack([drawn.token, drawn.log_q.view(torch.long), drawn.log_z.view(torch.long)]))
     return drawn

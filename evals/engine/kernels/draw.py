@@ -3,7 +3,7 @@
 Two phases: `partials` takes the largest logit and two sums of exponentials of every chunk of the vocabulary (float32);
 `finish` adds them up in float64, finds the chunk in which the cumulative weight passes the uniform, and the token
 in it. The excluded token is left out of the chunks and added to the normalisers on its own, so that the rest keeps its
-precision. Where q is truncated (truncate.py), the second sum and the draw are over what is kept. A row's result depends
+precision. Where q is truncated (top_k_top_p.py), the second sum and the draw are over what is kept. A row's result depends
 on its own logits alone.
 
 Letters in shapes: B rows, V vocabulary, C chunks.
@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor
 
 from evals.engine.kernels.pages import OPTIONS
-from evals.engine.kernels.truncate import ZERO_BITS, Last, kept, ordered, truncate
-from evals.engine.sampling import Draw
+from evals.engine.kernels.top_k_top_p import ZERO_BITS, Last, kept, ordered, truncate
+from evals.engine.token_sampling import Draw
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import torch
 from evals.config import EngineConfig
 from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
-from evals.engine.sampling import draw
+from evals.engine.token_sampling import draw
 from evals.evaluate import make_prompt
 from evals.samplers.power import Power
 from evals.samplers.single import Single

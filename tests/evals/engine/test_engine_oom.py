@@ -19,9 +19,9 @@ from evals.evaluate import make_sampler
 from evals.sizing.slots import fewer
 from evals.types import Cancel, Chain, Drop, Keep, Sample, Submit, UserError
 from orchestrator.cli import main
-from orchestrator.drive.dispatcher import Dispatcher
-from orchestrator.rundir.telemetry import read_telemetry
-from orchestrator.store.telemetry_log import Telemetry
+from orchestrator.driver.dispatcher import Dispatcher
+from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.writing.telemetry_log import Telemetry
 from support.disturbed import KINDS, assert_same, run
 from support.pages import audit
 from support.tiny_models import Pair, engine, make, prompt, request, sample

@@ -12,8 +12,8 @@ from orchestrator.analysis.diagnostics import autocorrelation, chain_statistics,
 from orchestrator.analysis.summary import WARNINGS, summarise, truncated, warnings
 from orchestrator.live.progress import Progress
 from orchestrator.report.run_text import FACTS, figures_of, run_report
-from orchestrator.rundir.manifest import method
-from orchestrator.text import fill_in
+from orchestrator.rundir.reading.manifest import method
+from orchestrator.wording import fill_in
 from support.made_up import POWER, failed_record, known, make_record
 
 FULL = {

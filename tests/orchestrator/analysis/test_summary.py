@@ -13,7 +13,7 @@ from orchestrator.analysis.summary import summarise
 from orchestrator.commands.report import report
 from orchestrator.report.make import write_report
 from orchestrator.report.run_text import run_report
-from orchestrator.rundir.manifest import Manifest
+from orchestrator.rundir.reading.manifest import Manifest
 from support.made_up import (
     POWER,
     TELEMETRY,

@@ -15,12 +15,12 @@ import pytest
 
 from evals.config import EngineConfig, SamplerConfig, TaskConfig
 from evals.types import Problem, Record, UserError, WorkersLost
-from orchestrator.drive.dispatcher import dispatch
+from orchestrator.driver.dispatcher import dispatch
 from orchestrator.live.progress import Progress
-from orchestrator.rundir.telemetry import read_telemetry
+from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.writing.run_store import open_store
+from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig
-from orchestrator.store.run_store import open_store
-from orchestrator.store.telemetry_log import Telemetry
 from orchestrator.workers.pool import Died, Event, Health, Ready, Work
 
 pytestmark = [pytest.mark.ray, pytest.mark.serial]

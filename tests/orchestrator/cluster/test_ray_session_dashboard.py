@@ -21,7 +21,7 @@ import pytest
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
-from orchestrator.drive.dispatcher import Done, Ready, Work
+from orchestrator.driver.dispatcher import Done, Ready, Work
 from orchestrator.live.metrics import METRICS
 from orchestrator.settings.config import RunConfig
 from support.chromium import Browser, find_browser
@@ -116,7 +116,7 @@ def test_what_the_dashboard_shows(dashboard: str, tmp_path: Path) -> None:
 def test_strangers_are_not_let_in_and_metrics_have_our_names(dashboard: str) -> None:
     import ray
 
-    from orchestrator.cluster.metrics import RayMetrics
+    from orchestrator.cluster.ray_metrics import RayMetrics
 
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"http://{dashboard}/api/version")

@@ -21,16 +21,16 @@ from evals.tasks.task import make_task
 from evals.types import Problem, Record
 from orchestrator.analysis.load import load_run
 from orchestrator.cli import main
-from orchestrator.drive.open_runs import run_content
-from orchestrator.export.exported import Exported
+from orchestrator.driver.open_runs import run_content
+from orchestrator.export.exported_run import Exported
 from orchestrator.inputs.models import ModelSource
 from orchestrator.inputs.preflight import Inputs
 from orchestrator.inputs.problems import GSM8K_SHA256, load_problems
 from orchestrator.inputs.prompts import prompts_digest
 from orchestrator.machine import description
 from orchestrator.rundir import files
-from orchestrator.rundir.manifest import Manifest
-from orchestrator.rundir.records import encode
+from orchestrator.rundir.reading.manifest import Manifest
+from orchestrator.rundir.reading.records import encode
 from orchestrator.settings.config import RunConfig, resolve
 from support.chromium import Browser, find_browser
 from support.interop import python, theirs

@@ -25,8 +25,8 @@ from evals.types import Problem, Prompt, Record, Submit, UserError
 from orchestrator import cli
 from orchestrator.commands.generate import advice, checked, cost, defaults
 from orchestrator.commands.table import make_parser
-from orchestrator.drive import session
-from orchestrator.export import generated
+from orchestrator.driver import session
+from orchestrator.export import generate_output
 from orchestrator.machine import gpus
 from orchestrator.settings.config import Provenance, RunConfig, fingerprint, resolve
 from orchestrator.settings.merge import build_config
@@ -292,7 +292,7 @@ def test_settings_that_are_refused(settings: dict[str, Any], words: str, tmp_pat
 
 def test_an_output_may_not_be_the_input(tmp_path: Path) -> None:
     data = jsonl(tmp_path / "in.jsonl", ROWS)
-    generated.run_of(data).mkdir()
+    generate_output.run_of(data).mkdir()
     with pytest.raises(UserError, match="is there already"):
         checked(RunConfig(**{**OPEN, "data": str(data)}), data)
 

@@ -30,9 +30,9 @@ from evals.config import EngineConfig
 from evals.decoding_speed import SHAPES, load
 from evals.engine.checkpoint import make_network, shape_config
 from evals.engine.engine import Engine
-from evals.engine.forecast import WORKSPACE_BYTES, ModelSpec, demand, forecast, model_spec, peak
 from evals.engine.kv_cache import PAGE
 from evals.engine.linears import fuse_linears
+from evals.engine.memory_forecast import WORKSPACE_BYTES, ModelSpec, demand, forecast, model_spec, peak
 from evals.sizing.slots import plan_slots
 from evals.sizing.training import FOUNDING, GB, Training, founding_notes, training_budget
 from evals.types import UserError

@@ -13,7 +13,7 @@ from evals.config import TaskConfig
 from evals.types import Problem
 from orchestrator.cli import main
 from orchestrator.inputs.problems import load_problems
-from orchestrator.rundir.records import encode, first_records
+from orchestrator.rundir.reading.records import encode, first_records
 from support.logs import read_records
 from support.places import ROOT
 

@@ -16,18 +16,18 @@ import torch
 
 from evals.engine.engine import EngineCounters
 from evals.types import Record, UserError
+from orchestrator.batch_search import batch_size
+from orchestrator.batch_search.batch_size import Value, fit_batch_size, host_memory, start
+from orchestrator.batch_search.probe import Outcome, batch, overflow, probe
 from orchestrator.cli import main
 from orchestrator.commands.sweep import values_of
 from orchestrator.inputs.preflight import Inputs, resolve_inputs
 from orchestrator.machine import gpus
 from orchestrator.machine.gpus import Gpu
-from orchestrator.rundir.telemetry import read_telemetry
+from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig, resolve
-from orchestrator.sizing import batch_size
-from orchestrator.sizing.batch_size import Value, fit_batch_size, host_memory, start
-from orchestrator.sizing.probe import Outcome, batch, overflow, probe
-from orchestrator.store.telemetry_log import Telemetry
-from orchestrator.workers.inline import InlineWorkerPool
+from orchestrator.workers.inline_pool import InlineWorkerPool
 from orchestrator.workers.pool import Done, Health
 from orchestrator.workers.worker import Worker, worker_config
 from support.places import ROOT

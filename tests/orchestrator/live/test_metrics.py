@@ -17,13 +17,13 @@ import yaml
 
 from evals.types import UserError
 from orchestrator.cluster.ray_session import invitation
-from orchestrator.drive.session import sinks
+from orchestrator.driver.session import sinks
 from orchestrator.inputs.preflight import check_tracker
 from orchestrator.live.metrics import METRICS, Metrics, published
 from orchestrator.live.progress import Progress
-from orchestrator.rundir.telemetry import read_telemetry
+from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig, resolve
-from orchestrator.store.telemetry_log import Telemetry
 from support.made_up import GPU, failed_record, make_record
 from support.places import ROOT
 

@@ -16,11 +16,11 @@ import pytest
 from evals.types import UserError
 from orchestrator.commands.watch import watch
 from orchestrator.live.progress import MAX_ROWS, Progress
-from orchestrator.live.watched import Watched
-from orchestrator.rundir.records import encode
-from orchestrator.rundir.telemetry import read_telemetry
-from orchestrator.store.ownership import take_lock
-from orchestrator.store.telemetry_log import Telemetry, rates
+from orchestrator.live.watched_run import Watched
+from orchestrator.rundir.reading.records import encode
+from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.writing.ownership import take_lock
+from orchestrator.rundir.writing.telemetry_log import Telemetry, rates
 from support.made_up import GPU, make_record, make_run, refused, said, write
 
 

@@ -18,7 +18,7 @@ from orchestrator.inputs.prompts import as_text, prompts_digest, run_prompts
 from orchestrator.report import page as pages
 from orchestrator.report.make import write_report
 from orchestrator.report.page import bold
-from orchestrator.rundir.manifest import Manifest
+from orchestrator.rundir.reading.manifest import Manifest
 from support.chromium import Browser, find_browser
 from support.command import run
 from support.made_up import PLAIN, POWER, failed_record, make_record, make_run, write

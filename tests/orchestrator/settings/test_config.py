@@ -15,7 +15,7 @@ import yaml
 from evals.config import READS, SamplerConfig
 from evals.types import Problem, UserError
 from orchestrator.commands.table import make_parser
-from orchestrator.drive.open_runs import run_content
+from orchestrator.driver.open_runs import run_content
 from orchestrator.inputs.models import ModelSource
 from orchestrator.inputs.preflight import Inputs
 from orchestrator.inputs.problems import DataSource

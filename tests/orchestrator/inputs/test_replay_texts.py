@@ -13,7 +13,7 @@ from evals.types import Prompt, UserError
 from orchestrator.cli import main
 from orchestrator.inputs import preflight
 from orchestrator.inputs.problems import load_problems
-from orchestrator.rundir.records import first_records
+from orchestrator.rundir.reading.records import first_records
 from support.places import ROOT
 from support.shared_data import GSM8K_TEST, SHARED, needs_shared
 

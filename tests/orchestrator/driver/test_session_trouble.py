@@ -16,11 +16,11 @@ from evals.config import SamplerConfig, TaskConfig
 from evals.engine.engine import EngineCounters
 from evals.types import Problem, UserError, WorkersLost
 from orchestrator.cli import main
-from orchestrator.drive.dispatcher import Died, Event, Health, Ready, Work
+from orchestrator.driver.dispatcher import Died, Event, Health, Ready, Work
 from orchestrator.inputs.problems import load_problems
-from orchestrator.rundir.telemetry import read_telemetry
+from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig
-from orchestrator.store.telemetry_log import Telemetry
 from support.command import powersample
 
 

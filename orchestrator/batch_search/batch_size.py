@@ -1,7 +1,7 @@
 """Finds the largest batch size that works for a run: estimates a first one, then probes sizes in child processes.
 
-The first size comes on a GPU from the memory model (evals/engine/forecast.py), on CPUs from the scale tables. A probe
-(probe.py) does what a worker of the run does, by the worker's own code, with keys and values for answers of full
+The first size comes on a GPU from the memory model (evals/engine/memory_forecast.py), on CPUs from the scale tables. A
+probe (probe.py) does what a worker of the run does, by the worker's own code, with keys and values for answers of full
 length; only the answers are short. What it held, an overflow included, ends with its process.
 """
 
@@ -12,13 +12,13 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from evals.sizing.search import estimate, search
+from evals.sizing.batch_search import estimate, search
 from evals.sizing.slots import GIB, gib
 from evals.types import UserError
+from orchestrator.batch_search.probe import batch, probe
 from orchestrator.inputs.preflight import Inputs
 from orchestrator.machine import gpus
 from orchestrator.settings.config import RunConfig
-from orchestrator.sizing.probe import batch, probe
 from orchestrator.workers.worker import worker_config
 
 
@@ -83,7 +83,7 @@ def start(value: Value) -> int:
         )
     if not present[0].memory_bytes or config.engine.gpus_per_model > 1:  # nothing to forecast from
         return config.slots
-    from evals.engine.forecast import demand, forecast, model_spec
+    from evals.engine.memory_forecast import demand, forecast, model_spec
     from evals.engine.model_support import read_config
     from evals.sizing.slots import plan_slots
 

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.console import say
-from orchestrator.drive.dispatcher import dispatch, note
-from orchestrator.drive.open_runs import OpenRun, PreparedRun, open_runs, prepare_runs
-from orchestrator.drive.signals import Stop
+from orchestrator.driver.dispatcher import dispatch, note
+from orchestrator.driver.open_runs import OpenRun, PreparedRun, open_runs, prepare_runs
+from orchestrator.driver.signals import Stop
 from orchestrator.inputs.preflight import resolve_inputs
 from orchestrator.live.metrics import Sink, Tracker, published
 from orchestrator.live.progress import Progress
 from orchestrator.machine import description
 from orchestrator.report.make import print_reports
 from orchestrator.settings.config import RunConfig
-from orchestrator.workers.inline import InlineWorkerPool
+from orchestrator.workers.inline_pool import InlineWorkerPool
 from orchestrator.workers.pool import Died, Lost, Ready, Spawned, WorkerPool
 from orchestrator.workers.worker import Worker, worker_config
 
@@ -152,7 +152,7 @@ def sinks(config: RunConfig) -> list[Sink]:
     """The sinks of a run's metrics: Ray's unless the run is inline, and the tracker that the configuration names."""
     chosen: list[Sink] = []
     if not config.inline:
-        from orchestrator.cluster.metrics import RayMetrics
+        from orchestrator.cluster.ray_metrics import RayMetrics
 
         chosen.append(RayMetrics())
     if config.track is not None:

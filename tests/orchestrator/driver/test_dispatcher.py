@@ -25,13 +25,13 @@ from orchestrator.cluster.stalls import (
     is_missing,
 )
 from orchestrator.cluster.worker_handle import Call, WorkerHandle
-from orchestrator.drive.dispatcher import HEALTH_SECONDS, MIN_RECORDS, WAIT_SECONDS, dispatch, failed_record, forecast
+from orchestrator.driver.dispatcher import HEALTH_SECONDS, MIN_RECORDS, WAIT_SECONDS, dispatch, failed_record, forecast
 from orchestrator.live.progress import Progress
 from orchestrator.machine.gpus import wait_for_room
-from orchestrator.rundir.telemetry import read_telemetry, timings
-from orchestrator.store.run_store import RunStore, open_store
-from orchestrator.store.telemetry_log import Telemetry
-from orchestrator.workers.inline import InlineWorkerPool
+from orchestrator.rundir.reading.telemetry import read_telemetry, timings
+from orchestrator.rundir.writing.run_store import RunStore, open_store
+from orchestrator.rundir.writing.telemetry_log import Telemetry
+from orchestrator.workers.inline_pool import InlineWorkerPool
 from orchestrator.workers.pool import Died, Done, Event, Health, Lost, Raised, Work
 from support.fake_worker import FakeWorker
 
@@ -228,7 +228,7 @@ def test_silent_workers_do_not_keep_a_finished_run(store: RunStore, monkeypatch:
             return [event for event in super().wait(timeout) if not isinstance(event, Health)]
 
     clock = [100.0]
-    monkeypatch.setattr("orchestrator.drive.dispatcher.monotonic", lambda: clock[-1])
+    monkeypatch.setattr("orchestrator.driver.dispatcher.monotonic", lambda: clock[-1])
     driven(store, Silent(1, 4), works(5))
     assert len(store.records) == 5
     assert clock[-1] == pytest.approx(100.0 + 5 * WAIT_SECONDS + HEALTH_SECONDS, abs=WAIT_SECONDS)
@@ -454,7 +454,7 @@ def test_the_tail_lasts_from_the_first_idle_slot_to_the_end(store: RunStore, mon
             return super().wait(timeout)
 
     clock = [100.0]
-    monkeypatch.setattr("orchestrator.drive.dispatcher.monotonic", lambda: clock[-1])
+    monkeypatch.setattr("orchestrator.driver.dispatcher.monotonic", lambda: clock[-1])
     rows = driven(store, Clocked(2, 2), works(10))
     assert [row["seconds"] for row in events(rows, "tail")] == [3.0]  # of ten seconds the last three with a free slot
 

@@ -15,7 +15,7 @@ from evals.types import Message, Problem, Record
 from orchestrator.analysis.load import load_run
 from orchestrator.inputs.problems import GSM8K_SHA256
 from orchestrator.inputs.prompts import problems_of, prompts_of, task_of
-from orchestrator.rundir.manifest import Manifest
+from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.settings.config import DEFAULT_DATA
 
 

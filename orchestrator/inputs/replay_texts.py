@@ -12,7 +12,7 @@ from pathlib import Path
 from evals.types import UserError
 from orchestrator.inputs.jsonl import SURROGATE, jsonl_rows
 from orchestrator.inputs.problems import DataSource
-from orchestrator.rundir.records import RecordKey
+from orchestrator.rundir.reading.records import RecordKey
 
 GOLD = "gold"  # replays the data's own answers
 ROW = re.compile("[0-9]{1,18}")

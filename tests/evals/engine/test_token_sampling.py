@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from evals.engine.sampling import draw
+from evals.engine.token_sampling import draw
 
 LAST = 1 - 2.0**-53
 INF = math.inf

@@ -17,7 +17,7 @@ import pytest
 
 from evals.types import Record
 from orchestrator.rundir.directory import RECORDS, TELEMETRY
-from orchestrator.rundir.telemetry import read_telemetry
+from orchestrator.rundir.reading.telemetry import read_telemetry
 from support.command import python
 from support.logs import read_records
 from support.places import ROOT
@@ -32,9 +32,10 @@ TORN = b'{"problem_id": 3, "sam'
 DRIVER = f"""
 import contextlib, json, math, os, resource, signal, sys, threading
 from orchestrator.cluster import stalls
-from orchestrator.drive import dispatcher, session
+from orchestrator.driver import dispatcher
+from orchestrator.driver import session
 from orchestrator.cli import main
-from orchestrator.store.run_store import RunStore
+from orchestrator.rundir.writing.run_store import RunStore
 from orchestrator.workers.worker import Worker
 
 plan = json.loads(sys.argv[1])
@@ -190,7 +191,7 @@ def test_a_run_through_every_fault_ends_as_an_undisturbed_one(tmp_path: Path) ->
 RAY_KILLER = """
 import sys
 from orchestrator.cli import main
-from orchestrator.store.run_store import RunStore
+from orchestrator.rundir.writing.run_store import RunStore
 
 append = RunStore.append
 def append_and_strike(store, record):
@@ -239,10 +240,10 @@ from evals.config import SamplerConfig, TaskConfig
 from evals.types import Problem, Record
 from orchestrator.settings.config import RunConfig
 from orchestrator.workers.pool import Died, Done, Lost, Work
-from orchestrator.drive.dispatcher import dispatch
+from orchestrator.driver.dispatcher import dispatch
 from orchestrator.live.progress import Progress
-from orchestrator.store.run_store import open_store
-from orchestrator.store.telemetry_log import Telemetry
+from orchestrator.rundir.writing.run_store import open_store
+from orchestrator.rundir.writing.telemetry_log import Telemetry
 
 class Sleeper:
     def __init__(self, rank, name): pass

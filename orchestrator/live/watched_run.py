@@ -13,9 +13,9 @@ from evals.types import UserError
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.directory import RECORDS, TELEMETRY, check_lock
 from orchestrator.rundir.files import Tail
-from orchestrator.rundir.manifest import Manifest
-from orchestrator.rundir.records import RecordLog
-from orchestrator.rundir.telemetry import readable
+from orchestrator.rundir.reading.manifest import Manifest
+from orchestrator.rundir.reading.records import RecordLog
+from orchestrator.rundir.reading.telemetry import readable
 
 SILENT_SECONDS = 60.0
 """A run that samples writes a row every few seconds; one that loads may be silent, and so is one that was killed."""

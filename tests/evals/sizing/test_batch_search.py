@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.sizing.search import MAX_ATTEMPTS, estimate, next_size, search
+from evals.sizing.batch_search import MAX_ATTEMPTS, estimate, next_size, search
 
 
 def quiet(_: str) -> None:

@@ -19,7 +19,7 @@ from evals.types import Record
 from orchestrator.analysis.accuracy import graders
 
 if TYPE_CHECKING:
-    from orchestrator.export.exported import Exported
+    from orchestrator.export.exported_run import Exported
 
 FORMAT = 2
 STOP_REASONS = {"length": "max_tokens"}

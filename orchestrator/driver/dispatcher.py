@@ -16,9 +16,9 @@ from typing import Any
 from evals.types import Record, WorkersLost
 from orchestrator.console import say
 from orchestrator.live.progress import Progress
-from orchestrator.rundir.records import RecordKey
-from orchestrator.store.run_store import RunStore
-from orchestrator.store.telemetry_log import Telemetry
+from orchestrator.rundir.reading.records import RecordKey
+from orchestrator.rundir.writing.run_store import RunStore
+from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.workers.pool import Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work, WorkerPool
 
 MAX_ATTEMPTS = 3  # times that a problem may raise before it is recorded as failed

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from evals.types import Record, UserError
-from orchestrator.drive import session
+from orchestrator.driver import session
 from orchestrator.rundir.directory import RECORDS, RUN, TELEMETRY
-from orchestrator.rundir.telemetry import read_telemetry, timings
-from orchestrator.store.run_store import open_store
+from orchestrator.rundir.reading.telemetry import read_telemetry, timings
+from orchestrator.rundir.writing.run_store import open_store
 from support.command import python
 from support.fake_worker import Answering, sessions
 from support.logs import read_records

@@ -17,8 +17,8 @@ from typing import Any
 from evals.types import Problem, Record, UserError
 from orchestrator.rundir.directory import LOCK, RECORDS, TELEMETRY, check_lock
 from orchestrator.rundir.files import cut_torn_tail, sync_directory, write_whole, writing
-from orchestrator.rundir.records import encode, first_records, key_of
-from orchestrator.store.ownership import check_place, check_unused, ensure_manifest, is_ours, take_lock
+from orchestrator.rundir.reading.records import encode, first_records, key_of
+from orchestrator.rundir.writing.ownership import check_place, check_unused, ensure_manifest, is_ours, take_lock
 
 
 class RunStore:

@@ -16,8 +16,8 @@ import pytest
 from evals.types import Problem, Record, UserError
 from orchestrator.rundir.directory import RECORDS, RUN, TELEMETRY
 from orchestrator.rundir.files import write_atomically
-from orchestrator.rundir.records import answers, decode, encode
-from orchestrator.store.run_store import RunStore, check_store, fresh_directory, open_store
+from orchestrator.rundir.reading.records import answers, decode, encode
+from orchestrator.rundir.writing.run_store import RunStore, check_store, fresh_directory, open_store
 from support.logs import read_records
 
 FINGERPRINT = "0123456789abcdef"

@@ -14,7 +14,7 @@ from pydantic_core.core_schema import ValidationInfo
 from evals.config import READS
 from evals.types import UserError
 from orchestrator.rundir.directory import RUN, read_run, runs_in
-from orchestrator.text import fill_in
+from orchestrator.wording import fill_in
 
 METHODS = {
     "power": "power (alpha {alpha:g}, {moves}|, {blocks} blocks|, {cuts} cuts|)",

@@ -10,20 +10,20 @@ from typing import Any
 
 import pytest
 
-from orchestrator.drive import session
-from orchestrator.drive.dispatcher import Event, Ready
-from orchestrator.drive.open_runs import OpenRun
-from orchestrator.drive.session import wait_for_a_worker
-from orchestrator.drive.signals import Stop
-from orchestrator.rundir.telemetry import read_telemetry
+from orchestrator.driver import session
+from orchestrator.driver.dispatcher import Event, Ready
+from orchestrator.driver.open_runs import OpenRun
+from orchestrator.driver.session import wait_for_a_worker
+from orchestrator.driver.signals import Stop
+from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.writing.run_store import open_store
+from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig, resolve
-from orchestrator.store.run_store import open_store
-from orchestrator.store.telemetry_log import Telemetry
 from support.places import ROOT
 
 BLOCKED = """
 import signal, sys
-from orchestrator.drive import signals as stops
+from orchestrator.driver import signals as stops
 stops.ONE_STOP_SECONDS = float(sys.argv[1])
 stop = stops.Stop()
 stop.install()
@@ -41,7 +41,7 @@ def test_a_second_request_ends_a_process_that_is_blocked(second: signal.Signals)
 
 
 def test_one_request_that_arrives_twice_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.drive.signals.ONE_STOP_SECONDS", 1000.0)
+    monkeypatch.setattr("orchestrator.driver.signals.ONE_STOP_SECONDS", 1000.0)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     stop = Stop()
     assert not stop

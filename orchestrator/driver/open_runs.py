@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from evals.types import Problem
 from orchestrator.console import say
-from orchestrator.drive.dispatcher import failed_record
+from orchestrator.driver.dispatcher import failed_record
 from orchestrator.inputs.preflight import Inputs
+from orchestrator.rundir.writing.run_store import RunStore, check_root, check_store, fresh_directory, open_store
+from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RECORD_FORMAT, RunConfig, fingerprint, run_directory, runs_of
-from orchestrator.store.run_store import RunStore, check_root, check_store, fresh_directory, open_store
-from orchestrator.store.telemetry_log import Telemetry
 from orchestrator.workers.pool import Work
 
 
