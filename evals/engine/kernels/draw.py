@@ -3,8 +3,8 @@
 Two phases: `partials` takes the largest logit and two sums of exponentials of every chunk of the vocabulary (float32);
 `finish` adds them up in float64, finds the chunk in which the cumulative weight passes the uniform, and the token
 in it. The excluded token is left out of the chunks and added to the normalisers on its own, so that the rest keeps its
-precision. Where q is truncated (top_k_top_p.py), the second sum and the draw are over what is kept. A row's result depends
-on its own logits alone.
+precision. Where q is truncated (top_k_top_p.py), the second sum and the draw are over what is kept. A row's result
+depends on its own logits alone.
 
 Letters in shapes: B rows, V vocabulary, C chunks.
 """
