@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evals.types import Record, UserError
-from orchestrator.analysis.accuracy import PRIMARY_METRIC, ballot, right
+from orchestrator.analysis.accuracy import PRIMARY_METRIC, is_right, normalised_answer
 from orchestrator.analysis.load import Run, load_run
 from orchestrator.report.layout import table
 from orchestrator.wording import percent
@@ -124,13 +124,13 @@ def differences(records: Sequence[Record], others: Sequence[Record]) -> Differen
     return Differences(
         sum(a.token_ids != b.token_ids for a, b in pairs),
         sum(numeric(a) != numeric(b) for a, b in pairs),
-        sum(right(a, PRIMARY_METRIC) != right(b, PRIMARY_METRIC) for a, b in pairs),
+        sum(is_right(a, PRIMARY_METRIC) != is_right(b, PRIMARY_METRIC) for a, b in pairs),
     )
 
 
 def numeric(record: Record) -> str | None:
     answer = record.scores.get(PRIMARY_METRIC, {}).get("answer")
-    return None if answer is None else ballot(answer, PRIMARY_METRIC)
+    return None if answer is None else normalised_answer(answer, PRIMARY_METRIC)
 
 
 def text(rows: Sequence[dict[str, Any]]) -> str:

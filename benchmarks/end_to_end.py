@@ -118,7 +118,7 @@ def first_token(engine: Engine, task: Task, problem: Problem) -> None:
 def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.Namespace) -> dict[str, Any]:
     """Answer and grade every problem once; returns the figures. `device_waits` is None if memory ran out meanwhile."""
     from evals.config import SamplerConfig
-    from evals.evaluate import make_sampler, start
+    from evals.evaluate import make_sampler, start_sample
 
     sampler = make_sampler(SamplerConfig(alpha=args.alpha, num_moves=args.moves), args.prefetch)
     before = engine.counters()
@@ -126,7 +126,7 @@ def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.
         engine.idle.reset()
     began = time.perf_counter()
     engine.start()
-    under_way = [start(problem, 0, task, sampler, engine, worker={}) for problem in problems]
+    under_way = [start_sample(problem, 0, task, sampler, engine, worker={}) for problem in problems]
     records = [future.result() for future in under_way]
     seconds = time.perf_counter() - began
     after, changes = engine.counters(), engine.take_slot_changes()

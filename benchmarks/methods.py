@@ -31,7 +31,7 @@ from orchestrator.analysis.accuracy import PRIMARY_METRIC, question_means
 from orchestrator.analysis.comparison import Pair, pair
 from orchestrator.analysis.load import Run, load_run
 from orchestrator.driver.open_runs import open_runs, prepare_runs
-from orchestrator.driver.session import FAILED, show_progress, start_pool, work_off
+from orchestrator.driver.session import FAILED, answer_owed, show_progress, start_pool
 from orchestrator.driver.signals import Stop
 from orchestrator.inputs.preflight import resolve_inputs
 from orchestrator.machine import description, gpus
@@ -86,7 +86,7 @@ class Laboratory:
                 one.start(began, self._environment)
             if owing:
                 self._pool = self._pool or start_pool(owing, self._stop, self._stack)
-                work_off(self._pool, owing, self._stop, show_progress)
+                answer_owed(self._pool, owing, self._stop, show_progress)
         return load_run(directory)
 
     def power(self, alpha: float, moves: int) -> Method:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from evals.config import EngineConfig, SamplerConfig, TaskConfig
 from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
-from evals.evaluate import make_sampler, start
+from evals.evaluate import make_sampler, start_sample
 from evals.tasks.task import make_task
 from evals.types import Problem, Record, UserError
 from orchestrator.inputs.models import resolve_model
@@ -111,7 +111,7 @@ def run_chains(
     """One record per problem, in their order, from power sampling."""
     config = SamplerConfig(alpha=args.alpha, num_moves=args.moves, replay=replay, early_rejection=early_rejection)
     sampler = make_sampler(config, prefetch)
-    begun = [start(problem, 0, task, sampler, engine, worker={}) for problem in problems]
+    begun = [start_sample(problem, 0, task, sampler, engine, worker={}) for problem in problems]
     return [record.result() for record in tqdm(begun, desc=label)]
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from evals.engine.model_support import Tokenizer
 
 
-def start(
+def start_sample(
     problem: Problem, sample_index: int, task: Task, sampler: Sampler, engine: Engine, worker: Mapping[str, Any]
 ) -> Future[Record]:
     """Begin one (problem, sample) on a started engine; the future yields its record or the exception that ended it.

@@ -30,7 +30,7 @@ from evals.engine.eager_decoder import Chunk, layout, prompt_passes
 from evals.engine.execution import fastest_decoder, prepare, size_slots
 from evals.engine.kv_cache import PagePool
 from evals.engine.model import KeysValues, Model, pending_copies
-from evals.sizing.slots import Demand, Elastic, SlotChange, fewer, table
+from evals.sizing.slots import Demand, SlotAdjuster, SlotChange, fewer_slots, table
 from evals.types import Chain, MemoryReading, Sample, UserError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class Engine:
         self._decoder: Decoder | None = None  # both None while they have to be made
         self._slot_changes = deque[SlotChange]()
         in_use = partial(bytes_in_use, model.device)
-        self._elastic = plan.reading and Elastic(plan.reading, self._demand, self._config, in_use)
+        self._elastic = plan.reading and SlotAdjuster(plan.reading, self._demand, self._config, in_use)
         self._steps = self._generated = self._prefilled = 0
         self._seconds = 0.0
         while self._decoder is None:
@@ -268,7 +268,7 @@ class Engine:
                 raise
         if self._elastic is not None:
             self._elastic.ran_out()
-        self._resize(fewer(self._runner.scheduler.num_slots), reason)
+        self._resize(fewer_slots(self._runner.scheduler.num_slots), reason)
 
     def _free_device(self) -> None:
         self._cache = self._decoder = None

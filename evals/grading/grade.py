@@ -11,7 +11,18 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from evals.grading.numeric import NUMBER, boxed, cleaned, final, find, flexible, gold_text, number_vote, numeric, strict
+from evals.grading.numeric import (
+    NUMBER,
+    boxed,
+    cleaned,
+    extract,
+    final_text,
+    flexible,
+    gold_text,
+    number_vote,
+    numeric,
+    strict,
+)
 from evals.grading.symbolic import judge
 from evals.types import Grade, Problem
 
@@ -64,7 +75,7 @@ def formula(text: str, gold: str, equal: Callable[[str, str], bool | None]) -> G
     The same spelling is right; two numbers are compared exactly, and a percentage is right only where the gold is one;
     for all else `equal` (gold, answer) decides.
     """
-    segment = final(text)
+    segment = final_text(text)
     if segment is None:
         return Grade(False, None, "none")
     gold = cleaned(gold).strip()
@@ -78,7 +89,7 @@ def formula(text: str, gold: str, equal: Callable[[str, str], bool | None]) -> G
 
 def formula_vote(text: str) -> str | None:
     """The final answer of a text for a vote: a number as `number_vote` writes it, a formula as it is written."""
-    shown = find(text).shown
+    shown = extract(text).shown
     return number_vote(text) or (shown and squeezed(shown))
 
 

@@ -61,14 +61,14 @@ def numeric(text: str, problem: Problem) -> Grade:
     The grade's answer is the number without commas and currency, or what stands in its place if `several` or `complex`.
     A percentage counts only if the problem asks for one. Raises UserError if the problem's own answer is no number.
     """
-    answer = find(text)
+    answer = extract(text)
     correct = answer.value == gold(problem) and (not answer.percent or asks_percent(problem))
     return Grade(correct, answer.shown, answer.kind)
 
 
 def number_vote(text: str) -> str | None:
     """The final number of a text for a vote, equal numbers written alike: 18 for 18.00, 18% for 18.0 per cent."""
-    answer = find(text)
+    answer = extract(text)
     if answer.value is None:
         return None
     digits = f"{answer.value:f}"
@@ -103,7 +103,7 @@ def gold_text(problem: Problem) -> str:
     return problem.answer.rpartition("####")[2].strip()
 
 
-def find(text: str) -> Found:
+def extract(text: str) -> Found:
     """The final answer of a text, looked for in the order that the module describes."""
     text = cleaned(text)
     box = last_box(text)
@@ -118,7 +118,7 @@ def find(text: str) -> Found:
     return number(numbers[-1]) if numbers else Found("none")
 
 
-def final(text: str) -> str | None:
+def final_text(text: str) -> str | None:
     """The final answer as it is written, looked for in the same places, after `cleaned`."""
     text = cleaned(text)
     for segment in (last_box(text), after_hashes(text), after_phrase(text)):

@@ -144,7 +144,7 @@ class Kernel(NamedTuple):
                 return Limits(room, floor, "nonnull", float(np.sum(np.exp(log_q_from(state.log_q[:start])))))
 
 
-def chance(log_ratio: float) -> float:
+def acceptance_probability(log_ratio: float) -> float:
     """The acceptance probability min(1, r)."""
     return exp(min(0.0, log_ratio))
 

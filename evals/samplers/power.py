@@ -15,7 +15,7 @@ from math import inf
 from typing import Literal, NamedTuple, Protocol
 
 from evals.samplers.base import EMPTY, Arrival, RandomKey, State, arrival, key, spliced
-from evals.samplers.metropolis import Cuts, Kernel, Limits, Move, chance
+from evals.samplers.metropolis import Cuts, Kernel, Limits, Move, acceptance_probability
 from evals.samplers.trace import Mixing, Trace
 from evals.types import Cancel, Completion, Drop, Handle, Keep, Operation, Prompt, Request, Sample, Steps, Submit
 
@@ -125,7 +125,7 @@ class MHChain:
         log_ratio = -inf if given_up else kernel.log_ratio(self.state, proposal, move.start)
         accepted = log_ratio >= move.log_u
         self.trace.add(self.state, move, completion, proposal.tokens == self.state.tokens, accepted)
-        self.mixing.add(self.state, proposal, None if given_up else chance(log_ratio), accepted)
+        self.mixing.add(self.state, proposal, None if given_up else acceptance_probability(log_ratio), accepted)
         if accepted:
             self._operations.append(Keep(held(completion)))
             self.state, self._handle = proposal, completion.handle

@@ -144,7 +144,7 @@ def table(plan: SlotPlan, device: str) -> str:
     return "\n".join(lines)
 
 
-def fewer(slots: int) -> int:
+def fewer_slots(slots: int) -> int:
     """Three quarters of `slots`, rounded down, above 8 to a multiple of 8: 64, 48, 32, 24, 16, 8, 6, 4, 3, 2, 1, 0."""
     less = slots * 3 // 4
     return less // 8 * 8 if less > 8 else less
@@ -163,7 +163,7 @@ BUSY = 0.9
 """More slots are of use where this share of the present ones is taken."""
 
 
-class Elastic:
+class SlotAdjuster:
     """Decides now and then how many slots an engine should have, by the memory in use on its device."""
 
     def __init__(self, reading: Reading, demand: Demand, config: EngineConfig, in_use: Callable[[], int]) -> None:
@@ -194,9 +194,9 @@ def adjusted(reading: Reading, demand: Demand, config: EngineConfig, slots: int,
     limit = int(config.target_utilisation * reading.total)
     own = size(reading, demand, config, slots)
     if in_use - limit > (reading.total - limit) / 2:
-        less = fewer(slots)
+        less = fewer_slots(slots)
         while less > 1 and own - size(reading, demand, config, less) < in_use - limit:
-            less = fewer(less)
+            less = fewer_slots(less)
         return max(1, less)
     more = most_slots(reading, demand, config, own + limit - in_use) if busy else slots
     return more if more >= WORTH * slots else slots

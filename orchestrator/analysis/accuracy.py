@@ -22,7 +22,7 @@ ROUNDING = 1e-12
 """A standard error below this is rounding and counts as 0."""
 
 
-def right(record: Record, grader: str) -> bool:
+def is_right(record: Record, grader: str) -> bool:
     return bool(record.scores.get(grader, {}).get("correct", False))
 
 
@@ -43,7 +43,7 @@ def by_problem(records: Iterable[Record]) -> dict[int, list[Record]]:
 def question_means(records: Iterable[Record], grader: str) -> dict[int, float]:
     """Problem id -> share of its recorded samples that are right."""
     return {
-        problem_id: sum(right(record, grader) for record in samples) / len(samples)
+        problem_id: sum(is_right(record, grader) for record in samples) / len(samples)
         for problem_id, samples in by_problem(records).items()
     }
 
@@ -68,7 +68,7 @@ def estimate(
     of other questions that Wilson's does at 0 of n, whatever their value. For all 0 or all 1 that is Wilson's.
     """
     names = clusters(values, groups or {})
-    mean, stderr = map(number, mean_and_stderr(list(values.values()), names))
+    mean, stderr = map(none_if_nan, mean_and_stderr(list(values.values()), names))
     kind, interval = "t" if names else "normal", None
     if binary and not names:
         kind, interval = "wilson", wilson(round(sum(values.values())), len(values)) if values else None
@@ -134,16 +134,16 @@ def tally(samples: Iterable[Record], grader: str) -> tuple[int, list[int], int]:
     num_right, silent, wrong = 0, 0, Counter[str]()
     for record in samples:
         answer = record.scores.get(grader, {}).get("answer")
-        if right(record, grader):
+        if is_right(record, grader):
             num_right += 1
         elif answer is None:
             silent += 1
         else:
-            wrong[ballot(answer, grader)] += 1
+            wrong[normalised_answer(answer, grader)] += 1
     return num_right, sorted(wrong.values()), silent
 
 
-def ballot(answer: str, grader: str) -> str:
+def normalised_answer(answer: str, grader: str) -> str:
     """An answer in the form in which equal answers are equal strings: 18.0 votes for 18."""
     if grader != PRIMARY_METRIC:
         return normalised(answer)
@@ -153,6 +153,6 @@ def ballot(answer: str, grader: str) -> str:
         return answer
 
 
-def number(value: float) -> float | None:
+def none_if_nan(value: float) -> float | None:
     """The value, or None for NaN, which JSON cannot hold."""
     return None if isnan(value) else value

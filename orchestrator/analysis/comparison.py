@@ -15,9 +15,9 @@ from orchestrator.analysis.accuracy import (
     by_problem,
     clusters,
     groups_of,
-    number,
+    is_right,
+    none_if_nan,
     question_means,
-    right,
 )
 from orchestrator.analysis.load import Run
 
@@ -119,7 +119,7 @@ def verdict(record: Record, grader: str) -> tuple[str, bool]:
     if record.status == "failed":
         return "failed", False
     answer = record.scores.get(grader, {}).get("answer")
-    return "no answer" if answer is None else answer, right(record, grader)
+    return "no answer" if answer is None else answer, is_right(record, grader)
 
 
 def chosen_pairs(runs: Sequence[Run], base: int) -> list[tuple[int, int]]:
@@ -200,7 +200,7 @@ def as_json(comparison: Comparison, limit: int | None) -> dict[str, Any]:
             {
                 **pair._asdict(),
                 "difference": pair.difference.mean,
-                **{name: number(getattr(pair.difference, name)) for name in ("stderr", "mde", "n")},
+                **{name: none_if_nan(getattr(pair.difference, name)) for name in ("stderr", "mde", "n")},
                 "ci95": None if pair.difference.n < 2 else pair.difference[2:4],
             }
             for pair in comparison.pairs

@@ -13,7 +13,7 @@ import numpy as np
 
 from evals.statistics import mean_and_stderr
 from evals.types import Record
-from orchestrator.analysis.accuracy import by_problem, expected_correctness, number
+from orchestrator.analysis.accuracy import by_problem, expected_correctness, none_if_nan
 from orchestrator.rundir.schemas import MEANS, TOTALS
 
 Figures = Mapping[str, Any]
@@ -119,7 +119,7 @@ def log_p_rise(done: Sequence[Record]) -> dict[str, Any] | None:
         return None
     mean, stderr = mean_and_stderr([sum(group) / len(group) for group in rises])
     longest = max(len(trace) for group in groups for trace in group)
-    return {"mean": mean, "stderr": number(stderr), "moves": (longest - 1) // 3}
+    return {"mean": mean, "stderr": none_if_nan(stderr), "moves": (longest - 1) // 3}
 
 
 def autocorrelation(done: Sequence[Record]) -> dict[str, float | None]:

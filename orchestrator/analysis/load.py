@@ -12,7 +12,7 @@ from orchestrator.analysis.summary import summarise
 from orchestrator.rundir.directory import RECORDS, TELEMETRY
 from orchestrator.rundir.files import Tail
 from orchestrator.rundir.reading.manifest import Manifest
-from orchestrator.rundir.reading.records import answers
+from orchestrator.rundir.reading.records import answered_records
 from orchestrator.rundir.reading.scores import with_new_scores
 from orchestrator.rundir.reading.telemetry import readable
 
@@ -35,7 +35,7 @@ class Run(NamedTuple):
 def load_run(directory: Path) -> Run:
     """Load the run in `directory`. Raises UserError if there is none or it has no answer."""
     manifest = Manifest.read(directory, graded=True)
-    by_key = answers(directory)
+    by_key = answered_records(directory)
     records = [by_key[key] for key in sorted(by_key)]  # the order of completion must not reach the last digit of a mean
     records, num_changed = with_new_scores(directory, records)
     check_scores(directory, records)

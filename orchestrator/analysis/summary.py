@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from evals.types import Record
-from orchestrator.analysis.accuracy import PRIMARY_METRIC, at_k, estimate, graders, groups_of, question_means, right
+from orchestrator.analysis.accuracy import PRIMARY_METRIC, at_k, estimate, graders, groups_of, is_right, question_means
 from orchestrator.analysis.diagnostics import average, chain_statistics
 from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.rundir.reading.telemetry import timings as phase_timings
@@ -85,12 +85,12 @@ def summarise(
         "num_rescored": num_rescored,
         "truncated_rate": average([truncated(record, limit) for record in limited]),
         "right_if_truncated": average(
-            [right(record, PRIMARY_METRIC) for record in limited if truncated(record, limit)]
+            [is_right(record, PRIMARY_METRIC) for record in limited if truncated(record, limit)]
         ),
         "right_if_finished": average(
-            [right(record, PRIMARY_METRIC) for record in limited if not truncated(record, limit)]
+            [is_right(record, PRIMARY_METRIC) for record in limited if not truncated(record, limit)]
         ),
-        "num_disagreements": sum(len({right(record, name) for name in record.scores}) > 1 for record in done),
+        "num_disagreements": sum(len({is_right(record, name) for name in record.scores}) > 1 for record in done),
         "timings": timings,
         "tokens": tokens,
         "throughput": {

@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 from evals.sizing.batch_search import estimate, search
 from evals.sizing.slots import GIB, gib
 from evals.types import UserError
-from orchestrator.batch_search.probe import batch, probe
+from orchestrator.batch_search.probe import probe, probe_work
 from orchestrator.inputs.preflight import Inputs
 from orchestrator.machine import gpus
 from orchestrator.settings.config import RunConfig
 from orchestrator.workers.worker import worker_config
 
 
-class Value(NamedTuple):
+class SweepValue(NamedTuple):
     """A value of the setting `knob` in a sweep, with the inputs of its run."""
 
     knob: str
@@ -39,7 +39,7 @@ class Value(NamedTuple):
         return attrgetter(self.knob)(self.inputs.config)
 
 
-def fit_batch_size(value: Value, memory_limit: float | None, say: Callable[[str], None]) -> Value:
+def fit_batch_size(value: SweepValue, memory_limit: float | None, say: Callable[[str], None]) -> SweepValue:
     """`value` with the largest batch size that works, at most the one asked for.
 
     `memory_limit` is in GiB, for each worker on CPUs. Raises UserError where no batch works.
@@ -55,12 +55,12 @@ def fit_batch_size(value: Value, memory_limit: float | None, say: Callable[[str]
 
     def works(size: int) -> bool:
         asked = settings._replace(slots=size)
-        outcome = probe(asked, batch(config, problems, size), host_memory(config, memory_limit))
+        outcome = probe(asked, probe_work(config, problems, size), host_memory(config, memory_limit))
         peak = f"peak {gib(outcome.peak_bytes)}" if outcome.peak_bytes else ""
         tell(", ".join(filter(None, (peak, outcome.reason))))
         return not outcome.reason
 
-    size = search(start(value), config.slots, works, tell)
+    size = search(first_batch_size(value), config.slots, works, tell)
     if size is None:
         raise UserError(
             f"No batch size that was tried works for {value.name}; free memory, lower --batch-size or "
@@ -70,7 +70,7 @@ def fit_batch_size(value: Value, memory_limit: float | None, say: Callable[[str]
     return value._replace(inputs=value.inputs._replace(config=sized))
 
 
-def start(value: Value) -> int:
+def first_batch_size(value: SweepValue) -> int:
     """The first batch size to try. Raises UserError where a GPU is needed and none is present."""
     inputs, config = value.inputs, value.inputs.config
     if not config.use_gpus:

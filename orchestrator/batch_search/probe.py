@@ -29,7 +29,7 @@ class Outcome(NamedTuple):
     """Why the batch does not work; empty where it does."""
 
 
-def batch(config: RunConfig, problems: Sequence[Problem], size: int) -> list[Work]:
+def probe_work(config: RunConfig, problems: Sequence[Problem], size: int) -> list[Work]:
     """The work of a probe: `size` answers, to the longest questions, of at most ANSWER_TOKENS each."""
     longest = sorted(problems, key=lambda problem: -len(problem.question))
     task = config.task.model_copy(update={"max_new_tokens": min(ANSWER_TOKENS, config.task.max_new_tokens)})
@@ -44,7 +44,7 @@ def probe(settings: WorkerConfig, works: Sequence[Work], limit: int | None = Non
     """
     spawn = get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)
-    child = spawn.Process(target=attempt, args=(theirs, settings, works, limit), daemon=True)
+    child = spawn.Process(target=run_probe, args=(theirs, settings, works, limit), daemon=True)
     child.start()
     theirs.close()
     try:
@@ -64,14 +64,14 @@ def probe(settings: WorkerConfig, works: Sequence[Work], limit: int | None = Non
     return answer
 
 
-def attempt(answer: Connection, settings: WorkerConfig, works: Sequence[Work], limit: int | None) -> None:
+def run_probe(answer: Connection, settings: WorkerConfig, works: Sequence[Work], limit: int | None) -> None:
     """Run the probe in the child process; send an Outcome, a UserError, or the traceback of any other exception."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, the system kills this process first
     try:
         answer.send(outcome(settings, works, limit))
     except Exception as error:  # noqa: BLE001 - told to the parent
-        if reason := overflow(error):
+        if reason := out_of_memory_reason(error):
             answer.send(Outcome(None, reason))
         else:
             answer.send(error if isinstance(error, UserError) else traceback.format_exc())
@@ -85,26 +85,26 @@ def outcome(settings: WorkerConfig, works: Sequence[Work], limit: int | None) ->
     """
     worker = Worker(0, "probe")
     worker.load(settings)
-    if limit is not None and held() > limit:
-        return Outcome(held(), f"more than {gib(limit)}")
+    if limit is not None and bytes_held() > limit:
+        return Outcome(bytes_held(), f"more than {gib(limit)}")
     for future in [worker.begin(work) for work in works]:
         future.result()
     health = worker.health()
     worker.close()
-    peak = health["memory"]["peak_bytes"] or held()
+    peak = health["memory"]["peak_bytes"] or bytes_held()
     if limit is not None and peak > limit:
         return Outcome(peak, f"more than {gib(limit)}")
     slots = health["slots"]
     return Outcome(peak, "" if slots == len(works) else f"there is room for {slots}")
 
 
-def held() -> int:
+def bytes_held() -> int:
     """Bytes that this process holds: its data, written to or not, or its peak resident size, whichever is more."""
     sizes = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return 1024 * max(int(sizes[name].split()[0]) for name in ("VmData", "VmHWM"))
 
 
-def overflow(error: BaseException | None) -> str | None:
+def out_of_memory_reason(error: BaseException | None) -> str | None:
     """How memory ran out, on a GPU or on the host, as text; None if `error` has another cause."""
     from evals.engine.device import out_of_memory
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 # Before Ray: sets what Ray reads when it is imported.
-from orchestrator.cluster.ray_session import LOCAL, alive_nodes, ray_address, start_ray, vital_places
+from orchestrator.cluster.ray_session import LOCAL, alive_nodes, ray_address, start_ray, vital_addresses
 
 import ray  # isort: skip
 import psutil  # isort: skip # pyright: ignore[reportMissingModuleSource] - Ray brings it and puts it on the path
@@ -60,7 +60,7 @@ class RayWorkerPool:
         """Start or join Ray and request the actors. Raises UserError if the cluster has fewer GPUs than wanted."""
         start_ray(self._run, self._job_name)
         self._on_ray()
-        self._vital = vital_places()
+        self._vital = vital_addresses()
         self._actor_class = actor_class(self._class, self._run, self._slots)
         for handle in self._handles:
             if not handle.given_up:

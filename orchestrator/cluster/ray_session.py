@@ -40,7 +40,7 @@ def ray_address() -> str:
     return os.environ.get("RAY_ADDRESS") or LOCAL
 
 
-def check(dashboard_host: str) -> None:
+def check_ray_access(dashboard_host: str) -> None:
     """Check before a session that Ray can be joined. Raises UserError if not, or if it would be open to others."""
     check_address()
     check_dashboard(dashboard_host)
@@ -109,10 +109,10 @@ def start_ray(config: RunConfig, job_name: str) -> None:
     if address == LOCAL:  # Ray makes it writable for everybody
         Path(context.address_info["session_dir"]).chmod(0o700)
     if place := context.dashboard_url:
-        say(invitation(place))
+        say(dashboard_line(place))
 
 
-def invitation(place: str) -> str:
+def dashboard_line(place: str) -> str:
     """The line that tells the user where the dashboard is, how to log in, and how to reach it from elsewhere."""
     installed = Path(sys.executable).with_name("ray")
     fallback = shutil.which("ray") or f"{sys.executable} -m ray.scripts.scripts"
@@ -144,7 +144,7 @@ def connect(address: str, **options: Any) -> Any:
         raise WorkersLost(f"Ray did not start: {error}") from error
 
 
-def vital_places() -> list[tuple[str, int]]:
+def vital_addresses() -> list[tuple[str, int]]:
     """Host and port of the server (GCS) and of the nodes of a local Ray; none for a cluster that was joined."""
     if ray_address() != LOCAL:
         return []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from evals.types import UserError
 from orchestrator.console import say
-from orchestrator.export.exported_run import gather
+from orchestrator.export.exported_run import load_exported
 from orchestrator.export.formats import FORMATS
 from orchestrator.rundir.directory import RUN
 from orchestrator.rundir.files import write_atomically
@@ -18,7 +18,7 @@ def export(args: Namespace) -> int:
     """Write a run in another format; returns the exit code. Raises UserError for what the user can mend."""
     directory = args.run
     try:
-        exported = gather(directory, args.data)
+        exported = load_exported(directory, args.data)
         files = FORMATS[args.to](exported, args.out, directory / "exports")
     except KeyError as error:
         raise UserError(

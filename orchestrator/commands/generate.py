@@ -44,11 +44,11 @@ def generate(args: Namespace) -> int:
     """Answer the rows; returns the exit code. Raises UserError for what the user can mend."""
     output = generate_output.target(args.output_file)
     try:
-        config = checked(build_config(args, os.environ, defaults(args)), output)
+        config = checked_config(build_config(args, os.environ, defaults(args)), output)
         files = Files(output, generate_output.input_rows(Path(config.data or ""), "--input_file"), args.hourly_rate)
         return session.run(resolved(config), files.show, files.conclude)
     except UserError as error:
-        raise UserError(in_our_words(str(error))) from error
+        raise UserError(with_our_options(str(error))) from error
 
 
 def defaults(args: Namespace) -> Path:
@@ -56,14 +56,14 @@ def defaults(args: Namespace) -> Path:
     return CONFIGS / f"generate{'_power' if POWER & vars(args).keys() else ''}.yaml"
 
 
-def in_our_words(refusal: str) -> str:
+def with_our_options(refusal: str) -> str:
     """An error sentence of a run, with the options spelled as in this command."""
     for theirs, ours in SPELLINGS.items():
         refusal = re.sub(rf"(?<![\w-]){re.escape(theirs)}(?![\w-]|\.\w)", ours, refusal)
     return refusal
 
 
-def checked(config: RunConfig, output: Path) -> RunConfig:
+def checked_config(config: RunConfig, output: Path) -> RunConfig:
     """The configuration of the run behind `output`. Raises UserError for what it cannot be; writes nothing."""
     for name, usual in (("run_dir", None), ("fresh", False), ("num_samples", 1), ("mode", "auto")):
         if getattr(config, name) != usual:

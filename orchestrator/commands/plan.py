@@ -52,7 +52,7 @@ def plan(args: argparse.Namespace) -> int:
 
     Raises UserError for impossible options, a model or GPU that is unknown, and where nothing fits.
     """
-    budgets = {"evaluation": evaluation, "training": training, "founding": founding}
+    budgets = {"evaluation": evaluation, "training": training, "founding": founding_plan}
     kind = "founding" if args.founding else "training" if args.training else "evaluation"
     for name in UNREAD[kind]:
         if getattr(args, name) != make_parser("plan").get_default(name):
@@ -62,7 +62,7 @@ def plan(args: argparse.Namespace) -> int:
     planned = budgets[kind](args)
     if args.write is not None:
         head = f"powersample run --config {args.write}" if kind == "evaluation" else TRAINING_HEAD
-        keep(head, planned.preset, args.write, args.overwrite)
+        write_preset(head, planned.preset, args.write, args.overwrite)
     if args.json:
         print(json.dumps({**planned.inputs, **planned.budget, "notes": planned.notes}))
     else:
@@ -112,7 +112,7 @@ def evaluation(args: argparse.Namespace) -> Plan:
     preset = {"batch_size": slot_plan.slots, "num_gpus": args.num_gpus, "engine": engine}
     if args.model:
         preset = {"model": without_file(name), **preset}
-    return Plan(described(args, name, gpu), budget, notes, preset)
+    return Plan(plan_inputs(args, name, gpu), budget, notes, preset)
 
 
 def training(args: argparse.Namespace) -> Plan:
@@ -130,20 +130,20 @@ def training(args: argparse.Namespace) -> Plan:
     sample = args.sample_bytes or sum(model.training_bytes(args.length) for _, model in frozen)
     weights = sum(model.weight_bytes for _, model in frozen)
     asked = Training(total, weights, trainable, sample, adapted.itemsize)
-    inputs = described(args, " + ".join(name for name, _ in frozen), gpu)
+    inputs = plan_inputs(args, " + ".join(name for name, _ in frozen), gpu)
     notes = ["utilisation: of what is available for activations; gpu_utilisation is that of the whole GPU"]
     if args.sample_bytes is None:
         notes.append("activations_per_sample: computed, an upper bound for models whose weights are frozen")
-    return trained(args, asked, inputs | {"trainable_parameters": trainable}, notes)
+    return training_budget_plan(args, asked, inputs | {"trainable_parameters": trainable}, notes)
 
 
-def founding(args: argparse.Namespace) -> Plan:
+def founding_plan(args: argparse.Namespace) -> Plan:
     """The plan of the founding document, from its own inputs."""
     inputs = {"model": "8B + 7B, frozen", "gpu": "H100, 80 GB", "trainable_parameters": FOUNDING.trainable}
-    return trained(args, FOUNDING, inputs, founding_notes())
+    return training_budget_plan(args, FOUNDING, inputs, founding_notes())
 
 
-def trained(args: argparse.Namespace, asked: Training, inputs: dict[str, Any], notes: list[str]) -> Plan:
+def training_budget_plan(args: argparse.Namespace, asked: Training, inputs: dict[str, Any], notes: list[str]) -> Plan:
     """The plan of a training, with `inputs` and `notes` to show."""
     budget = training_budget(asked, args.target, args.num_gpus, args.gradient_checkpointing)
     preset = {
@@ -154,7 +154,7 @@ def trained(args: argparse.Namespace, asked: Training, inputs: dict[str, Any], n
     return Plan(inputs, budget, notes, preset)
 
 
-def described(args: argparse.Namespace, name: str, gpu: str) -> dict[str, Any]:
+def plan_inputs(args: argparse.Namespace, name: str, gpu: str) -> dict[str, Any]:
     """The inputs of a plan, as they are shown."""
     return {"model": name, "gpu": gpu, "dtype": args.dtype, "length": args.length}
 
@@ -218,7 +218,7 @@ def gpu_memory(name: str | None) -> tuple[str, int]:
     )
 
 
-def keep(head: str, preset: dict[str, Any], path: Path, overwrite: bool) -> None:
+def write_preset(head: str, preset: dict[str, Any], path: Path, overwrite: bool) -> None:
     """Write the preset below its head to a file. Raises UserError if the file exists or cannot be written."""
     if path.exists() and not overwrite:
         raise UserError(f"plan: {path} exists; name another file by --write, or add --overwrite to replace it.")

@@ -16,7 +16,7 @@ from orchestrator.report.make import print_reports
 from orchestrator.rundir.directory import check_lock
 from orchestrator.rundir.files import write_atomically, writing
 from orchestrator.rundir.reading.manifest import Manifest
-from orchestrator.rundir.reading.records import answers
+from orchestrator.rundir.reading.records import answered_records
 from orchestrator.rundir.reading.scores import SCORES
 
 
@@ -25,7 +25,7 @@ def regrade(args: Namespace) -> int:
     directory = args.run
     run = Manifest.read(directory, graded=True)
     check_lock(directory)
-    records = answers(directory)
+    records = answered_records(directory)
     task, problems = task_of(run), problems_of(run, args.data)
     rows = []
     for record in records.values():

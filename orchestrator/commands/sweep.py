@@ -17,7 +17,7 @@ from typing import Any
 from evals.types import UserError
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.load import load_run
-from orchestrator.batch_search.batch_size import Value, fit_batch_size, host_memory
+from orchestrator.batch_search.batch_size import SweepValue, fit_batch_size, host_memory
 from orchestrator.commands.run import requested, resolved
 from orchestrator.console import say
 from orchestrator.driver import session
@@ -42,10 +42,10 @@ def sweep(args: Namespace) -> int:
     host_memory(configs[0], args.memory_limit)
     environment = description.describe()
     first = resolve_inputs(configs[0])
-    root = home(first, knob)
-    placed = [(text, placed_at(root, config, knob, text)) for text, config in zip(texts, configs, strict=True)]
-    values = [Value(knob, text, resolve_inputs(config, first.model)) for text, config in placed]
-    owing = [owes(value.inputs, environment) for value in values]
+    root = sweep_directory(first, knob)
+    placed = [(text, with_directory(root, config, knob, text)) for text, config in zip(texts, configs, strict=True)]
+    values = [SweepValue(knob, text, resolve_inputs(config, first.model)) for text, config in placed]
+    owing = [has_owed_answers(value.inputs, environment) for value in values]
     if args.auto_batch_size and first.config.use_batched and first.texts is None:
         pairs = zip(values, owing, strict=True)
         values = [fit_batch_size(value, args.memory_limit, say) if some else value for value, some in pairs]
@@ -85,7 +85,7 @@ def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:
     return name, values[values.index(start_from or values[0]) :]
 
 
-def home(inputs: Inputs, knob: str) -> Path:
+def sweep_directory(inputs: Inputs, knob: str) -> Path:
     """The directory of a sweep: the one asked for, or one named after the fingerprint of all settings but the knob."""
     group, _, key = knob.partition(".")
     config, usual = inputs.config, {key: getattr(getattr(RunConfig(), group), key)}
@@ -96,19 +96,19 @@ def home(inputs: Inputs, knob: str) -> Path:
     return fresh_directory(root) if config.fresh else root
 
 
-def placed_at(root: Path, config: RunConfig, knob: str, value: str) -> RunConfig:
+def with_directory(root: Path, config: RunConfig, knob: str, value: str) -> RunConfig:
     """The configuration of one value's run, with a directory of its own below `root`."""
     name = re.sub(r"[^A-Za-z0-9._=-]", "-", f"{knob.partition('.')[2]}={value}")
     return config.model_copy(update={"name": f"{config.name}/{name}", "run_dir": root / name, "fresh": False})
 
 
-def owes(inputs: Inputs, environment: Mapping[str, Any]) -> bool:
+def has_owed_answers(inputs: Inputs, environment: Mapping[str, Any]) -> bool:
     """Whether the run lacks answers. Raises UserError if its directory cannot be used."""
     (prepared,) = prepare_runs(inputs, environment)
     return check_store(prepared.directory, prepared.content) < len(inputs.data.problems) * inputs.config.num_samples
 
 
-def row(value: Value, directory: Path) -> dict[str, Any]:
+def row(value: SweepValue, directory: Path) -> dict[str, Any]:
     """The summary's row for one value."""
     summary = load_run(directory).summary
     accuracy = summary["accuracy"][PRIMARY_METRIC]

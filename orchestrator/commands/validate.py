@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from evals.config import TaskConfig
-from orchestrator.export.generate_output import Output, carried, input_rows, run_of
+from orchestrator.export.generate_output import Output, input_fields, input_rows, run_of
 from orchestrator.inputs.jsonl import jsonl_lines
 from orchestrator.inputs.problems import find_question
 from orchestrator.inputs.prompts import task_of
@@ -97,7 +97,7 @@ def check_rows(outputs: Iterable[tuple[str, Output]], expected: Expected) -> lis
         if not isinstance(row, Mapping) or find_question(row, expected.task) not in row:
             wrong.append(f"{where}: the input has no row {output.metadata.example_id} to be answered")
             continue
-        wanted = carried(row, expected.task)
+        wanted = input_fields(row, expected.task)
         pairs = [(output, wanted), (output.metadata, wanted.pop("metadata"))]
         wrong += [
             f"{where}: {name} is not that of row {output.metadata.example_id}"
@@ -116,19 +116,19 @@ def check_all(outputs: Sequence[Output], expected: Expected) -> list[str]:
     """Sentences on what is wrong with all lines together: duplicates, order, missing rows, different parameters."""
     wrong, ids = [], [output.metadata.example_id for output in outputs]
     if twice := sorted(i for i, number in Counter(ids).items() if number > 1):
-        wrong.append(f"rows that are answered twice: {few(twice)}")
+        wrong.append(f"rows that are answered twice: {abbreviated(twice)}")
     if any(a > b for a, b in pairwise(ids)):
         wrong.append("the lines are not in the order of the input (generate has not ended)")
     if missing := sorted(expected.rows.keys() - set(ids) - expected.failed):
-        wrong.append(f"rows without an answer: {few(missing)}")
+        wrong.append(f"rows without an answer: {abbreviated(missing)}")
     if both := sorted(expected.failed & set(ids)):
-        wrong.append(f"rows that are answered and listed as failed: {few(both)}")
+        wrong.append(f"rows that are answered and listed as failed: {abbreviated(both)}")
     for name in ("teacher_model", "generation_params"):
         if len(kinds := {repr(getattr(output.metadata, name)) for output in outputs}) > 1:
             wrong.append(f"{name} is not the same in all lines: {', '.join(sorted(kinds)[:3])}")
     return wrong
 
 
-def few(ids: Sequence[int]) -> str:
+def abbreviated(ids: Sequence[int]) -> str:
     """The number of `ids` and the first ten of them, as text."""
     return f"{len(ids)} ({', '.join(map(str, ids[:10]))}{', …' if len(ids) > 10 else ''})"

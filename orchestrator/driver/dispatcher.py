@@ -90,7 +90,7 @@ class Dispatcher:
             case Health():
                 self.heard(event.worker, event.reading)
             case Spawned() | Ready() | Lost():
-                note(self.telemetry, event)
+                log_worker_event(self.telemetry, event)
                 if isinstance(event, Lost):
                     say(f"Worker {event.worker} is missing, going on with the others: {event.reason}")
 
@@ -144,7 +144,7 @@ class Dispatcher:
 
         Raises WorkersLost after too many deaths without an answer.
         """
-        note(self.telemetry, event)
+        log_worker_event(self.telemetry, event)
         again = f"{len(event.lost)} answer{'s are' if len(event.lost) != 1 else ' is'} asked again"
         say(f"Worker {event.worker} was lost ({DEATHS[event.cause]}); {again}.")
         suspected = {work.key for work in event.suspected}
@@ -199,7 +199,7 @@ def dispatch(
             awaited.discard(event.worker)
 
 
-def note(telemetry: Telemetry, event: Spawned | Ready | Died | Lost) -> None:
+def log_worker_event(telemetry: Telemetry, event: Spawned | Ready | Died | Lost) -> None:
     """Write a worker's start, readiness, death or loss to the telemetry."""
     if isinstance(event, Died):
         if event.cause in ("hang", "oom"):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.console import say
-from orchestrator.driver.dispatcher import dispatch, note
+from orchestrator.driver.dispatcher import dispatch, log_worker_event
 from orchestrator.driver.open_runs import OpenRun, PreparedRun, open_runs, prepare_runs
 from orchestrator.driver.signals import Stop
 from orchestrator.inputs.preflight import resolve_inputs
@@ -60,9 +60,9 @@ def run(
 def check_ray(config: RunConfig) -> None:
     """Raise UserError if the run needs Ray and `cluster.ray_session.check` refuses it."""
     if not config.inline:
-        from orchestrator.cluster.ray_session import check
+        from orchestrator.cluster.ray_session import check_ray_access
 
-        check(config.dashboard_host)
+        check_ray_access(config.dashboard_host)
 
 
 def carry_out(
@@ -89,7 +89,7 @@ def carry_out(
             for one in owing:
                 one.start(began, environment)
             with ExitStack() as pools:
-                work_off(start_pool(owing, stop, pools), owing, stop, show)
+                answer_owed(start_pool(owing, stop, pools), owing, stop, show)
                 for one in owing if stop.number is not None else ():
                     one.telemetry.event("stop", signal=signal.Signals(stop.number).name)
         done, total = sum(len(one.store.records) for one in runs), sum(one.total for one in runs)
@@ -120,32 +120,32 @@ def start_pool(runs: Sequence[OpenRun], stop: Stop, stack: ExitStack) -> WorkerP
         job = f"powersample {config.name} {len(inputs.data.problems)}x{config.num_actors}"
         pool = RayWorkerPool(Worker, settings, config, max(one.config.slots for one in runs), job, stop.install)
     stack.callback(pool.close)
-    mark(runs, "load" if config.inline else "ray")
+    log_phase(runs, "load" if config.inline else "ray")
     with stop.breaking():  # nothing is in flight yet, so a stop need not wait for the start to end
         if not stop:
             pool.start()
-    mark(runs, "load")
+    log_phase(runs, "load")
     wait_for_a_worker(pool, runs, stop)
-    mark(runs, "waiting")
+    log_phase(runs, "waiting")
     return pool
 
 
-def work_off(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop, show: Callable[[OpenRun], Progress]) -> None:
+def answer_owed(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop, show: Callable[[OpenRun], Progress]) -> None:
     """Have the pool answer what the runs owe, one run after the other; its workers are loaded for the first run."""
     loaded = runs[0].inputs
     for one in runs:
         if one.inputs is not loaded and not stop:
             loaded = one.inputs
-            mark([one], "load")
+            log_phase([one], "load")
             pool.reload(worker_config(loaded), loaded.config.slots)
             wait_for_a_worker(pool, [one], stop)
         if stop:
             return
-        mark([one], "sampling")
+        log_phase([one], "sampling")
         progress = show(one)
         with closing(progress), published(one.config.name, one.telemetry, progress, sinks(one.config)):
             dispatch(pool, one.store, one.owed, one.telemetry, progress, lambda: stop)
-        mark([one], "end")
+        log_phase([one], "end")
 
 
 def sinks(config: RunConfig) -> list[Sink]:
@@ -181,10 +181,10 @@ def wait_for_a_worker(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop) -> 
                 say(f"worker {event.worker} did not start, and is started again: {event.reason}")
             if isinstance(event, Spawned | Ready | Died | Lost):
                 for one in runs:
-                    note(one.telemetry, event)
+                    log_worker_event(one.telemetry, event)
 
 
-def mark(runs: Sequence[OpenRun], phase: str) -> None:
+def log_phase(runs: Sequence[OpenRun], phase: str) -> None:
     """Write to the telemetry of the runs that a phase begins."""
     for one in runs:
         one.telemetry.event("phase", name=phase)

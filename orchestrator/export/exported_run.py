@@ -64,7 +64,7 @@ class Exported(NamedTuple):
         return prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
 
 
-def gather(directory: Path, data: str | None) -> Exported:
+def load_exported(directory: Path, data: str | None) -> Exported:
     """Load a run and make its prompts again. Raises UserError if it has no answer or they are not the run's prompts."""
     run = load_run(directory)
     task, problems = task_of(run.manifest), problems_of(run.manifest, data)

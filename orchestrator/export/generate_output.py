@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from evals.config import TaskConfig
 from evals.types import Record, UserError
-from orchestrator.inputs.jsonl import jsonl_lines, parsed
+from orchestrator.inputs.jsonl import jsonl_lines, parse_line
 from orchestrator.inputs.problems import find_question
 from orchestrator.settings.config import RunConfig
 
@@ -45,7 +45,7 @@ class Output(BaseModel):
     metadata: Metadata
 
 
-def parameters(config: RunConfig) -> dict[str, Any]:
+def generation_params(config: RunConfig) -> dict[str, Any]:
     """The `generation_params` of a line: temperature, top_p and max_new_tokens, or else all that the sampler reads."""
     sampler = config.sampler
     if sampler.kind == "temperature":
@@ -56,7 +56,7 @@ def parameters(config: RunConfig) -> dict[str, Any]:
     return {**settings, "max_new_tokens": config.task.max_new_tokens}
 
 
-def carried(row: Mapping[str, Any], task: TaskConfig) -> dict[str, Any]:
+def input_fields(row: Mapping[str, Any], task: TaskConfig) -> dict[str, Any]:
     """The fields of an output line that come from its input row."""
     question, original = find_question(row, task), "original_output" if "original_output" in row else "output"
     named = {question, original, "difficulty", "domain"}
@@ -73,12 +73,12 @@ def carried(row: Mapping[str, Any], task: TaskConfig) -> dict[str, Any]:
 
 def line(record: Record, row: Mapping[str, Any], config: RunConfig) -> str:
     """The output line of a record that is ok."""
-    fields = carried(row, config.task)
+    fields = input_fields(row, config.task)
     fields["metadata"] = Metadata(
         **fields["metadata"],
         example_id=record.problem_id,
         teacher_model=config.model or "",
-        generation_params=parameters(config),
+        generation_params=generation_params(config),
     )
     return Output(**fields, output=record.text).model_dump_json(exclude_defaults=True) + "\n"
 
@@ -97,7 +97,7 @@ def input_rows(path: Path, option: str) -> dict[int, Any]:
     rows = {}
     for number, (where, text) in enumerate(jsonl_lines(path, f"name a JSONL file by {option}")):
         try:
-            rows[number] = parsed(text, where)
+            rows[number] = parse_line(text, where)
         except UserError:  # reported where the problems are loaded
             rows[number] = None
     return rows

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.statistics import mean_and_stderr
 from evals.tasks.presets import PRESETS
-from orchestrator.analysis.accuracy import by_problem, graders, right
+from orchestrator.analysis.accuracy import by_problem, graders, is_right
 
 if TYPE_CHECKING:
     from orchestrator.export.exported_run import Exported
@@ -64,7 +64,7 @@ def samples(exported: Exported) -> list[dict[str, Any]]:
         }
         for grader in graders(exported.records):
             extracted = records[0].scores.get(grader, {}).get("answer")
-            rights = [float(right(record, grader)) for record in records]
+            rights = [float(is_right(record, grader)) for record in records]
             mean = {"exact_match_mean": sum(rights) / len(rights)} if exported.run.num_samples > 1 else {}
             scores = {"exact_match": rights[0], **mean}
             answer = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.types import Record
-from orchestrator.analysis.accuracy import graders, right
+from orchestrator.analysis.accuracy import graders, is_right
 from orchestrator.export.exported_run import Exported
 
 
@@ -42,7 +42,7 @@ def answer_row(exported: Exported, record: Record, names: Sequence[str]) -> dict
         "question": problem.question,
         "solution": problem.answer,
         "prompt": exported.prompt_text(record.problem_id),
-        **{f"{name}_correct": right(record, name) for name in names},
+        **{f"{name}_correct": is_right(record, name) for name in names},
         **{f"{name}_answer": record.scores.get(name, {}).get("answer") for name in names},
         **{f"{name}_tokens": record.tokens.get(name) for name in ("prompt", "answer", "generated")},
         "wall_seconds": record.timings.get("wall_seconds"),

@@ -16,7 +16,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write one alone, UTF-8 and
 
 def jsonl_rows(path: Path, way_out: str) -> Iterator[tuple[str, Any]]:
     """The values in a JSONL file, each with its place. Raises UserError for a line that is no JSON."""
-    return ((where, parsed(line, where)) for where, line in jsonl_lines(path, way_out))
+    return ((where, parse_line(line, where)) for where, line in jsonl_lines(path, way_out))
 
 
 def jsonl_lines(path: Path, way_out: str) -> Iterator[tuple[str, bytes]]:
@@ -33,7 +33,7 @@ def jsonl_lines(path: Path, way_out: str) -> Iterator[tuple[str, bytes]]:
             yield f"{path}, line {number}", line
 
 
-def parsed(line: bytes, where: str) -> Any:
+def parse_line(line: bytes, where: str) -> Any:
     """The value on a line of JSON. Raises UserError, which begins with the line's place `where`."""
     try:
         return json.loads(line.decode())

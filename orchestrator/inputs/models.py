@@ -65,7 +65,7 @@ def resolve_model(name: str, revision: str | None = None, engine: EngineConfig =
     return ModelSource(str(folder), name, commit, commit)
 
 
-def on_this_node(model: ModelSource, engine: EngineConfig) -> str:
+def folder_on_node(model: ModelSource, engine: EngineConfig) -> str:
     """The folder of `model` on a worker's node, which need not be the driver's.
 
     A model from the hub is downloaded by the first worker of a node, at the driver's commit, while the others wait. The

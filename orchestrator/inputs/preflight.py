@@ -74,11 +74,11 @@ def resolve_inputs(config: RunConfig, model: ModelSource | None = None) -> Input
         train = load_problems(config.task.train_data, "train", None, config.task, TRAIN_SETTING)
     model = model or resolve_model(config.model or "", config.model_revision, config.engine)
     task = make_task(config.task, config.seed, train.problems if train else ())
-    max_length = check(config, model.folder, task, data.problems, texts)
+    max_length = check_model(config, model.folder, task, data.problems, texts)
     return Inputs(config, model, data, train, max_length, prompts_digest(task, data.problems), texts)
 
 
-def check(
+def check_model(
     config: RunConfig,
     folder: str,
     task: Task,

@@ -18,7 +18,7 @@ from evals.config import TaskConfig
 from evals.grading.grade import FORMATS
 from evals.grading.numeric import NUMBER
 from evals.types import Problem, UserError
-from orchestrator.inputs.jsonl import SURROGATE, jsonl_lines, parsed
+from orchestrator.inputs.jsonl import SURROGATE, jsonl_lines, parse_line
 from orchestrator.inputs.models import DEMO_FOLDER, HUB_SECONDS, is_local, unavailable
 from orchestrator.settings.config import DEFAULT_DATA, DEMO
 
@@ -78,7 +78,7 @@ def load_problems(
     problems, refused = [], {}
     for number, (where, row) in enumerate(rows):
         try:
-            row = parsed(row, where) if isinstance(row, bytes) else row
+            row = parse_line(row, where) if isinstance(row, bytes) else row
             problems.append(check_row(row, number, where, task))
         except UserError as error:
             if task.name != "open":

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from evals.types import Record
 from orchestrator.live.progress import Progress
-from orchestrator.rundir.reading.telemetry import held
+from orchestrator.rundir.reading.telemetry import process_bytes
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 
 TRACK_SECONDS = 10.0  # between two rows of a tracker
@@ -76,7 +76,7 @@ class Metrics:
         """Take in one more row of the telemetry."""
         if row["kind"] == "sample":
             readings = {name: row.get(name) for name in ("slots", "active_slots", "tokens_per_second", "utilisation")}
-            readings["memory_bytes"] = held(row)
+            readings["memory_bytes"] = process_bytes(row)
             readings["device_memory_bytes"] = row.get("nvml_used_bytes")
             for name, value in readings.items():
                 if value is not None:

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from evals.sizing.slots import GIB, gib
 from evals.types import Record
-from orchestrator.analysis.accuracy import PRIMARY_METRIC, estimate, right
-from orchestrator.rundir.reading.telemetry import by_number, held, used
+from orchestrator.analysis.accuracy import PRIMARY_METRIC, estimate, is_right
+from orchestrator.rundir.reading.telemetry import device_bytes, process_bytes, worker_order
 from orchestrator.wording import percent, with_error
 
 BAR_SECONDS, LINE_SECONDS = 0.5, 10.0
@@ -104,7 +104,7 @@ class Progress:
         self._graded = self._graded or bool(record.scores)
         verdicts = self._verdicts.setdefault(record.problem_id, [])
         before = sum(verdicts) / len(verdicts) if verdicts else self.mean
-        verdicts.append(right(record, PRIMARY_METRIC))
+        verdicts.append(is_right(record, PRIMARY_METRIC))
         self.mean += (sum(verdicts) / len(verdicts) - before) / len(self._verdicts)
 
     def _speed(self) -> str:
@@ -114,7 +114,7 @@ class Progress:
 
     def _figures(self, speed: str) -> str:
         parts = [self._score(), speed]
-        if largest := max((held(reading) or 0 for reading in self._workers.values()), default=0):
+        if largest := max((process_bytes(reading) or 0 for reading in self._workers.values()), default=0):
             parts.append(f"{gib(largest)} per worker")
         return ", ".join(part for part in parts if part)
 
@@ -138,7 +138,7 @@ class Progress:
 
     def _table(self) -> list[str]:
         """A head and a line for each worker; nothing before the first reading."""
-        lines = [worker_line(worker, self._workers[worker]) for worker in sorted(self._workers, key=by_number)]
+        lines = [worker_line(worker, self._workers[worker]) for worker in sorted(self._workers, key=worker_order)]
         if len(lines) > MAX_ROWS:
             lines[MAX_ROWS - 1 :] = [f"and {len(lines) - MAX_ROWS + 1} more"]
         return [HEAD, *lines] if lines else []
@@ -157,7 +157,7 @@ class Progress:
 
 def worker_line(worker: str, reading: Mapping[str, Any]) -> str:
     """A worker's line of the table: slots in use, tokens per second, memory used of the device's, utilisation."""
-    size, capacity = used(reading), reading.get("memory", {}).get("total_bytes")
+    size, capacity = device_bytes(reading), reading.get("memory", {}).get("total_bytes")
     total = f" of {capacity / GIB:.1f}" if capacity else ""
     busy, speed = reading.get("utilisation"), reading.get("tokens_per_second")
     slots = f"{reading['active_slots']} of {reading['slots']}" if "slots" in reading else "-"

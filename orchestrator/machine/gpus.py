@@ -131,7 +131,7 @@ def free_bytes() -> int | None:
         return None
 
 
-def wait_for_room(wanted: int | None, free: Callable[[], int | None] = free_bytes) -> int | None:
+def wait_for_free_memory(wanted: int | None, free: Callable[[], int | None] = free_bytes) -> int | None:
     """Wait until nearly `wanted` bytes of the GPU are free, at most RELEASE_SECONDS; returns the bytes then free.
 
     A killed process's memory is given back only seconds after its end. Too little is no error here but in the load.

@@ -18,7 +18,7 @@ SETTINGS = {
 """Settings of samplers that can have a panel -> the name on its axis."""
 MAX_TICKS = 8
 MAX_BARS = 40  # of a histogram, at least 1 token wide
-FATES = {"wrong": svg.COLOURS[1], "right": svg.COLOURS[2], "no answer": svg.COLOURS[7], "truncated": svg.COLOURS[3]}
+OUTCOMES = {"wrong": svg.COLOURS[1], "right": svg.COLOURS[2], "no answer": svg.COLOURS[7], "truncated": svg.COLOURS[3]}
 """What became of an answer -> its colour, from bottom to top of a histogram; of several that apply, the last."""
 SCORE = f"% right ({PRIMARY_METRIC}) ± standard error"
 
@@ -111,8 +111,8 @@ def length_figure(lengths: Mapping[str, Sequence[int]]) -> str | None:
             tooltip = f"{number:,} of {start:,}" + (f" to {start + width - 1:,}" if width > 1 else "") + " tokens"
             lines.append(
                 f'<rect x="{left}" y="{top}" width="{max(1.0, x.at(start + width) - left - 0.5):g}" '
-                f'height="{bottom - top:g}" fill="{FATES[name]}"><title>{tooltip}</title></rect>'
+                f'height="{bottom - top:g}" fill="{OUTCOMES[name]}"><title>{tooltip}</title></rect>'
             )
         below.update(count)
-        lines.append(svg.key(svg.RIGHT + 20, svg.TOP + 6 + 20 * i, f"{name} ({len(lengths[name]):,})", FATES[name]))
+        lines.append(svg.key(svg.RIGHT + 20, svg.TOP + 6 + 20 * i, f"{name} ({len(lengths[name]):,})", OUTCOMES[name]))
     return svg.document("Answer lengths", svg.HEIGHT, lines)

@@ -18,7 +18,7 @@ from orchestrator.console import say
 from orchestrator.inputs.prompts import run_prompts
 from orchestrator.report.comparison_text import comparison_report
 from orchestrator.report.figures import accuracy_figure
-from orchestrator.report.page import Shown, page
+from orchestrator.report.page import RunOnPage, page
 from orchestrator.report.run_text import run_report
 from orchestrator.report.timeline import timeline
 from orchestrator.rundir.files import write_atomically, writing
@@ -57,11 +57,11 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
     comparison = compare(runs) if len(runs) > 1 else None
     place = beside(run_dirs) if out is None else out
     for name in (REPORT, PAGE, FIGURE) if comparison else ():
-        check_place(place / name, comparison if out is None else None)
+        check_replaceable(place / name, comparison if out is None else None)
     shown, text = [], ""
     for run in runs:
         plot = timeline(run.telemetry)
-        shown.append(Shown(run, run_prompts(run.manifest), plot))
+        shown.append(RunOnPage(run, run_prompts(run.manifest), plot))
         text = run_report(run.summary, TIMELINE if plot else None)
         summary = json.dumps(run.summary, indent=2, ensure_ascii=False, allow_nan=False)
         write(run.directory / SUMMARY, summary + "\n")
@@ -72,7 +72,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
     return text if comparison is None else write_comparison(comparison, shown, place)
 
 
-def write_comparison(comparison: Comparison, shown: Sequence[Shown], place: Path) -> str:
+def write_comparison(comparison: Comparison, shown: Sequence[RunOnPage], place: Path) -> str:
     """Write a comparison, its page and its figure into the directory `place`; return the text for a screen."""
     plot = accuracy_figure(comparison.runs)
     labelled = [one._replace(run=run) for one, run in zip(shown, comparison.runs, strict=True)]
@@ -82,17 +82,17 @@ def write_comparison(comparison: Comparison, shown: Sequence[Shown], place: Path
         **({FIGURE: plot} if plot else {}),
     }
     for name, text in texts.items():
-        write(place / name, f"{text.rstrip()}\n\n{mark(comparison)}\n")
+        write(place / name, f"{text.rstrip()}\n\n{comparison_mark(comparison)}\n")
     return comparison_report(comparison, None)
 
 
-def mark(comparison: Comparison) -> str:
+def comparison_mark(comparison: Comparison) -> str:
     """The last line of a comparison's files, which names its runs by their fingerprints."""
     known = {short(run.manifest.fingerprint) or "unknown" for run in comparison.runs}
     return MARK + escape(" ".join(sorted(known))) + MARK_END
 
 
-def check_place(path: Path, same: Comparison | None) -> None:
+def check_replaceable(path: Path, same: Comparison | None) -> None:
     """Raises UserError if there is a file at `path` that is of no comparison, or of other runs than those of `same`."""
     if not path.exists():
         return
@@ -102,7 +102,7 @@ def check_place(path: Path, same: Comparison | None) -> None:
             f"{path} is in the way of the comparison and is none itself, or an earlier version's; move it to another "
             "place."
         )
-    if same is not None and last != mark(same):
+    if same is not None and last != comparison_mark(same):
         runs = " ".join(str(run.directory) for run in same.runs)
         named = last.removeprefix(MARK).removesuffix(MARK_END)
         raise UserError(

@@ -19,14 +19,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from evals.types import Record
-from orchestrator.analysis.accuracy import PRIMARY_METRIC, by_problem, question_means, right
+from orchestrator.analysis.accuracy import PRIMARY_METRIC, by_problem, is_right, question_means
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.diagnostics import shown_moves
 from orchestrator.analysis.load import Run
 from orchestrator.analysis.summary import truncated
 from orchestrator.inputs.prompts import RunPrompts
 from orchestrator.report.comparison_text import comparison_parts, comparison_title, shared_warnings
-from orchestrator.report.figures import FATES, length_figure, log_p_figure
+from orchestrator.report.figures import OUTCOMES, length_figure, log_p_figure
 from orchestrator.report.layout import Table
 from orchestrator.report.run_text import facts, headline, provenance, score_parts, title
 from orchestrator.wording import duration, percent, with_error
@@ -38,7 +38,7 @@ MAX_TOKEN_IDS = 1_000_000
 """A page leaves token ids to records.jsonl where there are more: they would be most of it."""
 
 
-class Shown(NamedTuple):
+class RunOnPage(NamedTuple):
     """A run on a page, with its prompts and its timeline as SVG text."""
 
     run: Run
@@ -46,7 +46,7 @@ class Shown(NamedTuple):
     timeline: str | None
 
 
-def page(shown: Sequence[Shown], comparison: Comparison | None, plot: str | None) -> str:
+def page(shown: Sequence[RunOnPage], comparison: Comparison | None, plot: str | None) -> str:
     """The page of one run, or of several and their comparison with its figure `plot`."""
     folder = Path(__file__).parent
     summaries = [one.run.summary for one in shown]
@@ -77,7 +77,7 @@ def bold(text: str) -> Markup:
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))
 
 
-def score(one: Shown) -> dict[str, Any]:
+def score(one: RunOnPage) -> dict[str, Any]:
     """The primary metric with its interval, in words and in % for the bar."""
     accuracy = one.run.summary["accuracy"][PRIMARY_METRIC]
     interval = accuracy["ci95"]
@@ -91,14 +91,14 @@ def score(one: Shown) -> dict[str, Any]:
     }
 
 
-def section(one: Shown) -> dict[str, Any]:
+def section(one: RunOnPage) -> dict[str, Any]:
     """What the page shows of one run beside the table of problems: scores, facts, figures, slowest answers."""
     summary, records = one.run.summary, one.run.records
-    lengths: dict[str, list[int]] = {fate: [] for fate in FATES}
+    lengths: dict[str, list[int]] = {fate: [] for fate in OUTCOMES}
     for record in records:
         if record.status == "ok":
             labels = flags(record, one.run.manifest.cut_limit)
-            lengths[[fate for fate in FATES if fate in labels][-1]].append(record.tokens["answer"])
+            lengths[[fate for fate in OUTCOMES if fate in labels][-1]].append(record.tokens["answer"])
     figures = [length_figure(lengths), log_p_figure(summary["chain"]), one.timeline]
     return {
         "label": one.run.label,
@@ -122,7 +122,7 @@ def slowest(records: Sequence[Record]) -> Table:
     return Table(["problem", "sample", "time", "answer tokens", "generated", "ended"], rows)
 
 
-def problems(shown: Sequence[Shown], baseline: str | None) -> dict[str, Any]:
+def problems(shown: Sequence[RunOnPage], baseline: str | None) -> dict[str, Any]:
     """The page's table of problems as JSON: each that a run has answered, in order, with all answers of all runs.
 
     `prefix` is what all prompts begin with; `prompts` has one prompt if it is the same in all runs, else one a run.
@@ -185,11 +185,11 @@ def flags(record: Record, limit: float) -> list[str]:
     """Labels of an answer to filter by. Each share of the summary is that of the answers with one of these."""
     done = record.status == "ok"
     conditions = {
-        "right" if right(record, PRIMARY_METRIC) else "wrong": True,
+        "right" if is_right(record, PRIMARY_METRIC) else "wrong": True,
         "no answer": done and record.scores[PRIMARY_METRIC]["kind"] == "none",
         "truncated": done and truncated(record, limit),
         "failed": not done,
-        "graders differ": len({right(record, name) for name in record.scores}) > 1,
+        "graders differ": len({is_right(record, name) for name in record.scores}) > 1,
     }
     return [flag for flag, holds in conditions.items() if holds]
 

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from orchestrator.report.svg import COLOURS, Axis, axis, document, frame, key, path, text
-from orchestrator.rundir.reading.telemetry import by_number, used
+from orchestrator.rundir.reading.telemetry import device_bytes, worker_order
 from orchestrator.wording import duration, gib
 
 Place = tuple[float, float]
@@ -70,7 +70,7 @@ def timeline(rows: Iterable[Mapping[str, Any]]) -> str | None:
             samples[moment.row["worker"]].append(moment)
         elif moment.row["event"] in MARKS:
             events[moment.row.get("worker", "")].append(moment)
-    workers = sorted(samples, key=by_number)
+    workers = sorted(samples, key=worker_order)
     if not workers:
         return None
     time = axis([0.0, max(moment.at for moment in timed) / 60], LEFT, RIGHT)
@@ -88,16 +88,16 @@ def panel(worker: str, samples: Sequence[Moment], events: Sequence[Moment], time
     """One worker's plot: curves in % of what there is, marks of events, and the legend."""
     share = Axis(0, 100, TOP + HEIGHT, TOP, False, [0, 50, 100])
     yield from frame(time, share, worker, unit=" %")
-    curves = whole([moment.row for moment in samples])
+    curves = curve_scales([moment.row for moment in samples])
     for i, (name, (full, words)) in enumerate(curves.items()):
-        for points in pieces(samples, name, full, time, share):
+        for points in curve_segments(samples, name, full, time, share):
             x, y = points[-1]
             yield path([*points, (x + 1, y)], CURVES[name])  # so that one point alone can be seen, too
         yield key(RIGHT + 16, TOP + 6 + 17 * i, words, CURVES[name])
     yield from draw_events(events, time, 17 * len(curves))
 
 
-def whole(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, str]]:
+def curve_scales(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, str]]:
     """Curves for which there are values -> what 100 % of each is, as a number, and its legend."""
     curves: dict[str, tuple[float, str]] = {}
     memories = [row.get("memory", {}) for row in rows]
@@ -111,13 +111,17 @@ def whole(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, str]]:
     return curves
 
 
-def pieces(samples: Sequence[Moment], name: str, full: float, time: Axis, share: Axis) -> Iterator[list[Place]]:
+def curve_segments(samples: Sequence[Moment], name: str, full: float, time: Axis, share: Axis) -> Iterator[list[Place]]:
     """Joined points of a curve, one a pixel (the mean of its samples); it breaks at gaps and where a process ends."""
     number, last, parts = 0, samples[0], []
     for moment in samples:
         number += moment.at - last.at > GAP_SECONDS or moment.row.get("pid") != last.row.get("pid")
         last = moment
-        shown = used(moment.row) if name == "memory" else moment.row.get("active_slots" if name == "slots" else name)
+        shown = (
+            device_bytes(moment.row)
+            if name == "memory"
+            else moment.row.get("active_slots" if name == "slots" else name)
+        )
         if shown is not None:
             parts.append((number, round(time.at(moment.at / 60)), min(100.0, 100 * shown / full)))
     for _, piece in groupby(parts, key=lambda part: part[0]):

@@ -53,12 +53,12 @@ def check_lock(directory: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(held(lock, directory)) from error
+        raise UserError(locked_message(lock, directory)) from error
     finally:
         os.close(lock)
 
 
-def held(lock: int, directory: Path) -> str:
+def locked_message(lock: int, directory: Path) -> str:
     """The message that refuses a run which another process is writing."""
     writer = os.read(lock, 200).decode(errors="replace").strip() or "another process"
     return (

@@ -29,7 +29,7 @@ SCRIPT_VARIABLES = frozenset({f"{PREFIX}PYTHON", f"{PREFIX}RESTART_SECONDS"})
 """Read by the shell scripts alone."""
 
 
-class Given(NamedTuple):
+class Source(NamedTuple):
     """The settings of one source, and how that source spells the name of a setting (`sampler.num_moves`)."""
 
     values: dict[str, Any]
@@ -63,7 +63,7 @@ def build_config(args: Namespace, environ: Mapping[str, str], path: str | Path |
         raise UserError(refusal(error, sources)) from error
 
 
-def read_options(args: Namespace) -> Given:
+def read_options(args: Namespace) -> Source:
     """The settings that command-line options set."""
     values: dict[str, Any] = {}
     for name in vars(args).keys() & known_settings().keys():
@@ -75,7 +75,7 @@ def read_options(args: Namespace) -> Given:
                 for item in (from_json(flag_name(name), text, name) if text.startswith("[") else [text])
             ]
         values = merge(values, nested(name, value))
-    return Given(values, flag_name)
+    return Source(values, flag_name)
 
 
 def nested(name: str, value: Any) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def variable_name(name: str) -> str:
     return PREFIX + name.replace(".", "__").upper()
 
 
-def read_environment(environ: Mapping[str, str]) -> Given:
+def read_environment(environ: Mapping[str, str]) -> Source:
     """The settings that POWERSAMPLE_* variables set, groups and lists as JSON; an empty one counts as not set."""
     names = {variable_name(name): name for name in known_settings()}
     values: dict[str, Any] = {}
@@ -104,7 +104,7 @@ def read_environment(environ: Mapping[str, str]) -> Given:
         name = names[variable]
         whole = is_group(name) or is_list(name)
         values = merge(values, nested(name, from_json(variable, value, name) if whole else value))
-    return Given(values, variable_name)
+    return Source(values, variable_name)
 
 
 def from_json(spelling: str, text: str, name: str) -> Any:
@@ -115,14 +115,14 @@ def from_json(spelling: str, text: str, name: str) -> Any:
         raise UserError(f"{spelling}={shown(text)} is not valid JSON; allowed: {allowed(name)}.") from error
 
 
-def read_file(path: Path) -> Given:
+def read_file(path: Path) -> Source:
     """The settings of a YAML file. Raises UserError naming the file, and line or key where there is one."""
     values = read_yaml(path)
     if values is None:
         values = {}
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold settings as `name: value` lines, not a {type(values).__name__}; see {SEE}.")
-    given = Given({str(key): value for key, value in values.items()}, lambda name: f"{path}: {name}")
+    given = Source({str(key): value for key, value in values.items()}, lambda name: f"{path}: {name}")
     for name in known_settings():  # YAML reads yes and on as true, which pydantic would take for the number 1
         is_set, value = given.find(name)
         if is_set and isinstance(value, bool) and "number" in allowed(name):
@@ -173,33 +173,35 @@ def merge(low: Mapping[str, Any], high: Mapping[str, Any]) -> dict[str, Any]:
     return {**low, **high, **groups}
 
 
-def refusal(error: ValidationError, sources: Sequence[Given]) -> str:
+def refusal(error: ValidationError, sources: Sequence[Source]) -> str:
     """The message about the first value that pydantic refused, with its name as its source spells it."""
     first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"]]
     known = known_settings()
     name, context = ".".join(parts), first.get("ctx", {})
     if first["type"] == "extra_forbidden":
-        return f"{written(name, sources)[0]} is unknown{suggestion(name, known)}; {siblings(parts)}."
+        return f"{spelling_and_value(name, sources)[0]} is unknown{suggestion(name, known)}; {known_siblings(parts)}."
     if first["type"] == "conflict":
         return conflict([f"{name}.{setting}" for setting in context["settings"]], first["msg"], sources)
     while name not in known and "." in name:
         name = name.rpartition(".")[0]
-    spelling, value = written(name, sources)
+    spelling, value = spelling_and_value(name, sources)
     reason = f": {context['error']}" if first["type"] == "value_error" else ""
     near = suggestion(value, known[name].get("enum", ())) if isinstance(value, str) else ""
     return f"{spelling}={shown(value)} is refused{reason}{near}; allowed: {allowed(name)}."
 
 
-def conflict(names: Sequence[str], reason: str, sources: Sequence[Given]) -> str:
+def conflict(names: Sequence[str], reason: str, sources: Sequence[Source]) -> str:
     """The message about settings that do not go together; it names those of them that are set."""
     set_names = [name for name in names if any(source.find(name)[0] for source in sources)]
-    cited = [f"{spelling}={shown(value)}" for spelling, value in (written(name, sources) for name in set_names)]
+    cited = [
+        f"{spelling}={shown(value)}" for spelling, value in (spelling_and_value(name, sources) for name in set_names)
+    ]
     verdict = "is refused" if len(cited) == 1 else "do not go together"
     return f"{' and '.join(cited)} {verdict}: {reason}."
 
 
-def written(name: str, sources: Sequence[Given]) -> tuple[str, Any]:
+def spelling_and_value(name: str, sources: Sequence[Source]) -> tuple[str, Any]:
     """Spelling and value of the setting `name` in the source that decides it."""
     for source in sources:
         is_set, value = source.find(name)
@@ -213,7 +215,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def siblings(parts: Sequence[str]) -> str:
+def known_siblings(parts: Sequence[str]) -> str:
     """The phrase that lists the known names in the group of an unknown one."""
     group = ".".join(parts[:-1])
     names = [n.removeprefix(f"{group}.") for n in known_settings() if n.rpartition(".")[0] == group]

@@ -85,20 +85,22 @@ def add_settings(parser: Parser, shown: bool) -> None:
         if is_group(name)
     }
     for title, names in {**SECTIONS, **inner}.items():
-        section = parser.add_argument_group(title, kinds() if shown and title.startswith("sampler:") else None)
+        section = parser.add_argument_group(title, sampler_help() if shown and title.startswith("sampler:") else None)
         for name in names:
             if flag_name(name) not in parser.flags:
                 parser.allowed[flag_name(name)] = allowed(name)
-                section.add_argument(flag_name(name), dest=name, default=argparse.SUPPRESS, **how_given(name, shown))
+                section.add_argument(
+                    flag_name(name), dest=name, default=argparse.SUPPRESS, **option_arguments(name, shown)
+                )
 
 
-def kinds() -> str:
+def sampler_help() -> str:
     """Lines of the help that say which settings each kind of sampler reads."""
     lines = [f"  {kind:<12} {', '.join(sorted(names)) or 'nothing'}" for kind, names in READS.items()]
     return "\n".join(["each kind reads these settings, and another one is refused:", *lines])
 
 
-def how_given(name: str, shown: bool) -> dict[str, Any]:
+def option_arguments(name: str, shown: bool) -> dict[str, Any]:
     """Arguments of `add_argument` for a setting: a switch for a bool, for a list an option that repeats."""
     about = known_settings()[name]
     text = (about["description"] + default_words(about)).replace("%", "%%") if shown else argparse.SUPPRESS

@@ -36,7 +36,7 @@ class InlineWorkerPool:
         try:
             self._calls[self._worker.begin(work)] = work
         except Exception as error:  # noqa: BLE001 - reported as this problem's, as it would come from an actor
-            self._events.append(raised(self._name, work, error))
+            self._events.append(raised_event(self._name, work, error))
 
     def ask_health(self) -> set[str]:
         reading = self._worker.health()
@@ -53,7 +53,9 @@ class InlineWorkerPool:
         events, self._events = self._events, []
         for call in wait(self._calls, 0 if events else timeout, return_when=FIRST_COMPLETED).done:
             work, error = self._calls.pop(call), call.exception()
-            events.append(Done(self._name, work, call.result()) if error is None else raised(self._name, work, error))
+            events.append(
+                Done(self._name, work, call.result()) if error is None else raised_event(self._name, work, error)
+            )
         if (failure := self._worker.failure()) is None:
             return events
         answered: list[Event] = [event for event in events if isinstance(event, Done)]
@@ -66,6 +68,6 @@ class InlineWorkerPool:
             self._worker.close()
 
 
-def raised(worker: str, work: Work, error: BaseException) -> Raised:
+def raised_event(worker: str, work: Work, error: BaseException) -> Raised:
     """The event for a problem whose call raised `error`."""
     return Raised(worker, work, f"{type(error).__name__}: {error}")

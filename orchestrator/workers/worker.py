@@ -15,12 +15,12 @@ from functools import partial
 from threading import Lock
 from typing import Any, NamedTuple
 
-from evals.evaluate import make_sampler, start
+from evals.evaluate import make_sampler, start_sample
 from evals.tasks.task import make_task
 from evals.types import Problem, Record
-from orchestrator.inputs.models import ModelSource, on_this_node
+from orchestrator.inputs.models import ModelSource, folder_on_node
 from orchestrator.inputs.preflight import Inputs
-from orchestrator.machine.gpus import wait_for_room
+from orchestrator.machine.gpus import wait_for_free_memory
 from orchestrator.rundir.reading.records import RecordKey
 from orchestrator.settings.config import RunConfig
 from orchestrator.workers.pool import Work
@@ -86,9 +86,9 @@ class Worker:
         with self._loading:
             free_bytes, engine = None, config.run.engine
             if self._engine is None:
-                free_bytes = wait_for_room(room) if config.run.use_gpus else None
+                free_bytes = wait_for_free_memory(room) if config.run.use_gpus else None
                 device = "cuda" if config.run.use_gpus else "cpu"
-                model = load_model(on_this_node(config.model, engine), engine, device, config.num_threads)
+                model = load_model(folder_on_node(config.model, engine), engine, device, config.num_threads)
             else:
                 self._engine.close()
                 model = self._engine.model
@@ -103,7 +103,7 @@ class Worker:
     def begin(self, work: Work) -> Future[Record]:
         """Begin to answer a problem; the future gets its record, or the exception that ended it."""
         encode = partial(self._engine.model.tokenizer.encode, whole=False)
-        return start(
+        return start_sample(
             work.problem,
             work.sample_index,
             make_task(work.task, work.seed, self._config.train_problems),

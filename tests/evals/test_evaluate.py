@@ -13,7 +13,7 @@ from evals.config import EngineConfig, SamplerConfig, TaskConfig
 from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
 from evals.engine.model import Model
-from evals.evaluate import expected_correct, make_prompt, make_sampler, start
+from evals.evaluate import expected_correct, make_prompt, make_sampler, start_sample
 from evals.samplers.candidates import Candidates
 from evals.samplers.paper import Paper
 from evals.samplers.power import Power
@@ -145,7 +145,7 @@ def run(model: Model, problems: list[Problem], task: Task, kind: str) -> tuple[l
     engine = Engine(model, EngineConfig(), slots=4, max_length=400)
     engine.start()
     sampler = make_sampler(SamplerConfig.model_validate({"kind": kind} | KINDS[kind]))
-    begun = [start(problem, 0, task, sampler, engine, worker={}) for problem in problems]
+    begun = [start_sample(problem, 0, task, sampler, engine, worker={}) for problem in problems]
     found = [record.result() for record in begun]
     engine.close()
     audit(engine._pool)

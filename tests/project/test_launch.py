@@ -17,7 +17,7 @@ import yaml
 
 from evals.config import EngineConfig
 from evals.types import UserError
-from orchestrator.inputs.models import ModelSource, on_this_node
+from orchestrator.inputs.models import ModelSource, folder_on_node
 from support.places import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -178,13 +178,13 @@ def test_one_worker_of_a_node_downloads_while_the_others_wait(tmp_path: Path, mo
     monkeypatch.setattr("orchestrator.inputs.models.download", download)
     model = ModelSource("/driver/only", "owner/name", "abc123", "abc123")
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda _: on_this_node(model, EngineConfig()), range(3)))
+        found = list(pool.map(lambda _: folder_on_node(model, EngineConfig()), range(3)))
     assert found == [str(folder)] * 3
     assert asked == [("owner/name", "abc123")] * 3, "the driver's commit"
 
 
 def test_a_folder_of_this_node_is_taken_and_one_of_another_refused(tmp_path: Path) -> None:
     here = ModelSource(str(tmp_path), "model", None, "0")
-    assert on_this_node(here, EngineConfig()) == str(tmp_path)
+    assert folder_on_node(here, EngineConfig()) == str(tmp_path)
     with pytest.raises(UserError, match=r"There is no model folder /elsewhere on the node \S+; put it on storage"):
-        on_this_node(here._replace(folder="/elsewhere"), EngineConfig())
+        folder_on_node(here._replace(folder="/elsewhere"), EngineConfig())

@@ -13,7 +13,7 @@ from scipy.stats import chisquare
 from evals.rng import Purpose
 from evals.samplers import metropolis
 from evals.samplers.base import State, spliced
-from evals.samplers.metropolis import Kernel, chance
+from evals.samplers.metropolis import Kernel, acceptance_probability
 from evals.samplers.paper import PaperKernel
 from evals.samplers.power import Power
 from evals.types import Prompt, Request, Sampler
@@ -96,7 +96,7 @@ def transition_matrix(model: ToyLM, alpha: float, kernel: Kernel) -> Matrix:
             matrix[i, i] = 1.0
         for y, start, proposed in proposals(model, alpha, kernel, x):
             j = index[y]
-            taken = 1.0 if i == j else chance(kernel.log_ratio(x, states[j], start))
+            taken = 1.0 if i == j else acceptance_probability(kernel.log_ratio(x, states[j], start))
             matrix[i, j] += proposed * taken
             matrix[i, i] += proposed * (1 - taken)
     return answers, matrix

@@ -53,7 +53,7 @@ def key_of(record: Record) -> RecordKey:
     return record.problem_id, record.sample_index
 
 
-def answers(directory: Path) -> dict[RecordKey, Record]:
+def answered_records(directory: Path) -> dict[RecordKey, Record]:
     """The records of a run by key, see `first_records`. Raises UserError if there is none."""
     records = first_records(directory / RECORDS)
     if not records:

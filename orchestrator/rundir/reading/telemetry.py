@@ -73,21 +73,21 @@ def timings(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {**named, "total_seconds": sum(seconds.values()), "num_starts": len(starts), "tail_seconds": tail}
 
 
-def held(reading: Mapping[str, Any]) -> int | None:
+def process_bytes(reading: Mapping[str, Any]) -> int | None:
     """Bytes of memory that the worker's process holds: of its device if it has one, else of the host."""
     memory = reading.get("memory", {})
     reserved = memory.get("reserved_bytes")
     return memory.get("rss_bytes") if reserved is None else reserved
 
 
-def used(reading: Mapping[str, Any]) -> int | None:
+def device_bytes(reading: Mapping[str, Any]) -> int | None:
     """Bytes of memory in use on the worker's device, by all processes; without a device as `held`."""
     memory = reading.get("memory", {})
     total = memory.get("total_bytes")
-    return total - memory.get("free_bytes", total) if total else held(reading)
+    return total - memory.get("free_bytes", total) if total else process_bytes(reading)
 
 
-def by_number(worker: str) -> tuple[str, int]:
+def worker_order(worker: str) -> tuple[str, int]:
     """Key by which workers are sorted: gpu2 before gpu10."""
     kind = worker.rstrip("0123456789")
     return kind, int(worker[len(kind) :] or 0)

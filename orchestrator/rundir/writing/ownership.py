@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.types import UserError
-from orchestrator.rundir.directory import LOCK, RECORDS, RUN, TELEMETRY, flatten, held, is_run, read_run
+from orchestrator.rundir.directory import LOCK, RECORDS, RUN, TELEMETRY, flatten, is_run, locked_message, read_run
 from orchestrator.rundir.files import write_atomically
 
 DECIDING = (
@@ -26,7 +26,7 @@ DECIDING = (
 """Fields of run.json that a refusal names if they differ between two runs; the fingerprint alone decides."""
 
 
-def check_place(directory: Path) -> None:
+def check_location(directory: Path) -> None:
     """Raises UserError if runs would lie inside one another, or among other files: whose a file is would be unclear."""
     place = Path(os.path.realpath(directory))  # no error for a loop of links: opening it raises one
     outer = next((parent for parent in place.parents if is_run(parent)), None)
@@ -62,18 +62,18 @@ def ensure_manifest(directory: Path, wanted: Mapping[str, Any]) -> None:
 
     A run without an answer is replaced by one of another fingerprint, and its telemetry is deleted.
     """
-    if not is_ours(directory, wanted):
+    if not has_fingerprint(directory, wanted):
         (directory / TELEMETRY).unlink(missing_ok=True)
         write_atomically(directory / RUN, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
 
 
-def is_ours(directory: Path, wanted: Mapping[str, Any]) -> bool:
+def has_fingerprint(directory: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether run.json has the wanted fingerprint; False if it may be replaced. Raises UserError for another run."""
     stored, log = read_run(directory), directory / RECORDS
     if stored is not None and stored.get("fingerprint") == wanted["fingerprint"]:
         return True
     if stored is not None and log.exists() and b"\n" in log.read_bytes():
-        raise UserError(other_run(directory, stored, wanted))
+        raise UserError(other_run_message(directory, stored, wanted))
     return False
 
 
@@ -82,12 +82,12 @@ def take_lock(lock: int, directory: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(held(lock, directory)) from error
+        raise UserError(locked_message(lock, directory)) from error
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
-def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+def other_run_message(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """The message that refuses a directory of another run, with up to four of the settings that differ."""
     old, new = flatten(stored), flatten(wanted)
     differing = [
@@ -95,7 +95,7 @@ def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, A
     ]
     differing.sort(key=lambda name: (not name.endswith("sampler.kind"), name))  # others differ because of the kind
     shown = ", ".join(
-        f"{name.removeprefix('config.')}: {short(old.get(name))} there, {short(new.get(name))} now"
+        f"{name.removeprefix('config.')}: {shortened(old.get(name))} there, {shortened(new.get(name))} now"
         for name in differing[:4]
     )
     ways = (
@@ -110,7 +110,7 @@ def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, A
     )
 
 
-def short(value: Any) -> str:
+def shortened(value: Any) -> str:
     """A setting's value for a message; of a long one, such as a digest, the beginning."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:12]}…"

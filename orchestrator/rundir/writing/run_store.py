@@ -18,7 +18,13 @@ from evals.types import Problem, Record, UserError
 from orchestrator.rundir.directory import LOCK, RECORDS, TELEMETRY, check_lock
 from orchestrator.rundir.files import cut_torn_tail, sync_directory, write_whole, writing
 from orchestrator.rundir.reading.records import encode, first_records, key_of
-from orchestrator.rundir.writing.ownership import check_place, check_unused, ensure_manifest, is_ours, take_lock
+from orchestrator.rundir.writing.ownership import (
+    check_location,
+    check_unused,
+    ensure_manifest,
+    has_fingerprint,
+    take_lock,
+)
 
 
 class RunStore:
@@ -84,8 +90,8 @@ def open_store(directory: Path, run: Mapping[str, Any]) -> RunStore:
     UserError if the directory is not writable, lies inside or around another run, is held by another process, or has a
     run of another fingerprint or a damaged file.
     """
-    with usable(directory):
-        check_place(directory)
+    with directory_errors(directory):
+        check_location(directory)
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -100,17 +106,17 @@ def open_store(directory: Path, run: Mapping[str, Any]) -> RunStore:
 def check_store(directory: Path, run: Mapping[str, Any]) -> int:
     """How many answers a run directory has. Raises the UserError that `open_store` would raise now, and writes
     nothing."""
-    with usable(directory):
-        check_place(directory)
+    with directory_errors(directory):
+        check_location(directory)
         check_lock(directory)
-        is_ours(directory, run)
+        has_fingerprint(directory, run)
         return len(first_records(directory / RECORDS))
 
 
 def check_writable(directory: Path) -> None:
     """Raises UserError unless `directory`, or the nearest parent that exists, is a directory that can be written."""
     nearest = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.exists())
-    with usable(directory):
+    with directory_errors(directory):
         if not nearest.is_dir():
             raise OSError(errno.ENOTDIR, f"{nearest} is not a directory")
         if not os.access(nearest, os.W_OK | os.X_OK):
@@ -120,12 +126,12 @@ def check_writable(directory: Path) -> None:
 def check_root(directories: Sequence[Path]) -> None:
     """Raises UserError if the directory that new runs would share holds other files."""
     root = directories[0].parent
-    with usable(root):
+    with directory_errors(root):
         if not any(directory.exists() for directory in directories):
             check_unused(root)
 
 
-def usable(directory: Path) -> AbstractContextManager[None]:
+def directory_errors(directory: Path) -> AbstractContextManager[None]:
     """Turns an OSError inside the `with` block into a UserError: the run directory cannot be written."""
     return writing(f"The run directory {directory}", "choose another by POWERSAMPLE_RUN_DIR or --run-dir")
 

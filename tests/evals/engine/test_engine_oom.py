@@ -16,7 +16,7 @@ from evals.engine.device import out_of_memory
 from evals.engine.eager_decoder import EagerDecoder
 from evals.engine.kv_cache import PagePool
 from evals.evaluate import make_sampler
-from evals.sizing.slots import fewer
+from evals.sizing.slots import fewer_slots
 from evals.types import Cancel, Chain, Drop, Keep, Sample, Submit, UserError
 from orchestrator.cli import main
 from orchestrator.driver.dispatcher import Dispatcher
@@ -64,7 +64,7 @@ def test_samples_are_those_of_an_undisturbed_run(
         assert_same(one, two)
     assert on.counters().slots == after
     events = on.take_slot_changes()
-    assert [(event.old, event.new) for event in events] == [(slots, fewer(slots)), (fewer(slots), after)]
+    assert [(event.old, event.new) for event in events] == [(slots, fewer_slots(slots)), (fewer_slots(slots), after)]
     assert {event.reason for event in events} == {"CUDA out of memory. Tried to allocate 2.00 GiB."}
     assert events[0].time <= events[1].time
     assert on.take_slot_changes() == []

@@ -13,8 +13,8 @@ from evals.samplers.metropolis import (
     EVERYWHERE,
     Kernel,
     Move,
+    acceptance_probability,
     certain_divergence,
-    chance,
     first_divergence,
 )
 from evals.samplers.paper import PaperKernel
@@ -163,7 +163,7 @@ def test_alpha_one_accepts_up_to_the_length_factor(kernel: str) -> None:
             ratio = exact.log_ratio(x, y, divergence(x.tokens, y.tokens))
             assert ratio == pytest.approx(exact.log_normaliser(x) - exact.log_normaliser(y), abs=1e-12)
             if kernel != "nonnull" and len(x.tokens) == len(y.tokens):
-                assert chance(ratio) == pytest.approx(1.0, abs=1e-12)
+                assert acceptance_probability(ratio) == pytest.approx(1.0, abs=1e-12)
 
 
 def test_u_is_taken_as_one_minus_a_uniform_so_that_its_log_is_finite() -> None:

@@ -13,7 +13,7 @@ from evals.engine.eager_decoder import EagerDecoder
 from evals.engine.engine import Engine
 from evals.engine.execution import largest_prompts, largest_step
 from evals.engine.model import KeysValues
-from evals.sizing.slots import GRAPH_BYTES, Demand, Reading, fewer, plan_slots, plan_unmeasured, table
+from evals.sizing.slots import GRAPH_BYTES, Demand, Reading, fewer_slots, plan_slots, plan_unmeasured, table
 from evals.types import UserError
 from support.tiny_models import make
 
@@ -123,9 +123,9 @@ def test_the_table_adds_up() -> None:
 def test_fewer_slots_by_a_quarter() -> None:
     steps, slots = [64], 64
     while slots:
-        steps.append(slots := fewer(slots))
+        steps.append(slots := fewer_slots(slots))
     assert steps == [64, 48, 32, 24, 16, 8, 6, 4, 3, 2, 1, 0]
-    assert (fewer(75), fewer(256), fewer(12), fewer(10)) == (56, 192, 8, 7)
+    assert (fewer_slots(75), fewer_slots(256), fewer_slots(12), fewer_slots(10)) == (56, 192, 8, 7)
 
 
 def test_nothing_is_measured_on_a_cpu() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from evals.config import EngineConfig
 from evals.engine.engine import Engine
-from evals.sizing.slots import LOOK_SECONDS, Demand, Elastic, Reading, SlotPlan, adjusted, fewer, size
+from evals.sizing.slots import LOOK_SECONDS, Demand, Reading, SlotAdjuster, SlotPlan, adjusted, fewer_slots, size
 from evals.types import Sample
 from support.disturbed import KINDS, assert_same, run
 from support.tiny_models import Pair, make
@@ -39,14 +39,14 @@ def test_slots_are_given_up_until_the_target_holds_or_one_is_left(slots: int, ov
     assert 1 <= less < slots
     kept = own(slots) - own(less)
     assert kept >= over * MIB or less == 1
-    previous = next(n for n in steps_down(slots) if fewer(n) <= less)
+    previous = next(n for n in steps_down(slots) if fewer_slots(n) <= less)
     assert previous == slots or own(slots) - own(previous) < over * MIB, "no more than needed"
 
 
 def steps_down(slots: int) -> Iterator[int]:
     while slots:
         yield slots
-        slots = fewer(slots)
+        slots = fewer_slots(slots)
 
 
 def test_slots_come_back_when_their_memory_does() -> None:
@@ -62,7 +62,7 @@ def test_slots_come_back_when_their_memory_does() -> None:
 def test_it_looks_now_and_then_and_less_often_after_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now, looks = [0.0], []
     monkeypatch.setattr("evals.sizing.slots.time", SimpleNamespace(monotonic=lambda: now[0]))
-    elastic = Elastic(READING, DEMAND, CONFIG, lambda: looks.append(now[0]) or own(64))
+    elastic = SlotAdjuster(READING, DEMAND, CONFIG, lambda: looks.append(now[0]) or own(64))
     for _ in range(200):
         now[0] += 0.5
         elastic.wanted(64, 10)

@@ -236,7 +236,7 @@ def test_a_whole_run_counts_its_own_tokens_and_how_often_another_answer_was_acce
     futures = [Future[Record]() for _ in records]
     for future, record in zip(futures, records, strict=True):
         future.set_result(record)
-    monkeypatch.setattr(evaluate, "start", lambda problem, *_, **__: futures[problem.problem_id])
+    monkeypatch.setattr(evaluate, "start_sample", lambda problem, *_, **__: futures[problem.problem_id])
     problems, task = [Problem(i, "?", "#### 18") for i in range(4)], make_task(TaskConfig(), 0)
     found = end_to_end.sampled(engine, task, problems, end_to_end.parse([]))
     assert (found["steps"], found["generated_tokens"], found["prefilled_tokens"]) == (100, 660, 120)

@@ -23,7 +23,7 @@ from evals.evaluate import make_sampler, prompt_ids
 from evals.tasks.task import make_task
 from evals.types import Problem, Prompt, Record, Submit, UserError
 from orchestrator import cli
-from orchestrator.commands.generate import advice, checked, cost, defaults
+from orchestrator.commands.generate import advice, checked_config, cost, defaults
 from orchestrator.commands.table import make_parser
 from orchestrator.driver import session
 from orchestrator.export import generate_output
@@ -287,14 +287,14 @@ OPEN: dict[str, Any] = {"model": "m", "data": __file__, "task": {"preset": "gene
 )
 def test_settings_that_are_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
-        checked(RunConfig(**{**OPEN, **settings}), tmp_path / "o.jsonl")
+        checked_config(RunConfig(**{**OPEN, **settings}), tmp_path / "o.jsonl")
 
 
 def test_an_output_may_not_be_the_input(tmp_path: Path) -> None:
     data = jsonl(tmp_path / "in.jsonl", ROWS)
     generate_output.run_of(data).mkdir()
     with pytest.raises(UserError, match="is there already"):
-        checked(RunConfig(**{**OPEN, "data": str(data)}), data)
+        checked_config(RunConfig(**{**OPEN, "data": str(data)}), data)
 
 
 def change(number: int, **fields: Any) -> Callable[[list[Any]], None]:

@@ -17,8 +17,8 @@ import torch
 from evals.engine.engine import EngineCounters
 from evals.types import Record, UserError
 from orchestrator.batch_search import batch_size
-from orchestrator.batch_search.batch_size import Value, fit_batch_size, host_memory, start
-from orchestrator.batch_search.probe import Outcome, batch, overflow, probe
+from orchestrator.batch_search.batch_size import SweepValue, first_batch_size, fit_batch_size, host_memory
+from orchestrator.batch_search.probe import Outcome, out_of_memory_reason, probe, probe_work
 from orchestrator.cli import main
 from orchestrator.commands.sweep import values_of
 from orchestrator.inputs.preflight import Inputs, resolve_inputs
@@ -42,17 +42,17 @@ def found(present: int = 0, **settings: Any) -> Inputs:
 
 def outcome_of(inputs: Inputs, size: int, memory: int | None = None) -> Outcome:
     settings = worker_config(inputs)._replace(slots=size)
-    return probe(settings, batch(inputs.config, inputs.data.problems, size), memory)
+    return probe(settings, probe_work(inputs.config, inputs.data.problems, size), memory)
 
 
 def test_a_batch_holds_the_longest_questions_and_short_answers() -> None:
     inputs = found(task={"max_new_tokens": 20})
-    works = batch(inputs.config, inputs.data.problems, 10)
+    works = probe_work(inputs.config, inputs.data.problems, 10)
     lengths = [len(work.problem.question) for work in works[:8]]
     assert lengths == sorted((len(problem.question) for problem in inputs.data.problems), reverse=True)
     assert len({work.key for work in works}) == 10, "the same questions again are other samples"
     assert {work.task.max_new_tokens for work in works} == {20}
-    assert {work.task.max_new_tokens for work in batch(found().config, inputs.data.problems, 2)} == {32}
+    assert {work.task.max_new_tokens for work in probe_work(found().config, inputs.data.problems, 2)} == {32}
 
 
 @pytest.mark.slow  # four processes that import torch
@@ -102,12 +102,15 @@ def test_what_is_no_overflow_is_not_taken_for_one(tmp_path: Path) -> None:
 def test_how_memory_runs_out() -> None:
     wrapped = UserError("The model cannot be loaded.")
     wrapped.__context__ = OSError(12, "Cannot allocate memory")
-    assert overflow(MemoryError())
-    assert overflow(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")) is None
-    assert overflow(RuntimeError("[enforce fail] Error code 12 (Cannot allocate memory)"))
-    assert overflow(wrapped)
-    assert overflow(RuntimeError("CUDA error: out of memory"))
-    assert overflow(ValueError("no")) is None
+    assert out_of_memory_reason(MemoryError())
+    assert (
+        out_of_memory_reason(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+        is None
+    )
+    assert out_of_memory_reason(RuntimeError("[enforce fail] Error code 12 (Cannot allocate memory)"))
+    assert out_of_memory_reason(wrapped)
+    assert out_of_memory_reason(RuntimeError("CUDA error: out of memory"))
+    assert out_of_memory_reason(ValueError("no")) is None
 
 
 def test_each_run_gets_the_largest_batch_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +124,9 @@ def test_each_run_gets_the_largest_batch_that_works(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(batch_size, "probe", outcome)
     lines: list[str] = []
-    runs = [Value("task.max_new_tokens", str(n), found(task={"max_new_tokens": n}, batch_size=64)) for n in (40, 400)]
+    runs = [
+        SweepValue("task.max_new_tokens", str(n), found(task={"max_new_tokens": n}, batch_size=64)) for n in (40, 400)
+    ]
     sizes = {one.name: fit_batch_size(one, 3.0, lines.append).inputs.config.batch_size for one in runs}
     lengths = [one.inputs.max_length for one in runs]
     assert lengths[0] * 64 <= 12_000
@@ -143,14 +148,14 @@ def test_on_a_gpu_the_memory_model_proposes(monkeypatch: pytest.MonkeyPatch) -> 
     def on(gib: float, **settings: Any) -> int:
         present = [Gpu(0, "GPU-1", "a GPU", round(gib * 2**30))] if gib else []
         monkeypatch.setattr(gpus, "visible_gpus", lambda: present)
-        return start(Value("sampler.alpha", "2", found(1, batch_size="auto", num_gpus=1, **settings)))
+        return first_batch_size(SweepValue("sampler.alpha", "2", found(1, batch_size="auto", num_gpus=1, **settings)))
 
     assert on(80) == 256, "what auto takes at most"
     assert 1 <= on(1.3) < on(1.4) < 256
     with pytest.raises(UserError, match="Not even one slot"):
         on(1.4, sampler={"kind": "smc", "num_candidates": 512})
-    on_cpus = Value("sampler.alpha", "2", found(batch_size=24))
-    assert start(on_cpus) == 24, "by the tables, which have none for it"
+    on_cpus = SweepValue("sampler.alpha", "2", found(batch_size=24))
+    assert first_batch_size(on_cpus) == 24, "by the tables, which have none for it"
     with pytest.raises(UserError, match="--no-auto-batch-size"):
         on(0)
 
@@ -204,12 +209,12 @@ def test_a_worker_loads_again_with_the_model_that_it_holds() -> None:
     worker = Worker(0, "inline")
     pool = InlineWorkerPool(worker, worker_config(small)._replace(slots=2), 2)
     pool.start()
-    model, first = worker._engine.model, batch(small.config, small.data.problems, 3)
+    model, first = worker._engine.model, probe_work(small.config, small.data.problems, 3)
     before = [worker.begin(work).result().token_ids for work in first]
     pool.reload(worker_config(large)._replace(slots=5), 5)
     assert worker._engine.model is model
     assert (worker.health()["slots"], pool.free(9)) == (5, 5)
-    after = [worker.begin(work).result().token_ids for work in batch(large.config, large.data.problems, 3)]
+    after = [worker.begin(work).result().token_ids for work in probe_work(large.config, large.data.problems, 3)]
     assert max(map(len, before)) <= 8 < max(map(len, after)) <= 24
     pool.reload(worker_config(small)._replace(slots=2), 2)
     assert [worker.begin(work).result().token_ids for work in first] == before
@@ -221,7 +226,7 @@ def test_a_workers_health_has_every_counter_of_its_engine_and_telemetry_keeps_th
     pool = InlineWorkerPool(Worker(0, "inline"), worker_config(inputs)._replace(slots=2), 2)
     pool.start()
     path = tmp_path / "telemetry.jsonl"
-    telemetry, works = Telemetry(path), batch(inputs.config, inputs.data.problems, 3)
+    telemetry, works = Telemetry(path), probe_work(inputs.config, inputs.data.problems, 3)
     answers: list[Record] = []
     for rounds in (0, len(works)):
         for work in works[:rounds]:

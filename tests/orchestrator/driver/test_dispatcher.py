@@ -27,7 +27,7 @@ from orchestrator.cluster.stalls import (
 from orchestrator.cluster.worker_handle import Call, WorkerHandle
 from orchestrator.driver.dispatcher import HEALTH_SECONDS, MIN_RECORDS, WAIT_SECONDS, dispatch, failed_record, forecast
 from orchestrator.live.progress import Progress
-from orchestrator.machine.gpus import wait_for_room
+from orchestrator.machine.gpus import wait_for_free_memory
 from orchestrator.rundir.reading.telemetry import read_telemetry, timings
 from orchestrator.rundir.writing.run_store import RunStore, open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
@@ -512,8 +512,8 @@ def test_patience_with_a_load_and_with_a_place() -> None:
 def test_room_is_waited_for_until_a_dead_workers_memory_is_free_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.machine.gpus.POLL_SECONDS", 0.0)
     readings = iter([10, 20, 96, 100])
-    assert wait_for_room(100, lambda: next(readings)) == 96
-    assert wait_for_room(None, lambda: 10) == 10
-    assert wait_for_room(100, lambda: None) is None
+    assert wait_for_free_memory(100, lambda: next(readings)) == 96
+    assert wait_for_free_memory(None, lambda: 10) == 10
+    assert wait_for_free_memory(100, lambda: None) is None
     monkeypatch.setattr("orchestrator.machine.gpus.RELEASE_SECONDS", 0.0)
-    assert wait_for_room(100, lambda: 10) == 10, "the load will tell whether that is enough"
+    assert wait_for_free_memory(100, lambda: 10) == 10, "the load will tell whether that is enough"

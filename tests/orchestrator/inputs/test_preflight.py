@@ -240,17 +240,17 @@ def test_the_whole_check_on_a_real_model(tmp_path: Path, capfd: pytest.CaptureFi
     model, task = resolve_model("demo").folder, TaskConfig(max_new_tokens=160)
     config = resolve(RunConfig(model=model, data="x", run_dir=tmp_path / "run", task=task), 0)
     problems = [Problem(0, "How many legs have two dogs?", "#### 8"), Problem(1, "How?", "#### 8")]
-    longest = preflight.check(config, model, make_task(config.task, 0), problems)
+    longest = preflight.check_model(config, model, make_task(config.task, 0), problems)
     assert 160 + 8 < longest < 160 + 40
     long = [*problems, Problem(2, "dog " * 5000, "#### 8")]
     with pytest.raises(UserError, match=r"Problem 2 does not fit the model"):
-        preflight.check(config, model, make_task(config.task, 0), long)
+        preflight.check_model(config, model, make_task(config.task, 0), long)
     assert "longer than" not in capfd.readouterr().err
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     nowhere = config.model_copy(update={"run_dir": tmp_path / "file/run"})
     with pytest.raises(UserError, match=r"file/run cannot be written"):
-        preflight.check(nowhere, model, make_task(config.task, 0), problems)
+        preflight.check_model(nowhere, model, make_task(config.task, 0), problems)
 
 
 def weights(path: Path, **files: bytes | None) -> Path:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from evals.types import UserError
-from orchestrator.cluster.ray_session import invitation
+from orchestrator.cluster.ray_session import dashboard_line
 from orchestrator.driver.session import sinks
 from orchestrator.inputs.preflight import check_tracker
 from orchestrator.live.metrics import METRICS, Metrics, published
@@ -120,7 +120,7 @@ def test_a_tracker_that_is_not_there_is_refused_at_once(monkeypatch: pytest.Monk
 
 
 def test_the_dashboard_says_how_to_come_in() -> None:
-    said = invitation("127.0.0.1:8270")
+    said = dashboard_line("127.0.0.1:8270")
     assert "http://127.0.0.1:8270 " in said
     assert re.search(r"`\S+ get-auth-token`", said)
     assert "ssh -L 8270:127.0.0.1:8270 THIS_HOST" in said

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.analysis.load import Run
 from orchestrator.analysis.summary import summarise
-from orchestrator.report.figures import FATES, accuracy_figure, length_figure, log_p_figure
+from orchestrator.report.figures import OUTCOMES, accuracy_figure, length_figure, log_p_figure
 from orchestrator.report.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Panel, Point, Series, axis, figure
 from support.made_up import PLAIN, POWER, as_run, known, make_record
 
@@ -101,7 +101,7 @@ def test_the_histogram_has_every_answer_once() -> None:
     bars = [rect for rect in svg.iter(f"{SVG}rect") if rect.find(f"{SVG}title") is not None]
     said = [(bar.attrib["fill"], (bar.findtext(f"{SVG}title") or "").partition(" of ")) for bar in bars]
     for fate, values in lengths.items():
-        assert sum(int(words[0]) for fill, words in said if fill == FATES[fate]) == len(values)
+        assert sum(int(words[0]) for fill, words in said if fill == OUTCOMES[fate]) == len(values)
     first, second = (bar for bar in bars if bar.attrib["x"] == bars[0].attrib["x"])
     assert float(second.attrib["y"]) + float(second.attrib["height"]) == pytest.approx(float(first.attrib["y"]))
     assert float(first.attrib["y"]) + float(first.attrib["height"]) == BOTTOM, "the first stands on the axis"

@@ -16,7 +16,7 @@ import pytest
 from evals.types import Problem, Record, UserError
 from orchestrator.rundir.directory import RECORDS, RUN, TELEMETRY
 from orchestrator.rundir.files import write_atomically
-from orchestrator.rundir.reading.records import answers, decode, encode
+from orchestrator.rundir.reading.records import answered_records, decode, encode
 from orchestrator.rundir.writing.run_store import RunStore, check_store, fresh_directory, open_store
 from support.logs import read_records
 
@@ -123,7 +123,7 @@ def test_a_record_that_cannot_be_of_the_run_is_named(tmp_path: Path, changes: di
     filled(tmp_path, 2, run)
     with (tmp_path / RECORDS).open("ab") as log:
         log.write(encode(record(1)._replace(**changes)))
-    for use in (lambda: check_store(tmp_path, CONTENT | run), lambda: answers(tmp_path)):
+    for use in (lambda: check_store(tmp_path, CONTENT | run), lambda: answered_records(tmp_path)):
         with pytest.raises(UserError, match=rf"records\.jsonl, line 3: not a record \({words}"):
             use()
 
@@ -132,7 +132,7 @@ def test_a_figure_of_a_chain_beyond_all_floats_is_damage(tmp_path: Path) -> None
     log = filled(tmp_path, 0) / RECORDS
     log.write_bytes(encode(record(0)._replace(chain={"log_p": -12345})).replace(b"-12345", b"-1e999"))
     with pytest.raises(UserError, match=r"records\.jsonl, line 1: not a record \(chain\.log_p is -inf"):
-        answers(tmp_path)
+        answered_records(tmp_path)
 
 
 def test_one_writer_at_a_time_whose_children_do_not_hold_the_lock(tmp_path: Path) -> None:
