@@ -17,8 +17,8 @@ from evals.engine.scheduler import Scheduler
 from evals.types import Cancel, Completion, Drop, Ended, Handle, Keep, Operation, Request, Submit, UserError
 
 START_SHARE = 32
-"""A new chain starts only while a share of 1 / START_SHARE of the slots is free; fewer than that are left to speculative
-requests. A GPU with 256 slots was measured to be no slower for it: the host has less to do per step (LOG.md)."""
+"""A new chain starts only while 1 / START_SHARE of the slots are free; fewer are left to speculative requests. On a GPU
+with 256 slots that was measured to be faster than to fill them all (LOG.md)."""
 
 
 class ChainRunner:
