@@ -155,7 +155,7 @@ def vital_addresses() -> list[tuple[str, int]]:
 def alive_nodes(vital: Sequence[tuple[str, int]]) -> set[str]:
     """The ids of the nodes that are alive.
 
-    The `vital_places` of a local Ray are tried first: the server notices a dead node after seconds, and where the
+    The `vital_addresses` of a local Ray are tried first: the server notices a dead node after seconds, and where the
     server is dead, Ray waits 60 s for it and then ends this process.
     """
     try:

@@ -58,7 +58,7 @@ def run(
 
 
 def check_ray(config: RunConfig) -> None:
-    """Raise UserError if the run needs Ray and `cluster.ray_session.check` refuses it."""
+    """Raise UserError if the run needs Ray and `cluster.ray_session.check_ray_access` refuses it."""
     if not config.inline:
         from orchestrator.cluster.ray_session import check_ray_access
 
