@@ -140,13 +140,13 @@ class DueWorkerPool:
 
     def reload(self, config: object, slots: int) -> None: ...
 
-    def free(self, unanswered: int) -> int:
+    def free_slots(self, unanswered: int) -> int:
         return self.number - len(self.due)
 
     def submit(self, work: Work) -> None:
         heapq.heappush(self.due, (time.monotonic() + float(work.problem.answer), work.problem.problem_id, work))
 
-    def ask_health(self) -> set[str]:
+    def request_health(self) -> set[str]:
         return set()
 
     def wait(self, timeout: float) -> list[Event]:

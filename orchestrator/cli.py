@@ -32,52 +32,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no ± shows ? instead
     try:
-        return told(list(sys.argv[1:] if argv is None else argv)) if evals_is_ours() else 2
+        return run_command(list(sys.argv[1:] if argv is None else argv)) if evals_is_ours() else 2
     except KeyboardInterrupt:
-        tell("interrupted")
+        print_error("interrupted")
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        silence(sys.stdout)
+        discard_output(sys.stdout)
         return BROKEN_PIPE
 
 
-def told(arguments: list[str]) -> int:
+def run_command(arguments: list[str]) -> int:
     """Run a command and return its exit code; a user's mistake or the loss of all workers is told in one sentence."""
     from evals.types import UserError, WorkersLost
 
     os.umask(0o077)  # runs, Ray's token and its logs are for nobody else's eyes
     try:
-        code = dispatch(arguments)
+        code = call_command(arguments)
         sys.stdout.flush()
         return code
     except UserError as error:
-        tell(str(error))
+        print_error(str(error))
     except OSError as error:
         if error.errno not in UNUSABLE:
             raise
         if error.filename is None:
-            silence(sys.stdout)
-        tell(f"{error.filename or 'standard output'} cannot be used: {error.strerror}")
+            discard_output(sys.stdout)
+        print_error(f"{error.filename or 'standard output'} cannot be used: {error.strerror}")
     except WorkersLost as error:
-        tell(f"{error}; the answers so far are kept, start again to go on.")
+        print_error(f"{error}; the answers so far are kept, start again to go on.")
         return 1
     return 2
 
 
-def tell(sentence: str) -> None:
+def print_error(sentence: str) -> None:
     """Print a sentence to standard error; where that cannot be written, only the exit code remains."""
     try:
         print(f"powersample: {sentence}", file=sys.stderr, flush=True)
     except OSError:
-        silence(sys.stderr)
+        discard_output(sys.stderr)
 
 
-def silence(stream: TextIO) -> None:
+def discard_output(stream: TextIO) -> None:
     """Redirect a stream to /dev/null, so that not even flushing it at the exit can fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def dispatch(arguments: list[str]) -> int:
+def call_command(arguments: list[str]) -> int:
     """Call the command that the first argument names; returns its exit code."""
     began = time.perf_counter()
     from evals.types import UserError

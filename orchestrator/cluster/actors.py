@@ -73,9 +73,9 @@ class RayWorkerPool:
             if handle.actor is not None:
                 handle.health = handle.slots = None
                 handle.load = self._load(handle)
-                handle.asked = handle.moved = time.monotonic()
+                handle.requested_at = handle.progressed_at = time.monotonic()
 
-    def free(self, unanswered: int) -> int:
+    def free_slots(self, unanswered: int) -> int:
         """Free slots of the workers that have reported how many they have.
 
         While others load for the first time, each counts no more than its even share: else the first to be ready would
@@ -92,10 +92,10 @@ class RayWorkerPool:
             key=lambda handle: len(handle.calls),
         )
         if not handle.calls:
-            handle.moved = time.monotonic()
+            handle.progressed_at = time.monotonic()
         handle.calls[handle.actor.solve.options(concurrency_group="work").remote(work)] = Call(work, time.monotonic())
 
-    def ask_health(self) -> set[str]:
+    def request_health(self) -> set[str]:
         for handle in self._handles:
             self._ask(handle)
         return {handle.name for handle in self._handles if handle.health is not None}
@@ -148,7 +148,7 @@ class RayWorkerPool:
             self._down(handle, TimeoutError(stall.reason), stall)
         elif is_missing(handle, now):
             handle.missing = True
-            self._events.append(Lost(handle.name, f"Ray has had no place for it for {now - handle.asked:.0f} s"))
+            self._events.append(Lost(handle.name, f"Ray has had no place for it for {now - handle.requested_at:.0f} s"))
 
     def close(self) -> None:
         children = [] if self._actor_class else psutil.Process().children(recursive=True)
@@ -161,8 +161,8 @@ class RayWorkerPool:
         handle.num_starts += 1
         name = handle.name if handle.num_starts == 1 else f"{handle.name}-{handle.num_starts}"
         handle.actor = self._actor_class.options(name=name).remote(handle.rank, handle.name)
-        handle.asked = handle.moved = time.monotonic()
-        handle.placed = handle.actor.__ray_call__.remote(node_id)
+        handle.requested_at = handle.progressed_at = time.monotonic()
+        handle.placement = handle.actor.__ray_call__.remote(node_id)
         handle.load = self._load(handle)
         self._events.append(Spawned(handle.name, handle.num_starts))
 
@@ -189,16 +189,16 @@ class RayWorkerPool:
         if ref == handle.health:
             handle.health, handle.slots = None, answer.get("slots", self._slots)
             if answer.get("steps") != handle.steps:
-                handle.steps, handle.moved = answer.get("steps"), now
+                handle.steps, handle.progressed_at = answer.get("steps"), now
             self._events.append(Health(handle.name, answer))
             return
-        began, handle.moved = handle.moved, now
-        if ref == handle.placed:
-            handle.placed, handle.node, handle.missing = None, answer, False
+        began, handle.progressed_at = handle.progressed_at, now
+        if ref == handle.placement:
+            handle.placement, handle.node, handle.missing = None, answer, False
         elif ref == handle.load:
             handle.load, handle.failed_starts, handle.room = None, 0, answer
             handle.load_seconds = max(handle.load_seconds, now - began)
-            self._events.append(Ready(handle.name, now - handle.asked))
+            self._events.append(Ready(handle.name, now - handle.requested_at))
             self._ask(handle)
         else:
             work, since = handle.calls.pop(ref)

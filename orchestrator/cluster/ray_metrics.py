@@ -15,7 +15,7 @@ from orchestrator.live.metrics import METRICS
 class RayMetrics:
     """A `live.metrics.Sink`: the metrics port of the driver's node exports METRICS as `ray_powersample_` + name."""
 
-    def tell(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+    def emit(self, name: str, value: float, labels: Mapping[str, str]) -> None:
         if METRICS[name].kind == "gauge":
             meter(name).set(value, dict(labels))
         elif value:  # Ray's counters take no 0

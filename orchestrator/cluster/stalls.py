@@ -37,12 +37,12 @@ def detect_stall(handle: WorkerHandle, now: float, slowest_answer: float, joined
     waiting for resources is no stall.
     """
     if not handle.ready:
-        waits = handle.load is None or (joined and handle.placed is not None)
-        if waits or now - handle.moved <= LOAD_SECONDS:
+        waits = handle.load is None or (joined and handle.placement is not None)
+        if waits or now - handle.progressed_at <= LOAD_SECONDS:
             return None
         return Stall(f"it began to load the model and did not get on for {LOAD_SECONDS:.0f} s", [])
     patience = max(STILL_SECONDS, LOADS * handle.load_seconds)
-    if handle.calls and now - handle.moved > patience:
+    if handle.calls and now - handle.progressed_at > patience:
         blamed = [call.work for call in handle.calls.values()]
         return Stall(f"it began to answer a problem and did not get on for {patience:.0f} s", blamed)
     deadline = max(DEADLINE_SECONDS, ANSWERS * slowest_answer)
@@ -55,4 +55,4 @@ def detect_stall(handle: WorkerHandle, now: float, slowest_answer: float, joined
 
 def is_missing(handle: WorkerHandle, now: float) -> bool:
     """Whether the actor of `handle` has waited so long for resources that it has to be reported."""
-    return handle.placed is not None and not handle.missing and now - handle.asked > MISSING_SECONDS
+    return handle.placement is not None and not handle.missing and now - handle.requested_at > MISSING_SECONDS

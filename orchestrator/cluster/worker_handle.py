@@ -41,13 +41,13 @@ class WorkerHandle:
     actor: Any = None
     node: str | None = None
     """Id of the node on which it runs."""
-    asked: float = 0.0
+    requested_at: float = 0.0
     """When it was requested (monotonic seconds)."""
-    moved: float = 0.0
+    progressed_at: float = 0.0
     """When it last made progress (monotonic seconds): requested, placed, loaded, first work, a step, an answer."""
     steps: Any = None
     """Steps of its engine at the last health reading."""
-    placed: Any = None
+    placement: Any = None
     """Pending call that is answered once its process runs; None afterwards."""
     load: Any = None
     """Pending call of `load`; None afterwards."""
@@ -68,11 +68,11 @@ class WorkerHandle:
 
     def refs(self) -> list[Any]:
         """All pending calls."""
-        return [ref for ref in (self.placed, self.load, self.health, *self.calls) if ref is not None]
+        return [ref for ref in (self.placement, self.load, self.health, *self.calls) if ref is not None]
 
     def vacate(self) -> list[Work]:
         """Forget the actor; returns the problems that it had not answered."""
         lost = [call.work for call in self.calls.values()]
-        self.actor = self.node = self.placed = self.load = self.health = self.steps = self.slots = None
+        self.actor = self.node = self.placement = self.load = self.health = self.steps = self.slots = None
         self.calls = {}
         return lost

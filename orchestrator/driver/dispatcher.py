@@ -64,11 +64,11 @@ class Dispatcher:
 
     def fill(self) -> None:
         """Submit work while there are free slots; a suspect only when nothing else is in flight."""
-        while self.queue and self.pool.free(len(self.queue) + len(self.in_flight)):
+        while self.queue and self.pool.free_slots(len(self.queue) + len(self.in_flight)):
             self.submit(self.queue.popleft())
-        if self.suspects and not self.in_flight and self.pool.free(1):
+        if self.suspects and not self.in_flight and self.pool.free_slots(1):
             self.submit(self.suspects.popleft())
-        if self.idle_since is None and not self.queue and self.pool.free(1):
+        if self.idle_since is None and not self.queue and self.pool.free_slots(1):
             self.idle_since = monotonic()
 
     def submit(self, work: Work) -> None:
@@ -88,13 +88,13 @@ class Dispatcher:
             case Died():
                 self.died(event)
             case Health():
-                self.heard(event.worker, event.reading)
+                self.record_health(event.worker, event.reading)
             case Spawned() | Ready() | Lost():
                 log_worker_event(self.telemetry, event)
                 if isinstance(event, Lost):
                     say(f"Worker {event.worker} is missing, going on with the others: {event.reason}")
 
-    def heard(self, worker: str, reading: dict[str, Any]) -> None:
+    def record_health(self, worker: str, reading: dict[str, Any]) -> None:
         """Write a worker's health to the telemetry; say its notes (equal ones once) and its changes of slots."""
         reading = dict(reading)
         for change in reading.pop("slot_changes", []):
@@ -185,14 +185,14 @@ def dispatch(
     while (run.queue or run.in_flight or run.suspects) and not stopped():
         run.fill()
         if monotonic() >= next_health:
-            pool.ask_health()
+            pool.request_health()
             next_health = monotonic() + HEALTH_SECONDS
         for event in pool.wait(WAIT_SECONDS):
             run.handle(event)
         progress.refresh()
     if run.idle_since is not None:
         telemetry.event("tail", seconds=monotonic() - run.idle_since)
-    awaited, until = set() if stopped() else pool.ask_health(), monotonic() + HEALTH_SECONDS
+    awaited, until = set() if stopped() else pool.request_health(), monotonic() + HEALTH_SECONDS
     while awaited and not stopped() and monotonic() < until:
         for event in pool.wait(WAIT_SECONDS):
             run.handle(event)

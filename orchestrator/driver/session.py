@@ -19,7 +19,7 @@ from orchestrator.driver.dispatcher import dispatch, log_worker_event
 from orchestrator.driver.open_runs import OpenRun, PreparedRun, open_runs, prepare_runs
 from orchestrator.driver.signals import Stop
 from orchestrator.inputs.preflight import resolve_inputs
-from orchestrator.live.metrics import Sink, Tracker, published
+from orchestrator.live.metrics import Sink, Tracker, publishing
 from orchestrator.live.progress import Progress
 from orchestrator.machine import description
 from orchestrator.report.make import print_reports
@@ -121,7 +121,7 @@ def start_pool(runs: Sequence[OpenRun], stop: Stop, stack: ExitStack) -> WorkerP
         pool = RayWorkerPool(Worker, settings, config, max(one.config.slots for one in runs), job, stop.install)
     stack.callback(pool.close)
     log_phase(runs, "load" if config.inline else "ray")
-    with stop.breaking():  # nothing is in flight yet, so a stop need not wait for the start to end
+    with stop.interruptible():  # nothing is in flight yet, so a stop need not wait for the start to end
         if not stop:
             pool.start()
     log_phase(runs, "load")
@@ -143,7 +143,7 @@ def answer_owed(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop, show: Cal
             return
         log_phase([one], "sampling")
         progress = show(one)
-        with closing(progress), published(one.config.name, one.telemetry, progress, sinks(one.config)):
+        with closing(progress), publishing(one.config.name, one.telemetry, progress, sinks(one.config)):
             dispatch(pool, one.store, one.owed, one.telemetry, progress, lambda: stop)
         log_phase([one], "end")
 

@@ -31,7 +31,7 @@ class Stop:
             self._old.setdefault(number, old)
 
     @contextmanager
-    def breaking(self) -> Iterator[None]:
+    def interruptible(self) -> Iterator[None]:
         """Within this context a request breaks off what is being done, by an exception that ends here.
 
         A request from before raises nothing, so check for it within. Afterwards the handlers are set again.

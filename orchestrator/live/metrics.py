@@ -54,7 +54,7 @@ METRICS = {
 class Sink(Protocol):
     """Receives values of METRICS: of a counter the increase, of a gauge the value; `labels` has all of its labels."""
 
-    def tell(self, name: str, value: float, labels: Mapping[str, str]) -> None: ...
+    def emit(self, name: str, value: float, labels: Mapping[str, str]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -72,7 +72,7 @@ class Metrics:
         self._tell("moves_total", record.chain.get("moves") or 0)
         self._state()
 
-    def row(self, row: Mapping[str, Any]) -> None:
+    def add_row(self, row: Mapping[str, Any]) -> None:
         """Take in one more row of the telemetry."""
         if row["kind"] == "sample":
             readings = {name: row.get(name) for name in ("slots", "active_slots", "tokens_per_second", "utilisation")}
@@ -92,7 +92,7 @@ class Metrics:
 
     def _tell(self, name: str, value: float, **labels: str) -> None:
         for sink in self._sinks:
-            sink.tell(name, value, {"run": self._run, **labels})
+            sink.emit(name, value, {"run": self._run, **labels})
 
 
 class Tracker:
@@ -103,7 +103,7 @@ class Tracker:
         self._values: dict[str, float] = {}
         self._logged = time.monotonic()
 
-    def tell(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+    def emit(self, name: str, value: float, labels: Mapping[str, str]) -> None:
         column = "/".join([name, *(label for key, label in labels.items() if key != "run")])  # tokens_per_second/gpu0
         before = self._values.get(column, 0.0) if METRICS[name].kind == "counter" else 0.0
         self._values[column] = before + value
@@ -120,10 +120,10 @@ class Tracker:
 
 
 @contextmanager
-def published(run: str, telemetry: Telemetry, progress: Progress, sinks: Sequence[Sink]) -> Iterator[None]:
+def publishing(run: str, telemetry: Telemetry, progress: Progress, sinks: Sequence[Sink]) -> Iterator[None]:
     """A context in which the run's telemetry goes to `progress`, and metrics of records and telemetry to `sinks`."""
     metrics = Metrics(run, progress, sinks)
-    telemetry.listeners += [progress.row, metrics.row]
+    telemetry.listeners += [progress.add_row, metrics.add_row]
     progress.listeners.append(metrics.record)
     try:
         yield

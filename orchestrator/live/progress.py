@@ -62,14 +62,14 @@ class Progress:
         for listener in self.listeners:
             listener(record)
 
-    def row(self, row: Mapping[str, Any]) -> None:
+    def add_row(self, row: Mapping[str, Any]) -> None:
         """Take in one more row of the telemetry."""
         if row["kind"] == "sample":
             self._workers[row["worker"]] = row
         elif row["event"] == "death":
             self._workers.pop(row.get("worker", ""), None)
 
-    def forget(self) -> None:
+    def clear_workers(self) -> None:
         """Drop all workers from the table, as none is alive any more."""
         self._workers.clear()
 
@@ -83,7 +83,7 @@ class Progress:
         elif self._bar is None and age >= LINE_SECONDS:
             self._line(self._speed())
 
-    def frame(self) -> str:
+    def as_text(self) -> str:
         """The present state as lines of text: the run's, then one for each worker."""
         return "\n".join([self._state(self._speed()), *self._table()])
 

@@ -21,7 +21,7 @@ SILENT_SECONDS = 60.0
 """A run that samples writes a row every few seconds; one that loads may be silent, and so is one that was killed."""
 
 
-class Watched:
+class RunWatcher:
     """A run directory that is read as it grows. Raises UserError if it is none."""
 
     def __init__(self, directory: Path) -> None:
@@ -31,7 +31,7 @@ class Watched:
         self.phase, self.last_time = "", 0.0
         total = run.num_problems * run.num_samples
         self.progress = Progress(run.name or directory.name, total, self._log.read(), sys.stdout)
-        self.look()
+        self.poll()
 
     @property
     def driven(self) -> bool:
@@ -56,12 +56,12 @@ class Watched:
             return ""
         return f"Nothing new for {seconds:.0f} s: it loads, or it was killed and goes on when it is started again."
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read what was appended to the files since the last look."""
         for record in self._log.read():
             self.progress.add(record)
         for row in readable(self._rows.lines()):
-            self.progress.row(row)
+            self.progress.add_row(row)
             self.last_time = row["time"]
             if row.get("event") in ("phase", "stop"):
                 self.phase = row.get("name", "stopped")

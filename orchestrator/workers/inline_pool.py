@@ -29,7 +29,7 @@ class InlineWorkerPool:
         self._loaded = True
         self._events.append(Ready(self._name, time.monotonic() - began))
 
-    def free(self, unanswered: int) -> int:
+    def free_slots(self, unanswered: int) -> int:
         return self._slots - len(self._calls)
 
     def submit(self, work: Work) -> None:
@@ -38,7 +38,7 @@ class InlineWorkerPool:
         except Exception as error:  # noqa: BLE001 - reported as this problem's, as it would come from an actor
             self._events.append(raised_event(self._name, work, error))
 
-    def ask_health(self) -> set[str]:
+    def request_health(self) -> set[str]:
         reading = self._worker.health()
         self._slots = reading.get("slots", self._slots)
         self._events.append(Health(self._name, reading))

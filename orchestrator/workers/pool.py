@@ -104,7 +104,7 @@ class WorkerPool(Protocol):
         """
         ...
 
-    def free(self, unanswered: int) -> int:
+    def free_slots(self, unanswered: int) -> int:
         """How many calls may be submitted now; `unanswered` is the run's number of problems waiting or in flight."""
         ...
 
@@ -112,7 +112,7 @@ class WorkerPool(Protocol):
         """Give `work` to the ready worker with the most free slots."""
         ...
 
-    def ask_health(self) -> set[str]:
+    def request_health(self) -> set[str]:
         """Ask all workers for their health, but those that were asked already; returns the names of all who owe it.
 
         The answers come as `Health`.

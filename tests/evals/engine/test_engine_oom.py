@@ -210,7 +210,7 @@ def test_equal_notes_of_several_workers_are_shown_once(tmp_path: Path, capsys: p
     telemetry = Telemetry(tmp_path / "telemetry.jsonl")
     dispatcher: Any = Dispatcher(*[None] * 2, telemetry, None, deque(), {})  # type: ignore[arg-type]
     for worker, notes in (("gpu0", "64 slots"), ("gpu1", "64 slots"), ("gpu0", ""), ("gpu2", "32 slots")):
-        dispatcher.heard(worker, {"notes": notes, "slot_changes": [], "slots": 1})
+        dispatcher.record_health(worker, {"notes": notes, "slot_changes": [], "slots": 1})
     telemetry.close()
     assert capsys.readouterr().err.splitlines() == ["64 slots", "32 slots"]
     rows = read_telemetry(tmp_path / "telemetry.jsonl")

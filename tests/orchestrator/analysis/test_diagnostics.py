@@ -222,7 +222,7 @@ def test_the_last_line_of_progress_has_the_runs_mean_speed(monkeypatch: pytest.M
     progress = Progress("power", 2, [make_record(0)], out)
     now[0] += 10
     progress.add(make_record(1, correct=False))
-    progress.row({"kind": "sample", "worker": "w0", "tokens_per_second": 700.0})
+    progress.add_row({"kind": "sample", "worker": "w0", "tokens_per_second": 700.0})
     progress.refresh()
     now[0] += 23
     progress.close()

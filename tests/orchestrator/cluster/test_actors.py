@@ -93,7 +93,7 @@ class Killer:
             if isinstance(event, Died):
                 self.pids.pop(event.worker, None)
         if any(isinstance(event, Ready) for event in events):
-            self.pool.ask_health()
+            self.pool.request_health()
         self.deaths += sum(isinstance(event, Died) for event in events)
         if not self.killed and self.deaths and self.pids:
             os.kill(next(iter(self.pids.values())), signal.SIGKILL)
@@ -239,7 +239,7 @@ def test_a_device_that_is_lost_is_told_and_the_others_finish(
     telemetry = Telemetry(store.telemetry_path)
     pool = pools(str(tmp_path / "loaded"), worker_that_loads_once(), num_workers=2)
     pool.start()
-    while sum(isinstance(event, Health) for event in pool.wait(0.2)) + pool.free(2) < 2:
+    while sum(isinstance(event, Health) for event in pool.wait(0.2)) + pool.free_slots(2) < 2:
         pass
     lost = False
     while not lost:  # work goes on while the lost one is tried again

@@ -66,7 +66,7 @@ def dashboard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         ready = answered = 0
         owed = [Work(Problem(i, "q", "#### 4"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(NUM_PROBLEMS)]
         while answered < NUM_PROBLEMS:
-            while ready == NUM_WORKERS and owed and pool.free(len(owed)):
+            while ready == NUM_WORKERS and owed and pool.free_slots(len(owed)):
                 pool.submit(owed.pop())
             for event in pool.wait(1.0):
                 ready += isinstance(event, Ready)
@@ -122,7 +122,7 @@ def test_strangers_are_not_let_in_and_metrics_have_our_names(dashboard: str) -> 
         urllib.request.urlopen(f"http://{dashboard}/api/version")
     for name, (_, labels, _) in METRICS.items():
         values = dict.fromkeys(labels, "x")
-        RayMetrics().tell(name, 3, values)
+        RayMetrics().emit(name, 3, values)
     page = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     until, missing = time.monotonic() + 30, list(METRICS)
     while missing:

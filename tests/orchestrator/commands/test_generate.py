@@ -93,7 +93,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 def command(*arguments: object) -> int:
     """The exit code of a command; what it refuses is raised."""
-    return cli.dispatch(list(map(str, arguments)))
+    return cli.call_command(list(map(str, arguments)))
 
 
 def written(path: Path) -> list[dict[str, Any]]:

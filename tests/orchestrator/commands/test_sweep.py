@@ -213,7 +213,7 @@ def test_a_worker_loads_again_with_the_model_that_it_holds() -> None:
     before = [worker.begin(work).result().token_ids for work in first]
     pool.reload(worker_config(large)._replace(slots=5), 5)
     assert worker._engine.model is model
-    assert (worker.health()["slots"], pool.free(9)) == (5, 5)
+    assert (worker.health()["slots"], pool.free_slots(9)) == (5, 5)
     after = [worker.begin(work).result().token_ids for work in probe_work(large.config, large.data.problems, 3)]
     assert max(map(len, before)) <= 8 < max(map(len, after)) <= 24
     pool.reload(worker_config(small)._replace(slots=2), 2)
@@ -233,7 +233,7 @@ def test_a_workers_health_has_every_counter_of_its_engine_and_telemetry_keeps_th
             pool.submit(work)
         while len(answers) < rounds:
             answers += [event.record for event in pool.wait(10.0) if isinstance(event, Done)]
-        pool.ask_health()
+        pool.request_health()
         for event in pool.wait(0):
             if isinstance(event, Health):
                 telemetry.sample(event.worker, event.reading)

@@ -61,7 +61,7 @@ class SimulatedPool:
         self.submitted: list[int] = []
         self.in_flight: list[int] = []
         """Number at every wait."""
-        self.asked = 0
+        self.num_health_requests = 0
 
     def die(self, name: str) -> list[Work]:
         lost, self.workers[name] = self.workers[name], []
@@ -73,15 +73,15 @@ class SimulatedPool:
 
     def reload(self, config: Any, slots: int) -> None: ...
 
-    def free(self, unanswered: int) -> int:
+    def free_slots(self, unanswered: int) -> int:
         return sum(self.slots - len(held) for held in self.workers.values())
 
     def submit(self, work: Work) -> None:
         self.submitted.append(work.problem.problem_id)
         min(self.workers.values(), key=len).append(work)
 
-    def ask_health(self) -> set[str]:
-        self.asked += 1
+    def request_health(self) -> set[str]:
+        self.num_health_requests += 1
         return set(self.workers)
 
     def wait(self, timeout: float) -> list[Event]:
@@ -123,7 +123,7 @@ def test_every_problem_once_in_the_given_order_with_all_slots_busy(store: RunSto
     assert pool.in_flight == [6] * 15 + [5, 4, 3, 2, 1] + [0], "slots are refilled at once"
     assert sorted(store.records) == [(i, 0) for i in range(20)]
     assert sum(row["kind"] == "sample" for row in rows) == 20 + 2, "with every answer, and of both workers at the end"
-    assert pool.asked >= 1
+    assert pool.num_health_requests >= 1
 
 
 def test_a_raising_problem_is_tried_three_times_and_recorded(store: RunStore) -> None:
@@ -187,8 +187,8 @@ def test_one_death_alone_is_not_final(store: RunStore) -> None:
 def test_lost_problems_go_to_the_front(store: RunStore) -> None:
     class DiesOnce(SimulatedPool):
         def wait(self, timeout: float) -> list[Event]:
-            if self.asked == 1:
-                self.asked += 1
+            if self.num_health_requests == 1:
+                self.num_health_requests += 1
                 return [Died("w0", self.die("w0"), "unplugged")]
             return super().wait(timeout)
 
@@ -347,7 +347,7 @@ def test_progress_prints_plain_lines_and_counts_what_was_done() -> None:
     progress = Progress("power", 8, done[:3], out)
     progress.add(done[3])
     progress.add(failed_record(works(5)[4], "w", "no"))
-    progress.row({"kind": "sample", "worker": "w0", "memory": {"rss_bytes": 2 << 30}})
+    progress.add_row({"kind": "sample", "worker": "w0", "memory": {"rss_bytes": 2 << 30}})
     progress.close()
     assert out.getvalue().startswith("power: 5 of 8, numeric 40.0 ± 24.5 %, 2.0 GiB per worker, ")
 
@@ -461,7 +461,8 @@ def test_the_tail_lasts_from_the_first_idle_slot_to_the_end(store: RunStore, mon
 
 def loaded_handle(**changes: Any) -> WorkerHandle:
     calls = {i: Call(work, 100.0 + i) for i, work in enumerate(works(3))}
-    return replace(WorkerHandle(0, "gpu0", actor="actor", moved=100.0, load_seconds=20.0, calls=calls), **changes)
+    handle = WorkerHandle(0, "gpu0", actor="actor", progressed_at=100.0, load_seconds=20.0, calls=calls)
+    return replace(handle, **changes)
 
 
 def test_patience_with_a_worker_that_takes_no_step() -> None:
@@ -477,14 +478,14 @@ def test_patience_with_a_worker_that_takes_no_step() -> None:
 
 def test_patience_with_a_problem_while_others_get_on() -> None:
     late = 100.5 + DEADLINE_SECONDS
-    stall = detect_stall(loaded_handle(moved=late), late, 0.0, joined=False)
+    stall = detect_stall(loaded_handle(progressed_at=late), late, 0.0, joined=False)
     assert stall is not None
     assert [work.problem.problem_id for work in stall.blamed] == [0]
-    assert detect_stall(loaded_handle(moved=late), late, DEADLINE_SECONDS, joined=False) is None, (
+    assert detect_stall(loaded_handle(progressed_at=late), late, DEADLINE_SECONDS, joined=False) is None, (
         "answers take that long here"
     )
     again = {0: Call(works(1)[0]._replace(attempt=2), 100.0)}
-    assert detect_stall(loaded_handle(moved=late, calls=again), late, 0.0, joined=False) is None, (
+    assert detect_stall(loaded_handle(progressed_at=late, calls=again), late, 0.0, joined=False) is None, (
         "twice the time at the second try"
     )
 
@@ -500,7 +501,7 @@ def test_patience_with_a_load_and_with_a_place() -> None:
     assert detect_stall(loaded_handle(actor=None, calls={}), late, 0.0, joined=False) is None, (
         "nobody is there to stall"
     )
-    waiting = replace(loading, placed="ready", asked=50.0)
+    waiting = replace(loading, placement="ready", requested_at=50.0)
     assert detect_stall(waiting, late, 0.0, joined=True) is None, "others have the device"
     assert detect_stall(waiting, late, 0.0, joined=False) is not None
     assert not is_missing(waiting, 50.0 + MISSING_SECONDS)

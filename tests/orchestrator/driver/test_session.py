@@ -62,12 +62,12 @@ class Pending:
         self.looks = 0
 
     def start(self) -> None: ...
-    def free(self, unanswered: int) -> int:
+    def free_slots(self, unanswered: int) -> int:
         return 0
 
     def reload(self, config: Any, slots: int) -> None: ...
     def submit(self, work: Any) -> None: ...
-    def ask_health(self) -> set[str]:
+    def request_health(self) -> set[str]:
         return set()
 
     def close(self) -> None: ...
@@ -102,7 +102,7 @@ def test_a_stop_breaks_off_what_it_would_have_to_wait_for(sent: signal.Signals) 
     stop.install()
     try:
         reached = False
-        with stop.breaking():
+        with stop.interruptible():
             signal.raise_signal(sent)
             reached = True
         assert (reached, stop.number) == (False, sent)
@@ -114,10 +114,10 @@ def test_a_stop_breaks_off_what_it_would_have_to_wait_for(sent: signal.Signals) 
 def test_what_ray_answers_to_sigterm_counts_as_a_stop_and_other_exits_do_not() -> None:
     stop = Stop()
     try:
-        with stop.breaking():
+        with stop.interruptible():
             raise SystemExit(signal.SIGTERM)
         assert stop.number == signal.SIGTERM
-        with pytest.raises(SystemExit), Stop().breaking():
+        with pytest.raises(SystemExit), Stop().interruptible():
             raise SystemExit(7)
     finally:
         stop.restore()

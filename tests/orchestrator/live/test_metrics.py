@@ -19,7 +19,7 @@ from evals.types import UserError
 from orchestrator.cluster.ray_session import dashboard_line
 from orchestrator.driver.session import sinks
 from orchestrator.inputs.preflight import check_tracker
-from orchestrator.live.metrics import METRICS, Metrics, published
+from orchestrator.live.metrics import METRICS, Metrics, publishing
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.reading.telemetry import read_telemetry
 from orchestrator.rundir.writing.telemetry_log import Telemetry
@@ -36,7 +36,7 @@ class Recorder:
     def __init__(self) -> None:
         self.values: dict[tuple[str, ...], float] = {}
 
-    def tell(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+    def emit(self, name: str, value: float, labels: Mapping[str, str]) -> None:
         assert tuple(labels) == METRICS[name].labels
         place = name, *labels.values()
         if METRICS[name].kind == "counter":
@@ -53,11 +53,11 @@ def test_every_metric_is_filled() -> None:
     for record in (make_record(0), make_record(1, correct=False), failed_record(2), make_record(0, sample_index=1)):
         progress.add(record)
         metrics.record(record)
-    metrics.row(
+    metrics.add_row(
         {"kind": "sample", "time": 1.0, "worker": "gpu0", "tokens_per_second": 70.0, **GPU, "nvml_used_bytes": 7}
     )
-    metrics.row({"kind": "event", "time": 1.0, "event": "death", "worker": "gpu0"})
-    metrics.row({"kind": "event", "time": 1.0, "event": "ready", "worker": "gpu0"})
+    metrics.add_row({"kind": "event", "time": 1.0, "event": "death", "worker": "gpu0"})
+    metrics.add_row({"kind": "event", "time": 1.0, "event": "ready", "worker": "gpu0"})
     assert sink.values == {
         (name, "mine", *labels.split()): value
         for name, labels, value in (
@@ -82,7 +82,7 @@ def test_a_tracker_gets_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     config = resolve(RunConfig(model="m", data="d", inline=True, track="trackio"), 0)
     outlets = sinks(config)
     telemetry, progress = Telemetry(tmp_path / "telemetry.jsonl"), Progress("mine", 2, out=io.StringIO())
-    with published(config.name, telemetry, progress, outlets):
+    with publishing(config.name, telemetry, progress, outlets):
         progress.add(make_record(0))
         telemetry.sample("cpu0", GPU)
     telemetry.close()
@@ -91,7 +91,7 @@ def test_a_tracker_gets_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert calls[1]["tokens_total"] == 330
     assert calls[1]["active_slots/cpu0"] == 9
     assert calls[2:] == ["finish"]
-    assert "9 of 10" in progress.frame()
+    assert "9 of 10" in progress.as_text()
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
@@ -99,16 +99,16 @@ def test_nobody_hears_of_rows_after_the_run_has_been_driven(error: type[BaseExce
     """A tracker has finished by then, and the progress has said its last line."""
     sink, out = Recorder(), io.StringIO()
     telemetry, progress = Telemetry(tmp_path / "telemetry.jsonl"), Progress("mine", 2, out=out)
-    with pytest.raises(error) if error else nullcontext(), published("mine", telemetry, progress, [sink]):
+    with pytest.raises(error) if error else nullcontext(), publishing("mine", telemetry, progress, [sink]):
         telemetry.sample("cpu0", GPU)
         if error:
             raise error
-    frame, values = progress.frame(), dict(sink.values)
+    frame, values = progress.as_text(), dict(sink.values)
     assert values["active_slots", "mine", "cpu0"] == 9
     telemetry.sample("cpu1", GPU)
     telemetry.event("death", worker="cpu0", cause="crash", lost=1, reason="killed")
     telemetry.close()
-    assert (progress.frame(), sink.values) == (frame, values)
+    assert (progress.as_text(), sink.values) == (frame, values)
     assert len(read_telemetry(tmp_path / "telemetry.jsonl")) == 3
 
 

@@ -16,7 +16,7 @@ import pytest
 from evals.types import UserError
 from orchestrator.commands.watch import watch
 from orchestrator.live.progress import MAX_ROWS, Progress
-from orchestrator.live.watched_run import Watched
+from orchestrator.live.watched_run import RunWatcher
 from orchestrator.rundir.reading.records import encode
 from orchestrator.rundir.reading.telemetry import read_telemetry
 from orchestrator.rundir.writing.ownership import take_lock
@@ -108,10 +108,10 @@ def test_what_cannot_be_watched_is_refused(run: Path, tmp_path: Path, capsys: py
     assert f"it holds the runs {run}; name one of them" in refused(["watch", str(run.parent)], capsys)
     (run / "records.jsonl").write_bytes(encode(make_record(4)))
     with pytest.raises(UserError, match=r"line 1: not a record \(problem_id is 4, but the run has 0 to 3\)"):
-        Watched(run)
+        RunWatcher(run)
     (run / "records.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"records\.jsonl, line 1: not a record"):
-        Watched(run)
+        RunWatcher(run)
 
 
 def test_on_a_terminal_the_table_is_below_one_bar_and_goes_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_on_a_terminal_the_table_is_below_one_bar_and_goes_at_the_end(monkeypatc
     out = Terminal()
     progress = Progress("power", 8, (), out)
     for i in range(MAX_ROWS + 4):
-        progress.row(sample(f"gpu{i}"))
+        progress.add_row(sample(f"gpu{i}"))
     progress.refresh()
     shown = out.getvalue()
     assert "power:   0%" in shown
@@ -129,7 +129,7 @@ def test_on_a_terminal_the_table_is_below_one_bar_and_goes_at_the_end(monkeypatc
     assert "and 5 more" in shown
     assert f"gpu{MAX_ROWS - 1} " not in shown
     for i in range(MAX_ROWS + 3):
-        progress.row({"kind": "event", "event": "death", "worker": f"gpu{i}"})
+        progress.add_row({"kind": "event", "event": "death", "worker": f"gpu{i}"})
     progress.refresh()
     progress.close()
     last = out.getvalue().rpartition("\r")[2]
