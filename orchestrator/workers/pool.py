@@ -81,7 +81,7 @@ class Lost(NamedTuple):
 
 
 class Health(NamedTuple):
-    """A worker's answer to `ask_health`."""
+    """A worker's answer to `request_health`."""
 
     worker: str
     reading: dict[str, Any]
