@@ -97,7 +97,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--alpha", type=float, default=4.0)
     parser.add_argument("--moves", type=int, default=10, help="moves per answer")
     parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--prefetch", type=int, default=4, help="drafts of one chain at once where slots idle")
+    parser.add_argument("--prefetch", type=int, default=4, help="proposals of one chain at once where slots idle")
     parser.add_argument("--device", help="cpu or cuda (the GPU if there is one)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16 or float16")
     parser.add_argument("--execution", default="auto", help="auto, compiled, graphs or eager")

@@ -127,7 +127,9 @@ class SamplerConfig(Settings):
 
 
 if unknown := frozenset().union(*READS.values()) - SamplerConfig.model_fields.keys():
-    raise TypeError(f"a kind of sampler (evals/samplers/make.py) reads {sorted(unknown)}: add them to SamplerConfig")
+    raise TypeError(
+        f"a kind of sampler (evals/samplers/registry.py) reads {sorted(unknown)}: add them to SamplerConfig"
+    )
 
 
 class TaskConfig(Settings):

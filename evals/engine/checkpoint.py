@@ -71,7 +71,9 @@ def load_model(folder: str, config: EngineConfig, device: str | torch.device, nu
         if config.gpus_per_model > 1:
             reason = spread(network, cuda_devices(config.gpus_per_model))
             if reason is not None:
-                raise refusal(folder, type(network).__name__, f"engine.gpus_per_model is on and {reason}")
+                raise refusal(
+                    folder, type(network).__name__, f"engine.gpus_per_model is {config.gpus_per_model} and {reason}"
+                )
         else:
             network.to(device)
         return Model(network, tokenizer, folder, config.float32_logits)

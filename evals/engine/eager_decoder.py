@@ -59,7 +59,7 @@ class Layout(NamedTuple):
 def layout(device: torch.device) -> Layout:
     """The layout under which a row's result does not depend on the other rows, where that can be had.
 
-    Measured in float32 on a CPU: a thread's share of a product gives other last bits for 1 to 3 rows than for 4 to 160,
+    Measured in float32 on a CPU: a thread's share of a product gives other last bits for 1 to 3 rows than for 4 to 64,
     which agree; so every thread gets a multiple of 4. The group of a row follows from its own length alone. Prompts are
     cut at fixed positions, so that one that is shared in part is written by the same passes as one that is not.
     """

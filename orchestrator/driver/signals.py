@@ -16,7 +16,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        """Of the signal that came."""
+        """Number of the signal that came; None before one."""
         self._asked = 0.0
         self._breaks = False
         self._old: dict[int, Any] = {}

@@ -20,8 +20,8 @@ from orchestrator.inputs.problems import TRAIN_SETTING, DataSource, load_problem
 from orchestrator.inputs.prompts import prompts_digest
 from orchestrator.inputs.replay_texts import load_texts, texts_digest
 from orchestrator.inputs.weight_files import check_weights
+from orchestrator.rundir.directory import check_writable
 from orchestrator.rundir.reading.records import RecordKey
-from orchestrator.rundir.writing.run_store import check_writable
 from orchestrator.settings.config import Provenance, RunConfig, runs_of
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The metrics that a run publishes while it goes, computed from its records and telemetry rows.
 
-A *sink* takes the values. Ray's sink (cluster/metrics.py) exports them at the metrics port of the driver's node as
+A *sink* takes the values. Ray's sink (cluster/ray_metrics.py) exports them at the metrics port of the driver's node as
 `ray_powersample_` + name, for Prometheus; `launch/grafana.json` draws them. wandb and trackio get the same without the
 prefix. No text of a problem or an answer is ever a label.
 """
@@ -8,7 +8,7 @@ prefix. No text of a problem or an answer is ever a label.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol
 from evals.types import Record
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.reading.telemetry import process_bytes
-from orchestrator.rundir.writing.telemetry_log import Telemetry
 
 TRACK_SECONDS = 10.0  # between two rows of a tracker
 FAILURES = ("death", "hang", "oom", "lost", "requeue", "retry", "failed")
@@ -49,6 +48,12 @@ METRICS = {
     )
 }
 """Every metric by its name."""
+
+
+class Listened(Protocol):
+    """What tells of telemetry rows as they come."""
+
+    listeners: list[Callable[[Mapping[str, Any]], None]]
 
 
 class Sink(Protocol):
@@ -120,7 +125,7 @@ class Tracker:
 
 
 @contextmanager
-def publishing(run: str, telemetry: Telemetry, progress: Progress, sinks: Sequence[Sink]) -> Iterator[None]:
+def publishing(run: str, telemetry: Listened, progress: Progress, sinks: Sequence[Sink]) -> Iterator[None]:
     """A context in which the run's telemetry goes to `progress`, and metrics of records and telemetry to `sinks`."""
     metrics = Metrics(run, progress, sinks)
     telemetry.listeners += [progress.add_row, metrics.add_row]

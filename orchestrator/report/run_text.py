@@ -46,7 +46,7 @@ FACTS = (
     "| (peaks {peaks})|; {memory[slots]} slots each|, {memory[mean_active_slots]:figure} in use on average|.",
     "Workers lost and replaced: {num_deaths:,>0}; what they were answering was asked again.",
 )
-"""The sentences of a report as `text.Phrases` reads them; `figures_of` gives their figures."""
+"""The sentences of a report as `wording.Phrases` reads them; `figures_of` gives their figures."""
 SHOWN_MOVES = (0, 1, 2, 5, 10, 20, 40, 100, 200, 400, 1000)
 ENDINGS = {"eos": "EOS", "stop": "a stop string", "length": "the token limit"}
 PHASES = {"setup": "set-up", "ray": "Ray", "load": "load", "sampling": "sampling"}

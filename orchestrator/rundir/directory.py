@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from evals.types import UserError
+from orchestrator.rundir.files import writing
 from orchestrator.settings.config import DEMO_RUNS
 
 RUN, RECORDS, TELEMETRY, LOCK = "run.json", "records.jsonl", "telemetry.jsonl", "lock"
@@ -72,3 +75,18 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, Mapping):
         return {prefix: value}
     return {k: v for key, inner in value.items() for k, v in flatten(inner, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def check_writable(directory: Path) -> None:
+    """Raises UserError unless `directory`, or the nearest parent that exists, is a directory that can be written."""
+    nearest = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.exists())
+    with directory_errors(directory):
+        if not nearest.is_dir():
+            raise OSError(errno.ENOTDIR, f"{nearest} is not a directory")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, f"no permission to write in {nearest}")
+
+
+def directory_errors(directory: Path) -> AbstractContextManager[None]:
+    """Turns an OSError inside the `with` block into a UserError: the run directory cannot be written."""
+    return writing(f"The run directory {directory}", "choose another by POWERSAMPLE_RUN_DIR or --run-dir")

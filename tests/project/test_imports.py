@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from functools import cache
@@ -57,9 +58,11 @@ APART = {
     "evals.tasks": ("evals.samplers", "evals.engine"),
     "evals.samplers": ("evals.tasks", "evals.engine"),
     "evals.engine": ("evals.tasks", "evals.samplers"),
+    "orchestrator.inputs": ("orchestrator.rundir.writing",),
     "orchestrator.analysis": ("orchestrator.rundir.writing",),
     "orchestrator.report": ("orchestrator.rundir.writing",),
     "orchestrator.export": ("orchestrator.rundir.writing",),
+    "orchestrator.live": ("orchestrator.rundir.writing",),
 }
 """Wings above these that must not import them: tasks, samplers and engine meet in `evals.evaluate` alone, and what
 reads a run never writes to it."""
@@ -117,6 +120,29 @@ def test_there_are_no_circles() -> None:
         TopologicalSorter(ours).prepare()
     except CycleError as error:
         pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
+
+
+def test_names_in_prose_are_there() -> None:
+    """A `module.name` in a docstring or comment names what that module has, a `name.py` a file that there is."""
+    known = modules()
+    files = {path.name for path in ROOT.rglob("*.py") if ".venv" not in path.parts}
+    words = {module.rpartition(".")[2]: set[str]() for module in known}
+    for module, source in known.items():
+        words[module.rpartition(".")[2]] |= set(re.findall(r"\w+", source))
+    others = {"engine", "sampler", "task", "run"}  # groups of settings and files that are called as modules are
+    wrong = [
+        f"{module}: {text}"
+        for module, source in known.items()
+        for text, name, member in re.findall(r"(`(?:\w+\.)*(\w+)\.(\w+)(?:\(.*?\))?`)", source)
+        if name in words and name not in others and member not in words[name] | {"py"}
+    ]
+    wrong += [
+        f"{module}: {name}"
+        for module, source in known.items()
+        for name in re.findall(r"\w+\.py\b", source)
+        if name not in files
+    ]
+    assert wrong == []
 
 
 def test_every_wing_is_there() -> None:

@@ -1,4 +1,4 @@
-"""Kernels that draw tokens with log q and log Z in one pass over the logits, as `sampling.draw` does.
+"""Kernels that draw tokens with log q and log Z in one pass over the logits, as `token_sampling.draw` does.
 
 Two phases: `partials` takes the largest logit and two sums of exponentials of every chunk of the vocabulary (float32);
 `finish` adds them up in float64, finds the chunk in which the cumulative weight passes the uniform, and the token
@@ -48,7 +48,7 @@ def draw(
     top_k_B: Tensor | None = None,
     top_p_B: Tensor | None = None,
 ) -> Draw:
-    """Draw one token per row as `sampling.draw` does, with the uniform of (seed, key, position), purpose TOKEN.
+    """Draw one token per row as `token_sampling.draw` does, with the uniform of (seed, key, position), purpose TOKEN.
 
     `logits_BV` in any float type, rows contiguous; `alpha_B` float64, inf is greedy; `exclude_B` -1 for none; `seed_B`
     int64 (bits of the unsigned seed); `key_B3` and `position_B` int64 or int32; what is [B] is contiguous. `out` int64

@@ -29,7 +29,7 @@ class Last(NamedTuple):
 
 
 def truncate(logits_BV: Tensor, alpha_B: Tensor, top_k_B: Tensor, top_p_B: Tensor) -> Last:
-    """The last token that `sampling.kept` keeps: of the k most probable ones, or of their smallest set with mass >= p.
+    """The last token that `token_sampling.kept` keeps: of the k most probable ones, or of their smallest set of mass p.
 
     `logits_BV` in any float type, rows contiguous; `alpha_B` and `top_p_B` (1 for all) float64, inf as an alpha counts
     as 1; `top_k_B` int64, 0 for all. Masses are sums of float32 exponentials in float64. Nothing is read on the host.

@@ -26,7 +26,7 @@ METHODS = {
     "smc": "SMC of {num_candidates} (alpha {alpha:g})",
     "replay": "replay of {texts}",
 }
-"""Kind of sampler -> how it is named wherever its result appears; phrases as in `text.Phrases`."""
+"""Kind of sampler -> how it is named wherever its result appears; phrases as in `wording.Phrases`."""
 NAMING = {"alpha": (int, float), "temperature": (int, float), "num_moves": int, "num_candidates": int, "texts": str}
 """The settings that appear in a sampler's name if its kind reads them, and their types."""
 

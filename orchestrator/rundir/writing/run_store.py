@@ -6,17 +6,16 @@ process may write the directory is decided in ownership.py.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from evals.types import Problem, Record, UserError
-from orchestrator.rundir.directory import LOCK, RECORDS, TELEMETRY, check_lock
-from orchestrator.rundir.files import cut_torn_tail, sync_directory, write_whole, writing
+from orchestrator.rundir.directory import LOCK, RECORDS, TELEMETRY, check_lock, directory_errors
+from orchestrator.rundir.files import cut_torn_tail, sync_directory, write_whole
 from orchestrator.rundir.reading.records import encode, first_records, key_of
 from orchestrator.rundir.writing.ownership import (
     check_location,
@@ -113,27 +112,12 @@ def check_store(directory: Path, run: Mapping[str, Any]) -> int:
         return len(first_records(directory / RECORDS))
 
 
-def check_writable(directory: Path) -> None:
-    """Raises UserError unless `directory`, or the nearest parent that exists, is a directory that can be written."""
-    nearest = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.exists())
-    with directory_errors(directory):
-        if not nearest.is_dir():
-            raise OSError(errno.ENOTDIR, f"{nearest} is not a directory")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise OSError(errno.EACCES, f"no permission to write in {nearest}")
-
-
 def check_root(directories: Sequence[Path]) -> None:
     """Raises UserError if the directory that new runs would share holds other files."""
     root = directories[0].parent
     with directory_errors(root):
         if not any(directory.exists() for directory in directories):
             check_unused(root)
-
-
-def directory_errors(directory: Path) -> AbstractContextManager[None]:
-    """Turns an OSError inside the `with` block into a UserError: the run directory cannot be written."""
-    return writing(f"The run directory {directory}", "choose another by POWERSAMPLE_RUN_DIR or --run-dir")
 
 
 def fresh_directory(directory: Path) -> Path:

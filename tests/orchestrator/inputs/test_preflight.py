@@ -20,7 +20,7 @@ from orchestrator.inputs.models import resolve_model
 from orchestrator.inputs.problems import load_problems
 from orchestrator.machine import description, gpus
 from orchestrator.machine.gpus import Gpu, visible
-from orchestrator.rundir.writing.run_store import check_writable
+from orchestrator.rundir.directory import check_writable
 from orchestrator.settings.config import RunConfig, resolve
 from support.places import ROOT
 from support.shared_data import GSM8K_TEST, SHARED, needs_shared
