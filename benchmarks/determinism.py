@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evals.types import Record, UserError
+from evals.record import Record
+from evals.types import UserError
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, is_right, normalised_answer
 from orchestrator.analysis.load import Run, load_run
 from orchestrator.report.layout import table
@@ -129,7 +130,7 @@ def differences(records: Sequence[Record], others: Sequence[Record]) -> Differen
 
 
 def numeric(record: Record) -> str | None:
-    answer = record.scores.get(PRIMARY_METRIC, {}).get("answer")
+    answer = grade.answer if (grade := record.scores.get(PRIMARY_METRIC)) else None
     return None if answer is None else normalised_answer(answer, PRIMARY_METRIC)
 
 

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evals.engine.engine import Engine
     from evals.engine.model import Model
+    from evals.record import Record
     from evals.tasks.task import Task
-    from evals.types import Problem, Record
+    from evals.types import Problem
 
 SEED = 0
 COMPARED_BATCH = 10
@@ -108,25 +109,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def first_token(engine: Engine, task: Task, problem: Problem) -> None:
     """Draw one token, with which the start-up ends."""
     from evals.evaluate import make_prompt
-    from evals.samplers.single import Single
+    from evals.rng import RandomKey
+    from evals.samplers.single import one_draw
     from evals.types import Chain
 
     prompt = make_prompt(task, problem, engine.model.tokenizer)._replace(max_new_tokens=1)
-    engine.run([Chain(prompt, Single(1.0).chain(prompt, SEED, 0, 0), 1)], SEED)
+    engine.run([Chain(prompt, one_draw(prompt, RandomKey(SEED, 0, 0), 1.0), 1)])
 
 
 def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.Namespace) -> dict[str, Any]:
     """Answer and grade every problem once; returns the figures. `device_waits` is None if memory ran out meanwhile."""
-    from evals.config import SamplerConfig
-    from evals.evaluate import make_sampler, start_sample
+    from evals.evaluate import start_sample
+    from evals.record import AnsweredBy
+    from evals.samplers.power import Power
 
-    sampler = make_sampler(SamplerConfig(alpha=args.alpha, num_moves=args.moves), args.prefetch)
+    sampler, worker = Power(args.alpha, args.moves), AnsweredBy()
     before = engine.counters()
     if engine.idle is not None:
         engine.idle.reset()
     began = time.perf_counter()
     engine.start()
-    under_way = [start_sample(problem, 0, task, sampler, engine, worker={}) for problem in problems]
+    under_way = [start_sample(problem, 0, task, sampler, engine, worker, args.prefetch) for problem in problems]
     records = [future.result() for future in under_way]
     seconds = time.perf_counter() - began
     after, changes = engine.counters(), engine.take_slot_changes()
@@ -136,7 +139,7 @@ def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.
         "seconds": seconds,
         "generated_tokens": tokens,
         "tokens_per_second": tokens / seconds,
-        "answer_tokens": sum(record.tokens["answer"] for record in records),
+        "answer_tokens": sum(record.tokens.answer or 0 for record in records),
         "prefilled_tokens": after.prefilled_tokens - before.prefilled_tokens,
         "steps": after.steps - before.steps,
         "device_waits": None if engine.idle is None or changes else engine.idle.seconds / seconds,
@@ -147,9 +150,11 @@ def sampled(engine: Engine, task: Task, problems: list[Problem], args: argparse.
 
 def judged(records: list[Record]) -> dict[str, Any]:
     """Accuracy by grader, and the share of accepted moves among those that proposed another answer."""
-    moves, null, accepted = (sum(record.chain[name] for record in records) for name in ("moves", "null", "accepted"))
+    moves, null, accepted = (
+        sum(getattr(record.chain, name) for record in records) for name in ("moves", "null", "accepted")
+    )
     return {
-        "accuracy": {name: fmean(r.scores[name]["correct"] for r in records) for name in records[0].scores},
+        "accuracy": {name: fmean(r.scores[name].correct for r in records) for name in records[0].scores},
         "acceptance": accepted / (moves - null) if moves > null else None,
         "null_moves": null / moves if moves else None,
     }

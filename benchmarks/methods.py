@@ -24,7 +24,9 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from evals.config import SamplerConfig
+from evals.samplers.power import Power
+from evals.samplers.registry import AnySampler, sampler_of
+from evals.samplers.single import AtTemperature, Greedy
 from evals.statistics import holm
 from evals.types import UserError
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, question_means
@@ -73,7 +75,7 @@ class Laboratory:
         if len(self._inputs.data.problems) < 2:
             raise UserError("Paired errors need at least two problems; raise --limit or name other --data.")
 
-    def run(self, name: str, sampler: SamplerConfig) -> Run:
+    def run(self, name: str, sampler: AnySampler) -> Run:
         """The complete run of `sampler`, in the directory `name`."""
         began, directory = time.time(), self.root / name
         config = self._inputs.config.model_copy(update={"name": name, "run_dir": directory, "sampler": sampler})
@@ -90,12 +92,12 @@ class Laboratory:
         return load_run(directory)
 
     def power(self, alpha: float, moves: int) -> Method:
-        return Method("power", 1, self.run(f"power-a{alpha:g}-m{moves}", SamplerConfig(alpha=alpha, num_moves=moves)))
+        return Method("power", 1, self.run(f"power-a{alpha:g}-m{moves}", Power(alpha, moves)))
 
     def candidates(self, kind: str, k: int, alpha: float) -> Method:
         """A method of `k` candidates; a majority votes at temperature 1, the others draw at 1 / alpha."""
         law = {"temperature": 1.0} if kind == "majority" else {"alpha": alpha}
-        sampler = SamplerConfig.model_validate({"kind": kind, "num_candidates": k, **law})
+        sampler = sampler_of({"kind": kind, "num_candidates": k, **law})
         return Method(kind, k, self.run(f"{kind}{'' if kind == 'majority' else f'-a{alpha:g}'}-k{k}", sampler))
 
     def report(self, group: str, methods: Sequence[Method]) -> None:
@@ -180,9 +182,9 @@ def equal_budget(laboratory: Laboratory, alpha: float, moves: int) -> list[Metho
     """Run all methods at the token budget of power; returns them in the order of the table, power last."""
     power = laboratory.power(alpha, moves)
     plain = {
-        "greedy": SamplerConfig(kind="greedy"),
-        "t1": SamplerConfig(kind="temperature", temperature=1.0),
-        "low": SamplerConfig(kind="temperature", temperature=1 / alpha),
+        "greedy": Greedy(),
+        "t1": AtTemperature(1.0),
+        "low": AtTemperature(1 / alpha),
     }
     names = {"low": f"low-a{alpha:g}"}
     single = {kind: Method(kind, 1, laboratory.run(names.get(kind, kind), plain[kind])) for kind in plain}

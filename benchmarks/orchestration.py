@@ -33,8 +33,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # simulated nodes make none by themselves
 
-from evals.config import SamplerConfig, TaskConfig
-from evals.types import Problem, Record
+from evals.config import TaskConfig
+from evals.record import AnsweredBy, Record, Timings, TokenCounts
+from evals.samplers.power import Power
+from evals.samplers.trace import MoveFigures
+from evals.types import Grade, Problem
 from orchestrator.cluster.actors import RayWorkerPool
 from orchestrator.driver.dispatcher import dispatch
 from orchestrator.live.progress import Progress
@@ -74,11 +77,11 @@ def sleeper() -> type:
             seconds = float(work.problem.answer)
             if seconds:
                 time.sleep(seconds)
-            scores = {name: {"correct": True, "answer": "4", "kind": "number"} for name in ("strict", "numeric")}
+            scores = {name: Grade(True, "4") for name in ("strict", "numeric")}
             began = time.time()
             return Record(
-                work.problem.problem_id, 0, "ok", "word " * 100, TOKEN_IDS, "eos", scores, {"moves": 10},
-                {"start": began, "end": began, "wall_seconds": seconds}, {}, {"generated": 150}, {"rank": self.rank},
+                work.problem.problem_id, 0, "ok", "word " * 100, TOKEN_IDS, "eos", scores, MoveFigures(moves=10),
+                Timings(began, began, seconds), tokens=TokenCounts(generated=150), worker=AnsweredBy(self.rank),
             )  # fmt: skip
 
     return Sleeper
@@ -97,7 +100,7 @@ def works(seconds: Sequence[float], seed: int = 1) -> list[Work]:
     noise = np.exp(np.random.default_rng(seed).normal(0.0, QUESTION_SIGMA, len(seconds)))
     scale = 200 / max(float(np.mean(seconds)), 1e-9)
     return [
-        Work(Problem(i, "q" * max(1, int(each * scale * factor)), str(each)), 0, SamplerConfig(), TaskConfig(), 0)
+        Work(Problem(i, "q" * max(1, int(each * scale * factor)), str(each)), 0, Power(), TaskConfig(), 0)
         for i, (each, factor) in enumerate(zip(seconds, noise, strict=True))
     ]
 
@@ -154,10 +157,8 @@ class DueWorkerPool:
         now, events = time.monotonic(), list[Event]()
         while self.due and self.due[0][0] <= now:
             work = heapq.heappop(self.due)[2]
-            tokens = {"generated": 150}
-            record = Record(
-                work.problem.problem_id, 0, "ok", "word " * 100, TOKEN_IDS, "eos", {}, {}, {}, {}, tokens, {}
-            )
+            tokens = TokenCounts(generated=150)
+            record = Record(work.problem.problem_id, 0, "ok", "word " * 100, TOKEN_IDS, "eos", tokens=tokens)
             events.append(Done("due", work, record))
         return events
 

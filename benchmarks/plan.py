@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from evals.config import AUTO_SLOTS, EngineConfig, SamplerConfig
+from evals.config import AUTO_SLOTS, EngineConfig
 from evals.decoding_speed import SHAPES, load, random_prompts
 from evals.engine import selfcheck
 from evals.engine.checkpoint import shape_config
@@ -25,7 +25,8 @@ from evals.engine.engine import Engine
 from evals.engine.execution import measure, prepare
 from evals.engine.memory_forecast import ModelSpec, demand, forecast, model_spec, peak
 from evals.engine.model import Model
-from evals.evaluate import make_sampler
+from evals.rng import RandomKey
+from evals.samplers.power import Power
 from evals.sizing.slots import GIB, plan_slots
 from evals.types import Chain, Prompt
 
@@ -80,11 +81,11 @@ def row(
 
 def run(engine: Engine, slots: int, length: int) -> None:
     """Power sampling with every slot busy, on prompts that leave room for a few tokens."""
-    sampler, chains = make_sampler(SamplerConfig(num_moves=2)), []
+    sampler, chains = Power(num_moves=2), []
     for index, tokens in enumerate(random_prompts(engine.model, slots, length - NEW_TOKENS)):
         prompt = Prompt(tuple(tokens), NEW_TOKENS, frozenset())
-        chains.append(Chain(prompt, sampler.chain(prompt, 0, index, 0)))
-    engine.run(chains, seed=0)
+        chains.append(Chain(prompt, sampler.chain(prompt, RandomKey(0, index, 0))))
+    engine.run(chains)
 
 
 def line(found: dict[str, Any]) -> str:

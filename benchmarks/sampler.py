@@ -22,12 +22,14 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from evals.config import EngineConfig, SamplerConfig, TaskConfig
+from evals.config import EngineConfig, TaskConfig
 from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
-from evals.evaluate import make_sampler, start_sample
+from evals.evaluate import start_sample
+from evals.record import AnsweredBy, Record
+from evals.samplers.power import Power
 from evals.tasks.task import make_task
-from evals.types import Problem, Record, UserError
+from evals.types import Problem, UserError
 from orchestrator.inputs.models import resolve_model
 from orchestrator.inputs.preflight import check_lengths, prompt_lengths
 from orchestrator.inputs.problems import load_problems
@@ -109,9 +111,8 @@ def run_chains(
     early_rejection: bool = True,
 ) -> list[Record]:
     """One record per problem, in their order, from power sampling."""
-    config = SamplerConfig(alpha=args.alpha, num_moves=args.moves, replay=replay, early_rejection=early_rejection)
-    sampler = make_sampler(config, prefetch)
-    begun = [start_sample(problem, 0, task, sampler, engine, worker={}) for problem in problems]
+    sampler = Power(args.alpha, args.moves, replay, early_rejection)
+    begun = [start_sample(problem, 0, task, sampler, engine, AnsweredBy(), prefetch) for problem in problems]
     return [record.result() for record in tqdm(begun, desc=label)]
 
 
@@ -187,7 +188,7 @@ def move_tokens(records: Sequence[Record]) -> int:
 
 
 def total(records: Sequence[Record], name: str) -> int:
-    return sum(record.chain[name] for record in records)
+    return sum(getattr(record.chain, name) for record in records)
 
 
 if __name__ == "__main__":

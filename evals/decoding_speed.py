@@ -17,7 +17,8 @@ from evals.engine.checkpoint import load_model, random_model
 from evals.engine.device import release, reset_peak
 from evals.engine.engine import Engine
 from evals.engine.model import Model
-from evals.samplers.single import Single
+from evals.rng import RandomKey
+from evals.samplers.single import one_draw
 from evals.types import Chain, MemoryReading, Prompt
 
 ALPHA = 4.0
@@ -152,8 +153,8 @@ def decode(model: Model, config: EngineConfig, slots: int | None, context: int, 
     chains = []
     for row, tokens in enumerate(random_prompts(model, count, length)):
         prompt = Prompt(tuple(tokens), new, frozenset(), stopped=None if row else pace)
-        chains.append(Chain(prompt, Single(ALPHA).chain(prompt, 0, row, 0), sequences=1))
-    engine.run(chains, seed=0)
+        chains.append(Chain(prompt, one_draw(prompt, RandomKey(0, row, 0), ALPHA), sequences=1))
+    engine.run(chains)
     decoding = Decoding(
         slots=count,
         execution=engine.execution,
@@ -170,4 +171,4 @@ def decode(model: Model, config: EngineConfig, slots: int | None, context: int, 
 
 def peak(memory: MemoryReading) -> int:
     """The peak of the device in bytes; on a CPU that of the process."""
-    return memory.peak_rss_bytes if memory.peak_bytes is None else memory.peak_bytes
+    return (memory.peak_rss_bytes if memory.peak_bytes is None else memory.peak_bytes) or 0

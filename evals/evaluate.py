@@ -8,18 +8,17 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache, lru_cache
-from inspect import signature
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from evals.config import SamplerConfig
-from evals.samplers.registry import SAMPLERS
+from evals.record import AnsweredBy, Record, Timings, TokenCounts
+from evals.rng import chain_key
 from evals.stopping import StopStrings, cut
 from evals.tasks.task import Task
-from evals.types import Chain, Problem, Prompt, Record, Sample, Sampler, UserError
+from evals.types import Chain, Problem, Prompt, Sample, Sampler, SamplingContext, UserError
 
 if TYPE_CHECKING:
     from evals.engine.engine import Engine
@@ -27,26 +26,39 @@ if TYPE_CHECKING:
 
 
 def start_sample(
-    problem: Problem, sample_index: int, task: Task, sampler: Sampler, engine: Engine, worker: Mapping[str, Any]
+    problem: Problem,
+    sample_index: int,
+    task: Task,
+    sampler: Sampler,
+    engine: Engine,
+    worker: AnsweredBy,
+    prefetch: int = 0,
+    text: str | None = None,
 ) -> Future[Record]:
     """Begin one (problem, sample) on a started engine; the future yields its record or the exception that ended it.
 
+    Where slots idle, `prefetch` proposals of a chain may run ahead; `text` is the given answer, where one is replayed.
     `worker`, who does the work, goes into the record as it is. Grading has a thread of its own, so that the engine does
     not wait for a formula that takes seconds to grade.
     """
     began = time.time()
-    prompt = make_prompt(task, problem, engine.model.tokenizer)
-    steps = sampler.chain(prompt, task.seed, problem.problem_id, sample_index)
-    sampling = engine.submit(Chain(prompt, steps, sampler.sequences), task.seed)
+    tokenizer = engine.model.tokenizer
+    prompt = make_prompt(task, problem, tokenizer)
+    context = SamplingContext(
+        prefetch,
+        vote=lambda tokens: task.vote(answer_text(tokens, task, tokenizer)),
+        given=None if text is None else tuple(tokenizer.encode(text, whole=False)),
+    )
+    steps = sampler.chain(prompt, chain_key(task.seed, problem.problem_id, sample_index), context)
+    sampling = engine.submit(Chain(prompt, steps, sampler.sequences))
     finished: Future[Record] = Future()
 
     def graded(sample: Sample) -> Record:
         ended = time.time()
-        text = answer_text(sample.tokens, task, engine.model.tokenizer)
-        grades = task.grade(problem, text)
-        chain = dict(sample.chain)
+        text = answer_text(sample.tokens, task, tokenizer)
+        chain = sample.chain
         if sample.weighted:
-            chain["expected_correct"] = expected_correct(problem, sample, task, engine.model.tokenizer)
+            chain = replace(chain, expected_correct=expected_correct(problem, sample, task, tokenizer))
         return Record(
             problem_id=problem.problem_id,
             sample_index=sample_index,
@@ -54,17 +66,12 @@ def start_sample(
             text=text,
             token_ids=list(sample.tokens),
             ended=sample.ended,
-            scores={name: grade._asdict() for name, grade in grades.items()},
+            scores=task.grade(problem, text),
             chain=chain,
-            timings={"start": began, "end": ended, "wall_seconds": ended - began},
-            memory=engine.memory()._asdict(),
-            tokens={
-                "prompt": len(prompt.token_ids),
-                "answer": len(sample.tokens),
-                "generated": sample.chain["generated"],
-                "prefilled": sample.chain["prefilled"],
-            },
-            worker=dict(worker),
+            timings=Timings(began, ended, ended - began),
+            memory=engine.memory(),
+            tokens=TokenCounts(len(prompt.token_ids), len(sample.tokens), chain.generated or 0, chain.prefilled or 0),
+            worker=worker,
             group=problem.group,
         )
 
@@ -76,21 +83,6 @@ def start_sample(
 
     sampling.add_done_callback(lambda _: grading_thread().submit(finish))
     return finished
-
-
-def make_sampler(
-    config: SamplerConfig,
-    prefetch: int = 0,
-    texts: Mapping[tuple[int, int], str] = MappingProxyType({}),
-    encode: Callable[[str], Sequence[int]] = lambda _: (),
-) -> Sampler:
-    """The sampler that `config` describes; where slots idle, `prefetch` proposals of a chain may run ahead.
-
-    `texts`, those of the setting of this name, and `encode` are for the kind `replay` (`GivenTexts`).
-    """
-    make = SAMPLERS[config.kind].make
-    given = {**dict(config), "prefetch": prefetch, "texts": texts, "encode": encode}
-    return make(**{name: given[name] for name in signature(make).parameters})
 
 
 @cache
@@ -106,7 +98,6 @@ def make_prompt(task: Task, problem: Problem, tokenizer: Tokenizer) -> Prompt:
         max_new_tokens=task.config.max_new_tokens,
         eos_ids=tokenizer.eos_ids,
         stopped=stop_rule(task.config.stop, tokenizer),
-        vote=lambda tokens: task.vote(answer_text(tokens, task, tokenizer)),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +18,8 @@ Word = Any  # int or an int64 tensor
 MASK, M0, M1, W0, W1 = 0xFFFFFFFF, 0xD2511F53, 0xCD9E8D57, 0x9E3779B9, 0xBB67AE85
 ROUNDS = 10
 MULTIPLIERS = np.array([[M0], [M1]], dtype=np.uint64)
+MAX_SAMPLES = 1 << 16
+"""A sample index and the number of a try have 16 bits each of one word of the counter."""
 
 
 class Purpose(IntEnum):
@@ -29,6 +31,27 @@ class Purpose(IntEnum):
     ACCEPT = 3
     RESAMPLE = 4
     PICK = 5
+
+
+class RandomKey(NamedTuple):
+    """What random numbers are drawn for: the run's seed, and three words of the counter."""
+
+    seed: int
+    problem: int
+    sample: int
+    """Index of the sample | number of the try << 16."""
+    move: int = 0
+
+    def of(self, move: int, attempt: int = 0) -> RandomKey:
+        """The key of a move, and of a try of it."""
+        return self._replace(sample=self.sample | attempt << 16, move=move)
+
+
+def chain_key(seed: int, problem_id: int, sample_index: int) -> RandomKey:
+    """The key of a chain, which is that of its move 0. Raises ValueError where a number does not fit its bits."""
+    if not (0 <= problem_id < 1 << 32 and 0 <= sample_index < MAX_SAMPLES):
+        raise ValueError(f"no random key for problem {problem_id}, sample {sample_index}: a word overflows")
+    return RandomKey(seed, problem_id, sample_index)
 
 
 def philox(seed: Word, c0: Word, c1: Word, c2: Word, c3: Word) -> tuple[Word, Word, Word, Word]:
@@ -63,7 +86,7 @@ def round_keys(seed: int) -> NDArray[np.uint64]:
     return ((first + bumps) & np.uint64(MASK))[..., None]
 
 
-def uniform(seed: int, key: tuple[int, int, int], position: int, purpose: Purpose) -> float:
+def uniform(key: RandomKey, position: int, purpose: Purpose) -> float:
     """One uniform in [0, 1); equals `uniforms` for a batch of one."""
-    r0, r1, _, _ = philox(seed, *key, position | purpose << 24)
+    r0, r1, _, _ = philox(*key, position | purpose << 24)
     return ((r0 >> 5) * (1 << 26) + (r1 >> 6)) / float(1 << 53)

@@ -1,16 +1,21 @@
 """The value types that tasks, samplers, engine and orchestrator share. Plain values: no torch, no transformers, no Ray.
 
 Terms: a *problem* becomes a *prompt*; a *chain* turns a prompt into a *sample* by yielding *operations*, of which the
-most common, `Submit`, carries a *request* that the engine answers with a *completion*. A graded sample is a *record*.
+most common, `Submit`, carries a *request* that the engine answers with a *completion*. A graded sample is a *record*
+(record.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Hashable, Sequence
-from typing import Any, Literal, NamedTuple, NewType, Protocol
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, NamedTuple, NewType, Protocol
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
+
+from evals.rng import RandomKey
 
 Ended = Literal["eos", "stop", "length", "floor", "cancelled"]
 """Why a completion ended: EOS token, stop string, token limit, below the floor, or cancelled by its chain."""
@@ -20,6 +25,12 @@ Bound = Literal["length", "nonnull", "constant"]
 
 Handle = NewType("Handle", int)
 """Opaque name of a token sequence whose keys and values the engine holds."""
+
+Amount = Annotated[int, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1 + 1e-6)]
+"""A little over 1 is allowed: sums of weights are rounded."""
+TOLERANT = {"extra": "ignore", "strict": True, "allow_inf_nan": False}
+"""How tables inside records are read: types are strict, numbers finite, and what another version added is left out."""
 
 
 class UserError(Exception):
@@ -59,9 +70,6 @@ class Prompt(NamedTuple):
     """Every id that ends an answer; the EOS token is part of the answer and nothing follows it."""
     stopped: Callable[[Sequence[int]], bool] | None = None
     """True when the text of these answer tokens contains a stop string. A function of the answer's tokens alone."""
-    vote: Callable[[Sequence[int]], str | None] | None = None
-    """The final answer in these answer tokens, as a majority counts it: equal answers are equal strings, None is no
-    answer."""
 
 
 class Request(NamedTuple):
@@ -73,8 +81,8 @@ class Request(NamedTuple):
     """Most new tokens, at least 1."""
     alpha: float
     """Exponent of the proposal, 1 / temperature; inf is greedy (log_q is then 0 and log_z holds log p)."""
-    key: tuple[int, int, int]
-    """Three 32-bit words of the random counter: problem, sample | try << 16, move. The fourth is position | purpose."""
+    key: RandomKey
+    """Of all its tokens; the last word of the counter is each one's position in the answer."""
     origin: int
     """Length of the prompt: the position at which the answer starts."""
     exclude: int | None = None
@@ -139,15 +147,35 @@ class Cancel(NamedTuple):
 Operation = Submit | Keep | Drop | Cancel
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChainFigures:
+    """What a sampler reports of a chain, here what all of them do; those with more have a table of their own that adds
+    to this one. None: not reported."""
+
+    __pydantic_config__ = TOLERANT
+
+    generated: Amount | None = None
+    """Tokens drawn."""
+    prefilled: Amount | None = None
+    """Tokens run through the model before a draw, see `Completion.prefilled`."""
+    log_p: float | None = None
+    """Of the answer, in nats."""
+    expected_correct: dict[str, Share] | None = None
+    """grader -> share of the weights in `Sample.weighted` that lies on right answers."""
+
+    def reported(self) -> dict[str, Any]:
+        """The figures that are not None, by name, as JSON values."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
 class Sample(NamedTuple):
-    """What a chain returns: one complete answer with its per-token statistics and its diagnostics."""
+    """What a chain returns: one complete answer with its per-token statistics and its figures."""
 
     tokens: tuple[int, ...]
     log_q: NDArray[np.float64]
     log_z: NDArray[np.float64]
     ended: Ended
-    chain: dict[str, Any]
-    """Diagnostics of the sampler as JSON values, e.g. moves, null, accepted, log_p, generated."""
+    chain: ChainFigures
     weighted: tuple[tuple[tuple[int, ...], float], ...] = ()
     """Answers with weights that sum to 1, whose mean correctness estimates what the single answer's does, with less
     variance: the states a chain visited, or candidates by weight. Empty where there is nothing beside the answer."""
@@ -168,61 +196,58 @@ class Chain(NamedTuple):
     engine keeps room for as many; a chain that needs more may fail."""
 
 
+class SamplingContext(NamedTuple):
+    """What a chain may need to know beside its prompt; each sampler takes of it what it has a use for."""
+
+    prefetch: int = 0
+    """Proposals that may run ahead, in slots that would stand idle."""
+    vote: Callable[[Sequence[int]], str | None] | None = None
+    """The final answer in these answer tokens, as a majority counts it: equal answers are equal strings, None is no
+    answer."""
+    given: tuple[int, ...] | None = None
+    """The tokens of a given answer, which is replayed."""
+
+
 class Sampler(Protocol):
-    """Makes chains. A sampler is a frozen value; all its randomness comes from the keys it is given."""
+    """Makes chains. A sampler is its frozen settings; all its randomness comes from the keys it is given."""
+
+    @property
+    def kind(self) -> str: ...
 
     @property
     def sequences(self) -> int:
         """How many sequences one of its chains needs at once; see `Chain.sequences`."""
         ...
 
-    def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
-        """The generator that samples one answer to `prompt`."""
+    def chain(self, prompt: Prompt, key: RandomKey, context: SamplingContext = SamplingContext()) -> Steps:  # noqa: B008
+        """The generator that samples one answer to `prompt`; `key` is that of its move 0."""
         ...
 
 
-class Grade(NamedTuple):
+@dataclass(frozen=True)
+class Grade:
     """Whether an answer is correct, with the extracted answer as evidence."""
 
+    __pydantic_config__ = TOLERANT
+
     correct: bool
-    answer: str | None
+    answer: str | None = None
     """The extracted answer as the grader saw it; None when there is none (no answer is not the same as wrong)."""
     kind: str = "number"
     """What was extracted: `number`, `none`, and for the numeric grader also `several`, `complex` (judged symbolically)
     or `undecided` (the symbolic checker could not)."""
 
 
-class MemoryReading(NamedTuple):
+@dataclass(frozen=True)
+class MemoryReading:
     """Memory of one worker at one moment, in bytes; device fields are None on CPU, where `rss_bytes` counts."""
 
-    rss_bytes: int
-    peak_rss_bytes: int
-    allocated_bytes: int | None = None
-    reserved_bytes: int | None = None
-    peak_bytes: int | None = None
-    free_bytes: int | None = None
-    total_bytes: int | None = None
+    __pydantic_config__ = TOLERANT
 
-
-class Record(NamedTuple):
-    """One line of records.jsonl: a finished (problem, sample)."""
-
-    problem_id: int
-    sample_index: int
-    status: Literal["ok", "failed"]
-    text: str
-    token_ids: list[int]
-    ended: str
-    scores: dict[str, dict[str, Any]]
-    """grader -> {correct, answer, kind}."""
-    chain: dict[str, Any]
-    timings: dict[str, float]
-    """start and end in Unix seconds, wall_seconds between them: from submission to grades."""
-    memory: dict[str, Any]
-    tokens: dict[str, int]
-    """prompt, answer (kept), generated (forward rows spent on new tokens), prefilled."""
-    worker: dict[str, Any]
-    """rank, pid, host, attempt."""
-    error: str | None = None
-    group: str | None = None
-    """The problem's `group`."""
+    rss_bytes: Amount | None = None
+    peak_rss_bytes: Amount | None = None
+    allocated_bytes: Amount | None = None
+    reserved_bytes: Amount | None = None
+    peak_bytes: Amount | None = None
+    free_bytes: Amount | None = None
+    total_bytes: Amount | None = None

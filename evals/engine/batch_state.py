@@ -82,7 +82,7 @@ def fill(line: NDArray[np.int64], state: DecodeState) -> None:
     line[LIMIT] = len(request.prefix) + request.max_new - 2
     line[ALPHA] = np.float64(request.alpha).view(np.int64)
     line[TOP_K], line[TOP_P] = request.top_k, np.float64(request.top_p).view(np.int64)
-    line[SEED] = np.uint64(state.seed).view(np.int64)
-    line[KEY:TABLE] = request.key
+    line[SEED] = np.uint64(request.key.seed).view(np.int64)
+    line[KEY:TABLE] = request.key[1:]
     line[EOS:KEY] = eos + [-1] * (NUM_EOS - len(eos))
     line[TABLE : TABLE + len(state.pages)] = state.pages

@@ -51,8 +51,8 @@ def validate(request: Request, context_length: int, vocab_size: int) -> None:
 class DecodeState:
     """A request that is decoded token by token, and its tokens so far; `token` at `position` is fed next."""
 
-    def __init__(self, request: Request, prompt: Prompt, seed: int) -> None:
-        self.request, self.prompt, self.seed = request, prompt, seed
+    def __init__(self, request: Request, prompt: Prompt) -> None:
+        self.request, self.prompt = request, prompt
         self.allocation: Allocation | None = None
         """Its sequence and pages; None while it waits for them."""
         self.prefilled = 0
@@ -81,12 +81,12 @@ class DecodeState:
         return -1 if self.tokens or self.request.exclude is None else self.request.exclude
 
     def uniform(self) -> float:
-        """The uniform of the next token: a function of seed, key and its position in the answer alone."""
+        """The uniform of the next token: a function of the key and its position in the answer alone."""
         index = len(self.tokens) % UNIFORMS_AT_ONCE
         if index == 0:
             positions = len(self._answer) + np.arange(UNIFORMS_AT_ONCE)
-            keys = np.broadcast_to(self.request.key, (UNIFORMS_AT_ONCE, 3))
-            self._uniforms = uniforms(self.seed, keys, positions).tolist()
+            seed, *words = self.request.key
+            self._uniforms = uniforms(seed, np.broadcast_to(words, (UNIFORMS_AT_ONCE, 3)), positions).tolist()
         return self._uniforms[index]
 
     def add(self, token: int, log_q: float, log_z: float) -> Ended | None:
@@ -147,7 +147,7 @@ class ActiveRequest(DecodeState):
     def __init__(
         self, state: ChainState, tag: Hashable, request: Request, number: int, parent_ref: Handle | None
     ) -> None:
-        super().__init__(request, state.chain.prompt, state.seed)
+        super().__init__(request, state.chain.prompt)
         self.state, self.tag = state, tag
         self.number = number
         """Order of arrival."""
@@ -175,8 +175,8 @@ class ActiveRequest(DecodeState):
 class ChainState:
     """A chain with its future, its requests in flight, and the sequences that it holds."""
 
-    def __init__(self, chain: Chain, seed: int) -> None:
-        self.chain, self.seed = chain, seed
+    def __init__(self, chain: Chain) -> None:
+        self.chain = chain
         self.future: Future[Sample] = Future()
         self.held: dict[Handle, ActiveRequest] = {}
         """Requests that have ended and whose sequences it holds, by handle."""

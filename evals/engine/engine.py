@@ -121,12 +121,12 @@ class Engine:
         """Clock of the time that the device waited for the host; None where steps are not enqueued ahead (eager)."""
         return None if self._decoder is None else self._decoder.idle
 
-    def submit(self, chain: Chain, seed: int) -> Future[Sample]:
+    def submit(self, chain: Chain) -> Future[Sample]:
         """Take a chain; thread-safe. The future gets its sample, or what the chain or the engine raised.
 
         Raises EngineClosed after `close`, RuntimeError after the engine's thread has failed.
         """
-        state = ChainState(chain, seed)
+        state = ChainState(chain)
         with self._changed:
             if self.failure is not None:
                 raise RuntimeError("the engine has failed") from self.failure
@@ -160,11 +160,11 @@ class Engine:
             raise self.failure
         self._free_device()
 
-    def run(self, chains: Iterable[Chain], seed: int) -> list[Sample]:
+    def run(self, chains: Iterable[Chain]) -> list[Sample]:
         """Run chains without a thread; returns their samples in order. Raises the first chain's error at the end."""
         if self._thread is not None:
             raise RuntimeError("the engine's thread is running: use submit")
-        futures = [self.submit(chain, seed) for chain in chains]
+        futures = [self.submit(chain) for chain in chains]
         try:
             while self._take():
                 self._step()

@@ -21,6 +21,7 @@ from evals.engine.kv_cache import SCRATCH, Allocation, PagePool
 from evals.engine.linears import fuse_linears
 from evals.engine.model import KeysValues, Model
 from evals.engine.model_support import first_line
+from evals.rng import RandomKey
 from evals.sizing.slots import Demand, Reading, SlotPlan, gib, plan_slots, plan_unmeasured
 from evals.types import Handle, Prompt, Request, UserError
 
@@ -171,6 +172,6 @@ def largest_step(rows: int, max_length: int) -> list[DecodeState]:
     pages = (SCRATCH,) * PagePool.pages_for(0, max_length)
     states = []
     for row in range(rows):
-        states.append(DecodeState(Request(prefix, 1, 1.0, (0, 0, row), 1, top_k=1, top_p=0.5), prompt, seed=0))
+        states.append(DecodeState(Request(prefix, 1, 1.0, RandomKey(0, 0, 0, row), 1, top_k=1, top_p=0.5), prompt))
         states[-1].allocation = Allocation(Handle(row), pages, (), None)
     return states

@@ -21,6 +21,7 @@ from evals.engine.eager_decoder import Chunk, Layout, layout, pack
 from evals.engine.kv_cache import PAGE, SCRATCH, Allocation, PagePool
 from evals.engine.linears import pack_linears
 from evals.engine.model import KeysValues, Model
+from evals.rng import RandomKey
 from evals.types import Handle, Prompt, Request
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def draw_beside_others(
 def make_state(prefix: Sequence[int], number: int, pages: Sequence[int]) -> DecodeState:
     """The decode state of a request for STEPS tokens in these pages, without a chain."""
     prompt = Prompt(tuple(prefix), STEPS, frozenset())
-    state = DecodeState(Request(prompt.token_ids, STEPS, 1.0, (0, 0, number), len(prefix)), prompt, seed=0)
+    state = DecodeState(Request(prompt.token_ids, STEPS, 1.0, RandomKey(0, 0, 0, number), len(prefix)), prompt)
     state.allocation = Allocation(Handle(number), tuple(pages), (), None)
     return state
 

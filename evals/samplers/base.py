@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from evals.types import Completion, Drop, Ended, Handle, Operation, Prompt, Request, Sample, Submit
+from evals.rng import RandomKey
+from evals.settings import Count
+from evals.types import ChainFigures, Completion, Drop, Ended, Handle, Operation, Prompt, Request, Sample, Submit
 
-RandomKey = tuple[int, int, int]
-"""Words of the random counter (rng.py): problem, sample | try << 16, number of the move."""
 Arrival = tuple[Hashable, Completion]
 Weights = NDArray[np.float64]
 
-MAX_SAMPLES = 1 << 16
-"""A sample index and the number of a try have 16 bits each of one word of the random key."""
+Alpha = Annotated[float, Field(ge=1, le=1000, description="exponent of the target p^alpha")]
+NumMoves = Annotated[
+    int,
+    Field(ge=0, le=100_000, description="Metropolis-Hastings moves per answer (power) or per block (paper)"),
+]
+NumCandidates = Annotated[
+    int,
+    Field(ge=1, le=4096, description="answers drawn per sample (best_of, majority, snis), or particles (smc)"),
+]
+Temperature = Annotated[float, Field(gt=0, le=100, description="temperature of the draws (temperature, majority)")]
+TopK = Annotated[
+    Count | None,
+    Field(description="draw among the k most probable tokens only; 0: all (default: 50 for paper, else 0)"),
+]
+Coins = Annotated[bool, Field(description="keep the shared beginning of a proposal by coin flips, without the model")]
+EarlyRejection = Annotated[bool, Field(description="give a proposal up once it can no longer be accepted")]
 
 
 class State(NamedTuple):
@@ -32,29 +47,29 @@ class State(NamedTuple):
 EMPTY = State((), np.zeros(0), np.zeros(0), "length")
 
 
-def key(problem_id: int, sample_index: int, move: int) -> RandomKey:
-    """The random key of a move. Raises ValueError where a number does not fit its bits."""
-    if not (0 <= problem_id < 1 << 32 and 0 <= sample_index < MAX_SAMPLES and 0 <= move < 1 << 32):
-        raise ValueError(
-            f"no random key for problem {problem_id}, sample {sample_index}, move {move}: a word overflows"
-        )
-    return problem_id, sample_index, move
-
-
 def whole(prompt: Prompt, alpha: float, key: RandomKey, top_k: int = 0, top_p: float = 1.0) -> Request:
     """The request for a whole answer, from its first token to its end."""
     origin = len(prompt.token_ids)
     return Request(prompt.token_ids, prompt.max_new_tokens, alpha, key, origin, top_k=top_k, top_p=top_p)
 
 
-def sample(taken: Completion, drawn: Sequence[Completion], alpha: float, **info: Any) -> Sample:
-    """The sample of the answer `taken` among the whole answers `drawn` at `alpha`; `info` adds to its diagnostics."""
-    diagnostics = {
-        "generated": sum(len(one.tokens) for one in drawn),
-        "prefilled": sum(one.prefilled for one in drawn),
-        "log_p": log_p(taken, alpha),
-    }
-    return Sample(*taken[:4], chain=diagnostics | info)
+def sample(
+    taken: Completion,
+    drawn: Sequence[Completion],
+    alpha: float,
+    table: type[ChainFigures] = ChainFigures,
+    weighted: tuple[tuple[tuple[int, ...], float], ...] = (),
+    **figures: Any,
+) -> Sample:
+    """The sample of the answer `taken` among the whole answers `drawn` at `alpha`; `figures` are those of its `table`
+    beside the ones that all samplers have."""
+    chain = table(
+        generated=sum(len(one.tokens) for one in drawn),
+        prefilled=sum(one.prefilled for one in drawn),
+        log_p=log_p(taken, alpha),
+        **figures,
+    )
+    return Sample(taken.tokens, taken.log_q, taken.log_z, taken.ended, chain, weighted)
 
 
 def arrival(operations: list[Operation]) -> Generator[list[Operation], Arrival | None, Arrival]:
@@ -67,7 +82,7 @@ def arrival(operations: list[Operation]) -> Generator[list[Operation], Arrival |
 
 def ask(request: Request) -> Generator[list[Operation], Arrival | None, Completion]:
     """Submit one request and wait for its completion: `c = yield from ask(request)`."""
-    _, completion = yield from arrival([Submit(request.key[2], request)])
+    _, completion = yield from arrival([Submit(request.key.move, request)])
     return completion
 
 

@@ -13,49 +13,107 @@ Candidate k is keyed by move k, so that candidate 0 is the run at temperature 1 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass as plain_dataclass
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from evals.rng import Purpose, uniform
-from evals.samplers.base import Weights, gather, key, log_p, pick, sample, shares, whole
-from evals.types import Completion, Prompt, Steps, Submit
+from evals.rng import Purpose, RandomKey, uniform
+from evals.samplers.base import (
+    Alpha,
+    Arrival,
+    NumCandidates,
+    Temperature,
+    Weights,
+    gather,
+    log_p,
+    pick,
+    sample,
+    shares,
+    whole,
+)
+from evals.settings import CONFIG
+from evals.types import Amount, ChainFigures, Completion, Operation, Prompt, SamplingContext, Steps, Submit
 
 
-class Choice(NamedTuple):
-    """The candidate taken, with the diagnostics of the rule that took it."""
+@plain_dataclass(frozen=True, kw_only=True)
+class CandidateFigures(ChainFigures):
+    """Figures of a choice among candidates."""
 
-    index: int
-    info: dict[str, Any]
-    weighted: tuple[tuple[tuple[int, ...], float], ...] = ()
+    candidates: Amount | None = None
+    ess: float | None = None
+    """Effective sample size of the weights (snis)."""
+    votes: dict[str, Amount] | None = None
+    """Answer -> candidates that come to it (majority)."""
 
 
-class Candidates(NamedTuple):
-    """`num_candidates` draws at alpha = 1 / temperature and one of the module's rules."""
+@dataclass(frozen=True, config=CONFIG)
+class BestOf:
+    """The likeliest of `num_candidates` draws at alpha."""
 
-    rule: Literal["best_of", "snis", "majority"]
-    alpha: float
-    num_candidates: int
+    alpha: Alpha = 4.0
+    num_candidates: NumCandidates = 16
+    kind: Literal["best_of"] = Field(default="best_of", description="candidates of temperature 1/alpha, the likeliest")
+
+    sequences = 2  # the one that grows and the one that ended last
+
+    def chain(self, prompt: Prompt, key: RandomKey, context: SamplingContext = SamplingContext()) -> Steps:  # noqa: B008
+        """One answer to `prompt`; see `evals.types.Sampler`."""
+        drawn = yield from candidates(prompt, key, self.alpha, self.num_candidates)
+        chosen = drawn[likeliest(drawn, self.alpha)]
+        return sample(chosen, drawn, self.alpha, CandidateFigures, candidates=len(drawn))
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Majority:
+    """The first of `num_candidates` draws at a temperature with the answer that most come to."""
+
+    temperature: Temperature = 1.0
+    num_candidates: NumCandidates = 16
+    kind: Literal["majority"] = Field(default="majority", description="vote")
 
     sequences = 2
-    """Held at once: the sequence that grows and the one that ended last."""
 
-    def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
+    def chain(self, prompt: Prompt, key: RandomKey, context: SamplingContext = SamplingContext()) -> Steps:  # noqa: B008
+        """One answer to `prompt`; see `evals.types.Sampler`. Raises ValueError if the context has no `vote`."""
+        if context.vote is None:
+            raise ValueError("a majority needs to know what answers come to (SamplingContext.vote)")
+        alpha = 1 / self.temperature
+        drawn = yield from candidates(prompt, key, alpha, self.num_candidates)
+        index, votes = winner(drawn, [context.vote(one.tokens) for one in drawn], alpha)
+        return sample(drawn[index], drawn, alpha, CandidateFigures, candidates=len(drawn), votes=votes)
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Snis:
+    """One of `num_candidates` draws at alpha, drawn by its weight."""
+
+    alpha: Alpha = 4.0
+    num_candidates: NumCandidates = 16
+    kind: Literal["snis"] = Field(default="snis", description="candidates weighted by p^alpha")
+
+    sequences = 2
+
+    def chain(self, prompt: Prompt, key: RandomKey, context: SamplingContext = SamplingContext()) -> Steps:  # noqa: B008
         """One answer to `prompt`; see `evals.types.Sampler`."""
-        moves = range(self.num_candidates)
-        submits = [Submit(move, whole(prompt, self.alpha, key(problem_id, sample_index, move))) for move in moves]
-        completions = yield from gather(submits, hold=False)
-        drawn = [completions[move] for move in moves]
-        match self.rule:
-            case "best_of":
-                choice = Choice(likeliest(drawn, self.alpha), {})
-            case "snis":
-                choice = by_weight(drawn, uniform(seed, key(problem_id, sample_index, 0), 0, Purpose.PICK))
-            case "majority":
-                choice = by_vote(drawn, prompt, self.alpha)
-        answer = sample(drawn[choice.index], drawn, self.alpha, candidates=len(drawn), **choice.info)
-        return answer._replace(weighted=choice.weighted)
+        drawn = yield from candidates(prompt, key, self.alpha, self.num_candidates)
+        weights = normalised([float(np.sum(one.log_z)) for one in drawn])
+        chosen = drawn[pick(weights, uniform(key, 0, Purpose.PICK))]
+        weighted = tuple((one.tokens, weight) for one, weight in zip(drawn, weights.tolist(), strict=True))
+        figures = {"candidates": len(drawn), "ess": effective_size(weights)}
+        return sample(chosen, drawn, self.alpha, CandidateFigures, weighted, **figures)
+
+
+def candidates(
+    prompt: Prompt, key: RandomKey, alpha: float, count: int
+) -> Generator[list[Operation], Arrival | None, list[Completion]]:
+    """Draw `count` whole answers at `alpha`: `drawn = yield from candidates(...)`, in the order of their moves."""
+    submits = [Submit(move, whole(prompt, alpha, key.of(move))) for move in range(count)]
+    completions = yield from gather(submits, hold=False)
+    return [completions[move] for move in range(count)]
 
 
 def likeliest(drawn: Sequence[Completion], alpha: float) -> int:
@@ -63,30 +121,19 @@ def likeliest(drawn: Sequence[Completion], alpha: float) -> int:
     return int(np.argmax([log_p(one, alpha) for one in drawn]))
 
 
-def by_weight(drawn: Sequence[Completion], u: float) -> Choice:
-    """A candidate drawn by its weight with the uniform `u`; reports the effective sample size and all the weights."""
-    weights = normalised([float(np.sum(one.log_z)) for one in drawn])
-    weighted = tuple((one.tokens, weight) for one, weight in zip(drawn, weights.tolist(), strict=True))
-    return Choice(pick(weights, u), {"ess": effective_size(weights)}, weighted)
-
-
-def by_vote(drawn: Sequence[Completion], prompt: Prompt, alpha: float) -> Choice:
-    """The first candidate with the answer that most come to; a candidate without an answer does not vote.
+def winner(drawn: Sequence[Completion], ballots: Sequence[str | None], alpha: float) -> tuple[int, dict[str, int]]:
+    """The first candidate with the answer that most come to, and the votes; one without an answer does not vote.
 
     Of answers with as many votes that of the larger total probability wins, log sum p(x) over its candidates, and of
-    equals again the one that came first. Without a single vote it is candidate 0. Raises ValueError if the prompt has
-    no `vote`.
+    equals again the one that came first. Without a single vote it is candidate 0.
     """
-    if prompt.vote is None:
-        raise ValueError("a majority needs a prompt that says what answers come to (Prompt.vote)")
-    ballots = [prompt.vote(one.tokens) for one in drawn]
     votes = Counter(ballot for ballot in ballots if ballot is not None)
     mass = dict.fromkeys(votes, -np.inf)
     for one, ballot in zip(drawn, ballots, strict=True):
         if ballot is not None:
             mass[ballot] = np.logaddexp(mass[ballot], log_p(one, alpha))
-    winner = max(votes, key=lambda ballot: (votes[ballot], mass[ballot]), default=None)
-    return Choice(0 if winner is None else ballots.index(winner), {"votes": dict(votes)})
+    best = max(votes, key=lambda ballot: (votes[ballot], mass[ballot]), default=None)
+    return 0 if best is None else ballots.index(best), dict(votes)
 
 
 def normalised(log_w: Sequence[float]) -> Weights:

@@ -34,8 +34,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.rng import Purpose, uniform, uniforms
-from evals.samplers.base import RandomKey, State, pick
+from evals.rng import Purpose, RandomKey, uniform, uniforms
+from evals.samplers.base import State, pick
 from evals.types import Bound
 
 Cuts = Literal["uniform", "entropy", "nonnull"]
@@ -85,11 +85,11 @@ class Kernel(NamedTuple):
     replay: bool = True
     """Has to be on for nonnull cuts."""
 
-    def propose(self, state: State, seed: int, key: RandomKey) -> Move:
+    def propose(self, state: State, key: RandomKey) -> Move:
         """The move that `key` names, with its cut, its coins and its u: a pure function."""
         length = len(state.tokens)
-        log_u = log1p(-uniform(seed, key, 0, Purpose.ACCEPT))
-        u = uniform(seed, key, 0, Purpose.CUT)
+        log_u = log1p(-uniform(key, 0, Purpose.ACCEPT))
+        u = uniform(key, 0, Purpose.CUT)
         if self.cuts == "uniform":
             cut = min(int(u * length), length - 1)
         else:
@@ -98,9 +98,9 @@ class Kernel(NamedTuple):
                 return Move(length, length, None, log_u)
             cut = pick(weights, u)
         if self.cuts == "nonnull":
-            start = certain_divergence(state.log_q, cut, uniform(seed, key, 0, Purpose.COIN))
+            start = certain_divergence(state.log_q, cut, uniform(key, 0, Purpose.COIN))
         elif self.replay:
-            start = first_divergence(state.log_q, cut, coins(seed, key, cut, length))
+            start = first_divergence(state.log_q, cut, coins(key, cut, length))
         else:
             start = cut
         exclude = state.tokens[start] if self.replay and start < length else None
@@ -149,9 +149,9 @@ def acceptance_probability(log_ratio: float) -> float:
     return exp(min(0.0, log_ratio))
 
 
-def coins(seed: int, key: RandomKey, cut: int, length: int) -> NDArray[np.float64]:
+def coins(key: RandomKey, cut: int, length: int) -> NDArray[np.float64]:
     """The uniforms of the replay coins at positions cut .. length - 1."""
-    problem, sample, move = key
+    seed, problem, sample, move = key
     padded = -(-length // COINS_AT_ONCE) * COINS_AT_ONCE
     return coins_at_once(seed, problem, sample, move // MOVES_AT_ONCE, padded)[move % MOVES_AT_ONCE, cut:length]
 

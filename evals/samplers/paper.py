@@ -14,12 +14,19 @@ list; a stop string, which that code does not have, ends an answer as an EOS tok
 from __future__ import annotations
 
 from math import fsum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from evals.samplers.base import RandomKey, State
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from evals.rng import RandomKey
+from evals.samplers.base import Alpha, Coins, EarlyRejection, NumMoves, State, TopK
 from evals.samplers.metropolis import SLACK, Kernel, Limits, Move
 from evals.samplers.power import Draws, MHChain
-from evals.types import Prompt, Steps
+from evals.settings import CONFIG
+from evals.types import Prompt, SamplingContext, Steps
+
+USUAL_TOP_K = 50
 
 
 class PaperKernel(NamedTuple):
@@ -27,9 +34,9 @@ class PaperKernel(NamedTuple):
 
     replay: bool = True
 
-    def propose(self, state: State, seed: int, key: RandomKey) -> Move:
+    def propose(self, state: State, key: RandomKey) -> Move:
         """A uniform cut, with coins if there is replay: the law of the proposal is that of redrawing from the cut."""
-        return Kernel(len(state.tokens), replay=self.replay).propose(state, seed, key)
+        return Kernel(len(state.tokens), replay=self.replay).propose(state, key)
 
     def limits(self, state: State, move: Move) -> Limits:
         """What ends a proposal: the current length, and a floor; cutting the state's sum can only lower the ratio."""
@@ -42,23 +49,25 @@ class PaperKernel(NamedTuple):
         return fsum(proposal.log_z[start + 1 :]) - fsum(state.log_z[start + 1 : len(proposal.tokens)])
 
 
-class Paper(NamedTuple):
+@dataclass(frozen=True, config=CONFIG)
+class Paper:
     """`num_moves` moves in every block of `block` tokens, among the `top_k` likeliest tokens (0: all)."""
 
-    alpha: float
-    num_moves: int = 10
-    replay: bool = True
-    early_rejection: bool = True
-    top_k: int = 50
-    block: int = 192
-    prefetch: int = 0
+    alpha: Alpha = 4.0
+    num_moves: NumMoves = 10
+    replay: Coins = True
+    early_rejection: EarlyRejection = True
+    top_k: TopK = None
+    """None: the published code sets no truncation, and its library then keeps the 50 most probable tokens."""
+    kind: Literal["paper"] = Field(default="paper", description="the published code's rules, biased")
 
+    block = 192
     sequences = 2  # the state and a proposal
 
-    def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
+    def chain(self, prompt: Prompt, key: RandomKey, context: SamplingContext = SamplingContext()) -> Steps:  # noqa: B008
         """One answer to `prompt`; see `evals.types.Sampler`."""
-        draws = Draws(self.alpha, self.early_rejection, self.prefetch, self.top_k)
-        chain = MHChain(draws, prompt, seed, problem_id, sample_index)
+        top_k = USUAL_TOP_K if self.top_k is None else self.top_k
+        chain = MHChain(Draws(self.alpha, self.early_rejection, context.prefetch, top_k), prompt, key)
         for _ in range(0, prompt.max_new_tokens, self.block):
             yield from chain.extend(min(len(chain.state.tokens) + self.block, prompt.max_new_tokens))
             yield from chain.moves(PaperKernel(self.replay), self.num_moves)

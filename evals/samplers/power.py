@@ -12,12 +12,40 @@ from __future__ import annotations
 
 from collections.abc import Generator, Hashable
 from math import inf
-from typing import Literal, NamedTuple, Protocol
+from typing import Annotated, Literal, NamedTuple, Protocol, Self
 
-from evals.samplers.base import EMPTY, Arrival, RandomKey, State, arrival, key, spliced
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from evals.rng import RandomKey
+from evals.samplers.base import (
+    EMPTY,
+    Alpha,
+    Arrival,
+    Coins,
+    EarlyRejection,
+    NumMoves,
+    State,
+    arrival,
+    spliced,
+)
 from evals.samplers.metropolis import Cuts, Kernel, Limits, Move, acceptance_probability
-from evals.samplers.trace import Mixing, Trace
-from evals.types import Cancel, Completion, Drop, Handle, Keep, Operation, Prompt, Request, Sample, Steps, Submit
+from evals.samplers.trace import Mixing, MoveFigures, Trace
+from evals.settings import CONFIG, conflict
+from evals.types import (
+    Cancel,
+    Completion,
+    Drop,
+    Handle,
+    Keep,
+    Operation,
+    Prompt,
+    Request,
+    Sample,
+    SamplingContext,
+    Steps,
+    Submit,
+)
 
 Segment = Generator[list[Operation], Arrival | None, None]
 """A part of a chain: `yield from` it."""
@@ -26,7 +54,7 @@ Segment = Generator[list[Operation], Arrival | None, None]
 class TransitionKernel(Protocol):
     """What a move proposes, what ends its proposal, and the log r that decides whether it is accepted."""
 
-    def propose(self, state: State, seed: int, key: RandomKey) -> Move: ...
+    def propose(self, state: State, key: RandomKey) -> Move: ...
     def limits(self, state: State, move: Move) -> Limits: ...
     def log_ratio(self, state: State, proposal: State, start: int) -> float: ...
 
@@ -44,8 +72,8 @@ class Draws(NamedTuple):
 class MHChain:
     """A chain's state and its requests. Moves and extensions are numbered from 0; a request has its move's number."""
 
-    def __init__(self, draws: Draws, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> None:
-        self.draws, self.prompt, self.seed, self.words = draws, prompt, seed, (problem_id, sample_index)
+    def __init__(self, draws: Draws, prompt: Prompt, key: RandomKey) -> None:
+        self.draws, self.prompt, self.key = draws, prompt, key
         self.state = EMPTY
         self.next_move = 0
         """Number of the next move, or of the next extension."""
@@ -81,9 +109,9 @@ class MHChain:
             yield from self._arrival()
 
     def sample(self) -> Sample:
-        """The present state as a sample, with the chain's diagnostics."""
-        info = {"alpha": self.draws.alpha, **self.trace.summary(), **self.mixing.summary(self.state)}
-        return Sample(*self.state, chain=info, weighted=self.mixing.weighted())
+        """The present state as a sample, with the chain's figures."""
+        figures = self.trace.figures() | self.mixing.figures(self.state)
+        return Sample(*self.state, MoveFigures(alpha=self.draws.alpha, **figures), self.mixing.weighted())
 
     def _new_stage(self) -> Mixing:
         return Mixing(self.state, self.draws.alpha, recycle=not self.draws.early_rejection)
@@ -110,7 +138,7 @@ class MHChain:
             elif ahead < end and (
                 not undecided or (undecided <= self.draws.prefetch and self._in_flight < self._slots)
             ):
-                move = moves[ahead] = kernel.propose(state, self.seed, key(*self.words, ahead))
+                move = moves[ahead] = kernel.propose(state, self.key.of(ahead))
                 if not move.null(state):
                     self._submit(ahead, move.start, move.exclude, kernel.limits(state, move))
                     undecided += 1
@@ -151,7 +179,7 @@ class MHChain:
         request = Request(
             prefix=self.prompt.token_ids + self.state.tokens[:start],
             alpha=self.draws.alpha,
-            key=key(*self.words, number),
+            key=self.key.of(number),
             origin=len(self.prompt.token_ids),
             exclude=exclude,
             top_k=self.draws.top_k,
@@ -180,32 +208,54 @@ def held(completion: Completion) -> Handle:
     return completion.handle
 
 
-class Power(NamedTuple):
+@dataclass(frozen=True, config=CONFIG)
+class Power:
     """`num_moves` moves of a kernel of metropolis.py, started at a draw of softmax(alpha * logits).
 
-    `replay`, `early_rejection` and `prefetch` save time. Replay leaves the law as it is; the others leave every single
+    `replay`, `early_rejection` and prefetching save time. Replay leaves the law as it is; the others leave every single
     decision as it is.
     """
 
-    alpha: float
-    num_moves: int
-    replay: bool = True
-    early_rejection: bool = True
-    num_effective_moves: int | None = None
-    """Instead of `num_moves`: so many moves of the kernel that never proposes the state itself."""
-    blocks: int = 1
-    """Stages of growing horizon, all of them with as many moves; only the last, of the whole horizon, samples p^alpha;
-    the others choose where it starts."""
-    cuts: Literal["uniform", "entropy"] = "uniform"
-    entropy_power: float = 1.0
-    prefetch: int = 0
-    """Proposals in flight beside the one that is decided next, in slots that would stand idle."""
+    alpha: Alpha = 4.0
+    num_moves: NumMoves = 10
+    replay: Coins = True
+    early_rejection: EarlyRejection = True
+    num_effective_moves: Annotated[
+        Annotated[int, Field(ge=0, le=100_000)] | None,
+        Field(description="instead of num_moves: moves of the kernel that never proposes the state itself"),
+    ] = None
+    blocks: Annotated[
+        int,
+        Field(ge=1, le=1000, description="stages of growing length that lead up to the last one, num_moves moves each"),
+    ] = 1
+    cuts: Annotated[
+        Literal["uniform", "entropy"],
+        Field(description="where a move cuts: uniform, or entropy (more often where the model is unsure)"),
+    ] = "uniform"
+    entropy_power: Annotated[
+        float, Field(ge=0, le=10, description="exponent of the entropy in the weight of a cut (cuts = entropy)")
+    ] = 1.0
+    kind: Literal["power"] = Field(default="power", description="exact Metropolis-Hastings for p^alpha")
 
     sequences = 2  # the state and a proposal
 
-    def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.num_effective_moves is not None:
+            if self.num_moves != Power.num_moves:
+                raise conflict("they exclude each other; set one", "num_moves", "num_effective_moves")
+            if not self.replay:
+                reason = "whether a move is null is known by the coins of replay; leave one out"
+                raise conflict(reason, "num_effective_moves", "replay")
+            if self.cuts != "uniform":
+                raise conflict("num_effective_moves needs cuts = uniform", "num_effective_moves", "cuts")
+        if self.entropy_power != Power.entropy_power and self.cuts != "entropy":
+            raise conflict("entropy_power needs cuts = entropy", "entropy_power", "cuts")
+        return self
+
+    def chain(self, prompt: Prompt, key: RandomKey, context: SamplingContext = SamplingContext()) -> Steps:  # noqa: B008
         """One answer to `prompt`: the state after the last move; see `evals.types.Sampler`."""
-        chain = MHChain(Draws(self.alpha, self.early_rejection, self.prefetch), prompt, seed, problem_id, sample_index)
+        chain = MHChain(Draws(self.alpha, self.early_rejection, context.prefetch), prompt, key)
         for horizon in self.horizons(prompt.max_new_tokens):
             yield from chain.extend(horizon)
             yield from chain.moves(self.kernel(horizon), self.moves_per_stage)
@@ -220,10 +270,6 @@ class Power(NamedTuple):
         return sorted({-(-longest * stage // self.blocks) for stage in range(1, self.blocks + 1)})
 
     def kernel(self, horizon: int) -> Kernel:
-        """The kernel of a stage. Raises ValueError for settings that contradict each other."""
-        cuts: Cuts = self.cuts
-        if self.num_effective_moves is not None:
-            if self.cuts != "uniform" or not self.replay:
-                raise ValueError("num_effective_moves needs replay and uniform cuts")
-            cuts = "nonnull"
+        """The kernel of a stage."""
+        cuts: Cuts = self.cuts if self.num_effective_moves is None else "nonnull"
         return Kernel(horizon, cuts, self.entropy_power, self.replay)

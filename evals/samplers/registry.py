@@ -1,65 +1,52 @@
-"""The table of samplers: what `sampler.kind` can name, and which settings each kind reads."""
+"""The table of samplers: what `sampler.kind` can name, with the settings of each kind, and the tables of figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from inspect import signature
-from math import inf
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Annotated, Any, get_args
 
-from evals.samplers.candidates import Candidates
+from pydantic import BeforeValidator, Field, TypeAdapter
+
+from evals.samplers.candidates import BestOf, CandidateFigures, Majority, Snis
 from evals.samplers.paper import Paper
 from evals.samplers.power import Power
-from evals.samplers.single import GivenTexts, Single
-from evals.samplers.smc import Smc
-from evals.types import Sampler
+from evals.samplers.single import AtTemperature, Greedy, Replay
+from evals.samplers.smc import ParticleFigures, Smc
+from evals.samplers.trace import MoveFigures
+from evals.types import ChainFigures
 
-PAPER_TOP_K = 50
-"""The published code sets no truncation, and its library then keeps the 50 most probable tokens."""
+AnySampler = Power | Paper | AtTemperature | Greedy | BestOf | Majority | Snis | Smc | Replay
 
-
-class Kind(NamedTuple):
-    """How to make one kind of sampler from settings."""
-
-    make: Callable[..., Sampler]
-    """Its parameters are the settings of `SamplerConfig` that it reads, and those of `make_sampler` that it needs."""
-    words: str = ""
-    """What it is, for the help."""
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """Names of the settings that this kind reads."""
-        return frozenset(signature(self.make).parameters) - {"prefetch", "encode"}
-
-
-def paper(
-    alpha: float, num_moves: int, replay: bool, early_rejection: bool, top_k: int | None, prefetch: int
-) -> Sampler:
-    """The sampler of the published code, with its `top_k` where none is set."""
-    top_k = PAPER_TOP_K if top_k is None else top_k
-    return Paper(alpha, num_moves, replay, early_rejection, top_k=top_k, prefetch=prefetch)
-
-
-def at_temperature(temperature: float, top_k: int | None, top_p: float) -> Sampler:
-    return Single(1 / temperature, top_k or 0, top_p)
-
-
-def majority(temperature: float, num_candidates: int) -> Sampler:
-    return Candidates("majority", 1 / temperature, num_candidates)
-
-
-SAMPLERS: Mapping[str, Kind] = MappingProxyType(
-    {
-        "power": Kind(Power, "exact Metropolis-Hastings for p^alpha"),
-        "paper": Kind(paper, "the published code's rules, biased"),
-        "temperature": Kind(at_temperature),
-        "greedy": Kind(lambda: Single(inf)),
-        "best_of": Kind(partial(Candidates, "best_of"), "candidates of temperature 1/alpha, the likeliest"),
-        "majority": Kind(majority, "vote"),
-        "snis": Kind(partial(Candidates, "snis"), "candidates weighted by p^alpha"),
-        "smc": Kind(Smc, "particles"),
-        "replay": Kind(GivenTexts, "grades given texts and samples nothing"),
-    }
+SAMPLERS: Mapping[str, type[AnySampler]] = MappingProxyType(
+    {one.__pydantic_fields__["kind"].default: one for one in get_args(AnySampler)}
 )
+"""Kind -> its sampler, whose fields are the kind's settings."""
+
+FIGURES: Mapping[str, type[ChainFigures]] = MappingProxyType(
+    {"moves": MoveFigures, "candidates": CandidateFigures, "particles": ParticleFigures}
+)
+"""The figure that only one table has -> that table; a chain with none of these has those of `ChainFigures` alone."""
+
+
+def with_kind(given: Any) -> Any:
+    """The settings with the usual kind where they name none."""
+    return {"kind": "power", **given} if isinstance(given, Mapping) else given
+
+
+SamplerSettings = Annotated[AnySampler, Field(discriminator="kind"), BeforeValidator(with_kind)]
+"""The settings of any kind, told apart by `kind`."""
+
+
+def sampler_of(settings: Mapping[str, Any]) -> AnySampler:
+    """The sampler with these settings. Raises ValidationError."""
+    return TypeAdapter(SamplerSettings).validate_python(settings)
+
+
+def settings_of(sampler: AnySampler) -> dict[str, Any]:
+    """The kind and its settings as JSON values, which tell one sampler from another.
+
+    `top_p` is left out where it does nothing, so that fingerprints from before it was a setting stay valid.
+    """
+    settings = TypeAdapter(type(sampler)).dump_python(sampler, mode="json")
+    return {name: value for name, value in settings.items() if (name, value) != ("top_p", 1)}

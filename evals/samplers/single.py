@@ -2,59 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from math import inf
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from evals.samplers.base import ask, key, sample, whole
-from evals.types import Prompt, Sample, Steps
+from evals.rng import RandomKey
+from evals.samplers.base import Temperature, TopK, ask, sample, whole
+from evals.settings import CONFIG, Text
+from evals.types import ChainFigures, Prompt, Sample, SamplingContext, Steps
 
 
-class Single(NamedTuple):
-    """One draw of softmax(alpha * logits) per token; alpha = 1 / temperature, inf for greedy.
+@dataclass(frozen=True, config=CONFIG)
+class AtTemperature:
+    """One draw of softmax(logits / temperature) per token.
 
-    With alpha equal to power sampling's and the same seed it is move 0 of that chain, token for token.
+    At temperature 1 / alpha and with the same seed it is move 0 of power sampling, token for token.
     """
 
-    alpha: float
-    top_k: int = 0
-    """Draws are among the k most probable tokens; 0: all."""
-    top_p: float = 1.0
-    """Draws are among the most probable tokens that together have this probability."""
+    temperature: Temperature = 1.0
+    top_k: TopK = None
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="draw among the most probable tokens that together have this probability; 1: all"
+    )
+    kind: Literal["temperature"] = Field(default="temperature", description="")
 
     sequences = 1
-    """See `evals.types.Sampler`."""
 
-    def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
+    def chain(self, prompt: Prompt, key: RandomKey, context: SamplingContext = SamplingContext()) -> Steps:  # noqa: B008
         """One answer to `prompt`; see `evals.types.Sampler`."""
-        move_key = key(problem_id, sample_index, 0)
-        drawn = yield from ask(whole(prompt, self.alpha, move_key, self.top_k, self.top_p))
-        return sample(drawn, [drawn], self.alpha)
+        return one_draw(prompt, key, 1 / self.temperature, self.top_k or 0, self.top_p)
 
 
-class GivenTexts(NamedTuple):
-    """The kind `replay`: its chains return given texts and ask the engine for nothing."""
+@dataclass(frozen=True, config=CONFIG)
+class Greedy:
+    """The likeliest token each time."""
 
-    texts: Mapping[tuple[int, int], str]
-    """(problem id, sample index) -> the answer's text."""
-    encode: Callable[[str], Sequence[int]]
-    """A text's token ids, which have to decode to it again; nothing is added to them."""
+    kind: Literal["greedy"] = Field(default="greedy", description="")
 
     sequences = 1
-    """See `evals.types.Sampler`."""
 
-    def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
+    def chain(self, prompt: Prompt, key: RandomKey, context: SamplingContext = SamplingContext()) -> Steps:  # noqa: B008
+        """One answer to `prompt`; see `evals.types.Sampler`."""
+        return one_draw(prompt, key, inf)
+
+
+def one_draw(prompt: Prompt, key: RandomKey, alpha: float, top_k: int = 0, top_p: float = 1.0) -> Steps:
+    """The chain of one answer, drawn at `alpha` among the `top_k` likeliest tokens that together have `top_p`."""
+    drawn = yield from ask(whole(prompt, alpha, key, top_k, top_p))
+    return sample(drawn, [drawn], alpha)
+
+
+@dataclass(frozen=True, config=CONFIG)
+class Replay:
+    """Returns the given answers of `texts` and asks the engine for nothing."""
+
+    texts: Text = Field(
+        description='what replay grades: a JSONL file of rows {"id": row of the data from 0, "text": answer}, one for '
+        "each sample (without id: in the order of the data), or gold (the data's own answers)",
+    )
+    kind: Literal["replay"] = Field(default="replay", description="grades given texts and samples nothing")
+
+    sequences = 1
+
+    def chain(self, prompt: Prompt, key: RandomKey, context: SamplingContext = SamplingContext()) -> Steps:  # noqa: B008
         """The given answer, ended as a model's would be: by its first stop string, else by an EOS token.
 
-        No token limit applies. Its log q and log Z are unknown and stand as 0. Raises KeyError where no text is given.
+        No token limit applies. Its log q and log Z are unknown and stand as 0. Raises ValueError where none is given.
         """
         yield from ()  # a chain is a generator, also one that asks for nothing
-        tokens = (*self.encode(self.texts[problem_id, sample_index]), *sorted(prompt.eos_ids)[:1])
+        if context.given is None:
+            raise ValueError("there is no given answer to replay")
+        tokens = (*context.given, *sorted(prompt.eos_ids)[:1])
         stopped = prompt.stopped or (lambda _: False)
         ends = (n for n, token in enumerate(tokens, 1) if token in prompt.eos_ids or stopped(tokens[:n]))
         end = next(ends, None)
         tokens = tokens[:end]
         zeros = np.zeros(len(tokens))
         ended = "length" if end is None else "eos" if tokens[-1] in prompt.eos_ids else "stop"
-        return Sample(tokens, zeros, zeros, ended, {"generated": 0, "prefilled": 0})
+        return Sample(tokens, zeros, zeros, ended, ChainFigures(generated=0, prefilled=0))

@@ -16,14 +16,48 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass as plain_dataclass
+from dataclasses import replace
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
-from evals.rng import Purpose, uniform
-from evals.samplers.base import EMPTY, MAX_SAMPLES, RandomKey, State, Weights, gather, key, log_p, pick, spliced
+from evals.rng import Purpose, RandomKey, uniform
+from evals.samplers.base import EMPTY, Alpha, NumCandidates, State, Weights, gather, log_p, pick, spliced
 from evals.samplers.candidates import effective_size, log_mean, normalised, systematic
-from evals.types import Completion, Drop, Handle, Prompt, Request, Sample, Steps, Submit
+from evals.settings import CONFIG, Positive
+from evals.types import (
+    Amount,
+    ChainFigures,
+    Completion,
+    Drop,
+    Handle,
+    Prompt,
+    Request,
+    Sample,
+    SamplingContext,
+    Steps,
+    Submit,
+)
+
+
+@plain_dataclass(frozen=True, kw_only=True)
+class ParticleFigures(ChainFigures):
+    """Figures of a chain of particles."""
+
+    particles: Amount | None = None
+    rounds: Amount | None = None
+    resampled: Amount | None = None
+    """Rounds after which the particles were resampled."""
+    log_z_hat: float | None = None
+    """Log of the unbiased estimate of sum_x p(x)^alpha, in nats."""
+    ess_final: float | None = None
+    """Effective sample size of the weights at the end; equal answers count once: resampling makes copies, whose weights
+    say nothing new."""
+    distinct: Amount | None = None
+    """Different answers among the particles at the end."""
 
 
 class Particle(NamedTuple):
@@ -47,56 +81,65 @@ class Particle(NamedTuple):
         return float(np.sum(self.state.log_z)) - (alpha - alpha_t) * log_p(self.state, alpha)
 
 
-class Smc(NamedTuple):
+@dataclass(frozen=True, config=CONFIG)
+class Smc:
     """`num_candidates` particles, N; the other names are the module's.
 
     In round r particle i is keyed by try i and move r, so that particle 0 begins like the run at temperature 1 / alpha.
     """
 
-    alpha: float
-    num_candidates: int
-    smc_ramp: int
-    smc_interval: int
-    smc_threshold: float
+    alpha: Alpha = 4.0
+    num_candidates: NumCandidates = 16
+    smc_ramp: Annotated[
+        Positive, Field(description="tokens over which the exponent rises from 1 to alpha (1: constant)")
+    ] = 32
+    smc_interval: Annotated[Positive, Field(description="tokens between two looks at the weights")] = 16
+    smc_threshold: Annotated[
+        float, Field(ge=0, le=1, description="resample below this effective share of the particles")
+    ] = 0.5
+    kind: Literal["smc"] = Field(default="smc", description="particles")
 
-    def chain(self, prompt: Prompt, seed: int, problem_id: int, sample_index: int) -> Steps:
-        """One answer to `prompt`; see `evals.types.Sampler`. Raises ValueError where the tries of a key are too few."""
-        if not 1 <= self.num_candidates <= MAX_SAMPLES:
-            raise ValueError(f"{self.num_candidates} particles: there are random keys for 1 to {MAX_SAMPLES}")
+    def chain(self, prompt: Prompt, key: RandomKey, context: SamplingContext = SamplingContext()) -> Steps:  # noqa: B008
+        """One answer to `prompt`; see `evals.types.Sampler`."""
         particles, horizon = [Particle()] * self.num_candidates, prompt.max_new_tokens
-        counts = Counter(rounds=0, resampled=0, generated=0, prefilled=0)
+        rounds = resampled = generated = prefilled = 0
         drops: list[Drop] = []
         log_z_hat = 0.0
         while any(one.grows(horizon) for one in particles):
-            round_key = key(problem_id, sample_index, counts["rounds"])
-            drawn = yield from gather(self.requests(particles, prompt, round_key), drops, hold=True)
+            requests = self.requests(particles, prompt, key.of(rounds))
+            drawn = yield from gather(requests, drops, hold=True)
             particles = [one.longer(drawn[i]) if i in drawn else one for i, one in enumerate(particles)]
             drops = [Drop(done.handle) for done in drawn.values() if done.handle is not None]
-            counts["rounds"] += 1
-            counts["generated"] += sum(len(one.tokens) for one in drawn.values())
-            counts["prefilled"] += sum(one.prefilled for one in drawn.values())
-            alpha_t = self.exponent(counts["rounds"] * self.smc_interval)
+            generated += sum(len(one.tokens) for one in drawn.values())
+            prefilled += sum(one.prefilled for one in drawn.values())
+            alpha_t = self.exponent((rounds + 1) * self.smc_interval)
             log_w = [one.log_w(self.alpha, alpha_t) - one.settled for one in particles]
             weights = normalised(log_w)
             uneven = effective_size(weights) < self.smc_threshold * self.num_candidates
             if uneven and any(one.grows(horizon) for one in particles):
-                counts["resampled"] += 1
+                resampled += 1
                 log_z_hat += log_mean(log_w)
-                ancestors = systematic(weights, uniform(seed, round_key, 0, Purpose.RESAMPLE))
+                ancestors = systematic(weights, uniform(key.of(rounds), 0, Purpose.RESAMPLE))
                 particles = [particles[i]._replace(settled=particles[i].log_w(self.alpha, alpha_t)) for i in ancestors]
+            rounds += 1
         log_w = [one.log_w(self.alpha, self.alpha) - one.settled for one in particles]
-        info = {"particles": self.num_candidates, **counts, "log_z_hat": log_z_hat + log_mean(log_w)}
-        u = uniform(seed, key(problem_id, sample_index, 0), 0, Purpose.PICK)
-        return self.sample(particles, normalised(log_w), u, info)
+        figures = ParticleFigures(
+            particles=self.num_candidates,
+            rounds=rounds,
+            resampled=resampled,
+            generated=generated,
+            prefilled=prefilled,
+            log_z_hat=log_z_hat + log_mean(log_w),
+        )
+        return self.sample(particles, normalised(log_w), uniform(key, 0, Purpose.PICK), figures)
 
     @property
     def sequences(self) -> int:
         """Held at once: all particles, one of them both as it was and as it grows."""
         return self.num_candidates + 1
 
-    def requests(self, particles: Sequence[Particle], prompt: Prompt, round_key: RandomKey) -> list[Submit]:
-        """Requests for the next tokens of every incomplete particle, tagged by its number."""
-        problem, sample, move = round_key
+    def requests(self, particles: Sequence[Particle], prompt: Prompt, key: RandomKey) -> list[Submit]:
+        """Requests for the next tokens of every incomplete particle, tagged by its number; `key` is the round's."""
         return [
             Submit(
                 i,
@@ -104,7 +147,7 @@ class Smc(NamedTuple):
                     prefix=prompt.token_ids + one.state.tokens,
                     max_new=min(self.smc_interval, prompt.max_new_tokens - len(one.state.tokens)),
                     alpha=self.alpha,
-                    key=(problem, sample | i << 16, move),
+                    key=key.of(key.move, attempt=i),
                     origin=len(prompt.token_ids),
                     parent=one.handle,
                 ),
@@ -117,16 +160,13 @@ class Smc(NamedTuple):
         """alpha_t after t >= 1 tokens."""
         return 1 + (self.alpha - 1) * min(t / self.smc_ramp, 1.0)
 
-    def sample(self, particles: Sequence[Particle], weights: Weights, u: float, info: dict[str, Any]) -> Sample:
-        """The sample: the particle that the uniform `u` draws by weight, and all particles with their weights.
-
-        The effective sample size counts equal answers once: resampling makes copies, whose weights say nothing new.
-        """
+    def sample(self, particles: Sequence[Particle], weights: Weights, u: float, figures: ParticleFigures) -> Sample:
+        """The sample: the particle that the uniform `u` draws by weight, and all particles with their weights."""
         chosen = particles[pick(weights, u)].state
         weighted = tuple((one.state.tokens, weight) for one, weight in zip(particles, weights.tolist(), strict=True))
         shares = Counter[tuple[int, ...]]()
         for tokens, weight in weighted:
             shares[tokens] += weight
         size = effective_size(np.array(list(shares.values())))
-        info |= {"ess_final": size, "distinct": len(shares), "log_p": log_p(chosen, self.alpha)}
-        return Sample(*chosen, chain=info, weighted=weighted)
+        figures = replace(figures, ess_final=size, distinct=len(shares), log_p=log_p(chosen, self.alpha))
+        return Sample(*chosen, figures, weighted)

@@ -3,19 +3,61 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from evals.samplers.base import State, log_p
 from evals.samplers.metropolis import Move
-from evals.types import Completion
+from evals.types import Amount, ChainFigures, Completion
 
 Answer = tuple[int, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class MoveFigures(ChainFigures):
+    """Figures of a chain of moves: log p, log Z and drift in nats, cuts and divergences as shares of the answer's
+    length, the rest counts of moves or tokens.
+
+    `generated` leaves out the `discarded_tokens`.
+    """
+
+    alpha: float | None = None
+    moves: Amount | None = None
+    null: Amount | None = None
+    """Moves that proposed the state itself."""
+    accepted: Amount | None = None
+    """Proposals of another answer that were accepted."""
+    rejected_early: Amount | None = None
+    """Proposals that were given up once they could no longer be accepted."""
+    initial_tokens: Amount | None = None
+    """Tokens drawn before the first move of each stage."""
+    replayed_tokens: Amount | None = None
+    """Tokens kept by the coins of replay."""
+    naive_tokens: Amount | None = None
+    """What the moves would have cost without replay and early rejection, for the same cuts and proposals; one that was
+    given up counts as drawn plus one, the least that was missing, so that with `rejected_early` it is a lower bound."""
+    discarded_tokens: Amount | None = None
+    """Tokens of proposals that ran ahead for nothing."""
+    mean_cut: float | None = None
+    mean_divergence: float | None = None
+    """First position that a move drew anew."""
+    drift_max: float | None = None
+    """Of log Z as it was recomputed against as it was stored."""
+    drift_mean: float | None = None
+    distinct: Amount | None = None
+    """Answers visited in the last stage, to which all below belongs."""
+    log_p_first: float | None = None
+    """Of the answer at its start."""
+    log_z_sum_first: float | None = None
+    log_z_sum: float | None = None
+    log_p_trace: tuple[float, ...] | None = None
+    """log p after every move, from the start on."""
+
+
 class Trace:
-    """Counts moves and tokens over all stages of a chain; its public fields have the names of the record's."""
+    """Counts moves and tokens over all stages of a chain; its public fields are fields of `MoveFigures`."""
 
     def __init__(self) -> None:
         self.moves = self.null = self.accepted = self.rejected_early = 0
@@ -48,14 +90,8 @@ class Trace:
         self._drift.append(abs(float(completion.log_z[0] - state.log_z[move.start])))
         self._spend(completion)
 
-    def summary(self) -> dict[str, Any]:
-        """Diagnostics as JSON values, drift in nats, the rest counts of moves or tokens.
-
-        `naive_tokens` is what the moves would have cost without replay and early rejection, for the same cuts and
-        proposals; one that was given up counts as drawn plus one, the least that was missing, so that with
-        `rejected_early` it is a lower bound. `generated` leaves out the `discarded_tokens` of proposals that ran ahead
-        for nothing.
-        """
+    def figures(self) -> dict[str, Any]:
+        """Fields of `MoveFigures` by name."""
         counts = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return counts | {
             "mean_cut": mean(self._cuts),
@@ -108,13 +144,13 @@ class Mixing:
         total = sum(self._weights.values())
         return tuple((answer, weight / total) for answer, weight in self._weights.items() if weight > 0)
 
-    def summary(self, final: State) -> dict[str, Any]:
-        """Diagnostics as JSON values, in nats; `_first` is of the answer at the stage's start."""
+    def figures(self, final: State) -> dict[str, Any]:
+        """Fields of `MoveFigures` by name."""
         return {
             "distinct": len(self._visited),
             "log_p_first": self._log_p[0],
             "log_p": log_p(final, self._alpha),
             "log_z_sum_first": float(np.sum(self._start.log_z)),
             "log_z_sum": float(np.sum(final.log_z)),
-            "log_p_trace": [round(value, 4) for value in self._log_p],
+            "log_p_trace": tuple(round(value, 4) for value in self._log_p),
         }

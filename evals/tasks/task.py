@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from evals.config import TaskConfig
 from evals.grading.grade import FORMATS
-from evals.rng import Purpose, uniform
+from evals.rng import Purpose, RandomKey, uniform
 from evals.tasks.presets import PRESETS, Preset, fill
 from evals.types import Grade, Message, Problem, UserError
 
@@ -113,7 +113,7 @@ def shuffled(problems: Sequence[Problem], seed: int, problem_id: int) -> Iterato
     """The problems in a random order keyed by (seed, problem_id), drawn as they are asked for (lazy Fisher-Yates)."""
     moved: dict[int, int] = {}
     for place in range(len(problems)):
-        u = uniform(seed, (problem_id, 0, FEW_SHOT_MOVE), place, Purpose.PICK)
+        u = uniform(RandomKey(seed, problem_id, 0, FEW_SHOT_MOVE), place, Purpose.PICK)
         pick = place + int(u * (len(problems) - place))
         yield problems[moved.get(pick, pick)]
         moved[pick] = moved.get(place, place)

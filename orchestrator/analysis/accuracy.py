@@ -12,8 +12,8 @@ from math import inf, isnan
 from typing import Any
 
 from evals.grading.numeric import normalised
+from evals.record import Record
 from evals.statistics import maj_at_k, mean_and_stderr, pass_at_k, quantile95, variance_split, wilson
-from evals.types import Record
 
 GRADERS = ("strict", "flexible", "numeric")
 PRIMARY_METRIC = "numeric"
@@ -23,7 +23,7 @@ ROUNDING = 1e-12
 
 
 def is_right(record: Record, grader: str) -> bool:
-    return bool(record.scores.get(grader, {}).get("correct", False))
+    return grader in record.scores and record.scores[grader].correct
 
 
 def graders(records: Iterable[Record]) -> list[str]:
@@ -87,7 +87,7 @@ def expected_correctness(records: Sequence[Record]) -> dict[str, Any]:
 
     It estimates the same as the accuracy with less variance (Rao-Blackwell).
     """
-    expected = [({} if one.status == "failed" else one.chain.get("expected_correct", {}), one) for one in records]
+    expected = [({} if one.status == "failed" else one.chain.expected_correct or {}, one) for one in records]
     estimates, groups = {}, groups_of(records)
     for name in dict.fromkeys(name for shares, _ in expected for name in shares):
         values: dict[int, list[float]] = defaultdict(list)
@@ -133,7 +133,8 @@ def tally(samples: Iterable[Record], grader: str) -> tuple[int, list[int], int]:
     """Votes of a problem's samples: how many are right, how many give each wrong answer, how many give none."""
     num_right, silent, wrong = 0, 0, Counter[str]()
     for record in samples:
-        answer = record.scores.get(grader, {}).get("answer")
+        grade = record.scores.get(grader)
+        answer = None if grade is None else grade.answer
         if is_right(record, grader):
             num_right += 1
         elif answer is None:

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from evals.record import Record
 from evals.statistics import Difference, cluster_sums, holm, mcnemar_exact, paired_difference, sign_flip
-from evals.types import Record, UserError
+from evals.types import UserError
 from orchestrator.analysis.accuracy import (
     PRIMARY_METRIC,
     by_problem,
@@ -118,7 +119,8 @@ def verdict(record: Record, grader: str) -> tuple[str, bool]:
     """The answer that a grader extracted, or why there is none, and whether it is right."""
     if record.status == "failed":
         return "failed", False
-    answer = record.scores.get(grader, {}).get("answer")
+    grade = record.scores.get(grader)
+    answer = None if grade is None else grade.answer
     return "no answer" if answer is None else answer, is_right(record, grader)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from evals.record import Record
 from evals.statistics import mean_and_stderr
-from evals.types import Record
 from orchestrator.analysis.accuracy import by_problem, expected_correctness, none_if_nan
 from orchestrator.rundir.schemas import MEANS, TOTALS
 
@@ -34,7 +34,7 @@ MAX_POINTS = 41
 def chain_statistics(records: Sequence[Record]) -> dict[str, Any]:
     """The `chain` of a summary: its figures by name; log p and log Z in nats, lengths in tokens."""
     done = [record for record in records if record.status == "ok"]
-    chains = [record.chain for record in done]
+    chains = [record.chain.reported() for record in done]
     moving = [with_differences(chain) for chain in chains if chain.get("moves")]
     sizes = [(one.get("ess", one.get("ess_final")), one.get("candidates", one.get("particles"))) for one in chains]
     elections = [(chain["votes"], chain["candidates"]) for chain in chains if {"votes", "candidates"} <= chain.keys()]
@@ -83,7 +83,8 @@ def quotient(chains: Iterable[Figures], part: str, whole: str) -> float | None:
 def log_z_sum_first_sd(done: Iterable[Record]) -> float | None:
     """Standard deviation of log_z_sum_first over a problem's samples, pooled over problems; None without several."""
     groups = [
-        reported([record.chain for record in samples], "log_z_sum_first") for samples in by_problem(done).values()
+        reported([record.chain.reported() for record in samples], "log_z_sum_first")
+        for samples in by_problem(done).values()
     ]
     squares = sum(float(np.sum((np.array(group) - np.mean(group)) ** 2)) for group in groups if len(group) > 1)
     freedom = sum(len(group) - 1 for group in groups if len(group) > 1)
@@ -112,7 +113,7 @@ def log_p_rise(done: Sequence[Record]) -> dict[str, Any] | None:
 
     `moves` is how many moves the longest third has.
     """
-    groups = [traces(record.chain for record in samples) for samples in by_problem(done).values()]
+    groups = [traces(record.chain.reported() for record in samples) for samples in by_problem(done).values()]
     groups = [[trace for trace in group if len(trace) > 3] for group in groups]
     rises = [[trace[-1] - trace[-1 - (len(trace) - 1) // 3] for trace in group] for group in groups if group]
     if not rises:
@@ -130,7 +131,7 @@ def autocorrelation(done: Sequence[Record]) -> dict[str, float | None]:
     """
     centred: list[np.ndarray] = []
     for samples in by_problem(done).values():
-        group = [np.array(trace) for trace in traces(record.chain for record in samples)]
+        group = [np.array(trace) for trace in traces(record.chain.reported() for record in samples)]
         centre = np.mean(np.concatenate(group)) if group else 0.0
         centred += [trace - centre for trace in group]
     moved = bool(centred) and float(np.mean(np.concatenate(centred) ** 2)) > 1e-12  # below that it is rounding

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evals.types import Record, UserError
+from evals.record import Record
+from evals.types import UserError
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.summary import summarise
 from orchestrator.rundir.directory import RECORDS, TELEMETRY
@@ -48,7 +49,7 @@ def load_run(directory: Path) -> Run:
 def check_scores(directory: Path, records: Sequence[Record]) -> None:
     """Raises UserError if an answer lacks the score that every report has."""
     for record in records:
-        if record.status == "ok" and "kind" not in record.scores.get(PRIMARY_METRIC, {}):
+        if record.status == "ok" and PRIMARY_METRIC not in record.scores:
             raise UserError(
                 f"{directory / RECORDS}: sample {record.sample_index} of problem {record.problem_id} has no "
                 f"{PRIMARY_METRIC} score; `powersample regrade {directory}` scores the texts again."

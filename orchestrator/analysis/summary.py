@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from math import inf
 from typing import Any
 
 import numpy as np
 
-from evals.types import Record
+from evals.record import Record
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, at_k, estimate, graders, groups_of, is_right, question_means
 from orchestrator.analysis.diagnostics import average, chain_statistics
 from orchestrator.rundir.reading.manifest import Manifest
@@ -80,8 +81,8 @@ def summarise(
             name: estimate(question_means(records, name), num_samples == 1, groups) for name in graders(records)
         },
         **at_k(records, num_samples),
-        "no_answer_rate": average([record.scores[PRIMARY_METRIC]["kind"] == "none" for record in done]),
-        "num_undecided": sum(record.scores[PRIMARY_METRIC]["kind"] == "undecided" for record in done),
+        "no_answer_rate": average([record.scores[PRIMARY_METRIC].kind == "none" for record in done]),
+        "num_undecided": sum(record.scores[PRIMARY_METRIC].kind == "undecided" for record in done),
         "num_rescored": num_rescored,
         "truncated_rate": average([truncated(record, limit) for record in limited]),
         "right_if_truncated": average(
@@ -107,7 +108,7 @@ def summarise(
 
 def truncated(record: Record, limit: float) -> bool:
     """Whether a limit cut the answer off, at `limit` tokens or more (see `Manifest.cut_limit`)."""
-    return record.ended == "length" and record.tokens["answer"] >= limit
+    return record.ended == "length" and (record.tokens.answer or 0) >= limit
 
 
 def time_spent(done: Sequence[Record], telemetry: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -118,24 +119,25 @@ def time_spent(done: Sequence[Record], telemetry: Sequence[Mapping[str, Any]]) -
     seconds: dict[str, Any] = phase_timings(telemetry)
     if not seconds["sampling_seconds"]:
         seconds = dict.fromkeys(seconds) | {"sampling_seconds": busy_seconds(done), "num_starts": seconds["num_starts"]}
-    each = [record.timings["wall_seconds"] for record in done if "wall_seconds" in record.timings]
+    each = [record.timings.wall_seconds for record in done if record.timings.wall_seconds is not None]
     p50, p95, longest = np.quantile(each, [0.5, 0.95, 1.0]).tolist() if each else [None] * 3
     return {**seconds, "answer_seconds": {"mean": average(each), "p50": p50, "p95": p95, "max": longest}}
 
 
 def busy_seconds(done: Iterable[Record]) -> float | None:
     """Length of the union of the records' [start, end]: a pause between two starts of a run does not count."""
-    total, until, spans = 0.0, -inf, [record.timings for record in done if "end" in record.timings]
-    for span in sorted(spans, key=lambda span: span["start"]):
-        total += max(0.0, span["end"] - max(span["start"], until))
-        until = max(until, span["end"])
+    total, until = 0.0, -inf
+    spans = [(one.timings.start or 0.0, one.timings.end) for one in done if one.timings.end is not None]
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
     return total if spans else None
 
 
 def token_counts(done: Sequence[Record]) -> dict[str, Any]:
     """Sums over all records, and means per answer."""
     names = ("prompt", "answer", "generated", "prefilled")
-    sums = {name: sum(record.tokens.get(name, 0) for record in done) for name in names}
+    sums = {name: sum(getattr(record.tokens, name) or 0 for record in done) for name in names}
     means = {f"mean_{name}": ratio(total, len(done)) for name, total in sums.items()}
     return {**sums, **means}
 
@@ -149,7 +151,7 @@ def memory_peaks(done: Iterable[Record], telemetry: Iterable[Mapping[str, Any]])
     peaks: dict[str, int] = {}
     kinds: set[str] = set()
     readings = [(row.get("rank"), row.get("worker"), row.get("memory", {})) for row in samples]
-    readings += [(record.worker.get("rank"), record.worker.get("name"), record.memory) for record in done]
+    readings += [(record.worker.rank, record.worker.name, asdict(record.memory)) for record in done]
     for rank, name, reading in readings:
         kind, field = ("rss", "peak_rss_bytes") if reading.get("peak_bytes") is None else ("device", "peak_bytes")
         if (peak := reading.get(field)) is not None:

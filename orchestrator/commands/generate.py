@@ -16,7 +16,8 @@ from statistics import mean
 from time import monotonic
 from typing import Any, NamedTuple
 
-from evals.types import Record, UserError
+from evals.record import Record
+from evals.types import UserError
 from orchestrator.commands.run import resolved
 from orchestrator.commands.table import COMMANDS, Option
 from orchestrator.console import say

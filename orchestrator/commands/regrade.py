@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from dataclasses import asdict
 
 from evals.grading.grade import FORMATS
 from evals.tasks.presets import PRESETS
@@ -31,7 +32,7 @@ def regrade(args: Namespace) -> int:
     for record in records.values():
         if record.status == "ok":
             grades = FORMATS[task.name].scores(record.text, problems[record.problem_id], PRESETS[task.preset].cot)
-            scores = {name: one._asdict() for name, one in grades.items()}
+            scores = {name: asdict(grade) for name, grade in grades.items()}
             row = {"problem_id": record.problem_id, "sample_index": record.sample_index, "scores": scores}
             rows.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     with writing(directory / SCORES, "make it writable"):

@@ -13,10 +13,10 @@ from statistics import fmean, linear_regression
 from time import monotonic
 from typing import Any
 
-from evals.types import Record, WorkersLost
+from evals.record import AnsweredBy, Record, RecordKey
+from evals.types import WorkersLost
 from orchestrator.console import say
 from orchestrator.live.progress import Progress
-from orchestrator.rundir.reading.records import RecordKey
 from orchestrator.rundir.writing.run_store import RunStore
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.workers.pool import Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work, WorkerPool
@@ -219,8 +219,8 @@ def forecast(lengths: Mapping[int, int], records: Iterable[Record]) -> Callable[
     """
     costs: defaultdict[int, list[int]] = defaultdict(list)
     for record in records:
-        if record.tokens.get("generated") and record.problem_id in lengths:
-            costs[record.problem_id].append(record.tokens["generated"])
+        if record.tokens.generated and record.problem_id in lengths:
+            costs[record.problem_id].append(record.tokens.generated)
     xs = [lengths[problem_id] for problem_id, each in costs.items() for _ in each]
     ys = [cost for each in costs.values() for cost in each]
     if len(ys) < MIN_RECORDS:
@@ -239,12 +239,7 @@ def failed_record(work: Work, worker: str, reason: str) -> Record:
         text="",
         token_ids=[],
         ended="failed",
-        scores={},
-        chain={},
-        timings={},
-        memory={},
-        tokens={},
-        worker={"name": worker, "attempt": work.attempt},
+        worker=AnsweredBy(name=worker, attempt=work.attempt),
         error=reason.strip().encode(errors="replace").decode(),
         group=work.problem.group,
     )

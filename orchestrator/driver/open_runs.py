@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evals.samplers.registry import settings_of
 from evals.types import Problem
 from orchestrator.console import say
 from orchestrator.driver.dispatcher import failed_record
@@ -87,7 +88,7 @@ def run_content(config: RunConfig, inputs: Inputs, environment: Mapping[str, Any
     """The content of run.json: configuration, inputs, `environment` (`description.describe()`), fingerprint."""
     settings = config.model_dump(mode="json", exclude={"fresh", "inline"})
     return {
-        "config": {**settings, "sampler": config.sampler.read()},
+        "config": {**settings, "sampler": settings_of(config.sampler)},
         "num_problems": inputs.data.num_problems,
         "provenance": {
             **inputs.describe(),

@@ -11,7 +11,8 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from evals.config import TaskConfig
-from evals.types import Message, Problem, Record
+from evals.record import Record
+from evals.types import Message, Problem
 from orchestrator.analysis.load import load_run
 from orchestrator.inputs.problems import GSM8K_SHA256
 from orchestrator.inputs.prompts import problems_of, prompts_of, task_of
@@ -52,11 +53,11 @@ class Exported(NamedTuple):
     @property
     def began(self) -> float:
         """Start of the first answer in Unix seconds; 0 if a record does not say its start."""
-        return min(record.timings.get("start", 0.0) for record in self.records)
+        return min(record.timings.start or 0.0 for record in self.records)
 
     @property
     def ended(self) -> float:
-        return max(record.timings.get("end", 0.0) for record in self.records)
+        return max(record.timings.end or 0.0 for record in self.records)
 
     def prompt_text(self, problem_id: int) -> str:
         """A prompt as one text, a chat's turns as JSON."""

@@ -14,7 +14,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from evals.config import TaskConfig
-from evals.types import Record, UserError
+from evals.record import Record
+from evals.samplers.registry import settings_of
+from evals.samplers.single import AtTemperature
+from evals.types import UserError
 from orchestrator.inputs.jsonl import jsonl_lines, parse_line
 from orchestrator.inputs.problems import find_question
 from orchestrator.settings.config import RunConfig
@@ -48,11 +51,11 @@ class Output(BaseModel):
 def generation_params(config: RunConfig) -> dict[str, Any]:
     """The `generation_params` of a line: temperature, top_p and max_new_tokens, or else all that the sampler reads."""
     sampler = config.sampler
-    if sampler.kind == "temperature":
+    if isinstance(sampler, AtTemperature):
         settings = {"temperature": sampler.temperature, "top_p": sampler.top_p}
         settings |= {"top_k": sampler.top_k} if sampler.top_k else {}
     else:
-        settings = sampler.read()
+        settings = settings_of(sampler)
     return {**settings, "max_new_tokens": config.task.max_new_tokens}
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.types import Record
+from evals.record import Record
 from orchestrator.analysis.accuracy import graders
 
 if TYPE_CHECKING:
@@ -98,14 +98,19 @@ def sample(exported: Exported, record: Record) -> dict[str, Any]:
         "epoch": record.sample_index + 1,
         "input": prompt if isinstance(prompt, str) else turns,
         "target": problem.answer.rpartition("####")[2].strip(),
-        "metadata": {"question": problem.question, "solution": problem.answer, "ended": record.ended, **record.chain},
+        "metadata": {
+            "question": problem.question,
+            "solution": problem.answer,
+            "ended": record.ended,
+            **record.chain.reported(),
+        },
         "uuid": f"{str(exported.run.fingerprint)[:16]}-{record.problem_id}-{record.sample_index}",
     }
     if record.status == "failed":
         reason = record.error or "failed"
         return {**row, "messages": turns, "error": {"message": reason, "traceback": "", "traceback_ansi": ""}}
     answer = {"role": "assistant", "content": record.text, "source": "generate", "model": model}
-    used, seconds = usage(record), record.timings["wall_seconds"]
+    used, seconds = usage(record), record.timings.wall_seconds
     choice = {"message": answer, "stop_reason": STOP_REASONS.get(record.ended, "stop")}
     return {
         **row,
@@ -113,15 +118,15 @@ def sample(exported: Exported, record: Record) -> dict[str, Any]:
         "output": {"model": model, "choices": [choice], "completion": record.text, "usage": used, "time": seconds},
         "scores": {
             name: {
-                "value": "C" if one["correct"] else "I",
-                "answer": one["answer"],
-                "metadata": {"kind": one.get("kind")},
+                "value": "C" if one.correct else "I",
+                "answer": one.answer,
+                "metadata": {"kind": one.kind},
             }
             for name, one in record.scores.items()
         },
         "model_usage": {model: used},
-        "started_at": moment(record.timings["start"]),
-        "completed_at": moment(record.timings["end"]),
+        "started_at": moment(record.timings.start or 0.0),
+        "completed_at": moment(record.timings.end or 0.0),
         "total_time": seconds,
     }
 
@@ -135,7 +140,7 @@ def summary(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def usage(record: Record) -> dict[str, int]:
     """Tokens of the prompt, and all that were generated for the answer, moves included."""
-    read, written = record.tokens["prompt"], record.tokens["generated"]
+    read, written = record.tokens.prompt or 0, record.tokens.generated or 0
     return {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
 
 

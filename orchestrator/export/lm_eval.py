@@ -63,7 +63,7 @@ def samples(exported: Exported) -> list[dict[str, Any]]:
             "target_hash": sha256(target),
         }
         for grader in graders(exported.records):
-            extracted = records[0].scores.get(grader, {}).get("answer")
+            extracted = grade.answer if (grade := records[0].scores.get(grader)) else None
             rights = [float(is_right(record, grader)) for record in records]
             mean = {"exact_match_mean": sum(rights) / len(rights)} if exported.run.num_samples > 1 else {}
             scores = {"exact_match": rights[0], **mean}

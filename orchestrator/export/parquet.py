@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from evals.types import Record
+from evals.record import Record
 from orchestrator.analysis.accuracy import graders, is_right
 from orchestrator.export.exported_run import Exported
 
@@ -38,13 +39,13 @@ def answer_row(exported: Exported, record: Record, names: Sequence[str]) -> dict
     """One answer as a row; what a failed record lacks is null, and its answer is wrong."""
     problem = exported.problems[record.problem_id]
     return {
-        **record._asdict(),
+        **asdict(record),
         "question": problem.question,
         "solution": problem.answer,
         "prompt": exported.prompt_text(record.problem_id),
         **{f"{name}_correct": is_right(record, name) for name in names},
-        **{f"{name}_answer": record.scores.get(name, {}).get("answer") for name in names},
-        **{f"{name}_tokens": record.tokens.get(name) for name in ("prompt", "answer", "generated")},
-        "wall_seconds": record.timings.get("wall_seconds"),
-        "chain": json.dumps(record.chain, ensure_ascii=False),
+        **{f"{name}_answer": grade.answer if (grade := record.scores.get(name)) else None for name in names},
+        **{f"{name}_tokens": getattr(record.tokens, name) for name in ("prompt", "answer", "generated")},
+        "wall_seconds": record.timings.wall_seconds,
+        "chain": json.dumps(record.chain.reported(), ensure_ascii=False),
     }

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evals.config import TaskConfig
 from evals.evaluate import prompt_ids
+from evals.record import RecordKey
+from evals.samplers.single import Replay
 from evals.tasks.task import Task, make_task
 from evals.types import Problem, UserError
 from orchestrator.inputs.models import ModelSource, resolve_model
@@ -21,7 +23,6 @@ from orchestrator.inputs.prompts import prompts_digest
 from orchestrator.inputs.replay_texts import load_texts, texts_digest
 from orchestrator.inputs.weight_files import check_weights
 from orchestrator.rundir.directory import check_writable
-from orchestrator.rundir.reading.records import RecordKey
 from orchestrator.settings.config import Provenance, RunConfig, runs_of
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def resolve_inputs(config: RunConfig, model: ModelSource | None = None) -> Input
     """Find the model, unless it is given, and the data, and check that they fit. Raises UserError."""
     check_tracker(config.track)
     data = load_problems(config.data or "", config.data_split, config.limit, config.task)
-    texts = None if config.sampler.texts is None else load_texts(config.sampler.texts, data, config.num_samples)
+    texts = load_texts(config.sampler.texts, data, config.num_samples) if isinstance(config.sampler, Replay) else None
     train = None
     if config.task.num_shots and config.task.train_data is not None:
         train = load_problems(config.task.train_data, "train", None, config.task, TRAIN_SETTING)

@@ -9,10 +9,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
+from evals.record import RecordKey
 from evals.types import UserError
 from orchestrator.inputs.jsonl import SURROGATE, jsonl_rows
 from orchestrator.inputs.problems import DataSource
-from orchestrator.rundir.reading.records import RecordKey
 
 GOLD = "gold"  # replays the data's own answers
 ROW = re.compile("[0-9]{1,18}")

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
-from evals.types import Record
+from evals.record import Record
+from evals.samplers.trace import MoveFigures
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.reading.telemetry import process_bytes
 
@@ -72,9 +73,9 @@ class Metrics:
     def record(self, record: Record) -> None:
         """Take in one more record, which `progress` has counted already."""
         self._tell("problems_total", 1, status=record.status)
-        self._tell("tokens_total", record.tokens.get("generated", 0))
-        self._tell("answer_seconds_total", record.timings.get("wall_seconds", 0.0))
-        self._tell("moves_total", record.chain.get("moves") or 0)
+        self._tell("tokens_total", record.tokens.generated or 0)
+        self._tell("answer_seconds_total", record.timings.wall_seconds or 0.0)
+        self._tell("moves_total", (isinstance(record.chain, MoveFigures) and record.chain.moves) or 0)
         self._state()
 
     def add_row(self, row: Mapping[str, Any]) -> None:

@@ -14,8 +14,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from evals.record import Record
 from evals.sizing.slots import GIB, gib
-from evals.types import Record
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, estimate, is_right
 from orchestrator.rundir.reading.telemetry import device_bytes, process_bytes, worker_order
 from orchestrator.wording import percent, with_error
@@ -56,7 +56,7 @@ class Progress:
     def add(self, record: Record) -> None:
         """Count one more record and show it."""
         self._count(record)
-        self._tokens += record.tokens.get("generated", 0)
+        self._tokens += record.tokens.generated or 0
         if self._bar is not None:
             self._bar.update()
         for listener in self.listeners:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from evals.types import Record
+from evals.record import Record
+from evals.samplers.trace import MoveFigures
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, by_problem, is_right, question_means
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.diagnostics import shown_moves
@@ -98,7 +100,7 @@ def section(one: RunOnPage) -> dict[str, Any]:
     for record in records:
         if record.status == "ok":
             labels = flags(record, one.run.manifest.cut_limit)
-            lengths[[fate for fate in OUTCOMES if fate in labels][-1]].append(record.tokens["answer"])
+            lengths[[fate for fate in OUTCOMES if fate in labels][-1]].append(record.tokens.answer or 0)
     figures = [length_figure(lengths), log_p_figure(summary["chain"]), one.timeline]
     return {
         "label": one.run.label,
@@ -114,11 +116,11 @@ def section(one: RunOnPage) -> dict[str, Any]:
 
 def slowest(records: Sequence[Record]) -> Table:
     """The table of the answers that took longest from submission to record; its first column is the problem id."""
-    timed = [record for record in records if "wall_seconds" in record.timings]
+    timed = [(record.timings.wall_seconds, record) for record in records if record.timings.wall_seconds is not None]
     rows = []
-    for record in sorted(timed, key=lambda record: -record.timings["wall_seconds"])[:NUM_SLOWEST]:
-        lengths = record.tokens["answer"], record.tokens["generated"]
-        rows.append([*map(str, record[:2]), duration(record.timings["wall_seconds"]), *map(str, lengths), record.ended])
+    for seconds, record in sorted(timed, key=lambda one: -one[0])[:NUM_SLOWEST]:
+        lengths = record.tokens.answer, record.tokens.generated
+        rows.append([*map(str, record.key), duration(seconds), *map(str, lengths), record.ended])
     return Table(["problem", "sample", "time", "answer tokens", "generated", "ended"], rows)
 
 
@@ -164,19 +166,20 @@ def problems(shown: Sequence[RunOnPage], baseline: str | None) -> dict[str, Any]
 
 def answer(record: Record, limit: float, ids: bool) -> dict[str, Any]:
     """A record as the page shows it; with token ids if `ids`."""
-    trace = record.chain.get("log_p_trace") or []
+    trace = (isinstance(record.chain, MoveFigures) and record.chain.log_p_trace) or ()
+    chain = {name: value for name, value in record.chain.reported().items() if name != "log_p_trace"}
     return {
         "sample": record.sample_index,
         "flags": flags(record, limit),
         "text": record.text,
-        "scores": record.scores,
+        "scores": {name: asdict(grade) for name, grade in record.scores.items()},
         "ended": record.ended,
-        "tokens": record.tokens,
+        "tokens": asdict(record.tokens),
         "ids": record.token_ids if ids else None,
-        "chain": {name: shortened(value) for name, value in record.chain.items() if name != "log_p_trace"},
+        "chain": shortened(chain),
         "trace": [[move, trace[move]] for move in shown_moves(len(trace), MAX_TRACE)],
-        "seconds": shortened(record.timings.get("wall_seconds")),
-        "worker": record.worker.get("name"),
+        "seconds": shortened(record.timings.wall_seconds),
+        "worker": record.worker.name,
         "error": record.error,
     }
 
@@ -186,7 +189,7 @@ def flags(record: Record, limit: float) -> list[str]:
     done = record.status == "ok"
     conditions = {
         "right" if is_right(record, PRIMARY_METRIC) else "wrong": True,
-        "no answer": done and record.scores[PRIMARY_METRIC]["kind"] == "none",
+        "no answer": done and record.scores[PRIMARY_METRIC].kind == "none",
         "truncated": done and truncated(record, limit),
         "failed": not done,
         "graders differ": len({is_right(record, name) for name in record.scores}) > 1,

@@ -13,7 +13,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from evals.config import AUTO_SLOTS, Count, EngineConfig, Positive, SamplerConfig, Settings, TaskConfig, Text
+from evals.config import AUTO_SLOTS, EngineConfig, TaskConfig
+from evals.samplers.power import Power
+from evals.samplers.registry import SamplerSettings, settings_of
+from evals.samplers.single import AtTemperature, Greedy
+from evals.settings import Count, Positive, Settings, Text
 from evals.types import UserError
 
 RECORD_FORMAT = 1  # raise it when a record of an older version could no longer stand beside a new one
@@ -79,7 +83,7 @@ class RunConfig(Settings):
     track: Literal["wandb", "trackio"] | None = Field(
         default=None, description="send the run's metrics to this tracker, too (its package must be installed)"
     )
-    sampler: SamplerConfig = Field(default=SamplerConfig(), description="how an answer is sampled")
+    sampler: SamplerSettings = Field(default=Power(), description="how an answer is sampled")
     task: TaskConfig = Field(default=TaskConfig(), description="how problems are put to the model")
     engine: EngineConfig = Field(default=EngineConfig(), description="how the model runs on a device")
     fresh: bool = Field(default=False, description="start over in a new directory beside an existing run")
@@ -180,12 +184,8 @@ def runs_of(config: RunConfig) -> list[RunConfig]:
     if config.mode != "demo":
         return [config]
     root, power = config.run_dir or demo_directory(config), config.sampler
-    samplers = [
-        SamplerConfig(kind="greedy"),
-        SamplerConfig(kind="temperature", temperature=1.0),
-        SamplerConfig(kind="temperature", temperature=1 / power.alpha),
-        power,
-    ]
+    assert isinstance(power, Power), "check_demo refuses the others"
+    samplers = [Greedy(), AtTemperature(1.0), AtTemperature(1 / power.alpha), power]
     return [
         config.model_copy(update={"mode": "run", "name": f"{DEMO}/{name}", "run_dir": root / name, "sampler": sampler})
         for name, sampler in zip(DEMO_RUNS, samplers, strict=True)
@@ -222,7 +222,7 @@ def fingerprint(config: RunConfig, provenance: Provenance) -> str:
 
     Slots, workers, GPUs, paths and report options are not in it: they may change from one start to the next.
     """
-    sampler = {name: value for name, value in config.sampler.read().items() if name != "texts"}  # a path
+    sampler = {name: value for name, value in settings_of(config.sampler).items() if name != "texts"}  # a path
     unset = {"max_prompt_tokens"} if config.task.max_prompt_tokens is None else set()  # older runs did not know it
     task = config.task.model_dump(exclude={"train_data", *unset})
     contents = {

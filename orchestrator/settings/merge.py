@@ -18,10 +18,11 @@ from pydantic import ValidationError
 from yaml.error import MarkedYAMLError
 from yaml.reader import ReaderError
 
+from evals.samplers.registry import SAMPLERS
 from evals.types import UserError
 from orchestrator.settings.config import RunConfig
 from orchestrator.settings.parser import suggestion
-from orchestrator.settings.schema import allowed, flag_name, is_group, is_list, known_settings
+from orchestrator.settings.schema import allowed, flag_name, is_group, is_list, known_settings, settings_read
 
 PREFIX = "POWERSAMPLE_"
 SEE = "configs/gsm8k_power.yaml"  # a file to look at
@@ -178,8 +179,19 @@ def refusal(error: ValidationError, sources: Sequence[Source]) -> str:
     first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"]]
     known = known_settings()
-    name, context = ".".join(parts), first.get("ctx", {})
-    if first["type"] == "extra_forbidden":
+    context, kind = first.get("ctx", {}), ""
+    if parts[0] == "sampler" and parts[1:] and parts[1] in SAMPLERS:
+        kind = parts.pop(1)
+    if first["type"] == "union_tag_invalid":
+        parts.append("kind")
+    name = ".".join(parts)
+    if kind and first["type"] == "unexpected_keyword_argument" and name in known:
+        owners = ", ".join(one for one in SAMPLERS if parts[1] in settings_read(one))
+        reason = f"kind {kind} does not read {parts[1]}, which belongs to {owners}"
+        return conflict([name, "sampler.kind"], f"{reason}; leave {parts[1]} out or choose such a kind", sources)
+    if kind and first["type"] == "missing":
+        return conflict(["sampler.kind"], "name by sampler.texts what is replayed, a JSONL file or gold", sources)
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{spelling_and_value(name, sources)[0]} is unknown{suggestion(name, known)}; {known_siblings(parts)}."
     if first["type"] == "conflict":
         return conflict([f"{name}.{setting}" for setting in context["settings"]], first["msg"], sources)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from evals.config import READS
+from evals.config import listed
+from evals.samplers.registry import SAMPLERS
 from orchestrator.settings.config import RunConfig
 from orchestrator.settings.parser import Parser
 
@@ -30,9 +32,18 @@ def known_settings() -> Mapping[str, dict[str, Any]]:
     schema = RunConfig.model_json_schema()
     settings: dict[str, dict[str, Any]] = {}
     for name, about in schema["properties"].items():
-        group = schema["$defs"].get(about.get("$ref", "").rpartition("/")[2], {})
-        settings[name] = {**group, **about}
-        settings |= {f"{name}.{inner}": nested for inner, nested in group.get("properties", {}).items()}
+        groups = [
+            schema["$defs"][one["$ref"].rpartition("/")[2]] for one in about.get("oneOf", [about]) if "$ref" in one
+        ]
+        inner = {key: nested for group in reversed(groups) for key, nested in group["properties"].items()}
+        if len(groups) > 1:
+            words = {
+                nested["const"]: nested["description"] for nested in (group["properties"]["kind"] for group in groups)
+            }
+            kinds = {"type": "string", "enum": list(words), "default": "power", "description": listed(words)}
+            inner = {"kind": kinds, **{key: nested for key, nested in inner.items() if key != "kind"}}
+        settings[name] = {**({"type": "object", "properties": inner} if groups else {}), **about}
+        settings |= {f"{name}.{key}": nested for key, nested in inner.items()}
     return MappingProxyType(settings)
 
 
@@ -96,8 +107,13 @@ def add_settings(parser: Parser, shown: bool) -> None:
 
 def sampler_help() -> str:
     """Lines of the help that say which settings each kind of sampler reads."""
-    lines = [f"  {kind:<12} {', '.join(sorted(names)) or 'nothing'}" for kind, names in READS.items()]
+    lines = [f"  {kind:<12} {', '.join(settings_read(kind)) or 'nothing'}" for kind in SAMPLERS]
     return "\n".join(["each kind reads these settings, and another one is refused:", *lines])
+
+
+def settings_read(kind: str) -> list[str]:
+    """The settings of a kind of sampler, beside its kind."""
+    return sorted(field.name for field in fields(SAMPLERS[kind]) if field.name != "kind")
 
 
 def option_arguments(name: str, shown: bool) -> dict[str, Any]:

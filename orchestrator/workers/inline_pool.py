@@ -6,7 +6,8 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 
-from evals.types import Record, WorkersLost
+from evals.record import Record
+from evals.types import WorkersLost
 from orchestrator.workers.pool import Done, Event, Health, Raised, Ready, Work
 
 

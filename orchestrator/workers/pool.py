@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple, Protocol
 
-from evals.config import SamplerConfig, TaskConfig
-from evals.types import Problem, Record
-from orchestrator.rundir.reading.records import RecordKey
+from evals.config import TaskConfig
+from evals.record import Record, RecordKey
+from evals.samplers.registry import AnySampler
+from evals.types import Problem
 
 
 class Work(NamedTuple):
@@ -17,7 +18,7 @@ class Work(NamedTuple):
 
     problem: Problem
     sample_index: int
-    sampler: SamplerConfig
+    sampler: AnySampler
     task: TaskConfig
     seed: int
     attempt: int = 1

@@ -11,17 +11,17 @@ import sys
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future
-from functools import partial
+from dataclasses import asdict
 from threading import Lock
 from typing import Any, NamedTuple
 
-from evals.evaluate import make_sampler, start_sample
+from evals.evaluate import start_sample
+from evals.record import AnsweredBy, Record, RecordKey
 from evals.tasks.task import make_task
-from evals.types import Problem, Record
+from evals.types import Problem
 from orchestrator.inputs.models import ModelSource, folder_on_node
 from orchestrator.inputs.preflight import Inputs
 from orchestrator.machine.gpus import wait_for_free_memory
-from orchestrator.rundir.reading.records import RecordKey
 from orchestrator.settings.config import RunConfig
 from orchestrator.workers.pool import Work
 
@@ -49,7 +49,7 @@ class WorkerConfig(NamedTuple):
     @property
     def sequences(self) -> int:
         """Most sequences of full length that one answer needs at once (`evals.types.Sampler`)."""
-        return make_sampler(self.run.sampler).sequences
+        return self.run.sampler.sequences
 
     @property
     def num_threads(self) -> int | None:
@@ -102,20 +102,15 @@ class Worker:
 
     def begin(self, work: Work) -> Future[Record]:
         """Begin to answer a problem; the future gets its record, or the exception that ended it."""
-        encode = partial(self._engine.model.tokenizer.encode, whole=False)
         return start_sample(
             work.problem,
             work.sample_index,
             make_task(work.task, work.seed, self._config.train_problems),
-            make_sampler(work.sampler, self._config.run.engine.prefetch, self._texts, encode),
+            work.sampler,
             self._engine,
-            worker={
-                "rank": self._rank,
-                "name": self._name,
-                "pid": os.getpid(),
-                "host": socket.gethostname(),
-                "attempt": work.attempt,
-            },
+            AnsweredBy(self._rank, self._name, os.getpid(), socket.gethostname(), work.attempt),
+            self._config.run.engine.prefetch,
+            self._texts.get(work.key),
         )
 
     def solve(self, work: Work) -> Record:
@@ -152,7 +147,7 @@ class Worker:
             "host": socket.gethostname(),
             "device": str(device),
             **self._engine.counters()._asdict(),
-            "memory": self._engine.memory()._asdict(),
+            "memory": asdict(self._engine.memory()),
             "idle_seconds": None if self._engine.idle is None else self._engine.idle.seconds,
             **device_state(device),
             "notes": notes,

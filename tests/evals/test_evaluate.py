@@ -14,13 +14,14 @@ from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
 from evals.engine.model import Model
 from evals.evaluate import expected_correct, make_prompt, make_sampler, start_sample
+from evals.record import Record
 from evals.samplers.candidates import Candidates
 from evals.samplers.paper import Paper
 from evals.samplers.power import Power
 from evals.samplers.single import Single
 from evals.samplers.smc import Smc
 from evals.tasks.task import Task, make_task
-from evals.types import Grade, Problem, Record, Sample, Sampler
+from evals.types import Grade, Problem, Sample, Sampler
 from support.pages import audit
 from support.places import ROOT
 
@@ -41,14 +42,14 @@ TASK = make_task(TaskConfig(max_new_tokens=HORIZON), seed=0)
         ({"kind": "temperature", "temperature": 0.5}, Single(2.0)),
         ({"kind": "temperature", "top_k": 7}, Single(1.0, 7)),
         ({"kind": "greedy"}, Single(inf)),
-        ({"kind": "best_of", "num_candidates": 3}, Candidates("best_of", 4.0, 3)),
-        ({"kind": "snis", "alpha": 2.0}, Candidates("snis", 2.0, 16)),
+        ({"kind": "best_of", "num_candidates": 3}, BestOf(4.0, 3)),
+        ({"kind": "snis", "alpha": 2.0}, Snis(2.0, 16)),
         ({"kind": "majority", "temperature": 0.8}, Candidates("majority", 1.25, 16)),
         ({"kind": "smc", "smc_ramp": 5, "smc_interval": 6, "smc_threshold": 0.25}, Smc(4.0, 16, 5, 6, 0.25)),
     ],
 )  # fmt: skip
 def test_settings_reach_their_sampler(settings: dict[str, Any], sampler: Sampler) -> None:
-    assert make_sampler(SamplerConfig.model_validate(settings), prefetch=5) == sampler
+    assert make_sampler(sampler_of(settings), prefetch=5) == sampler
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def run(model: Model, problems: list[Problem], task: Task, kind: str) -> tuple[l
     """Records of the problems, and the engine's count of generated tokens."""
     engine = Engine(model, EngineConfig(), slots=4, max_length=400)
     engine.start()
-    sampler = make_sampler(SamplerConfig.model_validate({"kind": kind} | KINDS[kind]))
+    sampler = make_sampler(sampler_of({"kind": kind} | KINDS[kind]))
     begun = [start_sample(problem, 0, task, sampler, engine, worker={}) for problem in problems]
     found = [record.result() for record in begun]
     engine.close()
@@ -166,5 +167,5 @@ def test_every_sampler_gives_records(model: Model, problems: list[Problem], kind
         assert shares.keys() == (record.scores.keys() if kind in ("power", "snis", "smc") else set())
         assert all(-1e-9 <= share <= 1 + 1e-9 for share in shares.values())
         if kind == "majority":
-            votes = record.chain["votes"]
+            votes = record.chain.votes
             assert not votes or votes[TASK.vote(record.text)] == max(votes.values())

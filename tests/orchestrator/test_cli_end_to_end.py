@@ -112,7 +112,7 @@ kill, methods = sys.argv[1] == "kill", json.loads(sys.argv[2])
 
 def runs_of(config):
     places = {name: {"name": name, "run_dir": config.run_dir / name} for name in methods}
-    samplers = {name: SamplerConfig(**settings) for name, settings in methods.items()}
+    samplers = {name: Power(**settings) for name, settings in methods.items()}
     return [config.model_copy(update={**places[name], "sampler": samplers[name]}) for name in methods]
 
 append = RunStore.append

@@ -10,8 +10,9 @@ import pytest
 
 from benchmarks import determinism, methods, sampler
 from benchmarks.methods import Method, against_power, fitted, methods_table, nearest
+from evals.record import Record
 from evals.statistics import holm, mcnemar_exact, paired_difference
-from evals.types import Record, UserError
+from evals.types import UserError
 from orchestrator.analysis.load import Run
 from orchestrator.report.make import write_report
 from support.made_up import known

@@ -119,7 +119,7 @@ def test_the_samplers_law(root: Path) -> None:
     p = {x: exp(fsum(model.statistics(x, 1.0)[0])) for x in model.complete()}
 
     def answers(engine: ToyEngine, count: int) -> list[tuple[int, ...]]:
-        return [engine.run(shortest(3).chain(model.prompt(), 7, i, 0)).tokens for i in range(count)]
+        return [engine.run(shortest(3).chain(model.prompt(), RandomKey(7, i, 0))).tokens for i in range(count)]
 
     seen = answers(ToyEngine(model, 7), 2000)
     assert answers(ToyEngine(model, 7, slots=4, order=1), 100) == seen[:100]

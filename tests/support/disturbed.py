@@ -12,9 +12,9 @@ from support.pages import audit
 from support.tiny_models import Pair, prompt
 
 KINDS = {
-    "power": SamplerConfig(alpha=2.0, num_moves=4),
-    "smc": SamplerConfig(kind="smc", alpha=2.0, num_candidates=5, smc_interval=7, smc_ramp=9, smc_threshold=1.0),
-    "best_of": SamplerConfig(kind="best_of", alpha=2.0, num_candidates=4),
+    "power": Power(alpha=2.0, num_moves=4),
+    "smc": Smc(alpha=2.0, num_candidates=5, smc_interval=7, smc_ramp=9, smc_threshold=1.0),
+    "best_of": BestOf(alpha=2.0, num_candidates=4),
 }
 
 
@@ -22,7 +22,9 @@ def run(pair: Pair, kind: str, slots: int, count: int = 4) -> tuple[list[Sample]
     sampler = make_sampler(KINDS[kind], prefetch=4)
     on = Engine(pair.model, EngineConfig(), slots=slots, max_length=96, sequences=sampler.sequences)
     prompts = [prompt(i, 3 + 11 * i % 50, max_new=24, eos=[2, 7]) for i in range(count)]
-    samples = on.run([Chain(p, sampler.chain(p, 1, i, 0), sampler.sequences) for i, p in enumerate(prompts)], 1)
+    samples = on.run(
+        [Chain(p, sampler.chain(p, RandomKey(1, i, 0)), sampler.sequences) for i, p in enumerate(prompts)], 1
+    )
     audit(on._pool)
     assert on.counters().kv_pages_used == 0
     return samples, on

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from evals.record import Record
 from evals.rng import Purpose, uniform
-from evals.types import Record
 from orchestrator.driver import session
 from orchestrator.inputs import models, preflight, problems
 from orchestrator.settings.config import RunConfig, resolve

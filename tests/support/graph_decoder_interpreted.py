@@ -23,7 +23,7 @@ def test_power_chains_get_the_same_answers(slots: int, monkeypatch: pytest.Monke
     prompts = branching([1, 20, 24], 18, max_new=6, eos=[2, 3, 4])
 
     def steps(index: int, to: Prompt) -> Steps:
-        return Power(2.0, 2, prefetch=2).chain(to, 5, index, 0)
+        return Power(2.0, 2, prefetch=2).chain(to, RandomKey(5, index, 0))
 
     theirs = answers(engine(pair.model, slots), prompts, steps, seed=5)
     assert_same(pair, answers(lagging(pair, slots), prompts, steps, seed=5), theirs, seed=5)

@@ -135,7 +135,7 @@ def drawn(model: ToyLM, sampler: Sampler, count: int, seed: int = 7, prompt: Pro
     """Answers of independent production chains on the scripted engine."""
     engine, prompt = ToyEngine(model, seed), prompt or model.prompt()
     with patch.multiple(metropolis, **UNIFORMS):
-        return Counter(engine.run(sampler.chain(prompt, seed, i, 0), prompt).tokens for i in range(count))
+        return Counter(engine.run(sampler.chain(prompt, RandomKey(seed, i, 0)), prompt).tokens for i in range(count))
 
 
 def chi_square(expected: dict[Answer, float], seen: Counter) -> float:

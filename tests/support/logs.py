@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from evals.types import Record
+from evals.record import Record, decode
 from orchestrator.rundir.files import Tail
-from orchestrator.rundir.reading.records import decode
 
 
 def read_records(path: Path) -> list[Record]:

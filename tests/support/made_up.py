@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from evals.types import Record
+from evals.record import Record, encode
 from orchestrator.analysis.load import Run
 from orchestrator.analysis.summary import summarise
 from orchestrator.cli import main
 from orchestrator.rundir.reading.manifest import Manifest
-from orchestrator.rundir.reading.records import encode
 
 POWER = {"kind": "power", "alpha": 4.0, "num_moves": 10}
 

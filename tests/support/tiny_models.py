@@ -145,7 +145,7 @@ def single(asked: Request) -> Steps:
 
 def run_one(on: Engine, asked: Request, to: Prompt, seed: int = 0) -> Completion:
     """One request, alone."""
-    return on.run([Chain(to, single(asked))], seed)[0].chain["completion"]
+    return on.run([Chain(to, single(asked))], seed)[0].chain.completion
 
 
 Script = Generator[list[Operation], tuple[Hashable, Completion] | None, Sample]

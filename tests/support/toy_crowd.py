@@ -35,7 +35,7 @@ class Crowd:
         self.law = lru_cache(maxsize=None)(self.law_at)
 
     def run(self, sampler: Sampler, problem_id: int = 0, prompt: Any = None) -> Sample:
-        return self.drive(sampler.chain(prompt or self.model.prompt(), self.seed, problem_id, 0))
+        return self.drive(sampler.chain(prompt or self.model.prompt(), RandomKey(self.seed, problem_id, 0)))
 
     def drive(self, steps: Steps) -> Sample:
         held: dict[Handle, tuple[int, ...]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from math import inf
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,7 +12,7 @@ from pydantic import AliasChoices, AliasPath, BaseModel, Field, ValidationError,
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
-from evals.config import READS
+from evals.samplers.registry import SAMPLERS
 from evals.types import UserError
 from orchestrator.rundir.directory import RUN, read_run, runs_in
 from orchestrator.wording import fill_in
@@ -101,7 +102,8 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
     @field_validator("sampler")
     @classmethod
     def _check_sampler(cls, value: dict[str, Any]) -> dict[str, Any]:
-        read = READS.get(str(value.get("kind")), frozenset())
+        kind = SAMPLERS.get(str(value.get("kind")))
+        read = {field.name for field in fields(kind)} if kind else set()
         for name, kind in {"kind": str, **{name: NAMING[name] for name in NAMING if name in read}}.items():
             if not isinstance(value.get(name), kind):
                 raise PydanticCustomError("missing", "{name} is missing", {"name": name})

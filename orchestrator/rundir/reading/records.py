@@ -1,19 +1,13 @@
-"""Reading and encoding records.jsonl: one record a line, the first of each (problem, sample) counts."""
+"""Reading records.jsonl: one record a line, the first of each (problem, sample) counts."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from evals.types import Record, UserError
-from orchestrator.rundir import schemas
+from evals.record import Record, RecordKey, decode
+from evals.types import UserError
 from orchestrator.rundir.directory import RECORDS, flatten, read_run
 from orchestrator.rundir.files import Tail
-
-RecordKey = tuple[int, int]
-"""(problem_id, sample_index)."""
 
 
 class RecordLog:
@@ -38,7 +32,7 @@ class RecordLog:
                     f"{self._path}, line {self._num_lines}: not a record ({error}); repair or remove that line (its "
                     "problem is then owed again), or start over with --fresh."
                 ) from error
-            if (key := key_of(record)) not in self._known:
+            if (key := record.key) not in self._known:
                 self._known.add(key)
                 added.append(record)
         return added
@@ -46,11 +40,7 @@ class RecordLog:
 
 def first_records(path: Path) -> dict[RecordKey, Record]:
     """The first record of each key in a log, in its order."""
-    return {key_of(record): record for record in RecordLog(path).read()}
-
-
-def key_of(record: Record) -> RecordKey:
-    return record.problem_id, record.sample_index
+    return {record.key: record for record in RecordLog(path).read()}
 
 
 def answered_records(directory: Path) -> dict[RecordKey, Record]:
@@ -62,18 +52,3 @@ def answered_records(directory: Path) -> dict[RecordKey, Record]:
             "restore the file."
         )
     return records
-
-
-def encode(record: Record) -> bytes:
-    """A record as one line of strict JSON. Raises ValueError on NaN or infinity, TypeError on what is not JSON."""
-    return (json.dumps(record._asdict(), ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def decode(line: bytes | str, limits: Mapping[str, Any]) -> Record:
-    """The record of one line. Raises ValueError if it is none, or a field that `limits` names is not below its limit (a
-    limit that is no integer is ignored)."""
-    record = Record(**schemas.read(line, schemas.RecordLine))
-    for name, limit in limits.items():
-        if isinstance(limit, int) and not 0 <= getattr(record, name) < limit:
-            raise ValueError(f"{name} is {getattr(record, name)}, but the run has 0 to {limit - 1}")
-    return record

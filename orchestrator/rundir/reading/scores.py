@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from evals.types import Record, UserError
-from orchestrator.rundir import schemas
+from evals.record import Record, read_line
+from evals.types import UserError
+from orchestrator.rundir.schemas import ScoresLine
 
 SCORES = "scores.jsonl"
 
@@ -22,18 +24,16 @@ def with_new_scores(directory: Path, records: Sequence[Record]) -> tuple[list[Re
         return list(records), None
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):  # of bytes: a newline alone ends a line
         try:
-            row = schemas.read(line, schemas.ScoresLine)
-            new[row["problem_id"], row["sample_index"]] = row["scores"]
+            row = read_line(line, ScoresLine)
+            new[row.problem_id, row.sample_index] = row.scores
         except ValueError as error:
             raise UserError(
                 f"{path}, line {number}: not the scores of a record ({error}); make the file again by "
                 f"`powersample regrade {directory}`, or delete it to have the run's own scores back."
             ) from error
-    rescored = [
-        record._replace(scores=new.get((record.problem_id, record.sample_index), record.scores)) for record in records
-    ]
+    rescored = [replace(record, scores=new.get(record.key, record.scores)) for record in records]
     return rescored, sum(verdicts(old) != verdicts(now) for old, now in zip(records, rescored, strict=True))
 
 
 def verdicts(record: Record) -> dict[str, bool]:
-    return {name: bool(score.get("correct")) for name, score in record.scores.items()}
+    return {name: grade.correct for name, grade in record.scores.items()}

@@ -29,8 +29,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from evals.record import read_line
 from orchestrator.rundir.files import Tail
-from orchestrator.rundir.schemas import TelemetryLine, read
+from orchestrator.rundir.schemas import TelemetryLine
 
 PHASES = ("setup", "ray", "load", "sampling")
 
@@ -45,7 +46,7 @@ def readable(lines: Iterable[bytes]) -> list[dict[str, Any]]:
     rows = []
     for line in lines:
         with suppress(ValueError):
-            rows.append(read(line, TelemetryLine))
+            rows.append(read_line(line, TelemetryLine).model_dump(exclude_unset=True))
     return rows
 
 

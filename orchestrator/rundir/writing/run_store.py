@@ -13,10 +13,11 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from evals.types import Problem, Record, UserError
+from evals.record import Record, encode
+from evals.types import Problem, UserError
 from orchestrator.rundir.directory import LOCK, RECORDS, TELEMETRY, check_lock, directory_errors
 from orchestrator.rundir.files import cut_torn_tail, sync_directory, write_whole
-from orchestrator.rundir.reading.records import encode, first_records, key_of
+from orchestrator.rundir.reading.records import first_records
 from orchestrator.rundir.writing.ownership import (
     check_location,
     check_unused,
@@ -57,7 +58,7 @@ class RunStore:
 
         Raises UserError if the line cannot be written whole and synced: it is removed, and the run cannot go on.
         """
-        key = key_of(record)
+        key = record.key
         if key in self.records:
             return False
         line = encode(record)

@@ -36,7 +36,7 @@ def pair() -> Pair:
 def power_chains(count: int, moves: int = 3) -> list[Chain]:
     """Prompts of 3, 12, 21 tokens and so on: the eighth is longer than a chunk."""
     prompts = [prompt(i, length=3 + 9 * i, max_new=40, eos=[2, 7]) for i in range(count)]
-    return [Chain(to, Power(2.0, moves).chain(to, 1, i, 0)) for i, to in enumerate(prompts)]
+    return [Chain(to, Power(2.0, moves).chain(to, RandomKey(1, i, 0))) for i, to in enumerate(prompts)]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
@@ -212,7 +212,7 @@ def test_the_same_bits_with_and_without_further_requests_in_flight(monkeypatch: 
         chains[3] = Chain(prompts[3], late(on, chains[4:], futures, speculating(prompts[3], 3, ahead, 6)))
         futures.append(on.submit(chains[3], 1))
         on.run([], 1)
-        found.append([future.result().chain["trace"] for future in futures])
+        found.append([future.result().chain.trace for future in futures])
         preempted += on.counters().preempted_requests
         assert on.counters().kv_pages_used == 0
         audit(on._pool)
@@ -439,8 +439,8 @@ def test_chains_may_come_from_several_threads(pair: Pair) -> None:
     assert [futures[i].result(timeout=60).tokens for i in range(9)] == [s.tokens for s in alone]
     counters = on.counters()
     assert counters.slots == 4
-    assert counters.generated_tokens == sum(s.chain["generated"] for s in alone)
-    assert counters.prefilled_tokens == sum(s.chain["prefilled"] for s in alone)
+    assert counters.generated_tokens == sum(s.chain.generated for s in alone)
+    assert counters.prefilled_tokens == sum(s.chain.prefilled for s in alone)
     assert counters.step_seconds > 0
     on.close()
 

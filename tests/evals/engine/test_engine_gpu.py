@@ -45,7 +45,7 @@ def samples(on: Engine, problems: list[Problem], sampler: Single | Power) -> lis
 
     task = make_task(TaskConfig(max_new_tokens=96), 0)
     prompts = [make_prompt(task, problem, on.model.tokenizer) for problem in problems]
-    chains = [Chain(p, sampler.chain(p, 3, i, 0)) for i, p in enumerate(prompts)]
+    chains = [Chain(p, sampler.chain(p, RandomKey(3, i, 0))) for i, p in enumerate(prompts)]
     return on.run(chains, 3)
 
 

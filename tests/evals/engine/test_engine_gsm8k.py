@@ -100,7 +100,7 @@ def test_power_sampling_is_the_same_for_any_number_of_slots_and_equals_a_plain_f
     asked = prompts(trained, model, count, max_new)
 
     def chains() -> list[Chain]:
-        return [Chain(p, Power(4.0, 4).chain(p, 7, i, 0)) for i, p in enumerate(asked)]
+        return [Chain(p, Power(4.0, 4).chain(p, RandomKey(7, i, 0))) for i, p in enumerate(asked)]
 
     results = [engine(model, slots, 400).run(chains(), 7) for slots in (8, 1, 3)]
     for i, to in enumerate(asked):
@@ -110,7 +110,7 @@ def test_power_sampling_is_the_same_for_any_number_of_slots_and_equals_a_plain_f
             assert one.log_q.tobytes() == other[i].log_q.tobytes()
             assert one.log_z.tobytes() == other[i].log_z.tobytes()
         assert_statistics(Pair(model, plain), to.token_ids, one, 4.0)
-    assert sum(sample.chain["accepted"] for sample in results[0]) > 0
+    assert sum(sample.chain.accepted for sample in results[0]) > 0
 
 
 @pytest.mark.parametrize(

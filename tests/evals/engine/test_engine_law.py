@@ -64,7 +64,7 @@ def engine(network: Qwen2ForCausalLM, law: ToyLM) -> Engine:
 def drawn(engine: Engine, law: ToyLM, sampler: Power, count: int) -> Counter[tuple[int, ...]]:
     prompt = law.prompt()._replace(token_ids=PROMPT_IDS)
     with patch.multiple(metropolis, **UNIFORMS), patch.object(chain_state, "UNIFORMS_AT_ONCE", 8):  # no other numbers
-        samples = engine.run([Chain(prompt, sampler.chain(prompt, SEED, i, 0)) for i in range(count)], SEED)
+        samples = engine.run([Chain(prompt, sampler.chain(prompt, RandomKey(SEED, i, 0))) for i in range(count)], SEED)
     audit(engine._pool)
     return Counter(sample.tokens for sample in samples)
 
@@ -102,8 +102,8 @@ def test_weighted_answers_on_the_engine_approach_p_alpha(engine: Engine, law: To
     prompt = law.prompt()._replace(token_ids=PROMPT_IDS)
     found = []
     for count, answered in ((1, 300), (8, 80), (64, 30)):
-        sampler = Candidates("snis", 2.0, count) if kind == "snis" else Smc(2.0, count, 2, 1, 0.9)
-        steps = [sampler.chain(prompt, SEED, i, 0) for i in range(answered)]
+        sampler = Snis(2.0, count) if kind == "snis" else Smc(2.0, count, 2, 1, 0.9)
+        steps = [sampler.chain(prompt, RandomKey(SEED, i, 0)) for i in range(answered)]
         samples = engine.run([Chain(prompt, each, sampler.sequences) for each in steps], SEED)
         found.append(distance(mean_weights(samples, answers), target))
         audit(engine._pool)

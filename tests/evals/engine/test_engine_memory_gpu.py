@@ -48,12 +48,12 @@ def engine(slots: int | None, max_length: int = LENGTH, **settings: Any) -> Engi
 
 def chains(on: Engine, count: int, moves: int = 4) -> list[Chain]:
     task = make_task(TaskConfig(max_new_tokens=96), 0)
-    sampler = make_sampler(SamplerConfig(num_moves=moves))
+    sampler = make_sampler(Power(num_moves=moves))
     prompts = [
         make_prompt(task, problem, on.model.tokenizer)
         for problem in load_problems(str(DEMO / "problems.jsonl")).problems[:count]
     ]
-    return [Chain(prompt, sampler.chain(prompt, 3, i, 0)) for i, prompt in enumerate(prompts)]
+    return [Chain(prompt, sampler.chain(prompt, RandomKey(3, i, 0))) for i, prompt in enumerate(prompts)]
 
 
 def parts(on: Engine) -> dict[str, float]:

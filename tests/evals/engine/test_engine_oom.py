@@ -155,9 +155,9 @@ def test_memory_that_runs_out_while_an_engine_is_made(pair: Pair, monkeypatch: p
 def test_chains_fail_in_one_sentence_where_not_even_one_slot_fits(pair: Pair, fail: Callable[..., None]) -> None:
     on = engine(pair.model, slots=3)
     prompts = [prompt(i) for i in range(4)]
-    sampler = make_sampler(KINDS["power"])
+    sampler = KINDS["power"]
     fail("step", range(2, 10**6))
-    chains = [Chain(p, sampler.chain(p, 1, i, 0)) for i, p in enumerate(prompts)]
+    chains = [Chain(p, sampler.chain(p, RandomKey(1, i, 0))) for i, p in enumerate(prompts)]
     futures: list[Future[Sample]] = [on.submit(chain, 1) for chain in chains]
     on.start()
     for future in futures:
@@ -177,7 +177,7 @@ def test_other_errors_are_not_taken_for_it(pair: Pair, monkeypatch: pytest.Monke
     on = engine(pair.model)
     to = prompt()
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        on.run([Chain(to, make_sampler(KINDS["power"]).chain(to, 1, 0, 0))], 1)
+        on.run([Chain(to, KINDS["power"].chain(to, RandomKey(1, 0, 0)))], 1)
     assert on.take_slot_changes() == []
 
 

@@ -180,7 +180,7 @@ def test_a_floor_stops_exactly_where_its_bound_says(kind: Bound) -> None:
             )
             for other in BOUNDS
         }
-        found = ended.chain["completion"]
+        found = ended.chain.completion
         assert len(found.tokens) == predicted[kind]
         assert found.ended == ("length" if predicted[kind] == 50 else "floor")
         assert found.tokens == whole.tokens[: len(found.tokens)]
@@ -255,7 +255,7 @@ def test_truncated_requests_share_a_batch_with_others(pair: Pair, on: Engine) ->
     to = prompt(12, max_new=20)
     plain, cut = request(to, alpha=1.0), request(to, alpha=1.0, top_k=2, key=(1, 0, 0))
     alone = [run_one(on, asked, to) for asked in (plain, cut)]
-    both = [found.chain["completion"] for found in on.run([Chain(to, single(a)) for a in (plain, cut)], 0)]
+    both = [found.chain.completion for found in on.run([Chain(to, single(a)) for a in (plain, cut)], 0)]
     for one, together in zip(alone, both, strict=True):
         assert one.tokens == together.tokens
         np.testing.assert_array_equal(one.log_q, together.log_q)

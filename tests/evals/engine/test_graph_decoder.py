@@ -47,7 +47,7 @@ def test_power_chains_get_the_same_answers(family: str, slots: int) -> None:
     prompts = branching([1, 5, 16, 17, 40, 41, 70, 33], 33, max_new=24, eos=[2, 3, 4])
 
     def steps(index: int, to: Prompt) -> Steps:
-        return Power(2.0, 8, prefetch=4).chain(to, 5, index, 0)
+        return Power(2.0, 8, prefetch=4).chain(to, RandomKey(5, index, 0))
 
     ours = answers(lagging(pair, slots), prompts, steps, seed=5)
     theirs = answers(engine(pair.model, slots), prompts, steps, seed=5)
@@ -60,7 +60,7 @@ def test_truncated_draws_get_the_same_answers(pair: Pair) -> None:
     prompts = branching([5, 12, 20], 5, max_new=24, eos=[2])
 
     def steps(index: int, to: Prompt) -> Steps:
-        return Paper(2.0, 3, block=8, top_k=5 if index else 0).chain(to, 2, index, 0)
+        return Paper(2.0, 3, block=8, top_k=5 if index else 0).chain(to, RandomKey(2, index, 0))
 
     ours, theirs = (answers(on, prompts, steps, seed=2) for on in (lagging(pair, 2), engine(pair.model, 2)))
     assert assert_same(pair, ours, theirs, seed=2) > 20

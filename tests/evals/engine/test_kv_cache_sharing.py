@@ -45,7 +45,7 @@ def beyond(shared: int, lengths: list[int]) -> list[Prompt]:
 def together(on: Engine, prompts: list[Prompt], first: int = 0) -> list[Completion]:
     """Of every prompt an answer, keyed by its place counted from `first`."""
     chains = [Chain(to, single(request(to, key=(i, 0, 0)))) for i, to in enumerate(prompts, first)]
-    return [found.chain["completion"] for found in on.run(chains, 5)]
+    return [found.chain.completion for found in on.run(chains, 5)]
 
 
 # --- the same bits ----------------------------------------------------------------------------------------------------
@@ -103,9 +103,9 @@ def test_the_prompt_of_several_samples_is_prefilled_once(pair: Pair) -> None:
     to = prompt(1, 100)
     for slots in (4, 2):
         on = engine(pair.model, slots)
-        samples = on.run([Chain(to, Power(2.0, 4).chain(to, 1, 7, i)) for i in range(4)], 1)
+        samples = on.run([Chain(to, Power(2.0, 4).chain(to, RandomKey(1, 7, i))) for i in range(4)], 1)
         assert on.counters().prefilled_tokens == 99
-        assert [s.chain["prefilled"] for s in samples] == [99, 0, 0, 0]
+        assert [s.chain.prefilled for s in samples] == [99, 0, 0, 0]
         assert len({s.tokens for s in samples}) > 1
 
 
@@ -113,9 +113,9 @@ def test_power_chains_prefill_prompts_only(pair: Pair) -> None:
     """No rewind, no restore and no accepted proposal costs a token of prefill."""
     on = engine(pair.model, slots=3)
     prompts = [prompt(i, 5 + 9 * i, max_new=30, eos=[2]) for i in range(8)]
-    samples = on.run([Chain(to, Power(2.0, 12).chain(to, 1, i, 0)) for i, to in enumerate(prompts)], 1)
-    assert sum(s.chain["accepted"] for s in samples) > 5
-    assert sum(s.chain["moves"] - s.chain["null"] - s.chain["accepted"] for s in samples) > 5
+    samples = on.run([Chain(to, Power(2.0, 12).chain(to, RandomKey(1, i, 0))) for i, to in enumerate(prompts)], 1)
+    assert sum(s.chain.accepted for s in samples) > 5
+    assert sum(s.chain.moves - s.chain.null - s.chain.accepted for s in samples) > 5
     assert on.counters().prefilled_tokens == sum(len(to.token_ids) - 1 for to in prompts)
 
 

@@ -30,9 +30,9 @@ from support.tiny_models import CONTEXT, VOCABULARY, assert_statistics, engine, 
 def test_a_chain_of_power_sampling_equals_plain_statistics(family: str) -> None:
     pair = make(family)
     to = prompt(1, 10, max_new=48, eos=[2, 3])
-    steps = Power(2.0, 12).chain(to, 5, 0, 0)
+    steps = Power(2.0, 12).chain(to, RandomKey(5, 0, 0))
     found = engine(pair.model).run([Chain(to, steps)], 5)[0]
-    assert found.chain["accepted"] > 0
+    assert found.chain.accepted > 0
     assert_statistics(pair, to.token_ids, found, 2.0)
 
 

@@ -267,7 +267,7 @@ def test_the_youngest_speculative_request_is_preempted_for_a_new_chain_and_the_n
         harness.schedule()
     assert first.primary is first.requests[1]
     harness.run()
-    assert first.future.result().chain["order"] == [0, 1, 2, 3]
+    assert first.future.result().chain.order == [0, 1, 2, 3]
 
 
 def test_idle_counts_slots_that_no_chain_waits_for() -> None:
@@ -282,7 +282,7 @@ def test_idle_counts_slots_that_no_chain_waits_for() -> None:
             harness.add(submits(1, to), to)
         harness.draw()
         harness.draw()
-        assert first.future.result().chain["idle"] == [expected]
+        assert first.future.result().chain.idle == [expected]
         harness.run()
 
 
@@ -294,7 +294,7 @@ def test_idle_counts_only_new_chains_that_find_their_pages() -> None:
     harness.add(submits(1, to), to)
     harness.draw()
     harness.draw()
-    assert first.future.result().chain["idle"] == [4]
+    assert first.future.result().chain.idle == [4]
     harness.run()
 
 
@@ -309,8 +309,8 @@ def test_speculative_requests_do_not_keep_a_new_chain_from_its_pages() -> None:
     harness.schedule()
     assert [running.state is second for running in harness.scheduler.slots] == [False, False, True, True]
     harness.run()
-    assert first.future.result().chain["order"] == [0, 1, 2, 3]
-    assert second.future.result().chain["order"] == [0, 1]
+    assert first.future.result().chain.order == [0, 1, 2, 3]
+    assert second.future.result().chain.order == [0, 1]
 
 
 def late(to: Prompt, news: list[int], state: int = 0) -> Script:

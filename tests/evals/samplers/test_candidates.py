@@ -41,7 +41,7 @@ def test_snis_of_two_and_three_has_the_enumerated_law() -> None:
     for count, chains in ((2, 6_000), (3, 4_000)):
         law = snis_law(SPREAD, ALPHA, count)
         assert law.sum() == pytest.approx(1, abs=1e-12)
-        crowd, sampler = Crowd(SPREAD, seed=5), Candidates("snis", ALPHA, count)
+        crowd, sampler = Crowd(SPREAD, seed=5), Snis(ALPHA, count)
         drawn = Counter(crowd.run(sampler, i).tokens for i in range(chains))
         counts = np.array([drawn[answer] for answer in enumerated(SPREAD, ALPHA).answers])
         rare = law * chains < 5
@@ -58,7 +58,7 @@ def test_snis_approaches_p_alpha() -> None:
     crowd = Crowd(SPREAD, seed=6)
     found = []
     for count, chains in ((2, 3_000), (8, 1_000), (32, 400)):
-        samples = [crowd.run(Candidates("snis", ALPHA, count), i) for i in range(chains)]
+        samples = [crowd.run(Snis(ALPHA, count), i) for i in range(chains)]
         found.append(distance(mean_weights(samples, answers), target))
     assert found[0] == pytest.approx(exact[1], abs=0.02)
     assert found[0] > 2 * found[1] > 3 * found[2]
@@ -69,11 +69,11 @@ def test_candidate_0_is_the_low_temperature_run() -> None:
     for i in range(50):
         low = Crowd(SPREAD, seed=7).run(Single(ALPHA), i)
         crowd = Crowd(SPREAD, seed=7)
-        sample = crowd.run(Candidates("snis", ALPHA, 5), i)
+        sample = crowd.run(Snis(ALPHA, 5), i)
         assert sample.weighted[0][0] == low.tokens
         words = [request.key for request in crowd.requests]
         assert len(set(words)) == 5
-        assert sample.chain["generated"] == crowd.generated
+        assert sample.chain.generated == crowd.generated
         assert crowd.most_held <= 2
 
 
@@ -88,11 +88,11 @@ def test_one_candidate_is_the_low_temperature_run_by_every_rule() -> None:
 def test_best_of_is_the_likeliest() -> None:
     for i in range(200):
         crowd = Crowd(SPREAD, seed=8)
-        sample = crowd.run(Candidates("best_of", ALPHA, 6), i)
+        sample = crowd.run(BestOf(ALPHA, 6), i)
         drawn = [crowd.run(Single(ALPHA), i).tokens] + [crowd.complete(r).tokens for r in crowd.requests[1:6]]
         log_p = [SPREAD.statistics(answer, 1.0)[0].sum() for answer in drawn]
         assert sample.tokens == drawn[int(np.argmax(log_p))]
-        assert sample.chain["log_p"] == pytest.approx(max(log_p), abs=1e-12)
+        assert sample.chain.log_p == pytest.approx(max(log_p), abs=1e-12)
         assert sample.weighted == ()
 
 
@@ -130,9 +130,9 @@ def test_majority_over_whole_chains() -> None:
         crowd = Crowd(SPREAD, seed=9)
         sample = crowd.run(Candidates("majority", 1.0, 7), i, prompt)
         lengths = Counter(len(crowd.complete(request).tokens) for request in crowd.requests[:7])
-        assert sample.chain["votes"] == {str(n): count for n, count in lengths.items() if n < 4}
-        if sample.chain["votes"]:
-            assert sample.chain["votes"][str(len(sample.tokens))] == max(sample.chain["votes"].values())
+        assert sample.chain.votes == {str(n): count for n, count in lengths.items() if n < 4}
+        if sample.chain.votes:
+            assert sample.chain.votes[str(len(sample.tokens))] == max(sample.chain.votes.values())
 
 
 def test_majority_needs_a_rule() -> None:
@@ -186,22 +186,22 @@ ON_THE_ENGINE: list[dict[str, object]] = [
 def test_on_the_engine_for_any_number_of_slots(settings: dict[str, object]) -> None:
     """The same answers; every forward row is accounted for; nothing stays held."""
     model = tiny_models.make("llama", seed=1).model
-    sampler = make_sampler(SamplerConfig.model_validate(settings | {"num_candidates": 5}))
+    sampler = make_sampler(sampler_of(settings | {"num_candidates": 5}))
     results = []
     for slots in (1, 3, 8):
         engine = Engine(model, EngineConfig(), slots=slots, max_length=64, sequences=sampler.sequences)
         prompts = [
             tiny_models.prompt(i, 17 + i, max_new=24, eos=[2, 7], vote=lambda tokens: str(tokens[-1])) for i in range(4)
         ]
-        chains = [Chain(to, sampler.chain(to, 1, i, 0), sampler.sequences) for i, to in enumerate(prompts)]
+        chains = [Chain(to, sampler.chain(to, RandomKey(1, i, 0)), sampler.sequences) for i, to in enumerate(prompts)]
         results.append(engine.run(chains, seed=1))
         audit(engine._pool)
         counters = engine.counters()
         assert counters.kv_pages_used == 0
-        assert counters.generated_tokens == sum(sample.chain["generated"] for sample in results[-1])
-        assert counters.prefilled_tokens == sum(sample.chain["prefilled"] for sample in results[-1])
+        assert counters.generated_tokens == sum(sample.chain.generated for sample in results[-1])
+        assert counters.prefilled_tokens == sum(sample.chain.prefilled for sample in results[-1])
     if settings.get("smc_threshold") == 1:
-        assert all(sample.chain["resampled"] > 0 for sample in results[0])
+        assert all(sample.chain.resampled > 0 for sample in results[0])
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             assert_same(one, two, but=("prefilled",))
@@ -214,7 +214,7 @@ def test_the_prompt_is_computed_once_on_any_number_of_slots(kind: str, monkeypat
     """Of whatever length, with the answers of an engine that shares nothing."""
     model = tiny_models.make("llama", seed=1).model
     rare = {"smc_interval": 7, "smc_ramp": 9, "smc_threshold": 1.0} if kind == "smc" else {}
-    sampler = make_sampler(SamplerConfig.model_validate({"kind": kind, "num_candidates": 5} | rare))
+    sampler = make_sampler(sampler_of({"kind": kind, "num_candidates": 5} | rare))
     prompts = [
         tiny_models.prompt(i, length, max_new=16, eos=[2, 7], vote=lambda tokens: str(tokens[-1]))
         for i, length in enumerate((1, 12, 17, 65, 90))
@@ -222,18 +222,18 @@ def test_the_prompt_is_computed_once_on_any_number_of_slots(kind: str, monkeypat
 
     def run(slots: int) -> list[Sample]:
         engine = tiny_models.engine(model, slots=slots, max_length=106, num_pages=400)
-        chains = [Chain(to, sampler.chain(to, 1, i, 0), sampler.sequences) for i, to in enumerate(prompts)]
+        chains = [Chain(to, sampler.chain(to, RandomKey(1, i, 0)), sampler.sequences) for i, to in enumerate(prompts)]
         samples = engine.run(chains, seed=1)
         audit(engine._pool)
-        assert engine.counters().prefilled_tokens == sum(sample.chain["prefilled"] for sample in samples)
+        assert engine.counters().prefilled_tokens == sum(sample.chain.prefilled for sample in samples)
         return samples
 
     with monkeypatch.context() as patch:
         patch.setattr(PrefixIndex, "find", lambda self, tokens: [])
         alone = run(8)
-    assert [sample.chain["prefilled"] for sample in alone] == [0, 5 * 11, 5 * 16, 5 * 64, 5 * 89]
+    assert [sample.chain.prefilled for sample in alone] == [0, 5 * 11, 5 * 16, 5 * 64, 5 * 89]
     for slots in (1, 3, 8):
         samples = run(slots)
-        assert [sample.chain["prefilled"] for sample in samples] == [0, 11, 16, 64, 89]
+        assert [sample.chain.prefilled for sample in samples] == [0, 11, 16, 64, 89]
         for one, other in zip(alone, samples, strict=True):
             assert_same(one, other, but=("prefilled",))

@@ -186,7 +186,7 @@ def test_where_nothing_else_can_be_drawn_the_kernel_without_null_moves_stays() -
     model = ToyLM(0, vocabulary=3, horizon=3)
     for logits in model.table.values():
         logits[1:] = -np.inf
-    sample = ToyEngine(model, 1).run(Power(4.0, 0, num_effective_moves=5).chain(model.prompt(), 1, 0, 0))
+    sample = ToyEngine(model, 1).run(Power(4.0, 0, num_effective_moves=5).chain(model.prompt(), RandomKey(1, 0, 0)))
     assert sample.tokens == (0,)
-    assert sample.chain["null"] == 5
-    assert sample.chain["naive_tokens"] == 0
+    assert sample.chain.null == 5
+    assert sample.chain.naive_tokens == 0

@@ -61,7 +61,7 @@ def oracle(model: ToyLM, paper: Paper, seed: int, problem_id: int) -> Answer:
 
 
 def run(model: ToyLM, paper: Paper, problem_id: int) -> Answer:
-    return ToyEngine(model, 3).run(paper.chain(model.prompt(), 3, problem_id, 0)).tokens
+    return ToyEngine(model, 3).run(paper.chain(model.prompt(), RandomKey(3, problem_id, 0))).tokens
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -162,12 +162,12 @@ def test_the_published_rules_are_not_at_p_alpha() -> None:
 def test_a_proposal_is_never_longer_than_the_state_and_nothing_is_weighted() -> None:
     model, paper = TOYS["long"], Paper(2.0, 6, block=3, top_k=0, early_rejection=False)
     engine = ToyEngine(model, 3)
-    sample = engine.run(paper.chain(model.prompt(), 3, 5, 0))
+    sample = engine.run(paper.chain(model.prompt(), RandomKey(3, 5, 0)))
     for request in engine.requests:
         assert len(request.prefix) - request.origin + request.max_new <= model.horizon
         assert request.bound == "constant"
     assert sample.weighted == ()
-    assert sample.chain["moves"] in (6, 12)
+    assert sample.chain.moves in (6, 12)
 
 
 def test_only_the_likeliest_tokens_are_drawn() -> None:

@@ -81,29 +81,31 @@ def test_early_rejection_gives_the_same_chains_for_fewer_tokens(sampler: Power) 
         for problem_id in range(12):
             engines = ToyEngine(model, 1), ToyEngine(model, 1)
             plain, early = (
-                engine.run(sampler._replace(alpha=4.0, early_rejection=on).chain(model.prompt(), 1, problem_id, 0))
+                engine.run(
+                    sampler._replace(alpha=4.0, early_rejection=on).chain(model.prompt(), RandomKey(1, problem_id, 0))
+                )
                 for engine, on in zip(engines, (False, True), strict=True)
             )
             assert plain.tokens == early.tokens
-            assert plain.chain["log_p_trace"] == early.chain["log_p_trace"]
+            assert plain.chain.log_p_trace == early.chain.log_p_trace
             assert [r[:4] for r in engines[0].requests] == [r[:4] for r in engines[1].requests]
-            saved += plain.chain["generated"] - early.chain["generated"]
+            saved += plain.chain.generated - early.chain.generated
     assert saved > 0
 
 
 def test_replay_spends_no_pass_on_a_null_move() -> None:
     model = TOYS["peaked"]
     engine = ToyEngine(model, 3)
-    info = engine.run(Power(4.0, 60).chain(model.prompt(), 3, 0, 0)).chain
-    assert info["null"] > 0
-    assert len(engine.requests) == 1 + info["moves"] - info["null"]
+    info = engine.run(Power(4.0, 60).chain(model.prompt(), RandomKey(3, 0, 0))).chain
+    assert info.null > 0
+    assert len(engine.requests) == 1 + info.moves - info.null
 
 
 def test_the_kernel_without_null_moves_has_none() -> None:
     model = TOYS["peaked"]
     engine = ToyEngine(model, 3)
-    info = engine.run(Power(4.0, 0, num_effective_moves=40).chain(model.prompt(), 3, 0, 0)).chain
-    assert (info["null"], info["moves"]) == (0, 40)
+    info = engine.run(Power(4.0, 0, num_effective_moves=40).chain(model.prompt(), RandomKey(3, 0, 0))).chain
+    assert (info.null, info.moves) == (0, 40)
     assert len(engine.requests) == 41
 
 
@@ -112,16 +114,16 @@ def test_chain_settles_every_proposal_and_restores_without_prefill(sampler: Powe
     model = TOYS["peaked"]
     engine = ToyEngine(model, seed=3)
     sampler = sampler._replace(alpha=4.0)
-    sample = engine.run(sampler.chain(model.prompt(), 3, 11, 2))
+    sample = engine.run(sampler.chain(model.prompt(), RandomKey(3, 11, 2)))
     assert all(request.parent is not None for request in engine.requests[1:])
     moves = [request.key[2] for request in engine.requests]
     assert moves == sorted(set(moves))
     assert {request.key[:2] for request in engine.requests} == {(11, 2)}
     assert len(engine.held) <= 2, "the state, and the last draft until the chain ends"
     info = sample.chain
-    assert info["moves"] == sampler.moves_per_stage * sampler.blocks
-    assert info["generated"] == engine.generated
-    assert info["prefilled"] == 0
+    assert info.moves == sampler.moves_per_stage * sampler.blocks
+    assert info.generated == engine.generated
+    assert info.prefilled == 0
     np.testing.assert_allclose(sample.log_q, model.statistics(sample.tokens, 4.0)[0], atol=1e-12)
     np.testing.assert_allclose(sample.log_z, model.statistics(sample.tokens, 4.0)[1], atol=1e-12)
 
@@ -132,12 +134,12 @@ def test_stages_grow_the_answer_and_extend_only_what_has_not_ended() -> None:
     extended = 0
     for problem_id in range(40):
         engine = ToyEngine(model, 1)
-        sample = engine.run(sampler.chain(model.prompt(), 1, problem_id, 0))
+        sample = engine.run(sampler.chain(model.prompt(), RandomKey(1, problem_id, 0)))
         free = [request for request in engine.requests if request.floor == -np.inf]
         assert [request.max_new for request in free] == [2] * len(free)
-        assert sample.chain["moves"] == 12
-        assert len(sample.chain["log_p_trace"]) == 1 + 4, "the way is that of the last stage"
-        assert sample.chain["initial_tokens"] <= 2 * len(free)
+        assert sample.chain.moves == 12
+        assert len(sample.chain.log_p_trace) == 1 + 4, "the way is that of the last stage"
+        assert sample.chain.initial_tokens <= 2 * len(free)
         assert model.ended(sample.tokens) == sample.ended
         extended += len(free) - 1
     assert extended > 10
@@ -154,14 +156,14 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         Power(2.0, 0, num_effective_moves=1, cuts="entropy"),
     ):
         with pytest.raises(ValueError, match="replay and uniform cuts"):
-            ToyEngine(TOYS["eos"], 1).run(sampler.chain(TOYS["eos"].prompt(), 1, 0, 0))
+            ToyEngine(TOYS["eos"], 1).run(sampler.chain(TOYS["eos"].prompt(), RandomKey(1, 0, 0)))
 
 
 def test_move_zero_is_the_low_temperature_answer() -> None:
     model = TOYS["eos"]
     for problem_id in range(50):
-        low = ToyEngine(model, 5).run(Single(4.0).chain(model.prompt(), 5, problem_id, 0))
-        power = ToyEngine(model, 5).run(Power(4.0, 0).chain(model.prompt(), 5, problem_id, 0))
+        low = ToyEngine(model, 5).run(Single(4.0).chain(model.prompt(), RandomKey(5, problem_id, 0)))
+        power = ToyEngine(model, 5).run(Power(4.0, 0).chain(model.prompt(), RandomKey(5, problem_id, 0)))
         assert low.tokens == power.tokens
 
 
@@ -172,10 +174,10 @@ def test_alpha_one_gives_up_no_proposal_that_is_not_longer(sampler: Power) -> No
     for prefix, logits in model.table.items():
         logits[EOS] = -np.inf if len(prefix) < 3 else logits[EOS]
     for problem_id in range(20):
-        info = ToyEngine(model, 1).run(sampler.chain(model.prompt(), 1, problem_id, 0)).chain
-        assert info["log_z_sum"] == pytest.approx(0.0, abs=1e-12)
+        info = ToyEngine(model, 1).run(sampler.chain(model.prompt(), RandomKey(1, problem_id, 0))).chain
+        assert info.log_z_sum == pytest.approx(0.0, abs=1e-12)
         if sampler.num_effective_moves is None:
-            assert info["accepted"] == info["moves"] - info["null"] > 0
+            assert info.accepted == info.moves - info.null > 0
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
@@ -186,17 +188,17 @@ def test_a_large_alpha_overflows_nowhere(kind: str) -> None:
     best = max(model.target(1.0).values())
     for early in (False, True):
         for problem_id in range(10):
-            chain = sampler._replace(early_rejection=early).chain(model.prompt(), 1, problem_id, 0)
+            chain = sampler._replace(early_rejection=early).chain(model.prompt(), RandomKey(1, problem_id, 0))
             sample = ToyEngine(model, 1).run(chain)
-            assert np.isfinite(sample.chain["log_p"])
-            assert sample.chain["log_p"] <= np.log(best) + 1e-9
+            assert np.isfinite(sample.chain.log_p)
+            assert sample.chain.log_p <= np.log(best) + 1e-9
             assert sum(weight for _, weight in sample.weighted) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("kind", SAMPLERS)
 def test_an_answer_may_be_one_token_or_end_at_the_horizon(kind: str) -> None:
     model = TOYS["flat"]
-    ends = [ToyEngine(model, 2).run(SAMPLERS[kind].chain(model.prompt(), 2, i, 0)) for i in range(80)]
+    ends = [ToyEngine(model, 2).run(SAMPLERS[kind].chain(model.prompt(), RandomKey(2, i, 0))) for i in range(80)]
     assert any(sample.tokens == (EOS,) for sample in ends)
     assert any(sample.ended == "length" and len(sample.tokens) == model.horizon for sample in ends)
     assert all(EOS not in sample.tokens[:-1] for sample in ends)

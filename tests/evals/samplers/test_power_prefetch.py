@@ -39,20 +39,20 @@ def test_the_same_chain_for_any_prefetch_slots_and_order_of_arrival(toy: str, ki
 
         def run(prefetch: int, slots: int, order: int, problem_id: int = problem_id) -> tuple[Sample, ToyEngine]:
             on = ToyEngine(model, 1, slots, order)
-            chain = SAMPLERS[kind]._replace(prefetch=prefetch).chain(model.prompt(), 1, problem_id, 0)
+            chain = SAMPLERS[kind]._replace(prefetch=prefetch).chain(model.prompt(), RandomKey(1, problem_id, 0))
             return on.run(chain), on
 
         alone, _ = run(0, 1, 0)
-        assert alone.chain["discarded_tokens"] == 0
+        assert alone.chain.discarded_tokens == 0
         for prefetch, slots, order in [(0, 8, 1), (1, 8, 2), (4, 8, 3), (4, 8, 4), (4, 3, 5), (9, 4, 6), (4, 1, 7)]:
             sample, on = run(prefetch, slots, order)
             assert essence(sample) == essence(alone)
             assert on.most <= min(1 + prefetch, slots)
             assert len(on.held) <= 2 + prefetch
-            assert on.generated <= sample.chain["generated"] + sample.chain["discarded_tokens"]
+            assert on.generated <= sample.chain.generated + sample.chain.discarded_tokens
             if not prefetch or slots == 1:
-                assert sample.chain["discarded_tokens"] == 0
-            discarded += sample.chain["discarded_tokens"]
+                assert sample.chain.discarded_tokens == 0
+            discarded += sample.chain.discarded_tokens
             most = max(most, on.most)
     assert discarded > 0
     assert most == 5
@@ -66,14 +66,14 @@ def test_a_chain_without_idle_slots_plans_every_move_once(monkeypatch: pytest.Mo
     )
     model = TOYS["flat"]
     on = ToyEngine(model, 1, slots=1)
-    on.run(Power(2.0, 30, prefetch=8).chain(model.prompt(), 1, 0, 0))
+    on.run(Power(2.0, 30, prefetch=8).chain(model.prompt(), RandomKey(1, 0, 0)))
     assert planned == list(range(1, 31))
     assert on.most == 1
 
 
 def test_a_chain_runs_ahead_only_after_it_heard_of_idle_slots() -> None:
     model = TOYS["flat"]
-    steps = Power(2.0, 9, prefetch=4).chain(model.prompt(), 1, 0, 0)
+    steps = Power(2.0, 9, prefetch=4).chain(model.prompt(), RandomKey(1, 0, 0))
     on = ToyEngine(model, 1)
     (first,) = steps.send(None)
     arrival = on.complete(first.request, model.prompt())  # type: ignore[union-attr]
@@ -105,12 +105,12 @@ def test_the_same_chains_on_the_engine_for_any_slots_and_prefetch(pair: Pair, ki
     for slots, prefetch in [(1, 0), (1, 4), (3, 1), (3, 4), (8, 0), (8, 4)]:
         on = engine(pair.model, slots)
         sampler = REAL[kind]._replace(prefetch=prefetch)
-        samples = on.run([Chain(to, sampler.chain(to, 1, i, 0)) for i, to in enumerate(prompts)], 1)
+        samples = on.run([Chain(to, sampler.chain(to, RandomKey(1, i, 0))) for i, to in enumerate(prompts)], 1)
         results.append([essence(sample) for sample in samples])
         audit(on._pool)
         for to, sample in zip(prompts, samples, strict=True):
-            assert sample.chain["prefilled"] == len(to.token_ids) - 1, "the prompt, once"
-        discarded += sum(sample.chain["discarded_tokens"] for sample in samples)
+            assert sample.chain.prefilled == len(to.token_ids) - 1, "the prompt, once"
+        discarded += sum(sample.chain.discarded_tokens for sample in samples)
     for other in results[1:]:
         assert other == results[0]
     assert discarded > 0
@@ -121,6 +121,6 @@ def test_running_ahead_takes_fewer_steps(pair: Pair) -> None:
     to = prompt(1, length=9, max_new=60, eos=[2])
     for prefetch in (0, 4):
         on = engine(pair.model, slots=8)
-        on.run([Chain(to, Power(2.0, 12, prefetch=prefetch).chain(to, 1, 5, 0))], 1)
+        on.run([Chain(to, Power(2.0, 12, prefetch=prefetch).chain(to, RandomKey(1, 5, 0)))], 1)
         steps.append(on.counters().steps)
     assert steps[1] < 0.8 * steps[0]

@@ -24,7 +24,7 @@ SAMPLERS = [
 
 
 def run(model: ToyLM, sampler: Power | Paper, problem_id: int = 0) -> Sample:
-    return ToyEngine(model, 1).run(sampler.chain(model.prompt(), 1, problem_id, 0))
+    return ToyEngine(model, 1).run(sampler.chain(model.prompt(), RandomKey(1, problem_id, 0)))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -42,9 +42,9 @@ def test_naive_tokens_are_what_the_naive_kernel_spends_on_the_same_moves(sampler
 
 def test_without_savings_the_naive_tokens_are_the_generated_ones() -> None:
     info = run(TOYS["stop"], Power(2.0, 40, False, False)).chain
-    assert info["naive_tokens"] == info["generated"] - info["initial_tokens"]
-    assert info["replayed_tokens"] == 0
-    assert info["null"] > 0, "it too proposes the state itself"
+    assert info.naive_tokens == info.generated - info.initial_tokens
+    assert info.replayed_tokens == 0
+    assert info.null > 0, "it too proposes the state itself"
 
 
 @pytest.mark.parametrize(
@@ -55,27 +55,27 @@ def test_counts_add_up_and_are_json(sampler: Power | Paper) -> None:
         sample = run(model, sampler)
         info = sample.chain
         assert json.loads(json.dumps(info)) == info, toy
-        effective = info["moves"] - info["null"]
-        assert 0 <= info["accepted"] <= effective
-        assert info["rejected_early"] <= effective - info["accepted"]
-        assert 1 <= info["distinct"] <= 1 + info["accepted"]
-        assert info["log_p_trace"][0] == round(info["log_p_first"], 4)
-        assert info["log_p_trace"][-1] == round(info["log_p"], 4)
-        assert info["log_z_sum"] == pytest.approx(float(np.sum(sample.log_z)))
+        effective = info.moves - info.null
+        assert 0 <= info.accepted <= effective
+        assert info.rejected_early <= effective - info.accepted
+        assert 1 <= info.distinct <= 1 + info.accepted
+        assert info.log_p_trace[0] == round(info.log_p_first, 4)
+        assert info.log_p_trace[-1] == round(info.log_p, 4)
+        assert info.log_z_sum == pytest.approx(float(np.sum(sample.log_z)))
         if effective:
-            assert 0 <= info["mean_cut"] < 1
-            assert 0 <= info["mean_divergence"] < 1
-            assert info["drift_max"] == pytest.approx(0.0, abs=1e-12)
+            assert 0 <= info.mean_cut < 1
+            assert 0 <= info.mean_divergence < 1
+            assert info.drift_max == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_chain_without_moves_reports_none_of_what_it_has_not() -> None:
     sample = run(TOYS["eos"], Power(2.0, 0))
     info = sample.chain
     assert sample.weighted == ()
-    assert info["moves"] == info["naive_tokens"] == 0
-    assert info["mean_cut"] is info["mean_divergence"] is info["drift_max"] is info["drift_mean"] is None
-    assert info["log_p_first"] == info["log_p"]
-    assert info["log_z_sum_first"] == info["log_z_sum"]
+    assert info.moves == info.naive_tokens == 0
+    assert info.mean_cut is info.mean_divergence is info.drift_max is info.drift_mean is None
+    assert info.log_p_first == info.log_p
+    assert info.log_z_sum_first == info.log_z_sum
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -118,5 +118,5 @@ def test_only_the_last_stage_is_weighted() -> None:
 
 def test_drift_of_the_engine_is_rounding() -> None:
     on, to = engine(make("llama", seed=1).model), prompt(3, length=9, max_new=40, eos=[2])
-    info = on.run([Chain(to, Power(2.0, 12).chain(to, 1, 0, 0))], 1)[0].chain
-    assert info["drift_max"] < 1e-4
+    info = on.run([Chain(to, Power(2.0, 12).chain(to, RandomKey(1, 0, 0)))], 1)[0].chain
+    assert info.drift_max < 1e-4

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evals.types import Record
+from evals.record import Record
 from orchestrator.analysis.accuracy import at_k
 from orchestrator.analysis.diagnostics import autocorrelation, chain_statistics, log_p_by_move, log_p_rise
 from orchestrator.analysis.summary import WARNINGS, summarise, truncated, warnings

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from evals.record import Record
 from evals.statistics import wilson
-from evals.types import Record, UserError
+from evals.types import UserError
 from orchestrator.analysis.summary import summarise
 from orchestrator.commands.report import report
 from orchestrator.report.make import write_report

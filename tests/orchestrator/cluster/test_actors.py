@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from evals.config import EngineConfig, SamplerConfig, TaskConfig
-from evals.types import Problem, Record, UserError, WorkersLost
+from evals.record import Record
+from evals.types import Problem, UserError, WorkersLost
 from orchestrator.driver.dispatcher import dispatch
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.reading.telemetry import read_telemetry
@@ -105,7 +106,7 @@ NUMBER = 400
 
 
 def works(number: int) -> list[Work]:
-    return [Work(Problem(i, "q", "#### 4"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(number)]
+    return [Work(Problem(i, "q", "#### 4"), 0, Power(), TaskConfig(), 0) for i in range(number)]
 
 
 def test_a_run_survives_killed_actors(tmp_path: Path, pools: Any) -> None:

@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from evals.config import SamplerConfig, TaskConfig
-from evals.types import Problem, Record
+from evals.record import Record
+from evals.types import Problem
 from orchestrator.driver.dispatcher import Done, Ready, Work
 from orchestrator.live.metrics import METRICS
 from orchestrator.settings.config import RunConfig
@@ -64,7 +65,7 @@ def dashboard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
     pool.start()
     try:
         ready = answered = 0
-        owed = [Work(Problem(i, "q", "#### 4"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(NUM_PROBLEMS)]
+        owed = [Work(Problem(i, "q", "#### 4"), 0, Power(), TaskConfig(), 0) for i in range(NUM_PROBLEMS)]
         while answered < NUM_PROBLEMS:
             while ready == NUM_WORKERS and owed and pool.free_slots(len(owed)):
                 pool.submit(owed.pop())

@@ -23,8 +23,9 @@ from evals.engine.checkpoint import random_model
 from evals.engine.device import IdleClock
 from evals.engine.engine import EngineCounters
 from evals.engine.model import Model
+from evals.record import Record
 from evals.tasks.task import make_task
-from evals.types import Problem, Record
+from evals.types import Problem
 from orchestrator.cli import main
 from orchestrator.commands.table import DTYPES, SHAPES, make_parser
 from orchestrator.machine import gpus

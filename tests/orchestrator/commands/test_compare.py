@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from evals.record import encode
 from orchestrator.cli import main
-from orchestrator.rundir.reading.records import encode
 from support.command import DEMO, run
 from support.logs import read_records
 from support.made_up import PLAIN, POWER, failed_record, make_record, make_run, refused, said, write

@@ -20,8 +20,9 @@ import pytest
 from demo_training.problems import row
 from evals.config import SamplerConfig, TaskConfig
 from evals.evaluate import make_sampler, prompt_ids
+from evals.record import Record
 from evals.tasks.task import make_task
-from evals.types import Problem, Prompt, Record, Submit, UserError
+from evals.types import Problem, Prompt, Submit, UserError
 from orchestrator import cli
 from orchestrator.commands.generate import advice, checked_config, cost, defaults
 from orchestrator.commands.table import make_parser
@@ -379,19 +380,19 @@ def test_a_long_question_is_cut_and_what_stands_after_it_stays() -> None:
 
 def test_top_p_reaches_the_request_and_leaves_older_fingerprints_alone() -> None:
     def first(config: SamplerConfig) -> Submit:
-        operation = next(make_sampler(config).chain(Prompt((1,), 4, frozenset({0})), 0, 0, 0))[0]
+        operation = next(make_sampler(config).chain(Prompt((1,), 4, frozenset({0})), RandomKey(0, 0, 0)))[0]
         assert isinstance(operation, Submit)
         return operation
 
-    request = first(SamplerConfig(kind="temperature", temperature=0.5, top_p=0.9)).request
+    request = first(AtTemperature(temperature=0.5, top_p=0.9)).request
     assert (request.alpha, request.top_p) == (2.0, 0.9)
-    plain = SamplerConfig(kind="temperature", temperature=0.5)
+    plain = AtTemperature(temperature=0.5)
     assert plain.read() == {"kind": "temperature", "temperature": 0.5, "top_k": None}
 
     def digest(**settings: Any) -> str:
         return fingerprint(resolve(RunConfig(model="m", data="d", **settings), 0), Provenance("m", "d"))
 
-    assert digest(sampler=plain) != digest(sampler=SamplerConfig(kind="temperature", temperature=0.5, top_p=0.9))
+    assert digest(sampler=plain) != digest(sampler=AtTemperature(temperature=0.5, top_p=0.9))
     assert digest(task={}) != digest(task={"max_prompt_tokens": 9})
 
 

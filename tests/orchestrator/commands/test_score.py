@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from evals.config import TaskConfig
+from evals.record import encode
 from evals.types import Problem
 from orchestrator.cli import main
 from orchestrator.inputs.problems import load_problems
-from orchestrator.rundir.reading.records import encode, first_records
+from orchestrator.rundir.reading.records import first_records
 from support.logs import read_records
 from support.places import ROOT
 

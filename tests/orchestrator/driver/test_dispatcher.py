@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from evals.config import SamplerConfig, TaskConfig
-from evals.types import Problem, Record, WorkersLost
+from evals.record import Record
+from evals.types import Problem, WorkersLost
 from orchestrator.analysis.summary import PRIMARY_METRIC, estimate, question_means
 from orchestrator.cluster.stalls import (
     DEADLINE_SECONDS,
@@ -37,7 +38,7 @@ from support.fake_worker import FakeWorker
 
 
 def works(number: int) -> list[Work]:
-    return [Work(Problem(i, "q", "#### 4"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(number)]
+    return [Work(Problem(i, "q", "#### 4"), 0, Power(), TaskConfig(), 0) for i in range(number)]
 
 
 def answered(work: Work, correct: bool = True) -> Record:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from evals.types import Record
+from evals.record import Record
 from orchestrator.rundir.directory import RECORDS, TELEMETRY
 from orchestrator.rundir.reading.telemetry import read_telemetry
 from support.command import python
@@ -288,7 +288,7 @@ class Watched(actors.RayWorkerPool):
             at.setdefault("recovered", time.monotonic())
         return events
 
-works = [Work(Problem(i, "q", "a"), 0, SamplerConfig(), TaskConfig(), 0) for i in range(100_000)]
+works = [Work(Problem(i, "q", "a"), 0, Power(), TaskConfig(), 0) for i in range(100_000)]
 store = open_store(directory, {"fingerprint": "f"})
 pool = Watched(Sleeper, None, RunConfig(num_gpus=3), 4)
 pool.start()

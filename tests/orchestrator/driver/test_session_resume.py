@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from evals.types import Record, UserError
+from evals.record import Record
+from evals.types import UserError
 from orchestrator.driver import session
 from orchestrator.rundir.directory import RECORDS, RUN, TELEMETRY
 from orchestrator.rundir.reading.telemetry import read_telemetry, timings

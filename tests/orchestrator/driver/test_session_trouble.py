@@ -202,7 +202,7 @@ def until(pool: Any, kind: type[Event]) -> Any:
 @pytest.mark.parametrize("pool", ["solve"], indirect=True)
 def test_a_worker_that_takes_no_step_counts_as_dead(pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     until(pool, Health)  # it says how many slots it has
-    work = Work(Problem(0, "q", "#### 4"), 0, SamplerConfig(), TaskConfig(), 0)
+    work = Work(Problem(0, "q", "#### 4"), 0, Power(), TaskConfig(), 0)
     pool.submit(work)
     monkeypatch.setattr("orchestrator.cluster.stalls.STILL_SECONDS", 0.5)
     event = until(pool, Died)

@@ -17,8 +17,9 @@ import pytest
 
 from evals.config import SamplerConfig, TaskConfig
 from evals.grading.grade import gsm8k
+from evals.record import Record, encode
 from evals.tasks.task import make_task
-from evals.types import Problem, Record
+from evals.types import Problem
 from orchestrator.analysis.load import load_run
 from orchestrator.cli import main
 from orchestrator.driver.open_runs import run_content
@@ -30,7 +31,6 @@ from orchestrator.inputs.prompts import prompts_digest
 from orchestrator.machine import description
 from orchestrator.rundir import files
 from orchestrator.rundir.reading.manifest import Manifest
-from orchestrator.rundir.reading.records import encode
 from orchestrator.settings.config import RunConfig, resolve
 from support.chromium import Browser, find_browser
 from support.interop import python, theirs
@@ -63,7 +63,7 @@ def make(tmp_path: Path) -> Make:
 
     def write(num_samples: int = NUM_SAMPLES, **task: Any) -> Path:
         given = {"model": "demo", "data": "demo", "limit": NUM_PROBLEMS, "num_samples": num_samples, "task": task}
-        config = resolve(RunConfig.model_validate({**given, "sampler": SamplerConfig()}), 0)
+        config = resolve(RunConfig.model_validate({**given, "sampler": Power()}), 0)
         data = load_problems("demo", limit=NUM_PROBLEMS)
         train = load_problems(str(PROBLEMS)) if config.task.num_shots else None
         digest = prompts_digest(make_task(config.task, config.seed, train.problems if train else ()), data.problems)

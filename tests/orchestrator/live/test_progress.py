@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from evals.record import encode
 from evals.types import UserError
 from orchestrator.commands.watch import watch
 from orchestrator.live.progress import MAX_ROWS, Progress
 from orchestrator.live.watched_run import RunWatcher
-from orchestrator.rundir.reading.records import encode
 from orchestrator.rundir.reading.telemetry import read_telemetry
 from orchestrator.rundir.writing.ownership import take_lock
 from orchestrator.rundir.writing.telemetry_log import Telemetry, rates

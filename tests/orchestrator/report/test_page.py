@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from evals.config import TaskConfig
+from evals.record import Record
 from evals.tasks.task import make_task
-from evals.types import Record
 from orchestrator.analysis.diagnostics import shown_moves
 from orchestrator.inputs.problems import load_problems
 from orchestrator.inputs.prompts import as_text, prompts_digest, run_prompts
@@ -122,7 +122,7 @@ def test_a_doubter_finds_record_prompt_tokens_and_verdicts(tmp_path: Path) -> No
     assert data["prefix"].startswith("Question: What is ")
     assert (answer["text"], answer["ids"], answer["scores"]) == (record.text, record.token_ids, record.scores)
     assert answer["trace"] == [[0, -9.0], [1, -8.0], [2, -7.5], [3, -7.5], [4, -7.0]]
-    assert answer["chain"]["moves"] == record.chain["moves"]
+    assert answer["chain"]["moves"] == record.chain.moves
     assert data["places"] == ["run/records.jsonl"]
 
 

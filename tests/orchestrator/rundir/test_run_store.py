@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from evals.types import Problem, Record, UserError
+from evals.record import Record, decode, encode
+from evals.types import Problem, UserError
 from orchestrator.rundir.directory import RECORDS, RUN, TELEMETRY
 from orchestrator.rundir.files import write_atomically
-from orchestrator.rundir.reading.records import answered_records, decode, encode
+from orchestrator.rundir.reading.records import answered_records
 from orchestrator.rundir.writing.run_store import RunStore, check_store, fresh_directory, open_store
 from support.logs import read_records
 

@@ -330,7 +330,7 @@ def test_the_demo_refuses_what_it_would_ignore() -> None:
 def test_the_demo_is_four_runs_that_differ_in_the_sampler() -> None:
     usual = runs_of(resolve(RunConfig(), 0))
     assert [run.run_dir for run in usual] == [Path("runs/demo") / name for name in ("greedy", "t1", "low", "power")]
-    runs = runs_of(resolve(RunConfig(limit=5, sampler=SamplerConfig(alpha=2, num_moves=3)), 0))
+    runs = runs_of(resolve(RunConfig(limit=5, sampler=Power(alpha=2, num_moves=3)), 0))
     assert [run.sampler.kind for run in runs] == ["greedy", "temperature", "temperature", "power"]
     assert [run.sampler.temperature for run in runs[1:3]] == [1, 0.5]
     assert (runs[3].sampler.alpha, runs[3].sampler.num_moves) == (2, 3)
@@ -426,7 +426,7 @@ def test_run_json_says_what_the_report_reads() -> None:
         "record_format": 1,
         "git_commit": "c",
     }
-    assert run["config"]["sampler"] == SamplerConfig().read()
+    assert run["config"]["sampler"] == Power().read()
     assert run["config"]["run_dir"] == "x"
     assert not {"fresh", "inline"} & run["config"].keys()
 
@@ -438,7 +438,7 @@ def test_shipped_files_open_with_their_command_and_are_valid(file: Path) -> None
     config = resolve(asked, asked.num_gpus or 0)
     assert config.name == file.stem
     assert config.mode == ("demo" if file.stem == "demo" else "run")
-    assert SamplerConfig(**config.sampler.read()) == config.sampler, "as run.json has it"
+    assert Power(**config.sampler.read()) == config.sampler, "as run.json has it"
     if config.mode == "run":
         assert (config.model, config.data) == ("Qwen/Qwen2.5-Math-1.5B", "openai/gsm8k")
         assert (config.task.num_shots, config.task.max_new_tokens) == (0, 512)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evals.engine.engine import EngineCounters
-from evals.types import Record
+from evals.record import Record
 from orchestrator.batch_search.probe import probe_work
 from orchestrator.rundir.reading.telemetry import read_telemetry
 from orchestrator.rundir.writing.telemetry_log import Telemetry

@@ -1,0 +1,141 @@
+"""The record of a finished (problem, sample), and its codec: one line of JSON in records.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+from annotated_types import Ge, Le
+from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
+
+from evals.samplers.registry import FIGURES
+from evals.types import TOLERANT, Amount, ChainFigures, Grade, MemoryReading
+
+T = TypeVar("T")
+RecordKey = tuple[int, int]
+"""(problem_id, sample_index)."""
+
+STRICT = {**TOLERANT, "extra": "forbid"}
+SPARSE = ("chain", "timings", "tokens", "worker")
+"""Tables of a record of which a line leaves out what is None."""
+
+
+def table_of(chain: Any) -> str:
+    """Which table of figures `chain` is, or is to become."""
+    if isinstance(chain, Mapping):
+        return next((FIGURES[name].__name__ for name in FIGURES if name in chain), ChainFigures.__name__)
+    return type(chain).__name__
+
+
+NO_FIGURES, NO_READING = ChainFigures(), MemoryReading()
+TABLES = (ChainFigures, *FIGURES.values())
+AnyFigures = Annotated[
+    Union[*(Annotated[table, Tag(table.__name__)] for table in TABLES)],
+    Discriminator(table_of),
+]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Start and end of an answer in Unix seconds, and the seconds between them: from submission to grades."""
+
+    __pydantic_config__ = TOLERANT
+
+    start: float | None = None
+    end: float | None = None
+    wall_seconds: float | None = None
+    """A clock that is set back makes it negative."""
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Tokens of an answer: of its prompt, kept in it, generated (forward rows spent on new tokens), prefilled."""
+
+    __pydantic_config__ = TOLERANT
+
+    prompt: Amount | None = None
+    answer: Amount | None = None
+    generated: Amount | None = None
+    prefilled: Amount | None = None
+
+
+@dataclass(frozen=True)
+class AnsweredBy:
+    """The worker that answered, and in which attempt."""
+
+    __pydantic_config__ = TOLERANT
+
+    rank: int | None = None
+    name: str | None = None
+    pid: int | None = None
+    host: str | None = None
+    attempt: int | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished (problem, sample); what a failed one lacks is None."""
+
+    __pydantic_config__ = STRICT
+
+    problem_id: Amount
+    sample_index: Amount
+    status: Literal["ok", "failed"]
+    text: str
+    token_ids: list[Annotated[int, Ge(0), Le(2**31 - 1)]]  # at most what the Parquet export holds
+    ended: str
+    scores: dict[str, Grade] = field(default_factory=dict)
+    """grader -> its verdict."""
+    chain: AnyFigures = NO_FIGURES  # pyright: ignore[reportInvalidTypeForm]
+    """The sampler's table of figures."""
+    timings: Timings = Timings()
+    memory: MemoryReading = NO_READING
+    tokens: TokenCounts = TokenCounts()
+    worker: AnsweredBy = AnsweredBy()
+    error: str | None = None
+    group: str | None = None
+    """The problem's `group`."""
+
+    @property
+    def key(self) -> RecordKey:
+        return self.problem_id, self.sample_index
+
+
+def encode(record: Record) -> bytes:
+    """A record as one line of strict JSON. Raises ValueError on NaN or infinity and on text that is no Unicode."""
+    fields = asdict(record)
+    for name in SPARSE:
+        fields[name] = {key: value for key, value in fields[name].items() if value is not None}
+    return (json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def decode(line: bytes | str, limits: Mapping[str, Any]) -> Record:
+    """The record of one line. Raises ValueError if it is none, or a field that `limits` names is not below its limit (a
+    limit that is no integer is ignored)."""
+    record = read_line(line, Record)
+    for name, limit in limits.items():
+        if isinstance(limit, int) and not 0 <= getattr(record, name) < limit:
+            raise ValueError(f"{name} is {getattr(record, name)}, but the run has 0 to {limit - 1}")
+    return record
+
+
+@cache
+def adapter(kind: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(kind)
+
+
+TAGS = {table.__name__ for table in TABLES}
+
+
+def read_line(line: bytes | str, kind: type[T]) -> T:
+    """The value of a line of JSON. Raises ValueError naming the first field that is wrong."""
+    try:
+        return adapter(kind).validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"] if part not in TAGS) or "the line"
+        has = "" if first["type"] in ("missing", "json_invalid") else f" is {repr(first['input'])[:60]}"
+        raise ValueError(f"{where}{has}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
