@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
-from evals.rng import Purpose, philox, uniform, uniforms
-from evals.samplers.base import key
+from evals.rng import Purpose, RandomKey, chain_key, philox, uniform, uniforms
 
 
 @pytest.mark.parametrize(
@@ -30,7 +29,7 @@ def test_known_answers(seed: int, counter: list[int], words: list[int]) -> None:
 def test_uniforms_do_not_depend_on_their_batch(seed: int) -> None:
     keys = [(p, s, m) for p in range(5) for s in range(2) for m in range(3)]
     together = uniforms(seed, keys, range(len(keys)))
-    alone = [uniform(seed, k, position, Purpose.TOKEN) for position, k in enumerate(keys)]
+    alone = [uniform(RandomKey(seed, *k), position, Purpose.TOKEN) for position, k in enumerate(keys)]
     assert together.tolist() == alone
 
 
@@ -43,7 +42,7 @@ def test_uniforms_are_uniform() -> None:
 
 def test_every_word_and_every_purpose_has_its_own_draw() -> None:
     seen = {
-        uniform(seed, (problem, sample, move), position, purpose)
+        uniform(RandomKey(seed, problem, sample, move), position, purpose)
         for seed in (0, 1, 1 << 40)
         for problem in (0, 1)
         for sample in (0, 1, 1 << 16)
@@ -55,8 +54,8 @@ def test_every_word_and_every_purpose_has_its_own_draw() -> None:
 
 
 def test_a_word_that_overflows_is_refused() -> None:
-    assert key(3, 2, 1) == (3, 2, 1)
+    assert chain_key(9, 3, 2).of(1) == (9, 3, 2, 1)
     with pytest.raises(ValueError, match="overflows"):
-        key(0, 1 << 16, 0)
+        chain_key(0, 0, 1 << 16)
     with pytest.raises(ValueError, match="overflows"):
-        key(1 << 32, 0, 0)
+        chain_key(0, 1 << 32, 0)

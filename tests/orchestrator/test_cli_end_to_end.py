@@ -103,7 +103,6 @@ METHODS: dict[str, dict[str, object]] = {
 }
 SEVERAL = """
 import json, os, signal, sys
-from evals.config import SamplerConfig
 from orchestrator.driver import open_runs
 from orchestrator.cli import main
 from orchestrator.rundir.writing.run_store import RunStore

@@ -17,6 +17,7 @@ from runpy import run_path
 
 import pytest
 
+from evals.rng import RandomKey
 from support.law import TOYS, chi_square
 from support.places import ROOT
 from support.toy import ToyEngine

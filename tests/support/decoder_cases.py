@@ -53,18 +53,16 @@ def recorded(steps: Steps, log: dict[Request, Completion]) -> Steps:
             log[requests[tag]._replace(parent=None, floor=-np.inf, carry=0.0)] = found
 
 
-def answers(on: Engine, prompts: Sequence[Prompt], steps: Callable[[int, Prompt], Steps], seed: int) -> Results:
+def answers(on: Engine, prompts: Sequence[Prompt], steps: Callable[[int, Prompt], Steps]) -> Results:
     """Run these chains and return what they received; checks that all pages are free again."""
     log: dict[Request, Completion] = {}
-    samples = on.run([Chain(to, recorded(steps(i, to), log)) for i, to in enumerate(prompts)], seed)
+    samples = on.run([Chain(to, recorded(steps(i, to), log)) for i, to in enumerate(prompts)])
     audit(on._pool)
     assert on.counters().kv_pages_used == 0
     return Results(log, samples)
 
 
-def assert_same(
-    pair: Pair, ours: Results, theirs: Results, seed: int, tolerance: float = 1e-4, edge: float = 1e-5
-) -> int:
+def assert_same(pair: Pair, ours: Results, theirs: Results, tolerance: float = 1e-4, edge: float = 1e-5) -> int:
     """Same tokens, statistics and endings; returns the requests that both have. What was cancelled may be shorter.
 
     A token may differ where its uniform lies within `edge` of an edge of the CDF; what follows it is not compared.
@@ -77,7 +75,7 @@ def assert_same(
         np.testing.assert_allclose(one.log_q[:equal], other.log_q[:equal], atol=tolerance)
         np.testing.assert_allclose(one.log_z[:equal], other.log_z[:equal], atol=tolerance)
         if equal < length:
-            assert at_an_edge(pair, request, one.tokens[:equal], {one.tokens[equal], other.tokens[equal]}, seed, edge)
+            assert at_an_edge(pair, request, one.tokens[:equal], {one.tokens[equal], other.tokens[equal]}, edge)
             edges += 1
         elif "cancelled" not in (one.ended, other.ended):
             assert (one.tokens, one.ended) == (other.tokens, other.ended)
@@ -86,7 +84,7 @@ def assert_same(
     return len(both)
 
 
-def at_an_edge(pair: Pair, request: Request, before: tuple[int, ...], tokens: set[int], seed: int, edge: float) -> bool:
+def at_an_edge(pair: Pair, request: Request, before: tuple[int, ...], tokens: set[int], edge: float) -> bool:
     """Whether rounding explains that either of two tokens was drawn after `before`."""
     logits = pair.logits([*request.prefix, *before])[-1].double()
     low, high = sorted(tokens)
@@ -96,7 +94,7 @@ def at_an_edge(pair: Pair, request: Request, before: tuple[int, ...], tokens: se
     if request.exclude is not None and not before:
         weights[request.exclude] = 0
     cumulative = (weights / weights.sum()).cumsum(-1)
-    drawn = uniform(seed, request.key, len(request.prefix) + len(before) - request.origin, Purpose.TOKEN)
+    drawn = uniform(request.key, len(request.prefix) + len(before) - request.origin, Purpose.TOKEN)
     return bool((cumulative[low:high] - drawn).abs().max() < edge)
 
 

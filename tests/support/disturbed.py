@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from evals.config import EngineConfig, SamplerConfig
+from evals.config import EngineConfig
 from evals.engine.engine import Engine
-from evals.evaluate import make_sampler
-from evals.types import Chain, Sample
+from evals.rng import RandomKey
+from evals.samplers.candidates import BestOf
+from evals.samplers.power import Power
+from evals.samplers.smc import Smc
+from evals.types import Chain, Sample, SamplingContext
 from support.pages import audit
 from support.tiny_models import Pair, prompt
 
@@ -19,12 +22,12 @@ KINDS = {
 
 
 def run(pair: Pair, kind: str, slots: int, count: int = 4) -> tuple[list[Sample], Engine]:
-    sampler = make_sampler(KINDS[kind], prefetch=4)
+    sampler = KINDS[kind]
     on = Engine(pair.model, EngineConfig(), slots=slots, max_length=96, sequences=sampler.sequences)
     prompts = [prompt(i, 3 + 11 * i % 50, max_new=24, eos=[2, 7]) for i in range(count)]
-    samples = on.run(
-        [Chain(p, sampler.chain(p, RandomKey(1, i, 0)), sampler.sequences) for i, p in enumerate(prompts)], 1
-    )
+    context = SamplingContext(prefetch=4)
+    steps = [sampler.chain(p, RandomKey(1, i, 0), context) for i, p in enumerate(prompts)]
+    samples = on.run([Chain(p, one, sampler.sequences) for p, one in zip(prompts, steps, strict=True)])
     audit(on._pool)
     assert on.counters().kv_pages_used == 0
     return samples, on
@@ -35,6 +38,7 @@ def assert_same(one: Sample, two: Sample) -> None:
     assert (one.tokens, one.ended) == (two.tokens, two.ended)
     np.testing.assert_allclose(one.log_q, two.log_q, atol=1e-4)
     np.testing.assert_allclose(one.log_z, two.log_z, atol=1e-4)
-    assert one.chain.keys() == two.chain.keys()
-    for name in one.chain.keys() & {"moves", "null", "accepted", "generated", "rounds", "resampled", "truncated"}:
-        assert one.chain[name] == two.chain[name], name
+    first, second = one.chain.reported(), two.chain.reported()
+    assert first.keys() == second.keys()
+    for name in first.keys() & {"moves", "null", "accepted", "generated", "rounds", "resampled"}:
+        assert first[name] == second[name], name

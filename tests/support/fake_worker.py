@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from evals.record import Record
-from evals.rng import Purpose, uniform
+from evals.record import AnsweredBy, Record, Timings, TokenCounts
+from evals.rng import Purpose, RandomKey, uniform
+from evals.types import Grade
 from orchestrator.driver import session
 from orchestrator.inputs import models, preflight, problems
 from orchestrator.settings.config import RunConfig, resolve
@@ -76,8 +77,8 @@ class Answering(FakeWorker):
         self.answers += 1
         if self.answers == self.signal_at:
             os.kill(os.getpid(), self.sent)
-        u = uniform(work.seed, (i, work.sample_index, 0), 0, Purpose.TOKEN)
-        score = {"correct": u < 0.5, "answer": "4", "kind": "number"}
+        u = uniform(RandomKey(work.seed, i, work.sample_index), 0, Purpose.TOKEN)
+        grade = Grade(u < 0.5, "4")
         return Record(
             problem_id=i,
             sample_index=work.sample_index,
@@ -85,12 +86,10 @@ class Answering(FakeWorker):
             text=f"{work.sampler.kind} #### 4",
             token_ids=[int(9 * u)],
             ended="eos",
-            scores=dict.fromkeys(("strict", "flexible", "numeric"), score),
-            chain={},
-            timings={"start": 1.0, "end": 2.0, "wall_seconds": 1.0},
-            memory={},
-            tokens={"prompt": 1, "answer": 1, "generated": 1, "prefilled": 1},
-            worker={"rank": 0},
+            scores=dict.fromkeys(("strict", "flexible", "numeric"), grade),
+            timings=Timings(1.0, 2.0, 1.0),
+            tokens=TokenCounts(1, 1, 1, 1),
+            worker=AnsweredBy(rank=0),
         )
 
 

@@ -37,7 +37,7 @@ def branches(index: int, to: Prompt) -> Steps:
 
 def branched(on: Engine) -> Results:
     """The completions of `branches` of prompts of all lengths."""
-    found = answers(on, [prompt(i, length) for i, length in enumerate(LENGTHS)], branches, SEED)
+    found = answers(on, [prompt(i, length) for i, length in enumerate(LENGTHS)], branches)
     assert len(found.log) == 4 * len(LENGTHS)
     return found
 

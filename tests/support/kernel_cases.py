@@ -180,7 +180,7 @@ class Rows(NamedTuple):
         """[B] float64, by the host's generator."""
         return torch.tensor(
             [
-                rng.uniform(int(s), (int(k[0]), int(k[1]), int(k[2])), int(p), rng.Purpose.TOKEN)
+                rng.uniform(rng.RandomKey(int(s), int(k[0]), int(k[1]), int(k[2])), int(p), rng.Purpose.TOKEN)
                 for s, k, p in zip(self.seed, self.key, self.position, strict=True)
             ],
             dtype=torch.float64,

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from math import exp, fsum
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 from scipy.stats import chisquare
 
-from evals.rng import Purpose
+from evals.rng import Purpose, RandomKey
 from evals.samplers import metropolis
 from evals.samplers.base import State, spliced
 from evals.samplers.metropolis import Kernel, acceptance_probability
-from evals.samplers.paper import PaperKernel
+from evals.samplers.paper import Paper, PaperKernel
 from evals.samplers.power import Power
 from evals.types import Prompt, Request, Sampler
 from support.toy import LONGEST, ToyEngine, ToyLM, row, uniform
@@ -124,7 +125,7 @@ def law(model: ToyLM, sampler: Power) -> dict[Answer, float]:
 
 
 def coins(seed: int, problem: int, sample: int, move: int, length: int) -> np.ndarray:
-    return np.array([row(seed, (problem, sample, move), Purpose.COIN)[:length]])
+    return np.array([row(RandomKey(seed, problem, sample, move), Purpose.COIN)[:length]])
 
 
 UNIFORMS = {"uniform": uniform, "coins_at_once": coins, "MOVES_AT_ONCE": 1, "COINS_AT_ONCE": LONGEST}
@@ -165,11 +166,11 @@ def decisions(kernel: Kernel | PaperKernel, count: int, alpha: float = 4.0) -> t
     changed = saved = done = tried = 0
     while done < count:
         toy, x = states[order.integers(len(states))]
-        model, key = TOYS[toy], (tried, 0, 1)
+        model, key = TOYS[toy], RandomKey(5, tried, 0, 1)
         tried += 1
         if isinstance(kernel, Kernel):
             kernel = kernel._replace(horizon=model.horizon)
-        move = kernel.propose(x, 5, key)
+        move = kernel.propose(x, key)
         if move.null(x):
             continue
         done += 1
@@ -187,3 +188,8 @@ def decisions(kernel: Kernel | PaperKernel, count: int, alpha: float = 4.0) -> t
         changed += accept[0] != accept[1]
         saved += len(whole.tokens) - len(early.tokens)
     return changed, saved
+
+
+def paper(block: int, *settings: Any, **named: Any) -> Paper:
+    """The published rules with blocks of another length than theirs."""
+    return type("Paper", (Paper,), {"block": block})(*settings, **named)

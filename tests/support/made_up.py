@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evals.record import Record, encode
+from evals.record import Record, decode, encode
 from orchestrator.analysis.load import Run
 from orchestrator.analysis.summary import summarise
 from orchestrator.cli import main
@@ -45,15 +45,21 @@ CHAIN = {
 
 def make_record(problem_id: int, correct: bool = True, sample_index: int = 0, **changes: Any) -> Record:
     score = {"correct": correct, "answer": "18", "kind": "number"}
-    record = Record(
-        problem_id, sample_index, "ok", "#### 18", [5, 6], "eos",
-        dict.fromkeys(("strict", "flexible", "numeric"), score), dict(CHAIN),
-        {"start": 100.0 + problem_id, "end": 102.0 + problem_id, "wall_seconds": 2.0 + problem_id},
-        {"rss_bytes": 900, "peak_rss_bytes": 1000 + problem_id, "peak_bytes": None, "total_bytes": None},
-        {"prompt": 50, "answer": 80, "generated": 330, "prefilled": 60},
-        {"rank": problem_id % 2, "name": f"cpu{problem_id % 2}"},
-    )  # fmt: skip
-    return record._replace(**changes)
+    fields = {
+        "problem_id": problem_id, "sample_index": sample_index, "status": "ok", "text": "#### 18", "token_ids": [5, 6],
+        "ended": "eos", "scores": dict.fromkeys(("strict", "flexible", "numeric"), score), "chain": CHAIN,
+        "timings": {"start": 100.0 + problem_id, "end": 102.0 + problem_id, "wall_seconds": 2.0 + problem_id},
+        "memory": {"rss_bytes": 900, "peak_rss_bytes": 1000 + problem_id, "peak_bytes": None, "total_bytes": None},
+        "tokens": {"prompt": 50, "answer": 80, "generated": 330, "prefilled": 60},
+        "worker": {"rank": problem_id % 2, "name": f"cpu{problem_id % 2}"},
+    }  # fmt: skip
+    return changed(fields, **changes)
+
+
+def changed(record: Record | dict[str, Any], **changes: Any) -> Record:
+    """The record with other fields, which may be given as in a line of records.jsonl."""
+    fields = json.loads(encode(record)) if isinstance(record, Record) else record
+    return decode(json.dumps(fields | changes), {})
 
 
 def failed_record(problem_id: int) -> Record:

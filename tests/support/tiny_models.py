@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Generator, Hashable, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,7 +30,9 @@ from evals.config import EngineConfig
 from evals.engine.eager_decoder import Layout
 from evals.engine.engine import Engine
 from evals.engine.model import KeysValues, Model
+from evals.rng import RandomKey
 from evals.types import Chain, Completion, Operation, Prompt, Request, Sample, Steps, Submit
+from support.figures import figures
 
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other
 VOCABULARY = 61
@@ -124,13 +127,15 @@ def branching(lengths: Sequence[int], shared: int, max_new: int, **rest: Any) ->
 
 
 def request(to: Prompt, max_new: int | None = None, alpha: float = 2.0, **fields: Any) -> Request:
-    """A first request, unless `fields` say otherwise."""
-    defaults = {"prefix": to.token_ids, "key": (0, 0, 0), "origin": len(to.token_ids)}
-    return Request(max_new=max_new or to.max_new_tokens, alpha=alpha, **(defaults | fields))
+    """A first request, unless `fields` say otherwise; of its key they give the words, the seed is 0."""
+    fields = {"prefix": to.token_ids, "key": (0, 0, 0), "origin": len(to.token_ids)} | fields
+    key = RandomKey(0, *fields.pop("key"))
+    return Request(max_new=max_new or to.max_new_tokens, alpha=alpha, key=key, **fields)
 
 
-def sample(of: Completion | None = None, **info: Any) -> Sample:
-    """The end of a script."""
+def sample(of: Completion | None = None, **found: Any) -> Sample:
+    """The end of a script, with what it found in place of figures."""
+    info: Any = SimpleNamespace(**found)
     if of is None:
         return Sample((), np.array([]), np.array([]), "eos", info)
     return Sample(of.tokens, of.log_q, of.log_z, of.ended, info)
@@ -144,8 +149,9 @@ def single(asked: Request) -> Steps:
 
 
 def run_one(on: Engine, asked: Request, to: Prompt, seed: int = 0) -> Completion:
-    """One request, alone."""
-    return on.run([Chain(to, single(asked))], seed)[0].chain.completion
+    """One request, alone, its key with this seed."""
+    asked = asked._replace(key=asked.key._replace(seed=seed))
+    return figures(on.run([Chain(to, single(asked))])[0]).completion
 
 
 Script = Generator[list[Operation], tuple[Hashable, Completion] | None, Sample]

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from evals.engine.chain_state import DecodeState
-from evals.rng import Purpose, uniforms
+from evals.rng import Purpose, RandomKey, uniforms
 from evals.types import Cancel, Completion, Drop, Ended, Handle, Keep, Prompt, Request, Sample, Steps, Submit
 
 EOS = 0
@@ -29,14 +29,14 @@ def table(seed: int, block: int, sample: int, move: int, purpose: Purpose) -> li
     return found.reshape(PROBLEMS_AT_ONCE, LONGEST).tolist()
 
 
-def row(seed: int, key: tuple[int, int, int], purpose: Purpose) -> list[float]:
+def row(key: RandomKey, purpose: Purpose) -> list[float]:
     """[LONGEST] the uniforms of `evals.rng` for this key."""
-    problem, sample, move = key
+    seed, problem, sample, move = key
     return table(seed, problem // PROBLEMS_AT_ONCE, sample, move, purpose)[problem % PROBLEMS_AT_ONCE]
 
 
-def uniform(seed: int, key: tuple[int, int, int], position: int, purpose: Purpose) -> float:
-    return row(seed, key, purpose)[position]
+def uniform(key: RandomKey, position: int, purpose: Purpose) -> float:
+    return row(key, purpose)[position]
 
 
 class ToyLM:
@@ -163,13 +163,13 @@ class ToyEngine:
             return stop.value
 
     def complete(self, request: Request, prompt: Prompt) -> Completion:
-        slot = DecodeState(request, prompt, self.seed)
+        slot = DecodeState(request, prompt)
         start = len(request.prefix)
         answer = request.prefix[request.origin :]
         ended: Ended | None = None
         while ended is None:
             cumulative, log_q, log_z = self.law(answer, request.alpha, request.top_k, slot.exclude)
-            u = uniform(self.seed, request.key, len(answer), Purpose.TOKEN)
+            u = uniform(request.key, len(answer), Purpose.TOKEN)
             token = bisect_right(cumulative, u * cumulative[-1], hi=len(cumulative) - 1)
             ended = slot.add(token, log_q[token], log_z)
             answer = (*answer, token)

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evals import rng
-from evals.rng import Purpose
-from evals.types import Completion, Drop, Ended, Handle, Request, Sample, Sampler, Steps, Submit
+from evals.rng import Purpose, RandomKey
+from evals.types import Completion, Drop, Ended, Handle, Request, Sample, Sampler, SamplingContext, Steps, Submit
 from support.toy import ToyLM, uniform
 
 
@@ -34,8 +34,9 @@ class Crowd:
         self.generated = 0
         self.law = lru_cache(maxsize=None)(self.law_at)
 
-    def run(self, sampler: Sampler, problem_id: int = 0, prompt: Any = None) -> Sample:
-        return self.drive(sampler.chain(prompt or self.model.prompt(), RandomKey(self.seed, problem_id, 0)))
+    def run(self, sampler: Sampler, problem_id: int = 0, vote: Any = None) -> Sample:
+        key, context = RandomKey(self.seed, problem_id, 0), SamplingContext(vote=vote)
+        return self.drive(sampler.chain(self.model.prompt(), key, context))
 
     def drive(self, steps: Steps) -> Sample:
         held: dict[Handle, tuple[int, ...]] = {}
@@ -74,11 +75,11 @@ class Crowd:
         self.requests.append(request)
         answer = request.prefix[request.origin :]
         start, log_q, log_z = len(answer), [], []
-        draw = rng.uniform if request.key[1] else uniform  # of particles there are too many for the table
+        draw = rng.uniform if request.key.sample else uniform  # of particles there are too many for the table
         ended: Ended | None = None
         while ended is None:
             cumulative, law, normaliser = self.law(answer, request.alpha)
-            u = draw(self.seed, request.key, len(answer), Purpose.TOKEN) * cumulative[-1]
+            u = draw(request.key, len(answer), Purpose.TOKEN) * cumulative[-1]
             token = min(bisect_right(cumulative, u), len(law) - 1)
             answer = (*answer, token)
             log_q.append(law[token])
@@ -130,5 +131,5 @@ def assert_same(one: Sample, other: Sample, but: tuple[str, ...] = ()) -> None:
     assert (one.tokens, one.ended, one.weighted) == (other.tokens, other.ended, other.weighted)
     assert one.log_q.tobytes() == other.log_q.tobytes()
     assert one.log_z.tobytes() == other.log_z.tobytes()
-    first, second = ({k: v for k, v in sample.chain.items() if k not in but} for sample in (one, other))
+    first, second = ({k: v for k, v in sample.chain.reported().items() if k not in but} for sample in (one, other))
     assert first == second

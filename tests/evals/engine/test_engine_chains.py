@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from evals.engine.engine import Engine, EngineClosed
+from evals.rng import RandomKey
 from evals.samplers.power import Power
 from evals.types import Cancel, Chain, Completion, Drop, Keep, Operation, Prompt, Sample, Submit, UserError
+from support.figures import figures
 from support.pages import audit
 from support.tiny_models import (
     Pair,
@@ -52,7 +54,7 @@ def test_the_same_bits_for_any_number_of_slots(
     torch.set_num_threads(threads)
     try:
         model = make(family, seed=1).model
-        results = [engine(model, slots).run(power_chains(9), 1) for slots in (1, 3, 8)]
+        results = [engine(model, slots).run(power_chains(9)) for slots in (1, 3, 8)]
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -89,7 +91,7 @@ def test_several_requests_of_one_chain_and_branches_of_one_parent(pair: Pair) ->
             assert_statistics(pair, tokens[:cut], found, 2.0)
         return sample(trunk)
 
-    on.run([Chain(to, script())], 0)
+    on.run([Chain(to, script())])
     assert {cut for cut, _ in arrivals} == {21, 28, 33, 40, 49}
     assert on.counters().kv_pages_used == 0
     audit(on._pool)
@@ -108,7 +110,7 @@ def test_a_parent_may_be_dropped_once_its_child_is_submitted(pair: Pair) -> None
         assert_statistics(pair, prefix, found, 2.0)
         return sample(found)
 
-    assert on.run([Chain(to, script())], 0)[0].tokens
+    assert on.run([Chain(to, script())])[0].tokens
     assert on.counters().kv_pages_used == 0
 
 
@@ -130,7 +132,7 @@ def test_keep_releases_the_parent_and_drop_the_proposal(pair: Pair) -> None:
             used.append(on.counters().kv_pages_used)
         return sample(state)
 
-    on.run([Chain(to, script())], 0)
+    on.run([Chain(to, script())])
     assert used == [5] * 6  # 80 tokens and nothing else
 
 
@@ -148,7 +150,7 @@ def test_cancel_waiting_and_running(pair: Pair) -> None:
                 return sample(found)
             arrival = yield [Cancel(1), Cancel(3)] if len(got) == 1 else []
 
-    on.run([Chain(to, script())], 0)
+    on.run([Chain(to, script())])
     assert (got[0].ended, got[2].ended) == ("length", "length")
     assert (got[1].ended, len(got[1].tokens), got[1].handle) == ("cancelled", 2, None)
     assert (got[3].ended, got[3].tokens, got[3].handle) == ("cancelled", (), None)
@@ -207,12 +209,12 @@ def test_the_same_bits_with_and_without_further_requests_in_flight(monkeypatch: 
     for slots, ahead in [(1, 0), (3, 0), (8, 0), (3, 1), (8, 4)]:
         on = engine(model, slots)
         chains = [Chain(to, speculating(to, i, ahead, 6)) for i, to in enumerate(prompts)]
-        futures = [on.submit(chain, 1) for chain in chains[:3]]
+        futures = [on.submit(chain) for chain in chains[:3]]
         chains[3].steps.close()
         chains[3] = Chain(prompts[3], late(on, chains[4:], futures, speculating(prompts[3], 3, ahead, 6)))
-        futures.append(on.submit(chains[3], 1))
-        on.run([], 1)
-        found.append([future.result().chain.trace for future in futures])
+        futures.append(on.submit(chains[3]))
+        on.run([])
+        found.append([figures(future.result()).trace for future in futures])
         preempted += on.counters().preempted_requests
         assert on.counters().kv_pages_used == 0
         audit(on._pool)
@@ -225,7 +227,7 @@ def late(on: Engine, chains: list[Chain], futures: list[Future[Sample]], steps: 
     arrival = None
     for count in range(1_000):
         if count == 3:
-            futures += [on.submit(chain, 1) for chain in chains]
+            futures += [on.submit(chain) for chain in chains]
         try:
             arrival = yield steps.send(arrival)
         except StopIteration as stop:
@@ -239,7 +241,7 @@ def test_a_chain_without_requests_ends_at_once(pair: Pair) -> None:
             yield []
         return sample(answer=42)
 
-    assert engine(pair.model).run([Chain(prompt(), script())], 0)[0].chain == {"answer": 42}
+    assert engine(pair.model).run([Chain(prompt(), script())])[0].chain == {"answer": 42}
 
 
 # --- what fails -------------------------------------------------------------------------------------------------------
@@ -247,7 +249,7 @@ def test_a_chain_without_requests_ends_at_once(pair: Pair) -> None:
 
 def outcomes(on: Engine, chains: list[Chain], seed: int = 1) -> list[Sample | BaseException]:
     """Results of chains of which some fail, each by itself."""
-    futures = [on.submit(chain, seed) for chain in chains]
+    futures = [on.submit(chain) for chain in chains]
     on.start()
     return [future.exception(timeout=60) or future.result() for future in futures]
 
@@ -260,7 +262,7 @@ def broken(to: Any, error: BaseException) -> Any:
 
 
 def test_an_error_in_a_chain_is_its_own(pair: Pair) -> None:
-    alone = engine(pair.model).run(power_chains(4), 1)
+    alone = engine(pair.model).run(power_chains(4))
     on = engine(pair.model, slots=3)
     to = prompt(5)
     error = KeyError("mine")
@@ -318,7 +320,7 @@ def test_logits_that_are_not_numbers_fail_one_chain_and_poison_no_other(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys and values of the failed chain are NaN when its pages are lent out again."""
-    alone = engine(pair.model, slots=2).run(power_chains(6), 1)
+    alone = engine(pair.model, slots=2).run(power_chains(6))
     on = engine(pair.model, slots=2)
     plain, calls = pair.model.forward, []
 
@@ -358,7 +360,7 @@ def test_an_error_of_the_engine_reaches_every_future_and_is_not_lost(
     monkeypatch.setattr(pair.model, "forward", forward)
     assert outcomes(on, power_chains(5)) == [error] * 5
     with pytest.raises(RuntimeError, match="has failed") as caught:
-        on.submit(power_chains(1)[0], 1)
+        on.submit(power_chains(1)[0])
     assert caught.value.__cause__ is error
     with pytest.raises(RuntimeError, match="device on fire"):
         on.close()
@@ -372,7 +374,7 @@ def test_run_raises_the_engines_error(pair: Pair, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(pair.model, "forward", forward)
     with pytest.raises(RuntimeError, match="device on fire"):
-        on.run(power_chains(2), 1)
+        on.run(power_chains(2))
 
 
 def test_a_request_that_no_page_will_ever_come_free_for(pair: Pair) -> None:
@@ -401,7 +403,7 @@ def test_a_chain_larger_than_the_pool_is_refused(pair: Pair) -> None:
     with pytest.raises(UserError, match=message):
         run_one(on, request(to), to)
     assert on.counters().kv_pages_used == 0
-    assert len(on.run([Chain(to, single(request(to)), sequences=1)], 0)[0].tokens) == 60
+    assert len(on.run([Chain(to, single(request(to)), sequences=1)])[0].tokens) == 60
 
 
 def test_a_request_longer_than_its_chain_said_fails_where_the_pool_cannot_hold_it(pair: Pair) -> None:
@@ -413,23 +415,23 @@ def test_a_request_longer_than_its_chain_said_fails_where_the_pool_cannot_hold_i
 
 
 def test_a_small_pool_gives_the_same_tokens(pair: Pair) -> None:
-    alone = engine(pair.model, slots=4).run(power_chains(8), 1)
+    alone = engine(pair.model, slots=4).run(power_chains(8))
     on = engine(pair.model, slots=4, num_pages=24)
-    assert [s.tokens for s in on.run(power_chains(8), 1)] == [s.tokens for s in alone]
+    assert [s.tokens for s in on.run(power_chains(8))] == [s.tokens for s in alone]
 
 
 # --- the thread -------------------------------------------------------------------------------------------------------
 
 
 def test_chains_may_come_from_several_threads(pair: Pair) -> None:
-    alone = engine(pair.model).run(power_chains(9), 1)
+    alone = engine(pair.model).run(power_chains(9))
     on = engine(pair.model, slots=4)
     on.start()
     chains, futures = power_chains(9), {}
 
     def hand_in(indices: range) -> None:
         for i in indices:
-            futures[i] = on.submit(chains[i], 1)
+            futures[i] = on.submit(chains[i])
 
     threads = [threading.Thread(target=hand_in, args=(range(k, 9, 3),)) for k in range(3)]
     for thread in threads:
@@ -439,8 +441,8 @@ def test_chains_may_come_from_several_threads(pair: Pair) -> None:
     assert [futures[i].result(timeout=60).tokens for i in range(9)] == [s.tokens for s in alone]
     counters = on.counters()
     assert counters.slots == 4
-    assert counters.generated_tokens == sum(s.chain.generated for s in alone)
-    assert counters.prefilled_tokens == sum(s.chain.prefilled for s in alone)
+    assert counters.generated_tokens == sum(figures(s).generated for s in alone)
+    assert counters.prefilled_tokens == sum(figures(s).prefilled for s in alone)
     assert counters.step_seconds > 0
     on.close()
 
@@ -458,19 +460,19 @@ def test_close_fails_what_is_pending_and_refuses_more(pair: Pair) -> None:
             started.set()
             move += 1
 
-    futures: list[Future[Sample]] = [on.submit(Chain(to, endless()), 0), *(on.submit(c, 0) for c in power_chains(2))]
+    futures: list[Future[Sample]] = [on.submit(Chain(to, endless())), *(on.submit(c) for c in power_chains(2))]
     on.start()
     assert started.wait(60)
     on.close()
     assert all(isinstance(future.exception(timeout=60), EngineClosed) for future in futures)
     with pytest.raises(EngineClosed):
-        on.submit(power_chains(1)[0], 0)
+        on.submit(power_chains(1)[0])
     assert on.counters().kv_pages_used == 0
 
 
 def test_a_cancelled_future_never_starts(pair: Pair) -> None:
     on = engine(pair.model, slots=1)
-    futures = [on.submit(chain, 1) for chain in power_chains(3)]
+    futures = [on.submit(chain) for chain in power_chains(3)]
     assert futures[1].cancel()
     on.start()
     assert futures[0].result(60).tokens
@@ -483,7 +485,7 @@ def test_run_and_start_exclude_each_other(pair: Pair) -> None:
     on = engine(pair.model)
     on.start()
     with pytest.raises(RuntimeError, match="use submit"):
-        on.run([], 0)
+        on.run([])
     with pytest.raises(RuntimeError, match="started already"):
         on.start()
     on.close()

@@ -13,8 +13,9 @@ from evals.config import EngineConfig
 from evals.engine import chain_state
 from evals.engine.engine import Engine
 from evals.engine.model import Model
+from evals.rng import RandomKey
 from evals.samplers import metropolis
-from evals.samplers.candidates import Candidates
+from evals.samplers.candidates import Snis
 from evals.samplers.power import Power
 from evals.samplers.smc import Smc
 from evals.types import Chain
@@ -64,7 +65,7 @@ def engine(network: Qwen2ForCausalLM, law: ToyLM) -> Engine:
 def drawn(engine: Engine, law: ToyLM, sampler: Power, count: int) -> Counter[tuple[int, ...]]:
     prompt = law.prompt()._replace(token_ids=PROMPT_IDS)
     with patch.multiple(metropolis, **UNIFORMS), patch.object(chain_state, "UNIFORMS_AT_ONCE", 8):  # no other numbers
-        samples = engine.run([Chain(prompt, sampler.chain(prompt, RandomKey(SEED, i, 0))) for i in range(count)], SEED)
+        samples = engine.run([Chain(prompt, sampler.chain(prompt, RandomKey(SEED, i, 0))) for i in range(count)])
     audit(engine._pool)
     return Counter(sample.tokens for sample in samples)
 
@@ -78,10 +79,10 @@ def test_the_toy_is_spread_out(law: ToyLM, horizon: int, answers: int) -> None:
 
 
 KINDS = {
-    "nonnull": Power(2.0, 0, num_effective_moves=2),
+    "nonnull": Power(2.0, num_effective_moves=2),
     "entropy": Power(2.0, 2, cuts="entropy"),
     "blocks": Power(2.0, 2, blocks=2),
-    "blocks, nonnull, prefetch": Power(2.0, 0, num_effective_moves=2, blocks=2, prefetch=4),
+    "blocks, nonnull": Power(2.0, num_effective_moves=2, blocks=2),
 }
 
 
@@ -104,7 +105,7 @@ def test_weighted_answers_on_the_engine_approach_p_alpha(engine: Engine, law: To
     for count, answered in ((1, 300), (8, 80), (64, 30)):
         sampler = Snis(2.0, count) if kind == "snis" else Smc(2.0, count, 2, 1, 0.9)
         steps = [sampler.chain(prompt, RandomKey(SEED, i, 0)) for i in range(answered)]
-        samples = engine.run([Chain(prompt, each, sampler.sequences) for each in steps], SEED)
+        samples = engine.run([Chain(prompt, each, sampler.sequences) for each in steps])
         found.append(distance(mean_weights(samples, answers), target))
         audit(engine._pool)
     assert engine.counters().kv_pages_used == 0

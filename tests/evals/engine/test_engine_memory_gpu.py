@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from evals.config import EngineConfig, SamplerConfig, TaskConfig
+from evals.config import EngineConfig, TaskConfig
 from evals.engine.checkpoint import load_model
 from evals.engine.device import release
 from evals.engine.engine import Engine
-from evals.evaluate import make_prompt, make_sampler
+from evals.evaluate import make_prompt
+from evals.rng import RandomKey
+from evals.samplers.power import Power
 from evals.tasks.task import make_task
 from evals.types import Chain, UserError
 from orchestrator.cli import main
@@ -48,7 +50,7 @@ def engine(slots: int | None, max_length: int = LENGTH, **settings: Any) -> Engi
 
 def chains(on: Engine, count: int, moves: int = 4) -> list[Chain]:
     task = make_task(TaskConfig(max_new_tokens=96), 0)
-    sampler = make_sampler(Power(num_moves=moves))
+    sampler = Power(num_moves=moves)
     prompts = [
         make_prompt(task, problem, on.model.tokenizer)
         for problem in load_problems(str(DEMO / "problems.jsonl")).problems[:count]
@@ -81,7 +83,7 @@ def test_a_small_model_gets_all_slots_that_pay_and_stays_under_its_target() -> N
     assert sum(table.values()) == pytest.approx(total, abs=0.05)
     assert table["K/V"] > 0
     assert table["activations"] > 0
-    on.run(chains(on, 24), 3)
+    on.run(chains(on, 24))
     free, _ = torch.cuda.mem_get_info()
     assert 1 - free / GIB / total <= 0.8
     promised = table["context and others"] + table["weights"] + table["K/V"] + table["activations"] + table["graphs"]
@@ -99,7 +101,7 @@ def test_slots_follow_what_is_free(execution: str) -> None:
     on = engine(50_000, execution=execution, target_utilisation=share)
     assert 1 <= on.counters().slots < 50_000
     assert on.notes.splitlines()[-1].startswith("Warning: 50000 slots (POWERSAMPLE_BATCH_SIZE) do not fit; going on")
-    samples = on.run(chains(on, 8), 3)
+    samples = on.run(chains(on, 8))
     assert len(samples) == 8
     assert not on.take_slot_changes()
     free, _ = torch.cuda.mem_get_info()
@@ -112,7 +114,7 @@ def test_a_gpu_that_is_half_full_at_the_start() -> None:
         on = engine(None)
         assert parts(on)["weights"] + parts(on)["context and others"] > 0.49 * total / GIB
         assert on.counters().slots >= 1
-        assert len(on.run(chains(on, 4), 3)) == 4
+        assert len(on.run(chains(on, 4))) == 4
     del on
     release(torch.device("cuda"))
     free, total = torch.cuda.mem_get_info()
@@ -134,7 +136,7 @@ def fill_device() -> list[torch.Tensor]:
 def test_memory_taken_away_while_it_runs() -> None:
     """An allocation from outside leaves nothing: the engine gives back pages, goes on, and answers as if calm."""
     calm = engine(16)
-    expected = calm.run(chains(calm, 24), 3)
+    expected = calm.run(chains(calm, 24))
     del calm
     release(torch.device("cuda"))
     config = EngineConfig(dtype="float32", execution="graphs")
@@ -144,7 +146,7 @@ def test_memory_taken_away_while_it_runs() -> None:
     asked = chains(on, 24)
     release(torch.device("cuda"))
     held = fill_device()
-    found = on.run(asked, 3)
+    found = on.run(asked)
     events = on.take_slot_changes()
     assert [(event.old, event.new) for event in events] == [(16, 8)]
     assert "out of memory" in events[0].reason
@@ -160,7 +162,7 @@ def test_slots_follow_what_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Others take the reserve and more, and leave again: fewer slots, then all of them, the same answers."""
     monkeypatch.setattr("evals.sizing.slots.LOOK_SECONDS", 0.0)
     calm = engine(16, target_utilisation=0.5)
-    expected = calm.run(chains(calm, 48), 3)
+    expected = calm.run(chains(calm, 48))
     assert not calm.take_slot_changes()
     calm.close()
     on = engine(16, target_utilisation=0.5)
@@ -177,7 +179,7 @@ def test_slots_follow_what_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
         real()
 
     monkeypatch.setattr(on, "_advance", advance)
-    found = on.run(chains(on, 48), 3)
+    found = on.run(chains(on, 48))
     changes = on.take_slot_changes()
     assert [(change.old, change.new) for change in changes[:1]] == [(16, 1)], changes
     assert changes[-1].new == on.counters().slots == 16, changes
@@ -198,7 +200,7 @@ def test_memory_that_never_comes_back_ends_in_one_sentence() -> None:
     release(torch.device("cuda"))
     held = fill_device()
     with pytest.raises(UserError, match="no memory left for even one slot"):
-        on.run(asked, 3)
+        on.run(asked)
     assert [event.new for event in on.take_slot_changes()] == [1, 0]
     del held
 

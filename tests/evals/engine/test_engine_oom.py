@@ -15,7 +15,7 @@ import torch
 from evals.engine.device import out_of_memory
 from evals.engine.eager_decoder import EagerDecoder
 from evals.engine.kv_cache import PagePool
-from evals.evaluate import make_sampler
+from evals.rng import RandomKey
 from evals.sizing.slots import fewer_slots
 from evals.types import Cancel, Chain, Drop, Keep, Sample, Submit, UserError
 from orchestrator.cli import main
@@ -111,7 +111,7 @@ def test_handles_outlive_their_pages(pair: Pair, fail: Callable[..., None]) -> N
 
             patch.setattr(EagerDecoder, "step", step)
             on = engine(pair.model, slots=5)
-            on.run([Chain(to, script())], 0)
+            on.run([Chain(to, script())])
             audit(on._pool)
             assert on.counters().kv_pages_used == 0
             assert len(on.take_slot_changes()) == len(calls)
@@ -158,7 +158,7 @@ def test_chains_fail_in_one_sentence_where_not_even_one_slot_fits(pair: Pair, fa
     sampler = KINDS["power"]
     fail("step", range(2, 10**6))
     chains = [Chain(p, sampler.chain(p, RandomKey(1, i, 0))) for i, p in enumerate(prompts)]
-    futures: list[Future[Sample]] = [on.submit(chain, 1) for chain in chains]
+    futures: list[Future[Sample]] = [on.submit(chain) for chain in chains]
     on.start()
     for future in futures:
         with pytest.raises(UserError, match=r"no memory left for even one slot \(CUDA out of memory\. Tried to"):
@@ -177,7 +177,7 @@ def test_other_errors_are_not_taken_for_it(pair: Pair, monkeypatch: pytest.Monke
     on = engine(pair.model)
     to = prompt()
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        on.run([Chain(to, KINDS["power"].chain(to, RandomKey(1, 0, 0)))], 1)
+        on.run([Chain(to, KINDS["power"].chain(to, RandomKey(1, 0, 0)))])
     assert on.take_slot_changes() == []
 
 

@@ -12,9 +12,10 @@ import pytest
 from numpy.typing import ArrayLike
 
 from evals.engine.engine import Engine
-from evals.rng import Purpose, uniform
+from evals.rng import Purpose, RandomKey, uniform
 from evals.stopping import StopStrings
 from evals.types import Bound, Chain, Completion, Request, Submit
+from support.figures import figures
 from support.pages import audit
 from support.tiny_models import (
     VOCABULARY,
@@ -56,7 +57,7 @@ def test_tokens_follow_the_keyed_uniforms(pair: Pair, on: Engine) -> None:
     tokens = list(prefix)
     for token in found.tokens:
         cumulative = np.cumsum(law(pair, tokens))
-        u = uniform(11, (3, 1, 4), len(tokens) - len(to.token_ids), Purpose.TOKEN)
+        u = uniform(RandomKey(11, 3, 1, 4), len(tokens) - len(to.token_ids), Purpose.TOKEN)
         position = np.searchsorted(cumulative, u * cumulative[-1], side="right")
         if position != token:  # the only excuse is an edge of the CDF within rounding
             assert abs(cumulative[min(position, token)] - u) < 1e-5
@@ -172,7 +173,7 @@ def test_a_floor_stops_exactly_where_its_bound_says(kind: Bound) -> None:
     alike: Counter[Bound] = Counter()
     floors = np.linspace(sums[45] - 4, -0.5, 25).tolist()
     stopped = [Chain(to, single(asked._replace(floor=floor, bound=kind))) for floor in floors]
-    for floor, ended in zip(floors, on.run(stopped, 0), strict=True):
+    for floor, ended in zip(floors, on.run(stopped), strict=True):
         predicted = {
             other: next(
                 (n for n in range(1, 50) if sums[n - 1] - bound(other, log_q[: start + n]) < floor),
@@ -180,7 +181,7 @@ def test_a_floor_stops_exactly_where_its_bound_says(kind: Bound) -> None:
             )
             for other in BOUNDS
         }
-        found = ended.chain.completion
+        found = figures(ended).completion
         assert len(found.tokens) == predicted[kind]
         assert found.ended == ("length" if predicted[kind] == 50 else "floor")
         assert found.tokens == whole.tokens[: len(found.tokens)]
@@ -202,7 +203,7 @@ def test_certain_tokens_never_abort_under_the_nonnull_bound() -> None:
     from evals.engine.chain_state import DecodeState
 
     to = prompt(1)
-    slot = DecodeState(request(to, floor=1e9, bound="nonnull"), to, 0)
+    slot = DecodeState(request(to, floor=1e9, bound="nonnull"), to)
     assert slot.add(5, 0.0, 0.0) is None  # q = 1: every move from here is null, G is 0 so far
     assert slot.add(5, math.log(0.5), 0.0) == "floor"
 
@@ -247,7 +248,7 @@ def test_a_parent_that_does_not_start_with_the_prefix(on: Engine) -> None:
         yield [Submit(1, request(to, 5, prefix=wrong, parent=found.handle))]
 
     with pytest.raises(ValueError, match="do not start with the request's prefix"):
-        on.run([Chain(to, script())], 0)
+        on.run([Chain(to, script())])
     assert on.counters().kv_pages_used == 0
 
 
@@ -255,7 +256,7 @@ def test_truncated_requests_share_a_batch_with_others(pair: Pair, on: Engine) ->
     to = prompt(12, max_new=20)
     plain, cut = request(to, alpha=1.0), request(to, alpha=1.0, top_k=2, key=(1, 0, 0))
     alone = [run_one(on, asked, to) for asked in (plain, cut)]
-    both = [found.chain.completion for found in on.run([Chain(to, single(a)) for a in (plain, cut)], 0)]
+    both = [figures(found).completion for found in on.run([Chain(to, single(a)) for a in (plain, cut)])]
     for one, together in zip(alone, both, strict=True):
         assert one.tokens == together.tokens
         np.testing.assert_array_equal(one.log_q, together.log_q)

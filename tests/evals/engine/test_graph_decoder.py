@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 import torch
 
+from evals.rng import RandomKey
+from evals.types import SamplingContext
+
 pytest.importorskip("triton", reason="triton is not installed")
 from evals.engine import batch_state
 from evals.engine.chain_state import DecodeState
 from evals.engine.graph_decoder import GraphDecoder
-from evals.samplers.paper import Paper
 from evals.samplers.power import Power
 from evals.types import Cancel, Chain, Drop, Keep, Prompt, Steps, Submit
 from support import twins
 from support.decoder_cases import answers, assert_same, doubled, lagging, state
+from support.law import paper
 from support.tiny_models import Pair, branching, engine, make, prompt, request, run_one, sample, single
 
 
@@ -34,7 +37,7 @@ def kernels() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pair() -> Pair:
-    return make("llama", seed=1)
+    return make("llama")
 
 
 # --- whole samplers ---------------------------------------------------------------------------------------------------
@@ -43,15 +46,15 @@ def pair() -> Pair:
 @pytest.mark.parametrize(("family", "slots"), [("llama", 1), ("llama", 3), ("llama", 8), ("gemma2", 3)])
 def test_power_chains_get_the_same_answers(family: str, slots: int) -> None:
     """Prompts of 1 to 70 tokens that share pages; EOS, limits, floors, proposals ahead, rewinds and restores."""
-    pair = make(family, seed=1)
+    pair = make(family)
     prompts = branching([1, 5, 16, 17, 40, 41, 70, 33], 33, max_new=24, eos=[2, 3, 4])
 
     def steps(index: int, to: Prompt) -> Steps:
-        return Power(2.0, 8, prefetch=4).chain(to, RandomKey(5, index, 0))
+        return Power(2.0, 8).chain(to, RandomKey(5, index, 0), SamplingContext(4))
 
-    ours = answers(lagging(pair, slots), prompts, steps, seed=5)
-    theirs = answers(engine(pair.model, slots), prompts, steps, seed=5)
-    assert assert_same(pair, ours, theirs, seed=5) > 5 * len(prompts)
+    ours = answers(lagging(pair, slots), prompts, steps)
+    theirs = answers(engine(pair.model, slots), prompts, steps)
+    assert assert_same(pair, ours, theirs) > 5 * len(prompts)
     endings = {found.ended for found in ours.log.values()}
     assert endings >= {"eos", "length", "floor"}
 
@@ -60,10 +63,10 @@ def test_truncated_draws_get_the_same_answers(pair: Pair) -> None:
     prompts = branching([5, 12, 20], 5, max_new=24, eos=[2])
 
     def steps(index: int, to: Prompt) -> Steps:
-        return Paper(2.0, 3, block=8, top_k=5 if index else 0).chain(to, RandomKey(2, index, 0))
+        return paper(8, 2.0, 3, top_k=5 if index else 0).chain(to, RandomKey(2, index, 0))
 
-    ours, theirs = (answers(on, prompts, steps, seed=2) for on in (lagging(pair, 2), engine(pair.model, 2)))
-    assert assert_same(pair, ours, theirs, seed=2) > 20
+    ours, theirs = (answers(on, prompts, steps) for on in (lagging(pair, 2), engine(pair.model, 2)))
+    assert assert_same(pair, ours, theirs) > 20
 
 
 @pytest.mark.parametrize("prefill_tokens", [16, 50, 4096])
@@ -75,8 +78,8 @@ def test_prompts_are_written_in_packed_passes(pair: Pair, prefill_tokens: int) -
     def steps(index: int, to: Prompt) -> Steps:
         return single(request(to, alpha=1.0, key=(index, 0, 0)))
 
-    theirs = answers(engine(pair.model, len(prompts)), prompts, steps, seed=1)
-    assert assert_same(pair, answers(on, prompts, steps, seed=1), theirs, seed=1) == len(prompts)
+    theirs = answers(engine(pair.model, len(prompts)), prompts, steps)
+    assert assert_same(pair, answers(on, prompts, steps), theirs) == len(prompts)
 
 
 # --- what ends requests -----------------------------------------------------------------------------------------------
@@ -110,8 +113,8 @@ def script(index: int, to: Prompt) -> Any:
 def test_scripts_get_the_same_answers(pair: Pair, slots: int, rules: dict[str, Any]) -> None:
     """Exclusion, greedy draws, floors, cancels; stop strings, and more EOS ids than the device knows."""
     prompts = branching([4, 9, 17, 30, 21], 10, max_new=25, **rules)
-    ours, theirs = (answers(on, prompts, script, seed=8) for on in (lagging(pair, slots), engine(pair.model, slots)))
-    assert assert_same(pair, ours, theirs, seed=8) >= 5 * len(prompts)
+    ours, theirs = (answers(on, prompts, script) for on in (lagging(pair, slots), engine(pair.model, slots)))
+    assert assert_same(pair, ours, theirs) >= 5 * len(prompts)
     endings = {found.ended for found in ours.log.values()}
     assert endings >= {"length", "cancelled", "stop" if "stopped" in rules else "eos" if rules else "floor"}
 
@@ -126,17 +129,17 @@ def test_requests_that_give_way_start_again(pair: Pair) -> None:
             _, found = yield operations
             operations = [Drop(found.handle)]
             if next(gaps) == 0:
-                late.extend(on.submit(Chain(to, single(request(to, 9, key=(i, 9, 9)))), 3) for i in range(4))
+                late.extend(on.submit(Chain(to, single(request(to, 9, key=(i, 9))))) for i in range(4))
         return sample()
 
     prompts = branching([9, 20], 4, max_new=20)
     for on in (lagging(pair, 4), engine(pair.model, 4)):
         gaps, late = iter(range(100)), []
-        log = answers(on, prompts, steps, seed=3)
+        log = answers(on, prompts, steps)
         assert on.counters().preempted_requests > 0
         if isinstance(on._decoder, GraphDecoder):
             ours, lates = log, late
-    assert assert_same(pair, ours, log, seed=3) == 10
+    assert assert_same(pair, ours, log) == 10
     for one, other in zip(lates, late, strict=True):
         assert one.result().tokens == other.result().tokens
 
@@ -151,7 +154,7 @@ def test_chains_that_fail_leave_rows_and_pages_to_others(pair: Pair) -> None:
         return False
 
     with pytest.raises(KeyError):
-        on.run([Chain(to._replace(stopped=broken), single(request(to))), Chain(to, single(request(to)))], 1)
+        on.run([Chain(to._replace(stopped=broken), single(request(to))), Chain(to, single(request(to)))])
     assert on.counters().kv_pages_used == 0
     found = run_one(on, request(to), to, 1)
     assert found.tokens == run_one(engine(pair.model), request(to), to, 1).tokens
@@ -163,7 +166,7 @@ def test_chains_that_fail_leave_rows_and_pages_to_others(pair: Pair) -> None:
 def scheduled(on: Any, to: Prompt, max_new: int, eos: int) -> DecodeState:
     """A request in pages of its own, of which the host does not keep up."""
     asked = request(to, max_new, alpha=np.inf)
-    slot = DecodeState(asked, to._replace(eos_ids=frozenset([eos])), 0)
+    slot = DecodeState(asked, to._replace(eos_ids=frozenset([eos])))
     slot.allocation = on._pool.open(None, 0, len(asked.prefix) + max_new)
     on._cache.prepare([slot.allocation])
     return slot
@@ -205,7 +208,7 @@ def test_a_row_that_is_over_stands_still(pair: Pair, by: str) -> None:
 def test_freed_rows_write_to_the_scratch_page_only(pair: Pair) -> None:
     on = lagging(pair, 4)
     to = prompt(5, 20, max_new=10)
-    on.run([Chain(to, single(request(to, 2 + i, key=(i, 0, 0)))) for i in range(4)], 0)
+    on.run([Chain(to, single(request(to, 2 + i, key=(i, 0, 0)))) for i in range(4)])
     decoder: Any = on._decoder
     decoder.step([])
     assert all(idle(state(decoder), row) for row in range(4))

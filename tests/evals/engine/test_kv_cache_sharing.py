@@ -11,8 +11,10 @@ import torch
 from evals.engine.eager_decoder import Chunk, layout, prompt_passes
 from evals.engine.engine import Engine
 from evals.engine.kv_cache import PAGE, PrefixIndex
+from evals.rng import RandomKey
 from evals.samplers.power import Power
 from evals.types import Chain, Completion, Drop, Prompt, Submit
+from support.figures import figures
 from support.pages import audit
 from support.tiny_models import (
     PACKED,
@@ -45,7 +47,7 @@ def beyond(shared: int, lengths: list[int]) -> list[Prompt]:
 def together(on: Engine, prompts: list[Prompt], first: int = 0) -> list[Completion]:
     """Of every prompt an answer, keyed by its place counted from `first`."""
     chains = [Chain(to, single(request(to, key=(i, 0, 0)))) for i, to in enumerate(prompts, first)]
-    return [found.chain.completion for found in on.run(chains, 5)]
+    return [figures(found).completion for found in on.run(chains)]
 
 
 # --- the same bits ----------------------------------------------------------------------------------------------------
@@ -103,9 +105,9 @@ def test_the_prompt_of_several_samples_is_prefilled_once(pair: Pair) -> None:
     to = prompt(1, 100)
     for slots in (4, 2):
         on = engine(pair.model, slots)
-        samples = on.run([Chain(to, Power(2.0, 4).chain(to, RandomKey(1, 7, i))) for i in range(4)], 1)
+        samples = on.run([Chain(to, Power(2.0, 4).chain(to, RandomKey(1, 7, i))) for i in range(4)])
         assert on.counters().prefilled_tokens == 99
-        assert [s.chain.prefilled for s in samples] == [99, 0, 0, 0]
+        assert [figures(s).prefilled for s in samples] == [99, 0, 0, 0]
         assert len({s.tokens for s in samples}) > 1
 
 
@@ -113,9 +115,9 @@ def test_power_chains_prefill_prompts_only(pair: Pair) -> None:
     """No rewind, no restore and no accepted proposal costs a token of prefill."""
     on = engine(pair.model, slots=3)
     prompts = [prompt(i, 5 + 9 * i, max_new=30, eos=[2]) for i in range(8)]
-    samples = on.run([Chain(to, Power(2.0, 12).chain(to, RandomKey(1, i, 0))) for i, to in enumerate(prompts)], 1)
-    assert sum(s.chain.accepted for s in samples) > 5
-    assert sum(s.chain.moves - s.chain.null - s.chain.accepted for s in samples) > 5
+    samples = on.run([Chain(to, Power(2.0, 12).chain(to, RandomKey(1, i, 0))) for i, to in enumerate(prompts)])
+    assert sum(figures(s).accepted for s in samples) > 5
+    assert sum(figures(s).moves - figures(s).null - figures(s).accepted for s in samples) > 5
     assert on.counters().prefilled_tokens == sum(len(to.token_ids) - 1 for to in prompts)
 
 
@@ -132,7 +134,7 @@ def test_candidates_of_one_chain_share_their_prompt(pair: Pair) -> None:
         return sample()
 
     on = engine(pair.model, slots=6, max_length=200)
-    on.run([Chain(to, script())], 5)
+    on.run([Chain(to, script())])
     assert [found[tag].prefilled for tag in range(6)] == [129, 0, 0, 0, 0, 0]
     for tag, one in found.items():
         alone = run_one(engine(pair.model, max_length=200), request(to, 10, key=(0, 0, tag)), to, 5)

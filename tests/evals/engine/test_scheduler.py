@@ -12,6 +12,7 @@ from evals.engine.chain_runner import ChainRunner
 from evals.engine.chain_state import ChainState, DecodeState
 from evals.engine.kv_cache import PAGE, PagePool
 from evals.types import Cancel, Chain, Completion, Drop, Handle, Keep, Operation, Prompt, Request, Sample, Submit
+from support.figures import figures
 from support.pages import audit
 from support.tiny_models import VOCABULARY, prompt, request, sample
 
@@ -31,7 +32,7 @@ class Harness:
         self.speculative = 0
 
     def add(self, script: Script, to: Prompt, sequences: int = 2) -> ChainState:
-        state = ChainState(Chain(to, script, sequences), SEED)
+        state = ChainState(Chain(to, script, sequences))
         self.runner.add(state)
         return state
 
@@ -86,7 +87,7 @@ def token(slot: DecodeState) -> int:
 
 def answer(submitted: Request, to: Prompt) -> tuple[int, ...]:
     """The tokens that a request must draw, however often it is preempted."""
-    slot = DecodeState(submitted, to, SEED)
+    slot = DecodeState(submitted, to)
     while slot.add(token(slot), -0.7, -0.1) is None:
         pass
     return tuple(slot.tokens)
@@ -186,7 +187,7 @@ def wanderers(harness: Harness, seed: int, count: int, needs: Sequence[int] = (2
         full = PagePool.pages_for(0, len(to.token_ids) + to.max_new_tokens)
         sequences = min(rng.choice(needs), harness.pool.capacity // full)
         script = Wanderer(rng.randrange(1 << 30), to, sequences, rng.randint(1, 40)).script()
-        states.append(ChainState(Chain(to, script, sequences), SEED))
+        states.append(ChainState(Chain(to, script, sequences)))
     return states
 
 
@@ -267,7 +268,7 @@ def test_the_youngest_speculative_request_is_preempted_for_a_new_chain_and_the_n
         harness.schedule()
     assert first.primary is first.requests[1]
     harness.run()
-    assert first.future.result().chain.order == [0, 1, 2, 3]
+    assert figures(first.future.result()).order == [0, 1, 2, 3]
 
 
 def test_idle_counts_slots_that_no_chain_waits_for() -> None:
@@ -282,7 +283,7 @@ def test_idle_counts_slots_that_no_chain_waits_for() -> None:
             harness.add(submits(1, to), to)
         harness.draw()
         harness.draw()
-        assert first.future.result().chain.idle == [expected]
+        assert figures(first.future.result()).idle == [expected]
         harness.run()
 
 
@@ -294,7 +295,7 @@ def test_idle_counts_only_new_chains_that_find_their_pages() -> None:
     harness.add(submits(1, to), to)
     harness.draw()
     harness.draw()
-    assert first.future.result().chain.idle == [4]
+    assert figures(first.future.result()).idle == [4]
     harness.run()
 
 
@@ -309,8 +310,8 @@ def test_speculative_requests_do_not_keep_a_new_chain_from_its_pages() -> None:
     harness.schedule()
     assert [running.state is second for running in harness.scheduler.slots] == [False, False, True, True]
     harness.run()
-    assert first.future.result().chain.order == [0, 1, 2, 3]
-    assert second.future.result().chain.order == [0, 1]
+    assert figures(first.future.result()).order == [0, 1, 2, 3]
+    assert figures(second.future.result()).order == [0, 1]
 
 
 def late(to: Prompt, news: list[int], state: int = 0) -> Script:

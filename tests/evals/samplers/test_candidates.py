@@ -4,20 +4,33 @@ Power-SMC as well."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from evals.config import EngineConfig, SamplerConfig
+from evals.config import EngineConfig
 from evals.engine.engine import Engine
 from evals.engine.kv_cache import PrefixIndex
-from evals.evaluate import make_sampler
+from evals.rng import RandomKey
 from evals.samplers.base import pick
-from evals.samplers.candidates import Candidates, by_vote, effective_size, likeliest, log_mean, normalised, systematic
-from evals.samplers.single import Single
-from evals.types import Chain, Completion, Prompt, Sample
+from evals.samplers.candidates import (
+    BestOf,
+    Majority,
+    Snis,
+    effective_size,
+    likeliest,
+    log_mean,
+    normalised,
+    systematic,
+    winner,
+)
+from evals.samplers.registry import sampler_of
+from evals.samplers.single import AtTemperature
+from evals.types import Chain, Completion, Prompt, Sample, Sampler, SamplingContext
 from support import tiny_models
+from support.figures import figures
 from support.pages import audit
 from support.toy import ToyLM
 from support.toy_crowd import Crowd, assert_same, distance, enumerated, mean_weights
@@ -67,32 +80,33 @@ def test_snis_approaches_p_alpha() -> None:
 
 def test_candidate_0_is_the_low_temperature_run() -> None:
     for i in range(50):
-        low = Crowd(SPREAD, seed=7).run(Single(ALPHA), i)
+        low = Crowd(SPREAD, seed=7).run(AtTemperature(1 / ALPHA), i)
         crowd = Crowd(SPREAD, seed=7)
         sample = crowd.run(Snis(ALPHA, 5), i)
         assert sample.weighted[0][0] == low.tokens
         words = [request.key for request in crowd.requests]
         assert len(set(words)) == 5
-        assert sample.chain.generated == crowd.generated
+        assert figures(sample).generated == crowd.generated
         assert crowd.most_held <= 2
 
 
 def test_one_candidate_is_the_low_temperature_run_by_every_rule() -> None:
-    prompt = SPREAD.prompt()._replace(vote=str)
     for i in range(20):
-        low = Crowd(SPREAD, 3).run(Single(ALPHA), i)
-        for rule in ("best_of", "snis", "majority"):
-            assert Crowd(SPREAD, 3).run(Candidates(rule, ALPHA, 1), i, prompt).tokens == low.tokens
+        low = Crowd(SPREAD, 3).run(AtTemperature(1 / ALPHA), i)
+        for sampler in (BestOf(ALPHA, 1), Snis(ALPHA, 1), Majority(1 / ALPHA, 1)):
+            assert Crowd(SPREAD, 3).run(sampler, i, str).tokens == low.tokens
 
 
 def test_best_of_is_the_likeliest() -> None:
     for i in range(200):
         crowd = Crowd(SPREAD, seed=8)
         sample = crowd.run(BestOf(ALPHA, 6), i)
-        drawn = [crowd.run(Single(ALPHA), i).tokens] + [crowd.complete(r).tokens for r in crowd.requests[1:6]]
+        drawn = [crowd.run(AtTemperature(1 / ALPHA), i).tokens] + [
+            crowd.complete(r).tokens for r in crowd.requests[1:6]
+        ]
         log_p = [SPREAD.statistics(answer, 1.0)[0].sum() for answer in drawn]
         assert sample.tokens == drawn[int(np.argmax(log_p))]
-        assert sample.chain.log_p == pytest.approx(max(log_p), abs=1e-12)
+        assert figures(sample).log_p == pytest.approx(max(log_p), abs=1e-12)
         assert sample.weighted == ()
 
 
@@ -104,11 +118,8 @@ def test_of_equally_likely_ones_the_first() -> None:
     assert likeliest([completion((1,), -3.0), completion((2,), -1.0), completion((3,), -1.0)], 1.0) == 1
 
 
-VOTERS = Prompt((1,), 4, frozenset(), vote=lambda tokens: {0: None}.get(tokens[0], str(tokens[0])))
-
-
 @pytest.mark.parametrize(
-    ("drawn", "winner", "votes"),
+    ("drawn", "first", "votes"),
     [
         ([(5, -1.0), (6, -9.0), (6, -9.0)], 1, {"5": 1, "6": 2}),  # votes count before probability
         ([(5, -3.0), (6, -2.0), (5, -3.0), (6, -5.0)], 1, {"5": 2, "6": 2}),  # e^-2 + e^-5 > 2 e^-3
@@ -118,26 +129,27 @@ VOTERS = Prompt((1,), 4, frozenset(), vote=lambda tokens: {0: None}.get(tokens[0
         ([(0, -2.0), (0, -0.1)], 0, {}),  # nobody votes
     ],
 )
-def test_majority(drawn: list[tuple[int, float]], winner: int, votes: dict[str, int]) -> None:
-    choice = by_vote([completion((token,), log_p) for token, log_p in drawn], VOTERS, 1.0)
-    assert choice.index == winner
-    assert choice.info == {"votes": votes}
+def test_majority(drawn: list[tuple[int, float]], first: int, votes: dict[str, int]) -> None:
+    ballots = [str(token) if token else None for token, _ in drawn]
+    assert winner([completion((token,), log_p) for token, log_p in drawn], ballots, 1.0) == (first, votes)
 
 
 def test_majority_over_whole_chains() -> None:
-    prompt = SPREAD.prompt()._replace(vote=lambda tokens: str(len(tokens)) if len(tokens) < 4 else None)
+    def vote(tokens: Sequence[int]) -> str | None:
+        return str(len(tokens)) if len(tokens) < 4 else None
+
     for i in range(100):
         crowd = Crowd(SPREAD, seed=9)
-        sample = crowd.run(Candidates("majority", 1.0, 7), i, prompt)
+        sample = crowd.run(Majority(1.0, 7), i, vote)
         lengths = Counter(len(crowd.complete(request).tokens) for request in crowd.requests[:7])
-        assert sample.chain.votes == {str(n): count for n, count in lengths.items() if n < 4}
-        if sample.chain.votes:
-            assert sample.chain.votes[str(len(sample.tokens))] == max(sample.chain.votes.values())
+        assert figures(sample).votes == {str(n): count for n, count in lengths.items() if n < 4}
+        if figures(sample).votes:
+            assert figures(sample).votes[str(len(sample.tokens))] == max(figures(sample).votes.values())
 
 
 def test_majority_needs_a_rule() -> None:
-    with pytest.raises(ValueError, match=r"Prompt\.vote"):
-        Crowd(SPREAD, 0).run(Candidates("majority", 1.0, 2))
+    with pytest.raises(ValueError, match=r"SamplingContext\.vote"):
+        Crowd(SPREAD, 0).run(Majority(1.0, 2))
 
 
 def test_weights() -> None:
@@ -162,15 +174,21 @@ def test_pick_and_systematic_follow_the_weights() -> None:
     assert np.abs(children - 5 * shares).max() < 1  # and at most rounded
 
 
-@pytest.mark.parametrize("rule", ["best_of", "snis", "majority"])
-def test_the_order_of_arrival_does_not_matter(rule) -> None:
-    prompt = SPREAD.prompt()._replace(vote=lambda tokens: str(sum(tokens)))
+@pytest.mark.parametrize("sampler", [BestOf(2.0, 6), Snis(2.0, 6), Majority(0.5, 6)])
+def test_the_order_of_arrival_does_not_matter(sampler: Sampler) -> None:
     for i in range(20):
         one, *others = (
-            Crowd(SPREAD, 4, order).run(Candidates(rule, 2.0, 6), i, prompt) for order in ("fifo", "lifo", "shuffled")
+            Crowd(SPREAD, 4, order).run(sampler, i, lambda tokens: str(sum(tokens)))
+            for order in ("fifo", "lifo", "shuffled")
         )
         for other in others:
             assert_same(one, other)
+
+
+def begun(sampler: Sampler, prompts: list[Prompt]) -> list[Chain]:
+    context = SamplingContext(vote=lambda tokens: str(tokens[-1]))
+    steps = [sampler.chain(to, RandomKey(1, i, 0), context) for i, to in enumerate(prompts)]
+    return [Chain(to, one, sampler.sequences) for to, one in zip(prompts, steps, strict=True)]
 
 
 ON_THE_ENGINE: list[dict[str, object]] = [
@@ -186,22 +204,20 @@ ON_THE_ENGINE: list[dict[str, object]] = [
 def test_on_the_engine_for_any_number_of_slots(settings: dict[str, object]) -> None:
     """The same answers; every forward row is accounted for; nothing stays held."""
     model = tiny_models.make("llama", seed=1).model
-    sampler = make_sampler(sampler_of(settings | {"num_candidates": 5}))
+    sampler = sampler_of(settings | {"num_candidates": 5})
     results = []
     for slots in (1, 3, 8):
         engine = Engine(model, EngineConfig(), slots=slots, max_length=64, sequences=sampler.sequences)
-        prompts = [
-            tiny_models.prompt(i, 17 + i, max_new=24, eos=[2, 7], vote=lambda tokens: str(tokens[-1])) for i in range(4)
-        ]
-        chains = [Chain(to, sampler.chain(to, RandomKey(1, i, 0)), sampler.sequences) for i, to in enumerate(prompts)]
-        results.append(engine.run(chains, seed=1))
+        prompts = [tiny_models.prompt(i, 17 + i, max_new=24, eos=[2, 7]) for i in range(4)]
+        chains = begun(sampler, prompts)
+        results.append(engine.run(chains))
         audit(engine._pool)
         counters = engine.counters()
         assert counters.kv_pages_used == 0
-        assert counters.generated_tokens == sum(sample.chain.generated for sample in results[-1])
-        assert counters.prefilled_tokens == sum(sample.chain.prefilled for sample in results[-1])
+        assert counters.generated_tokens == sum(figures(sample).generated for sample in results[-1])
+        assert counters.prefilled_tokens == sum(figures(sample).prefilled for sample in results[-1])
     if settings.get("smc_threshold") == 1:
-        assert all(sample.chain.resampled > 0 for sample in results[0])
+        assert all(figures(sample).resampled > 0 for sample in results[0])
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             assert_same(one, two, but=("prefilled",))
@@ -214,26 +230,23 @@ def test_the_prompt_is_computed_once_on_any_number_of_slots(kind: str, monkeypat
     """Of whatever length, with the answers of an engine that shares nothing."""
     model = tiny_models.make("llama", seed=1).model
     rare = {"smc_interval": 7, "smc_ramp": 9, "smc_threshold": 1.0} if kind == "smc" else {}
-    sampler = make_sampler(sampler_of({"kind": kind, "num_candidates": 5} | rare))
-    prompts = [
-        tiny_models.prompt(i, length, max_new=16, eos=[2, 7], vote=lambda tokens: str(tokens[-1]))
-        for i, length in enumerate((1, 12, 17, 65, 90))
-    ]
+    sampler = sampler_of({"kind": kind, "num_candidates": 5} | rare)
+    prompts = [tiny_models.prompt(i, length, max_new=16, eos=[2, 7]) for i, length in enumerate((1, 12, 17, 65, 90))]
 
     def run(slots: int) -> list[Sample]:
         engine = tiny_models.engine(model, slots=slots, max_length=106, num_pages=400)
-        chains = [Chain(to, sampler.chain(to, RandomKey(1, i, 0)), sampler.sequences) for i, to in enumerate(prompts)]
-        samples = engine.run(chains, seed=1)
+        chains = begun(sampler, prompts)
+        samples = engine.run(chains)
         audit(engine._pool)
-        assert engine.counters().prefilled_tokens == sum(sample.chain.prefilled for sample in samples)
+        assert engine.counters().prefilled_tokens == sum(figures(sample).prefilled for sample in samples)
         return samples
 
     with monkeypatch.context() as patch:
         patch.setattr(PrefixIndex, "find", lambda self, tokens: [])
         alone = run(8)
-    assert [sample.chain.prefilled for sample in alone] == [0, 5 * 11, 5 * 16, 5 * 64, 5 * 89]
+    assert [figures(sample).prefilled for sample in alone] == [0, 5 * 11, 5 * 16, 5 * 64, 5 * 89]
     for slots in (1, 3, 8):
         samples = run(slots)
-        assert [sample.chain.prefilled for sample in samples] == [0, 11, 16, 64, 89]
+        assert [figures(sample).prefilled for sample in samples] == [0, 11, 16, 64, 89]
         for one, other in zip(alone, samples, strict=True):
             assert_same(one, other, but=("prefilled",))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from math import exp, fsum, log, log1p
 
 import numpy as np
 import pytest
 
+from evals.rng import RandomKey
 from evals.samplers.base import pick
 from evals.samplers.metropolis import (
     EVERYWHERE,
@@ -19,6 +21,7 @@ from evals.samplers.metropolis import (
 )
 from evals.samplers.paper import PaperKernel
 from evals.samplers.power import Power
+from support.figures import figures
 from support.law import KERNELS, TOYS, decisions, divergence, endings, state_of, target_of, transition_matrix
 from support.toy import ToyEngine, ToyLM
 
@@ -40,9 +43,9 @@ def test_kernel_leaves_p_alpha_invariant(toy: str, alpha: float, kernel: str) ->
 def test_the_last_stage_is_the_whole_kernel() -> None:
     """So that the matrices above are those of the last stage; the stages before it are exact for their own horizons."""
     for effective in (None, 3):
-        sampler = Power(4.0, 5, blocks=4, num_effective_moves=effective)
+        sampler = Power(4.0, blocks=4, num_effective_moves=effective)
         assert sampler.horizons(6) == [2, 3, 5, 6]
-        assert sampler.kernel(6) == sampler._replace(blocks=1).kernel(6)
+        assert sampler.kernel(6) == replace(sampler, blocks=1).kernel(6)
     assert Power(4.0, 5, blocks=9).horizons(3)[-1] == 3
     for horizon in (1, 2, 3):
         stage = TOYS["stop"].at(horizon)
@@ -168,7 +171,7 @@ def test_alpha_one_accepts_up_to_the_length_factor(kernel: str) -> None:
 
 def test_u_is_taken_as_one_minus_a_uniform_so_that_its_log_is_finite() -> None:
     x = state_of(TOYS["eos"], (1, 2, 0), 4.0)
-    found = {Kernel(4).propose(x, 9, (1, 0, move)).log_u for move in range(50)}
+    found = {Kernel(4).propose(x, RandomKey(9, 1, 0, move)).log_u for move in range(50)}
     assert len(found) == 50
     assert max(found) <= 0
     assert min(found) >= log1p(-np.nextafter(1, 0))
@@ -178,15 +181,15 @@ def test_u_is_taken_as_one_minus_a_uniform_so_that_its_log_is_finite() -> None:
 def test_a_move_is_a_pure_function_of_state_and_key(kernel: str) -> None:
     exact = KERNELS[kernel]._replace(horizon=4)
     x = state_of(TOYS["eos"], (1, 2, 0), 4.0)
-    assert exact.propose(x, 9, (1, 0, 5)) == exact.propose(x, 9, (1, 0, 5))
-    assert {exact.propose(x, 9, (1, 0, move)).cut for move in range(60)} == {0, 1, 2}
+    assert exact.propose(x, RandomKey(9, 1, 0, 5)) == exact.propose(x, RandomKey(9, 1, 0, 5))
+    assert {exact.propose(x, RandomKey(9, 1, 0, move)).cut for move in range(60)} == {0, 1, 2}
 
 
 def test_where_nothing_else_can_be_drawn_the_kernel_without_null_moves_stays() -> None:
     model = ToyLM(0, vocabulary=3, horizon=3)
     for logits in model.table.values():
         logits[1:] = -np.inf
-    sample = ToyEngine(model, 1).run(Power(4.0, 0, num_effective_moves=5).chain(model.prompt(), RandomKey(1, 0, 0)))
+    sample = ToyEngine(model, 1).run(Power(4.0, num_effective_moves=5).chain(model.prompt(), RandomKey(1, 0, 0)))
     assert sample.tokens == (0,)
-    assert sample.chain.null == 5
-    assert sample.chain.naive_tokens == 0
+    assert figures(sample).null == 5
+    assert figures(sample).naive_tokens == 0

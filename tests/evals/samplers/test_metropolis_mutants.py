@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from evals.engine.chain_state import DecodeState
+from evals.rng import RandomKey
 from evals.samplers import metropolis, power
 from evals.samplers.base import State, spliced
 from evals.samplers.metropolis import Kernel
@@ -84,8 +85,8 @@ def masked_q_stored(state: State, start: int, completion: Completion) -> State:
     return spliced(state, start, completion._replace(log_q=masked))
 
 
-def coin_shares_the_token_uniform(seed, key, cut, length):
-    return metropolis.uniforms(seed, np.broadcast_to(key, (length - cut, 3)), np.arange(cut, length))
+def coin_shares_the_token_uniform(key, cut, length):
+    return metropolis.uniforms(key.seed, np.broadcast_to(key[1:], (length - cut, 3)), np.arange(cut, length))
 
 
 RIGHT_LIMITS = Kernel.limits
@@ -98,7 +99,7 @@ def capped(self: Kernel, state: State, move):
 CHAINS = {
     "masked q stored": (power, "spliced", masked_q_stored),
     "coin and token share a uniform": (metropolis, "coins", coin_shares_the_token_uniform),
-    "draws not keyed by move": (power, "key", lambda problem, sample, move: (problem, sample, 0)),
+    "draws not keyed by move": (RandomKey, "of", lambda self, move: self),
     "cap at the current length": (Kernel, "limits", capped),
 }
 

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from evals.rng import RandomKey
 from evals.samplers.metropolis import Kernel
 from evals.samplers.paper import Paper
 from evals.samplers.power import Power
-from evals.types import Chain, Sample
-from support.law import TOYS
+from evals.types import Chain, Sample, SamplingContext
+from support.figures import figures
+from support.law import TOYS, paper
 from support.pages import audit
 from support.tiny_models import Pair, engine, make, prompt
 from support.toy import ToyEngine
@@ -18,15 +20,15 @@ from support.toy import ToyEngine
 SAMPLERS: dict[str, Power | Paper] = {
     "plain": Power(2.0, 12),
     "no savings": Power(2.0, 12, False, False),
-    "nonnull": Power(2.0, 0, num_effective_moves=12),
+    "nonnull": Power(2.0, num_effective_moves=12),
     "entropy, blocks": Power(2.0, 6, cuts="entropy", blocks=3),
-    "paper": Paper(2.0, 5, block=2, top_k=0),
+    "paper": paper(2, 2.0, 5, top_k=0),
 }
 
 
 def essence(sample: Sample) -> tuple[Any, ...]:
     """A sample without the figures of discarded work."""
-    info = {name: value for name, value in sample.chain.items() if name != "discarded_tokens"}
+    info = {name: value for name, value in sample.chain.reported().items() if name != "discarded_tokens"}
     return sample.tokens, sample.log_q.tolist(), sample.log_z.tolist(), sample.ended, info, sample.weighted
 
 
@@ -39,20 +41,20 @@ def test_the_same_chain_for_any_prefetch_slots_and_order_of_arrival(toy: str, ki
 
         def run(prefetch: int, slots: int, order: int, problem_id: int = problem_id) -> tuple[Sample, ToyEngine]:
             on = ToyEngine(model, 1, slots, order)
-            chain = SAMPLERS[kind]._replace(prefetch=prefetch).chain(model.prompt(), RandomKey(1, problem_id, 0))
+            chain = SAMPLERS[kind].chain(model.prompt(), RandomKey(1, problem_id, 0), SamplingContext(prefetch))
             return on.run(chain), on
 
         alone, _ = run(0, 1, 0)
-        assert alone.chain.discarded_tokens == 0
+        assert figures(alone).discarded_tokens == 0
         for prefetch, slots, order in [(0, 8, 1), (1, 8, 2), (4, 8, 3), (4, 8, 4), (4, 3, 5), (9, 4, 6), (4, 1, 7)]:
             sample, on = run(prefetch, slots, order)
             assert essence(sample) == essence(alone)
             assert on.most <= min(1 + prefetch, slots)
             assert len(on.held) <= 2 + prefetch
-            assert on.generated <= sample.chain.generated + sample.chain.discarded_tokens
+            assert on.generated <= figures(sample).generated + figures(sample).discarded_tokens
             if not prefetch or slots == 1:
-                assert sample.chain.discarded_tokens == 0
-            discarded += sample.chain.discarded_tokens
+                assert figures(sample).discarded_tokens == 0
+            discarded += figures(sample).discarded_tokens
             most = max(most, on.most)
     assert discarded > 0
     assert most == 5
@@ -61,19 +63,17 @@ def test_the_same_chain_for_any_prefetch_slots_and_order_of_arrival(toy: str, ki
 def test_a_chain_without_idle_slots_plans_every_move_once(monkeypatch: pytest.MonkeyPatch) -> None:
     planned = []
     right = Kernel.propose
-    monkeypatch.setattr(
-        Kernel, "propose", lambda self, x, seed, key: planned.append(key[2]) or right(self, x, seed, key)
-    )
+    monkeypatch.setattr(Kernel, "propose", lambda self, x, key: planned.append(key.move) or right(self, x, key))
     model = TOYS["flat"]
     on = ToyEngine(model, 1, slots=1)
-    on.run(Power(2.0, 30, prefetch=8).chain(model.prompt(), RandomKey(1, 0, 0)))
+    on.run(Power(2.0, 30).chain(model.prompt(), RandomKey(1, 0, 0), SamplingContext(8)))
     assert planned == list(range(1, 31))
     assert on.most == 1
 
 
 def test_a_chain_runs_ahead_only_after_it_heard_of_idle_slots() -> None:
     model = TOYS["flat"]
-    steps = Power(2.0, 9, prefetch=4).chain(model.prompt(), RandomKey(1, 0, 0))
+    steps = Power(2.0, 9).chain(model.prompt(), RandomKey(1, 0, 0), SamplingContext(4))
     on = ToyEngine(model, 1)
     (first,) = steps.send(None)
     arrival = on.complete(first.request, model.prompt())  # type: ignore[union-attr]
@@ -90,9 +90,9 @@ def pair() -> Pair:
 
 REAL: dict[str, Power | Paper] = {
     "plain": Power(2.0, 5),
-    "nonnull, blocks": Power(2.0, 0, num_effective_moves=4, blocks=2),
+    "nonnull, blocks": Power(2.0, num_effective_moves=4, blocks=2),
     "entropy": Power(2.0, 6, cuts="entropy"),
-    "paper": Paper(2.0, 4, block=16, top_k=20),
+    "paper": paper(16, 2.0, 4, top_k=20),
 }
 
 
@@ -104,13 +104,13 @@ def test_the_same_chains_on_the_engine_for_any_slots_and_prefetch(pair: Pair, ki
     results, discarded = [], 0
     for slots, prefetch in [(1, 0), (1, 4), (3, 1), (3, 4), (8, 0), (8, 4)]:
         on = engine(pair.model, slots)
-        sampler = REAL[kind]._replace(prefetch=prefetch)
-        samples = on.run([Chain(to, sampler.chain(to, RandomKey(1, i, 0))) for i, to in enumerate(prompts)], 1)
+        sampler, context = REAL[kind], SamplingContext(prefetch)
+        samples = on.run([Chain(to, sampler.chain(to, RandomKey(1, i, 0), context)) for i, to in enumerate(prompts)])
         results.append([essence(sample) for sample in samples])
         audit(on._pool)
         for to, sample in zip(prompts, samples, strict=True):
-            assert sample.chain.prefilled == len(to.token_ids) - 1, "the prompt, once"
-        discarded += sum(sample.chain.discarded_tokens for sample in samples)
+            assert figures(sample).prefilled == len(to.token_ids) - 1, "the prompt, once"
+        discarded += sum(figures(sample).discarded_tokens for sample in samples)
     for other in results[1:]:
         assert other == results[0]
     assert discarded > 0
@@ -121,6 +121,6 @@ def test_running_ahead_takes_fewer_steps(pair: Pair) -> None:
     to = prompt(1, length=9, max_new=60, eos=[2])
     for prefetch in (0, 4):
         on = engine(pair.model, slots=8)
-        on.run([Chain(to, Power(2.0, 12, prefetch=prefetch).chain(to, RandomKey(1, 5, 0)))], 1)
+        on.run([Chain(to, Power(2.0, 12).chain(to, RandomKey(1, 5, 0), SamplingContext(prefetch)))])
         steps.append(on.counters().steps)
     assert steps[1] < 0.8 * steps[0]

@@ -7,9 +7,11 @@ from math import exp
 import numpy as np
 import pytest
 
-from evals.samplers.base import MAX_SAMPLES, State
-from evals.samplers.single import Single
+from evals.rng import MAX_SAMPLES
+from evals.samplers.base import State
+from evals.samplers.single import AtTemperature
 from evals.samplers.smc import Particle, Smc
+from support.figures import figures
 from support.toy import ToyLM
 from support.toy_crowd import Crowd, assert_same, distance, enumerated, mean_weights
 
@@ -64,9 +66,9 @@ def test_the_normaliser_is_estimated_without_bias(toy: str, ramp: int, interval:
     truth = float(np.sum(q * np.exp(log_w)))
     crowd = Crowd(model, seed=1)
     samples = [crowd.run(Smc(ALPHA, 6, ramp, interval, threshold), i) for i in range(500)]
-    estimates = np.array([exp(sample.chain.log_z_hat) for sample in samples])
+    estimates = np.array([exp(figures(sample).log_z_hat) for sample in samples])
     assert abs(estimates.mean() - truth) < 3 * estimates.std() / len(estimates) ** 0.5
-    assert sum(sample.chain.resampled for sample in samples) > 50
+    assert sum(figures(sample).resampled for sample in samples) > 50
 
 
 @pytest.mark.parametrize("toy", TOYS)
@@ -94,7 +96,7 @@ def test_the_answer_is_drawn_by_weight() -> None:
         assert sum(weights.values()) == pytest.approx(1)
         heaviest = max(weights, key=lambda tokens: weights[tokens])
         gaps.append((sample.tokens == heaviest) - weights[heaviest])
-        assert sample.chain.log_p == pytest.approx(model.statistics(sample.tokens, 1.0)[0].sum())
+        assert figures(sample).log_p == pytest.approx(model.statistics(sample.tokens, 1.0)[0].sum())
     assert abs(np.mean(gaps)) < 4 * np.std(gaps) / len(gaps) ** 0.5
 
 
@@ -125,9 +127,9 @@ def test_particles_without_resampling_are_snis(interval: int) -> None:
         log_w = np.array([TOYS["stop"].statistics(tokens, ALPHA)[1].sum() for tokens, _ in sample.weighted])
         weights = np.exp(log_w - np.logaddexp.reduce(log_w))
         np.testing.assert_allclose([weight for _, weight in sample.weighted], weights, atol=1e-12)
-        assert sample.chain.log_z_hat == pytest.approx(np.logaddexp.reduce(log_w) - np.log(5), abs=1e-12)
-        assert sample.chain.resampled == 0
-        low = Crowd(TOYS["stop"], seed=4).run(Single(ALPHA), i)
+        assert figures(sample).log_z_hat == pytest.approx(np.logaddexp.reduce(log_w) - np.log(5), abs=1e-12)
+        assert figures(sample).resampled == 0
+        low = Crowd(TOYS["stop"], seed=4).run(AtTemperature(1 / ALPHA), i)
         assert sample.weighted[0][0][:interval] == low.tokens[:interval]
 
 
@@ -137,16 +139,16 @@ def test_no_two_draws_share_a_key() -> None:
         sample = crowd.run(Smc(ALPHA, 6, 2, 2, 1.0), i)
         words = [request.key for request in crowd.requests]
         assert len(set(words)) == len(words)
-        assert {word[0] for word in words} == {i}
-        assert sample.chain.generated == crowd.generated
-        assert sample.chain.rounds == 1 + max(word[2] for word in words)
+        assert {word.problem for word in words} == {i}
+        assert figures(sample).generated == crowd.generated
+        assert figures(sample).rounds == 1 + max(word.move for word in words)
         assert crowd.most_held <= Smc(ALPHA, 6, 2, 2, 1.0).sequences
 
 
 def test_particles_are_limited_by_the_words_of_a_key() -> None:
     for count in (0, MAX_SAMPLES + 1):
-        with pytest.raises(ValueError, match="particles"):
-            Crowd(TOYS["eos"], 0).run(Smc(ALPHA, count, 1, 1, 0.5))
+        with pytest.raises(ValueError, match="equal to"):
+            Smc(ALPHA, count, 1, 1, 0.5)
 
 
 @pytest.mark.parametrize("horizon", [1, 2])
@@ -155,7 +157,7 @@ def test_answers_at_once_at_the_horizon(horizon: int) -> None:
     for i in range(20):
         sample = Crowd(model, seed=6).run(Smc(ALPHA, 4, 5, 1, 1.0), i)
         assert model.ended(sample.tokens) == sample.ended
-        assert sample.chain.rounds <= horizon
+        assert figures(sample).rounds <= horizon
 
 
 def test_the_order_of_arrival_does_not_matter() -> None:
@@ -170,7 +172,7 @@ def test_the_order_of_arrival_does_not_matter() -> None:
 def test_the_effective_size_counts_copies_once() -> None:
     """Of 64 particles on an enumerable model many are equal; their weights alone would hide it."""
     model = ToyLM(1, vocabulary=3, horizon=4)
-    info = Crowd(model, 3).run(Smc(2.0, 64, smc_ramp=2, smc_interval=1, smc_threshold=0.9)).chain
+    info = figures(Crowd(model, 3).run(Smc(2.0, 64, smc_ramp=2, smc_interval=1, smc_threshold=0.9)))
     assert info.resampled > 0
     assert info.distinct < 40
     assert info.ess_final <= info.distinct

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from evals.config import EngineConfig, SamplerConfig, TaskConfig
+from evals.config import EngineConfig, TaskConfig
 from evals.record import Record
+from evals.samplers.power import Power
 from evals.types import Problem, UserError, WorkersLost
 from orchestrator.driver.dispatcher import dispatch
 from orchestrator.live.progress import Progress

@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from evals.config import SamplerConfig, TaskConfig
+from evals.config import TaskConfig
 from evals.record import Record
+from evals.samplers.power import Power
 from evals.types import Problem
 from orchestrator.driver.dispatcher import Done, Ready, Work
 from orchestrator.live.metrics import METRICS

@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 
 from demo_training.problems import row
-from evals.config import SamplerConfig, TaskConfig
-from evals.evaluate import make_sampler, prompt_ids
+from evals.config import TaskConfig
+from evals.evaluate import prompt_ids
 from evals.record import Record
+from evals.rng import RandomKey
+from evals.samplers.single import AtTemperature
 from evals.tasks.task import make_task
 from evals.types import Problem, Prompt, Submit, UserError
 from orchestrator import cli

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from evals.config import SamplerConfig, TaskConfig
+from evals.config import TaskConfig
 from evals.record import Record
+from evals.samplers.power import Power
 from evals.types import Problem, WorkersLost
 from orchestrator.analysis.summary import PRIMARY_METRIC, estimate, question_means
 from orchestrator.cluster.stalls import (

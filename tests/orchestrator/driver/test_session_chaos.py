@@ -236,7 +236,7 @@ from orchestrator.cluster import actors, ray_session, stalls
 # of the process that starts the head, as those of a local Ray
 os.environ |= {f"RAY_health_check_{name}": str(value) for name, value in ray_session.HEALTH_CHECK.items()}
 from ray.cluster_utils import Cluster
-from evals.config import SamplerConfig, TaskConfig
+from evals.config import TaskConfig
 from evals.types import Problem, Record
 from orchestrator.settings.config import RunConfig
 from orchestrator.workers.pool import Died, Done, Lost, Work

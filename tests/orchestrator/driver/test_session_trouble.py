@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from evals.config import SamplerConfig, TaskConfig
+from evals.config import TaskConfig
 from evals.engine.engine import EngineCounters
+from evals.samplers.power import Power
 from evals.types import Problem, UserError, WorkersLost
 from orchestrator.cli import main
 from orchestrator.driver.dispatcher import Died, Event, Health, Ready, Work

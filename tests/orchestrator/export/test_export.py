@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from evals.config import SamplerConfig, TaskConfig
+from evals.config import TaskConfig
 from evals.grading.grade import gsm8k
 from evals.record import Record, encode
+from evals.samplers.power import Power
 from evals.tasks.task import make_task
 from evals.types import Problem
 from orchestrator.analysis.load import load_run

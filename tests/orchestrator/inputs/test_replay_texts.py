@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evals.samplers.single import GivenTexts
+from evals.rng import RandomKey
 from evals.types import Prompt, UserError
 from orchestrator.cli import main
 from orchestrator.inputs import preflight

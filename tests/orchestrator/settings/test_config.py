@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from evals.config import READS, SamplerConfig
+from evals.config import READS
+from evals.samplers.power import Power
 from evals.types import Problem, UserError
 from orchestrator.commands.table import make_parser
 from orchestrator.driver.open_runs import run_content
