@@ -127,9 +127,10 @@ def branching(lengths: Sequence[int], shared: int, max_new: int, **rest: Any) ->
 
 
 def request(to: Prompt, max_new: int | None = None, alpha: float = 2.0, **fields: Any) -> Request:
-    """A first request, unless `fields` say otherwise; of its key they give the words, the seed is 0."""
+    """A first request, unless `fields` say otherwise; their key may leave out the seed, which is then 0."""
     fields = {"prefix": to.token_ids, "key": (0, 0, 0), "origin": len(to.token_ids)} | fields
-    key = RandomKey(0, *fields.pop("key"))
+    key = fields.pop("key")
+    key = RandomKey(*key) if len(key) == 4 else RandomKey(0, *key)
     return Request(max_new=max_new or to.max_new_tokens, alpha=alpha, key=key, **fields)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,7 @@ def test_cancel_waiting_and_running(pair: Pair) -> None:
 
 def speculating(to: Prompt, problem: int, ahead: int, moves: int) -> Any:
     """Moves one after the other, `ahead` more of them in flight as if the earlier ones were rejected."""
-    (_, found) = yield [Submit(0, request(to, key=(problem, 0, 0)))]
+    (_, found) = yield [Submit(0, request(to, key=(1, problem, 0, 0)))]
     answer, handle, trace, version = found.tokens, found.handle, [found], 0
     operations: list[Operation] = []
     in_flight: set[int] = set()
@@ -170,7 +171,7 @@ def speculating(to: Prompt, problem: int, ahead: int, moves: int) -> Any:
             if later not in in_flight and later not in done:
                 cut = later * 7 % len(answer)
                 asked = request(
-                    to, to.max_new_tokens - cut, prefix=to.token_ids + answer[:cut], key=(problem, 0, later)
+                    to, to.max_new_tokens - cut, prefix=to.token_ids + answer[:cut], key=(1, problem, 0, later)
                 )  # fmt: skip
                 operations.append(Submit((version, later), asked._replace(parent=handle)))
                 in_flight.add(later)
@@ -241,7 +242,7 @@ def test_a_chain_without_requests_ends_at_once(pair: Pair) -> None:
             yield []
         return sample(answer=42)
 
-    assert engine(pair.model).run([Chain(prompt(), script())])[0].chain == {"answer": 42}
+    assert engine(pair.model).run([Chain(prompt(), script())])[0].chain == SimpleNamespace(answer=42)
 
 
 # --- what fails -------------------------------------------------------------------------------------------------------

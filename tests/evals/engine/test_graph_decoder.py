@@ -76,7 +76,7 @@ def test_prompts_are_written_in_packed_passes(pair: Pair, prefill_tokens: int) -
     on = lagging(pair, slots=len(prompts), prefill_tokens=prefill_tokens)
 
     def steps(index: int, to: Prompt) -> Steps:
-        return single(request(to, alpha=1.0, key=(index, 0, 0)))
+        return single(request(to, alpha=1.0, key=(8, index, 0, 0)))
 
     theirs = answers(engine(pair.model, len(prompts)), prompts, steps)
     assert assert_same(pair, answers(on, prompts, steps), theirs) == len(prompts)
@@ -87,7 +87,9 @@ def test_prompts_are_written_in_packed_passes(pair: Pair, prefill_tokens: int) -
 
 def script(index: int, to: Prompt) -> Any:
     """All that a chain can ask for, in one that goes on whatever comes."""
-    operations: list[Any] = [Submit(tag, request(to, key=(index, tag, 0), alpha=(1.0, np.inf)[tag])) for tag in (0, 1)]
+    operations: list[Any] = [
+        Submit(tag, request(to, key=(8, index, tag, 0), alpha=(1.0, np.inf)[tag])) for tag in (0, 1)
+    ]
     ended: dict[Any, Any] = {}
     while len(ended) < 2:
         tag, found = yield operations
@@ -95,16 +97,16 @@ def script(index: int, to: Prompt) -> Any:
     first, tokens = ended[0], to.token_ids + ended[0].tokens
     cut = len(to.token_ids) + len(first.tokens) // 2
     fields = {"prefix": tokens[:cut], "parent": first.handle}
-    second = request(to, key=(index, 2, 0), exclude=tokens[min(cut, len(tokens) - 1)], **fields)
+    second = request(to, key=(8, index, 2, 0), exclude=tokens[min(cut, len(tokens) - 1)], **fields)
     (_, found) = yield [Drop(ended[1].handle), Submit(2, second)]
-    low = request(to, key=(index, 3, 0), floor=-3.0, **fields)
-    long = request(to, key=(index, 4, 0), **fields)
+    low = request(to, key=(8, index, 3, 0), floor=-3.0, **fields)
+    long = request(to, key=(8, index, 4, 0), **fields)
     (tag, other) = yield [Drop(found.handle), Submit(3, low), Submit(4, long)]
     # whichever is later is given up in its last step
     tag, late = yield [Cancel(7 - tag)]
     assert late.ended == "cancelled"
     yield [Keep(other.handle)]
-    (_, found) = yield [Submit(5, request(to, 1, key=(index, 5, 0), prefix=tokens[: cut - 1], parent=other.handle))]
+    (_, found) = yield [Submit(5, request(to, 1, key=(8, index, 5, 0), prefix=tokens[: cut - 1], parent=other.handle))]
     return sample(found)
 
 
@@ -124,7 +126,7 @@ def test_requests_that_give_way_start_again(pair: Pair) -> None:
     gaps = iter(range(100))
 
     def steps(index: int, to: Prompt) -> Any:
-        operations: list[Any] = [Submit(tag, request(to, 8 + tag, key=(index, tag, 0))) for tag in range(5)]
+        operations: list[Any] = [Submit(tag, request(to, 8 + tag, key=(8, index, tag, 0))) for tag in range(5)]
         for _ in range(5):
             _, found = yield operations
             operations = [Drop(found.handle)]

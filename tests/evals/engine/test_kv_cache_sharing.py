@@ -137,7 +137,7 @@ def test_candidates_of_one_chain_share_their_prompt(pair: Pair) -> None:
     on.run([Chain(to, script())])
     assert [found[tag].prefilled for tag in range(6)] == [129, 0, 0, 0, 0, 0]
     for tag, one in found.items():
-        alone = run_one(engine(pair.model, max_length=200), request(to, 10, key=(0, 0, tag)), to, 5)
+        alone = run_one(engine(pair.model, max_length=200), request(to, 10, key=(0, 0, tag)), to)
         assert alone.log_q.tobytes() == one.log_q.tobytes()
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from evals.grading.numeric import asks_percent, flexible, gold_text, numeric, strict
 from evals.stopping import cut
-from evals.types import Problem, UserError
+from evals.types import Grade, Problem, UserError
 from support.places import ROOT
 from support.shared_data import GSM8K_TEST, GSM8K_TRAIN, SHARED, needs_shared
 
@@ -134,7 +134,7 @@ def test_flexible_keeps_its_faults(gold: str, text: str, answer: str | None, cor
 )
 def test_numeric_accepts(gold: str, text: str) -> None:
     grade = numeric(text, problem(gold))
-    assert grade == (True, gold, "number")
+    assert grade == Grade(True, gold)
 
 
 @pytest.mark.parametrize(

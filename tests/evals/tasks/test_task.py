@@ -4,7 +4,7 @@ import pytest
 
 from evals.config import TaskConfig
 from evals.tasks.task import make_task
-from evals.types import Message, Problem, UserError
+from evals.types import Grade, Message, Problem, UserError
 
 TRAIN = [Problem(i, f"What is {i} + {i}?", f"{i}+{i}=<<{i}+{i}={2 * i}>>{2 * i}\n#### {2 * i}") for i in range(40)]
 ASKED = [Problem(i, f"What is {i} times  3?", f"#### {3 * i}") for i in range(200)]
@@ -69,6 +69,6 @@ def test_too_few_examples_are_refused() -> None:
 def test_scores_are_named_and_keep_their_evidence() -> None:
     grades = make_task(TaskConfig(), 0).grade(ASKED[6], "6*3=18.00\n#### 18.00")
     assert list(grades) == ["strict", "flexible", "numeric"]
-    assert grades["strict"] == (False, "18.00", "number")
-    assert grades["flexible"] == (False, "18.00", "number")
-    assert grades["numeric"] == (True, "18.00", "number")
+    assert grades["strict"] == Grade(False, "18.00", "number")
+    assert grades["flexible"] == Grade(False, "18.00", "number")
+    assert grades["numeric"] == Grade(True, "18.00", "number")
