@@ -2,7 +2,8 @@
 
 Means are over questions; with several samples per question the value of a question is the mean of its samples. Normal
 approximations and clusters follow Miller, Adding Error Bars to Evals (arXiv 2411.00640): where `groups` [n] names the
-template that each question was made from, only templates are independent.
+template that each question was made from, only templates are independent. scipy.stats takes most of a second to import
+and is imported where it is used, in reports.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from math import comb, nan, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -89,16 +90,14 @@ def quantile95(groups: Sequence[str]) -> float:
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927), to print for one sample per question; (0, 1) for n = 0.
+    """95 % interval of a proportion (Wilson 1927), to print for one sample per question.
 
-    Raises ValueError unless 0 <= successes <= n.
+    Raises ValueError unless 0 <= successes <= n and n > 0.
     """
-    if not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n}")
-    centre = successes + Z95**2 / 2
-    half = Z95 * sqrt(successes * (n - successes) / n + Z95**2 / 4) if n else centre
-    low, high = (centre - half) / (n + Z95**2), (centre + half) / (n + Z95**2)
-    return low if successes else 0.0, high if successes < n else 1.0  # exactly, whatever is rounded
+    from scipy.stats import binomtest
+
+    low, high = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(low), float(high)
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, groups: Sequence[str] = ()) -> Difference:
@@ -122,10 +121,11 @@ def paired_difference(a: ArrayLike, b: ArrayLike, groups: Sequence[str] = ()) ->
 def mcnemar_exact(only_a: int, only_b: int) -> float:
     """Two-sided p of the exact McNemar test, from the numbers of questions that only A and only B got right.
 
-    p = min(1, 2 P[Bin(only_a + only_b, 1/2) <= the smaller one]), exact in integers.
+    p = min(1, 2 P[Bin(only_a + only_b, 1/2) <= the smaller one]).
     """
-    n = only_a + only_b
-    return min(1.0, 2 * sum(comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n)
+    from scipy.stats import binom
+
+    return min(1.0, 2 * float(binom.cdf(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def sign_flip(differences: ArrayLike) -> float:
@@ -134,20 +134,25 @@ def sign_flip(differences: ArrayLike) -> float:
     Over all patterns of signs if there are at most NUM_FLIPS, else (1 + hits) / (NUM_FLIPS + 1) over random ones
     from a fixed seed. For differences of -1, 0 and 1 it tests the same as `mcnemar_exact`.
     """
+    from scipy.stats import monte_carlo_test, permutation_test
+
     values = np.asarray(differences, dtype=np.float64)
-    sizes = np.sort(np.abs(values[values != 0]))  # sorted: p must not depend on the order of the questions
-    n = len(sizes)
-    least = abs(values.sum()) - 1e-9
+    values = values[values != 0]
+    if (n := len(values)) < 2:
+        return 1.0
+    sizes: NDArray[np.float64] = np.sort(np.abs(values))  # sorted: p must not depend on the order of the questions
+    rng = np.random.default_rng(0)
 
-    def hits(negative: NDArray[np.integer]) -> int:
-        return int(np.sum(np.abs(sizes.sum() - 2 * (negative @ sizes)) >= least))
+    def distance(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+        return np.abs(values.sum(axis)).round(9)  # so that ties are ties
 
+    def flipped(size: tuple[int, ...]) -> NDArray[np.float64]:
+        return sizes * (2.0 * rng.integers(0, 2, size, dtype=np.int8) - 1)
+
+    how: dict[str, Any] = {"vectorized": True, "n_resamples": NUM_FLIPS, "alternative": "greater"}
     if 2**n <= NUM_FLIPS:
-        return hits(np.arange(2**n)[:, None] >> np.arange(n) & 1) / 2**n
-    rng, block = np.random.default_rng(0), max(1, FLIPS_AT_ONCE // n)
-    sizes_of_blocks = [min(block, NUM_FLIPS - start) for start in range(0, NUM_FLIPS, block)]
-    num_hits = sum(hits(rng.integers(0, 2, size=(rows, n), dtype=np.int8)) for rows in sizes_of_blocks)
-    return (1 + num_hits) / (NUM_FLIPS + 1)
+        return float(permutation_test((values,), distance, permutation_type="samples", **how).pvalue)
+    return float(monte_carlo_test(values, flipped, distance, batch=max(1, FLIPS_AT_ONCE // n), **how).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
