@@ -23,7 +23,7 @@ from evals.grading.numeric import (
     numeric,
     strict,
 )
-from evals.grading.symbolic import judge
+from evals.grading.symbolic import equal
 from evals.types import Grade, Problem
 
 Scores = Callable[[str, Problem, bool], dict[str, Grade]]
@@ -61,7 +61,7 @@ def settled(grade: Grade, gold: str) -> Grade:
     """The grade with a symbolic verdict if its kind is `complex`; a percentage among those is wrong in any case."""
     if grade.kind != "complex" or grade.answer is None or "%" in grade.answer or "percent" in grade.answer:
         return grade
-    return judged(judge().equal(gold.replace(",", ""), grade.answer.rstrip(". ")), grade.answer)
+    return judged(equal(gold.replace(",", ""), grade.answer.rstrip(". ")), grade.answer)
 
 
 def judged(right: bool | None, answer: str) -> Grade:
@@ -69,11 +69,11 @@ def judged(right: bool | None, answer: str) -> Grade:
     return Grade(bool(right), answer, "undecided" if right is None else "complex")
 
 
-def formula(text: str, gold: str, equal: Callable[[str, str], bool | None]) -> Grade:
+def formula(text: str, gold: str) -> Grade:
     """Grade whether the final answer of `text`, looked for where `numeric` looks, equals `gold`, a number or LaTeX.
 
     The same spelling is right; two numbers are compared exactly, and a percentage is right only where the gold is one;
-    for all else `equal` (gold, answer) decides.
+    all else math-verify decides.
     """
     segment = final_text(text)
     if segment is None:
@@ -102,7 +102,7 @@ FORMATS: Mapping[str, Format] = MappingProxyType(
     {
         "gsm8k": Format(gsm8k, number_vote, "worked answer, #### number", golds="number"),
         "math": Format(
-            alone(lambda text, gold: formula(text, gold, judge().equal)),  # comparing strings would mean nothing
+            alone(formula),  # comparing strings would mean nothing
             formula_vote,
             "the answer alone, a number or LaTeX, judged by math-verify",
         ),

@@ -1,28 +1,29 @@
 """Formulas judged in a process of its own: verdicts, hard limits, crashes, absence, and what a grade then says."""
 
+import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from evals.grading import grade as grading
-from evals.grading.symbolic import Judge
+from evals.grading import symbolic
 from evals.types import Problem
+from support.places import ROOT
 
 pytest.importorskip("math_verify", reason="math-verify is not installed")
 
 
-@pytest.fixture(scope="module")
-def judge() -> Iterator[Judge]:
-    one = Judge(seconds=30)
-    yield one
-    one.close()
-
-
 @pytest.fixture(autouse=True)
-def one_judge(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grading, "judge", lambda: judge)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symbolic, "SECONDS", 30.0)  # the machine may be busy
 
 
 def scores(gold: str, text: str) -> tuple[bool, str]:
@@ -69,42 +70,104 @@ def test_complex_answers_to_numbers(gold: str, text: str, expected: tuple[bool, 
         ("5", "no idea", False),
     ],
 )
-def test_golds_in_latex(gold: str, text: str, right: bool, judge: Judge) -> None:
-    assert grading.formula(text, gold, judge.equal).correct == right
+def test_golds_in_latex(gold: str, text: str, right: bool) -> None:
+    assert grading.formula(text, gold).correct == right
     assert list(grading.FORMATS["math"].scores(text, Problem(0, "?", f"#### {gold}"), False)) == ["numeric"]
 
 
-HANG = """
-import signal, sys, time
-signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGTERM])
-print("ready", flush=True)
-for line in sys.stdin:
-    if "hang" in line:
+def stand_in(gold: str, answer: str) -> bool | None:
+    """What the process does in place of asking math-verify."""
+    if answer == "hang":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM, signal.SIGTERM])
         time.sleep(600)
-    if "die" in line:
-        sys.exit(3)
-    print("undecided" if "raise" in line else "right", flush=True)
-"""
+    if answer == "die":
+        os._exit(3)
+    return bool(os.getpid())
 
 
-def test_one_that_hangs_dies_or_raises_is_undecided_and_costs_no_other_its_verdict() -> None:
-    judge = Judge(seconds=0.5, command=(sys.executable, "-c", HANG))
-    assert judge.equal("1", "1") is True
+def children() -> set[int]:
+    """The processes that compare formulas for this one, dead ones that nobody has asked after included."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with suppress(OSError):
+            if f"\nPPid:\t{os.getpid()}\n" in status.read_text():
+                command = (status.parent / "cmdline").read_text()
+                found |= {int(status.parent.name)} if "resource_tracker" not in command else set()
+    return found
+
+
+@pytest.fixture
+def others() -> Iterator[set[int]]:
+    """The children of this process when none of them compares formulas."""
+    symbolic.close()
+    yield children()
+    symbolic.close()
+
+
+def test_one_that_hangs_or_dies_is_undecided_and_costs_no_other_its_verdict(
+    others: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(symbolic, "verdict", stand_in)
+    monkeypatch.setattr(symbolic, "SECONDS", 0.5)
+    assert symbolic.equal("1", "1") is True
+    (first,) = children() - others
     began = time.monotonic()
-    assert judge.equal("1", "hang") is None
+    assert symbolic.equal("1", "hang") is None
     assert time.monotonic() - began < 5
-    assert judge.equal("1", "1") is True
-    assert judge.equal("1", "die") is None
-    assert judge.equal("1", "1") is True
-    assert judge.equal("1", "raise") is None
-    assert judge.equal("1", "1") is True
-    judge.close()
+    assert symbolic.equal("1", "1") is True
+    assert symbolic.equal("1", "die") is None
+    assert symbolic.equal("1", "1") is True
+    (last,) = children() - others
+    assert first != last, "no process is left behind"
 
 
-def test_without_the_checker_an_answer_is_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = Judge(command=(sys.executable, "-c", "import no_such_module"))
-    assert absent.equal("9", "18/2") is None
-    monkeypatch.setattr(grading, "judge", lambda: absent)
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_killed_process_is_replaced(busy: bool, others: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert symbolic.equal("9", "18/2") is True
+    (process,) = children() - others
+    if busy:
+        monkeypatch.setattr(symbolic, "verdict", stand_in)
+        Timer(0.5, os.kill, (process, signal.SIGKILL)).start()
+        assert symbolic.equal("1", "hang") is None
+        monkeypatch.undo()
+    else:
+        os.kill(process, signal.SIGKILL)
+    verdicts = [symbolic.equal("9", "18/2") for _ in range(3)]
+    assert verdicts[1:] == [True, True]
+    assert verdicts[0] in (True, None), "the first may have been asked of the dead one"
+    assert process not in children()
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "os._exit(0)", ""])
+def test_the_process_ends_with_its_parent(end: str) -> None:
+    program = f"""
+import multiprocessing, os, signal
+from evals.grading.symbolic import equal
+equal("9", "18/2")
+print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+{end}
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    (process,) = map(int, done.stdout.split())
+    until = time.monotonic() + 10
+    while Path(f"/proc/{process}").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{process}").exists()
+    assert end or not done.stderr
+
+
+def test_threads_ask_at_the_same_time_and_no_text_raises() -> None:
+    with ThreadPoolExecutor(4) as threads:
+        answers = ["18/2", "8", "\ud800", "\x00", "}{", "18/2"]
+        assert list(threads.map(symbolic.equal, ["9"] * 6, answers)) == [True, False, False, False, False, True]
+
+
+def test_without_the_checker_an_answer_is_undecided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "math_verify.py").write_text("raise ImportError")
+    symbolic.close()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert symbolic.equal("9", "18/2") is None
     assert scores("9", r"\boxed{\frac{18}{2}}") == (False, "undecided")
     assert scores("9", r"\boxed{9}") == (True, "number")
-    assert grading.formula(r"\boxed{x+1}", "1 + x", absent.equal).kind == "undecided"
+    assert grading.formula(r"\boxed{x+1}", "1 + x").kind == "undecided"
+    symbolic.close()
