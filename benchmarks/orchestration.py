@@ -74,7 +74,7 @@ def sleeper() -> type:
             return {"pid": os.getpid()}
 
         def solve(self, work: Work) -> Record:
-            seconds = float(work.problem.answer)
+            seconds = float(work.problem.solution)
             if seconds:
                 time.sleep(seconds)
             scores = {name: Grade(True, "4") for name in ("strict", "numeric")}
@@ -147,7 +147,7 @@ class DueWorkerPool:
         return self.number - len(self.due)
 
     def submit(self, work: Work) -> None:
-        heapq.heappush(self.due, (time.monotonic() + float(work.problem.answer), work.problem.problem_id, work))
+        heapq.heappush(self.due, (time.monotonic() + float(work.problem.solution), work.problem.problem_id, work))
 
     def request_health(self) -> set[str]:
         return set()

@@ -45,15 +45,28 @@ class WorkersLost(Exception):  # noqa: N818 - it says what happened
 
 
 class Problem(NamedTuple):
-    """One row of a data set in GSM8K's format."""
+    """One row of a data set: a question, a worked solution for whoever shows one, and the gold for the graders."""
 
     problem_id: int
     """Row in the data set; enters every random key, so it never depends on a limit or an order."""
     question: str
-    answer: str
-    """The worked solution as the data set has it, `#### gold` included."""
+    solution: str = ""
+    """As the data set has it, in GSM8K's form: reasoning, then `#### gold`. Empty where nothing is graded."""
+    gold: str = ""
+    """The right answer alone, without white space around it."""
     group: str | None = None
     """Shared by problems made from one template, if the data set says so: they are no independent evidence."""
+
+    @classmethod
+    def from_answer(cls, problem_id: int, question: str, answer: str, group: str | None = None) -> Problem:
+        """The problem whose data set answers it by a solution that ends in `#### gold`, or by the gold alone."""
+        solution = answer if "####" in answer else f"#### {answer.strip()}"
+        return cls(problem_id, question, solution, solution.rpartition("####")[2].strip(), group)
+
+    @property
+    def reasoning(self) -> str:
+        """The solution without its `#### gold`."""
+        return self.solution.rpartition("####")[0].strip()
 
 
 Message = dict[str, str]

@@ -18,7 +18,6 @@ from evals.grading.numeric import (
     extract,
     final_text,
     flexible,
-    gold_text,
     number_vote,
     numeric,
     strict,
@@ -46,15 +45,15 @@ class Format(NamedTuple):
 def gsm8k(text: str, problem: Problem, cot: bool) -> dict[str, Grade]:
     """Scores of a worked answer; `cot`: `strict` looks for "The answer is", as lm-eval's chain-of-thought tasks do."""
     return {
-        "strict": strict(text, problem.answer, cot),
-        "flexible": flexible(text, problem.answer),
-        "numeric": settled(numeric(text, problem), gold_text(problem)),
+        "strict": strict(text, problem.solution, cot),
+        "flexible": flexible(text, problem.solution),
+        "numeric": settled(numeric(text, problem), problem.gold),
     }
 
 
 def alone(grader: Callable[[str, str], Grade]) -> Scores:
     """Scores of a format with one grader of (text, gold), under the name `numeric`."""
-    return lambda text, problem, cot: {"numeric": grader(text, gold_text(problem))}
+    return lambda text, problem, cot: {"numeric": grader(text, problem.gold)}
 
 
 def settled(grade: Grade, gold: str) -> Grade:

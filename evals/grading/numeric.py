@@ -56,13 +56,16 @@ class Found(NamedTuple):
 
 
 def numeric(text: str, problem: Problem) -> Grade:
-    """Grade whether the final answer of `text` (cut at its stop string) is the number after `####` in the solution.
+    """Grade whether the final answer of `text` (cut at its stop string) is the problem's gold.
 
     The grade's answer is the number without commas and currency, or what stands in its place if `several` or `complex`.
-    A percentage counts only if the problem asks for one. Raises UserError if the problem's own answer is no number.
+    A percentage counts only if the problem asks for one. Raises UserError if the gold is no number.
     """
+    gold = NUMBER.fullmatch(problem.gold)
+    if gold is None:
+        raise UserError(f"Problem {problem.problem_id}: the gold is {problem.gold!r}, not a number; correct the data.")
     answer = extract(text)
-    correct = answer.value == gold(problem) and (not answer.percent or asks_percent(problem))
+    correct = answer.value == value(gold) and (not answer.percent or asks_percent(problem))
     return Grade(correct, answer.shown, answer.kind)
 
 
@@ -76,31 +79,14 @@ def number_vote(text: str) -> str | None:
     return ("0" if not answer.value else digits) + ("%" if answer.percent else "")
 
 
-def gold(problem: Problem) -> Decimal:
-    """The number after `####` in the problem's solution. Raises UserError if there is none."""
-    written = gold_text(problem)
-    match = NUMBER.fullmatch(written)
-    if match is None:
-        raise UserError(
-            f"Problem {problem.problem_id}: the answer after '####' is {written!r}, not a number; correct the data."
-        )
-    return value(match)
-
-
 def asks_percent(problem: Problem) -> bool:
-    """Whether the answer is a percentage, by the solution's last line before `####` or the question's last sentence."""
-    solution = problem.answer.rpartition("####")[0].rstrip()
-    last_line = solution.rpartition("\n")[2]
-    plain, written = last_line.replace(",", ""), gold_text(problem).replace(",", "")
+    """Whether the answer is a percentage, by the last line of the reasoning or the question's last sentence."""
+    last_line = problem.reasoning.rpartition("\n")[2]
+    plain, written = last_line.replace(",", ""), problem.gold.replace(",", "")
     if re.search(rf"(?<![\d.]){re.escape(written)}\s?(?:%|percent\b)", plain):
         return True
     sentences = [part for part in re.split(r"(?<=[.!?])\s+", problem.question.strip()) if part]
     return bool(sentences) and "percent" in sentences[-1].lower()
-
-
-def gold_text(problem: Problem) -> str:
-    """What stands after the last `####` of the problem's solution; all of it where there is none."""
-    return problem.answer.rpartition("####")[2].strip()
 
 
 def extract(text: str) -> Found:
@@ -213,27 +199,28 @@ def value(match: re.Match[str]) -> Decimal:
     return Decimal(sign + match[3].replace(",", ""))
 
 
-def strict(text: str, answer: str, cot: bool = False) -> Grade:
+def strict(text: str, solution: str, cot: bool = False) -> Grade:
     """lm-eval's `strict-match`: the first number after `#### ` (`cot`: `The answer is `) is the gold string.
 
-    `text` is the answer, already cut at its stop string; `answer` is the data set's solution, `#### gold` included.
+    `text` is the answer, already cut at its stop string; lm-eval compares with the whole solution, `#### gold` at its
+    end, as `normalised` cuts it.
     The grade's answer is the extracted string, None where lm-eval says `[invalid]`.
     """
     match = (COT_STRICT if cot else STRICT).search(text)
-    return compared(match[1] if match else None, answer)
+    return compared(match[1] if match else None, solution)
 
 
-def flexible(text: str, answer: str) -> Grade:
+def flexible(text: str, solution: str) -> Grade:
     """lm-eval's `flexible-extract`: as `strict`, for the last thing in the text that looks like a number."""
     matches = list(FLEXIBLE.finditer(text))
-    return compared(matches[-1][0] if matches else None, answer)
+    return compared(matches[-1][0] if matches else None, solution)
 
 
-def compared(extracted: str | None, answer: str) -> Grade:
+def compared(extracted: str | None, solution: str) -> Grade:
     """The grade of an extracted string, `strict` and `flexible` alike."""
     if extracted is None:
         return Grade(False, None, "none")
-    return Grade(normalised(extracted) == normalised(answer), extracted, "number")
+    return Grade(normalised(extracted) == normalised(solution), extracted, "number")
 
 
 def normalised(text: str) -> str:

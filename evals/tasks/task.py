@@ -105,8 +105,7 @@ def make_task(config: TaskConfig, seed: int, train_problems: Sequence[Problem] =
 
 def values(problem: Problem) -> dict[str, str]:
     """The values of the names in a form."""
-    reasoning, _, number = problem.answer.rpartition("####")
-    return {"q": problem.question, "a": problem.answer, "r": reasoning.strip(), "n": number.strip()}
+    return {"q": problem.question, "a": problem.solution, "r": problem.reasoning, "n": problem.gold}
 
 
 def shuffled(problems: Sequence[Problem], seed: int, problem_id: int) -> Iterator[Problem]:

@@ -67,12 +67,11 @@ def check(row: Any, where: str, number: int, form: Format) -> dict[str, Any]:
     for name, text in texts.items():
         if not isinstance(text, str) or SURROGATE.search(text):
             raise UserError(f"{where}: {name!r} must be a text of whole characters; rows are {FORM}.")
-    problem = Problem(number, texts["question"], wanted if "####" in wanted else f"#### {wanted.strip()}")
-    written = problem.answer.rpartition("####")[2].strip()
-    if not written:
+    problem = Problem.from_answer(number, texts["question"], wanted)
+    if not problem.gold:
         raise UserError(f"{where}: 'gold' has no answer in it; rows are {FORM}.")
-    if form.golds == "number" and not NUMBER.fullmatch(written):
+    if form.golds == "number" and not NUMBER.fullmatch(problem.gold):
         raise UserError(
-            f"{where}: the gold {written!r} is not a number; correct it (--preset math500 takes golds in LaTeX)."
+            f"{where}: the gold {problem.gold!r} is not a number; correct it (--preset math500 takes golds in LaTeX)."
         )
     return {"id": row["id"], "text": row["text"], "problem": problem}

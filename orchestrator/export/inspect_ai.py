@@ -97,10 +97,10 @@ def sample(exported: Exported, record: Record) -> dict[str, Any]:
         "id": record.problem_id,
         "epoch": record.sample_index + 1,
         "input": prompt if isinstance(prompt, str) else turns,
-        "target": problem.answer.rpartition("####")[2].strip(),
+        "target": problem.gold,
         "metadata": {
             "question": problem.question,
-            "solution": problem.answer,
+            "solution": problem.solution,
             "ended": record.ended,
             **record.chain.reported(),
         },

@@ -48,8 +48,8 @@ def samples(exported: Exported) -> list[dict[str, Any]]:
     cot, settings, rows = PRESETS[exported.task.preset].cot, generation(exported), []
     for problem_id, records in by_problem(exported.records).items():
         problem, prompt = exported.problems[problem_id], exported.prompt_text(problem_id)
-        doc = {"question": problem.question, "answer": problem.answer}
-        target = problem.answer.rpartition("####")[2].strip() if cot else problem.answer
+        doc = {"question": problem.question, "answer": problem.solution}
+        target = problem.gold if cot else problem.solution
         same = {
             "doc_id": problem_id,
             "doc": doc,

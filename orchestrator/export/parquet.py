@@ -41,7 +41,7 @@ def answer_row(exported: Exported, record: Record, names: Sequence[str]) -> dict
     return {
         **asdict(record),
         "question": problem.question,
-        "solution": problem.answer,
+        "solution": problem.solution,
         "prompt": exported.prompt_text(record.problem_id),
         **{f"{name}_correct": is_right(record, name) for name in names},
         **{f"{name}_answer": grade.answer if (grade := record.scores.get(name)) else None for name in names},

@@ -87,7 +87,7 @@ def load_problems(
     if not problems and not refused:
         raise UserError(empty)
     content = json.dumps(
-        [*([one.question, one.answer] for one in problems), *([row] for row in refused)], ensure_ascii=False
+        [*([one.question, one.solution] for one in problems), *([row] for row in refused)], ensure_ascii=False
     )
     digest, num_rows = hashlib.sha256(content.encode()).hexdigest(), len(problems) + len(refused)
     within = num_rows if limit is None else limit
@@ -123,21 +123,18 @@ def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FO
                 f"{where}: {key!r} has half a character (\\ud800 to \\udfff alone); repair or remove the row."
             )
     group = row.get("group")
-    problem = Problem(problem_id, row[question_key], "", None if group is None else str(group))
+    group = None if group is None else str(group)
     if golds == "none":
         check_carried(row, where)
-        return problem
-    answer = row[task.answer_key]
-    if golds == "text" and "####" not in answer:
-        return problem._replace(answer=f"#### {answer.strip()}")
-    _, marked, after = answer.rpartition("####")
-    if not marked or not (written := after.strip()):
+        return Problem(problem_id, row[question_key], group=group)
+    problem = Problem.from_answer(problem_id, row[question_key], row[task.answer_key], group)
+    if not problem.gold or (golds == "number" and "####" not in row[task.answer_key]):
         raise UserError(
             f"{where}: the answer has no `#### number` at its end, so nothing can be graded; rows are {form}."
         )
-    if golds != "text" and not NUMBER.fullmatch(written):
-        raise UserError(f"{where}: the answer after `####` is {written!r}, not a number; rows are {form}.")
-    return problem._replace(answer=answer)
+    if golds == "number" and not NUMBER.fullmatch(problem.gold):
+        raise UserError(f"{where}: the answer after `####` is {problem.gold!r}, not a number; rows are {form}.")
+    return problem
 
 
 def check_carried(row: Mapping[str, Any], where: str) -> None:

@@ -26,7 +26,7 @@ def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey,
     text (naming file and line), a text too many, or a problem within the limit that has too few.
     """
     if name == GOLD:
-        return {(problem.problem_id, k): problem.answer for problem in data.problems for k in range(num_samples)}
+        return {(problem.problem_id, k): problem.solution for problem in data.problems for k in range(num_samples)}
     texts: dict[int, list[str]] = defaultdict(list)
     have_ids = num_samples > 1  # else the first row decides
     for number, (where, row) in enumerate(jsonl_rows(Path(name).expanduser(), "set sampler.texts to another, or gold")):

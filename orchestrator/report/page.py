@@ -143,7 +143,7 @@ def problems(shown: Sequence[RunOnPage], baseline: str | None) -> dict[str, Any]
             {
                 "id": problem_id,
                 "question": problem and problem.question,
-                "gold": problem and problem.answer,
+                "gold": problem and problem.solution,
                 "prompts": cut if len(set(cut)) > 1 else cut[:1],
                 "means": [mean.get(problem_id) for mean in means],
                 "answers": [

@@ -81,7 +81,7 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def problems() -> list[Problem]:
     rows = [json.loads(line) for line in (DEMO / "problems.jsonl").read_text(encoding="utf-8").splitlines()[:3]]
-    return [Problem(i, row["question"], row["answer"]) for i, row in enumerate(rows)]
+    return [Problem.from_answer(i, row["question"], row["answer"]) for i, row in enumerate(rows)]
 
 
 def test_a_vote_sees_what_is_graded(model: Model, problems: list[Problem]) -> None:

@@ -145,7 +145,7 @@ def test_problems_jsonl_is_reproducible_byte_for_byte(stored: list[Row]) -> None
 def test_the_task_accepts_every_gold_answer(stored: list[Row]) -> None:
     task = make_task(TaskConfig(), seed=0)
     for index, (question, answer) in enumerate(stored):
-        grades = task.grade(Problem(index, question, answer), answer)
+        grades = task.grade(Problem.from_answer(index, question, answer), answer)
         assert all(grade.correct for grade in grades.values()), grades
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.grading.numeric import asks_percent, flexible, gold_text, numeric, strict
+from evals.grading.numeric import asks_percent, flexible, numeric, strict
 from evals.stopping import cut
 from evals.types import Grade, Problem, UserError
 from support.places import ROOT
@@ -18,13 +18,13 @@ STOPS = ("Question:", "</s>", "<|im_end|>")
 
 
 def problem(gold: str) -> Problem:
-    return Problem(0, "How much is it?", f"It is what it is.\n#### {gold}")
+    return Problem.from_answer(0, "How much is it?", f"It is what it is.\n#### {gold}")
 
 
 @cache
 def stored(file: Path) -> list[Problem]:
     lines = file.read_text(encoding="utf-8").splitlines()
-    return [Problem(i, row["question"], row["answer"]) for i, row in enumerate(map(json.loads, lines))]
+    return [Problem.from_answer(i, row["question"], row["answer"]) for i, row in enumerate(map(json.loads, lines))]
 
 
 # text ({n}: the gold, {c}: with commas, {x}: times 100, {p}: plus 1), whether it is right, and how many of five golds
@@ -67,7 +67,7 @@ def test_shoot_out(form: str) -> None:
         for name, shown in {"n": f"{n}", "c": f"{n:,}", "x": f"{n * 100}", "p": f"{n + 1}"}.items():
             text = text.replace("{" + name + "}", shown)
         text, row = cut(text, STOPS), problem(str(n))
-        for i, grade in enumerate((strict(text, row.answer), flexible(text, row.answer), numeric(text, row))):
+        for i, grade in enumerate((strict(text, row.solution), flexible(text, row.solution), numeric(text, row))):
             agreed[i] += grade.correct == right
     assert agreed == expected
 
@@ -89,7 +89,7 @@ def test_shoot_out_totals() -> None:
     ],
 )
 def test_strict_keeps_its_faults(gold: str, text: str, answer: str | None, correct: bool) -> None:
-    assert strict(text, problem(gold).answer) == (correct, answer, "number" if answer else "none")
+    assert strict(text, problem(gold).solution) == Grade(correct, answer, "number" if answer else "none")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_strict_keeps_its_faults(gold: str, text: str, answer: str | None, corre
     ],
 )
 def test_flexible_keeps_its_faults(gold: str, text: str, answer: str | None, correct: bool) -> None:
-    assert flexible(text, problem(gold).answer) == (correct, answer, "number" if answer else "none")
+    assert flexible(text, problem(gold).solution) == Grade(correct, answer, "number" if answer else "none")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_numeric_refuses(gold: str, text: str, kind: str) -> None:
 
 def test_numeric_names_a_problem_without_a_number() -> None:
     with pytest.raises(UserError, match=r"Problem 7: .*'eighteen'"):
-        numeric("18", Problem(7, "?", "So.\n#### eighteen"))
+        numeric("18", Problem.from_answer(7, "?", "So.\n#### eighteen"))
 
 
 GOLD = "GSM8K's own answers: 1,319 of 1,319 under all three scores"
@@ -184,7 +184,7 @@ def test_reference_solutions_are_right_by_all_graders(file: Path, rows: int) -> 
     problems = stored(file)
     assert len(problems) == rows
     for row in problems:
-        grades = strict(row.answer, row.answer), flexible(row.answer, row.answer), numeric(row.answer, row)
+        grades = strict(row.solution, row.solution), flexible(row.solution, row.solution), numeric(row.solution, row)
         assert all(grade.correct for grade in grades), row
 
 
@@ -204,23 +204,23 @@ def test_reference_solutions_are_right_by_all_graders(file: Path, rows: int) -> 
     ],
 )
 def test_per_cent_counts_where_question_or_solution_ask_for_it(question: str, solution: str, counts: bool) -> None:
-    row = Problem(0, question, f"{solution}\n#### 18")
+    row = Problem.from_answer(0, question, f"{solution}\n#### 18")
     assert asks_percent(row) is counts
     for text in (r"\boxed{18\%}", "The answer is 18 percent."):
-        assert numeric(text, row) == (counts, "18%", "number")
+        assert numeric(text, row) == Grade(counts, "18%", "number")
     assert numeric("18", row).correct
 
 
 @pytest.mark.parametrize(("solution", "gold"), [("That is 1200%.", "1,200"), ("That is 1,200%.", "1200")])
 def test_per_cent_counts_however_the_number_is_written(solution: str, gold: str) -> None:
-    assert asks_percent(Problem(0, "How much is it?", f"{solution}\n#### {gold}"))
+    assert asks_percent(Problem.from_answer(0, "How much is it?", f"{solution}\n#### {gold}"))
 
 
 @needs_shared(GSM8K_TEST, claim="numeric takes a percentage for 25 of GSM8K's 1,319 problems, which ask for one")
 def test_per_cent_counts_where_it_is_asked_for() -> None:
     problems = stored(SHARED / GSM8K_TEST)
     flagged = [row.problem_id for row in problems if asks_percent(row)]
-    accepted = [row.problem_id for row in problems if numeric(rf"\boxed{{{gold_text(row)}\%}}", row).correct]
+    accepted = [row.problem_id for row in problems if numeric(rf"\boxed{{{row.gold}\%}}", row).correct]
     assert len(flagged) == 25
     assert accepted == flagged
 
@@ -235,7 +235,7 @@ def test_graders_survive_any_text() -> None:
     rng, row = random.Random(0), problem("18")
     for _ in range(5000):
         text = "".join(rng.choices(PIECES, k=rng.randint(0, 40)))
-        for grade in (strict(text, row.answer), flexible(text, row.answer), numeric(text, row)):
+        for grade in (strict(text, row.solution), flexible(text, row.solution), numeric(text, row)):
             assert (grade.answer is None) == (grade.kind == "none")
             assert not (grade.correct and grade.kind != "number")
 
@@ -256,8 +256,8 @@ def test_graders_take_linear_time() -> None:
         for _ in range(3):
             began = time.process_time()
             for text in (body, body + "/", "\\boxed{" + body + "}", "The answer is " + body + "/"):
-                strict(text, row.answer)
-                flexible(text, row.answer)
+                strict(text, row.solution)
+                flexible(text, row.solution)
                 numeric(text, row)
             times.append(time.process_time() - began)
         return min(times)

@@ -16,8 +16,8 @@ from support.interop import theirs
 from support.places import ROOT
 from support.shared_data import GSM8K_TEST, GSM8K_TRAIN, SHARED, needs_shared
 
-Q = Problem(3, " How {a} {q}  many? \\boxed{}", "He has 2*3=<<2*3=6>>6.\nSo 6.\n#### 6")
-TRAIN = [Problem(i, f"Q{i}?", f"R{i}.\n#### {i}") for i in range(7473)]
+Q = Problem.from_answer(3, " How {a} {q}  many? \\boxed{}", "He has 2*3=<<2*3=6>>6.\nSo 6.\n#### 6")
+TRAIN = [Problem.from_answer(i, f"Q{i}?", f"R{i}.\n#### {i}") for i in range(7473)]
 
 LITERAL: dict[str, str] = {
     "gsm8k": "Question: {q}\nAnswer:",
@@ -81,7 +81,7 @@ def written(form: str) -> str:
 
 def gsm8k(file: str) -> list[Problem]:
     lines = (SHARED / file).read_text(encoding="utf-8").splitlines()
-    return [Problem(i, row["question"], row["answer"]) for i, row in enumerate(map(json.loads, lines))]
+    return [Problem.from_answer(i, row["question"], row["answer"]) for i, row in enumerate(map(json.loads, lines))]
 
 
 def digest(preset: str) -> str:
@@ -193,7 +193,7 @@ def test_examples_of_lighteval_come_from_one_stream_in_shuffled_order() -> None:
     first = rng.sample(TRAIN, 5)
     task = make_task(TaskConfig(preset="lighteval-gsm8k"), 0, TRAIN)
     asked = Problem(order[0], "How?", "#### 1")
-    shown = "".join(f"Question: {shot.question}\nAnswer: {shot.answer}\n\n" for shot in first)
+    shown = "".join(f"Question: {shot.question}\nAnswer: {shot.solution}\n\n" for shot in first)
     assert task.prompt(asked) == f"{shown}Question: How?\nAnswer:"
     assert sorted(drawn_rows(42, 1319, 7473, 5, shuffle=True)) == list(range(1319))
     with pytest.raises(UserError, match="lmeval-gsm8k-keyed"):
@@ -212,7 +212,7 @@ def test_examples_of_platinum_are_other_rows_of_itself() -> None:
 def test_a_template_for_any_data() -> None:
     config = TaskConfig(preset="jsonl", template="Solve: {question}\n{a} \\boxed{}", stop=("\n\n",))
     task = make_task(config, 0)
-    assert task.prompt(Q._replace(question="1+1?")) == f"Solve: 1+1?\n{Q.answer} \\boxed{{}}"
+    assert task.prompt(Q._replace(question="1+1?")) == f"Solve: 1+1?\n{Q.solution} \\boxed{{}}"
     assert task.config.stop == ("\n\n",)
     assert config.name == "math"
     for settings in ({"preset": "jsonl"}, {"preset": "jsonl", "template": "no name in it"}):
@@ -227,7 +227,7 @@ def test_votes_of_formulas() -> None:
 
 
 def test_strict_of_chain_of_thought_presets() -> None:
-    problem, text = Problem(0, "?", "#### 18"), "The answer is 18."
+    problem, text = Problem.from_answer(0, "?", "#### 18"), "The answer is 18."
     assert make_task(TaskConfig(preset="lmeval-cot-zeroshot"), 0).grade(problem, text)["strict"].correct
     assert not make_task(TaskConfig(), 0).grade(problem, text)["strict"].correct
 

@@ -6,8 +6,11 @@ from evals.config import TaskConfig
 from evals.tasks.task import make_task
 from evals.types import Grade, Message, Problem, UserError
 
-TRAIN = [Problem(i, f"What is {i} + {i}?", f"{i}+{i}=<<{i}+{i}={2 * i}>>{2 * i}\n#### {2 * i}") for i in range(40)]
-ASKED = [Problem(i, f"What is {i} times  3?", f"#### {3 * i}") for i in range(200)]
+TRAIN = [
+    Problem.from_answer(i, f"What is {i} + {i}?", f"{i}+{i}=<<{i}+{i}={2 * i}>>{2 * i}\n#### {2 * i}")
+    for i in range(40)
+]
+ASKED = [Problem.from_answer(i, f"What is {i} times  3?", f"#### {3 * i}") for i in range(200)]
 
 
 def test_zero_shot_prompt_is_the_literal_preset() -> None:

@@ -238,7 +238,7 @@ def test_a_whole_run_counts_its_own_tokens_and_how_often_another_answer_was_acce
     for future, record in zip(futures, records, strict=True):
         future.set_result(record)
     monkeypatch.setattr(evaluate, "start_sample", lambda problem, *_, **__: futures[problem.problem_id])
-    problems, task = [Problem(i, "?", "#### 18") for i in range(4)], make_task(TaskConfig(), 0)
+    problems, task = [Problem.from_answer(i, "?", "#### 18") for i in range(4)], make_task(TaskConfig(), 0)
     found = end_to_end.sampled(engine, task, problems, end_to_end.parse([]))
     assert (found["steps"], found["generated_tokens"], found["prefilled_tokens"]) == (100, 660, 120)
     assert (found["problems"], found["answer_tokens"]) == (4, 4 * 80)

@@ -188,7 +188,7 @@ def test_data_of_other_formats(tmp_path: Path) -> None:
     rows = [{"problem": "x?", "solution": "…", "answer": r"\frac{1}{2}"}]
     path = write(tmp_path / "math.jsonl", rows)
     source = load_problems(str(path), task=TaskConfig(preset="math500"))
-    assert source.problems == [Problem(0, "x?", r"#### \frac{1}{2}")]
+    assert source.problems == [Problem.from_answer(0, "x?", r"#### \frac{1}{2}")]
     config = TaskConfig(preset="jsonl", template="{question}", question_key="input", answer_key="target")
     path = write(tmp_path / "any.jsonl", [{"input": "1+1?", "target": "It is\n#### 2"}])
-    assert load_problems(str(path), task=config).problems == [Problem(0, "1+1?", "It is\n#### 2")]
+    assert load_problems(str(path), task=config).problems == [Problem.from_answer(0, "1+1?", "It is\n#### 2")]

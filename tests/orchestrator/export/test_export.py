@@ -45,7 +45,7 @@ PROBLEMS = ROOT / "evals/demo/problems.jsonl"
 
 
 def make_record(problem: Problem, index: int) -> Record:
-    text = FORMS[(problem.problem_id + index) % len(FORMS)].format(n=problem.answer.rpartition(" ")[2])
+    text = FORMS[(problem.problem_id + index) % len(FORMS)].format(n=problem.gold)
     start = 1e9 + problem.problem_id
     scores = {name: one._asdict() for name, one in gsm8k(text, problem, cot=False).items()}
     return Record(
@@ -169,7 +169,7 @@ def test_parquet_has_a_row_for_every_answer(make: Make, tmp_path: Path, capsys: 
         assert row["numeric_correct"] == record.scores.get("numeric", {}).get("correct", False)
         assert row["prompt"].count("Question:") == 3
         problem = problems[record.problem_id]
-        assert (row["question"], row["solution"], row["wall_seconds"]) == (problem.question, problem.answer, 2.5)
+        assert (row["question"], row["solution"], row["wall_seconds"]) == (problem.question, problem.solution, 2.5)
         counted = {name: row[f"{name}_tokens"] for name in ("prompt", "answer", "generated")}
         assert counted == {name: record.tokens.get(name) for name in counted}
     assert (rows[-1]["error"], rows[-1]["numeric_answer"], rows[-1]["generated_tokens"]) == ("it died", None, None)

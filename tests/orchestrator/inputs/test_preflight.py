@@ -55,7 +55,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_become_problems_in_order(tmp_path: Path) -> None:
     data = jsonl(tmp_path / "d.jsonl", ROW, "", {**ROW, "question": "é?", "extra": 1, "group": 7}, ROW)
     loaded = load_problems(data, limit=2)
-    assert loaded.problems == [Problem(0, "How many?", "Two. #### 2"), Problem(1, "é?", "Two. #### 2", "7")]
+    assert loaded.problems == [Problem(0, "How many?", "Two. #### 2", "2"), Problem(1, "é?", "Two. #### 2", "2", "7")]
     assert (loaded.name, loaded.num_rows) == (data, 3)
     assert loaded.describe() == {"name": data, "sha256": loaded.digest, "rows": 3}
 
@@ -147,7 +147,7 @@ def test_gsm8k_comes_from_the_hub_at_one_revision(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert load_problems("openai/gsm8k", "train").problems == [Problem(0, *ROW.values())]
+    assert load_problems("openai/gsm8k", "train").problems == [Problem.from_answer(0, *ROW.values())]
     load_problems("someone/else")
     assert asked == [
         (("openai/gsm8k", "main"), {"split": "train", "revision": problems.GSM8K_REVISION}),

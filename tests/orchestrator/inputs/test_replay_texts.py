@@ -59,7 +59,7 @@ def test_all_gold_answers_are_right_through_the_whole_pipeline(data: Path, rows:
     )
     assert (found["num_records"], found["num_undecided"], found["no_answer_rate"]) == (rows, 0, 0)
     records = first_records(tmp_path / "run/records.jsonl")
-    golds = {(problem.problem_id, 0): problem.answer for problem in load_problems(str(data), limit=rows).problems}
+    golds = {(problem.problem_id, 0): problem.solution for problem in load_problems(str(data), limit=rows).problems}
     assert {key: record.text for key, record in records.items()} == golds
     assert {(record.ended, record.tokens["generated"]) for record in records.values()} == {("eos", 0)}
 
