@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 else:  # the names in the tables are the values that can be set
     PresetName, FormatName = Literal[*PRESETS], Literal[*FORMATS]
 
+GSM8K = PRESETS["gsm8k"]
+"""What a task is where nothing is set."""
+
 AUTO_SLOTS = {"cuda": 256, "cpu": 10}
 """Slots where no number is set: on a GPU as many as its memory holds, up to this number, beyond which little is gained
 (512 slots were estimated 6 % faster than 256); on a CPU this number."""
@@ -35,39 +38,44 @@ class TaskConfig(Settings):
         "not set beside it; jsonl: any file of questions and answers, by task.template; generate: questions alone",
     )
     name: FormatName = Field(
-        default="gsm8k",
+        default=GSM8K.format,
         description="format of the data: "
         + listed({name: form.words for name, form in FORMATS.items()})
         + " (default: the preset's)",
     )
     num_shots: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=0, description="solved examples in front of each question (default: the preset's, 0 for gsm8k)"
+        default=GSM8K.num_shots,
+        description=f"solved examples in front of each question (default: the preset's, {GSM8K.num_shots} for gsm8k)",
     )
     train_data: str | None = Field(default=None, description="where the solved examples come from: JSONL or hub name")
     max_new_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
-        default=512,
-        description="longest answer in tokens, the horizon of the target law (default: the preset's, 512 for gsm8k)",
+        default=GSM8K.max_new_tokens,
+        description="longest answer in tokens, the horizon of the target law (default: the preset's, "
+        f"{GSM8K.max_new_tokens} for gsm8k)",
     )
     max_prompt_tokens: Positive | None = Field(
-        default=None,
+        default=GSM8K.max_prompt_tokens,
         description="the end of a question is cut off so that its prompt has at most so many tokens (default: the "
-        "preset's, 2048 for generate; else a prompt that does not fit the model is refused)",
+        f"preset's, {PRESETS['generate'].max_prompt_tokens} for generate; else a prompt that does not fit the model is "
+        "refused)",
     )
     stop: tuple[Text, ...] = Field(
-        default=("Question:", "</s>", "<|im_end|>"),
+        default=GSM8K.stop,
         description="strings that end an answer; what is shown here is for the preset gsm8k",
     )
-    chat: bool = Field(default=False, description="ask through the model's chat template (default: as the preset does)")
+    chat: bool = Field(
+        default=GSM8K.chat, description="ask through the model's chat template (default: as the preset does)"
+    )
     template: Text | None = Field(default=None, description="prompt with {question} in it, in place of the preset's")
     question_key: Text = Field(
-        default="question", description="name of the question in the rows of the data (default: the preset's)"
+        default=GSM8K.question_key, description="name of the question in the rows of the data (default: the preset's)"
     )
     answer_key: Text = Field(default="answer", description="name of the answer in the rows of the data")
 
     @model_validator(mode="before")
     @classmethod
     def _take_from_preset(cls, given: Any) -> Any:
-        """What is not set comes from the preset; the fields' defaults are those of `gsm8k`."""
+        """What is not set comes from the preset; what `gsm8k` says stays unset, which `resolve` looks at."""
         preset = PRESETS.get(given.get("preset", "gsm8k")) if isinstance(given, dict) else None
         if preset is None or given.get("preset", "gsm8k") == "gsm8k":
             return given
