@@ -41,10 +41,11 @@ from evals.types import Grade, Problem
 from orchestrator.cluster.actors import RayWorkerPool
 from orchestrator.driver.dispatcher import dispatch
 from orchestrator.live.progress import Progress
+from orchestrator.rundir.telemetry_rows import WorkerState
 from orchestrator.rundir.writing.run_store import open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig
-from orchestrator.workers.pool import Done, Event, Health, Work, WorkerPool
+from orchestrator.workers.pool import Done, Health, PoolEvent, Work, WorkerPool
 
 MEAN_TOKENS, SIGMA, CAP, CAP_SHARE = 300.0, 0.45, 2048.0, 0.03
 QUESTION_SIGMA = 0.5  # how well the length of a question tells that of its answer: known up to this factor (log)
@@ -66,12 +67,12 @@ def sleeper() -> type:
 
     class Sleeper:
         def __init__(self, rank: int, name: str) -> None:
-            self.rank = rank
+            self.rank, self.name = rank, name
 
         def load(self, config: Any) -> None: ...
 
-        def health(self) -> dict[str, Any]:
-            return {"pid": os.getpid()}
+        def health(self) -> Health:
+            return Health(WorkerState(time=time.time(), worker=self.name, pid=os.getpid()))
 
         def solve(self, work: Work) -> Record:
             seconds = float(work.problem.solution)
@@ -152,9 +153,9 @@ class DueWorkerPool:
     def request_health(self) -> set[str]:
         return set()
 
-    def wait(self, timeout: float) -> list[Event]:
+    def wait(self, timeout: float) -> list[PoolEvent]:
         time.sleep(min(timeout, max(0.0, self.due[0][0] - time.monotonic())) if self.due else timeout)
-        now, events = time.monotonic(), list[Event]()
+        now, events = time.monotonic(), list[PoolEvent]()
         while self.due and self.due[0][0] <= now:
             work = heapq.heappop(self.due)[2]
             tokens = TokenCounts(generated=150)

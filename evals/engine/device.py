@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import pynvml
 import torch
@@ -51,17 +52,25 @@ def reset_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def device_state(device: torch.device) -> dict[str, float | None]:
-    """The whole GPU's state by NVML: `utilisation` (share of the last sampling period in which a kernel ran, 0 to 1),
-    `nvml_used_bytes`, `power_watts`, `temperature_celsius`; None for what it cannot tell, and on a CPU.
-    """
+class DeviceState(NamedTuple):
+    """The whole GPU's state by NVML; None for what it cannot tell, and on a CPU."""
+
+    utilisation: float | None = None
+    """Share of the last sampling period in which a kernel ran, 0 to 1."""
+    nvml_used_bytes: int | None = None
+    power_watts: float | None = None
+    temperature_celsius: int | None = None
+
+
+def device_state(device: torch.device) -> DeviceState:
+    """The state of `device` now."""
+    state = DeviceState()
     queries = {
         "utilisation": lambda gpu: int(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu) / 100,
         "nvml_used_bytes": lambda gpu: int(pynvml.nvmlDeviceGetMemoryInfo(gpu).used),
         "power_watts": lambda gpu: pynvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
         "temperature_celsius": lambda gpu: pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU),
     }
-    state: dict[str, float | None] = dict.fromkeys(queries)
     if device.type != "cuda":
         return state
     uuid = str(torch.cuda.get_device_properties(device).uuid)
@@ -72,7 +81,7 @@ def device_state(device: torch.device) -> dict[str, float | None]:
         return state
     for name, query in queries.items():
         with suppress(pynvml.NVMLError):  # a part of a GPU has no power meter of its own
-            state[name] = query(gpu)
+            state = state._replace(**{name: query(gpu)})
     return state
 
 

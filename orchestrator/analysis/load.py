@@ -16,6 +16,7 @@ from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.rundir.reading.records import answered_records
 from orchestrator.rundir.reading.scores import with_new_scores
 from orchestrator.rundir.reading.telemetry import readable
+from orchestrator.rundir.telemetry_rows import TelemetryRow
 
 
 class Run(NamedTuple):
@@ -24,7 +25,7 @@ class Run(NamedTuple):
     manifest: Manifest
     summary: Mapping[str, Any]
     records: Sequence[Record]
-    telemetry: Sequence[Mapping[str, Any]] = ()
+    telemetry: Sequence[TelemetryRow] = ()
     label: str = ""
     """The method; made unique in a comparison."""
 

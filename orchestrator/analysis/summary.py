@@ -17,7 +17,9 @@ from evals.record import Record
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, at_k, estimate, graders, groups_of, is_right, question_means
 from orchestrator.analysis.diagnostics import average, chain_statistics
 from orchestrator.rundir.reading.manifest import Manifest
+from orchestrator.rundir.reading.telemetry import events
 from orchestrator.rundir.reading.telemetry import timings as phase_timings
+from orchestrator.rundir.telemetry_rows import TelemetryRow, WorkerState
 from orchestrator.wording import fill_in
 
 WARNINGS = {
@@ -50,7 +52,7 @@ WARNINGS = {
 
 def summarise(
     records: Sequence[Record],
-    telemetry: Sequence[Mapping[str, Any]],
+    telemetry: Sequence[TelemetryRow],
     run: Manifest,
     num_damaged_telemetry: int = 0,
     num_rescored: int | None = None,
@@ -100,7 +102,7 @@ def summarise(
         },
         "chain": chain_statistics(records),
         "memory": memory_peaks(done, telemetry),
-        "num_deaths": sum(row.get("event") == "death" for row in telemetry),
+        "num_deaths": len(events(telemetry, "death")),
         "num_damaged_telemetry": num_damaged_telemetry,
     }
     return {**summary, "warnings": list(warnings(summary).values())}
@@ -111,7 +113,7 @@ def truncated(record: Record, limit: float) -> bool:
     return record.ended == "length" and (record.tokens.answer or 0) >= limit
 
 
-def time_spent(done: Sequence[Record], telemetry: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def time_spent(done: Sequence[Record], telemetry: Sequence[TelemetryRow]) -> dict[str, Any]:
     """Seconds of the run's phases over all its starts, and of single answers from submission to record.
 
     Without telemetry the sampling time is that in which any answer was being sampled, and the other phases are None.
@@ -142,15 +144,15 @@ def token_counts(done: Sequence[Record]) -> dict[str, Any]:
     return {**sums, **means}
 
 
-def memory_peaks(done: Iterable[Record], telemetry: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def memory_peaks(done: Iterable[Record], telemetry: Iterable[TelemetryRow]) -> dict[str, Any]:
     """Largest memory of each worker in bytes: the device's where there is one, else the process's resident set.
 
     A worker is identified by its rank if there is one: its readings and its records then count as one worker's.
     """
-    samples = [row for row in telemetry if row.get("kind") == "sample"]
+    samples = [row for row in telemetry if isinstance(row, WorkerState)]
     peaks: dict[str, int] = {}
     kinds: set[str] = set()
-    readings = [(row.get("rank"), row.get("worker"), row.get("memory", {})) for row in samples]
+    readings = [(row.rank, row.worker, asdict(row.memory)) for row in samples]
     readings += [(record.worker.rank, record.worker.name, asdict(record.memory)) for record in done]
     for rank, name, reading in readings:
         kind, field = ("rss", "peak_rss_bytes") if reading.get("peak_bytes") is None else ("device", "peak_bytes")
@@ -163,17 +165,17 @@ def memory_peaks(done: Iterable[Record], telemetry: Iterable[Mapping[str, Any]])
         "largest_peak_bytes": max(peaks.values(), default=None),
         "kind": kinds.pop() if len(kinds) == 1 else None,
         "total_bytes": max((reading.get("total_bytes") or 0 for *_, reading in readings), default=0) or None,
-        "slots": max((row["slots"] for row in samples if "slots" in row), default=None),
+        "slots": max((row.slots for row in samples if row.slots is not None), default=None),
         "mean_active_slots": mean_active_slots(samples),
     }
 
 
-def mean_active_slots(samples: Iterable[Mapping[str, Any]]) -> float | None:
+def mean_active_slots(samples: Iterable[WorkerState]) -> float | None:
     """Mean slots in use per engine step (each draws one token a step), from the first to the last row of a process."""
     processes: dict[Any, list[tuple[int, int]]] = defaultdict(list)
     for row in samples:
-        if "steps" in row and "generated_tokens" in row:
-            processes[row.get("worker"), row.get("pid")].append((row["steps"], row["generated_tokens"]))
+        if row.steps is not None and row.generated_tokens is not None:
+            processes[row.worker, row.pid].append((row.steps, row.generated_tokens))
     steps, tokens = (sum(rows[-1][i] - rows[0][i] for rows in processes.values()) for i in (0, 1))
     return ratio(tokens, steps)
 

@@ -89,13 +89,12 @@ def outcome(settings: WorkerConfig, works: Sequence[Work], limit: int | None) ->
         return Outcome(bytes_held(), f"more than {gib(limit)}")
     for future in [worker.begin(work) for work in works]:
         future.result()
-    health = worker.health()
+    state = worker.health().state
     worker.close()
-    peak = health["memory"]["peak_bytes"] or bytes_held()
+    peak = state.memory.peak_bytes or bytes_held()
     if limit is not None and peak > limit:
         return Outcome(peak, f"more than {gib(limit)}")
-    slots = health["slots"]
-    return Outcome(peak, "" if slots == len(works) else f"there is room for {slots}")
+    return Outcome(peak, "" if state.slots == len(works) else f"there is room for {state.slots}")
 
 
 def bytes_held() -> int:

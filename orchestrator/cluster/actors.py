@@ -24,7 +24,7 @@ from orchestrator.cluster.stalls import Stall, detect_stall, is_missing
 from orchestrator.cluster.worker_handle import Call, WorkerHandle
 from orchestrator.console import say
 from orchestrator.settings.config import RunConfig
-from orchestrator.workers.pool import Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work
+from orchestrator.workers.pool import Died, Done, Health, Missing, PoolEvent, Raised, Ready, Spawned, Work
 
 MAX_FAILED_STARTS = 3
 MAX_REVIVALS = 3  # times that a local Ray is started again after one of its own processes died
@@ -49,7 +49,7 @@ class RayWorkerPool:
         self._job_name, self._on_ray = job_name, on_ray
         kind = "gpu" if run.use_gpus else "cpu"
         self._handles = [WorkerHandle(rank, f"{kind}{rank}") for rank in range(run.num_actors)]
-        self._events: list[Event] = []
+        self._events: list[PoolEvent] = []
         self._actor_class: Any = None
         self._nodes_at = 0.0
         self._vital: list[tuple[str, int]] = []
@@ -104,7 +104,7 @@ class RayWorkerPool:
         if handle.ready and handle.health is None:
             handle.health = handle.actor.health.options(concurrency_group="hb").remote()
 
-    def wait(self, timeout: float) -> list[Event]:
+    def wait(self, timeout: float) -> list[PoolEvent]:
         self._check_nodes()
         for handle in self._handles:
             self._check(handle)
@@ -148,7 +148,9 @@ class RayWorkerPool:
             self._down(handle, TimeoutError(stall.reason), stall)
         elif is_missing(handle, now):
             handle.missing = True
-            self._events.append(Lost(handle.name, f"Ray has had no place for it for {now - handle.requested_at:.0f} s"))
+            self._events.append(
+                Missing(handle.name, f"Ray has had no place for it for {now - handle.requested_at:.0f} s")
+            )
 
     def close(self) -> None:
         children = [] if self._actor_class else psutil.Process().children(recursive=True)
@@ -186,11 +188,12 @@ class RayWorkerPool:
 
     def _answered(self, handle: WorkerHandle, ref: Any, answer: Any) -> None:
         now = time.monotonic()
-        if ref == handle.health:
-            handle.health, handle.slots = None, answer.get("slots", self._slots)
-            if answer.get("steps") != handle.steps:
-                handle.steps, handle.progressed_at = answer.get("steps"), now
-            self._events.append(Health(handle.name, answer))
+        if isinstance(answer, Health):
+            slots, steps = answer.state.slots, answer.state.steps
+            handle.health, handle.slots = None, self._slots if slots is None else slots
+            if steps != handle.steps:
+                handle.steps, handle.progressed_at = steps, now
+            self._events.append(answer)
             return
         began, handle.progressed_at = handle.progressed_at, now
         if ref == handle.placement:
@@ -236,7 +239,7 @@ class RayWorkerPool:
         if not any(other.has_loaded and not other.given_up for other in self._handles if other is not handle):
             raise WorkersLost(f"worker {handle.name} could not start {handle.failed_starts} times: {reason}") from error
         handle.given_up = True
-        self._events.append(Lost(handle.name, f"it could not start {handle.failed_starts} times: {reason}"))
+        self._events.append(Missing(handle.name, f"it could not start {handle.failed_starts} times: {reason}"))
 
 
 def node_id(actor: Any) -> str:

@@ -45,7 +45,7 @@ class WorkerHandle:
     """When it was requested (monotonic seconds)."""
     progressed_at: float = 0.0
     """When it last made progress (monotonic seconds): requested, placed, loaded, first work, a step, an answer."""
-    steps: Any = None
+    steps: int | None = None
     """Steps of its engine at the last health reading."""
     placement: Any = None
     """Pending call that is answered once its process runs; None afterwards."""
@@ -72,7 +72,7 @@ class WorkerHandle:
 
     def vacate(self) -> list[Work]:
         """Forget the actor; returns the problems that it had not answered."""
-        lost = [call.work for call in self.calls.values()]
+        unanswered = [call.work for call in self.calls.values()]
         self.actor = self.node = self.placement = self.load = self.health = self.steps = self.slots = None
         self.calls = {}
-        return lost
+        return unanswered

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import mean
-from time import monotonic
 from typing import Any, NamedTuple
 
 from evals.record import Record
@@ -27,6 +26,7 @@ from orchestrator.export import generate_output
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.files import write_atomically, write_whole, writing
 from orchestrator.rundir.reading.telemetry import read_telemetry, timings
+from orchestrator.rundir.telemetry_rows import WorkerState
 from orchestrator.settings.config import RunConfig
 from orchestrator.settings.merge import build_config
 from orchestrator.wording import duration
@@ -118,7 +118,9 @@ class Files(NamedTuple):
             per_minute = 60 * answered / spent["sampling_seconds"]
             price = cost(spent["total_seconds"], self.hourly_rate)
             print(f"{duration(spent['total_seconds'])} in all, {per_minute:.0f} examples/minute while sampling{price}")
-            busy = [row["utilisation"] for row in telemetry if row.get("utilisation") is not None]
+            busy = [
+                row.utilisation for row in telemetry if isinstance(row, WorkerState) and row.utilisation is not None
+            ]
             for sentence in advice(mean(busy) if busy else None, per_minute, run.config):
                 say(sentence)
 
@@ -149,31 +151,30 @@ class Generation(Progress):
             line = generate_output.line(record, self._files.rows[record.problem_id], self._run.config)
             with self._files.writing(self._run):
                 write_whole(self._output.fileno(), line.encode())
-        new = self.num - self._initial
-        if not self._told and new >= min(2 * self._at_once, self.total // 10):
+        left = self.seconds_left
+        if not self._told and left is not None and self.num_new >= min(2 * self._at_once, self.total // 10):
             self._told = True
-            left = (self.total - self.num) * (monotonic() - self._began) / new
-            say(f"By the first {new} examples: {duration(left)} to go{cost(left, self._files.hourly_rate)}")
+            say(f"By the first {self.num_new} examples: {duration(left)} to go{cost(left, self._files.hourly_rate)}")
 
     def close(self) -> None:
         """Close the output, whose lines are in the order of the answers until `Files.conclude` sorts them."""
         self._output.close()
         super().close()
 
-    def _score(self) -> str:
+    def score(self) -> str:
         return f"failed {self._failed()}, {self._batch()}"
 
     def _batch(self) -> str:
         """The present batch and their number, as if rows were answered in batches instead of taking free slots."""
-        size = sum(reading.get("slots", 0) for reading in self._workers.values()) or self._at_once
+        size = self.slots or self._at_once
         return f"batch {-(-self.num // size)}/{-(-self.total // size)}"
 
-    def _state(self, speed: str) -> str:
-        elapsed, new, failed = monotonic() - self._began, self.num - self._initial, self._failed()
-        remaining = duration(elapsed * (self.total - self.num) / new) if new else "unknown"
+    def state(self, speed: str) -> str:
+        failed, left = self._failed(), self.seconds_left
+        remaining = "unknown" if left is None else duration(left)
         return (
             f"Progress: {self.num}/{self.total} ({self.num / self.total:.1%}) - Generated: {self.num - failed}, "
-            f"Failed: {failed} - {self._batch()}, {duration(elapsed)} elapsed, {remaining} remaining"
+            f"Failed: {failed} - {self._batch()}, {duration(self.seconds)} elapsed, {remaining} remaining"
             f"{speed and f', {speed}'}"
         )
 

@@ -10,16 +10,27 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, linear_regression
-from time import monotonic
-from typing import Any
+from time import monotonic, time
 
 from evals.record import AnsweredBy, Record, RecordKey
 from evals.types import WorkersLost
 from orchestrator.console import say
 from orchestrator.live.progress import Progress
+from orchestrator.rundir.telemetry_rows import Event, EventName
 from orchestrator.rundir.writing.run_store import RunStore
 from orchestrator.rundir.writing.telemetry_log import Telemetry
-from orchestrator.workers.pool import Died, Done, Event, Health, Lost, Raised, Ready, Spawned, Work, WorkerPool
+from orchestrator.workers.pool import (
+    Died,
+    Done,
+    Health,
+    Missing,
+    PoolEvent,
+    Raised,
+    Ready,
+    Spawned,
+    Work,
+    WorkerPool,
+)
 
 MAX_ATTEMPTS = 3  # times that a problem may raise before it is recorded as failed
 MAX_STRIKES = 3  # deaths of a worker with this problem in flight before the problem has to run alone
@@ -76,7 +87,7 @@ class Dispatcher:
         self.pool.submit(work)
         self.in_flight[work.key] = work
 
-    def handle(self, event: Event) -> None:
+    def handle(self, event: PoolEvent) -> None:
         """Act on an event of the pool. Raises WorkersLost where workers die without end."""
         match event:
             case Done():
@@ -88,23 +99,21 @@ class Dispatcher:
             case Died():
                 self.died(event)
             case Health():
-                self.record_health(event.worker, event.reading)
-            case Spawned() | Ready() | Lost():
+                self.record_health(event)
+            case Spawned() | Ready() | Missing():
                 log_worker_event(self.telemetry, event)
-                if isinstance(event, Lost):
+                if isinstance(event, Missing):
                     say(f"Worker {event.worker} is missing, going on with the others: {event.reason}")
 
-    def record_health(self, worker: str, reading: dict[str, Any]) -> None:
+    def record_health(self, health: Health) -> None:
         """Write a worker's health to the telemetry; say its notes (equal ones once) and its changes of slots."""
-        reading = dict(reading)
-        for change in reading.pop("slot_changes", []):
-            self.telemetry.event("slots", worker=worker, **change)
-            say(f"Worker {worker} goes on with {change['new']} slots instead of {change['old']}: {change['reason']}")
-        notes = reading.pop("notes", "")
-        if notes and notes not in self.notes:
-            self.notes.add(notes)
-            say(notes)
-        self.telemetry.sample(worker, reading)
+        for change in health.slot_changes:
+            self.telemetry.write(Event(event="slots", worker=health.worker, **change._asdict()))
+            say(f"Worker {health.worker} goes on with {change.new} slots instead of {change.old}: {change.reason}")
+        if health.notes and health.notes not in self.notes:
+            self.notes.add(health.notes)
+            say(health.notes)
+        self.telemetry.write_state(health.state)
 
     def finish(self, worker: str, work: Work, record: Record) -> None:
         """Store a record and show the progress; a record that is no valid JSON counts as an error of its problem."""
@@ -119,14 +128,15 @@ class Dispatcher:
         if len(self.store.records) >= self.next_order:
             self.order()
 
-    def tell(self, event: str, worker: str, work: Work, **fields: Any) -> None:
+    def tell(self, event: EventName, worker: str, work: Work, reason: str | None = None) -> None:
         """Write what became of a problem as a row of the telemetry."""
         problem_id, sample_index = work.key
-        self.telemetry.event(event, worker=worker, problem_id=problem_id, sample_index=sample_index, **fields)
+        row = Event(event=event, time=time(), worker=worker, problem_id=problem_id, sample_index=sample_index)
+        self.telemetry.write(row if reason is None else row.model_copy(update={"reason": reason}))
 
     def fail(self, work: Work, worker: str, reason: str) -> None:
         """Give a problem up: store a record that says why; it counts as wrong."""
-        self.tell("failed", worker, work, reason=reason.strip())
+        self.tell("failed", worker, work, reason.strip())
         self.finish(worker, work, failed_record(work, worker, reason))
 
     def raised(self, worker: str, work: Work, reason: str) -> None:
@@ -136,7 +146,7 @@ class Dispatcher:
         if self.errors[work.key] >= MAX_ATTEMPTS:
             self.fail(work, worker, reason)
         else:
-            self.tell("retry", worker, work, reason=reason)
+            self.tell("retry", worker, work, reason)
             self.queue.appendleft(work._replace(attempt=work.attempt + 1))
 
     def died(self, event: Died) -> None:
@@ -145,14 +155,14 @@ class Dispatcher:
         Raises WorkersLost after too many deaths without an answer.
         """
         log_worker_event(self.telemetry, event)
-        again = f"{len(event.lost)} answer{'s are' if len(event.lost) != 1 else ' is'} asked again"
+        again = f"{len(event.unanswered)} answer{'s are' if len(event.unanswered) != 1 else ' is'} asked again"
         say(f"Worker {event.worker} was lost ({DEATHS[event.cause]}); {again}.")
         suspected = {work.key for work in event.suspected}
         self.barren_deaths[event.worker] += bool(suspected)
         if self.barren_deaths[event.worker] >= MAX_BARREN_DEATHS:
             deaths = self.barren_deaths.total()
             raise WorkersLost(f"{deaths} workers died in a row without one answer; the last: {event.reason}")
-        for work in reversed(event.lost):
+        for work in reversed(event.unanswered):
             self.in_flight.pop(work.key, None)
             self.strikes[work.key] += work.key in suspected
             strikes = self.strikes[work.key]
@@ -191,7 +201,7 @@ def dispatch(
             run.handle(event)
         progress.refresh()
     if run.idle_since is not None:
-        telemetry.event("tail", seconds=monotonic() - run.idle_since)
+        telemetry.write(Event(event="tail", time=time(), seconds=monotonic() - run.idle_since))
     awaited, until = set() if stopped() else pool.request_health(), monotonic() + HEALTH_SECONDS
     while awaited and not stopped() and monotonic() < until:
         for event in pool.wait(WAIT_SECONDS):
@@ -199,15 +209,22 @@ def dispatch(
             awaited.discard(event.worker)
 
 
-def log_worker_event(telemetry: Telemetry, event: Spawned | Ready | Died | Lost) -> None:
+def log_worker_event(telemetry: Telemetry, event: Spawned | Ready | Died | Missing) -> None:
     """Write a worker's start, readiness, death or loss to the telemetry."""
-    if isinstance(event, Died):
-        if event.cause in ("hang", "oom"):
-            telemetry.event(event.cause, worker=event.worker, reason=event.reason)
-        telemetry.event("death", worker=event.worker, reason=event.reason, cause=event.cause, lost=len(event.lost))
-    else:
-        name = {Spawned: "spawn", Ready: "ready", Lost: "lost"}[type(event)]
-        telemetry.event(name, **event._asdict())
+    now, worker = time(), event.worker
+    match event:
+        case Spawned():
+            row = Event(event="spawn", time=now, worker=worker, number=event.number)
+        case Ready():
+            row = Event(event="ready", time=now, worker=worker, seconds=event.seconds)
+        case Missing():
+            row = Event(event="lost", time=now, worker=worker, reason=event.reason)
+        case Died(reason=reason, cause=cause):
+            if cause in ("hang", "oom"):
+                telemetry.write(Event(event=cause, time=now, worker=worker, reason=reason))
+            lost = len(event.unanswered)
+            row = Event(event="death", time=now, worker=worker, reason=reason, cause=cause, lost=lost)
+    telemetry.write(row)
 
 
 def forecast(lengths: Mapping[int, int], records: Iterable[Record]) -> Callable[[int], float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ from evals.types import Problem
 from orchestrator.console import say
 from orchestrator.driver.dispatcher import failed_record
 from orchestrator.inputs.preflight import Inputs
+from orchestrator.rundir.telemetry_rows import Event
 from orchestrator.rundir.writing.run_store import RunStore, check_root, check_store, fresh_directory, open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RECORD_FORMAT, RunConfig, fingerprint, run_directory, runs_of
@@ -47,8 +49,8 @@ class OpenRun(NamedTuple):
 
         `environment` is what `description.describe()` returns.
         """
-        self.telemetry.event(
-            "start",
+        start = Event(
+            event="start",
             time=began,
             pid=os.getpid(),
             host=socket.gethostname(),
@@ -59,9 +61,10 @@ class OpenRun(NamedTuple):
             inline=self.config.inline,
             **{name: environment[name] for name in ("git_commit", "git_dirty", "versions")},
         )
-        self.telemetry.event("phase", name="setup", time=began)
+        self.telemetry.write(start)
+        self.telemetry.write(Event(event="phase", time=began, name="setup"))
         if self.store.cut_bytes:
-            self.telemetry.event("torn_tail", bytes=self.store.cut_bytes)
+            self.telemetry.write(Event(event="torn_tail", time=time.time(), bytes=self.store.cut_bytes))
 
 
 def prepare_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[PreparedRun]:

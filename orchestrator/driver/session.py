@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ from orchestrator.driver.dispatcher import dispatch, log_worker_event
 from orchestrator.driver.open_runs import OpenRun, PreparedRun, open_runs, prepare_runs
 from orchestrator.driver.signals import Stop
 from orchestrator.inputs.preflight import resolve_inputs
-from orchestrator.live.metrics import Sink, Tracker, publishing
+from orchestrator.live.metrics import Metrics, Sink, Tracker
 from orchestrator.live.progress import Progress
 from orchestrator.machine import description
 from orchestrator.report.make import print_reports
+from orchestrator.rundir.telemetry_rows import Event
+from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig
 from orchestrator.workers.inline_pool import InlineWorkerPool
-from orchestrator.workers.pool import Died, Lost, Ready, Spawned, WorkerPool
+from orchestrator.workers.pool import Died, Missing, Ready, Spawned, WorkerPool
 from orchestrator.workers.worker import Worker, worker_config
 
 FAILED = 3  # exit code of a complete run in which problems were given up
@@ -91,7 +93,8 @@ def carry_out(
             with ExitStack() as pools:
                 answer_owed(start_pool(owing, stop, pools), owing, stop, show)
                 for one in owing if stop.number is not None else ():
-                    one.telemetry.event("stop", signal=signal.Signals(stop.number).name)
+                    stopped = signal.Signals(stop.number).name
+                    one.telemetry.write(Event(event="stop", time=time.time(), signal=stopped))
         done, total = sum(len(one.store.records) for one in runs), sum(one.total for one in runs)
         if stop.number is None or done == total:
             conclude(runs)
@@ -142,10 +145,20 @@ def answer_owed(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop, show: Cal
         if stop:
             return
         log_phase([one], "sampling")
-        progress = show(one)
-        with closing(progress), publishing(one.config.name, one.telemetry, progress, sinks(one.config)):
+        with closing(show(one)) as progress, publishing(one.telemetry, progress, sinks(one.config), one.config.name):
             dispatch(pool, one.store, one.owed, one.telemetry, progress, lambda: stop)
         log_phase([one], "end")
+
+
+@contextmanager
+def publishing(telemetry: Telemetry, progress: Progress, sinks: Sequence[Sink], run: str) -> Iterator[None]:
+    """Within this context `progress` hears of the run's telemetry, and `sinks` get the metrics of both."""
+    with (
+        closing(Metrics(run, progress, sinks)) as metrics,
+        telemetry.heard_by(progress.add_row, metrics.add_row),
+        progress.heard_by(metrics.record),
+    ):
+        yield
 
 
 def sinks(config: RunConfig) -> list[Sink]:
@@ -179,7 +192,7 @@ def wait_for_a_worker(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop) -> 
             ready = ready or isinstance(event, Ready)
             if isinstance(event, Died):
                 say(f"worker {event.worker} did not start, and is started again: {event.reason}")
-            if isinstance(event, Spawned | Ready | Died | Lost):
+            if isinstance(event, Spawned | Ready | Died | Missing):
                 for one in runs:
                     log_worker_event(one.telemetry, event)
 
@@ -187,4 +200,4 @@ def wait_for_a_worker(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop) -> 
 def log_phase(runs: Sequence[OpenRun], phase: str) -> None:
     """Write to the telemetry of the runs that a phase begins."""
     for one in runs:
-        one.telemetry.event("phase", name=phase)
+        one.telemetry.write(Event(event="phase", time=time.time(), name=phase))

@@ -8,15 +8,14 @@ prefix. No text of a problem or an answer is ever a label.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
 
 from evals.record import Record
 from evals.samplers.trace import MoveFigures
 from orchestrator.live.progress import Progress
-from orchestrator.rundir.reading.telemetry import process_bytes
+from orchestrator.rundir.telemetry_rows import TelemetryRow, WorkerState
 
 TRACK_SECONDS = 10.0  # between two rows of a tracker
 FAILURES = ("death", "hang", "oom", "lost", "requeue", "retry", "failed")
@@ -51,12 +50,6 @@ METRICS = {
 """Every metric by its name."""
 
 
-class Listened(Protocol):
-    """What tells of telemetry rows as they come."""
-
-    listeners: list[Callable[[Mapping[str, Any]], None]]
-
-
 class Sink(Protocol):
     """Receives values of METRICS: of a counter the increase, of a gauge the value; `labels` has all of its labels."""
 
@@ -78,18 +71,27 @@ class Metrics:
         self._tell("moves_total", (isinstance(record.chain, MoveFigures) and record.chain.moves) or 0)
         self._state()
 
-    def add_row(self, row: Mapping[str, Any]) -> None:
+    def add_row(self, row: TelemetryRow) -> None:
         """Take in one more row of the telemetry."""
-        if row["kind"] == "sample":
-            readings = {name: row.get(name) for name in ("slots", "active_slots", "tokens_per_second", "utilisation")}
-            readings["memory_bytes"] = process_bytes(row)
-            readings["device_memory_bytes"] = row.get("nvml_used_bytes")
+        if isinstance(row, WorkerState):
+            readings = {
+                "slots": row.slots,
+                "active_slots": row.active_slots,
+                "tokens_per_second": row.tokens_per_second,
+                "utilisation": row.utilisation,
+                "memory_bytes": row.process_bytes,
+                "device_memory_bytes": row.nvml_used_bytes,
+            }
             for name, value in readings.items():
                 if value is not None:
-                    self._tell(name, value, worker=row["worker"])
+                    self._tell(name, value, worker=row.worker)
             self._state()
-        elif row["event"] in FAILURES:
-            self._tell("failures_total", 1, event=row["event"])
+        elif row.event in FAILURES:
+            self._tell("failures_total", 1, event=row.event)
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
 
     def _state(self) -> None:
         """Set accuracy and owed answers; with every sample, too: Ray exports a gauge only if it was set anew."""
@@ -123,17 +125,3 @@ class Tracker:
     def _log(self) -> None:
         self._logged = time.monotonic()
         self._run.log(dict(self._values))
-
-
-@contextmanager
-def publishing(run: str, telemetry: Listened, progress: Progress, sinks: Sequence[Sink]) -> Iterator[None]:
-    """A context in which the run's telemetry goes to `progress`, and metrics of records and telemetry to `sinks`."""
-    metrics = Metrics(run, progress, sinks)
-    telemetry.listeners += [progress.add_row, metrics.add_row]
-    progress.listeners.append(metrics.record)
-    try:
-        yield
-    finally:
-        telemetry.listeners.clear()
-        for sink in sinks:
-            sink.close()

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 from tqdm import tqdm
 
 from evals.record import Record
 from evals.sizing.slots import GIB, gib
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, estimate, is_right
-from orchestrator.rundir.reading.telemetry import device_bytes, process_bytes, worker_order
+from orchestrator.rundir.reading.telemetry import worker_order
+from orchestrator.rundir.telemetry_rows import TelemetryRow, WorkerState
 from orchestrator.wording import percent, with_error
 
 BAR_SECONDS, LINE_SECONDS = 0.5, 10.0
@@ -36,22 +38,50 @@ class Progress:
         """Records so far."""
         self.mean = 0.0
         """Share of right answers, averaged over problems."""
-        self.listeners: list[Callable[[Record], None]] = []
-        """Called with every record once it is counted."""
+        self._listener: Callable[[Record], None] | None = None
         self._tokens = 0
         self._verdicts: dict[int, list[bool]] = {}
         self._graded = False
         for record in done:
             self._count(record)
-        self._initial = self.num
+        self._num_before = self.num
         self._began = self._printed = time.monotonic()
-        self._workers: dict[str, Mapping[str, Any]] = {}
+        self._workers: dict[str, WorkerState] = {}
         self._bar = None
-        self._rows: list[Any] = []
+        self._rows: list[tqdm] = []
         if self._out.isatty():
             self._bar = tqdm(
-                total=total, initial=self._initial, desc=name, unit="problem", file=self._out, dynamic_ncols=True
+                total=total, initial=self.num, desc=name, unit="problem", file=self._out, dynamic_ncols=True
             )
+
+    @property
+    def num_new(self) -> int:
+        """Records since this display was made."""
+        return self.num - self._num_before
+
+    @property
+    def seconds(self) -> float:
+        """Time since this display was made."""
+        return time.monotonic() - self._began
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time until the run is complete at the speed so far; None before the first new record."""
+        return self.seconds * (self.total - self.num) / self.num_new if self.num_new else None
+
+    @property
+    def slots(self) -> int:
+        """Problems that the workers have at once, as far as they have said so."""
+        return sum(state.slots or 0 for state in self._workers.values())
+
+    @contextmanager
+    def heard_by(self, listener: Callable[[Record], None]) -> Iterator[None]:
+        """Within this context the listener is called with every record once it is counted."""
+        self._listener = listener
+        try:
+            yield
+        finally:
+            self._listener = None
 
     def add(self, record: Record) -> None:
         """Count one more record and show it."""
@@ -59,15 +89,15 @@ class Progress:
         self._tokens += record.tokens.generated or 0
         if self._bar is not None:
             self._bar.update()
-        for listener in self.listeners:
-            listener(record)
+        if self._listener is not None:
+            self._listener(record)
 
-    def add_row(self, row: Mapping[str, Any]) -> None:
+    def add_row(self, row: TelemetryRow) -> None:
         """Take in one more row of the telemetry."""
-        if row["kind"] == "sample":
-            self._workers[row["worker"]] = row
-        elif row["event"] == "death":
-            self._workers.pop(row.get("worker", ""), None)
+        if isinstance(row, WorkerState):
+            self._workers[row.worker] = row
+        elif row.event == "death":
+            self._workers.pop(row.worker, None)
 
     def clear_workers(self) -> None:
         """Drop all workers from the table, as none is alive any more."""
@@ -85,12 +115,11 @@ class Progress:
 
     def as_text(self) -> str:
         """The present state as lines of text: the run's, then one for each worker."""
-        return "\n".join([self._state(self._speed()), *self._table()])
+        return "\n".join([self.state(self._speed()), *self._table()])
 
     def close(self) -> None:
         """End the display: the last state stays on the screen, the table is removed."""
-        elapsed = time.monotonic() - self._began
-        speed = f"{self._tokens / elapsed:,.0f} tokens/s on average" if self._tokens and elapsed else ""
+        speed = f"{self._tokens / self.seconds:,.0f} tokens/s on average" if self._tokens and self.seconds else ""
         for row in reversed(self._rows):
             row.close()
         if self._bar is not None:
@@ -109,36 +138,38 @@ class Progress:
 
     def _speed(self) -> str:
         """Tokens per second of all workers between their last two readings, as text."""
-        rates = [reading["tokens_per_second"] for reading in self._workers.values() if "tokens_per_second" in reading]
-        return f"{sum(rates):,.0f} tokens/s" if rates else ""
+        rates = [state.tokens_per_second for state in self._workers.values()]
+        known = [rate for rate in rates if rate is not None]
+        return f"{sum(known):,.0f} tokens/s" if known else ""
 
     def _figures(self, speed: str) -> str:
-        parts = [self._score(), speed]
-        if largest := max((process_bytes(reading) or 0 for reading in self._workers.values()), default=0):
+        parts = [self.score(), speed]
+        if largest := max((state.process_bytes or 0 for state in self._workers.values()), default=0):
             parts.append(f"{gib(largest)} per worker")
         return ", ".join(part for part in parts if part)
 
-    def _score(self) -> str:
+    def score(self) -> str:
+        """How good the answers so far are, as text; empty where nothing is graded."""
         if not self._graded:
             return ""
         means = {problem_id: sum(rights) / len(rights) for problem_id, rights in self._verdicts.items()}
         score = estimate(means, binary=max(map(len, self._verdicts.values())) == 1)
         return f"{PRIMARY_METRIC} {with_error(score) if score['n'] > 1 else percent(score['mean'])} %"
 
-    def _state(self, speed: str) -> str:
-        elapsed, new = time.monotonic() - self._began, self.num - self._initial
+    def state(self, speed: str) -> str:
+        """How far the run is, as one line of text that has the `speed`."""
         parts = [f"{self._name}: {self.num} of {self.total}", self._figures(speed)]
-        if new and self.num < self.total:
-            parts.append(f"{elapsed * (self.total - self.num) / new:.0f} s left")
+        if (left := self.seconds_left) is not None and self.num < self.total:
+            parts.append(f"{left:.0f} s left")
         return ", ".join(part for part in parts if part)
 
     def _line(self, speed: str) -> None:
         self._printed = time.monotonic()
-        print(self._state(speed), file=self._out, flush=True)
+        print(self.state(speed), file=self._out, flush=True)
 
     def _table(self) -> list[str]:
         """A head and a line for each worker; nothing before the first reading."""
-        lines = [worker_line(worker, self._workers[worker]) for worker in sorted(self._workers, key=worker_order)]
+        lines = [worker_line(self._workers[worker]) for worker in sorted(self._workers, key=worker_order)]
         if len(lines) > MAX_ROWS:
             lines[MAX_ROWS - 1 :] = [f"and {len(lines) - MAX_ROWS + 1} more"]
         return [HEAD, *lines] if lines else []
@@ -155,13 +186,13 @@ class Progress:
             self._rows[i].set_description_str(line)
 
 
-def worker_line(worker: str, reading: Mapping[str, Any]) -> str:
+def worker_line(state: WorkerState) -> str:
     """A worker's line of the table: slots in use, tokens per second, memory used of the device's, utilisation."""
-    size, capacity = device_bytes(reading), reading.get("memory", {}).get("total_bytes")
+    size, capacity = state.device_bytes, state.memory.total_bytes
     total = f" of {capacity / GIB:.1f}" if capacity else ""
-    busy, speed = reading.get("utilisation"), reading.get("tokens_per_second")
-    slots = f"{reading['active_slots']} of {reading['slots']}" if "slots" in reading else "-"
+    busy, speed = state.utilisation, state.tokens_per_second
+    slots = "-" if state.slots is None else f"{state.active_slots} of {state.slots}"
     return (
-        f"{worker:<12} {slots:>9} {'-' if speed is None else f'{speed:,.0f}':>9} "
+        f"{state.worker:<12} {slots:>9} {'-' if speed is None else f'{speed:,.0f}':>9} "
         f"{'-' if size is None else f'{size / GIB:.1f}{total} GiB':>18} {'-' if busy is None else f'{busy:.0%}':>7}"
     )

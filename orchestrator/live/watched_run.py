@@ -16,6 +16,7 @@ from orchestrator.rundir.files import Tail
 from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.rundir.reading.records import RecordLog
 from orchestrator.rundir.reading.telemetry import readable
+from orchestrator.rundir.telemetry_rows import Event
 
 SILENT_SECONDS = 60.0
 """A run that samples writes a row every few seconds; one that loads may be silent, and so is one that was killed."""
@@ -62,6 +63,6 @@ class RunWatcher:
             self.progress.add(record)
         for row in readable(self._rows.lines()):
             self.progress.add_row(row)
-            self.last_time = row["time"]
-            if row.get("event") in ("phase", "stop"):
-                self.phase = row.get("name", "stopped")
+            self.last_time = row.time
+            if isinstance(row, Event) and row.event in ("phase", "stop"):
+                self.phase = row.name or "stopped"

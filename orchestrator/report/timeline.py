@@ -7,14 +7,15 @@ tooltip.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import groupby
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from orchestrator.report.svg import COLOURS, Axis, axis, document, frame, key, path, text
-from orchestrator.rundir.reading.telemetry import device_bytes, worker_order
+from orchestrator.rundir.reading.telemetry import worker_order
+from orchestrator.rundir.telemetry_rows import Event, TelemetryRow, WorkerState
 from orchestrator.wording import duration, gib
 
 Place = tuple[float, float]
@@ -42,34 +43,37 @@ MARKS = {
 """Events that are drawn -> their words and colours; the graver come later."""
 
 
-class Moment(NamedTuple):
+AnyRow = TypeVar("AnyRow", bound=TelemetryRow, covariant=True)
+
+
+class Moment(NamedTuple, Generic[AnyRow]):
     """A telemetry row and its time: seconds of work on the run until then."""
 
     at: float
-    row: Mapping[str, Any]
+    row: AnyRow
 
 
-def moments(rows: Iterable[Mapping[str, Any]]) -> list[Moment]:
+def moments(rows: Iterable[TelemetryRow]) -> list[Moment[TelemetryRow]]:
     """The rows with their times on one clock, which stops between the starts of a run."""
-    timed: list[Moment] = []
+    timed: list[Moment[TelemetryRow]] = []
     origin: float | None = None
     for row in rows:
-        if origin is None or row.get("event") == "start":
-            origin = row["time"] - max((moment.at for moment in timed), default=0.0)
-        timed.append(Moment(max(0.0, row["time"] - origin), row))
+        if origin is None or (isinstance(row, Event) and row.event == "start"):
+            origin = row.time - max((moment.at for moment in timed), default=0.0)
+        timed.append(Moment(max(0.0, row.time - origin), row))
     return timed
 
 
-def timeline(rows: Iterable[Mapping[str, Any]]) -> str | None:
+def timeline(rows: Iterable[TelemetryRow]) -> str | None:
     """SVG text with a plot for each worker; None without a telemetry row of a worker."""
     timed = moments(rows)
-    samples: dict[str, list[Moment]] = defaultdict(list)
-    events: dict[str, list[Moment]] = defaultdict(list)
-    for moment in timed:
-        if moment.row["kind"] == "sample":
-            samples[moment.row["worker"]].append(moment)
-        elif moment.row["event"] in MARKS:
-            events[moment.row.get("worker", "")].append(moment)
+    samples: dict[str, list[Moment[WorkerState]]] = defaultdict(list)
+    events: dict[str, list[Moment[Event]]] = defaultdict(list)
+    for at, row in timed:
+        if isinstance(row, WorkerState):
+            samples[row.worker].append(Moment(at, row))
+        elif row.event in MARKS:
+            events[row.worker].append(Moment(at, row))
     workers = sorted(samples, key=worker_order)
     if not workers:
         return None
@@ -84,7 +88,9 @@ def timeline(rows: Iterable[Mapping[str, Any]]) -> str | None:
     return document("Workers over time", height, lines)
 
 
-def panel(worker: str, samples: Sequence[Moment], events: Sequence[Moment], time: Axis) -> Iterator[str]:
+def panel(
+    worker: str, samples: Sequence[Moment[WorkerState]], events: Sequence[Moment[Event]], time: Axis
+) -> Iterator[str]:
     """One worker's plot: curves in % of what there is, marks of events, and the legend."""
     share = Axis(0, 100, TOP + HEIGHT, TOP, False, [0, 50, 100])
     yield from frame(time, share, worker, unit=" %")
@@ -97,31 +103,30 @@ def panel(worker: str, samples: Sequence[Moment], events: Sequence[Moment], time
     yield from draw_events(events, time, 17 * len(curves))
 
 
-def curve_scales(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, str]]:
+def curve_scales(rows: Sequence[WorkerState]) -> dict[str, tuple[float, str]]:
     """Curves for which there are values -> what 100 % of each is, as a number, and its legend."""
     curves: dict[str, tuple[float, str]] = {}
-    memories = [row.get("memory", {}) for row in rows]
-    if size := max(memory.get("total_bytes") or memory.get("rss_bytes") or 0 for memory in memories):
-        words = "GPU memory (100 % = {})" if memories[-1].get("total_bytes") else "memory (100 % = highest, {})"
+    memories = [row.memory for row in rows]
+    if size := max(memory.total_bytes or memory.rss_bytes or 0 for memory in memories):
+        words = "GPU memory (100 % = {})" if memories[-1].total_bytes else "memory (100 % = highest, {})"
         curves["memory"] = size, words.format(gib(size))
-    if any(row.get("utilisation") is not None for row in rows):
+    if any(row.utilisation is not None for row in rows):
         curves["utilisation"] = 1.0, "GPU busy (share of the time)"
-    if slots := max(row.get("slots") or 0 for row in rows):
+    if slots := max(row.slots or 0 for row in rows):
         curves["slots"] = slots, f"slots in use (100 % = {slots})"
     return curves
 
 
-def curve_segments(samples: Sequence[Moment], name: str, full: float, time: Axis, share: Axis) -> Iterator[list[Place]]:
+def curve_segments(
+    samples: Sequence[Moment[WorkerState]], name: str, full: float, time: Axis, share: Axis
+) -> Iterator[list[Place]]:
     """Joined points of a curve, one a pixel (the mean of its samples); it breaks at gaps and where a process ends."""
     number, last, parts = 0, samples[0], []
     for moment in samples:
-        number += moment.at - last.at > GAP_SECONDS or moment.row.get("pid") != last.row.get("pid")
+        row = moment.row
+        number += moment.at - last.at > GAP_SECONDS or row.pid != last.row.pid
         last = moment
-        shown = (
-            device_bytes(moment.row)
-            if name == "memory"
-            else moment.row.get("active_slots" if name == "slots" else name)
-        )
+        shown = {"memory": row.device_bytes, "utilisation": row.utilisation, "slots": row.active_slots}[name]
         if shown is not None:
             parts.append((number, round(time.at(moment.at / 60)), min(100.0, 100 * shown / full)))
     for _, piece in groupby(parts, key=lambda part: part[0]):
@@ -129,15 +134,15 @@ def curve_segments(samples: Sequence[Moment], name: str, full: float, time: Axis
         yield [(x, share.at(fmean(part[2] for part in column))) for x, column in columns]
 
 
-def draw_events(events: Sequence[Moment], time: Axis, below: float) -> Iterator[str]:
+def draw_events(events: Sequence[Moment[Event]], time: Axis, below: float) -> Iterator[str]:
     """A mark for each kind of event in each pixel, its reasons as a tooltip, and how many there are of each."""
     order = list(MARKS)
     places: dict[tuple[int, int], list[str]] = defaultdict(list)
     for at, row in events:
-        reason = str(row.get("reason") or row.get("signal") or "").strip().partition("\n")[0][:200]
-        problem = f" problem {row['problem_id']}" if "problem_id" in row else ""
-        words = f"{duration(at)}: {MARKS[row['event']][0]}{problem}{': ' if reason else ''}{reason}"
-        places[order.index(row["event"]), round(time.at(at / 60))].append(words)
+        reason = (row.reason or row.signal).strip().partition("\n")[0][:200]
+        problem = "" if row.problem_id is None else f" problem {row.problem_id}"
+        words = f"{duration(at)}: {MARKS[row.event][0]}{problem}{': ' if reason else ''}{reason}"
+        places[order.index(row.event), round(time.at(at / 60))].append(words)
     for (kind, x), words in sorted(places.items()):
         shown = escape("\n".join(words[:10] + [f"and {len(words) - 10} more"] * (len(words) > 10)))
         event, colour = order[kind], MARKS[order[kind]][1]
@@ -145,7 +150,7 @@ def draw_events(events: Sequence[Moment], time: Axis, below: float) -> Iterator[
             f'<g class="{event}" stroke="{colour}" fill="{colour}"><title>{shown}</title>'
             f'<path d="M{x} {TOP}V{TOP + HEIGHT}M{x - 4} {TOP - 6}h8l-4 6z"/></g>'
         )
-    counts = Counter(row["event"] for _, row in events)
+    counts = Counter(row.event for _, row in events)
     legend = [f"{MARKS[event][0]}: {counts[event]}" for event in reversed(order) if counts[event]]
     for i in range(0, len(legend), 2):
         yield text(RIGHT + 12, TOP + 10 + below + 8.5 * i, ", ".join(legend[i : i + 2]))

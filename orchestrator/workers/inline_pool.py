@@ -8,7 +8,7 @@ from typing import Any
 
 from evals.record import Record
 from evals.types import WorkersLost
-from orchestrator.workers.pool import Done, Event, Health, Raised, Ready, Work
+from orchestrator.workers.pool import Done, PoolEvent, Raised, Ready, Work
 
 
 class InlineWorkerPool:
@@ -17,7 +17,7 @@ class InlineWorkerPool:
     def __init__(self, worker: Any, config: Any, slots: int) -> None:
         self._worker, self._config, self._slots, self._name = worker, config, slots, "inline"
         self._calls: dict[Future[Record], Work] = {}
-        self._events: list[Event] = []
+        self._events: list[PoolEvent] = []
         self._loaded = False
 
     def reload(self, config: Any, slots: int) -> None:
@@ -40,12 +40,12 @@ class InlineWorkerPool:
             self._events.append(raised_event(self._name, work, error))
 
     def request_health(self) -> set[str]:
-        reading = self._worker.health()
-        self._slots = reading.get("slots", self._slots)
-        self._events.append(Health(self._name, reading))
+        health = self._worker.health()
+        self._slots = self._slots if health.state.slots is None else health.state.slots
+        self._events.append(health)
         return {self._name}
 
-    def wait(self, timeout: float) -> list[Event]:
+    def wait(self, timeout: float) -> list[PoolEvent]:
         """As `WorkerPool.wait`. Raises WorkersLost if the engine has failed: this pool has no replacement.
 
         Answers from before the failure are returned first. What failed with the engine is no problem's fault, so it
@@ -59,7 +59,7 @@ class InlineWorkerPool:
             )
         if (failure := self._worker.failure()) is None:
             return events
-        answered: list[Event] = [event for event in events if isinstance(event, Done)]
+        answered: list[PoolEvent] = [event for event in events if isinstance(event, Done)]
         if answered:
             return answered
         raise WorkersLost(f"the engine has failed: {failure}") from failure

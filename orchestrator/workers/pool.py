@@ -5,12 +5,15 @@ The pools are workers/inline_pool.py (one worker in this process) and cluster/ac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 from evals.config import TaskConfig
 from evals.record import Record, RecordKey
 from evals.samplers.registry import AnySampler
+from evals.sizing.slots import SlotChange
 from evals.types import Problem
+from orchestrator.rundir.telemetry_rows import WorkerState
 
 
 class Work(NamedTuple):
@@ -59,22 +62,23 @@ class Raised(NamedTuple):
 
 
 class Died(NamedTuple):
-    """A worker's process is gone, and its unanswered problems with it; the pool starts a replacement by itself."""
+    """A worker's process is gone; the pool starts a replacement by itself."""
 
     worker: str
-    lost: list[Work]
+    unanswered: list[Work]
+    """The problems that it had."""
     reason: str
     cause: Literal["crash", "hang", "oom", "node"] = "crash"
     blamed: list[Work] | None = None
-    """Which of the lost problems may have caused it; None: each of them."""
+    """Which of these problems may have caused it; None: each of them."""
 
     @property
     def suspected(self) -> list[Work]:
-        """The lost problems that may have caused it."""
-        return self.lost if self.blamed is None else self.blamed
+        """The problems that may have caused it."""
+        return self.unanswered if self.blamed is None else self.blamed
 
 
-class Lost(NamedTuple):
+class Missing(NamedTuple):
     """A worker has no device to work on; the others go on without it. It may come back as `Ready`."""
 
     worker: str
@@ -82,13 +86,19 @@ class Lost(NamedTuple):
 
 
 class Health(NamedTuple):
-    """A worker's answer to `request_health`."""
+    """A worker's answer to `request_health`, with what is told only once."""
 
-    worker: str
-    reading: dict[str, Any]
+    state: WorkerState
+    notes: str = ""
+    """For a person."""
+    slot_changes: Sequence[SlotChange] = ()
+
+    @property
+    def worker(self) -> str:
+        return self.state.worker
 
 
-Event = Spawned | Ready | Done | Raised | Died | Lost | Health
+PoolEvent = Spawned | Ready | Done | Raised | Died | Missing | Health
 
 
 class WorkerPool(Protocol):
@@ -120,7 +130,7 @@ class WorkerPool(Protocol):
         """
         ...
 
-    def wait(self, timeout: float) -> list[Event]:
+    def wait(self, timeout: float) -> list[PoolEvent]:
         """The events since the last call, waiting at most `timeout` seconds. Raises if the pool cannot go on."""
         ...
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import asdict
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -22,8 +22,9 @@ from evals.types import Problem
 from orchestrator.inputs.models import ModelSource, folder_on_node
 from orchestrator.inputs.preflight import Inputs
 from orchestrator.machine.gpus import wait_for_free_memory
+from orchestrator.rundir.telemetry_rows import WorkerState
 from orchestrator.settings.config import RunConfig
-from orchestrator.workers.pool import Work
+from orchestrator.workers.pool import Health, Work
 
 ENGINE_FAILED = 1  # exit code
 MAX_CPU_THREADS = 2
@@ -132,27 +133,25 @@ class Worker:
         """The exception that ended the engine's thread; None while it works."""
         return self._engine.failure
 
-    def health(self) -> dict[str, Any]:
-        """A health reading: process, counters of the engine, memory in bytes, state of the device.
-
-        It also has what is told only once: `notes` for a person, and `slot_changes` (`sizing.slots.SlotChange`).
-        """
+    def health(self) -> Health:
+        """Process, counters of the engine, memory, state of the device, and what has not been told yet."""
         from evals.engine.device import device_state
 
         device = self._engine.model.device
         notes, self._notes = self._notes, ""
-        return {
-            "rank": self._rank,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "device": str(device),
+        state = WorkerState(
+            time=time.time(),
+            worker=self._name,
+            rank=self._rank,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            device=str(device),
             **self._engine.counters()._asdict(),
-            "memory": asdict(self._engine.memory()),
-            "idle_seconds": None if self._engine.idle is None else self._engine.idle.seconds,
-            **device_state(device),
-            "notes": notes,
-            "slot_changes": [change._asdict() for change in self._engine.take_slot_changes()],
-        }
+            memory=self._engine.memory(),
+            idle_seconds=None if self._engine.idle is None else self._engine.idle.seconds,
+            **device_state(device)._asdict(),
+        )
+        return Health(state, notes, self._engine.take_slot_changes())
 
     def close(self) -> None:
         """End the engine's thread after its present step; problems in flight fail."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,12 +18,15 @@ from evals.rng import Purpose, RandomKey, uniform
 from evals.types import Grade
 from orchestrator.driver import session
 from orchestrator.inputs import models, preflight, problems
+from orchestrator.rundir.telemetry_rows import WorkerState
 from orchestrator.settings.config import RunConfig, resolve
-from orchestrator.workers.pool import Work
+from orchestrator.workers.pool import Health, Work
 
 
 class FakeWorker:
     """Loads nothing, and never fails as a whole."""
+
+    name = "inline"
 
     def __init__(self, rank: int, name: str) -> None: ...
 
@@ -44,8 +48,8 @@ class FakeWorker:
     def failure(self) -> BaseException | None:
         return None
 
-    def health(self) -> dict[str, Any]:
-        return {"rank": 0, "pid": os.getpid()}
+    def health(self) -> Health:
+        return Health(WorkerState(time=time.time(), worker=self.name, rank=0, pid=os.getpid()))
 
     def close(self) -> None: ...
 

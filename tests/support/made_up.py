@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from evals.record import Record, decode, encode
+from evals.types import MemoryReading
 from orchestrator.analysis.load import Run
 from orchestrator.analysis.summary import summarise
 from orchestrator.cli import main
 from orchestrator.rundir.reading.manifest import Manifest
+from orchestrator.rundir.telemetry_rows import Event, WorkerState
 
 POWER = {"kind": "power", "alpha": 4.0, "num_moves": 10}
 
@@ -79,15 +81,15 @@ def as_run(name: str, sampler: dict[str, Any], verdicts: str, **changes: Any) ->
 
 
 TELEMETRY = [
-    {"kind": "event", "event": "start", "time": 90.0},
-    {"kind": "event", "event": "phase", "name": "setup", "time": 90.0},
-    {"kind": "event", "event": "phase", "name": "load", "time": 91.0},
-    {"kind": "event", "event": "phase", "name": "sampling", "time": 95.0},
+    Event(event="start", time=90.0),
+    Event(event="phase", name="setup", time=90.0),
+    Event(event="phase", name="load", time=91.0),
+    Event(event="phase", name="sampling", time=95.0),
     *(
-        {
-            "kind": "sample", "time": at, "worker": worker, "pid": pid, "rank": 1, "slots": 10, "active_slots": 9,
-            "steps": steps, "generated_tokens": generated, "memory": {"peak_rss_bytes": 5000, "peak_bytes": None},
-        }
+        WorkerState(
+            time=at, worker=worker, pid=pid, rank=1, slots=10, active_slots=9, steps=steps, generated_tokens=generated,
+            memory=MemoryReading(4000, 5000),
+        )
         for at, worker, pid, steps, generated in [
             (95.0, "cpu1", 7, 300, 2_000),  # it has worked for another run before
             (97.0, "cpu1", 7, 320, 2_100),
@@ -96,7 +98,7 @@ TELEMETRY = [
             (99.0, "cpu1", 8, 30, 100),
         ]
     ),
-    {"kind": "event", "event": "phase", "name": "end", "time": 105.0},
+    Event(event="phase", name="end", time=105.0),
 ]  # fmt: skip
 
 
@@ -105,7 +107,7 @@ def write(directory: Path, run: dict[str, Any], records: list[Record], torn: byt
     directory.mkdir()
     (directory / "run.json").write_text(json.dumps(run), encoding="utf-8")
     (directory / "records.jsonl").write_bytes(b"".join(map(encode, records)) + torn)
-    (directory / "telemetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TELEMETRY), encoding="utf-8")
+    (directory / "telemetry.jsonl").write_bytes(b"".join(row.line() for row in TELEMETRY))
     return directory
 
 
@@ -128,10 +130,8 @@ def refused(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return err
 
 
-GPU = {
-    "pid": 1,
-    "active_slots": 9,
-    "slots": 10,
-    "memory": {"rss_bytes": 1 << 30, "reserved_bytes": 30 << 30, "free_bytes": 40 << 30, "total_bytes": 80 << 30},
-    "utilisation": 0.97,
-}
+def on_gpu(worker: str, time: float = 5.0, **changes: Any) -> WorkerState:
+    """What a worker on a GPU says of itself."""
+    memory = MemoryReading(1 << 30, 1 << 30, reserved_bytes=30 << 30, free_bytes=40 << 30, total_bytes=80 << 30)
+    sample = WorkerState(time=time, worker=worker, pid=1, active_slots=9, slots=10, memory=memory, utilisation=0.97)
+    return sample.model_copy(update=changes)

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evals.record import Record, read_line
-from evals.types import UserError
-from orchestrator.rundir.schemas import ScoresLine
+from evals.types import TOLERANT, Amount, Grade, UserError
 
 SCORES = "scores.jsonl"
+
+
+@dataclass(frozen=True)
+class NewScores:
+    """A line of scores.jsonl: the newer scores of one record."""
+
+    __pydantic_config__ = TOLERANT
+
+    problem_id: Amount
+    sample_index: Amount
+    scores: dict[str, Grade]
 
 
 def with_new_scores(directory: Path, records: Sequence[Record]) -> tuple[list[Record], int | None]:
@@ -24,7 +34,7 @@ def with_new_scores(directory: Path, records: Sequence[Record]) -> tuple[list[Re
         return list(records), None
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):  # of bytes: a newline alone ends a line
         try:
-            row = read_line(line, ScoresLine)
+            row = read_line(line, NewScores)
             new[row.problem_id, row.sample_index] = row.scores
         except ValueError as error:
             raise UserError(

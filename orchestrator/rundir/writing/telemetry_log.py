@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from orchestrator.console import say
 from orchestrator.rundir.files import cut_torn_tail, write_whole
+from orchestrator.rundir.telemetry_rows import TelemetryRow, WorkerState
 
 
 class Telemetry:
@@ -18,9 +18,8 @@ class Telemetry:
     written the run goes on without them and says so once."""
 
     def __init__(self, path: Path) -> None:
-        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []
-        """Called with every row, written or not."""
-        self._last: dict[str, Mapping[str, Any]] = {}
+        self._listeners: tuple[Callable[[TelemetryRow], None], ...] = ()
+        self._last: dict[str, WorkerState] = {}
         self._path = path
         self._log: int | None = None
         try:
@@ -29,45 +28,55 @@ class Telemetry:
         except OSError as error:
             self._give_up(error)
 
-    def sample(self, worker: str, reading: Mapping[str, Any]) -> None:
-        """Write a row of one worker's health, with its rates since its last row."""
-        row = {"kind": "sample", "time": time.time(), "worker": worker, **reading}
-        row |= rates(self._last.get(worker, {}), row)
-        self._last[worker] = row
-        self._write(row)
+    @contextmanager
+    def heard_by(self, *listeners: Callable[[TelemetryRow], None]) -> Iterator[None]:
+        """Within this context the listeners are called with every row, written or not."""
+        self._listeners = listeners
+        try:
+            yield
+        finally:
+            self._listeners = ()
 
-    def event(self, event: str, **fields: Any) -> None:
-        """Write a row of an event; `time` may be among the fields."""
-        self._write({"kind": "event", "time": time.time(), "event": event, **fields})
+    def write_state(self, state: WorkerState) -> None:
+        """Write what a worker says now, with its rates since its last row."""
+        now = state.model_copy(update={"time": time.time()})
+        if before := self._last.get(now.worker):
+            now = now.model_copy(update=rates(before, now))
+        self._last[now.worker] = now
+        self.write(now)
+
+    def write(self, row: TelemetryRow) -> None:
+        """Write a row."""
+        for listener in self._listeners:
+            listener(row)
+        if self._log is None:
+            return
+        try:
+            write_whole(self._log, row.line())
+        except OSError as error:
+            self._give_up(error)
 
     def close(self) -> None:
         if self._log is not None:
             os.close(self._log)
             self._log = None
 
-    def _write(self, row: Mapping[str, Any]) -> None:
-        for listener in self.listeners:
-            listener(row)
-        if self._log is None:
-            return
-        try:
-            write_whole(self._log, (json.dumps(row) + "\n").encode())
-        except OSError as error:
-            self._give_up(error)
-
     def _give_up(self, error: OSError) -> None:
         say(f"{self._path} cannot be written ({error.strerror}): going on without telemetry.")
         self.close()
 
 
-def rates(last: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, float]:
+def rates(before: WorkerState, now: WorkerState) -> dict[str, float]:
     """Rates between two samples of one worker, from the counters in them; empty across a restart."""
-    seconds = row["time"] - last.get("time", row["time"])
-    if seconds <= 0 or last.get("pid") != row.get("pid"):
+    seconds = now.time - before.time
+    if seconds <= 0 or before.pid != now.pid:
         return {}
-    names = {"tokens_per_second": "generated_tokens", "waiting_fraction": "idle_seconds"}
+    counters = {
+        "tokens_per_second": (before.generated_tokens, now.generated_tokens),
+        "waiting_fraction": (before.idle_seconds, now.idle_seconds),
+    }
     return {
-        name: (row[counter] - last[counter]) / seconds
-        for name, counter in names.items()
-        if row.get(counter) is not None and last.get(counter) is not None
+        name: (last - first) / seconds
+        for name, (first, last) in counters.items()
+        if first is not None and last is not None
     }

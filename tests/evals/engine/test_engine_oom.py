@@ -20,8 +20,10 @@ from evals.sizing.slots import fewer_slots
 from evals.types import Cancel, Chain, Drop, Keep, Sample, Submit, UserError
 from orchestrator.cli import main
 from orchestrator.driver.dispatcher import Dispatcher
-from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.reading.telemetry import events, read_telemetry
+from orchestrator.rundir.telemetry_rows import WorkerState
 from orchestrator.rundir.writing.telemetry_log import Telemetry
+from orchestrator.workers.pool import Health
 from support.disturbed import KINDS, assert_same, run
 from support.pages import audit
 from support.tiny_models import Pair, engine, make, prompt, request, sample
@@ -193,10 +195,10 @@ def test_the_worker_says_it_once_and_the_driver_writes_it_down(
         demo = ["--model", "demo", "--data", "demo", "--task.max-new-tokens", "20"]
         assert main(["run", *demo, *flags, "--run-dir", str(tmp_path / name)]) == 0
         telemetry[name] = read_telemetry(tmp_path / name / "telemetry.jsonl")
-    events = [row for row in telemetry["shaken"] if row.get("event") == "slots"]
-    assert [(row["old"], row["new"], row["worker"]) for row in events] == [(4, 3, "inline"), (3, 2, "inline")]
-    assert all(row["reason"].startswith("CUDA out of memory") for row in events)
-    assert not [row for row in telemetry["calm"] if row.get("event") == "slots"]
+    changes = events(telemetry["shaken"], "slots")
+    assert [(row.old, row.new, row.worker) for row in changes] == [(4, 3, "inline"), (3, 2, "inline")]
+    assert all(row.reason.startswith("CUDA out of memory") for row in changes)
+    assert not events(telemetry["calm"], "slots")
     assert "goes on with 3 slots instead of 4: CUDA out of memory" in capsys.readouterr().err
     answers = []
     for name in telemetry:
@@ -210,12 +212,11 @@ def test_equal_notes_of_several_workers_are_shown_once(tmp_path: Path, capsys: p
     telemetry = Telemetry(tmp_path / "telemetry.jsonl")
     dispatcher: Any = Dispatcher(*[None] * 2, telemetry, None, deque(), {})  # type: ignore[arg-type]
     for worker, notes in (("gpu0", "64 slots"), ("gpu1", "64 slots"), ("gpu0", ""), ("gpu2", "32 slots")):
-        dispatcher.record_health(worker, {"notes": notes, "slot_changes": [], "slots": 1})
+        dispatcher.record_health(Health(WorkerState(time=1.0, worker=worker, slots=1), notes))
     telemetry.close()
     assert capsys.readouterr().err.splitlines() == ["64 slots", "32 slots"]
-    rows = read_telemetry(tmp_path / "telemetry.jsonl")
-    assert len(rows) == 4
-    assert not any(row.keys() & {"notes", "slot_changes"} for row in rows)
+    assert len(read_telemetry(tmp_path / "telemetry.jsonl")) == 4
+    assert "notes" not in (tmp_path / "telemetry.jsonl").read_text()
 
 
 def test_out_of_memory_in_all_its_words() -> None:

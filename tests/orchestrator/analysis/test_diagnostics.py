@@ -13,6 +13,7 @@ from orchestrator.analysis.summary import WARNINGS, summarise, truncated, warnin
 from orchestrator.live.progress import Progress
 from orchestrator.report.run_text import FACTS, figures_of, run_report
 from orchestrator.rundir.reading.manifest import method
+from orchestrator.rundir.telemetry_rows import Event, WorkerState
 from orchestrator.wording import fill_in
 from support.made_up import POWER, failed_record, known, make_record
 
@@ -222,7 +223,7 @@ def test_the_last_line_of_progress_has_the_runs_mean_speed(monkeypatch: pytest.M
     progress = Progress("power", 2, [make_record(0)], out)
     now[0] += 10
     progress.add(make_record(1, correct=False))
-    progress.add_row({"kind": "sample", "worker": "w0", "tokens_per_second": 700.0})
+    progress.add_row(WorkerState(time=110.0, worker="w0", tokens_per_second=700.0))
     progress.refresh()
     now[0] += 23
     progress.close()
@@ -240,21 +241,20 @@ def test_progress_of_wrong_answers_is_no_certainty() -> None:
 
 def everything() -> dict[str, Any]:
     """The summary of a run that is none, since each of the report's sentences has something to say."""
-    telemetry: list[dict[str, Any]] = [
-        {"kind": "event", "event": "start", "time": 90.0},
+    telemetry = [
+        Event(event="start", time=90.0),
         *(
-            {"kind": "event", "event": "phase", "name": name, "time": at}
+            Event(event="phase", name=name, time=at)
             for name, at in [("setup", 90.0), ("ray", 91.0), ("load", 92.5), ("sampling", 95.0), ("end", 100.0)]
         ),
-        {"kind": "event", "event": "start", "time": 200.0},
-        {"kind": "event", "event": "phase", "name": "setup", "time": 200.0},
-        {"kind": "event", "event": "death", "time": 201.0},
+        Event(event="start", time=200.0),
+        Event(event="phase", name="setup", time=200.0),
+        Event(event="death", time=201.0),
         *(
-            {"kind": "sample", "time": 97.0 + i, "worker": "gpu0", "pid": 7, "slots": 10, "steps": 25 * i,
-             "generated_tokens": 100 * i}
+            WorkerState(time=97.0 + i, worker="gpu0", pid=7, slots=10, steps=25 * i, generated_tokens=100 * i)
             for i in range(2)
         ),
-    ]  # fmt: skip
+    ]
     pooled = {
         "candidates": 16, "particles": 8, "ess": 4.0, "resampled": 2, "log_z_hat": -9.5, "votes": {"18": 8, "3": 4},
     }  # fmt: skip

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from evals.samplers.power import Power
 from evals.types import Problem, UserError, WorkersLost
 from orchestrator.driver.dispatcher import dispatch
 from orchestrator.live.progress import Progress
-from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.reading.telemetry import events, read_telemetry
+from orchestrator.rundir.telemetry_rows import WorkerState
 from orchestrator.rundir.writing.run_store import open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig
-from orchestrator.workers.pool import Died, Event, Health, Ready, Work
+from orchestrator.workers.pool import Died, Health, PoolEvent, Ready, Work
 
 pytestmark = [pytest.mark.ray, pytest.mark.serial]
 
@@ -44,8 +46,9 @@ def fake_worker() -> type:
             if config == "broken":
                 raise RuntimeError("no memory")
 
-        def health(self) -> dict[str, Any]:
-            return {"pid": os.getpid(), "rank": self.rank, "cuda": os.environ["CUDA_VISIBLE_DEVICES"]}
+        def health(self) -> Health:
+            devices = os.environ["CUDA_VISIBLE_DEVICES"]
+            return Health(WorkerState(time=time.time(), worker=self.name, pid=os.getpid(), rank=self.rank), devices)
 
         def solve(self, work: Work) -> Record:
             i = work.problem.problem_id
@@ -82,15 +85,15 @@ class Killer:
     def __init__(self, pool: Any) -> None:
         self.pool, self.deaths, self.killed = pool, 0, False
         self.pids: dict[str, int] = {}
-        self.seen: list[Event] = []
+        self.seen: list[PoolEvent] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pool, name)
 
-    def wait(self, timeout: float) -> list[Event]:
-        events = self.pool.wait(timeout)
+    def wait(self, timeout: float) -> list[PoolEvent]:
+        events: list[PoolEvent] = self.pool.wait(timeout)
         self.seen += events
-        self.pids |= {event.worker: event.reading["pid"] for event in events if isinstance(event, Health)}
+        self.pids |= {event.worker: event.state.pid or 0 for event in events if isinstance(event, Health)}
         for event in events:
             if isinstance(event, Died):
                 self.pids.pop(event.worker, None)
@@ -124,8 +127,8 @@ def test_a_run_survives_killed_actors(tmp_path: Path, pools: Any) -> None:
     assert {r.problem_id: r.error for r in store.records.values() if r.status == "failed"} == {5: "ValueError: cannot"}
     rows = read_telemetry(tmp_path / "telemetry.jsonl")
     assert pool.killed
-    assert len([row for row in rows if row.get("event") == "death"]) == 2
-    assert {event.reading["cuda"] for event in pool.seen if isinstance(event, Health)} == {""}
+    assert len(events(rows, "death")) == 2
+    assert {event.notes for event in pool.seen if isinstance(event, Health)} == {""}
 
 
 def wait_for_ever(pool: Any) -> None:
@@ -215,7 +218,7 @@ def worker_that_loads_once() -> type:
 
     class LoadsOnce:
         def __init__(self, rank: int, name: str) -> None:
-            self.rank = rank
+            self.rank, self.name = rank, name
 
         def load(self, marker: str) -> None:
             if self.rank == 1:
@@ -223,8 +226,8 @@ def worker_that_loads_once() -> type:
                     raise UserError("10 slots need 9 GiB, 1 GiB is free.")
                 Path(marker).touch()
 
-        def health(self) -> dict[str, Any]:
-            return {"pid": os.getpid()}
+        def health(self) -> Health:
+            return Health(WorkerState(time=time.time(), worker=self.name, pid=os.getpid()))
 
         def solve(self, work: Work) -> Record:
             if self.rank == 1:
@@ -247,11 +250,11 @@ def test_a_device_that_is_lost_is_told_and_the_others_finish(
     while not lost:  # work goes on while the lost one is tried again
         owed = [work for work in works(len(store.records) + 50) if work.key not in store.records]
         dispatch(pool, store, owed, telemetry, Progress("run", len(owed), out=io.StringIO()))
-        lost = any(row.get("event") == "lost" for row in read_telemetry(store.telemetry_path))
+        lost = bool(events(read_telemetry(store.telemetry_path), "lost"))
     telemetry.close()
     store.close()
     assert {record.status for record in store.records.values()} == {"ok"}
     rows = read_telemetry(tmp_path / "run/telemetry.jsonl")
-    assert [row["worker"] for row in rows if row.get("event") == "lost"] == ["cpu1"]
-    assert sum(row.get("event") == "spawn" and row["worker"] == "cpu1" for row in rows) >= 3
+    assert [row.worker for row in events(rows, "lost")] == ["cpu1"]
+    assert [row.worker for row in events(rows, "spawn")].count("cpu1") >= 3
     assert "Worker cpu1 is missing, going on with the others: it could not start 3 times" in capsys.readouterr().err

@@ -14,7 +14,8 @@ import pytest
 from orchestrator.cli import main
 from orchestrator.commands.sweep import values_of
 from orchestrator.machine import gpus
-from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.reading.telemetry import events, read_telemetry
+from orchestrator.rundir.telemetry_rows import WorkerState
 from support.places import ROOT
 
 
@@ -88,9 +89,9 @@ def test_a_sweep_evaluates_every_value_and_goes_on_where_it_was_stopped(
         assert max(len(record["token_ids"]) for record in records) <= tokens
     assert max(len(record["token_ids"]) for record in records) > 24
     rows = [row for log in sorted(root.glob("*/telemetry.jsonl")) for row in read_telemetry(log)]
-    pids = {(row["worker"], row["pid"]) for row in rows if row["kind"] == "sample"}
+    pids = {(row.worker, row.pid) for row in rows if isinstance(row, WorkerState)}
     assert len(pids) == len(dict(pids)), "every worker is one process, for all values"
-    assert not [row for row in rows if row.get("event") == "death"]
+    assert not events(rows, "death")
     assert " methods on " in (root / "report.md").read_text()
 
     log = tmp_path / summary["summary"][1]["run"] / "records.jsonl"

@@ -15,7 +15,8 @@ import pytest
 from evals.config import TaskConfig
 from evals.record import Record
 from evals.samplers.power import Power
-from evals.types import Problem, WorkersLost
+from evals.sizing.slots import SlotChange
+from evals.types import MemoryReading, Problem, WorkersLost
 from orchestrator.analysis.summary import PRIMARY_METRIC, estimate, question_means
 from orchestrator.cluster.stalls import (
     DEADLINE_SECONDS,
@@ -30,11 +31,12 @@ from orchestrator.cluster.worker_handle import Call, WorkerHandle
 from orchestrator.driver.dispatcher import HEALTH_SECONDS, MIN_RECORDS, WAIT_SECONDS, dispatch, failed_record, forecast
 from orchestrator.live.progress import Progress
 from orchestrator.machine.gpus import wait_for_free_memory
-from orchestrator.rundir.reading.telemetry import read_telemetry, timings
+from orchestrator.rundir.reading.telemetry import events, read_telemetry, timings
+from orchestrator.rundir.telemetry_rows import Event, TelemetryRow, WorkerState
 from orchestrator.rundir.writing.run_store import RunStore, open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.workers.inline_pool import InlineWorkerPool
-from orchestrator.workers.pool import Died, Done, Event, Health, Lost, Raised, Work
+from orchestrator.workers.pool import Died, Done, Health, Missing, PoolEvent, Raised, Work
 from support.fake_worker import FakeWorker
 
 
@@ -50,6 +52,10 @@ def answered(work: Work, correct: bool = True) -> Record:
         scores={"numeric": {"correct": correct, "answer": "4", "kind": "number"}},
         worker={"attempt": work.attempt},
     )
+
+
+def sample(worker: str, **fields: Any) -> WorkerState:
+    return WorkerState(time=5.0, worker=worker, pid=1, **fields)
 
 
 class SimulatedPool:
@@ -86,10 +92,10 @@ class SimulatedPool:
         self.num_health_requests += 1
         return set(self.workers)
 
-    def wait(self, timeout: float) -> list[Event]:
+    def wait(self, timeout: float) -> list[PoolEvent]:
         self.in_flight.append(sum(map(len, self.workers.values())))
         if not any(self.workers.values()):
-            return [Health(name, {"pid": 1}) for name in self.workers]
+            return [Health(sample(name)) for name in self.workers]
         name = self.random.choice([name for name, held in self.workers.items() if held])
         held = self.workers[name]
         if killers := self.poison & {work.problem.problem_id for work in held}:
@@ -97,7 +103,7 @@ class SimulatedPool:
         work = held.pop(self.random.randrange(len(held)))
         if work.problem.problem_id in self.raising:
             return [Raised(name, work, "ValueError: no")]
-        return [Done(name, work, answered(work)), Health(name, {"pid": 1, "memory": {"rss_bytes": 1}})]
+        return [Done(name, work, answered(work)), Health(sample(name, memory=MemoryReading(1, 1)))]
 
 
 @pytest.fixture
@@ -107,15 +113,11 @@ def store(tmp_path: Path) -> Iterable[RunStore]:
     store.close()
 
 
-def driven(store: RunStore, pool: Any, owed: list[Work], **options: Any) -> list[dict[str, Any]]:
+def driven(store: RunStore, pool: Any, owed: list[Work], **options: Any) -> list[TelemetryRow]:
     telemetry = Telemetry(store.telemetry_path)
     dispatch(pool, store, owed, telemetry, Progress("run", len(owed), out=io.StringIO()), **options)
     telemetry.close()
     return read_telemetry(store.telemetry_path)
-
-
-def events(rows: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    return [row for row in rows if row.get("event") == name]
 
 
 def test_every_problem_once_in_the_given_order_with_all_slots_busy(store: RunStore) -> None:
@@ -124,7 +126,9 @@ def test_every_problem_once_in_the_given_order_with_all_slots_busy(store: RunSto
     assert pool.submitted == list(range(20))
     assert pool.in_flight == [6] * 15 + [5, 4, 3, 2, 1] + [0], "slots are refilled at once"
     assert sorted(store.records) == [(i, 0) for i in range(20)]
-    assert sum(row["kind"] == "sample" for row in rows) == 20 + 2, "with every answer, and of both workers at the end"
+    assert sum(isinstance(row, WorkerState) for row in rows) == 20 + 2, (
+        "with every answer, and of both workers at the end"
+    )
     assert pool.num_health_requests >= 1
 
 
@@ -140,7 +144,7 @@ def test_a_raising_problem_is_tried_three_times_and_recorded(store: RunStore) ->
 
 def test_an_answer_that_no_line_of_json_can_carry_is_its_problems_failure(store: RunStore) -> None:
     class NotFinite(SimulatedPool):
-        def wait(self, timeout: float) -> list[Event]:
+        def wait(self, timeout: float) -> list[PoolEvent]:
             done, *others = super().wait(timeout)
             if isinstance(done, Done) and done.work.problem.problem_id == 2:
                 done = done._replace(record=done.record._replace(timings={"wall_seconds": float("nan")}))
@@ -161,7 +165,7 @@ def test_a_poison_problem_fails_alone_and_its_neighbours_are_cleared(store: RunS
     assert len(store.records) == 12
     assert "its worker died 5 times, 2 of them with it alone: killed by 3" in (store.records[3, 0].error or "")
     assert len(events(rows, "death")) == 5
-    assert len(events(rows, "requeue")) == sum(row["lost"] for row in events(rows, "death")) - 1
+    assert len(events(rows, "requeue")) == sum(row.lost for row in events(rows, "death")) - 1
 
 
 def test_one_death_alone_is_not_final(store: RunStore) -> None:
@@ -170,7 +174,7 @@ def test_one_death_alone_is_not_final(store: RunStore) -> None:
 
         struck = False
 
-        def wait(self, timeout: float) -> list[Event]:
+        def wait(self, timeout: float) -> list[PoolEvent]:
             alone = next(
                 (name for name, held in self.workers.items() if [w.problem.problem_id for w in held] == [5]), ""
             )
@@ -188,7 +192,7 @@ def test_one_death_alone_is_not_final(store: RunStore) -> None:
 
 def test_lost_problems_go_to_the_front(store: RunStore) -> None:
     class DiesOnce(SimulatedPool):
-        def wait(self, timeout: float) -> list[Event]:
+        def wait(self, timeout: float) -> list[PoolEvent]:
             if self.num_health_requests == 1:
                 self.num_health_requests += 1
                 return [Died("w0", self.die("w0"), "unplugged")]
@@ -214,18 +218,18 @@ def test_a_death_is_told_in_one_sentence(store: RunStore, capsys: pytest.Capture
 
 def test_the_health_of_a_worker_after_its_last_answer_is_written_down(store: RunStore) -> None:
     class ShrinksLast(SimulatedPool):
-        def wait(self, timeout: float) -> list[Event]:
+        def wait(self, timeout: float) -> list[PoolEvent]:
             last = not any(self.workers.values())
-            said = {"pid": 1, "slot_changes": [{"old": 4, "new": 3, "reason": "out of memory"}] if last else []}
-            return [Health(name, said) for name in self.workers] if last else super().wait(timeout)
+            change = SlotChange(5.0, 4, 3, "out of memory")
+            return [Health(sample(name), "", [change]) for name in self.workers] if last else super().wait(timeout)
 
     rows = driven(store, ShrinksLast(2, 4), works(9))
-    assert [(row["worker"], row["new"]) for row in events(rows, "slots")] == [("w0", 3), ("w1", 3)]
+    assert [(row.worker, row.new) for row in events(rows, "slots")] == [("w0", 3), ("w1", 3)]
 
 
 def test_silent_workers_do_not_keep_a_finished_run(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent(SimulatedPool):
-        def wait(self, timeout: float) -> list[Event]:
+        def wait(self, timeout: float) -> list[PoolEvent]:
             clock.append(clock[-1] + timeout)
             return [event for event in super().wait(timeout) if not isinstance(event, Health)]
 
@@ -279,7 +283,7 @@ def test_inline_pool(store: RunStore) -> None:
     assert len(store.records) == 5
     assert worker.closed
     assert events(rows, "ready")
-    assert any(row["kind"] == "sample" and row["pid"] == os.getpid() for row in rows)
+    assert any(isinstance(row, WorkerState) and row.pid == os.getpid() for row in rows)
 
 
 class Failing(Answers):
@@ -302,25 +306,25 @@ def test_a_failed_engine_ends_an_inline_run_after_its_last_answers_and_fails_no_
 
 
 def test_timings_add_up_over_starts_killed_or_not() -> None:
-    def event(time: float, event: str, **fields: Any) -> dict[str, Any]:
-        return {"kind": "event", "time": time, "event": event, **fields}
+    def phase(time: float, name: str) -> Event:
+        return Event(event="phase", time=time, name=name)
 
     rows = [
-        event(0, "start"),
-        event(0, "phase", name="setup"),
-        event(2, "phase", name="ray"),
-        event(5, "phase", name="load"),
-        event(6, "phase", name="sampling"),
-        {"kind": "sample", "time": 16.0},  # killed here
-        event(100, "start"),
-        event(100, "phase", name="setup"),
-        event(101, "phase", name="ray"),
-        event(103, "phase", name="load"),
-        event(107, "phase", name="waiting"),
-        event(200, "phase", name="sampling"),
-        event(204, "tail", seconds=1.5),
-        event(205, "phase", name="end"),
-        event(300, "torn_tail", bytes=1),
+        Event(event="start", time=0),
+        phase(0, "setup"),
+        phase(2, "ray"),
+        phase(5, "load"),
+        phase(6, "sampling"),
+        WorkerState(time=16.0, worker="w0"),  # killed here
+        Event(event="start", time=100),
+        phase(100, "setup"),
+        phase(101, "ray"),
+        phase(103, "load"),
+        phase(107, "waiting"),
+        phase(200, "sampling"),
+        Event(event="tail", time=204, seconds=1.5),
+        phase(205, "end"),
+        Event(event="torn_tail", time=300, bytes=1),
     ]
     assert timings(rows) == {
         "setup_seconds": 3.0,
@@ -338,9 +342,9 @@ def test_a_torn_telemetry_row_is_cut(tmp_path: Path) -> None:
     path = tmp_path / "telemetry.jsonl"
     path.write_text('{"kind": "event", "time": 1, "event": "start"}\n{"kind"')
     telemetry = Telemetry(path)
-    telemetry.event("phase", name="setup", time=4.5)
+    telemetry.write(Event(event="phase", name="setup", time=4.5))
     telemetry.close()
-    assert [row["time"] for row in read_telemetry(path)] == [1, 4.5]
+    assert [row.time for row in read_telemetry(path)] == [1, 4.5]
 
 
 def test_progress_prints_plain_lines_and_counts_what_was_done() -> None:
@@ -349,7 +353,7 @@ def test_progress_prints_plain_lines_and_counts_what_was_done() -> None:
     progress = Progress("power", 8, done[:3], out)
     progress.add(done[3])
     progress.add(failed_record(works(5)[4], "w", "no"))
-    progress.add_row({"kind": "sample", "worker": "w0", "memory": {"rss_bytes": 2 << 30}})
+    progress.add_row(sample("w0", memory=MemoryReading(2 << 30, 2 << 30)))
     progress.close()
     assert out.getvalue().startswith("power: 5 of 8, numeric 40.0 ± 24.5 %, 2.0 GiB per worker, ")
 
@@ -374,7 +378,7 @@ def test_a_stall_strikes_only_what_was_late_and_a_lost_node_nothing(store: RunSt
 
         nodes = 5
 
-        def wait(self, timeout: float) -> list[Event]:
+        def wait(self, timeout: float) -> list[PoolEvent]:
             lost = self.workers["w0"]
             late = [work for work in lost if work.problem.problem_id == 1]
             if lost and self.nodes:
@@ -388,7 +392,7 @@ def test_a_stall_strikes_only_what_was_late_and_a_lost_node_nothing(store: RunSt
     assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [1]
     assert len(store.records) == 6
     assert (len(events(rows, "hang")), len(events(rows, "death"))) == (5, 10)
-    assert {row["cause"] for row in events(rows, "death")} == {"node", "hang"}
+    assert {row.cause for row in events(rows, "death")} == {"node", "hang"}
 
 
 @pytest.mark.parametrize("cause", [("node", []), ()], ids=["known", "not yet known"])
@@ -396,7 +400,7 @@ def test_many_workers_lost_with_their_node_do_not_end_the_run(store: RunStore, c
     class NodeGone(SimulatedPool):
         gone = False
 
-        def wait(self, timeout: float) -> list[Event]:
+        def wait(self, timeout: float) -> list[PoolEvent]:
             if not self.gone:
                 self.gone = True
                 return [Died(name, self.die(name), "gone", *cause) for name in self.workers]
@@ -408,22 +412,22 @@ def test_many_workers_lost_with_their_node_do_not_end_the_run(store: RunStore, c
 
 def test_a_lost_device_is_said_and_the_run_goes_on(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
     class OneGone(SimulatedPool):
-        def wait(self, timeout: float) -> list[Event]:
+        def wait(self, timeout: float) -> list[PoolEvent]:
             if "w1" in self.workers:
-                return [Died("w1", self.workers.pop("w1"), "off the bus"), Lost("w1", "it could not start 3 times")]
+                return [Died("w1", self.workers.pop("w1"), "off the bus"), Missing("w1", "it could not start 3 times")]
             return super().wait(timeout)
 
     rows = driven(store, OneGone(2, 1), works(8))
     assert len(store.records) == 8
     assert "Worker w1 is missing, going on with the others: it could not start" in capsys.readouterr().err
-    assert [row["worker"] for row in events(rows, "lost")] == ["w1"]
+    assert [row.worker for row in events(rows, "lost")] == ["w1"]
 
 
 def test_long_questions_go_first_until_answers_say_otherwise(store: RunStore) -> None:
     class Short(SimulatedPool):
         """The longer the question, the shorter the answer."""
 
-        def wait(self, timeout: float) -> list[Event]:
+        def wait(self, timeout: float) -> list[PoolEvent]:
             done = super().wait(timeout)[0]
             if not isinstance(done, Done):
                 return [done]
@@ -451,14 +455,14 @@ def test_a_forecast_is_the_line_of_least_squares_and_knows_what_a_problem_has_co
 
 def test_the_tail_lasts_from_the_first_idle_slot_to_the_end(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     class Clocked(SimulatedPool):
-        def wait(self, timeout: float) -> list[Event]:
+        def wait(self, timeout: float) -> list[PoolEvent]:
             clock.append(clock[-1] + 1.0)
             return super().wait(timeout)
 
     clock = [100.0]
     monkeypatch.setattr("orchestrator.driver.dispatcher.monotonic", lambda: clock[-1])
     rows = driven(store, Clocked(2, 2), works(10))
-    assert [row["seconds"] for row in events(rows, "tail")] == [3.0]  # of ten seconds the last three with a free slot
+    assert [row.seconds for row in events(rows, "tail")] == [3.0]  # of ten seconds the last three with a free slot
 
 
 def loaded_handle(**changes: Any) -> WorkerHandle:

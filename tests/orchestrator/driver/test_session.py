@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from orchestrator.driver import session
-from orchestrator.driver.dispatcher import Event, Ready
 from orchestrator.driver.open_runs import OpenRun
 from orchestrator.driver.session import wait_for_a_worker
 from orchestrator.driver.signals import Stop
-from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.reading.telemetry import events, read_telemetry
 from orchestrator.rundir.writing.run_store import open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig, resolve
+from orchestrator.workers.pool import PoolEvent, Ready
 from support.places import ROOT
 
 BLOCKED = """
@@ -72,7 +72,7 @@ class Pending:
 
     def close(self) -> None: ...
 
-    def wait(self, timeout: float) -> list[Event]:
+    def wait(self, timeout: float) -> list[PoolEvent]:
         self.looks += 1
         return [Ready("gpu0", 2.5)] if self.looks == 3 else []
 
@@ -93,7 +93,7 @@ def test_what_is_waited_for_is_said(
     assert len(said) == lines
     for line in said:
         assert line.startswith("Waiting for 4 workers to load owner/name, 0 s so far; if GPUs are busy, Ray gives")
-    assert [row["event"] for row in read_telemetry(tmp_path / "telemetry.jsonl")] == ["ready"]
+    assert [row.worker for row in events(read_telemetry(tmp_path / "telemetry.jsonl"), "ready")] == ["gpu0"]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

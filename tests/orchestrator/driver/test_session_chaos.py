@@ -17,7 +17,8 @@ import pytest
 
 from evals.record import Record
 from orchestrator.rundir.directory import RECORDS, TELEMETRY
-from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.reading.telemetry import events, read_telemetry
+from orchestrator.rundir.telemetry_rows import Event, EventName
 from support.command import python
 from support.logs import read_records
 from support.places import ROOT
@@ -139,8 +140,8 @@ class Chaos:
     def summary(self) -> dict[str, Any]:
         return json.loads((self.run / "summary.json").read_text())
 
-    def events(self, name: str) -> list[dict[str, Any]]:
-        return [row for row in read_telemetry(self.run / TELEMETRY) if row.get("event") == name]
+    def events(self, name: EventName) -> list[Event]:
+        return events(read_telemetry(self.run / TELEMETRY), name)
 
 
 def answers(records: dict[int, Record]) -> dict[int, Any]:
@@ -174,7 +175,7 @@ def test_a_run_through_every_fault_ends_as_an_undisturbed_one(tmp_path: Path) ->
     assert (chaos.marks / "hang").exists()
     assert (chaos.marks / "freeze").exists()
     assert len(chaos.events("hang")) == 2
-    assert [row["bytes"] for row in chaos.events("torn_tail")] == [len(TORN)] * len(LIVES)
+    assert [row.bytes for row in chaos.events("torn_tail")] == [len(TORN)] * len(LIVES)
     assert len(chaos.events("death")) >= happened["poison"] + 1
 
     records = chaos.records()
@@ -221,9 +222,9 @@ def test_a_driver_outlives_the_processes_of_its_own_ray(tmp_path: Path) -> None:
             assert done.stderr.count("Ray's node is gone (one of its own processes died): starting Ray again.") == 2
     assert found["killed"] == found["calm"]
     rows = read_telemetry(tmp_path / "killed" / TELEMETRY)
-    assert sum(row.get("event") == "start" for row in rows) == 1
-    assert {row["cause"] for row in rows if row.get("event") == "death"} <= {"node", "crash"}
-    assert sum(row.get("event") == "ready" for row in rows) >= 6
+    assert len(events(rows, "start")) == 1
+    assert {row.cause for row in events(rows, "death")} <= {"node", "crash"}
+    assert len(events(rows, "ready")) >= 6
 
 
 NODES = """
@@ -239,16 +240,17 @@ from ray.cluster_utils import Cluster
 from evals.config import TaskConfig
 from evals.types import Problem, Record
 from orchestrator.settings.config import RunConfig
-from orchestrator.workers.pool import Died, Done, Lost, Work
+from orchestrator.workers.pool import Died, Done, Health, Missing, Work
 from orchestrator.driver.dispatcher import dispatch
 from orchestrator.live.progress import Progress
+from orchestrator.rundir.telemetry_rows import WorkerState
 from orchestrator.rundir.writing.run_store import open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 
 class Sleeper:
-    def __init__(self, rank, name): pass
+    def __init__(self, rank, name): self.name = name
     def load(self, config): pass
-    def health(self): return {"pid": os.getpid()}
+    def health(self): return Health(WorkerState(time=time.time(), worker=self.name, pid=os.getpid()))
     def solve(self, work):
         time.sleep(0.05)
         return Record(work.problem.problem_id, 0, "ok", "", [], "eos", {}, {}, {}, {}, {}, {})
@@ -280,11 +282,11 @@ class Watched(actors.RayWorkerPool):
                 case Died():
                     seen.append(event)
                     at.setdefault("death", time.monotonic())
-                case Lost():
+                case Missing():
                     at.setdefault("said", time.monotonic())
         if "strike" not in at and len(answers) >= 50 and all(each.node and each.calls for each in self._handles):
             strike(self)
-        if seen and answers.issuperset(work.key for work in seen[0].lost):
+        if seen and answers.issuperset(work.key for work in seen[0].unanswered):
             at.setdefault("recovered", time.monotonic())
         return events
 
@@ -298,7 +300,7 @@ for pid in frozen if fault == "freeze" else []:
     os.kill(pid, signal.SIGKILL)
 nodes.shutdown()
 seconds = {name: round(moment - at["strike"], 1) for name, moment in at.items()}
-print(json.dumps({**seconds, "deaths": len(seen), "lost": len(seen[0].lost), "cause": seen[0].cause}))
+print(json.dumps({**seconds, "deaths": len(seen), "lost": len(seen[0].unanswered), "cause": seen[0].cause}))
 """
 
 

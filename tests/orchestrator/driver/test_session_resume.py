@@ -15,7 +15,7 @@ from evals.record import Record
 from evals.types import UserError
 from orchestrator.driver import session
 from orchestrator.rundir.directory import RECORDS, RUN, TELEMETRY
-from orchestrator.rundir.reading.telemetry import read_telemetry, timings
+from orchestrator.rundir.reading.telemetry import events, read_telemetry, timings
 from orchestrator.rundir.writing.run_store import open_store
 from support.command import python
 from support.fake_worker import Answering, sessions
@@ -60,7 +60,7 @@ def test_killed_three_times_and_resumed(start: Callable[..., int], tmp_path: Pat
     assert len(calm) == 16
     rows = read_telemetry(tmp_path / "run" / TELEMETRY)
     assert timings(rows)["num_starts"] == 4
-    assert [row["bytes"] for row in rows if row.get("event") == "torn_tail"] == [22] * 3
+    assert [row.bytes for row in events(rows, "torn_tail")] == [22] * 3
 
 
 def test_a_session_reports_and_a_second_start_reprints(
@@ -172,10 +172,10 @@ def test_every_start_says_commit_and_versions(
         monkeypatch.setattr(session.description, "describe", lambda described=described: described)
         monkeypatch.setattr(Answering, "signal_at", 3 if commit.startswith("a") else None)
         start(run_dir=tmp_path / "run", batch_size=1)
-    starts = [row for row in read_telemetry(tmp_path / "run" / TELEMETRY) if row.get("event") == "start"]
-    assert [(row["git_commit"][0], row["git_dirty"], row["versions"]) for row in starts] == [
-        ("a", False, {"torch": "a"}),
-        ("b", False, {"torch": "b"}),
+    starts = events(read_telemetry(tmp_path / "run" / TELEMETRY), "start")
+    assert [(row.git_commit, row.git_dirty, row.versions) for row in starts] == [
+        ("a" * 40, False, {"torch": "a"}),
+        ("b" * 40, False, {"torch": "b"}),
     ]
 
 

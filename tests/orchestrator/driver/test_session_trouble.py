@@ -17,11 +17,12 @@ from evals.engine.engine import EngineCounters
 from evals.samplers.power import Power
 from evals.types import Problem, UserError, WorkersLost
 from orchestrator.cli import main
-from orchestrator.driver.dispatcher import Died, Event, Health, Ready, Work
 from orchestrator.inputs.problems import load_problems
 from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.telemetry_rows import Event
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig
+from orchestrator.workers.pool import Died, Health, PoolEvent, Ready, Work
 from support.command import powersample
 
 
@@ -69,22 +70,22 @@ def test_telemetry_that_cannot_be_written_is_said_once_and_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     telemetry = Telemetry(tmp_path / "telemetry.jsonl")
-    telemetry.event("start")
+    telemetry.write(Event(event="start", time=1.0))
 
     def fail(descriptor: int, data: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as full:
         full.setattr(os, "write", fail)
-        telemetry.event("lost")
-    telemetry.event("lost, too")
+        telemetry.write(Event(event="lost", time=2.0))
+    telemetry.write(Event(event="lost", time=3.0))
     telemetry.close()
     expected = f"{tmp_path}/telemetry.jsonl cannot be written (No space left on device): going on without telemetry.\n"
     assert capsys.readouterr().err == expected
-    assert [row["event"] for row in read_telemetry(tmp_path / "telemetry.jsonl")] == ["start"]
+    assert [row.time for row in read_telemetry(tmp_path / "telemetry.jsonl")] == [1.0]
     (tmp_path / "directory").mkdir()
     telemetry = Telemetry(tmp_path / "directory")
-    telemetry.event("lost")
+    telemetry.write(Event(event="lost", time=4.0))
     telemetry.close()
     assert "(Is a directory): going on" in capsys.readouterr().err
 
@@ -191,7 +192,7 @@ def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     pool.close()
 
 
-def until(pool: Any, kind: type[Event]) -> Any:
+def until(pool: Any, kind: type[PoolEvent]) -> Any:
     while True:
         for event in pool.wait(0.1):
             if isinstance(event, kind):
@@ -207,7 +208,7 @@ def test_a_worker_that_takes_no_step_counts_as_dead(pool: Any, monkeypatch: pyte
     pool.submit(work)
     monkeypatch.setattr("orchestrator.cluster.stalls.STILL_SECONDS", 0.5)
     event = until(pool, Died)
-    assert (event.worker, event.lost, event.cause, event.suspected) == ("cpu0", [work], "hang", [work])
+    assert (event.worker, event.unanswered, event.cause, event.suspected) == ("cpu0", [work], "hang", [work])
     assert "it began to answer a problem and did not get on for" in event.reason
     monkeypatch.setattr("orchestrator.cluster.stalls.STILL_SECONDS", 300.0)
     until(pool, Ready)

@@ -17,14 +17,15 @@ import yaml
 
 from evals.types import UserError
 from orchestrator.cluster.ray_session import dashboard_line
-from orchestrator.driver.session import sinks
+from orchestrator.driver.session import publishing, sinks
 from orchestrator.inputs.preflight import check_tracker
-from orchestrator.live.metrics import METRICS, Metrics, publishing
+from orchestrator.live.metrics import METRICS, Metrics
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.telemetry_rows import Event
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig, resolve
-from support.made_up import GPU, failed_record, make_record
+from support.made_up import failed_record, make_record, on_gpu
 from support.places import ROOT
 
 LAUNCH = ROOT / "launch"
@@ -53,11 +54,9 @@ def test_every_metric_is_filled() -> None:
     for record in (make_record(0), make_record(1, correct=False), failed_record(2), make_record(0, sample_index=1)):
         progress.add(record)
         metrics.record(record)
-    metrics.add_row(
-        {"kind": "sample", "time": 1.0, "worker": "gpu0", "tokens_per_second": 70.0, **GPU, "nvml_used_bytes": 7}
-    )
-    metrics.add_row({"kind": "event", "time": 1.0, "event": "death", "worker": "gpu0"})
-    metrics.add_row({"kind": "event", "time": 1.0, "event": "ready", "worker": "gpu0"})
+    metrics.add_row(on_gpu("gpu0", tokens_per_second=70.0, nvml_used_bytes=7))
+    metrics.add_row(Event(event="death", time=1.0, worker="gpu0"))
+    metrics.add_row(Event(event="ready", time=1.0, worker="gpu0"))
     assert sink.values == {
         (name, "mine", *labels.split()): value
         for name, labels, value in (
@@ -82,9 +81,9 @@ def test_a_tracker_gets_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     config = resolve(RunConfig(model="m", data="d", inline=True, track="trackio"), 0)
     outlets = sinks(config)
     telemetry, progress = Telemetry(tmp_path / "telemetry.jsonl"), Progress("mine", 2, out=io.StringIO())
-    with publishing(config.name, telemetry, progress, outlets):
+    with publishing(telemetry, progress, outlets, config.name):
         progress.add(make_record(0))
-        telemetry.sample("cpu0", GPU)
+        telemetry.write_state(on_gpu("cpu0"))
     telemetry.close()
     assert calls[0]["project"] == "powersample"
     assert calls[0]["config"]["sampler"]["kind"] == "power"
@@ -99,14 +98,14 @@ def test_nobody_hears_of_rows_after_the_run_has_been_driven(error: type[BaseExce
     """A tracker has finished by then, and the progress has said its last line."""
     sink, out = Recorder(), io.StringIO()
     telemetry, progress = Telemetry(tmp_path / "telemetry.jsonl"), Progress("mine", 2, out=out)
-    with pytest.raises(error) if error else nullcontext(), publishing("mine", telemetry, progress, [sink]):
-        telemetry.sample("cpu0", GPU)
+    with pytest.raises(error) if error else nullcontext(), publishing(telemetry, progress, [sink], "mine"):
+        telemetry.write_state(on_gpu("cpu0"))
         if error:
             raise error
     frame, values = progress.as_text(), dict(sink.values)
     assert values["active_slots", "mine", "cpu0"] == 9
-    telemetry.sample("cpu1", GPU)
-    telemetry.event("death", worker="cpu0", cause="crash", lost=1, reason="killed")
+    telemetry.write_state(on_gpu("cpu1"))
+    telemetry.write(Event(event="death", time=1.0, worker="cpu0", cause="crash", lost=1, reason="killed"))
     telemetry.close()
     assert (progress.as_text(), sink.values) == (frame, values)
     assert len(read_telemetry(tmp_path / "telemetry.jsonl")) == 3

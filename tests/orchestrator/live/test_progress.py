@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import time
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,18 +20,15 @@ from orchestrator.commands.watch import watch
 from orchestrator.live.progress import MAX_ROWS, Progress
 from orchestrator.live.watched_run import RunWatcher
 from orchestrator.rundir.reading.telemetry import read_telemetry
+from orchestrator.rundir.telemetry_rows import Event, WorkerState
 from orchestrator.rundir.writing.ownership import take_lock
 from orchestrator.rundir.writing.telemetry_log import Telemetry, rates
-from support.made_up import GPU, make_record, make_run, refused, said, write
+from support.made_up import make_record, make_run, on_gpu, refused, said, write
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-def sample(worker: str, **changes: Any) -> dict[str, Any]:
-    return {"kind": "sample", "time": 5.0, "worker": worker, "tokens_per_second": 1234.0, **GPU, **changes}
 
 
 @pytest.fixture
@@ -39,11 +37,11 @@ def run(tmp_path: Path) -> Iterator[Path]:
     directory = write(tmp_path / "mine", make_run(name="mine"), [make_record(0), make_record(1), make_record(1)])
     (directory / "telemetry.jsonl").unlink()
     telemetry = Telemetry(directory / "telemetry.jsonl")
-    telemetry.event("start")
-    telemetry.event("phase", name="sampling")
+    telemetry.write(Event(event="start", time=1.0))
+    telemetry.write(Event(event="phase", time=2.0, name="sampling"))
     for worker in ("gpu0", "gpu10", "gpu2"):
-        telemetry.sample(worker, GPU)
-    telemetry.event("death", worker="gpu2", reason="killed")
+        telemetry.write_state(on_gpu(worker))
+    telemetry.write(Event(event="death", time=time.time(), worker="gpu2", reason="killed"))
     telemetry.close()
     with (directory / "lock").open("w") as lock:  # as the driver does
         take_lock(lock.fileno(), directory)
@@ -81,7 +79,7 @@ def test_watching_ends_with_a_run_that_was_stopped_and_says_when_one_is_silent(
 
     def stop(seconds: float) -> None:
         telemetry = Telemetry(run / "telemetry.jsonl")
-        telemetry.event("stop", signal="SIGTERM")
+        telemetry.write(Event(event="stop", time=8.0, signal="SIGTERM"))
         telemetry.close()
 
     assert watch(Namespace(run=run, once=False), sleep=stop) == 0
@@ -120,7 +118,7 @@ def test_on_a_terminal_the_table_is_below_one_bar_and_goes_at_the_end(monkeypatc
     out = Terminal()
     progress = Progress("power", 8, (), out)
     for i in range(MAX_ROWS + 4):
-        progress.add_row(sample(f"gpu{i}"))
+        progress.add_row(on_gpu(f"gpu{i}", tokens_per_second=1234.0))
     progress.refresh()
     shown = out.getvalue()
     assert "power:   0%" in shown
@@ -129,7 +127,7 @@ def test_on_a_terminal_the_table_is_below_one_bar_and_goes_at_the_end(monkeypatc
     assert "and 5 more" in shown
     assert f"gpu{MAX_ROWS - 1} " not in shown
     for i in range(MAX_ROWS + 3):
-        progress.add_row({"kind": "event", "event": "death", "worker": f"gpu{i}"})
+        progress.add_row(Event(event="death", time=6.0, worker=f"gpu{i}"))
     progress.refresh()
     progress.close()
     last = out.getvalue().rpartition("\r")[2]
@@ -137,22 +135,22 @@ def test_on_a_terminal_the_table_is_below_one_bar_and_goes_at_the_end(monkeypatc
 
 
 def test_rates_are_of_one_process_between_two_samples() -> None:
-    first = {"time": 10.0, "pid": 1, "generated_tokens": 100, "idle_seconds": 1.0}
-    second = {"time": 12.0, "pid": 1, "generated_tokens": 500, "idle_seconds": 1.5}
+    first = WorkerState(time=10.0, worker="gpu0", pid=1, generated_tokens=100, idle_seconds=1.0)
+    second = WorkerState(time=12.0, worker="gpu0", pid=1, generated_tokens=500, idle_seconds=1.5)
     assert rates(first, second) == {"tokens_per_second": 200.0, "waiting_fraction": 0.25}
-    assert rates(first, {**second, "pid": 2}) == {}
-    assert rates(first, {**second, "idle_seconds": None}) == {"tokens_per_second": 200.0}
-    assert rates({}, second) == {}
+    assert rates(first, second.model_copy(update={"pid": 2})) == {}
+    assert rates(first, second.model_copy(update={"idle_seconds": None})) == {"tokens_per_second": 200.0}
+    assert rates(second, second) == {}
 
 
 def test_listeners_hear_every_row_also_where_none_can_be_written(tmp_path: Path) -> None:
     heard: list[Any] = []
     telemetry = Telemetry(tmp_path / "missing" / "telemetry.jsonl")
-    telemetry.listeners.append(heard.append)
-    telemetry.sample("gpu0", GPU)
-    telemetry.event("death", worker="gpu0", reason="killed")
+    with telemetry.heard_by(heard.append):
+        telemetry.write_state(on_gpu("gpu0"))
+        telemetry.write(Event(event="death", time=6.0, worker="gpu0", reason="killed"))
     telemetry.close()
-    assert [row["kind"] for row in heard] == ["sample", "event"]
+    assert [row.kind for row in heard] == ["sample", "event"]
     assert read_telemetry(tmp_path / "missing" / "telemetry.jsonl") == []
 
 
@@ -160,7 +158,7 @@ def test_a_gpu_says_what_nvml_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     import pynvml
     import torch
 
-    from evals.engine.device import device_state
+    from evals.engine.device import DeviceState, device_state
 
     def refuse(*_: Any) -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
@@ -176,8 +174,7 @@ def test_a_gpu_says_what_nvml_knows(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pynvml, name, lambda *_, answer=answer: answer)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", refuse)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="12ab"))
-    state = {"utilisation": 0.93, "nvml_used_bytes": 5 << 30, "power_watts": None, "temperature_celsius": 61}
-    assert device_state(torch.device("cuda")) == state
-    assert device_state(torch.device("cpu")) == dict.fromkeys(state)
+    assert device_state(torch.device("cuda")) == DeviceState(0.93, 5 << 30, None, 61)
+    assert device_state(torch.device("cpu")) == DeviceState()
     monkeypatch.setattr(pynvml, "nvmlInit", refuse)
-    assert device_state(torch.device("cuda")) == dict.fromkeys(state)
+    assert device_state(torch.device("cuda")) == DeviceState()

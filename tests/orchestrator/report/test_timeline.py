@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from evals.types import MemoryReading
 from orchestrator.report.make import write_report
 from orchestrator.report.timeline import HEIGHT, MAX_WORKERS, TOP, moments, timeline
+from orchestrator.rundir.telemetry_rows import Event, EventName, TelemetryRow, WorkerState
 from support.made_up import make_record, make_run, write
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def event(time: float, event: str, **fields: Any) -> dict[str, Any]:
-    return {"kind": "event", "time": time, "event": event, **fields}
+def event(time: float, event: EventName, **fields: Any) -> Event:
+    return Event(event=event, time=time, **fields)
 
 
-def sample(time: float, worker: str = "gpu0", **changes: Any) -> dict[str, Any]:
-    memory = {"rss_bytes": 1, "total_bytes": 80 << 30, "free_bytes": 20 << 30}
-    row = {"pid": 1, "active_slots": 5, "slots": 10, "utilisation": 1.0, "memory": memory}
-    return {"kind": "sample", "time": time, "worker": worker, **row, **changes}
+def sample(time: float, worker: str = "gpu0", **changes: Any) -> WorkerState:
+    memory = MemoryReading(1, 1, total_bytes=80 << 30, free_bytes=20 << 30)
+    row = WorkerState(time=time, worker=worker, pid=1, active_slots=5, slots=10, utilisation=1.0, memory=memory)
+    return row.model_copy(update=changes)
 
 
-def tree(rows: list[dict[str, Any]]) -> ElementTree.Element:
+def tree(rows: Sequence[TelemetryRow]) -> ElementTree.Element:
     svg = timeline(rows)
     assert svg is not None
     return ElementTree.fromstring(svg)
@@ -83,7 +85,7 @@ def test_every_event_has_a_mark_at_its_worker_with_its_reason() -> None:
 
 
 def test_cpu_workers_unknown_devices_and_many_workers() -> None:
-    rss = {"memory": {"rss_bytes": 3 << 29, "total_bytes": None}, "utilisation": None}
+    rss = {"memory": MemoryReading(3 << 29, 3 << 29), "utilisation": None}
     said = words(tree([sample(t, f"cpu{i}", **rss) for t in (0, 2) for i in range(MAX_WORKERS + 3)]))
     assert said.count("memory (100 % = highest, 1.50 GiB)") == MAX_WORKERS
     assert not any("busy" in word for word in said)
@@ -96,6 +98,6 @@ def test_cpu_workers_unknown_devices_and_many_workers() -> None:
 def test_the_report_links_it_where_there_is_one(sampled: bool, tmp_path: Path) -> None:
     directory = write(tmp_path / "run", make_run(), [make_record(0)])
     rows = [event(0, "start"), *([sample(1)] if sampled else [])]
-    (directory / "telemetry.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / "telemetry.jsonl").write_bytes(b"".join(row.line() for row in rows))
     assert ("[timeline.svg](timeline.svg)" in write_report([directory])) == sampled
     assert (directory / "timeline.svg").exists() == sampled

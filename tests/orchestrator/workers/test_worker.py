@@ -29,7 +29,7 @@ def test_a_worker_loads_again_with_the_model_that_it_holds() -> None:
     before = [worker.begin(work).result().token_ids for work in first]
     pool.reload(worker_config(large)._replace(slots=5), 5)
     assert worker._engine.model is model
-    assert (worker.health()["slots"], pool.free_slots(9)) == (5, 5)
+    assert (worker.health().state.slots, pool.free_slots(9)) == (5, 5)
     after = [worker.begin(work).result().token_ids for work in probe_work(large.config, large.data.problems, 3)]
     assert max(map(len, before)) <= 8 < max(map(len, after)) <= 24
     pool.reload(worker_config(small)._replace(slots=2), 2)
@@ -52,10 +52,10 @@ def test_a_workers_health_has_every_counter_of_its_engine_and_telemetry_keeps_th
         pool.request_health()
         for event in pool.wait(0):
             if isinstance(event, Health):
-                telemetry.sample(event.worker, event.reading)
+                telemetry.write_state(event.state)
     pool.close()
     telemetry.close()
-    first, last = ({name: row[name] for name in EngineCounters._fields} for row in read_telemetry(path))
+    first, last = ({name: getattr(row, name) for name in EngineCounters._fields} for row in read_telemetry(path))
     empty = dict.fromkeys(EngineCounters._fields, 0) | {"slots": 2, "kv_pages": first["kv_pages"]}
     assert first == empty
     assert first["kv_pages"] > 0
