@@ -177,7 +177,7 @@ def prefetch_gain(run: Run, prefetch: int) -> dict[str, Any]:
 def differing(one: Sequence[Record], other: Sequence[Record]) -> int:
     """Number of problems whose two chains differ in the decision of a move or in a token of the answer."""
     return sum(
-        a.token_ids != b.token_ids or any(a.chain[name] != b.chain[name] for name in DECISIONS)
+        a.token_ids != b.token_ids or any(getattr(a.chain, name) != getattr(b.chain, name) for name in DECISIONS)
         for a, b in zip(one, other, strict=True)
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from benchmarks import determinism, methods, sampler
 from benchmarks.methods import Method, against_power, fitted, methods_table, nearest
 from evals.record import Record
+from evals.samplers.trace import MoveFigures
 from evals.statistics import holm, mcnemar_exact, paired_difference
-from evals.types import UserError
+from evals.types import Grade, UserError
 from orchestrator.analysis.load import Run
 from orchestrator.report.make import write_report
 from support.made_up import known
@@ -62,16 +64,15 @@ def test_numbers_out_of_range_are_refused(arguments: tuple[str, str], capsys: py
 
 
 def record(problem_id: int, right: bool = True, **chain: Any) -> Record:
-    scores = {"numeric": {"correct": right, "answer": "1", "kind": "number"}}
-    known = {"moves": 2, "null": 1, "accepted": 1, "mean_cut": 0.5, "log_p_trace": [-3.0, -2.0, -2.0]}
-    return Record(problem_id, 0, "ok", "", [5], "eos", scores, known | chain, {}, {}, {}, {})
+    known = {"moves": 2, "null": 1, "accepted": 1, "mean_cut": 0.5, "log_p_trace": (-3.0, -2.0, -2.0)}
+    return Record(problem_id, 0, "ok", "", [5], "eos", {"numeric": Grade(right, "1")}, MoveFigures(**known | chain))
 
 
 def test_one_other_decision_is_noticed() -> None:
     base = [record(0), record(1)]
     assert sampler.differing(base, [record(0), record(1)]) == 0
-    assert sampler.differing(base, [record(0), record(1, log_p_trace=[-3.0, -3.0, -2.0])]) == 1
-    assert sampler.differing(base, [record(0)._replace(token_ids=[6]), record(1, null=0)]) == 2
+    assert sampler.differing(base, [record(0), record(1, log_p_trace=(-3.0, -3.0, -2.0))]) == 1
+    assert sampler.differing(base, [replace(record(0), token_ids=[6]), record(1, null=0)]) == 2
 
 
 def test_another_decision_on_a_cpu_is_an_error(
@@ -178,11 +179,10 @@ def test_slots_change_no_answer(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_differing_answers_are_counted_by_what_differs() -> None:
     def answered(problem_id: int, answer: str | None, right: bool = False) -> Record:
-        scores = {"numeric": {"correct": right, "answer": answer, "kind": "number"}}
-        return record(problem_id)._replace(scores=scores, token_ids=[problem_id])
+        return replace(record(problem_id), scores={"numeric": Grade(right, answer)}, token_ids=[problem_id])
 
     base = [answered(0, "18", True), answered(1, "5"), answered(2, None), answered(3, "7")]
-    same = [one._replace(token_ids=[9]) for one in base]
+    same = [replace(one, token_ids=[9]) for one in base]
     other = [answered(0, "18.0", True), answered(1, "6"), answered(2, "3", True), answered(3, "7")]
     assert determinism.differences(base, base) == (0, 0, 0)
     assert determinism.differences(base, same) == (4, 0, 0)
@@ -196,7 +196,7 @@ def test_runs_are_compared_within_their_dtype_and_other_tokens_in_float32_are_an
 ) -> None:
     def answered(path: Path) -> Run:
         summary = {"accuracy": {"numeric": {"mean": 1.0}}}
-        return Run(known(name=str(path), num_gpus=0), summary, [record(0)._replace(token_ids=[tokens[path.name]])])
+        return Run(known(name=str(path), num_gpus=0), summary, [replace(record(0), token_ids=[tokens[path.name]])])
 
     tokens = {"float32-1": 5, "float32-8": 6, "bfloat16-1": 7, "bfloat16-8": 8}
     monkeypatch.setattr(determinism, "run", lambda *_: 3)

@@ -15,13 +15,15 @@ from support.places import ROOT
 
 WINGS = {
     "evals": (
-        "types",
         "rng",
+        "types",
+        "settings",
         "statistics",
         "stopping",
         "grading",
         "tasks.presets",
         "samplers",
+        "record",
         "config",
         "sizing",
         "engine",

@@ -22,6 +22,7 @@ from evals.config import TaskConfig
 from evals.evaluate import prompt_ids
 from evals.record import Record
 from evals.rng import RandomKey
+from evals.samplers.registry import settings_of
 from evals.samplers.single import AtTemperature
 from evals.tasks.task import make_task
 from evals.types import Problem, Prompt, Submit, UserError
@@ -381,15 +382,15 @@ def test_a_long_question_is_cut_and_what_stands_after_it_stays() -> None:
 
 
 def test_top_p_reaches_the_request_and_leaves_older_fingerprints_alone() -> None:
-    def first(config: SamplerConfig) -> Submit:
-        operation = next(make_sampler(config).chain(Prompt((1,), 4, frozenset({0})), RandomKey(0, 0, 0)))[0]
+    def first(sampler: AtTemperature) -> Submit:
+        operation = next(sampler.chain(Prompt((1,), 4, frozenset({0})), RandomKey(0, 0, 0)))[0]
         assert isinstance(operation, Submit)
         return operation
 
     request = first(AtTemperature(temperature=0.5, top_p=0.9)).request
     assert (request.alpha, request.top_p) == (2.0, 0.9)
     plain = AtTemperature(temperature=0.5)
-    assert plain.read() == {"kind": "temperature", "temperature": 0.5, "top_k": None}
+    assert settings_of(plain) == {"kind": "temperature", "temperature": 0.5, "top_k": None}
 
     def digest(**settings: Any) -> str:
         return fingerprint(resolve(RunConfig(model="m", data="d", **settings), 0), Provenance("m", "d"))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from evals.rng import RandomKey
-from evals.types import Prompt, UserError
+from evals.samplers.single import Replay
+from evals.types import Prompt, SamplingContext, UserError
 from orchestrator.cli import main
 from orchestrator.inputs import preflight
 from orchestrator.inputs.problems import load_problems
@@ -176,5 +177,5 @@ def test_it_is_refused_before_anything_is_written(tmp_path: Path, capsys: pytest
 def test_an_answer_ends_as_a_model_would_end_it(text: str, tokens: str, ended: str) -> None:
     prompt = Prompt((1,), 1, frozenset({ord(".")}), lambda tokens: tokens[-1] == ord("S"))
     with pytest.raises(StopIteration) as over:
-        next(GivenTexts({(3, 1): text}, lambda text: list(map(ord, text))).chain(prompt, RandomKey(0, 3, 1)))
+        next(Replay("gold").chain(prompt, RandomKey(0, 3, 1), SamplingContext(given=tuple(map(ord, text)))))
     assert (over.value.value.tokens, over.value.value.ended) == (tuple(map(ord, tokens)), ended)
