@@ -1,4 +1,4 @@
-"""Settings of tasks and the engine; those of samplers stand beside each sampler (`evals.samplers.registry`)."""
+"""Settings of tasks and the engine; those of samplers stand beside each sampler (samplers/registry.py)."""
 
 from __future__ import annotations
 
