@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from evals.rng import RandomKey
 
-Ended = Literal["eos", "stop", "length", "floor", "cancelled"]
-"""Why a completion ended: EOS token, stop string, token limit, below the floor, or cancelled by its chain."""
+Ended = Literal["eos", "stop", "length", "given_up", "cancelled"]
+"""Why a completion ended: EOS token, stop string, token limit, `Request.give_up`, or cancelled by its chain."""
 
-Bound = Literal["length", "nonnull", "constant"]
-"""What is subtracted from the running sum of log Z before it is compared with the floor (see `Request.bound`)."""
+Watch = Callable[[float, float], bool]
+"""Is told log q and log Z of a request's tokens, one after another; True once the chain has no use for the rest."""
 
 Handle = NewType("Handle", int)
 """Opaque name of a token sequence whose keys and values the engine holds."""
@@ -100,18 +100,14 @@ class Request(NamedTuple):
     """Length of the prompt: the position at which the answer starts."""
     exclude: int | None = None
     """Token that the first draw, and only the first, must avoid; log q and log Z are as if it were allowed."""
-    floor: float = -np.inf
-    """Stop once (sum of log Z after the request's first token) - bound falls below this. Needs alpha >= 1."""
-    bound: Bound = "length"
-    """`length`: log(answer length so far, + 1 while incomplete); `nonnull`: log of l - C_l; `constant`: nothing."""
+    give_up: Callable[[], Watch] | None = None
+    """Makes the watch over the request whenever it begins, also after it was preempted; None lets it end by itself."""
     top_k: int = 0
     """Keep only the k most probable tokens; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of tokens whose mass reaches p; 1 keeps all."""
     parent: Handle | None = None
     """Held sequence that starts with `prefix`: its keys and values are used and nothing is prefilled."""
-    carry: float = 0.0
-    """C of the answer's tokens in `prefix`, C_t = q_t (1 + C_{t-1}), C_0 = 0; used by the bound `nonnull` alone."""
 
 
 class Completion(NamedTuple):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from concurrent.futures import Future
-from math import exp, inf, isnan, log
+from math import inf, isnan
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,6 @@ def validate(request: Request, context_length: int, vocab_size: int) -> None:
         raise ValueError(f"origin {request.origin} lies outside the prefix of {length} tokens")
     if isnan(request.alpha) or request.alpha <= 0:
         raise ValueError(f"alpha is {request.alpha}; it has to be positive")
-    if request.floor != -inf and (request.alpha < 1 or isnan(request.floor)):
-        raise ValueError(f"a floor of {request.floor} at alpha {request.alpha}: log Z only falls for alpha >= 1")
-    if request.bound not in ("length", "nonnull", "constant"):
-        raise ValueError(f"bound is {request.bound!r}; it is length, nonnull or constant")
     if request.top_k < 0 or not 0 < request.top_p <= 1:
         raise ValueError(f"top_k is {request.top_k} (0 or more), top_p {request.top_p} (above 0, at most 1)")
     if not 0 <= min(request.prefix) <= max(request.prefix) < vocab_size:
@@ -61,8 +57,7 @@ class DecodeState:
         self.log_q: list[float] = []
         self.log_z: list[float] = []
         self._answer = list(request.prefix[request.origin :])
-        self._sum = 0.0
-        self._carry = request.carry
+        self._watch = None if request.give_up is None else request.give_up()
         self._uniforms: list[float] = []
 
     @property
@@ -99,42 +94,20 @@ class DecodeState:
                 f"nothing can be drawn at position {self.position + 1}: log q {log_q}, log Z {log_z} (the logits are "
                 "NaN or infinite, or leave no token that is allowed)"
             )
-        if self.tokens:
-            self._sum += log_z
-        if self.request.bound == "nonnull":
-            self._carry = exp(log_q) * (1 + self._carry)
         self.tokens.append(token)
         self.log_q.append(log_q)
         self.log_z.append(log_z)
         self._answer.append(token)
         self.token, self.position = token, self.position + 1
-        return self._over(token)
-
-    def _over(self, token: int) -> Ended | None:
         if token in self.prompt.eos_ids:
             return "eos"
         if self.prompt.stopped is not None and self.prompt.stopped(self._answer):
             return "stop"
         if len(self.tokens) == self.request.max_new:
             return "length"
-        if self.request.floor != -inf and self._sum - self._bound() < self.request.floor:
-            return "floor"
+        if self._watch is not None and self._watch(log_q, log_z):
+            return "given_up"
         return None
-
-    def _bound(self) -> float:
-        """Log of the least that the normaliser G of the final answer can be, given that it is not complete yet.
-
-        `length`: G = L, at least one token more than now. `nonnull`: G = L - C_L with C_t = q_t (1 + C_{t-1}), which
-        never falls as the answer grows. `constant`: G = 1.
-        """
-        length = len(self._answer)
-        match self.request.bound:
-            case "length":
-                return log(length + 1)
-            case "nonnull":
-                return log(length - self._carry) if length > self._carry else -inf
-            case "constant":
-                return 0.0
 
 
 Drawn = tuple[Any, int, float, float]

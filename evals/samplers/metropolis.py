@@ -23,10 +23,12 @@ exactly, and needs no forward pass for what is kept. If no coin fails, x' = x: a
 
 Early rejection: u is drawn first. Acceptance is log W(x') >= log u + log W(x). All log Z <= 0 for alpha >= 1 and G(x')
 has a lower bound that only grows with x', so an unfinished x' below this floor is given up without changing a decision.
+`watch` follows the sum and the bound token by token.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import exp, fsum, inf, log, log1p
 from typing import Literal, NamedTuple
@@ -36,7 +38,7 @@ from numpy.typing import NDArray
 
 from evals.rng import Purpose, RandomKey, uniform, uniforms
 from evals.samplers.base import State, pick
-from evals.types import Bound
+from evals.types import Watch
 
 Cuts = Literal["uniform", "entropy", "nonnull"]
 
@@ -65,15 +67,6 @@ class Move(NamedTuple):
     def null(self, state: State) -> bool:
         """True when the proposal is known to be the state itself."""
         return self.start == len(state.tokens)
-
-
-class Limits(NamedTuple):
-    """When the engine ends a proposal; the fields are those of `evals.types.Request`."""
-
-    max_new: int
-    floor: float
-    bound: Bound
-    carry: float = 0.0
 
 
 class Kernel(NamedTuple):
@@ -129,19 +122,59 @@ class Kernel(NamedTuple):
         """log r of a complete proposal that shares the tokens before `start`."""
         return self.log_weight(proposal, start) - self.log_weight(state, start)
 
-    def limits(self, state: State, move: Move) -> Limits:
-        """What ends the proposal of `move`: the horizon, and a floor with a lower bound of G that suits the cuts."""
+    def longest(self, state: State) -> int:
+        """Tokens of the longest proposal from an answer."""
+        return self.horizon
+
+    def give_up(self, state: State, move: Move) -> Callable[[], Watch]:
+        """What tells that the proposal of `move` can no longer be accepted, with a lower bound of G by the cuts."""
         start = move.start
-        room = self.horizon - start
         floor = move.log_u + self.log_weight(state, start) - SLACK
         match self.cuts:
             case "uniform":
-                return Limits(room, floor, "length")
+                return lambda: watch(floor, start, longer)
             case "entropy":  # G of the proposal is at least that of what it shares with the state
-                shared = float(np.sum(self.cut_weights(state)[: start + 1]))
-                return Limits(room, floor + log(shared), "constant")
+                floor += log(float(np.sum(self.cut_weights(state)[: start + 1])))
+                return lambda: watch(floor, start)
             case "nonnull":  # C of the kept prefix: sum over m of q_m ... q_{start - 1}
-                return Limits(room, floor, "nonnull", float(np.sum(np.exp(log_q_from(state.log_q[:start])))))
+                kept = float(np.sum(np.exp(log_q_from(state.log_q[:start]))))
+                return lambda: watch(floor, start, less_null(kept))
+
+
+def watch(floor: float, start: int, log_least: Callable[[int, float], float] | None = None) -> Watch:
+    """The watch over a proposal that is drawn from position `start` on, which cannot be accepted any more once the sum
+    of its log Z after `start`, less the log of the least that its G can be, falls below `floor`.
+
+    `log_least` maps the length of the unfinished answer and its last log q to that log; None stands for 0.
+    """
+    total, length = 0.0, start
+
+    def hopeless(log_q: float, log_z: float) -> bool:
+        nonlocal total, length
+        if length > start:
+            total += log_z
+        length += 1
+        return total < floor if log_least is None else total - log_least(length, log_q) < floor
+
+    return hopeless
+
+
+def longer(length: int, log_q: float) -> float:
+    """Log of the least G of uniform cuts: an unfinished answer gets one token more, at least."""
+    return log(length + 1)
+
+
+def less_null(kept: float) -> Callable[[int, float], float]:
+    """Log of the least G of nonnull cuts after a prefix whose C is `kept`: G = L - C_L with C_t = q_t (1 + C_{t-1}),
+    which never falls as the answer grows."""
+    carry = kept
+
+    def log_least(length: int, log_q: float) -> float:
+        nonlocal carry
+        carry = exp(log_q) * (1 + carry)
+        return log(length - carry) if length > carry else -inf
+
+    return log_least
 
 
 def acceptance_probability(log_ratio: float) -> float:

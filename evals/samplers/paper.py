@@ -13,6 +13,7 @@ list; a stop string, which that code does not have, ends an answer as an EOS tok
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import fsum
 from typing import Literal, NamedTuple
 
@@ -21,10 +22,10 @@ from pydantic.dataclasses import dataclass
 
 from evals.rng import RandomKey
 from evals.samplers.base import Alpha, Coins, EarlyRejection, NumMoves, State, TopK
-from evals.samplers.metropolis import SLACK, Kernel, Limits, Move
+from evals.samplers.metropolis import SLACK, Kernel, Move, watch
 from evals.samplers.power import Draws, MHChain
 from evals.settings import CONFIG
-from evals.types import Prompt, SamplingContext, Steps
+from evals.types import Prompt, SamplingContext, Steps, Watch
 
 USUAL_TOP_K = 50
 
@@ -38,11 +39,14 @@ class PaperKernel(NamedTuple):
         """A uniform cut, with coins if there is replay: the law of the proposal is that of redrawing from the cut."""
         return Kernel(len(state.tokens), replay=self.replay).propose(state, key)
 
-    def limits(self, state: State, move: Move) -> Limits:
-        """What ends a proposal: the current length, and a floor; cutting the state's sum can only lower the ratio."""
-        start = move.start
-        floor = move.log_u + fsum(state.log_z[start + 1 :]) - SLACK
-        return Limits(len(state.tokens) - start, floor, "constant")
+    def longest(self, state: State) -> int:
+        """Tokens of the longest proposal from an answer: its own length."""
+        return len(state.tokens)
+
+    def give_up(self, state: State, move: Move) -> Callable[[], Watch]:
+        """What tells that a proposal can no longer be accepted; cutting the state's sum can only lower the ratio."""
+        floor = move.log_u + fsum(state.log_z[move.start + 1 :]) - SLACK
+        return lambda: watch(floor, move.start)
 
     def log_ratio(self, state: State, proposal: State, start: int) -> float:
         """Sum of log Z' - log Z after `start`, up to the proposal's end."""

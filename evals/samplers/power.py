@@ -10,7 +10,7 @@ at a time. Source: Brockwell, Parallel Markov Chain Monte Carlo Simulation by Pr
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable
+from collections.abc import Callable, Generator, Hashable
 from math import inf
 from typing import Annotated, Literal, NamedTuple, Protocol, Self
 
@@ -29,7 +29,7 @@ from evals.samplers.base import (
     arrival,
     spliced,
 )
-from evals.samplers.metropolis import Cuts, Kernel, Limits, Move, acceptance_probability
+from evals.samplers.metropolis import Cuts, Kernel, Move, acceptance_probability
 from evals.samplers.trace import Mixing, MoveFigures, Trace
 from evals.settings import CONFIG, conflict
 from evals.types import (
@@ -45,6 +45,7 @@ from evals.types import (
     SamplingContext,
     Steps,
     Submit,
+    Watch,
 )
 
 Segment = Generator[list[Operation], Arrival | None, None]
@@ -52,10 +53,12 @@ Segment = Generator[list[Operation], Arrival | None, None]
 
 
 class TransitionKernel(Protocol):
-    """What a move proposes, what ends its proposal, and the log r that decides whether it is accepted."""
+    """What a move proposes, what ends its proposal (tokens of the answer, and the watch that the engine asks), and the
+    log r that decides whether it is accepted."""
 
     def propose(self, state: State, key: RandomKey) -> Move: ...
-    def limits(self, state: State, move: Move) -> Limits: ...
+    def longest(self, state: State) -> int: ...
+    def give_up(self, state: State, move: Move) -> Callable[[], Watch]: ...
     def log_ratio(self, state: State, proposal: State, start: int) -> float: ...
 
 
@@ -89,7 +92,7 @@ class MHChain:
         length = len(self.state.tokens)
         if self.state.ended != "length" or length >= horizon:
             return
-        self._submit(self.next_move, length, None, Limits(horizon - length, -inf, "constant"))
+        self._submit(self.next_move, length, horizon)
         arrived = yield from self._arrival()
         assert arrived is not None, "no request is cancelled before a stage's last move"
         drawn = arrived[1]
@@ -140,7 +143,8 @@ class MHChain:
             ):
                 move = moves[ahead] = kernel.propose(state, self.key.of(ahead))
                 if not move.null(state):
-                    self._submit(ahead, move.start, move.exclude, kernel.limits(state, move))
+                    give_up = kernel.give_up(state, move) if self.draws.early_rejection else None
+                    self._submit(ahead, move.start, kernel.longest(state), move.exclude, give_up)
                     undecided += 1
                 ahead += 1
             elif arrived := (yield from self._arrival()):
@@ -149,7 +153,7 @@ class MHChain:
     def _decide(self, kernel: TransitionKernel, move: Move, completion: Completion) -> bool:
         """Accept the proposal as the new state, or drop it; returns whether it was accepted."""
         proposal = spliced(self.state, move.start, completion)
-        given_up = completion.ended == "floor"
+        given_up = completion.ended == "given_up"
         log_ratio = -inf if given_up else kernel.log_ratio(self.state, proposal, move.start)
         accepted = log_ratio >= move.log_u
         self.trace.add(self.state, move, completion, proposal.tokens == self.state.tokens, accepted)
@@ -172,19 +176,25 @@ class MHChain:
                 self._cancelled += 1
                 self._in_flight -= 1
 
-    def _submit(self, number: int, start: int, exclude: int | None, limits: Limits) -> None:
-        """Ask for tokens from position `start` of the answer on."""
-        if not self.draws.early_rejection:
-            limits = limits._replace(floor=-inf)
+    def _submit(
+        self,
+        number: int,
+        start: int,
+        longest: int,
+        exclude: int | None = None,
+        give_up: Callable[[], Watch] | None = None,
+    ) -> None:
+        """Ask for tokens from position `start` of the answer on, until it has `longest`."""
         request = Request(
             prefix=self.prompt.token_ids + self.state.tokens[:start],
+            max_new=longest - start,
             alpha=self.draws.alpha,
             key=self.key.of(number),
             origin=len(self.prompt.token_ids),
             exclude=exclude,
+            give_up=give_up,
             top_k=self.draws.top_k,
             parent=self._handle,
-            **limits._asdict(),
         )
         self._operations.append(Submit(number, request))
         self._in_flight += 1

@@ -79,7 +79,7 @@ class Trace:
 
     def add(self, state: State, move: Move, completion: Completion, null: bool, accepted: bool) -> None:
         """Count a move from `state` that ran; without replay it may turn out to be `null`."""
-        given_up = completion.ended == "floor"
+        given_up = completion.ended == "given_up"
         self.null += null
         self.accepted += accepted and not null
         self.rejected_early += given_up

@@ -50,7 +50,7 @@ def recorded(steps: Steps, log: dict[Request, Completion]) -> Steps:
         arrival = yield operations
         if arrival is not None:
             tag, found = arrival
-            log[requests[tag]._replace(parent=None, floor=-np.inf, carry=0.0)] = found
+            log[requests[tag]._replace(parent=None, give_up=None)] = found
 
 
 def answers(on: Engine, prompts: Sequence[Prompt], steps: Callable[[int, Prompt], Steps]) -> Results:

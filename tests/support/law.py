@@ -159,7 +159,7 @@ def p_value(model: ToyLM, sampler: Power, seen: Counter) -> float:
 
 
 def decisions(kernel: Kernel | PaperKernel, count: int, alpha: float = 4.0) -> tuple[int, int]:
-    """Of `count` random moves that run: decisions that the floor changes, tokens that it saves."""
+    """Of `count` random moves that run: decisions that giving up changes, tokens that it saves."""
     engines = {toy: ToyEngine(model, 5) for toy, model in TOYS.items()}
     states = [(toy, state_of(model, x, alpha)) for toy, model in TOYS.items() for x in model.complete()]
     order = np.random.default_rng(0)
@@ -174,15 +174,14 @@ def decisions(kernel: Kernel | PaperKernel, count: int, alpha: float = 4.0) -> t
         if move.null(x):
             continue
         done += 1
-        limits = kernel.limits(x, move)
         prompt = model.prompt()
         prefix = (*prompt.token_ids, *x.tokens[: move.start])
-        request = Request(prefix, limits.max_new, alpha, key, 1, move.exclude, limits.floor, limits.bound)
-        request = request._replace(carry=limits.carry)
+        longest = kernel.longest(x) - move.start
+        request = Request(prefix, longest, alpha, key, 1, move.exclude, kernel.give_up(x, move))
         early = engines[toy].complete(request, prompt)
-        whole = engines[toy].complete(request._replace(floor=-np.inf), prompt)
+        whole = engines[toy].complete(request._replace(give_up=None), prompt)
         accept = [
-            c.ended != "floor" and kernel.log_ratio(x, spliced(x, move.start, c), move.start) >= move.log_u
+            c.ended != "given_up" and kernel.log_ratio(x, spliced(x, move.start, c), move.start) >= move.log_u
             for c in (early, whole)
         ]
         changed += accept[0] != accept[1]

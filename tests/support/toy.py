@@ -113,7 +113,7 @@ class ToyLM:
 
 
 class ToyEngine:
-    """Answers the requests of one chain at a time with the engine's own slots: its keys, its limits, its floor.
+    """Answers the requests of one chain at a time with the engine's own slots: its keys, its limits, its watch.
 
     `slots` is the most that run at once; those that the chain does not use stand idle. Completions arrive in an order
     that `order` shuffles, cancelled ones too.

@@ -1,20 +1,18 @@
-"""The semantics of one request: uniforms, stop conditions, exclusion, floors, edges. On a tiny random model."""
+"""The semantics of one request: uniforms, stop conditions, exclusion, watches, edges. On a tiny random model."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import ArrayLike
 
 from evals.engine.engine import Engine
 from evals.rng import Purpose, RandomKey, uniform
 from evals.stopping import StopStrings
-from evals.types import Bound, Chain, Completion, Request, Submit
+from evals.types import Chain, Completion, Request, Submit, Watch
 from support.figures import figures
 from support.pages import audit
 from support.tiny_models import (
@@ -92,7 +90,11 @@ def test_eos_may_be_the_first_token(on: Engine) -> None:
 
 
 def test_order_of_stop_conditions(on: Engine) -> None:
-    """EOS before a stop string before the limit before the floor."""
+    """EOS before a stop string before the limit before what gives the request up."""
+
+    def at_once() -> Watch:
+        return lambda log_q, log_z: True
+
     everything = range(VOCABULARY)
     cases = [
         (prompt(4, eos=everything, stopped=lambda answer: True), "eos"),
@@ -100,8 +102,8 @@ def test_order_of_stop_conditions(on: Engine) -> None:
         (prompt(4), "length"),
     ]
     for to, ended in cases:
-        assert run_one(on, request(to, 1, floor=1e9), to).ended == ended
-    assert run_one(on, request(to, 2, floor=1e9), to).ended == "floor"
+        assert run_one(on, request(to, 1, give_up=at_once), to).ended == ended
+    assert run_one(on, request(to, 2, give_up=at_once), to).ended == "given_up"
 
 
 def test_a_stop_string_inside_a_token_ends_the_answer_and_the_token_stays(on: Engine) -> None:
@@ -142,70 +144,20 @@ def test_exclusion_holds_for_the_first_token_only(pair: Pair, on: Engine) -> Non
         pytest.fail("the excluded token never came back later")
 
 
-def carry(log_q: ArrayLike) -> float:
-    """C of an answer's tokens, from its definition as a sum of products."""
-    q = np.exp(np.asarray(log_q))
-    return float(sum(np.prod(q[m:]) for m in range(len(q))))
+def test_a_watch_is_told_every_token_that_is_not_the_last_and_ends_the_request(on: Engine) -> None:
+    told: list[list[tuple[float, float]]] = []
 
+    def give_up() -> Watch:
+        told.append([])
+        return lambda *statistics: told[-1].append(statistics) or len(told[-1]) == 5
 
-def bound(kind: Bound, log_q: Sequence[float]) -> float:
-    """What is subtracted after an incomplete answer whose tokens have these log q."""
-    length = len(log_q)
-    return {"length": math.log(length + 1), "nonnull": math.log(length - carry(log_q)), "constant": 0.0}[kind]
-
-
-BOUNDS: list[Bound] = ["length", "nonnull", "constant"]
-
-
-@pytest.mark.parametrize("kind", BOUNDS)
-def test_a_floor_stops_exactly_where_its_bound_says(kind: Bound) -> None:
-    """Beside the prediction for this bound, those of the other two: mixed up, they would show."""
-    alpha = 1.2
-    on = engine(make("qwen2", spread=0.8).model, slots=25, max_length=200)
-    to = prompt(8, max_new=60)
-    state = run_one(on, request(to, 25, alpha), to)
-    start = 10
-    prefix = to.token_ids + state.tokens[:start]
-    asked = request(to, 50, alpha, prefix=prefix, key=(0, 0, 1), carry=carry(state.log_q[:start]))
-    whole = run_one(on, asked, to)
-    log_q = [*state.log_q[:start], *whole.log_q]
-    sums = np.cumsum([0.0, *whole.log_z[1:]])
-    alike: Counter[Bound] = Counter()
-    floors = np.linspace(sums[45] - 4, -0.5, 25).tolist()
-    stopped = [Chain(to, single(asked._replace(floor=floor, bound=kind))) for floor in floors]
-    for floor, ended in zip(floors, on.run(stopped), strict=True):
-        predicted = {
-            other: next(
-                (n for n in range(1, 50) if sums[n - 1] - bound(other, log_q[: start + n]) < floor),
-                50,
-            )
-            for other in BOUNDS
-        }
-        found = figures(ended).completion
-        assert len(found.tokens) == predicted[kind]
-        assert found.ended == ("length" if predicted[kind] == 50 else "floor")
-        assert found.tokens == whole.tokens[: len(found.tokens)]
-        alike.update(other for other in BOUNDS if predicted[other] == predicted[kind])
-    assert all(alike[other] <= len(floors) - 3 for other in BOUNDS if other != kind), alike
-
-
-def test_the_first_log_z_is_not_in_the_sum_and_equality_goes_on(pair: Pair, on: Engine) -> None:
-    to = prompt(9)
-    whole = run_one(on, request(to, 3, ALPHA), to)
-    total = 0.0 + float(whole.log_z[1])
-    asked = request(to, 3, ALPHA, bound="constant")
-    assert len(run_one(on, asked._replace(floor=total), to).tokens) == 3
-    assert len(run_one(on, asked._replace(floor=float(np.nextafter(total, 0))), to).tokens) == 2
-    assert len(run_one(on, asked._replace(floor=-1e-300), to).tokens) == 2
-
-
-def test_certain_tokens_never_abort_under_the_nonnull_bound() -> None:
-    from evals.engine.chain_state import DecodeState
-
-    to = prompt(1)
-    slot = DecodeState(request(to, floor=1e9, bound="nonnull"), to)
-    assert slot.add(5, 0.0, 0.0) is None  # q = 1: every move from here is null, G is 0 so far
-    assert slot.add(5, math.log(0.5), 0.0) == "floor"
+    to = prompt(8)
+    found = run_one(on, request(to, 20, ALPHA, give_up=give_up), to)
+    assert found.ended == "given_up"
+    assert told == [list(zip(found.log_q.tolist(), found.log_z.tolist(), strict=True))]
+    short = run_one(on, request(to, 4, ALPHA, give_up=give_up), to)
+    assert (short.ended, short.tokens) == ("length", found.tokens[:4])
+    assert told[1:] == [told[0][:3]], "a watch of its own, which is not asked where the request has ended"
 
 
 INVALID: list[tuple[dict[str, Any], str]] = [
@@ -214,9 +166,6 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"max_new": 1000}, "longest sequence, 160"),
     ({"alpha": 0.0}, "alpha is 0"),
     ({"alpha": math.nan}, "alpha is nan"),
-    ({"alpha": 0.5, "floor": -3.0}, "log Z only falls for alpha >= 1"),
-    ({"alpha": 2.0, "floor": math.nan}, "floor of nan"),
-    ({"bound": "other"}, "bound is 'other'"),
     ({"origin": -1}, "origin -1"),
     ({"origin": 99}, "origin 99"),
     ({"top_k": -1}, "top_k is -1"),

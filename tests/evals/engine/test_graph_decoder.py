@@ -20,6 +20,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 from evals.engine import batch_state
 from evals.engine.chain_state import DecodeState
 from evals.engine.graph_decoder import GraphDecoder
+from evals.samplers.metropolis import longer, watch
 from evals.samplers.power import Power
 from evals.types import Cancel, Chain, Drop, Keep, Prompt, Steps, Submit
 from support import twins
@@ -45,7 +46,7 @@ def pair() -> Pair:
 
 @pytest.mark.parametrize(("family", "slots"), [("llama", 1), ("llama", 3), ("llama", 8), ("gemma2", 3)])
 def test_power_chains_get_the_same_answers(family: str, slots: int) -> None:
-    """Prompts of 1 to 70 tokens that share pages; EOS, limits, floors, proposals ahead, rewinds and restores."""
+    """Prompts of 1 to 70 tokens that share pages; EOS, limits, proposals given up or ahead, rewinds, restores."""
     pair = make(family, seed=1)
     prompts = branching([1, 5, 16, 17, 40, 41, 70, 33], 33, max_new=24, eos=[2, 3, 4])
 
@@ -56,7 +57,7 @@ def test_power_chains_get_the_same_answers(family: str, slots: int) -> None:
     theirs = answers(engine(pair.model, slots), prompts, steps)
     assert assert_same(pair, ours, theirs) > 5 * len(prompts)
     endings = {found.ended for found in ours.log.values()}
-    assert endings >= {"eos", "length", "floor"}
+    assert endings >= {"eos", "length", "given_up"}
 
 
 def test_truncated_draws_get_the_same_answers(pair: Pair) -> None:
@@ -98,7 +99,7 @@ def script(index: int, to: Prompt) -> Any:
     fields = {"prefix": tokens[:cut], "parent": first.handle}
     second = request(to, key=(8, index, 2, 0), exclude=tokens[min(cut, len(tokens) - 1)], **fields)
     (_, found) = yield [Drop(ended[1].handle), Submit(2, second)]
-    low = request(to, key=(8, index, 3, 0), floor=-3.0, **fields)
+    low = request(to, key=(8, index, 3, 0), give_up=lambda: watch(-3.0, cut, longer), **fields)
     long = request(to, key=(8, index, 4, 0), **fields)
     (tag, other) = yield [Drop(found.handle), Submit(3, low), Submit(4, long)]
     # whichever is later is given up in its last step
@@ -112,12 +113,12 @@ def script(index: int, to: Prompt) -> Any:
 @pytest.mark.parametrize("slots", [1, 3, 8])
 @pytest.mark.parametrize("rules", [{}, {"stopped": doubled}, {"eos": range(3, 30)}])
 def test_scripts_get_the_same_answers(pair: Pair, slots: int, rules: dict[str, Any]) -> None:
-    """Exclusion, greedy draws, floors, cancels; stop strings, and more EOS ids than the device knows."""
+    """Exclusion, greedy draws, requests given up, cancels; stop strings, and more EOS ids than the device knows."""
     prompts = branching([4, 9, 17, 30, 21], 10, max_new=25, **rules)
     ours, theirs = (answers(on, prompts, script) for on in (lagging(pair, slots), engine(pair.model, slots)))
     assert assert_same(pair, ours, theirs) >= 5 * len(prompts)
     endings = {found.ended for found in ours.log.values()}
-    assert endings >= {"length", "cancelled", "stop" if "stopped" in rules else "eos" if rules else "floor"}
+    assert endings >= {"length", "cancelled", "stop" if "stopped" in rules else "eos" if rules else "given_up"}
 
 
 def test_requests_that_give_way_start_again(pair: Pair) -> None:

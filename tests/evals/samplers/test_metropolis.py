@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 from evals.rng import RandomKey
-from evals.samplers.base import pick
+from evals.samplers.base import State, pick
 from evals.samplers.metropolis import (
     EVERYWHERE,
+    SLACK,
     Kernel,
     Move,
     acceptance_probability,
     certain_divergence,
     first_divergence,
+    less_null,
+    watch,
 )
 from evals.samplers.paper import PaperKernel
 from evals.samplers.power import Power
@@ -127,9 +130,6 @@ def test_normalisers_by_their_definitions() -> None:
     assert KERNELS["uniform"].log_normaliser(x) == log(4)
     assert KERNELS["nonnull"].log_normaliser(x) == pytest.approx(log(4 - carry), abs=1e-12)
     assert KERNELS["entropy"].log_normaliser(x) == pytest.approx(log(fsum(-x.log_z) + 4 * EVERYWHERE), abs=1e-12)
-    move = Move(0, 3, None, 0.0)
-    kept = q[2] * (1 + q[1] * (1 + q[0]))
-    assert Kernel(5, "nonnull").limits(x, move).carry == pytest.approx(kept, abs=1e-12)
 
 
 def test_shared_prefix_gives_the_identity_of_densities() -> None:
@@ -154,6 +154,57 @@ def test_early_rejection_changes_no_decision(kernel: str, count: int) -> None:
     changed, saved = decisions(ALL_KERNELS[kernel], count)
     assert changed == 0
     assert saved > count / 100
+
+
+def least(kernel: str, x: State, y: State, start: int) -> float:
+    """log of the least G that an answer can have that goes on after y, which shares the tokens before `start` with x,
+    by its definition."""
+    q, length = np.exp(y.log_q), len(y.tokens)
+    shared = fsum(-x.log_z[: start + 1]) + (start + 1) * EVERYWHERE
+    null = fsum(np.prod(q[m:]) for m in range(length))
+    return log({"uniform": length + 1, "entropy": shared, "nonnull": length - null}[kernel])
+
+
+@pytest.mark.parametrize("kernel", ["uniform", "entropy", "nonnull"])
+def test_a_proposal_is_given_up_exactly_where_its_bound_says(kernel: str) -> None:
+    """Beside the prediction for these cuts, those of the other two: mixed up, they would show."""
+    random, start, exact = np.random.default_rng(1), 10, KERNELS[kernel]._replace(horizon=60)
+    log_q, log_z = -random.exponential(0.7, 60), -random.exponential(0.2, 60)
+    x = State(tuple(range(25)), np.append(log_q[:start], log_q[-15:]), np.append(log_z[:start], log_z[-15:]), "length")
+    alike: Counter[str] = Counter()
+    logs_u = np.linspace(-8, 3, 40).tolist()
+    for log_u in logs_u:
+        gives_up = exact.give_up(x, Move(start, start, None, log_u))()
+        found = next((n for n in range(start, 60) if gives_up(log_q[n], log_z[n])), None)
+        floor = log_u + exact.log_weight(x, start) - SLACK
+        predicted = {
+            other: next(
+                (
+                    n
+                    for n in range(start, 60)
+                    if fsum(log_z[start + 1 : n + 1])
+                    - least(other, x, State(tuple(range(n + 1)), log_q[: n + 1], log_z[: n + 1], "length"), start)
+                    < floor
+                ),
+                None,
+            )
+            for other in ("uniform", "entropy", "nonnull")
+        }
+        assert found == predicted[kernel]
+        alike.update(other for other in predicted if predicted[other] == found)
+    assert all(alike[other] <= len(logs_u) - 3 for other in alike if other != kernel), alike
+
+
+def test_the_first_log_z_is_not_in_the_sum_and_equality_goes_on() -> None:
+    for floor, ends in ((-0.75, False), (np.nextafter(-0.75, 0), True)):
+        gives_up = watch(floor, 3)
+        assert [gives_up(-1.0, -5.0), gives_up(-1.0, -0.75)] == [False, ends]
+
+
+def test_certain_tokens_are_never_given_up_under_the_nonnull_bound() -> None:
+    gives_up = watch(1e9, 0, less_null(0.0))
+    assert not gives_up(0.0, 0.0), "q = 1: every move from here is null, G is 0 so far"
+    assert gives_up(log(0.5), 0.0)
 
 
 @pytest.mark.parametrize("kernel", ["uniform", "entropy", "nonnull"])

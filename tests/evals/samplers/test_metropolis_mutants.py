@@ -89,18 +89,11 @@ def coin_shares_the_token_uniform(key, cut, length):
     return metropolis.uniforms(key.seed, np.broadcast_to(key[1:], (length - cut, 3)), np.arange(cut, length))
 
 
-RIGHT_LIMITS = Kernel.limits
-
-
-def capped(self: Kernel, state: State, move):
-    return RIGHT_LIMITS(self, state, move)._replace(max_new=len(state.tokens) - move.start)
-
-
 CHAINS = {
     "masked q stored": (power, "spliced", masked_q_stored),
     "coin and token share a uniform": (metropolis, "coins", coin_shares_the_token_uniform),
     "draws not keyed by move": (RandomKey, "of", lambda self, move: self),
-    "cap at the current length": (Kernel, "limits", capped),
+    "cap at the current length": (Kernel, "longest", lambda self, state: len(state.tokens)),
 }
 
 
@@ -131,27 +124,30 @@ def test_the_right_chains_pass_what_the_wrong_ones_fail(toy: str) -> None:
 
 @pytest.mark.parametrize("kernel", ["nonnull", "entropy"])
 def test_the_bound_of_other_cuts_is_seen(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`length` gives up proposals that would be accepted, where G is not the length."""
-    monkeypatch.setattr(Kernel, "limits", lambda self, x, move: RIGHT_LIMITS(self, x, move)._replace(bound="length"))
+    """The length gives up proposals that would be accepted, where G is another."""
+    right = metropolis.watch
+    monkeypatch.setattr(metropolis, "watch", lambda floor, start, least=None: right(floor, start, metropolis.longer))
     changed, _ = decisions(KERNELS[kernel], 1_000)
     assert changed > 0
 
 
 def test_a_null_free_bound_that_forgets_the_kept_prefix_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """C starts at 0 then, so that G of the proposal looks larger than it is."""
-    monkeypatch.setattr(Kernel, "limits", lambda self, x, move: RIGHT_LIMITS(self, x, move)._replace(carry=0.0))
+    right = metropolis.less_null
+    monkeypatch.setattr(metropolis, "less_null", lambda kept: right(0.0))
     changed, _ = decisions(KERNELS["nonnull"], 1_000)
     assert changed > 0
 
 
 def test_a_bound_that_ignores_the_horizon_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """A proposal that has just become complete gets no longer, so that it must not be given up."""
-    right = DecodeState._over
+    right = DecodeState.add
 
-    def floor_first(self: DecodeState, token: int):
-        below = self._sum - self._bound() < self.request.floor
-        return "floor" if self.request.floor != -np.inf and below else right(self, token)
+    def watched_to_the_end(self: DecodeState, token: int, log_q: float, log_z: float):
+        ended = right(self, token, log_q, log_z)
+        complete = ended is not None and ended != "given_up"
+        return "given_up" if complete and self._watch and self._watch(log_q, log_z) else ended
 
-    monkeypatch.setattr(DecodeState, "_over", floor_first)
+    monkeypatch.setattr(DecodeState, "add", watched_to_the_end)
     changed, _ = decisions(KERNELS["uniform"], 1_000)
     assert changed > 0

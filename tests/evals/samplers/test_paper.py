@@ -11,7 +11,6 @@ import pytest
 
 from evals.rng import Purpose, RandomKey, uniform
 from evals.samplers.base import State
-from evals.samplers.metropolis import Limits, Move
 from evals.samplers.paper import Paper, PaperKernel
 from evals.types import Submit
 from support.figures import figures
@@ -81,10 +80,10 @@ def test_answers_are_those_of_the_published_rules(toy: str, kind: str, early: bo
 def test_other_rules_give_other_answers(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few of them: cutting the state's sum hardly matters, as nearly every shorter proposal is accepted anyway."""
     model, rules = TOYS["eos"], paper(3, 4.0, 8, replay=False, early_rejection=False, top_k=0)
-    right, limits = PaperKernel.log_ratio, PaperKernel.limits
+    right = PaperKernel.log_ratio
 
-    def longer(self: PaperKernel, x: State, move: Move) -> Limits:
-        return limits(self, x, move)._replace(max_new=model.horizon - move.start)
+    def longer(self: PaperKernel, x: State) -> int:
+        return model.horizon
 
     def whole_sum(self: PaperKernel, x: State, y: State, start: int) -> float:
         return fsum(y.log_z[start + 1 :]) - fsum(x.log_z[start + 1 :])
@@ -93,7 +92,7 @@ def test_other_rules_give_other_answers(wrong: str, monkeypatch: pytest.MonkeyPa
         return right(self, x, y, start) + log(len(x.tokens) / len(y.tokens))
 
     name, mutant = {
-        "longer than the state": ("limits", longer),
+        "longer than the state": ("longest", longer),
         "whole sum": ("log_ratio", whole_sum),
         "length factor": ("log_ratio", with_factor),
     }[wrong]
@@ -168,7 +167,6 @@ def test_a_proposal_is_never_longer_than_the_state_and_nothing_is_weighted() -> 
     sample = engine.run(rules.chain(model.prompt(), RandomKey(3, 5, 0)))
     for request in engine.requests:
         assert len(request.prefix) - request.origin + request.max_new <= model.horizon
-        assert request.bound == "constant"
     assert sample.weighted == ()
     assert figures(sample).moves in (6, 12)
 

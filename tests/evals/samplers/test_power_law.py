@@ -138,7 +138,7 @@ def test_stages_grow_the_answer_and_extend_only_what_has_not_ended() -> None:
     for problem_id in range(40):
         engine = ToyEngine(model, 1)
         sample = engine.run(sampler.chain(model.prompt(), RandomKey(1, problem_id, 0)))
-        free = [request for request in engine.requests if request.floor == -np.inf]
+        free = [request for request in engine.requests if request.give_up is None]
         assert [request.max_new for request in free] == [2] * len(free)
         assert figures(sample).moves == 12
         assert len(figures(sample).log_p_trace) == 1 + 4, "the way is that of the last stage"
