@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace, began: float) -> None:
     release(model.device)
     reset_peak(model.device)
     laps.restart()
-    engine = Engine(model, config, slots=args.slots, max_length=longest)
+    engine = Engine.build(model, config, slots=args.slots, max_length=longest)
     laps.lap("engine")
     first_token(engine, task, problems[0])
     laps.lap("first_token")

@@ -18,7 +18,6 @@ import torch
 
 from evals.config import AUTO_SLOTS, EngineConfig
 from evals.decoding_speed import SHAPES, load, random_prompts
-from evals.engine import selfcheck
 from evals.engine.checkpoint import shape_config
 from evals.engine.device import release, reset_peak
 from evals.engine.engine import Engine
@@ -39,7 +38,6 @@ def compare(shape: str, slots: list[int | None], length: int, config: EngineConf
     held = torch.cuda.memory_allocated()
     model = load(None, shape, config.model_copy(update={"dtype": DTYPE}), "cuda")
     computed = model_spec(shape_config(*SHAPES[shape]), DTYPE, shape)
-    selfcheck.check(model)
     prepare(model)
     return [{"shape": shape} | row(model, computed, number, length, config, held) for number in slots]
 
@@ -58,7 +56,7 @@ def row(
     by_measurement = plan_slots(measured, asked._replace(page_bytes=model.cache_shape.page_bytes), config)
     release(model.device)
     reset_peak(model.device)
-    engine = Engine(model, config, slots=plan.slots, max_length=length, num_pages=plan.num_pages)
+    engine = Engine.build(model, config, slots=plan.slots, max_length=length, num_pages=plan.num_pages)
     run(engine, plan.slots, length)
     found = torch.cuda.max_memory_allocated() - held
     free, total = torch.cuda.mem_get_info()

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         task = make_task(TaskConfig(max_new_tokens=args.max_new_tokens), seed=0)
         lengths = prompt_lengths(task, problems, model.tokenizer.encode)
         longest = check_lengths(lengths, task.config, model.context_length)
-        engine = Engine(model, EngineConfig(), slots=args.slots, max_length=longest)
+        engine = Engine.build(model, EngineConfig(), slots=args.slots, max_length=longest)
     except UserError as error:
         print(f"sampler.py: {error}", file=sys.stderr)
         return 2

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evals.config import EngineConfig
-from evals.engine.checkpoint import load_model, random_model
+from evals.engine.checkpoint import random_model, read_model
 from evals.engine.device import release, reset_peak
 from evals.engine.engine import Engine
+from evals.engine.execution import prepare
 from evals.engine.model import Model
 from evals.rng import RandomKey
 from evals.samplers.single import one_draw
@@ -113,9 +114,9 @@ class Pace:
 
 
 def load(model: str | None, shape: str, config: EngineConfig, device: str) -> Model:
-    """The model of the folder `model`, or one of random weights in a named shape."""
+    """The model of the folder `model`, or one of random weights in a named shape, as it came."""
     if model is not None:
-        return load_model(model, config, device)
+        return read_model(model, config, device)
     dtype = {"cpu": "float32", "cuda": "bfloat16"}[device] if config.dtype == "auto" else config.dtype
     return random_model(*SHAPES[shape], dtype, device)
 
@@ -144,7 +145,7 @@ def decode(model: Model, config: EngineConfig, slots: int | None, context: int, 
     reset_peak(model.device)
     length, new = prompt_length(context, steps), WARM_UP + steps + 1
     began = time.perf_counter()
-    engine = Engine(model, config, slots=slots, max_length=needed_length(context, steps), sequences=1)
+    engine = Engine.build(prepare(model), config, slots=slots, max_length=needed_length(context, steps), sequences=1)
     made = time.perf_counter() - began
     count = engine.counters().slots
     if engine.idle is not None:

@@ -3,7 +3,7 @@
 A step reads every weight once and the keys and values of every row (Williams et al., Roofline, CACM 2009). Both peaks
 are measured on the spot: that of memory by a copy, that of arithmetic by a large product. `generate` keeps scores and
 logits of all steps, as published power-sampling code does, which needs log p and log q of every token; the network
-decodes with its own attention and cache. Both need a model that no engine has changed yet.
+decodes with its own attention and cache. Both need a model as it came (`checkpoint.read_model`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Roofline(NamedTuple):
 
 
 def roofline(model: Model) -> Roofline:
-    """The roofline of a model that no engine has changed yet; measures the device for a moment."""
+    """The roofline of a model as it came; measures the device for a moment."""
     network = model.network
     head = network.get_output_embeddings().weight
     embeddings = {id(part.weight) for part in network.modules() if isinstance(part, nn.Embedding)} - {id(head)}

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from evals.config import EngineConfig
+from evals.engine.execution import prepare
 from evals.engine.model import Model
 from evals.engine.model_support import check_architecture, first_line, load_tokenizer, refusal
 from evals.types import UserError
@@ -34,6 +35,11 @@ def weights_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
 
 
 def load_model(folder: str, config: EngineConfig, device: str | torch.device, num_threads: int | None = None) -> Model:
+    """The model of `read_model`, prepared for engines and checked. Raises UserError also where the check fails."""
+    return prepare(read_model(folder, config, device, num_threads))
+
+
+def read_model(folder: str, config: EngineConfig, device: str | torch.device, num_threads: int | None = None) -> Model:
     """Load the model of a local folder with its tokenizer to `device`, its attention replaced by the engine's.
 
     `num_threads` sets the CPU threads of this process's products. Raises UserError for a model that the engine cannot

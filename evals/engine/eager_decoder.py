@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from evals.engine.attention import AttentionGroup, Step
 from evals.engine.chain_state import DecodeState, Drawn
 from evals.engine.kv_cache import PAGE, SCRATCH, Allocation
-from evals.engine.model import Model
+from evals.engine.model import KeysValues, Model
 from evals.engine.token_sampling import draw
 
 
@@ -156,13 +156,13 @@ class EagerDecoder:
     idle = None
     """Nothing is enqueued ahead, so that the device waits for the host in every step."""
 
-    def __init__(self, model: Model) -> None:
-        self._model, self._layout = model, layout(model.device)
+    def __init__(self, model: Model, cache: KeysValues) -> None:
+        self._model, self.cache, self._layout = model, cache, layout(model.device)
+        model.attach(cache)
 
     def open(self, allocations: Sequence[Allocation]) -> None:
         """Copy the pages that new sequences share in part, and clear the others."""
-        assert self._model.cache is not None, "no step without keys and values"
-        self._model.cache.prepare(allocations)
+        self.cache.prepare(allocations)
 
     def prefill(self, chunks: Sequence[Chunk]) -> None:
         """Write the keys and values of these tokens, in one pass."""

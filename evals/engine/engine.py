@@ -22,15 +22,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from evals.config import EngineConfig
-from evals.engine import selfcheck
 from evals.engine.chain_runner import ChainRunner
 from evals.engine.chain_state import ChainState
 from evals.engine.device import IdleClock, bytes_in_use, out_of_memory, read_memory, release
 from evals.engine.eager_decoder import Chunk, layout, prompt_passes
-from evals.engine.execution import fastest_decoder, prepare, size_slots
+from evals.engine.execution import make_decoder, size_slots
 from evals.engine.kv_cache import PagePool
-from evals.engine.model import KeysValues, Model, pending_copies
-from evals.sizing.slots import Demand, SlotAdjuster, SlotChange, fewer_slots, table
+from evals.engine.model import Model, pending_copies
+from evals.sizing.slots import Demand, SlotAdjuster, SlotChange, SlotPlan, fewer_slots, table
 from evals.types import Chain, MemoryReading, Sample, UserError
 
 if TYPE_CHECKING:
@@ -63,47 +62,18 @@ class EngineCounters(NamedTuple):
 class Engine:
     """Runs chains on a paged model, in slots that are refilled as soon as a request ends (continuous batching)."""
 
-    def __init__(
-        self,
-        model: Model,
-        config: EngineConfig,
-        *,
-        slots: int | None,
-        max_length: int,
-        num_pages: int | None = None,
-        sequences: int = 2,
-    ) -> None:
-        """At most `slots` chains, and requests, at once; `max_length` is the longest prompt plus answer in tokens.
-
-        On a GPU the slots are as many of these as its memory has room for; None takes as many as fit and pay (on a CPU
-        10). Every slot has room for an answer and a proposal of full length, and all together for the `sequences` that
-        one chain may need at once. With `num_pages`, so many pages of keys and values, nothing is measured.
-        Raises UserError if the model fails the self-check or not even one slot fits; ValueError for sizes below 1 or a
-        `max_length` beyond the model's context.
-        """
-        if (slots is not None and slots < 1) or not 1 <= max_length <= model.context_length:
-            raise ValueError(f"{slots} slots, longest sequence {max_length} of {model.context_length}")
-        self.model, self._layout = model, layout(model.device)
-        if not model.checked:
-            selfcheck.check(model)
-        prepare(model)
-        pages = PagePool.pages_for(0, max_length)
-        self._demand = Demand(slots, sequences, pages, model.cache_shape.page_bytes)
-        plan, self._config = size_slots(model, config, self._demand, max_length, num_pages)
-        self.notes = table(plan, str(model.device))
-        """How the device's memory is divided, as a table to print; empty where nothing was measured."""
-        self._given_pages = num_pages
+    def __init__(self, model: Model, config: EngineConfig, demand: Demand, plan: SlotPlan, max_length: int) -> None:
+        """An engine of the slots and pages of `plan`, without a decoder yet; see `build`."""
+        self.model, self._config, self._demand, self._plan = model, config, demand, plan
+        self._layout = layout(model.device)
         self._pool = PagePool(plan.num_pages, self._layout.share_unit)
         self._runner = ChainRunner(self._pool, plan.slots, max_length, model.vocab_size)
-        self._cache: KeysValues | None = None
-        self._decoder: Decoder | None = None  # both None while they have to be made
-        self._slot_changes = deque[SlotChange]()
         in_use = partial(bytes_in_use, model.device)
-        self._elastic = plan.reading and SlotAdjuster(plan.reading, self._demand, self._config, in_use)
+        self._elastic = plan.reading and SlotAdjuster(plan.reading, demand, config, in_use)
+        self._decoder: Decoder | None = None  # while it has to be made
+        self._slot_changes = deque[SlotChange]()
         self._steps = self._generated = self._prefilled = 0
         self._seconds = 0.0
-        while self._decoder is None:
-            self._with_oom_handling(self._build)
         self.failure: BaseException | None = None
         """What ended the engine's thread; None while it can still work."""
         self._changed = Condition()
@@ -111,9 +81,46 @@ class Engine:
         self._thread: Thread | None = None
         self._closing = False
 
+    @classmethod
+    def build(
+        cls,
+        model: Model,
+        config: EngineConfig,
+        *,
+        slots: int | None,
+        max_length: int,
+        num_pages: int | None = None,
+        sequences: int = 2,
+    ) -> Engine:
+        """Measure how many slots fit, make a decoder for them, compiled and captured where that works, and check it.
+
+        The model is one that `execution.prepare` returned. At most `slots` chains, and requests, run at once;
+        `max_length` is the longest prompt plus answer in tokens. On a GPU the slots are as many of these as its memory
+        has room for; None takes as many as fit and pay (on a CPU 10). Every slot has room for an answer and a proposal
+        of full length, and all together for the `sequences` that one chain may need at once. With `num_pages`, so many
+        pages of keys and values, nothing is measured.
+        Raises UserError if the decoder fails its check or not even one slot fits; ValueError for sizes below 1, a
+        `max_length` beyond the model's context or a model that is not prepared.
+        """
+        if (slots is not None and slots < 1) or not 1 <= max_length <= model.context_length:
+            raise ValueError(f"{slots} slots, longest sequence {max_length} of {model.context_length}")
+        if not model.prepared:
+            raise ValueError("the model has not been prepared")
+        demand = Demand(slots, sequences, PagePool.pages_for(0, max_length), model.cache_shape.page_bytes)
+        plan, config = size_slots(model, config, demand, max_length, num_pages)
+        engine = cls(model, config, demand, plan, max_length)
+        while engine._decoder is None:
+            engine._with_oom_handling(engine._make_decoder)
+        return engine
+
+    @property
+    def notes(self) -> str:
+        """How the device's memory is divided, as a table to print; empty where nothing was measured."""
+        return table(self._plan, str(self.model.device))
+
     @property
     def execution(self) -> str:
-        """How steps run: compiled, graphs, eager (`execution.fastest_decoder`); none while there is no decoder."""
+        """How steps run: compiled, graphs, eager (`execution.make_decoder`); none while there is no decoder."""
         return "none" if self._decoder is None else self._decoder.name
 
     @property
@@ -226,22 +233,18 @@ class Engine:
             wanted = self._elastic.wanted(slots, self._runner.num_chains)
             if wanted != slots:
                 self._resize(wanted, "there is room for more" if wanted > slots else "others use the GPU's memory")
-        self._with_oom_handling(self._build if self._decoder is None else self._advance)
+        self._with_oom_handling(self._make_decoder if self._decoder is None else self._advance)
         self._steps += 1
         self._seconds += time.perf_counter() - began
 
-    def _build(self) -> None:
-        self._cache = KeysValues(self.model.cache_shape, self._pool.num_pages, self.model.device)
-        self.model.attach(self._cache)
+    def _make_decoder(self) -> None:
         slots, pages = self._runner.scheduler.num_slots, self._demand.pages
-        self._decoder = fastest_decoder(self.model, self._config, slots, pages)
-        selfcheck.check_decoder(self.model, self._decoder, slots, pages, self._pool.num_pages)
+        self._decoder = make_decoder(self.model, self._config, slots, pages, self._pool.num_pages)
 
     @torch.inference_mode()
     def _advance(self) -> None:
-        assert self._cache is not None
         assert self._decoder is not None
-        self.model.attach(self._cache)
+        self.model.attach(self._decoder.cache)
         scheduled = self._runner.schedule()
         allocations = [active.allocation for active in scheduled if active.allocation is not None]
         self._decoder.open(allocations)
@@ -271,7 +274,7 @@ class Engine:
         self._resize(fewer_slots(self._runner.scheduler.num_slots), reason)
 
     def _free_device(self) -> None:
-        self._cache = self._decoder = None
+        self._decoder = None
         self.model.detach()
         release(self.model.device)
 
@@ -288,4 +291,4 @@ class Engine:
                 "lower task.max_new_tokens, sampler.num_candidates or engine.prefill_tokens."
             )
         pages = self._demand.num_pages(slots)
-        self._runner.requeue(slots, pages if self._given_pages is None else min(pages, self._given_pages))
+        self._runner.requeue(slots, pages if self._elastic else min(pages, self._plan.num_pages))

@@ -1,24 +1,26 @@
-"""Chooses the fastest decoder that works on this machine, and measures the memory that its passes take.
+"""Makes a model fast on this machine, chooses the fastest decoder that works, and measures the memory of its passes.
 
-On a GPU: linears that read the same tensor fused, decoder layers compiled, whole steps replayed from CUDA graphs over
-our own kernels. What cannot be had here (no compiler, an operation that cannot be captured) is printed once, and the
-next best is taken. A model's own code is not touched.
+On a CPU linears are packed. On a GPU those that read the same tensor are fused, decoder layers compiled, whole steps
+replayed from CUDA graphs over our own kernels. What cannot be had here (no compiler, an operation that cannot be
+captured) is printed once, and the next best is taken. A model's own code is not touched.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from evals.config import AUTO_SLOTS, EngineConfig
+from evals.engine import selfcheck
 from evals.engine.chain_state import DecodeState
 from evals.engine.device import out_of_memory, release
 from evals.engine.eager_decoder import Chunk, EagerDecoder
 from evals.engine.kv_cache import SCRATCH, Allocation, PagePool
-from evals.engine.linears import fuse_linears
+from evals.engine.linears import fuse_linears, pack_linears
 from evals.engine.model import KeysValues, Model
 from evals.engine.model_support import first_line
 from evals.rng import RandomKey
@@ -35,11 +37,19 @@ ALLOWED = {"auto": ("compiled", "graphs"), "compiled": ("compiled", "graphs"), "
 """The ways to try for each setting of `engine.execution`, fastest first; the eager decoder always works."""
 
 
-def prepare(model: Model) -> None:
-    """Fuse the linears of a model on a GPU, once, before anything is measured or made; on a CPU nothing is done."""
-    if model.device.type == "cuda":
-        uncompile_layers(model)
-        fuse_linears(model.network, lambda: model.plain_logits([0, 1]))
+def prepare(model: Model) -> Model:
+    """Replace the linears of a model by faster ones, once, and check that over pages it computes what it did before;
+    returns it. Raises UserError naming the architecture if it does not.
+    """
+    if not model.prepared:
+        plain = selfcheck.reference(model)
+        if model.device.type == "cuda":
+            fuse_linears(model.network, lambda: model.plain_logits([0, 1]))
+        else:
+            pack_linears(model.network)
+        selfcheck.check(model, plain)
+        model.prepared = True
+    return model
 
 
 def size_slots(
@@ -49,6 +59,8 @@ def size_slots(
 
     Raises UserError if not even one slot fits.
     """
+    if model.device.type == "cuda":
+        uncompile_layers(model)  # which an engine before may have had compiled
     if model.device.type != "cuda" or num_pages is not None:
         return plan_unmeasured(demand, num_pages), config
     rows = min(demand.slots or AUTO_SLOTS["cuda"], AUTO_SLOTS["cuda"])
@@ -63,10 +75,10 @@ def measure(model: Model, config: EngineConfig, rows: int, max_length: int) -> t
     Raises UserError if the passes do not fit at all.
     """
 
-    def kernels() -> GraphDecoder:
+    def kernels(cache: KeysValues) -> GraphDecoder:
         from evals.engine.graph_decoder import GraphDecoder
 
-        return GraphDecoder(model, rows, PagePool.pages_for(0, max_length), "kernels", graphs=False)
+        return GraphDecoder(model, cache, rows, PagePool.pages_for(0, max_length), "kernels", graphs=False)
 
     if config.execution != "eager":
         try:
@@ -77,24 +89,32 @@ def measure(model: Model, config: EngineConfig, rows: int, max_length: int) -> t
             reason = f"{type(error).__name__}: {first_line(error)}"
         print(f"The kernels for this GPU cannot be run ({reason}); taking plain operations.", file=sys.stderr)
         config = config.model_copy(update={"execution": "eager"})
-    return profile_memory(model, lambda: EagerDecoder(model), rows, max_length, config.prefill_tokens), config
+    return profile_memory(model, partial(EagerDecoder, model), rows, max_length, config.prefill_tokens), config
 
 
-def fastest_decoder(model: Model, config: EngineConfig, slots: int, max_pages: int) -> Decoder:
-    """The fastest decoder for `slots` requests of at most `max_pages` pages that settings and machine allow.
+def make_decoder(model: Model, config: EngineConfig, slots: int, max_pages: int, num_pages: int) -> Decoder:
+    """The fastest decoder for `slots` requests of at most `max_pages` pages that settings and machine allow, checked,
+    over `num_pages` new pages of keys and values. Raises UserError where it draws other tokens than the model.
+    """
+    cache = KeysValues(model.cache_shape, num_pages, model.device)
+    decoder = fastest_decoder(model, cache, config, slots, max_pages)
+    selfcheck.check_decoder(model, decoder, slots, max_pages, num_pages)
+    return decoder
 
-    The model has been through `prepare`. Raises what a failing device raises, running out of memory included; an error
-    of compiling or capturing is printed and leads to the next way.
+
+def fastest_decoder(model: Model, cache: KeysValues, config: EngineConfig, slots: int, max_pages: int) -> Decoder:
+    """The decoder of `make_decoder`. Raises what a failing device raises, running out of memory included; an error of
+    compiling or capturing is printed and leads to the next way.
     """
     if model.device.type != "cuda":
-        return EagerDecoder(model)
+        return EagerDecoder(model, cache)
     for way in ALLOWED[config.execution]:
         try:
             if way == "compiled":
                 compile_layers(model)
             from evals.engine.graph_decoder import GraphDecoder
 
-            decoder = GraphDecoder(model, slots, max_pages, way)
+            decoder = GraphDecoder(model, cache, slots, max_pages, way)
             decoder.warm_up(config.prefill_tokens)
         except Exception as error:  # compilers raise of all kinds; a broken device fails the next way too
             uncompile_layers(model)
@@ -104,7 +124,7 @@ def fastest_decoder(model: Model, config: EngineConfig, slots: int, max_pages: i
             print(f"Steps cannot be {WAYS[way]} here ({reason}); taking the next best way.", file=sys.stderr)
         else:
             return decoder
-    return EagerDecoder(model)
+    return EagerDecoder(model, cache)
 
 
 def compile_layers(model: Model) -> None:
@@ -122,17 +142,21 @@ def uncompile_layers(model: Model) -> None:
 
 @torch.inference_mode()
 def profile_memory(
-    model: Model, make: Callable[[], EagerDecoder | GraphDecoder], rows: int, max_length: int, prefill_tokens: int
+    model: Model, make: Callable[[KeysValues], Decoder], rows: int, max_length: int, prefill_tokens: int
 ) -> Reading:
     """Measure the memory of a pass of `prefill_tokens` prompt tokens and of a step of `rows` sequences of `max_length`.
 
-    `make` gives the decoder that runs them, on a CUDA device. Raises UserError if the passes do not fit beside the
-    weights, else what the decoder raises.
+    `make` gives the decoder over a cache that runs them, on a CUDA device. Raises UserError if the passes do not fit
+    beside the weights, else what the decoder raises.
     """
     device = model.device
-    model.attach(KeysValues(model.cache_shape, 2, device))
+    cache = KeysValues(model.cache_shape, 2, device)
     try:
-        decoder, chunks, states = make(), largest_prompts(max_length, prefill_tokens), largest_step(rows, max_length)
+        decoder, chunks, states = (
+            make(cache),
+            largest_prompts(max_length, prefill_tokens),
+            largest_step(rows, max_length),
+        )
         prompts = peak(device, lambda: decoder.prefill(chunks))
         step = peak(device, lambda: (decoder.step(states), decoder.step([])))
     except torch.OutOfMemoryError as error:

@@ -25,7 +25,7 @@ from evals.engine.kernels.draw import draw
 from evals.engine.kernels.pages import copy_pages
 from evals.engine.kernels.prefill import plan_tiles, tile_tokens
 from evals.engine.kv_cache import PAGE, SCRATCH, Allocation
-from evals.engine.model import Model
+from evals.engine.model import KeysValues, Model
 from evals.types import Handle
 
 TAIL = 8
@@ -56,15 +56,18 @@ class GraphDecoder:
     With `graphs` every shape of pass is captured when it is first needed and replayed from then on.
     """
 
-    def __init__(self, model: Model, num_rows: int, max_pages: int, name: str, graphs: bool = True) -> None:
-        """Room for `num_rows` requests of at most `max_pages` pages each; the model's cache is attached already.
+    def __init__(
+        self, model: Model, cache: KeysValues, num_rows: int, max_pages: int, name: str, graphs: bool = True
+    ) -> None:
+        """Room for `num_rows` requests of at most `max_pages` pages each of `cache`.
 
         Raises ValueError for a model on several devices.
         """
         if model.cache_shape.devices:
             raise ValueError(f"the model lies on {len(set(model.cache_shape.devices))} devices")
         self.name = name
-        self._model, self._device, self._graphs = model, model.device, graphs
+        self._model, self.cache, self._device, self._graphs = model, cache, model.device, graphs
+        model.attach(cache)
         self._heights = sorted({num_rows, max(num_rows // TAIL, min(num_rows, TAIL))})
         self._batch = BatchState(num_rows, max_pages)
         self._scalars = self._zeros(batch_state.KEY, num_rows)
@@ -106,9 +109,8 @@ class GraphDecoder:
         nothing that a sequence or its ancestors have not written."""
         copies = [allocation.copy for allocation in allocations if allocation.copy is not None]
         if copies:
-            assert self._model.cache is not None, "no step without keys and values"
             with self.idle.work():
-                copy_pages(self._model.cache.tensor, send(np.array(copies), self._device))
+                copy_pages(self.cache.tensor, send(np.array(copies), self._device))
 
     def prefill(self, chunks: Sequence[Chunk]) -> None:
         """Write the keys and values of these tokens, in one pass that is padded to one of a few sizes."""

@@ -133,8 +133,8 @@ class Model:
         """Where keys and values are written to and read from."""
         self._keeps_logits = network._supports_logits_to_keep()
         self.device: torch.device = network.device
-        self.checked = False
-        """Whether this model has passed the self-check."""
+        self.prepared = False
+        """Whether it has been through `execution.prepare`, which an engine asks for."""
         network.eval().requires_grad_(False)
         with torch.inference_mode():
             self._attention, self.cache_shape, self.num_query_heads = self._probe()

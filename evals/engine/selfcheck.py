@@ -1,8 +1,9 @@
 """The self-check at every start: compares the engine's forward passes with plain ones of the model as it came.
 
-`check` does so for the packed, paged forward pass: two sequences of different length are prefilled in one pass and
-decoded for some steps together, one is rewound into a proposal and restored; every logit that comes out is compared.
-This catches what a configuration does not name; it cannot see errors of windows longer than its sequences.
+`check` does so for the packed, paged forward pass, with the `reference` of a model whose layers nobody has replaced
+yet: two sequences of different length are prefilled in one pass and decoded for some steps together, one is rewound
+into a proposal and restored; every logit that comes out is compared. This catches what a configuration does not name;
+it cannot see errors of windows longer than its sequences.
 
 `check_decoder` does so for a decoder (kernels, compiled layers, captured steps): it compares the log p of tokens that
 are drawn beside as many rows as a run may have.
@@ -11,7 +12,7 @@ are drawn beside as many rows as a run may have.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ from torch import Tensor
 from evals.engine.chain_state import DecodeState
 from evals.engine.eager_decoder import Chunk, Layout, layout, pack
 from evals.engine.kv_cache import PAGE, SCRATCH, Allocation, PagePool
-from evals.engine.linears import pack_linears
 from evals.engine.model import KeysValues, Model
 from evals.rng import RandomKey
 from evals.types import Handle, Prompt, Request
@@ -45,34 +45,49 @@ MEAN_NATS = 0.05
 """... and, for 16-bit types, the mean difference that is always allowed; beyond it KL_FACTOR holds."""
 
 
+class Reference(NamedTuple):
+    """What a model's own attention computes."""
+
+    logits: list[Tensor]
+    """[N, V] of each of `sequences`."""
+    noise: float
+    """Largest divergence in nats that another attention of the library has from it; 0 in float32."""
+
+
+def sequences(model: Model) -> list[list[int]]:
+    """Token ids of two sequences, and of a proposal that branches from the second."""
+    first, second = (token_ids(max(LENGTHS) + STEPS, seed, model.vocab_size) for seed in (7, 8))
+    return [first, second, [*second[:REWIND_TO], *token_ids(STEPS, 3, model.vocab_size)]]
+
+
 @torch.inference_mode()
-def check(model: Model) -> None:
+def reference(model: Model) -> Reference:
+    """What `check` compares a model with, once its layers have been replaced."""
+    plain = [model.plain_logits(tokens) for tokens in sequences(model)]
+    if model.cache_shape.dtype == torch.float32:
+        return Reference(plain, 0.0)
+    others = [model.plain_logits(tokens, eager=True) for tokens in sequences(model)]
+    return Reference(plain, max(map(divergence, plain, others)))
+
+
+@torch.inference_mode()
+def check(model: Model, plain: Reference) -> None:
     """Check the packed, paged forward pass of a model. Raises UserError naming the architecture if it is wrong."""
-    error, allowed, unit = compare(model)
+    error, allowed, unit = compare(model, plain)
     if not error <= allowed:
         raise model.refuse(
             f"its packed forward pass disagrees with its plain one ({error:.2g} {unit}; {allowed:.1g} is allowed)"
         )
-    model.checked = True
 
 
-def compare(model: Model) -> tuple[float, float, str]:
+def compare(model: Model, plain: Reference) -> tuple[float, float, str]:
     """The largest disagreement of the packed, paged forward pass with the plain one, what is allowed, and the unit."""
-    total = max(LENGTHS) + STEPS
-    sequences = [token_ids(total, 7 + i, model.vocab_size) for i in range(2)]
-    proposal = [*sequences[1][:REWIND_TO], *token_ids(STEPS, 3, model.vocab_size)]
-    plain = [model.plain_logits(tokens) for tokens in (*sequences, proposal)]
-    pack_linears(model.network)  # from here on `plain_logits` uses the packed products too
-    results = paged(model, sequences, proposal)
+    results = paged(model)
     ours = torch.stack([logits for _, _, logits in results])
-    theirs = torch.stack([plain[which][position] for which, position, _ in results])
+    theirs = torch.stack([plain.logits[which][position] for which, position, _ in results])
     if model.cache_shape.dtype == torch.float32:
         return float((ours - theirs).abs().max() / theirs.abs().max()), FLOAT32_ERROR, "of the largest logit"
-    noise = max(
-        divergence(logits, model.plain_logits(tokens, eager=True))
-        for logits, tokens in zip(plain, (*sequences, proposal), strict=True)
-    )
-    return divergence(theirs, ours), max(KL_ERROR, KL_FACTOR * noise), "nats"
+    return divergence(theirs, ours), max(KL_ERROR, KL_FACTOR * plain.noise), "nats"
 
 
 def divergence(logits: Tensor, others: Tensor) -> float:
@@ -81,8 +96,9 @@ def divergence(logits: Tensor, others: Tensor) -> float:
     return float((p.exp() * (p - q)).sum(-1).max())
 
 
-def paged(model: Model, sequences: list[list[int]], proposal: list[int]) -> list[tuple[int, int, Tensor]]:
-    """(sequence, position, logits [V]) of everything that is decoded over pages; sequence 2 is the proposal."""
+def paged(model: Model) -> list[tuple[int, int, Tensor]]:
+    """(number in `sequences`, position, logits [V]) of everything that is decoded over pages."""
+    *both, proposal = sequences(model)
     pool = PagePool(12)
     cache = KeysValues(model.cache_shape, pool.num_pages, model.device)
     model.attach(cache)
@@ -90,14 +106,14 @@ def paged(model: Model, sequences: list[list[int]], proposal: list[int]) -> list
     limits = [length + STEPS for length in LENGTHS]
     allocations = [pool.open(None, 0, limit + 1) for limit in limits]
     cache.prepare(allocations)
-    prompts = [Chunk(s[: n - 1], 0, a.pages) for s, n, a in zip(sequences, LENGTHS, allocations, strict=True)]
+    prompts = [Chunk(s[: n - 1], 0, a.pages) for s, n, a in zip(both, LENGTHS, allocations, strict=True)]
     model.forward(pack(prompts, shape, model.device, logits=False))
     results = []
     for step in range(STEPS - 1):  # the last token comes after the proposal
-        results += decode(model, shape, [(i, sequences[i], LENGTHS[i] - 1 + step, allocations[i]) for i in range(2)])
+        results += decode(model, shape, [(i, both[i], LENGTHS[i] - 1 + step, allocations[i]) for i in range(2)])
     branch = pool.open(allocations[1].handle, REWIND_TO - 1, REWIND_TO + STEPS + 1)
     cache.prepare([branch])
-    ends = [(i, sequences[i], LENGTHS[i] + STEPS - 2, allocations[i]) for i in range(2)]
+    ends = [(i, both[i], LENGTHS[i] + STEPS - 2, allocations[i]) for i in range(2)]
     for step in range(STEPS):
         beside = [ends[0]] if step == 0 else []
         results += decode(model, shape, [(2, proposal, REWIND_TO - 1 + step, branch), *beside])

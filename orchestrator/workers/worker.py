@@ -93,7 +93,7 @@ class Worker:
             else:
                 self._engine.close()
                 model = self._engine.model
-            self._engine = Engine(
+            self._engine = Engine.build(
                 model, engine, slots=config.slots, max_length=config.max_length, sequences=config.sequences
             )
             self._config, self._texts = config, config.texts or {}

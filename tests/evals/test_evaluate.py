@@ -146,7 +146,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def run(model: Model, problems: list[Problem], task: Task, kind: str) -> tuple[list[Record], int]:
     """Records of the problems, and the engine's count of generated tokens."""
-    engine = Engine(model, EngineConfig(), slots=4, max_length=400)
+    engine = Engine.build(model, EngineConfig(), slots=4, max_length=400)
     engine.start()
     sampler = sampler_of({"kind": kind} | KINDS[kind])
     begun = [start_sample(problem, 0, task, sampler, engine, AnsweredBy()) for problem in problems]

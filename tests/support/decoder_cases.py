@@ -17,7 +17,7 @@ from evals.engine.kv_cache import PagePool
 from evals.rng import Purpose, uniform
 from evals.types import Chain, Completion, Prompt, Request, Sample, Steps, Submit
 from support.pages import audit
-from support.tiny_models import PACKED, Pair, engine
+from support.tiny_models import PACKED, Pair, cache_of, engine
 
 
 class Results(NamedTuple):
@@ -33,7 +33,9 @@ def lagging(pair: Pair, slots: int, max_length: int = 160, num_pages: int | None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("evals.engine.engine.layout", lambda device: PACKED)
         on = engine(pair.model, slots, max_length, num_pages, **settings)
-    on._decoder = GraphDecoder(pair.model, slots, PagePool.pages_for(0, max_length), "graphs", graphs=False)
+    on._decoder = GraphDecoder(
+        pair.model, cache_of(on), slots, PagePool.pages_for(0, max_length), "graphs", graphs=False
+    )
     return on
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from evals.config import EngineConfig
 from evals.engine.engine import Engine
+from evals.engine.execution import prepare
 from evals.rng import RandomKey
 from evals.samplers.candidates import BestOf
 from evals.samplers.power import Power
@@ -23,7 +24,7 @@ KINDS = {
 
 def run(pair: Pair, kind: str, slots: int, count: int = 4) -> tuple[list[Sample], Engine]:
     sampler = KINDS[kind]
-    on = Engine(pair.model, EngineConfig(), slots=slots, max_length=96, sequences=sampler.sequences)
+    on = Engine.build(prepare(pair.model), EngineConfig(), slots=slots, max_length=96, sequences=sampler.sequences)
     prompts = [prompt(i, 3 + 11 * i % 50, max_new=24, eos=[2, 7]) for i in range(count)]
     context = SamplingContext(prefetch=4)
     steps = [sampler.chain(p, RandomKey(1, i, 0), context) for i, p in enumerate(prompts)]

@@ -29,6 +29,7 @@ from transformers import (
 from evals.config import EngineConfig
 from evals.engine.eager_decoder import Layout
 from evals.engine.engine import Engine
+from evals.engine.execution import prepare
 from evals.engine.model import KeysValues, Model
 from evals.rng import RandomKey
 from evals.types import Chain, Completion, Operation, Prompt, Request, Sample, Steps, Submit
@@ -105,13 +106,14 @@ def make(family: str, seed: int = 0, spread: float = 0.2, **sizes: Any) -> Pair:
 def engine(
     model: Model, slots: int = 4, max_length: int = 160, num_pages: int | None = None, **settings: Any
 ) -> Engine:
-    return Engine(model, EngineConfig(**settings), slots=slots, max_length=max_length, num_pages=num_pages)
+    config = EngineConfig(**settings)
+    return Engine.build(prepare(model), config, slots=slots, max_length=max_length, num_pages=num_pages)
 
 
 def cache_of(on: Engine) -> KeysValues:
     """The keys and values of an engine, to look at or to spoil."""
-    assert on._cache is not None
-    return on._cache
+    assert on._decoder is not None
+    return on._decoder.cache
 
 
 def prompt(seed: int = 0, length: int = 12, max_new: int = 40, eos: Iterable[int] = (), **rest: Any) -> Prompt:

@@ -168,12 +168,14 @@ def test_a_model_over_two_devices_answers_as_on_one(family: str, capsys: pytest.
 def test_half_precision_over_two_devices_passes_the_self_check_and_is_measured(dtype: torch.dtype) -> None:
     model = over(make("llama"), devices(), dtype)
     on = engine(model, slots=4)
-    assert model.checked
+    assert model.prepared
     assert on.execution == "eager"
     branched(on)
 
 
 @pytest.mark.parametrize("family", [pytest.param("llama", marks=gpu)])
 def test_steps_over_two_devices_are_not_captured(family: str) -> None:
+    model = over(make(family), devices())
+    cache = KeysValues(model.cache_shape, 2, model.device)
     with pytest.raises(ValueError, match="the model lies on 2 devices"):
-        GraphDecoder(over(make(family), devices()), 2, 2, "graphs")
+        GraphDecoder(model, cache, 2, 2, "graphs")

@@ -50,7 +50,7 @@ def test_the_same_bits_for_any_number_of_slots(
 ) -> None:
     """Ordinary products, which processors without packed ones use, give other bits for 1 to 3 rows than for more."""
     if not packed:
-        monkeypatch.setattr("evals.engine.selfcheck.pack_linears", lambda network: None)
+        monkeypatch.setattr("evals.engine.execution.pack_linears", lambda network: None)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -38,7 +38,7 @@ def problems() -> list[Problem]:
 
 def engine(device: str, dtype: str, slots: int = 8) -> Engine:
     config = EngineConfig(dtype=dtype)  # type: ignore[arg-type]
-    return Engine(load_model(str(DEMO / "model"), config, device), config, slots=slots, max_length=400)
+    return Engine.build(load_model(str(DEMO / "model"), config, device), config, slots=slots, max_length=400)
 
 
 def samples(on: Engine, problems: list[Problem], sampler: Sampler) -> list[Sample]:

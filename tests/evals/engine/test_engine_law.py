@@ -12,6 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from evals.config import EngineConfig
 from evals.engine import chain_state
 from evals.engine.engine import Engine
+from evals.engine.execution import prepare
 from evals.engine.model import Model
 from evals.rng import RandomKey
 from evals.samplers import metropolis
@@ -59,7 +60,7 @@ def law(network: Qwen2ForCausalLM, horizon: int) -> ToyLM:
 @pytest.fixture(scope="module")
 def engine(network: Qwen2ForCausalLM, law: ToyLM) -> Engine:
     model = Model(network, folder="four tokens")
-    return Engine(model, EngineConfig(), slots=SLOTS, max_length=len(PROMPT_IDS) + law.horizon)
+    return Engine.build(prepare(model), EngineConfig(), slots=SLOTS, max_length=len(PROMPT_IDS) + law.horizon)
 
 
 def drawn(engine: Engine, law: ToyLM, sampler: Power, count: int) -> Counter[tuple[int, ...]]:

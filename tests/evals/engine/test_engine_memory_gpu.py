@@ -45,7 +45,7 @@ def clean() -> Iterable[None]:
 def engine(slots: int | None, max_length: int = LENGTH, **settings: Any) -> Engine:
     usual: dict[str, Any] = {"dtype": "float32", "execution": "graphs"}
     config = EngineConfig(**usual | settings)
-    return Engine(load_model(str(DEMO / "model"), config, "cuda"), config, slots=slots, max_length=max_length)
+    return Engine.build(load_model(str(DEMO / "model"), config, "cuda"), config, slots=slots, max_length=max_length)
 
 
 def chains(on: Engine, count: int, moves: int = 4) -> list[Chain]:
@@ -142,7 +142,7 @@ def test_memory_taken_away_while_it_runs() -> None:
     config = EngineConfig(dtype="float32", execution="graphs")
     model = load_model(str(DEMO / "model"), config, "cuda")
     pages = 2 * GIB // model.cache_shape.page_bytes
-    on = Engine(model, config, slots=16, max_length=LENGTH, num_pages=pages)
+    on = Engine.build(model, config, slots=16, max_length=LENGTH, num_pages=pages)
     asked = chains(on, 24)
     release(torch.device("cuda"))
     held = fill_device()
@@ -196,7 +196,7 @@ def test_memory_that_never_comes_back_ends_in_one_sentence() -> None:
     def greedy() -> None:
         torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
 
-    on._build = greedy  # type: ignore[method-assign]
+    on._make_decoder = greedy  # type: ignore[method-assign]
     release(torch.device("cuda"))
     held = fill_device()
     with pytest.raises(UserError, match="no memory left for even one slot"):

@@ -140,13 +140,13 @@ def test_a_pool_that_starts_over_knows_its_sequences_but_none_of_their_pages() -
 def test_memory_that_runs_out_while_an_engine_is_made(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
 
-    def fastest_decoder(model: Any, config: Any, slots: int, max_pages: int) -> EagerDecoder:
+    def fastest_decoder(model: Any, cache: Any, config: Any, slots: int, max_pages: int) -> EagerDecoder:
         made.append(slots)
         if slots > 4:
             raise torch.OutOfMemoryError(MESSAGE)
-        return EagerDecoder(model)
+        return EagerDecoder(model, cache)
 
-    monkeypatch.setattr("evals.engine.engine.fastest_decoder", fastest_decoder)
+    monkeypatch.setattr("evals.engine.execution.fastest_decoder", fastest_decoder)
     on = engine(pair.model, slots=8)
     assert made == [8, 6, 4]
     assert on.counters().slots == 4

@@ -170,7 +170,7 @@ def scheduled(on: Any, to: Prompt, max_new: int, eos: int) -> DecodeState:
     asked = request(to, max_new, alpha=np.inf)
     slot = DecodeState(asked, to._replace(eos_ids=frozenset([eos])))
     slot.allocation = on._pool.open(None, 0, len(asked.prefix) + max_new)
-    on._cache.prepare([slot.allocation])
+    on._decoder.cache.prepare([slot.allocation])
     return slot
 
 
@@ -191,8 +191,7 @@ def test_a_row_that_is_over_stands_still(pair: Pair, by: str) -> None:
     number = 4 if by == "limit" else next(i for i, t in enumerate(free.tokens) if t not in free.tokens[:i] and i > 2)
     on = lagging(pair, 2)
     decoder: Any = on._decoder
-    cache: Any = on._cache
-    on.model.attach(cache)
+    cache = decoder.cache
     running = scheduled(on, to, number if by == "limit" else 30, -1 if by == "limit" else free.tokens[number])
     drawn = [decoder.step([running]) for _ in range(number + 3)]
     before, keys = state(decoder), cache.tensor.clone()

@@ -18,6 +18,8 @@ from evals.config import EngineConfig
 from evals.engine import attention, selfcheck
 from evals.engine.checkpoint import load_model
 from evals.engine.eager_decoder import Chunk, layout, pack
+from evals.engine.engine import Engine
+from evals.engine.execution import prepare
 from evals.engine.linears import PackedLinear, packing_available
 from evals.engine.model import KeysValues, Model
 from evals.engine.model_support import check_architecture, context_length, load_tokenizer, unsupported_reason
@@ -43,7 +45,7 @@ def test_a_broken_seam_fails_the_self_check(dtype: torch.dtype, monkeypatch: pyt
     pair = make("llama")
     model = Model(pair.network.to(dtype), folder="tiny llama")
     with torch.inference_mode():
-        error, allowed, _ = selfcheck.compare(model)
+        error, allowed, _ = selfcheck.compare(model, selfcheck.reference(model))
     assert error < allowed
     plain = attention.attention
 
@@ -87,12 +89,26 @@ def test_packed_linears_replace_ordinary_ones() -> None:
         pytest.skip("this build of torch has no packed product")
     model = make("qwen2").model
     network: Any = model.network
-    assert not isinstance(network.lm_head, PackedLinear), "the self-check compares with the model as it came"
-    selfcheck.check(model)
+    plain = selfcheck.reference(model)
+    selfcheck.check(model, plain)
+    assert not isinstance(network.lm_head, PackedLinear), "checks change nothing"
+    prepare(model)
     assert isinstance(network.lm_head, PackedLinear)
     linear = torch.nn.Linear(24, 40)
     x = torch.randn(1, 9, 24)
     assert torch.allclose(PackedLinear(linear)(x), linear(x), atol=1e-6)
+
+
+def test_an_engine_takes_a_prepared_model_only_and_preparing_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("llama").model
+    with pytest.raises(ValueError, match="has not been prepared"):
+        Engine.build(model, EngineConfig(), slots=2, max_length=40)
+    passes = []
+    monkeypatch.setattr(model, "_logits", lambda *a, real=model._logits, **k: passes.append(1) or real(*a, **k))
+    assert prepare(prepare(model)) is model
+    assert len(passes) == 3 + 9, "three plain sequences, and a packed pass for the prompts and every step"
+    Engine.build(model, EngineConfig(), slots=2, max_length=40)
+    assert len(passes) == 12
 
 
 # --- model support ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 
 from evals.config import EngineConfig
 from evals.engine.engine import Engine
+from evals.engine.execution import prepare
 from evals.engine.kv_cache import PagePool
 from evals.engine.model import Model
 from evals.engine.selfcheck import check_decoder
@@ -29,7 +30,8 @@ WAYS = [*((family, "graphs") for family in FAMILIES), ("llama", "compiled"), ("g
 def on_gpu(pair: Pair, way: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Engine:
     network = copy.deepcopy(pair.network).to("cuda", dtype)
     model = Model(network, folder="tiny", **options)
-    return Engine(model, EngineConfig(execution=way), slots=SLOTS, max_length=LENGTH, num_pages=PAGES)
+    config = EngineConfig(execution=way)
+    return Engine.build(prepare(model), config, slots=SLOTS, max_length=LENGTH, num_pages=PAGES)
 
 
 @pytest.mark.parametrize(("family", "way"), WAYS)

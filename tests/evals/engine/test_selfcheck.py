@@ -29,8 +29,8 @@ def pair() -> Pair:
 
 
 def checked(model: Model, slots: int = 4, max_pages: int = 3, num_pages: int = 25) -> GraphDecoder:
-    model.attach(KeysValues(model.cache_shape, num_pages, model.device))
-    decoder = GraphDecoder(model, slots, max_pages, "graphs", graphs=False)
+    cache = KeysValues(model.cache_shape, num_pages, model.device)
+    decoder = GraphDecoder(model, cache, slots, max_pages, "graphs", graphs=False)
     check_decoder(model, decoder, slots, max_pages, num_pages)
     return decoder
 
@@ -52,7 +52,8 @@ def test_half_precision_passes(pair: Pair, dtype: torch.dtype) -> None:
 
 
 def test_what_is_not_captured_is_not_drawn(pair: Pair) -> None:
-    decoder: Any = GraphDecoder(pair.model, 2, 2, "eager", graphs=False)
+    cache = KeysValues(pair.model.cache_shape, 9, pair.model.device)
+    decoder: Any = GraphDecoder(pair.model, cache, 2, 2, "eager", graphs=False)
     decoder.step = None
     check_decoder(pair.model, decoder, 2, 2, 9)
 

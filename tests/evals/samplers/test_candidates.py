@@ -12,6 +12,7 @@ from scipy.stats import chisquare
 
 from evals.config import EngineConfig
 from evals.engine.engine import Engine
+from evals.engine.execution import prepare
 from evals.engine.kv_cache import PrefixIndex
 from evals.rng import RandomKey
 from evals.samplers.base import pick
@@ -207,7 +208,7 @@ def test_on_the_engine_for_any_number_of_slots(settings: dict[str, object]) -> N
     sampler = sampler_of(settings | {"num_candidates": 5})
     results = []
     for slots in (1, 3, 8):
-        engine = Engine(model, EngineConfig(), slots=slots, max_length=64, sequences=sampler.sequences)
+        engine = Engine.build(prepare(model), EngineConfig(), slots=slots, max_length=64, sequences=sampler.sequences)
         prompts = [tiny_models.prompt(i, 17 + i, max_new=24, eos=[2, 7]) for i in range(4)]
         chains = begun(sampler, prompts)
         results.append(engine.run(chains))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from evals.config import AUTO_SLOTS, EngineConfig
 from evals.engine.eager_decoder import EagerDecoder
 from evals.engine.engine import Engine
-from evals.engine.execution import largest_prompts, largest_step
+from evals.engine.execution import largest_prompts, largest_step, prepare
 from evals.engine.model import KeysValues
 from evals.sizing.slots import GRAPH_BYTES, Demand, Reading, fewer_slots, plan_slots, plan_unmeasured, table
 from evals.types import UserError
@@ -131,7 +131,7 @@ def test_fewer_slots_by_a_quarter() -> None:
 def test_nothing_is_measured_on_a_cpu() -> None:
     assert plan_unmeasured(DEMAND, None)[:2] == (AUTO_SLOTS["cpu"], 1001)
     assert plan_unmeasured(DEMAND._replace(slots=3), 7)[:2] == (3, 7)
-    on = Engine(make("llama").model, CONFIG, slots=None, max_length=64)
+    on = Engine.build(prepare(make("llama").model), CONFIG, slots=None, max_length=64)
     assert (on.counters().slots, on.counters().kv_pages, on.notes) == (10, 2 * 10 * 4, "")
 
 
@@ -140,8 +140,7 @@ def test_the_largest_passes_are_passes(max_length: int) -> None:
     """They run on two pages, the scratch page and one that stays as it was."""
     model = make("llama").model
     cache = KeysValues(model.cache_shape, 2, model.device)
-    model.attach(cache)
-    decoder = EagerDecoder(model)
+    decoder = EagerDecoder(model, cache)
     prompts = largest_prompts(max_length, 130)
     assert sum(len(run.tokens) for run in prompts) == 130
     assert all(run.num_pages <= len(run.pages) for run in prompts)

@@ -30,6 +30,7 @@ from evals.config import EngineConfig
 from evals.decoding_speed import SHAPES, load
 from evals.engine.checkpoint import make_network, shape_config
 from evals.engine.engine import Engine
+from evals.engine.execution import prepare
 from evals.engine.kv_cache import PAGE
 from evals.engine.linears import fuse_linears
 from evals.engine.memory_forecast import WORKSPACE_BYTES, ModelSpec, demand, forecast, model_spec, peak
@@ -391,7 +392,7 @@ def test_mistakes_are_one_sentence(
 
 
 def test_the_benchmark_samples_with_every_slot_busy_and_shows_both_sides() -> None:
-    on = Engine(load(None, "tiny", CONFIG, "cpu"), CONFIG, slots=3, max_length=64)
+    on = Engine.build(prepare(load(None, "tiny", CONFIG, "cpu")), CONFIG, slots=3, max_length=64)
     benchmark.run(on, 3, 64)
     assert on.counters().generated_tokens > 3 * benchmark.NEW_TOKENS, "an answer and two moves for each slot"
     both = {"predicted": 3 * GIB, "measured": 2 * GIB}
