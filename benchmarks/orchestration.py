@@ -45,7 +45,7 @@ from orchestrator.rundir.telemetry_rows import WorkerState
 from orchestrator.rundir.writing.run_store import open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig
-from orchestrator.workers.pool import Done, Health, PoolEvent, Work, WorkerPool
+from orchestrator.workers.pool import Done, Health, Message, Work, WorkerPool
 
 MEAN_TOKENS, SIGMA, CAP, CAP_SHARE = 300.0, 0.45, 2048.0, 0.03
 QUESTION_SIGMA = 0.5  # how well the length of a question tells that of its answer: known up to this factor (log)
@@ -153,9 +153,9 @@ class DueWorkerPool:
     def request_health(self) -> set[str]:
         return set()
 
-    def wait(self, timeout: float) -> list[PoolEvent]:
+    def wait(self, timeout: float) -> list[Message]:
         time.sleep(min(timeout, max(0.0, self.due[0][0] - time.monotonic())) if self.due else timeout)
-        now, events = time.monotonic(), list[PoolEvent]()
+        now, events = time.monotonic(), list[Message]()
         while self.due and self.due[0][0] <= now:
             work = heapq.heappop(self.due)[2]
             tokens = TokenCounts(generated=150)

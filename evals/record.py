@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union
 
@@ -106,28 +106,15 @@ class Record:
 
 def encode(record: Record) -> bytes:
     """A record as one line of strict JSON. Raises ValueError on NaN or infinity and on text that is no Unicode."""
-    fields = asdict(record)
+    fields = adapter(Record).dump_python(record)
     for name in SPARSE:
         fields[name] = {key: value for key, value in fields[name].items() if value is not None}
     return (json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def decode(line: bytes | str, limits: Mapping[str, Any]) -> Record:
-    """The record of one line. Raises ValueError if it is none, or a field that `limits` names is not below its limit (a
-    limit that is no integer is ignored)."""
-    record = read_line(line, Record)
-    for name, limit in limits.items():
-        if isinstance(limit, int) and not 0 <= getattr(record, name) < limit:
-            raise ValueError(f"{name} is {getattr(record, name)}, but the run has 0 to {limit - 1}")
-    return record
-
-
 @cache
 def adapter(kind: type[T]) -> TypeAdapter[T]:
     return TypeAdapter(kind)
-
-
-TAGS = {table.__name__ for table in TABLES}
 
 
 def read_line(line: bytes | str, kind: type[T]) -> T:
@@ -136,6 +123,7 @@ def read_line(line: bytes | str, kind: type[T]) -> T:
         return adapter(kind).validate_json(line)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in TAGS) or "the line"
+        tags = {table.__name__ for table in TABLES}
+        where = ".".join(str(part) for part in first["loc"] if part not in tags) or "the line"
         has = "" if first["type"] in ("missing", "json_invalid") else f" is {repr(first['input'])[:60]}"
         raise ValueError(f"{where}{has}: {first['msg'][0].lower()}{first['msg'][1:]}") from error

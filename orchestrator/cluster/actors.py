@@ -23,8 +23,9 @@ from evals.types import UserError, WorkersLost
 from orchestrator.cluster.stalls import Stall, detect_stall, is_missing
 from orchestrator.cluster.worker_handle import Call, WorkerHandle
 from orchestrator.console import say
+from orchestrator.rundir.telemetry_rows import Event
 from orchestrator.settings.config import RunConfig
-from orchestrator.workers.pool import Died, Done, Health, Missing, PoolEvent, Raised, Ready, Spawned, Work
+from orchestrator.workers.pool import Died, Done, Health, Message, Raised, Work
 
 MAX_FAILED_STARTS = 3
 MAX_REVIVALS = 3  # times that a local Ray is started again after one of its own processes died
@@ -49,7 +50,7 @@ class RayWorkerPool:
         self._job_name, self._on_ray = job_name, on_ray
         kind = "gpu" if run.use_gpus else "cpu"
         self._handles = [WorkerHandle(rank, f"{kind}{rank}") for rank in range(run.num_actors)]
-        self._events: list[PoolEvent] = []
+        self._messages: list[Message] = []
         self._actor_class: Any = None
         self._nodes_at = 0.0
         self._vital: list[tuple[str, int]] = []
@@ -104,7 +105,7 @@ class RayWorkerPool:
         if handle.ready and handle.health is None:
             handle.health = handle.actor.health.options(concurrency_group="hb").remote()
 
-    def wait(self, timeout: float) -> list[PoolEvent]:
+    def wait(self, timeout: float) -> list[Message]:
         self._check_nodes()
         for handle in self._handles:
             self._check(handle)
@@ -114,8 +115,8 @@ class RayWorkerPool:
         elif ray.wait(list(owners), num_returns=1, timeout=timeout)[0]:
             for ref in ray.wait(list(owners), num_returns=len(owners), timeout=0)[0]:
                 self._collect(owners[ref], ref)
-        events, self._events = self._events, []
-        return events
+        messages, self._messages = self._messages, []
+        return messages
 
     def _check_nodes(self) -> None:
         """Start a local Ray again where no node is alive: no call would be answered and no replacement started.
@@ -134,7 +135,7 @@ class RayWorkerPool:
         say(f"{reason}: starting Ray again.")
         for handle in self._handles:
             if handle.actor is not None:
-                self._events.append(Died(handle.name, handle.vacate(), reason, "node", []))
+                self._messages.append(Died(handle.name, handle.vacate(), reason, "node", []))
         ray.shutdown()
         self.start()
 
@@ -148,8 +149,13 @@ class RayWorkerPool:
             self._down(handle, TimeoutError(stall.reason), stall)
         elif is_missing(handle, now):
             handle.missing = True
-            self._events.append(
-                Missing(handle.name, f"Ray has had no place for it for {now - handle.requested_at:.0f} s")
+            self._messages.append(
+                Event(
+                    event="lost",
+                    time=time.time(),
+                    worker=handle.name,
+                    reason=f"Ray has had no place for it for {now - handle.requested_at:.0f} s",
+                )
             )
 
     def close(self) -> None:
@@ -166,7 +172,7 @@ class RayWorkerPool:
         handle.requested_at = handle.progressed_at = time.monotonic()
         handle.placement = handle.actor.__ray_call__.remote(node_id)
         handle.load = self._load(handle)
-        self._events.append(Spawned(handle.name, handle.num_starts))
+        self._messages.append(Event(event="spawn", time=time.time(), worker=handle.name, number=handle.num_starts))
 
     def _load(self, handle: WorkerHandle) -> Any:
         """Call the actor's `load`; returns the reference of its result."""
@@ -174,7 +180,7 @@ class RayWorkerPool:
         return handle.actor.load.options(concurrency_group="work").remote(*arguments)
 
     def _collect(self, handle: WorkerHandle, ref: Any) -> None:
-        """Turn a finished call into an event, unless its handle was vacated in this pass."""
+        """Turn a finished call into a message, unless its handle was vacated in this pass."""
         if ref not in handle.refs():
             return
         try:
@@ -193,7 +199,7 @@ class RayWorkerPool:
             handle.health, handle.slots = None, self._slots if slots is None else slots
             if steps != handle.steps:
                 handle.steps, handle.progressed_at = steps, now
-            self._events.append(answer)
+            self._messages.append(answer)
             return
         began, handle.progressed_at = handle.progressed_at, now
         if ref == handle.placement:
@@ -201,12 +207,14 @@ class RayWorkerPool:
         elif ref == handle.load:
             handle.load, handle.failed_starts, handle.room = None, 0, answer
             handle.load_seconds = max(handle.load_seconds, now - began)
-            self._events.append(Ready(handle.name, now - handle.requested_at))
+            self._messages.append(
+                Event(event="ready", time=time.time(), worker=handle.name, seconds=now - handle.requested_at)
+            )
             self._ask(handle)
         else:
             work, since = handle.calls.pop(ref)
             self._slowest_answer = max(self._slowest_answer, now - since)
-            self._events.append(Done(handle.name, work, answer))
+            self._messages.append(Done(handle.name, work, answer))
 
     def _raised(self, handle: WorkerHandle, ref: Any, error: RayTaskError) -> None:
         """Handle an exception of the worker's own code: only one from a problem leaves the actor alive.
@@ -218,7 +226,7 @@ class RayWorkerPool:
         if isinstance(cause, UserError) and ref == handle.load and not any(each.has_loaded for each in self._handles):
             raise UserError(str(cause)) from error
         if ref in handle.calls:
-            self._events.append(Raised(handle.name, handle.calls.pop(ref).work, f"{type(cause).__name__}: {cause}"))
+            self._messages.append(Raised(handle.name, handle.calls.pop(ref).work, f"{type(cause).__name__}: {cause}"))
         else:
             self._down(handle, error)
 
@@ -231,7 +239,7 @@ class RayWorkerPool:
             cause, blamed = "node", []  # no problem did that
         ray.kill(handle.actor)
         handle.failed_starts += handle.load is not None
-        self._events.append(Died(handle.name, handle.vacate(), reason, cause, blamed))
+        self._messages.append(Died(handle.name, handle.vacate(), reason, cause, blamed))
         first, longest = BACK_OFF_SECONDS
         handle.start_at = time.monotonic() + min(longest, first * 2**handle.failed_starts)
         if handle.failed_starts < MAX_FAILED_STARTS:
@@ -239,7 +247,14 @@ class RayWorkerPool:
         if not any(other.has_loaded and not other.given_up for other in self._handles if other is not handle):
             raise WorkersLost(f"worker {handle.name} could not start {handle.failed_starts} times: {reason}") from error
         handle.given_up = True
-        self._events.append(Missing(handle.name, f"it could not start {handle.failed_starts} times: {reason}"))
+        self._messages.append(
+            Event(
+                event="lost",
+                time=time.time(),
+                worker=handle.name,
+                reason=f"it could not start {handle.failed_starts} times: {reason}",
+            )
+        )
 
 
 def node_id(actor: Any) -> str:

@@ -19,18 +19,7 @@ from orchestrator.live.progress import Progress
 from orchestrator.rundir.telemetry_rows import Event, EventName
 from orchestrator.rundir.writing.run_store import RunStore
 from orchestrator.rundir.writing.telemetry_log import Telemetry
-from orchestrator.workers.pool import (
-    Died,
-    Done,
-    Health,
-    Missing,
-    PoolEvent,
-    Raised,
-    Ready,
-    Spawned,
-    Work,
-    WorkerPool,
-)
+from orchestrator.workers.pool import Died, Done, Health, Message, Raised, Work, WorkerPool
 
 MAX_ATTEMPTS = 3  # times that a problem may raise before it is recorded as failed
 MAX_STRIKES = 3  # deaths of a worker with this problem in flight before the problem has to run alone
@@ -87,23 +76,23 @@ class Dispatcher:
         self.pool.submit(work)
         self.in_flight[work.key] = work
 
-    def handle(self, event: PoolEvent) -> None:
-        """Act on an event of the pool. Raises WorkersLost where workers die without end."""
-        match event:
+    def handle(self, message: Message) -> None:
+        """Act on a message of the pool. Raises WorkersLost where workers die without end."""
+        match message:
             case Done():
                 self.barren_deaths.clear()
-                self.finish(event.worker, event.work, event.record)
+                self.finish(message.worker, message.work, message.record)
             case Raised():
                 self.barren_deaths.clear()
-                self.raised(event.worker, event.work, event.reason)
+                self.raised(message.worker, message.work, message.reason)
             case Died():
-                self.died(event)
+                self.died(message)
             case Health():
-                self.record_health(event)
-            case Spawned() | Ready() | Missing():
-                log_worker_event(self.telemetry, event)
-                if isinstance(event, Missing):
-                    say(f"Worker {event.worker} is missing, going on with the others: {event.reason}")
+                self.record_health(message)
+            case Event():
+                self.telemetry.write(message)
+                if message.event == "lost":
+                    say(f"Worker {message.worker} is missing, going on with the others: {message.reason}")
 
     def record_health(self, health: Health) -> None:
         """Write a worker's health to the telemetry; say its notes (equal ones once) and its changes of slots."""
@@ -149,28 +138,29 @@ class Dispatcher:
             self.tell("retry", worker, work, reason)
             self.queue.appendleft(work._replace(attempt=work.attempt + 1))
 
-    def died(self, event: Died) -> None:
+    def died(self, death: Died) -> None:
         """Queue all problems of a dead worker again, with a strike for each that may have killed it.
 
         Raises WorkersLost after too many deaths without an answer.
         """
-        log_worker_event(self.telemetry, event)
-        again = f"{len(event.unanswered)} answer{'s are' if len(event.unanswered) != 1 else ' is'} asked again"
-        say(f"Worker {event.worker} was lost ({DEATHS[event.cause]}); {again}.")
-        suspected = {work.key for work in event.suspected}
-        self.barren_deaths[event.worker] += bool(suspected)
-        if self.barren_deaths[event.worker] >= MAX_BARREN_DEATHS:
+        for row in death.rows():
+            self.telemetry.write(row)
+        again = f"{len(death.unanswered)} answer{'s are' if len(death.unanswered) != 1 else ' is'} asked again"
+        say(f"Worker {death.worker} was lost ({DEATHS[death.cause]}); {again}.")
+        suspected = {work.key for work in death.suspected}
+        self.barren_deaths[death.worker] += bool(suspected)
+        if self.barren_deaths[death.worker] >= MAX_BARREN_DEATHS:
             deaths = self.barren_deaths.total()
-            raise WorkersLost(f"{deaths} workers died in a row without one answer; the last: {event.reason}")
-        for work in reversed(event.unanswered):
+            raise WorkersLost(f"{deaths} workers died in a row without one answer; the last: {death.reason}")
+        for work in reversed(death.unanswered):
             self.in_flight.pop(work.key, None)
             self.strikes[work.key] += work.key in suspected
             strikes = self.strikes[work.key]
             if strikes >= MAX_STRIKES + MAX_DEATHS_ALONE and work.key in suspected:
                 times = f"{strikes} times, {MAX_DEATHS_ALONE} of them with it alone"
-                self.fail(work, event.worker, f"its worker died {times}: {event.reason}")
+                self.fail(work, death.worker, f"its worker died {times}: {death.reason}")
                 continue
-            self.tell("requeue", event.worker, work)
+            self.tell("requeue", death.worker, work)
             again = work._replace(attempt=work.attempt + 1)
             self.suspects.append(again) if strikes >= MAX_STRIKES else self.queue.appendleft(again)
 
@@ -197,34 +187,16 @@ def dispatch(
         if monotonic() >= next_health:
             pool.request_health()
             next_health = monotonic() + HEALTH_SECONDS
-        for event in pool.wait(WAIT_SECONDS):
-            run.handle(event)
+        for message in pool.wait(WAIT_SECONDS):
+            run.handle(message)
         progress.refresh()
     if run.idle_since is not None:
         telemetry.write(Event(event="tail", time=time(), seconds=monotonic() - run.idle_since))
     awaited, until = set() if stopped() else pool.request_health(), monotonic() + HEALTH_SECONDS
     while awaited and not stopped() and monotonic() < until:
-        for event in pool.wait(WAIT_SECONDS):
-            run.handle(event)
-            awaited.discard(event.worker)
-
-
-def log_worker_event(telemetry: Telemetry, event: Spawned | Ready | Died | Missing) -> None:
-    """Write a worker's start, readiness, death or loss to the telemetry."""
-    now, worker = time(), event.worker
-    match event:
-        case Spawned():
-            row = Event(event="spawn", time=now, worker=worker, number=event.number)
-        case Ready():
-            row = Event(event="ready", time=now, worker=worker, seconds=event.seconds)
-        case Missing():
-            row = Event(event="lost", time=now, worker=worker, reason=event.reason)
-        case Died(reason=reason, cause=cause):
-            if cause in ("hang", "oom"):
-                telemetry.write(Event(event=cause, time=now, worker=worker, reason=reason))
-            lost = len(event.unanswered)
-            row = Event(event="death", time=now, worker=worker, reason=reason, cause=cause, lost=lost)
-    telemetry.write(row)
+        for message in pool.wait(WAIT_SECONDS):
+            run.handle(message)
+            awaited.discard(message.worker)
 
 
 def forecast(lengths: Mapping[int, int], records: Iterable[Record]) -> Callable[[int], float]:

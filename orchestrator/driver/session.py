@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.console import say
-from orchestrator.driver.dispatcher import dispatch, log_worker_event
+from orchestrator.driver.dispatcher import dispatch
 from orchestrator.driver.open_runs import OpenRun, PreparedRun, open_runs, prepare_runs
 from orchestrator.driver.signals import Stop
 from orchestrator.inputs.preflight import resolve_inputs
@@ -27,7 +27,7 @@ from orchestrator.rundir.telemetry_rows import Event
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig
 from orchestrator.workers.inline_pool import InlineWorkerPool
-from orchestrator.workers.pool import Died, Missing, Ready, Spawned, WorkerPool
+from orchestrator.workers.pool import Died, WorkerPool
 from orchestrator.workers.worker import Worker, worker_config
 
 FAILED = 3  # exit code of a complete run in which problems were given up
@@ -188,16 +188,22 @@ def wait_for_a_worker(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop) -> 
                 f"Waiting for {workers} to load {config.model}, {now - began:.0f} s so far; if "
                 f"{'GPUs' if config.use_gpus else 'CPUs'} are busy, Ray gives them when they are free."
             )
-        for event in pool.wait(0.2):
-            ready = ready or isinstance(event, Ready)
-            if isinstance(event, Died):
-                say(f"worker {event.worker} did not start, and is started again: {event.reason}")
-            if isinstance(event, Spawned | Ready | Died | Missing):
-                for one in runs:
-                    log_worker_event(one.telemetry, event)
+        for message in pool.wait(0.2):
+            rows = [message] if isinstance(message, Event) else []
+            ready = ready or any(row.event == "ready" for row in rows)
+            if isinstance(message, Died):
+                say(f"worker {message.worker} did not start, and is started again: {message.reason}")
+                rows = message.rows()
+            write_rows(runs, rows)
 
 
 def log_phase(runs: Sequence[OpenRun], phase: str) -> None:
     """Write to the telemetry of the runs that a phase begins."""
+    write_rows(runs, [Event(event="phase", time=time.time(), name=phase)])
+
+
+def write_rows(runs: Sequence[OpenRun], rows: Sequence[Event]) -> None:
+    """Write to the telemetry of all `runs`."""
     for one in runs:
-        one.telemetry.write(Event(event="phase", time=time.time(), name=phase))
+        for row in rows:
+            one.telemetry.write(row)

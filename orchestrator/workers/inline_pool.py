@@ -8,7 +8,8 @@ from typing import Any
 
 from evals.record import Record
 from evals.types import WorkersLost
-from orchestrator.workers.pool import Done, PoolEvent, Raised, Ready, Work
+from orchestrator.rundir.telemetry_rows import Event
+from orchestrator.workers.pool import Done, Message, Raised, Work
 
 
 class InlineWorkerPool:
@@ -17,7 +18,7 @@ class InlineWorkerPool:
     def __init__(self, worker: Any, config: Any, slots: int) -> None:
         self._worker, self._config, self._slots, self._name = worker, config, slots, "inline"
         self._calls: dict[Future[Record], Work] = {}
-        self._events: list[PoolEvent] = []
+        self._messages: list[Message] = []
         self._loaded = False
 
     def reload(self, config: Any, slots: int) -> None:
@@ -28,7 +29,8 @@ class InlineWorkerPool:
         began = time.monotonic()
         self._worker.load(self._config)
         self._loaded = True
-        self._events.append(Ready(self._name, time.monotonic() - began))
+        seconds = time.monotonic() - began
+        self._messages.append(Event(event="ready", time=time.time(), worker=self._name, seconds=seconds))
 
     def free_slots(self, unanswered: int) -> int:
         return self._slots - len(self._calls)
@@ -37,38 +39,33 @@ class InlineWorkerPool:
         try:
             self._calls[self._worker.begin(work)] = work
         except Exception as error:  # noqa: BLE001 - reported as this problem's, as it would come from an actor
-            self._events.append(raised_event(self._name, work, error))
+            self._messages.append(self._raised(work, error))
 
     def request_health(self) -> set[str]:
         health = self._worker.health()
         self._slots = self._slots if health.state.slots is None else health.state.slots
-        self._events.append(health)
+        self._messages.append(health)
         return {self._name}
 
-    def wait(self, timeout: float) -> list[PoolEvent]:
+    def wait(self, timeout: float) -> list[Message]:
         """As `WorkerPool.wait`. Raises WorkersLost if the engine has failed: this pool has no replacement.
 
         Answers from before the failure are returned first. What failed with the engine is no problem's fault, so it
         makes no `Raised` event and stays owed.
         """
-        events, self._events = self._events, []
-        for call in wait(self._calls, 0 if events else timeout, return_when=FIRST_COMPLETED).done:
+        messages, self._messages = self._messages, []
+        for call in wait(self._calls, 0 if messages else timeout, return_when=FIRST_COMPLETED).done:
             work, error = self._calls.pop(call), call.exception()
-            events.append(
-                Done(self._name, work, call.result()) if error is None else raised_event(self._name, work, error)
-            )
+            messages.append(Done(self._name, work, call.result()) if error is None else self._raised(work, error))
         if (failure := self._worker.failure()) is None:
-            return events
-        answered: list[PoolEvent] = [event for event in events if isinstance(event, Done)]
-        if answered:
-            return answered
+            return messages
+        if answered := [message for message in messages if isinstance(message, Done)]:
+            return list(answered)
         raise WorkersLost(f"the engine has failed: {failure}") from failure
 
     def close(self) -> None:
         if self._loaded:
             self._worker.close()
 
-
-def raised_event(worker: str, work: Work, error: BaseException) -> Raised:
-    """The event for a problem whose call raised `error`."""
-    return Raised(worker, work, f"{type(error).__name__}: {error}")
+    def _raised(self, work: Work, error: BaseException) -> Raised:
+        return Raised(self._name, work, f"{type(error).__name__}: {error}")

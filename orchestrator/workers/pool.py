@@ -1,10 +1,11 @@
-"""The interface between driver and workers: `Work` goes in, events come out of a `WorkerPool`.
+"""The interface between driver and workers: `Work` goes in, messages come out of a `WorkerPool`.
 
 The pools are workers/inline_pool.py (one worker in this process) and cluster/actors.py (Ray actors).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -13,7 +14,7 @@ from evals.record import Record, RecordKey
 from evals.samplers.registry import AnySampler
 from evals.sizing.slots import SlotChange
 from evals.types import Problem
-from orchestrator.rundir.telemetry_rows import WorkerState
+from orchestrator.rundir.telemetry_rows import Event, WorkerState
 
 
 class Work(NamedTuple):
@@ -29,20 +30,6 @@ class Work(NamedTuple):
     @property
     def key(self) -> RecordKey:
         return self.problem.problem_id, self.sample_index
-
-
-class Spawned(NamedTuple):
-    """A worker is being started, for the `number`-th time."""
-
-    worker: str
-    number: int
-
-
-class Ready(NamedTuple):
-    """A worker has loaded its model."""
-
-    worker: str
-    seconds: float
 
 
 class Done(NamedTuple):
@@ -77,12 +64,13 @@ class Died(NamedTuple):
         """The problems that may have caused it."""
         return self.unanswered if self.blamed is None else self.blamed
 
-
-class Missing(NamedTuple):
-    """A worker has no device to work on; the others go on without it. It may come back as `Ready`."""
-
-    worker: str
-    reason: str
+    def rows(self) -> list[Event]:
+        """The death as rows of the telemetry; a hang and a lack of memory have a row of their own."""
+        now, lost = time.time(), len(self.unanswered)
+        death = Event(event="death", time=now, worker=self.worker, reason=self.reason, cause=self.cause, lost=lost)
+        if self.cause not in ("hang", "oom"):
+            return [death]
+        return [Event(event=self.cause, time=now, worker=self.worker, reason=self.reason), death]
 
 
 class Health(NamedTuple):
@@ -98,18 +86,20 @@ class Health(NamedTuple):
         return self.state.worker
 
 
-PoolEvent = Spawned | Ready | Done | Raised | Died | Missing | Health
+Message = Event | Done | Raised | Died | Health
+"""What a pool says. An `Event` is one of a worker, as the telemetry has it: `spawn`, `ready` (it has loaded), or `lost`
+(it has no device to work on, and the others go on without it; it may become ready again)."""
 
 
 class WorkerPool(Protocol):
     """A set of workers that the driver gives work to, wherever they run."""
 
     def start(self) -> None:
-        """Start the workers without waiting for them; each reports `Ready` once it has loaded."""
+        """Start the workers without waiting for them; each says `ready` once it has loaded."""
         ...
 
     def reload(self, config: Any, slots: int) -> None:
-        """Between two runs: have every worker, present or future, load `config`; each reports `Ready` again.
+        """Between two runs: have every worker, present or future, load `config`; each says `ready` again.
 
         The model has to be the same, and present workers keep it.
         """
@@ -130,8 +120,8 @@ class WorkerPool(Protocol):
         """
         ...
 
-    def wait(self, timeout: float) -> list[PoolEvent]:
-        """The events since the last call, waiting at most `timeout` seconds. Raises if the pool cannot go on."""
+    def wait(self, timeout: float) -> list[Message]:
+        """The messages since the last call, waiting at most `timeout` seconds. Raises if the pool cannot go on."""
         ...
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
 from evals.engine.model import Model
 from evals.evaluate import answer_text, expected_correct, start_sample
-from evals.record import AnsweredBy, Record, decode, encode
+from evals.record import AnsweredBy, Record, encode, read_line
 from evals.samplers.candidates import BestOf, CandidateFigures, Majority, Snis
 from evals.samplers.paper import Paper
 from evals.samplers.power import Power
@@ -163,7 +163,7 @@ def test_every_sampler_gives_records(model: Model, problems: list[Problem], kind
     # a chain that starts later may send younger requests of others back to draw their tokens again
     assert sum(record.tokens.generated or 0 for record in records) <= generated
     for record in records:
-        assert decode(encode(record), {}) == record
+        assert read_line(encode(record), Record) == record
         assert record.group == "a"
         assert record.scores.keys() == {"strict", "flexible", "numeric"}
         shares = record.chain.expected_correct or {}

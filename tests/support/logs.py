@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from evals.record import Record, decode
+from evals.record import Record, read_line
 from orchestrator.rundir.files import Tail
 
 
 def read_records(path: Path) -> list[Record]:
     """Every line of a record log, whether or not its key was there before."""
-    return [decode(line, {}) for line in Tail(path).lines()]
+    return [read_line(line, Record) for line in Tail(path).lines()]

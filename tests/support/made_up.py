@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evals.record import Record, decode, encode
+from evals.record import Record, encode, read_line
 from evals.types import MemoryReading
 from orchestrator.analysis.load import Run
 from orchestrator.analysis.summary import summarise
@@ -61,7 +61,7 @@ def make_record(problem_id: int, correct: bool = True, sample_index: int = 0, **
 def changed(record: Record | dict[str, Any], **changes: Any) -> Record:
     """The record with other fields, which may be given as in a line of records.jsonl."""
     fields = json.loads(encode(record)) if isinstance(record, Record) else record
-    return decode(json.dumps(fields | changes), {})
+    return read_line(json.dumps(fields | changes), Record)
 
 
 def failed_record(problem_id: int) -> Record:

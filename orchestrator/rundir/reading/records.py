@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evals.record import Record, RecordKey, decode
+from evals.record import Record, RecordKey, read_line
 from evals.types import UserError
 from orchestrator.rundir.directory import RECORDS, flatten, read_run
 from orchestrator.rundir.files import Tail
@@ -26,7 +26,10 @@ class RecordLog:
         for line in self._tail.lines():
             self._num_lines += 1
             try:
-                record = decode(line, self._limits)
+                record = read_line(line, Record)
+                for name, limit in self._limits.items():
+                    if isinstance(limit, int) and getattr(record, name) >= limit:
+                        raise ValueError(f"{name} is {getattr(record, name)}, but the run has 0 to {limit - 1}")
             except ValueError as error:
                 raise UserError(
                     f"{self._path}, line {self._num_lines}: not a record ({error}); repair or remove that line (its "

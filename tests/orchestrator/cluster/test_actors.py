@@ -15,17 +15,17 @@ from typing import Any
 import pytest
 
 from evals.config import EngineConfig, TaskConfig
-from evals.record import Record
+from evals.record import AnsweredBy, Record
 from evals.samplers.power import Power
 from evals.types import Problem, UserError, WorkersLost
 from orchestrator.driver.dispatcher import dispatch
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.reading.telemetry import events, read_telemetry
-from orchestrator.rundir.telemetry_rows import WorkerState
+from orchestrator.rundir.telemetry_rows import Event, WorkerState
 from orchestrator.rundir.writing.run_store import open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig
-from orchestrator.workers.pool import Died, Health, PoolEvent, Ready, Work
+from orchestrator.workers.pool import Died, Health, Message, Work
 
 pytestmark = [pytest.mark.ray, pytest.mark.serial]
 
@@ -56,7 +56,7 @@ def fake_worker() -> type:
                 raise ValueError("cannot")
             if i == 7 and work.attempt == 1:
                 os._exit(1)
-            return Record(i, work.sample_index, "ok", "", [], "eos", {}, {}, {}, {}, {}, {"rank": self.rank})
+            return Record(i, work.sample_index, "ok", "", [], "eos", worker=AnsweredBy(self.rank))
 
     return Fake
 
@@ -79,31 +79,35 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> Iterable[Any]:
         pool.close()
 
 
+def ready(messages: Iterable[Message]) -> list[Event]:
+    return [message for message in messages if isinstance(message, Event) and message.event == "ready"]
+
+
 class Killer:
     """A pool in front of another that kills a worker once, after problem 7 did."""
 
     def __init__(self, pool: Any) -> None:
         self.pool, self.deaths, self.killed = pool, 0, False
         self.pids: dict[str, int] = {}
-        self.seen: list[PoolEvent] = []
+        self.seen: list[Message] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.pool, name)
 
-    def wait(self, timeout: float) -> list[PoolEvent]:
-        events: list[PoolEvent] = self.pool.wait(timeout)
-        self.seen += events
-        self.pids |= {event.worker: event.state.pid or 0 for event in events if isinstance(event, Health)}
-        for event in events:
-            if isinstance(event, Died):
-                self.pids.pop(event.worker, None)
-        if any(isinstance(event, Ready) for event in events):
+    def wait(self, timeout: float) -> list[Message]:
+        messages: list[Message] = self.pool.wait(timeout)
+        self.seen += messages
+        self.pids |= {message.worker: message.state.pid or 0 for message in messages if isinstance(message, Health)}
+        for message in messages:
+            if isinstance(message, Died):
+                self.pids.pop(message.worker, None)
+        if ready(messages):
             self.pool.request_health()
-        self.deaths += sum(isinstance(event, Died) for event in events)
+        self.deaths += sum(isinstance(message, Died) for message in messages)
         if not self.killed and self.deaths and self.pids:
             os.kill(next(iter(self.pids.values())), signal.SIGKILL)
             self.killed = True
-        return events
+        return messages
 
 
 NUMBER = 400
@@ -118,7 +122,7 @@ def test_a_run_survives_killed_actors(tmp_path: Path, pools: Any) -> None:
     telemetry = Telemetry(store.telemetry_path)
     pool: Any = Killer(pools("model", num_workers=2, slots=3))
     pool.start()
-    while sum(isinstance(event, Ready) for event in pool.seen) < 2:
+    while len(ready(pool.seen)) < 2:
         pool.wait(1.0)
     dispatch(pool, store, works(NUMBER), telemetry, Progress("run", NUMBER, out=io.StringIO()))
     telemetry.close()
@@ -197,7 +201,7 @@ def test_ray_is_started_again_where_a_dead_agent_takes_its_node_along_but_not_fo
     pool = pools("model", num_workers=1)
     pool.start()
     for _ in range(2):
-        while not any(isinstance(event, Ready) for event in pool.wait(1.0)):
+        while not ready(pool.wait(1.0)):
             pass
         raylet = sys.modules["ray"]._private.worker._global_node.all_processes["raylet"][0].process.pid
         os.kill(child(raylet, b"ray::DashboardAgent"), signal.SIGKILL)
@@ -232,7 +236,7 @@ def worker_that_loads_once() -> type:
         def solve(self, work: Work) -> Record:
             if self.rank == 1:
                 os._exit(1)
-            return Record(work.problem.problem_id, 0, "ok", "", [], "eos", {}, {}, {}, {}, {}, {"rank": self.rank})
+            return Record(work.problem.problem_id, 0, "ok", "", [], "eos", worker=AnsweredBy(self.rank))
 
     return LoadsOnce
 

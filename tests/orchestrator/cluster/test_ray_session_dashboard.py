@@ -23,9 +23,10 @@ from evals.config import TaskConfig
 from evals.record import Record
 from evals.samplers.power import Power
 from evals.types import Problem
-from orchestrator.driver.dispatcher import Done, Ready, Work
 from orchestrator.live.metrics import METRICS
+from orchestrator.rundir.telemetry_rows import Event, WorkerState
 from orchestrator.settings.config import RunConfig
+from orchestrator.workers.pool import Done, Health, Work
 from support.chromium import Browser, find_browser
 
 pytestmark = pytest.mark.ray
@@ -45,12 +46,12 @@ def fake_worker() -> type:
 
         def load(self, config: str, room: int | None = None) -> int | None: ...
 
-        def health(self) -> dict[str, Any]:
-            return {"pid": os.getpid()}
+        def health(self) -> Health:
+            return Health(WorkerState(time=time.time(), worker=self.name, pid=os.getpid()))
 
         def solve(self, work: Work) -> Record:
             time.sleep(0.02)
-            return Record(work.problem.problem_id, 0, "ok", "", [], "eos", {}, {}, {}, {}, {}, {})
+            return Record(work.problem.problem_id, 0, "ok", "", [], "eos")
 
     return Worker
 
@@ -71,7 +72,7 @@ def dashboard(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
             while ready == NUM_WORKERS and owed and pool.free_slots(len(owed)):
                 pool.submit(owed.pop())
             for event in pool.wait(1.0):
-                ready += isinstance(event, Ready)
+                ready += isinstance(event, Event) and event.event == "ready"
                 answered += isinstance(event, Done)
         said = capsys.readouterr().err
         place = re.search(r"Ray's dashboard: http://(\S+) ", said)

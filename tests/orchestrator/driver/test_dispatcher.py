@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from evals.config import TaskConfig
-from evals.record import Record
+from evals.record import AnsweredBy, Record, Timings, TokenCounts
 from evals.samplers.power import Power
 from evals.sizing.slots import SlotChange
-from evals.types import MemoryReading, Problem, WorkersLost
+from evals.types import Grade, MemoryReading, Problem, WorkersLost
 from orchestrator.analysis.summary import PRIMARY_METRIC, estimate, question_means
 from orchestrator.cluster.stalls import (
     DEADLINE_SECONDS,
@@ -36,7 +36,7 @@ from orchestrator.rundir.telemetry_rows import Event, TelemetryRow, WorkerState
 from orchestrator.rundir.writing.run_store import RunStore, open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.workers.inline_pool import InlineWorkerPool
-from orchestrator.workers.pool import Died, Done, Health, Missing, PoolEvent, Raised, Work
+from orchestrator.workers.pool import Died, Done, Health, Message, Raised, Work
 from support.fake_worker import FakeWorker
 
 
@@ -45,13 +45,8 @@ def works(number: int) -> list[Work]:
 
 
 def answered(work: Work, correct: bool = True) -> Record:
-    return failed_record(work, "w", "")._replace(
-        status="ok",
-        ended="eos",
-        error=None,
-        scores={"numeric": {"correct": correct, "answer": "4", "kind": "number"}},
-        worker={"attempt": work.attempt},
-    )
+    scores, worker = {"numeric": Grade(correct, "4")}, AnsweredBy(attempt=work.attempt)
+    return Record(work.problem.problem_id, work.sample_index, "ok", "", [], "eos", scores, worker=worker)
 
 
 def sample(worker: str, **fields: Any) -> WorkerState:
@@ -92,7 +87,7 @@ class SimulatedPool:
         self.num_health_requests += 1
         return set(self.workers)
 
-    def wait(self, timeout: float) -> list[PoolEvent]:
+    def wait(self, timeout: float) -> list[Message]:
         self.in_flight.append(sum(map(len, self.workers.values())))
         if not any(self.workers.values()):
             return [Health(sample(name)) for name in self.workers]
@@ -137,17 +132,17 @@ def test_a_raising_problem_is_tried_three_times_and_recorded(store: RunStore) ->
     rows = driven(store, pool, works(6))
     assert pool.submitted.count(4) == 3
     failed = store.records[4, 0]
-    assert (failed.status, failed.error, failed.worker["attempt"]) == ("failed", "ValueError: no", 3)
+    assert (failed.status, failed.error, failed.worker.attempt) == ("failed", "ValueError: no", 3)
     assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [4]
     assert (len(events(rows, "retry")), len(events(rows, "failed"))) == (2, 1)
 
 
 def test_an_answer_that_no_line_of_json_can_carry_is_its_problems_failure(store: RunStore) -> None:
     class NotFinite(SimulatedPool):
-        def wait(self, timeout: float) -> list[PoolEvent]:
+        def wait(self, timeout: float) -> list[Message]:
             done, *others = super().wait(timeout)
             if isinstance(done, Done) and done.work.problem.problem_id == 2:
-                done = done._replace(record=done.record._replace(timings={"wall_seconds": float("nan")}))
+                done = done._replace(record=replace(done.record, timings=Timings(wall_seconds=float("nan"))))
             return [done, *others]
 
     pool = NotFinite(1, 2)
@@ -174,7 +169,7 @@ def test_one_death_alone_is_not_final(store: RunStore) -> None:
 
         struck = False
 
-        def wait(self, timeout: float) -> list[PoolEvent]:
+        def wait(self, timeout: float) -> list[Message]:
             alone = next(
                 (name for name, held in self.workers.items() if [w.problem.problem_id for w in held] == [5]), ""
             )
@@ -187,12 +182,12 @@ def test_one_death_alone_is_not_final(store: RunStore) -> None:
     driven(store, pool, works(8))
     assert pool.struck
     assert [r.problem_id for r in store.records.values() if r.status == "failed"] == [3]
-    assert store.records[5, 0].worker["attempt"] == 5
+    assert store.records[5, 0].worker.attempt == 5
 
 
 def test_lost_problems_go_to_the_front(store: RunStore) -> None:
     class DiesOnce(SimulatedPool):
-        def wait(self, timeout: float) -> list[PoolEvent]:
+        def wait(self, timeout: float) -> list[Message]:
             if self.num_health_requests == 1:
                 self.num_health_requests += 1
                 return [Died("w0", self.die("w0"), "unplugged")]
@@ -201,7 +196,7 @@ def test_lost_problems_go_to_the_front(store: RunStore) -> None:
     pool = DiesOnce(1, 3)
     driven(store, pool, works(6))
     assert pool.submitted == [0, 1, 2, 0, 1, 2, 3, 4, 5]
-    assert {r.worker["attempt"] for r in store.records.values()} == {1, 2}
+    assert {r.worker.attempt for r in store.records.values()} == {1, 2}
 
 
 def test_a_machine_that_kills_every_worker_ends_the_run(store: RunStore) -> None:
@@ -218,7 +213,7 @@ def test_a_death_is_told_in_one_sentence(store: RunStore, capsys: pytest.Capture
 
 def test_the_health_of_a_worker_after_its_last_answer_is_written_down(store: RunStore) -> None:
     class ShrinksLast(SimulatedPool):
-        def wait(self, timeout: float) -> list[PoolEvent]:
+        def wait(self, timeout: float) -> list[Message]:
             last = not any(self.workers.values())
             change = SlotChange(5.0, 4, 3, "out of memory")
             return [Health(sample(name), "", [change]) for name in self.workers] if last else super().wait(timeout)
@@ -229,7 +224,7 @@ def test_the_health_of_a_worker_after_its_last_answer_is_written_down(store: Run
 
 def test_silent_workers_do_not_keep_a_finished_run(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent(SimulatedPool):
-        def wait(self, timeout: float) -> list[PoolEvent]:
+        def wait(self, timeout: float) -> list[Message]:
             clock.append(clock[-1] + timeout)
             return [event for event in super().wait(timeout) if not isinstance(event, Health)]
 
@@ -378,7 +373,7 @@ def test_a_stall_strikes_only_what_was_late_and_a_lost_node_nothing(store: RunSt
 
         nodes = 5
 
-        def wait(self, timeout: float) -> list[PoolEvent]:
+        def wait(self, timeout: float) -> list[Message]:
             lost = self.workers["w0"]
             late = [work for work in lost if work.problem.problem_id == 1]
             if lost and self.nodes:
@@ -400,7 +395,7 @@ def test_many_workers_lost_with_their_node_do_not_end_the_run(store: RunStore, c
     class NodeGone(SimulatedPool):
         gone = False
 
-        def wait(self, timeout: float) -> list[PoolEvent]:
+        def wait(self, timeout: float) -> list[Message]:
             if not self.gone:
                 self.gone = True
                 return [Died(name, self.die(name), "gone", *cause) for name in self.workers]
@@ -412,9 +407,10 @@ def test_many_workers_lost_with_their_node_do_not_end_the_run(store: RunStore, c
 
 def test_a_lost_device_is_said_and_the_run_goes_on(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:
     class OneGone(SimulatedPool):
-        def wait(self, timeout: float) -> list[PoolEvent]:
+        def wait(self, timeout: float) -> list[Message]:
             if "w1" in self.workers:
-                return [Died("w1", self.workers.pop("w1"), "off the bus"), Missing("w1", "it could not start 3 times")]
+                lost = Event(event="lost", time=5.0, worker="w1", reason="it could not start 3 times")
+                return [Died("w1", self.workers.pop("w1"), "off the bus"), lost]
             return super().wait(timeout)
 
     rows = driven(store, OneGone(2, 1), works(8))
@@ -427,12 +423,12 @@ def test_long_questions_go_first_until_answers_say_otherwise(store: RunStore) ->
     class Short(SimulatedPool):
         """The longer the question, the shorter the answer."""
 
-        def wait(self, timeout: float) -> list[PoolEvent]:
+        def wait(self, timeout: float) -> list[Message]:
             done = super().wait(timeout)[0]
             if not isinstance(done, Done):
                 return [done]
-            cost = {"generated": 1000 - len(done.work.problem.question)}
-            return [done._replace(record=done.record._replace(tokens=cost))]
+            cost = TokenCounts(generated=1000 - len(done.work.problem.question))
+            return [done._replace(record=replace(done.record, tokens=cost))]
 
     owed = [work._replace(problem=Problem(i, "q" * i, "#### 4")) for i, work in enumerate(works(100))]
     pool = Short(1, 1)
@@ -443,19 +439,19 @@ def test_long_questions_go_first_until_answers_say_otherwise(store: RunStore) ->
 
 def test_a_forecast_is_the_line_of_least_squares_and_knows_what_a_problem_has_cost() -> None:
     lengths = {i: 10 * i for i in range(41)}
-    records = [answered(work)._replace(tokens={"generated": 5 * i + 7}) for i, work in enumerate(works(40))]
+    records = [replace(answered(work), tokens=TokenCounts(generated=5 * i + 7)) for i, work in enumerate(works(40))]
     assert forecast(lengths, records[: MIN_RECORDS - 1])(3) == 30
     assert forecast(lengths, records)(40) == pytest.approx(207)
     assert forecast(dict.fromkeys(range(41), 7), records)(40) == pytest.approx(5 * 19.5 + 7), (
         "all questions alike: the mean"
     )
-    outlier = records[3]._replace(sample_index=1, tokens={"generated": 1022})
+    outlier = replace(records[3], sample_index=1, tokens=TokenCounts(generated=1022))
     assert forecast(lengths, [*records, outlier])(3) == 522
 
 
 def test_the_tail_lasts_from_the_first_idle_slot_to_the_end(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     class Clocked(SimulatedPool):
-        def wait(self, timeout: float) -> list[PoolEvent]:
+        def wait(self, timeout: float) -> list[Message]:
             clock.append(clock[-1] + 1.0)
             return super().wait(timeout)
 

@@ -15,10 +15,11 @@ from orchestrator.driver.open_runs import OpenRun
 from orchestrator.driver.session import wait_for_a_worker
 from orchestrator.driver.signals import Stop
 from orchestrator.rundir.reading.telemetry import events, read_telemetry
+from orchestrator.rundir.telemetry_rows import Event
 from orchestrator.rundir.writing.run_store import open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig, resolve
-from orchestrator.workers.pool import PoolEvent, Ready
+from orchestrator.workers.pool import Message
 from support.places import ROOT
 
 BLOCKED = """
@@ -72,9 +73,9 @@ class Pending:
 
     def close(self) -> None: ...
 
-    def wait(self, timeout: float) -> list[PoolEvent]:
+    def wait(self, timeout: float) -> list[Message]:
         self.looks += 1
-        return [Ready("gpu0", 2.5)] if self.looks == 3 else []
+        return [Event(event="ready", time=5.0, worker="gpu0", seconds=2.5)] if self.looks == 3 else []
 
 
 @pytest.mark.parametrize(("interval", "lines"), [(0.0, 3), (1000.0, 0)])

@@ -240,10 +240,10 @@ from ray.cluster_utils import Cluster
 from evals.config import TaskConfig
 from evals.types import Problem, Record
 from orchestrator.settings.config import RunConfig
-from orchestrator.workers.pool import Died, Done, Health, Missing, Work
+from orchestrator.workers.pool import Died, Done, Health, Work
 from orchestrator.driver.dispatcher import dispatch
 from orchestrator.live.progress import Progress
-from orchestrator.rundir.telemetry_rows import WorkerState
+from orchestrator.rundir.telemetry_rows import Event, WorkerState
 from orchestrator.rundir.writing.run_store import open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 
@@ -253,7 +253,7 @@ class Sleeper:
     def health(self): return Health(WorkerState(time=time.time(), worker=self.name, pid=os.getpid()))
     def solve(self, work):
         time.sleep(0.05)
-        return Record(work.problem.problem_id, 0, "ok", "", [], "eos", {}, {}, {}, {}, {}, {})
+        return Record(work.problem.problem_id, 0, "ok", "", [], "eos")
 
 nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2, "include_dashboard": False})
 far = nodes.add_node(num_cpus=1, num_gpus=1)
@@ -282,7 +282,7 @@ class Watched(actors.RayWorkerPool):
                 case Died():
                     seen.append(event)
                     at.setdefault("death", time.monotonic())
-                case Missing():
+                case Event(event="lost"):
                     at.setdefault("said", time.monotonic())
         if "strike" not in at and len(answers) >= 50 and all(each.node and each.calls for each in self._handles):
             strike(self)

@@ -22,7 +22,7 @@ from orchestrator.rundir.reading.telemetry import read_telemetry
 from orchestrator.rundir.telemetry_rows import Event
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig
-from orchestrator.workers.pool import Died, Health, PoolEvent, Ready, Work
+from orchestrator.workers.pool import Died, Health, Message, Work
 from support.command import powersample
 
 
@@ -192,11 +192,11 @@ def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     pool.close()
 
 
-def until(pool: Any, kind: type[PoolEvent]) -> Any:
+def until(pool: Any, kind: type[Message], event: str = "") -> Any:
     while True:
-        for event in pool.wait(0.1):
-            if isinstance(event, kind):
-                return event
+        for message in pool.wait(0.1):
+            if isinstance(message, kind) and event in ("", getattr(message, "event", None)):
+                return message
 
 
 @pytest.mark.serial
@@ -211,14 +211,14 @@ def test_a_worker_that_takes_no_step_counts_as_dead(pool: Any, monkeypatch: pyte
     assert (event.worker, event.unanswered, event.cause, event.suspected) == ("cpu0", [work], "hang", [work])
     assert "it began to answer a problem and did not get on for" in event.reason
     monkeypatch.setattr("orchestrator.cluster.stalls.STILL_SECONDS", 300.0)
-    until(pool, Ready)
+    until(pool, Event, "ready")
     pool._config = "load"
     monkeypatch.setattr("orchestrator.cluster.stalls.LOAD_SECONDS", 0.5)
     pool._down(pool._handles[0], TimeoutError("killed for the test"))
     with pytest.raises(
         WorkersLost, match="cpu0 could not start 3 times: it began to load the model and did not get on"
     ):
-        until(pool, Ready)
+        until(pool, Event, "ready")
 
 
 def test_health_tells_the_steps_by_which_a_worker_is_judged() -> None:

@@ -17,8 +17,9 @@ import pytest
 
 from evals.config import TaskConfig
 from evals.grading.grade import gsm8k
-from evals.record import Record, encode
+from evals.record import Record, Timings, TokenCounts, encode
 from evals.samplers.power import Power
+from evals.samplers.trace import MoveFigures
 from evals.tasks.task import make_task
 from evals.types import Problem
 from orchestrator.analysis.load import load_run
@@ -35,7 +36,7 @@ from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.settings.config import RunConfig, resolve
 from support.chromium import Browser, find_browser
 from support.interop import python, theirs
-from support.made_up import make_run, refused
+from support.made_up import changed, make_run, refused
 from support.places import ROOT
 
 FORMS = ["#### {n}", "#### {n}.00", "The answer is ${n}.", "I do not know", "#### 7\n#### {n}", r"\boxed{{{n}}}."]
@@ -47,11 +48,9 @@ PROBLEMS = ROOT / "evals/demo/problems.jsonl"
 def make_record(problem: Problem, index: int) -> Record:
     text = FORMS[(problem.problem_id + index) % len(FORMS)].format(n=problem.gold)
     start = 1e9 + problem.problem_id
-    scores = {name: one._asdict() for name, one in gsm8k(text, problem, cot=False).items()}
     return Record(
-        problem.problem_id, index, "ok", text, [5, 6, 0], "length" if index else "eos", scores,
-        {"moves": 10, "log_p": -3.5}, {"start": start, "end": start + 2.5, "wall_seconds": 2.5}, {},
-        {"prompt": 40, "answer": 3, "generated": 30, "prefilled": 39}, {},
+        problem.problem_id, index, "ok", text, [5, 6, 0], "length" if index else "eos", gsm8k(text, problem, cot=False),
+        MoveFigures(moves=10, log_p=-3.5), Timings(start, start + 2.5, 2.5), tokens=TokenCounts(40, 3, 30, 39),
     )  # fmt: skip
 
 
@@ -71,7 +70,7 @@ def make(tmp_path: Path) -> Make:
         inputs = Inputs(config, ModelSource("model", "demo", None, "m" * 64), data, train, 512, digest)
         content = run_content(config, inputs, description.describe())
         records = [make_record(problem, index) for problem in data.problems for index in range(num_samples)]
-        records[-1] = records[-1]._replace(status="failed", text="", scores={}, chain={}, tokens={}, error="it died")
+        records[-1] = changed(records[-1], status="failed", text="", scores={}, chain={}, tokens={}, error="it died")
         directory = tmp_path / "run"
         directory.mkdir()
         (directory / "run.json").write_text(json.dumps({**content, "fingerprint": "f" * 64}))
@@ -118,7 +117,7 @@ def test_exact_match_is_of_the_first_sample_and_the_mean_has_its_name(
     scored = json.loads(exported(run, "lm-eval", capsys)[1].read_text())["results"]["demo"]
     found = load_run(run)
     assert scored["exact_match_mean,numeric"] == pytest.approx(found.summary["accuracy"]["numeric"]["mean"])
-    first = [record.scores["strict"]["correct"] for record in found.records if record.sample_index == 0]
+    first = [record.scores["strict"].correct for record in found.records if record.sample_index == 0]
     assert scored["exact_match,strict-match"] == sum(first) / NUM_PROBLEMS != scored["exact_match_mean,strict-match"]
 
 
@@ -162,16 +161,16 @@ def test_parquet_has_a_row_for_every_answer(make: Make, tmp_path: Path, capsys: 
     (path,) = exported(run, "parquet", capsys)
     rows = datasets.load_dataset("parquet", data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
     found, problems = load_run(run).records, load_problems("demo", limit=NUM_PROBLEMS).problems
-    assert [(row["problem_id"], row["sample_index"]) for row in rows] == [record[:2] for record in found]
+    assert [(row["problem_id"], row["sample_index"]) for row in rows] == [record.key for record in found]
     for row, record in zip(rows, found, strict=True):
         assert (row["text"], row["token_ids"]) == (record.text, record.token_ids)
-        assert json.loads(row["chain"]) == record.chain
-        assert row["numeric_correct"] == record.scores.get("numeric", {}).get("correct", False)
+        assert json.loads(row["chain"]) == record.chain.reported()
+        assert row["numeric_correct"] == ("numeric" in record.scores and record.scores["numeric"].correct)
         assert row["prompt"].count("Question:") == 3
         problem = problems[record.problem_id]
         assert (row["question"], row["solution"], row["wall_seconds"]) == (problem.question, problem.solution, 2.5)
         counted = {name: row[f"{name}_tokens"] for name in ("prompt", "answer", "generated")}
-        assert counted == {name: record.tokens.get(name) for name in counted}
+        assert counted == {name: getattr(record.tokens, name) for name in counted}
     assert (rows[-1]["error"], rows[-1]["numeric_answer"], rows[-1]["generated_tokens"]) == ("it died", None, None)
     from pyarrow.parquet import read_schema
 
@@ -228,7 +227,7 @@ def test_mistakes_are_one_sentence(make: Make, tmp_path: Path, capsys: pytest.Ca
     other = tmp_path / "other.jsonl"
     other.write_text('{"question": "1+1?", "answer": "#### 2"}\n')
     content = json.loads((run / "run.json").read_text())
-    for arguments, changed, words in [
+    for arguments, other_provenance, words in [
         ([str(run)], {}, "arguments are required: --to"),
         ([str(run), "--to", "parket"], {}, "parquet"),
         ([str(tmp_path), "--to", "inspect"], {}, "not a run directory"),
@@ -237,7 +236,9 @@ def test_mistakes_are_one_sentence(make: Make, tmp_path: Path, capsys: pytest.Ca
         ([str(run), "--to", "inspect"], {"prompts_sha256": "0" * 64}, "cannot be made again"),
         ([str(run), "--to", "inspect"], {"versions": None}, "'versions' is missing"),
     ]:
-        provenance = {key: value for key, value in {**content["provenance"], **changed}.items() if value is not None}
+        provenance = {
+            key: value for key, value in {**content["provenance"], **other_provenance}.items() if value is not None
+        }
         (run / "run.json").write_text(json.dumps({**content, "provenance": provenance}))
         assert words in refused(["export", *arguments], capsys)
     (run / "records.jsonl").write_text("")

@@ -8,13 +8,15 @@ import os
 import resource
 import subprocess
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evals.record import Record, decode, encode
-from evals.types import Problem, UserError
+from evals.record import AnsweredBy, Record, Timings, TokenCounts, encode, read_line
+from evals.samplers.trace import MoveFigures
+from evals.types import Grade, MemoryReading, Problem, UserError
 from orchestrator.rundir.directory import RECORDS, RUN, TELEMETRY
 from orchestrator.rundir.files import write_atomically
 from orchestrator.rundir.reading.records import answered_records
@@ -33,12 +35,12 @@ def record(problem_id: int, sample_index: int = 0, text: str = "#### 4 — ünï
         text=text,
         token_ids=[1, 2],
         ended="eos",
-        scores={"numeric": {"correct": True, "answer": "4", "kind": "number"}},
-        chain={"moves": 10},
-        timings={"start": 1.5, "end": 2.25},
-        memory={"rss_bytes": 1},
-        tokens={"prompt": 3, "answer": 2, "generated": 2, "prefilled": 3},
-        worker={"rank": 0},
+        scores={"numeric": Grade(True, "4")},
+        chain=MoveFigures(moves=10),
+        timings=Timings(1.5, 2.25),
+        memory=MemoryReading(1),
+        tokens=TokenCounts(3, 2, 2, 3),
+        worker=AnsweredBy(0),
     )
 
 
@@ -123,7 +125,7 @@ def test_a_record_that_cannot_be_of_the_run_is_named(tmp_path: Path, changes: di
     run = {"num_problems": 20, "config": {"num_samples": 1}}
     filled(tmp_path, 2, run)
     with (tmp_path / RECORDS).open("ab") as log:
-        log.write(encode(record(1)._replace(**changes)))
+        log.write(json.dumps(json.loads(encode(record(1))) | changes).encode() + b"\n")
     for use in (lambda: check_store(tmp_path, CONTENT | run), lambda: answered_records(tmp_path)):
         with pytest.raises(UserError, match=rf"records\.jsonl, line 3: not a record \({words}"):
             use()
@@ -131,7 +133,9 @@ def test_a_record_that_cannot_be_of_the_run_is_named(tmp_path: Path, changes: di
 
 def test_a_figure_of_a_chain_beyond_all_floats_is_damage(tmp_path: Path) -> None:
     log = filled(tmp_path, 0) / RECORDS
-    log.write_bytes(encode(record(0)._replace(chain={"log_p": -12345})).replace(b"-12345", b"-1e999"))
+    log.write_bytes(
+        encode(replace(record(0), chain=MoveFigures(moves=1, log_p=-12345.0))).replace(b"-12345.0", b"-1e999")
+    )
     with pytest.raises(UserError, match=r"records\.jsonl, line 1: not a record \(chain\.log_p is -inf"):
         answered_records(tmp_path)
 
@@ -354,6 +358,6 @@ def test_runs_do_not_lie_inside_one_another(use: Any, tmp_path: Path) -> None:
 
 
 def test_records_are_strict_json() -> None:
-    assert decode(encode(record(5)), {}) == record(5)
+    assert read_line(encode(record(5)), Record) == record(5)
     with pytest.raises(ValueError, match="not JSON compliant"):
-        encode(record(0)._replace(timings={"start": float("nan")}))
+        encode(replace(record(0), timings=Timings(float("nan"))))
