@@ -36,8 +36,21 @@ TOLERANT = {"extra": "ignore", "strict": True, "allow_inf_nan": False}
 class UserError(Exception):
     """A mistake that the user can correct: one sentence that says what is wrong, where, and the way out.
 
-    The command line prints the sentence without a traceback and exits with code 2.
+    `settings` has the dotted names of what to set otherwise (`run_dir`, `task.max_new_tokens`); in the spelling of the
+    command that the user typed they end the sentence, in brackets. The command line prints it without a traceback and
+    exits with code 2.
     """
+
+    def __init__(self, reason: str, settings: tuple[str, ...] = ()) -> None:
+        super().__init__(reason, settings)
+        self.reason, self.settings = reason, settings
+
+    def __str__(self) -> str:
+        return f"{self.reason.removesuffix('.')} ({', '.join(self.settings)})." if self.settings else self.reason
+
+    def spelt(self, spell: Callable[[str], str]) -> UserError:
+        """The error with its settings in the spelling `spell`."""
+        return UserError(self.reason, tuple(dict.fromkeys(map(spell, self.settings))))
 
 
 class WorkersLost(Exception):  # noqa: N818 - it says what happened

@@ -24,32 +24,34 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv` (without the program's name); returns the exit code."""
+    """Run the command line `argv` (without the program's name); returns the exit code.
+
+    A user's mistake or the loss of all workers is told in one sentence.
+    """
+    os.umask(0o077)  # runs, Ray's token and its logs are for nobody else's eyes
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed before we began
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no ± shows ? instead
+    if not evals_is_ours():
+        return 2
+    from evals.types import UserError, WorkersLost
+
     try:
-        return run_command(list(sys.argv[1:] if argv is None else argv)) if evals_is_ours() else 2
+        code = call_command(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print_error("interrupted")
         return 130
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         discard_output(sys.stdout)
         return BROKEN_PIPE
-
-
-def run_command(arguments: list[str]) -> int:
-    """Run a command and return its exit code; a user's mistake or the loss of all workers is told in one sentence."""
-    from evals.types import UserError, WorkersLost
-
-    os.umask(0o077)  # runs, Ray's token and its logs are for nobody else's eyes
-    try:
-        code = call_command(arguments)
-        sys.stdout.flush()
-        return code
+    except WorkersLost as error:
+        print_error(f"{error}; the answers so far are kept, start again to go on.")
+        return 1
     except UserError as error:
         print_error(str(error))
     except OSError as error:
@@ -58,9 +60,6 @@ def run_command(arguments: list[str]) -> int:
         if error.filename is None:
             discard_output(sys.stdout)
         print_error(f"{error.filename or 'standard output'} cannot be used: {error.strerror}")
-    except WorkersLost as error:
-        print_error(f"{error}; the answers so far are kept, start again to go on.")
-        return 1
     return 2
 
 
@@ -87,49 +86,43 @@ def call_command(arguments: list[str]) -> int:
     name, *rest = arguments or ["--help"]
     if name in ("--version", "-V"):
         print(f"powersample {version()}")
-        return 0
-    if name in ("--help", "-h", "help"):
+    elif name in ("--help", "-h", "help"):
         print(help_text())
-        return 0
-    if name not in COMMANDS:
+    elif name not in COMMANDS:
         near = suggestion(name, [*COMMANDS, "--version", "--help"])
         raise UserError(f"unknown command {name}{near}; there are {', '.join(COMMANDS)}.")
-    parser = make_parser(name)
-    if {"--help", "-h"} & set(rest):
-        print(parser.format_help().rstrip())
-        return 0
-    args = parser.read(rest)
-    args.began = began  # by time.perf_counter
-    module, _, function = COMMANDS[name].does.partition(":")
-    return getattr(import_module(module), function)(args)
+    elif {"--help", "-h"} & set(rest):
+        print(make_parser(name, settings=name == "run").format_help().rstrip())
+    else:
+        parser = make_parser(name)
+        args = parser.read(rest)
+        args.began = began  # by time.perf_counter
+        try:
+            return getattr(import_module(f"orchestrator.commands.{name}"), name)(args)
+        except UserError as error:
+            raise error.spelt(parser.spelling) from error
+    return 0
 
 
 def version() -> str:
     """The version in the checkout's pyproject.toml, or else that of the installed package."""
     import tomllib
-    from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
 
     project = Path(__file__).parents[1] / "pyproject.toml"
-    if project.is_file():
-        return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
-    try:
+    if not project.is_file():
         return installed("powersample")
-    except PackageNotFoundError:
-        return "of unknown version"
+    return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
 
 
 def evals_is_ours() -> bool:
     """Whether `evals` is powersample's package, not another distribution's; if not, stderr says how to mend it."""
-    ours = Path(__file__).resolve().parents[1] / "evals"
-    spec = find_spec("evals")
-    places = [Path(place).resolve() for place in spec.submodule_search_locations or ()] if spec else []
-    if ours in places[:1]:
+    ours, spec = Path(__file__).resolve().parents[1] / "evals", find_spec("evals")
+    other = next(iter(spec.submodule_search_locations or ()), "nowhere") if spec else "nowhere"
+    if Path(other).resolve() == ours:
         return True
-    other = places[0] if places else "nowhere"
-    print(
-        f"powersample: the package evals is imported from {other} instead of powersample's own {ours}; uninstall the "
-        "other (pip uninstall evals), or start from another directory and with a clean PYTHONPATH.",
-        file=sys.stderr,
+    print_error(
+        f"the package evals is imported from {other} instead of powersample's own {ours}; uninstall the other (pip "
+        "uninstall evals), or start from another directory and with a clean PYTHONPATH."
     )
     return False

@@ -7,7 +7,6 @@ end. The format of a line is in export/generate_output.py.
 from __future__ import annotations
 
 import os
-import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 from evals.record import Record
 from evals.types import UserError
 from orchestrator.commands.run import resolved
-from orchestrator.commands.table import COMMANDS, Option
 from orchestrator.console import say
 from orchestrator.driver import session
 from orchestrator.driver.open_runs import OpenRun
@@ -32,9 +30,6 @@ from orchestrator.settings.merge import build_config
 from orchestrator.wording import duration
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-OPTIONS = [item for item in COMMANDS["generate"].takes if isinstance(item, Option) and "dest" in item.how]
-SPELLINGS = {item.names[-1]: item.names[0] for item in OPTIONS} | {"POWERSAMPLE_RUN_DIR or --run-dir": "--output_file"}
-"""Spelling of an option in `powersample run` -> its spelling here."""
 POWER = {"sampler.alpha", "sampler.num_moves"}
 """Settings that select power sampling."""
 BUSY, PER_MINUTE = 0.7, 200.0  # below these there is advice
@@ -44,24 +39,14 @@ SHOWN = 20  # failed rows that are listed with their reasons
 def generate(args: Namespace) -> int:
     """Answer the rows; returns the exit code. Raises UserError for what the user can mend."""
     output = generate_output.target(args.output_file)
-    try:
-        config = checked_config(build_config(args, os.environ, defaults(args)), output)
-        files = Files(output, generate_output.input_rows(Path(config.data or ""), "--input_file"), args.hourly_rate)
-        return session.run(resolved(config), files.show, files.conclude)
-    except UserError as error:
-        raise UserError(with_our_options(str(error))) from error
+    config = checked_config(build_config(args, os.environ, defaults(args)), output)
+    files = Files(output, generate_output.input_rows(Path(config.data or "")), args.hourly_rate)
+    return session.run(resolved(config), files.show, files.conclude)
 
 
 def defaults(args: Namespace) -> Path:
     """The configuration file that is read unless --config names another."""
     return CONFIGS / f"generate{'_power' if POWER & vars(args).keys() else ''}.yaml"
-
-
-def with_our_options(refusal: str) -> str:
-    """An error sentence of a run, with the options spelled as in this command."""
-    for theirs, ours in SPELLINGS.items():
-        refusal = re.sub(rf"(?<![\w-]){re.escape(theirs)}(?![\w-]|\.\w)", ours, refusal)
-    return refusal
 
 
 def checked_config(config: RunConfig, output: Path) -> RunConfig:
@@ -75,10 +60,10 @@ def checked_config(config: RunConfig, output: Path) -> RunConfig:
     if config.task.name != "open":
         raise UserError(f"generate grades nothing but task.name is {config.task.name}; set it to open.")
     if config.model is None or config.data is None:
-        missing = "--model_path" if config.model is None else "--input_file"
-        raise UserError(f"generate needs {missing}; `powersample generate --help` lists the options.")
+        missing = "model" if config.model is None else "data"
+        raise UserError(f"generate needs {missing}; `powersample generate --help` lists the options.", (missing,))
     if not Path(config.data).is_file():
-        raise UserError(f"There is no file {config.data}; name a JSONL file by --input_file.")
+        raise UserError(f"There is no file {config.data}; name a JSONL file.", ("data",))
     run = generate_output.run_of(output)
     if output.is_dir() or (output.exists() and (not run.is_dir() or output.samefile(config.data))):
         raise UserError(f"{output} is there already, and not from generate; name another --output_file or move it.")

@@ -3,43 +3,34 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from operator import methodcaller
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from orchestrator.settings.parser import Parser, count, memory, positive, price, share, slots
-
-
-class Option(NamedTuple):
-    """An option or a positional argument: the arguments of `add_argument`."""
-
-    names: tuple[str, ...]
-    how: dict[str, Any]
+from orchestrator.settings.parser import Parser, count, flag_name, memory, option, positive, price, share, slots
 
 
 class Command(NamedTuple):
     """One command of `powersample`."""
 
-    does: str
-    """`module:function`, imported when the command is called; takes the parsed arguments, returns the exit code."""
     sentence: str
-    usage: str
-    takes: tuple[Option | tuple[Option, Option] | str, ...] = ()
+    takes: tuple[methodcaller | tuple[methodcaller, methodcaller] | str, ...] = ()
     """Options, pairs that exclude each other, and titles of the groups that follow."""
     about: str = ""
     """What the help says below the sentence."""
     settings: bool = False
     """Whether the settings of a run are options, too."""
     examples: str | None = None
+    spellings: Mapping[str, str] = MappingProxyType({})
+    """Setting -> what the user of this command changes in its place."""
 
 
-def option(*names: str, **how: Any) -> Option:
-    return Option(names, how)
-
-
-def setting(name: str, flag: str, **how: Any) -> Option:
+def setting(name: str, flag: str, **how: Any) -> methodcaller:
     """An option that is a setting of a run under another name; the setting's own name is taken, too."""
-    spellings = dict.fromkeys((flag, flag.replace("_", "-"), f"--{name.replace('_', '-')}"))
-    return Option(tuple(spellings), {"dest": name, "default": argparse.SUPPRESS, **how})
+    spellings = dict.fromkeys((flag, flag.replace("_", "-"), flag_name(name)))
+    return option(*spellings, dest=name, default=argparse.SUPPRESS, **how)
 
 
 SHAPES = ("tiny", "0.5b", "1.5b", "7b", "8b")  # of evals/decoding_speed.py
@@ -75,25 +66,19 @@ RUN_EXAMPLES = """examples:
 
 COMMANDS = {
     "run": Command(
-        "orchestrator.commands.run:run",
         "sample answers to math problems from a model, grade them and report; started again, it goes on",
-        "[--config FILE] [options]",
         (CONFIG,),
         WAYS,
         settings=True,
         examples=RUN_EXAMPLES,
     ),
     "report": Command(
-        "orchestrator.commands.report:report",
         "make summary and report of finished or unfinished runs again",
-        "RUN [RUN ...]",
         (RUNS,),
         "Writes summary.json, report.md and report.html; compares several runs.",
     ),
     "sweep": Command(
-        "orchestrator.commands.sweep:sweep",
         "evaluate per value of a setting, each with the batch that fits",
-        "--knob NAME=VALUE,VALUE,... [options] [options of `powersample run`]",
         (
             CONFIG,
             option("--knob", default="", metavar="NAME=VALUES", help="a setting of sampler or task, and its values"),
@@ -105,9 +90,7 @@ COMMANDS = {
         settings=True,
     ),
     "compare": Command(
-        "orchestrator.commands.compare:compare",
         "runs on their common problems: differences, tests, what flipped",
-        "RUN RUN [RUN ...] [options]",
         (
             RUNS,
             option("--grader", default="numeric", metavar="NAME",
@@ -125,15 +108,11 @@ the reference, the first run at temperature 1 or else the first, and each of pow
 Writes no file.""",
     ),
     "watch": Command(
-        "orchestrator.commands.watch:watch",
         "show a run that another terminal drives, until it ends or Ctrl-C",
-        "RUN [--once]",
         (RUN, option("--once", action="store_true", help="show it as it is now")),
     ),
     "bench": Command(
-        "orchestrator.commands.bench:bench",
         "how fast this machine decodes, against its memory and generate",
-        "[options]",
         (
             (
                 option("--model", metavar="FOLDER", help="a model: local folder, hub name, or demo"),
@@ -150,9 +129,7 @@ Writes no file.""",
         "The roofline, the library's generate, and decoding through the engine. Ends with one JSON line.",
     ),
     "plan": Command(
-        "orchestrator.commands.plan:plan",
         "where a GPU's memory would go, and the batch that fits",
-        "[options]",
         (
             option("--model", action="append", default=[], metavar="NAME", help="folder, config.json, hub name, demo"),
             option("--shape", action="append", default=[], choices=SHAPES, help="a known shape in place of a model"),
@@ -179,16 +156,12 @@ Writes no file.""",
         "Touches no device.",
     ),
     "regrade": Command(
-        "orchestrator.commands.regrade:regrade",
         "score a run's texts again, without a model",
-        "RUN [--data FILE]",
         (RUN, DATA),
         "Writes scores.jsonl beside records.jsonl, then summary and report.",
     ),
     "export": Command(
-        "orchestrator.commands.export:export",
         "write it for others' tools: lm-eval, inspect, parquet",
-        "RUN --to FORMAT [--out PATH] [--data FILE]",
         (
             RUN,
             option("--to", choices=EXPORTS, metavar="FORMAT", required=True,
@@ -200,9 +173,7 @@ Writes no file.""",
         "Nothing is overwritten.",
     ),
     "score": Command(
-        "orchestrator.commands.score:score",
         "grade texts from anywhere: rows {id, text, gold}",
-        "FILE.jsonl [--preset NAME]",
         (
             option("file", type=Path, metavar="FILE.jsonl", help="rows to grade"),
             option("--preset", default="gsm8k", metavar="NAME", help="whose stop strings and format count (gsm8k)"),
@@ -213,9 +184,7 @@ given). Each text is first cut at the stop strings of the preset; lmeval-cot and
 answer is" in the score strict. A row may have its question: whether a percentage was asked for depends on it.""",
     ),
     "generate": Command(
-        "orchestrator.commands.generate:generate",
         "answer every row of a JSONL file, without grades",
-        "--model_path MODEL --input_file IN.jsonl --output_file OUT.jsonl [options]",
         (
             CONFIG,
             setting("model", "--model_path", metavar="MODEL", help="hub name or local folder"),
@@ -244,14 +213,13 @@ All options of `powersample run --help` that do not contradict these are taken, 
 
 Exit codes: 0 complete, 2 refused with one sentence, 3 complete but some rows failed (they are listed).""",
         settings=True,
+        spellings=MappingProxyType({"run_dir": "--output_file", "fresh": "--output_file"}),
     ),
     "validate": Command(
-        "orchestrator.commands.validate:validate",
         "check what generate wrote against what it was given",
-        "OUT.jsonl --input IN.jsonl",
         (
             option("file", type=Path, metavar="OUT.jsonl", help="what generate wrote"),
-            option("--input", type=Path, required=True, metavar="IN.jsonl", help="what it was given"),
+            option("--input", dest="data", type=Path, required=True, metavar="IN.jsonl", help="what it was given"),
         ),
         "Checks schema, counts, order, duplicates, texts and parameters; exit code 1: a list of what is wrong.",
     ),
@@ -280,21 +248,23 @@ Exit codes: 0 complete, 2 refused with one sentence, 3 complete but some problem
 (the same command goes on)."""
 
 
-def make_parser(name: str) -> Parser:
-    """The parser of a command's arguments, which also writes its help."""
+def make_parser(name: str, settings: bool = True) -> Parser:
+    """The parser of a command's arguments, which also writes its help; `settings` says whether those of a run, where
+    the command takes them, are among them."""
     command = COMMANDS[name]
-    about = f"{command.sentence[0].upper()}{command.sentence[1:]}.\n\n{command.about}"
-    parser = Parser(name, command.usage, about.rstrip(), command.examples)
+    about = f"{command.sentence[0].upper()}{command.sentence[1:]}.\n\n{command.about}".rstrip()
+    parser = Parser(command.spellings, prog=f"powersample {name}", description=about, epilog=command.examples)
     group = parser.add_argument_group("arguments")
     for item in command.takes:
         if isinstance(item, str):
             group = parser.add_argument_group(item)
-            continue
-        place, items = (group, [item]) if isinstance(item, Option) else (group.add_mutually_exclusive_group(), item)
-        for each in items:
-            place.add_argument(*each.names, **each.how)
-    if command.settings:
+        elif isinstance(item, tuple):
+            parser.add(group.add_mutually_exclusive_group(), *item)
+        else:
+            parser.add(group, item)
+    if command.settings and settings:
         from orchestrator.settings.schema import add_settings
 
-        add_settings(parser, shown=name == "run")
+        parser.usage, parser.reads_variables = "%(prog)s [--config FILE] [options]", True
+        add_settings(parser)
     return parser

@@ -43,10 +43,6 @@ class RunConfig(Settings):
         default="auto",
         description="demo: four samplers on the embedded model; run: one; auto: decided by what is there",
     )
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]*$", max_length=100)] = Field(
-        default="",
-        description="first part of the name of its directory (default: that of the --config file, or of the task)",
-    )
     model: Text | None = Field(default=None, description=f"hub name, local folder, or demo (default: {DEFAULT_MODEL})")
     model_revision: Text | None = Field(
         default=None, description="branch, tag or commit of a model from the hub (default: main)"
@@ -56,15 +52,14 @@ class RunConfig(Settings):
     )
     data_split: Text = Field(default="test", description="split of a data set from the hub")
     limit: Positive | None = Field(default=None, description="only the first so many problems (default: all)")
-    run_dir: Annotated[Path, BeforeValidator(refuse_empty)] | None = Field(
-        default=None,
-        description="where the run is kept (default: runs/NAME-FINGERPRINT; for the demo runs/demo, or "
-        "runs/demo-DIGEST where its settings are not the usual ones)",
-    )
-    seed: Annotated[int, Field(ge=0, le=2**64 - 1)] = Field(default=0, description="seed of every random draw")
     num_samples: Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=1, description="answers per problem, each a sample of its own; from several come pass@k and maj@k"
     )
+    seed: Annotated[int, Field(ge=0, le=2**64 - 1)] = Field(default=0, description="seed of every random draw")
+    num_gpus: Count | None = Field(
+        default=None, description="GPUs to use, one worker each; 0: CPUs (default: all that are there)"
+    )
+    num_workers: Annotated[int, Field(ge=1, le=1024)] = Field(default=2, description="workers where no GPU is used")
     batch_size: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = Field(
         default=10,
         description="problems at once per worker (slots, refilled as they fall free); a GPU takes fewer where its "
@@ -72,22 +67,27 @@ class RunConfig(Settings):
         f"{AUTO_SLOTS['cpu']})",
     )
     use_batched: bool = Field(default=True, description="several problems at once; off: one at a time per worker")
-    num_gpus: Count | None = Field(
-        default=None, description="GPUs to use, one worker each; 0: CPUs (default: all that are there)"
-    )
-    num_workers: Annotated[int, Field(ge=1, le=1024)] = Field(default=2, description="workers where no GPU is used")
+    inline: bool = Field(default=False, description="one worker in this process, without Ray")
     dashboard: bool = Field(default=True, description="Ray's dashboard, if its packages are there")
     dashboard_host: Text = Field(
         default="127.0.0.1", description="where the dashboard listens; beyond this machine only with a token"
     )
+    run_dir: Annotated[Path, BeforeValidator(refuse_empty)] | None = Field(
+        default=None,
+        description="where the run is kept (default: runs/NAME-FINGERPRINT; for the demo runs/demo, or "
+        "runs/demo-DIGEST where its settings are not the usual ones)",
+    )
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]*$", max_length=100)] = Field(
+        default="",
+        description="first part of the name of its directory (default: that of the --config file, or of the task)",
+    )
+    fresh: bool = Field(default=False, description="start over in a new directory beside an existing run")
     track: Literal["wandb", "trackio"] | None = Field(
         default=None, description="send the run's metrics to this tracker, too (its package must be installed)"
     )
     sampler: SamplerSettings = Field(default=Power(), description="how an answer is sampled")
     task: TaskConfig = Field(default=TaskConfig(), description="how problems are put to the model")
     engine: EngineConfig = Field(default=EngineConfig(), description="how the model runs on a device")
-    fresh: bool = Field(default=False, description="start over in a new directory beside an existing run")
-    inline: bool = Field(default=False, description="one worker in this process, without Ray")
 
     @property
     def slots(self) -> int:
@@ -120,17 +120,15 @@ def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> 
     if config.inline:
         if config.num_gpus is not None and config.num_gpus > config.engine.gpus_per_model:
             raise UserError(
-                f"--inline runs one worker but --num-gpus (POWERSAMPLE_NUM_GPUS) is {config.num_gpus}; leave one out."
+                f"inline runs one worker but num_gpus is {config.num_gpus}; leave one out.", ("inline", "num_gpus")
             )
         num_gpus = min(num_gpus, config.engine.gpus_per_model)
     if num_gpus > num_gpus_present:
         has, way_out = "none (or CUDA_VISIBLE_DEVICES hides them)", "leave it out to run on CPUs"
         if num_gpus_present:
             has, way_out = str(num_gpus_present), f"ask for at most {num_gpus_present}, or leave it out to use all"
-        raise UserError(
-            f"POWERSAMPLE_NUM_GPUS (--num-gpus) asks for {num_gpus} GPU{'s' if num_gpus > 1 else ''} but this machine "
-            f"has {has}; {way_out}."
-        )
+        gpus = f"{num_gpus} GPU{'s' if num_gpus > 1 else ''}"
+        raise UserError(f"num_gpus asks for {gpus} but this machine has {has}; {way_out}.", ("num_gpus",))
     num_gpus = shared_gpus(config, num_gpus)
     mode = config.mode
     if mode == "auto":
@@ -159,7 +157,8 @@ def shared_gpus(config: RunConfig, num_gpus: int) -> int:
     if each > 1 and (num_gpus < each or (config.num_gpus and num_gpus % each)):
         raise UserError(
             f"engine.gpus_per_model gives every worker {each} GPUs, and there are {num_gpus} to use; ask for a "
-            "multiple of it (POWERSAMPLE_NUM_GPUS), or leave engine.gpus_per_model out."
+            "multiple of it, or leave engine.gpus_per_model out.",
+            ("num_gpus", "engine.gpus_per_model"),
         )
     return num_gpus - num_gpus % each
 
@@ -169,13 +168,15 @@ def check_demo(config: RunConfig) -> None:
     for field in ("model", "data"):
         if getattr(config, field) not in (None, DEMO):
             raise UserError(
-                f"mode demo brings its own model and problems but {field} is {getattr(config, field)!r}; leave {field} "
-                "out, or set mode to run."
+                f"mode demo brings its own model and problems but {field} is {getattr(config, field)!r}; leave it out, "
+                "or set mode to run.",
+                (field, "mode"),
             )
     if config.sampler.kind != "power":
         raise UserError(
             "The demo compares greedy, two temperatures and power sampling and cannot take sampler.kind; leave it out, "
-            "or run one sampler alone by --model demo --data demo (or a model and data of your own)."
+            "or run one sampler alone with demo, or a model and data of your own, as model and data.",
+            ("model", "data"),
         )
 
 

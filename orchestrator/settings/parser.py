@@ -1,40 +1,67 @@
-"""The argument parser that all commands share, its error messages, and types of options."""
+"""The argument parser that all commands share, how settings are spelt, and types of options."""
 
 from __future__ import annotations
 
 import argparse
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import SequenceMatcher
+from contextlib import suppress
+from difflib import get_close_matches
+from itertools import takewhile
+from operator import methodcaller
 from typing import Any, NoReturn
 
 from evals.types import UserError
 
-CLOSE = 0.6  # similarity from which a name is worth suggesting
+PREFIX = "POWERSAMPLE_"
 RENAMED = {"tensor_parallel": "gpus_per_model"}
 """Last parts of names that settings had -> those that they have now."""
+
+
+def option(*names: str, **how: Any) -> methodcaller:
+    """An option or a positional argument, as the arguments of `add_argument`."""
+    return methodcaller("add_argument", *names, **how)
 
 
 class Parser(argparse.ArgumentParser):
     """The argument parser of `powersample COMMAND`; raises UserError, one sentence, for what it cannot take."""
 
-    def __init__(self, command: str, usage: str, about: str, epilog: str | None = None) -> None:
+    def __init__(self, spellings: Mapping[str, str], **how: Any) -> None:
         super().__init__(
-            prog=f"powersample {command}",
-            usage=f"powersample {command} {usage}",
-            description=about,
-            epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             add_help=False,
             allow_abbrev=False,
             exit_on_error=False,
+            **how,
         )
-        self.allowed: dict[str, str] = {}
-        """Option -> what its value can be; of options not in it their help says so."""
+        self.options: dict[str, argparse.Action] = {}
+        """Every spelling of every option; where a setting has several, the command's own comes first."""
+        self.spellings = spellings
+        """Setting -> how its option is spelt, where the command has another in its place."""
+        self.reads_variables = False
+        self.set_defaults(spell=self.flag)
+
+    def add(self, group: Any, *options: methodcaller) -> None:
+        """Add options to a group of arguments of this parser."""
+        for action in (one(group) for one in options):
+            self.options |= dict.fromkeys(action.option_strings, action)
+
+    def flag(self, name: str) -> str:
+        """How this command line spells a setting."""
+        return next((flag for flag, action in self.options.items() if action.dest == name), flag_name(name))
+
+    def spelling(self, name: str) -> str:
+        """How the user of this command spells a setting in options, and in variables where it reads them."""
+        if name in self.spellings:
+            return self.spellings[name]
+        flag = self.flag(name)
+        return f"{flag} or {variable_name(name)}" if self.reads_variables or flag not in self.options else flag
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse `arguments`, options and paths in any order. Raises UserError."""
-        self.check_names(arguments)
+        for name in (argument.partition("=")[0] for argument in takewhile("--".__ne__, arguments)):
+            if name.startswith("--") and name not in self.options:
+                self.error(f"unknown option {name}{suggestion(name, self.options)}")
         try:
             values, stray = self.parse_known_intermixed_args(arguments)
         except argparse.ArgumentError as error:
@@ -43,31 +70,16 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{stray[0]} belongs to no option")
         return values
 
-    @property
-    def flags(self) -> Mapping[str, argparse.Action]:
-        """Every spelling of every option."""
-        return self._option_string_actions
-
-    def check_names(self, arguments: Iterable[str]) -> None:
-        """Raises UserError for an option that does not exist, with the nearest one that does."""
-        known = self.flags
-        for name in (argument.partition("=")[0] for argument in arguments):
-            if name == "--":
-                return
-            if name.startswith("--") and name not in known:
-                inner = next((other for other in known if other.startswith(f"{name}.")), None)
-                near = f" (a group of settings, such as {inner})" if inner else suggestion(name, known)
-                self.error(f"unknown option {name}{near}")
-
-    def value_refusal(self, option: str, message: str) -> str:
-        """Why an option's value is refused; `option` has all its spellings, as argparse names it."""
-        name, *others = option.split("/")
+    def value_refusal(self, spellings: str, message: str) -> str:
+        """Why argparse refuses an option's value."""
+        name, *others = spellings.split("/")
+        action = self.options[name]
         if message.startswith("ignored explicit"):
             return f"{name} takes no value; write {' or '.join([name, *others])}"
         if message.startswith("expected one"):
-            return f"{name} needs a value: {self.allowed.get(name) or self.flags[name].help}"
+            return f"{name} needs a value: {(action.help or '') % vars(action)}"
         if invalid := re.match(r"invalid choice: '(.*?)'", message):
-            choices = list(self.flags[name].choices or ())
+            choices = list(action.choices or ())
             return f"{name} {invalid[1]} is refused{suggestion(invalid[1], choices)}; there are {', '.join(choices)}"
         return f"{name}: {message}"
 
@@ -76,36 +88,39 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{command}: {message}; `{self.prog} --help` lists all options.")
 
 
-def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """` (did you mean X?)` for the nearest of `known`, compared without their common prefix; empty if none is near."""
-    likenesses = {other: likeness(name.removeprefix(prefix), other.removeprefix(prefix)) for other in sorted(known)}
-    near = max(likenesses, key=lambda other: likenesses[other], default="")
-    return f" (did you mean {near}?)" if likenesses.get(near, 0) >= CLOSE else ""
+def flag_name(name: str) -> str:
+    """How the command line spells a setting: `sampler.num_moves` is `--sampler.num-moves`."""
+    return "--" + name.replace("_", "-")
 
 
-def likeness(a: str, b: str) -> float:
-    """Similarity of two names, from 0 to 1: of the whole names or of their last parts (`alpha`, `sampler.alpha`).
+def variable_name(name: str) -> str:
+    """How the environment spells a setting: `sampler.num_moves` is `POWERSAMPLE_SAMPLER__NUM_MOVES`."""
+    return PREFIX + name.replace(".", "__").upper()
 
-    Of names in the same group only the last parts count.
-    """
-    a, b = (text.lower().replace("__", ".").strip("-").replace("-", "_") for text in (a, b))
-    if RENAMED.get(a.rpartition(".")[2]) == b.rpartition(".")[2]:
-        return 1.0
-    last = SequenceMatcher(None, a.rpartition(".")[2], b.rpartition(".")[2]).ratio()
-    if "." in a and a.rpartition(".")[0] == b.rpartition(".")[0]:
-        return last
-    return max(SequenceMatcher(None, a, b).ratio(), 0.95 * last)
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """` (did you mean X?)` for the nearest of `known`, by its last part (`alpha` of `sampler.alpha`) or as a whole; of
+    several in the same group as `name`. Empty if none is near."""
+    group, _, last = plain(name).rpartition(".")
+    same_group_last = sorted(known, key=lambda other: (plain(other).rpartition(".")[0] == group, other))
+    named = {plain(other): other for other in same_group_last}
+    named |= {plain(other).rpartition(".")[2]: other for other in same_group_last}
+    near = get_close_matches(RENAMED.get(last, last), named, 1)
+    return f" (did you mean {named[near[0]]}?)" if near else ""
+
+
+def plain(name: str) -> str:
+    """A name however it is spelt -> as files have it, `sampler.num_moves`."""
+    return name.removeprefix(PREFIX).lower().replace("__", ".").strip("-").replace("-", "_")
 
 
 def number(words: str, fits: Callable[[float], bool], kind: type[int] | type[float] = float) -> Callable[[str], Any]:
     """A type of options: numbers for which `fits` is true, also written as 100e6; `words` says which these are."""
 
     def read(text: str) -> int | float:
-        try:
+        with suppress(ValueError):
             if fits(value := float(text)):
                 return kind(value)
-        except ValueError:
-            pass
         raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
 
     return read

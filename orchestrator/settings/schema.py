@@ -1,4 +1,4 @@
-"""The schema of all settings: their names, what each allows, and the command-line option of each."""
+"""What can be set: every setting as its field in `RunConfig` declares it, in words, and as an option."""
 
 from __future__ import annotations
 
@@ -7,52 +7,47 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
+from operator import methodcaller
 from types import MappingProxyType
-from typing import Any
+
+from pydantic.json_schema import JsonSchemaValue
 
 from evals.config import listed
 from evals.samplers.registry import SAMPLERS
 from orchestrator.settings.config import RunConfig
-from orchestrator.settings.parser import Parser
+from orchestrator.settings.parser import Parser, flag_name, option
 
-SECTIONS = {
-    "what runs": ("mode", "model", "model_revision", "data", "data_split", "limit", "num_samples", "seed"),
-    "where it runs": ("num_gpus", "num_workers", "batch_size", "use_batched", "inline", "dashboard", "dashboard_host"),
-    "where it is kept": ("run_dir", "name", "fresh", "track"),
-}
-"""Sections of the help for the settings that belong to no group."""
 BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
 PLACEHOLDERS = {"path": "DIR", "whole number": "N", "number": "X"}
 WIDEST_CHOICES = 40  # characters of choices that are shown as the placeholder of a value
 
 
 @cache
-def known_settings() -> Mapping[str, dict[str, Any]]:
-    """Dotted name -> its JSON schema, groups included (`sampler`, `sampler.alpha`)."""
+def known_settings() -> Mapping[str, JsonSchemaValue]:
+    """Dotted name (`limit`, `sampler.alpha`) -> its JSON schema."""
     schema = RunConfig.model_json_schema()
-    settings: dict[str, dict[str, Any]] = {}
+    fields_of = {group: about["properties"] for group, about in schema["$defs"].items()}
+    meanings = {kind: fields_of[one.__name__]["kind"]["description"] for kind, one in SAMPLERS.items()}
+    kinds = {"enum": list(SAMPLERS), "description": listed(meanings), "default": "power"}
+    known: dict[str, JsonSchemaValue] = {"sampler.kind": kinds}
     for name, about in schema["properties"].items():
-        groups = [
-            schema["$defs"][one["$ref"].rpartition("/")[2]] for one in about.get("oneOf", [about]) if "$ref" in one
-        ]
-        inner = {key: nested for group in reversed(groups) for key, nested in group["properties"].items()}
-        if len(groups) > 1:
-            words = {
-                nested["const"]: nested["description"] for nested in (group["properties"]["kind"] for group in groups)
-            }
-            kinds = {"type": "string", "enum": list(words), "default": "power", "description": listed(words)}
-            inner = {"kind": kinds, **{key: nested for key, nested in inner.items() if key != "kind"}}
-        settings[name] = {**({"type": "object", "properties": inner} if groups else {}), **about}
-        settings |= {f"{name}.{key}": nested for key, nested in inner.items()}
-    return MappingProxyType(settings)
+        groups = [one["$ref"].rpartition("/")[2] for one in about.get("oneOf", [about]) if "$ref" in one]
+        for group in groups:
+            for key, field in fields_of[group].items():
+                known.setdefault(f"{name}.{key}", field)
+        if not groups:
+            known[name] = about
+    return MappingProxyType(known)
 
 
-def is_group(name: str) -> bool:
-    return known_settings()[name].get("type") == "object"
+def members(group: str) -> list[str]:
+    """The settings of a group, without its name; of those in no group for an empty name."""
+    return [key for inner, _, key in (name.rpartition(".") for name in known_settings()) if inner == group]
 
 
-def is_list(name: str) -> bool:
-    return known_settings()[name].get("type") == "array"
+def settings_read(kind: str) -> list[str]:
+    """The settings of a kind of sampler, beside its kind."""
+    return sorted(field.name for field in fields(SAMPLERS[kind]) if field.name != "kind")
 
 
 def allowed(name: str) -> str:
@@ -60,15 +55,13 @@ def allowed(name: str) -> str:
     return words(known_settings()[name])
 
 
-def words(schema: Mapping[str, Any]) -> str:
+def words(schema: JsonSchemaValue) -> str:
     """What a JSON schema allows, in words."""
     if "anyOf" in schema:
         return " or ".join(words(part) for part in schema["anyOf"] if part != {"type": "null"})
     if "enum" in schema or "const" in schema:
         return "one of " + ", ".join(schema["enum"]) if "enum" in schema else schema["const"]
     match schema["type"]:
-        case "object":
-            return f"a group of {', '.join(schema['properties'])}"
         case "array":
             return 'a list of strings that are not empty, in JSON such as ["Question:"]'
         case "boolean":
@@ -83,62 +76,49 @@ def words(schema: Mapping[str, Any]) -> str:
     return ("a whole number" if schema["type"] == "integer" else "a number") + bounds
 
 
-def flag_name(name: str) -> str:
-    """How the command line spells a setting."""
-    return "--" + name.replace("_", "-")
+def add_settings(parser: Parser) -> None:
+    """Add an option for every setting that the parser has none for."""
+    for group, field in {"": None, **RunConfig.model_fields}.items():
+        title = f"{group}: {field.description}" if field else "the run"
+        names = [f"{group}.{key}" if group else key for key in members(group)]
+        new = [name for name in names if flag_name(name) not in parser.options]
+        parser.add(
+            parser.add_argument_group(title, kinds_help() if group == "sampler" else None), *map(setting_option, new)
+        )
 
 
-def add_settings(parser: Parser, shown: bool) -> None:
-    """An option for every setting that the parser has none for; in its help only where `shown`."""
-    inner = {
-        f"{name}: {about['description']}": tuple(f"{name}.{key}" for key in about["properties"])
-        for name, about in known_settings().items()
-        if is_group(name)
-    }
-    for title, names in {**SECTIONS, **inner}.items():
-        section = parser.add_argument_group(title, sampler_help() if shown and title.startswith("sampler:") else None)
-        for name in names:
-            if flag_name(name) not in parser.flags:
-                parser.allowed[flag_name(name)] = allowed(name)
-                section.add_argument(
-                    flag_name(name), dest=name, default=argparse.SUPPRESS, **option_arguments(name, shown)
-                )
-
-
-def sampler_help() -> str:
-    """Lines of the help that say which settings each kind of sampler reads."""
+def kinds_help() -> str:
+    """Lines of the help that say which settings each kind of sampler has."""
     lines = [f"  {kind:<12} {', '.join(settings_read(kind)) or 'nothing'}" for kind in SAMPLERS]
     return "\n".join(["each kind reads these settings, and another one is refused:", *lines])
 
 
-def settings_read(kind: str) -> list[str]:
-    """The settings of a kind of sampler, beside its kind."""
-    return sorted(field.name for field in fields(SAMPLERS[kind]) if field.name != "kind")
-
-
-def option_arguments(name: str, shown: bool) -> dict[str, Any]:
-    """Arguments of `add_argument` for a setting: a switch for a bool, for a list an option that repeats."""
+def setting_option(name: str) -> methodcaller:
+    """The option of a setting: a switch for a bool, for a list an option that repeats."""
     about = known_settings()[name]
-    text = (about["description"] + default_words(about)).replace("%", "%%") if shown else argparse.SUPPRESS
+    how = {
+        "dest": name,
+        "default": argparse.SUPPRESS,
+        "help": (about["description"] + default_words(about)).replace("%", "%%"),
+    }
     if about.get("type") == "boolean":
-        return {"action": argparse.BooleanOptionalAction, "help": text}
-    return {"action": "append" if is_list(name) else "store", "metavar": placeholder(name, about), "help": text}
+        return option(flag_name(name), action=argparse.BooleanOptionalAction, **how)
+    placeholder = next((short for word, short in PLACEHOLDERS.items() if word in allowed(name)), "TEXT")
+    if choices := ",".join(about.get("enum", ())):
+        placeholder = f"{{{choices}}}" if len(choices) <= WIDEST_CHOICES else name.rpartition(".")[2].upper()
+    return option(flag_name(name), action="append" if is_list(name) else "store", metavar=placeholder, **how)
 
 
-def default_words(about: Mapping[str, Any]) -> str:
+def is_list(name: str) -> bool:
+    return known_settings()[name].get("type") == "array"
+
+
+def default_words(about: JsonSchemaValue) -> str:
     """The default in brackets, unless the description names it or there is none."""
     default = about.get("default")
-    if default is None or "(default:" in about["description"]:
+    if default in (None, "") or "(default:" in about["description"]:
         return ""
     if isinstance(default, bool):
         return f" (default: {'on' if default else 'off'})"
     shown = json.dumps(default) if isinstance(default, list) else f"{default:g}" if type(default) is float else default
     return f" (default: {shown})"
-
-
-def placeholder(name: str, about: Mapping[str, Any]) -> str:
-    """The placeholder of a setting's value in the help."""
-    if choices := ",".join(about.get("enum", ())):
-        return f"{{{choices}}}" if len(choices) <= WIDEST_CHOICES else name.rpartition(".")[2].upper()
-    can = words(about)
-    return next((short for word, short in PLACEHOLDERS.items() if word in can), "TEXT")

@@ -1,0 +1,70 @@
+"""Names and options: the nearest right one, and how each command spells a setting."""
+
+from __future__ import annotations
+
+import pytest
+
+from evals.types import UserError
+from orchestrator.commands.table import make_parser
+from orchestrator.settings.parser import suggestion
+from orchestrator.settings.schema import known_settings
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("alpah", "sampler.alpha"),
+        ("sampler.alpah", "sampler.alpha"),
+        ("sampler_alpha", "sampler.alpha"),
+        ("task.alpha", "sampler.alpha"),
+        ("task.nam", "task.name"),
+        ("nam", "name"),
+        ("bath_size", "batch_size"),
+        ("--max-new-token", "task.max_new_tokens"),
+        ("POWERSAMPLE_BATCHSIZE", "batch_size"),
+        ("POWERSAMPLE_ENGINE__TENSOR_PARALLEL", "engine.gpus_per_model"),
+        ("sampler.foo", None),
+        ("engine.frobnicate", None),
+    ],
+)
+def test_the_nearest_name_is_suggested_however_it_is_spelt(name: str, near: str | None) -> None:
+    assert suggestion(name, known_settings()) == (f" (did you mean {near}?)" if near else "")
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "spelling"),
+    [
+        ("run", "task.max_new_tokens", "--task.max-new-tokens or POWERSAMPLE_TASK__MAX_NEW_TOKENS"),
+        ("run", "run_dir", "--run-dir or POWERSAMPLE_RUN_DIR"),
+        ("generate", "run_dir", "--output_file"),
+        ("generate", "limit", "--max_examples or POWERSAMPLE_LIMIT"),
+        ("report", "run_dir", "--run-dir or POWERSAMPLE_RUN_DIR"),
+        ("plan", "model", "--model"),
+        ("validate", "data", "--input"),
+    ],
+)
+def test_each_command_spells_settings_as_its_user_writes_them(command: str, setting: str, spelling: str) -> None:
+    assert make_parser(command).spelling(setting) == spelling
+    refused = UserError("This is wrong; choose another.", ("seed", setting))
+    assert str(refused) == f"This is wrong; choose another (seed, {setting})."
+    assert str(refused.spelt(make_parser(command).spelling)).endswith(f", {spelling}).")
+
+
+def test_options_and_paths_come_in_any_order() -> None:
+    args = make_parser("compare").read(["a", "--flips", "3", "b", "--json"])
+    assert ([str(run) for run in args.runs], args.flips, args.json) == (["a", "b"], 3, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["bench", "--shape", "1b"], "bench: --shape 1b is refused .*; there are tiny, 0.5b, "),
+        (["bench", "--steps", "0"], "bench: --steps: '0' is not a whole number from 1; "),
+        (["bench", "--batch", "1,x"], "bench: --batch: '1,x' is no list of slots"),
+        (["bench", "--model", "m", "--shape", "tiny"], "bench: --shape: not allowed with argument --model; "),
+        (["compare"], "compare: the following arguments are required: RUN; "),
+    ],
+)
+def test_what_a_command_cannot_take_is_one_sentence(words: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=f"^{sentence}"):
+        make_parser(words[0]).read(words[1:])
