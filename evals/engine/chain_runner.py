@@ -132,8 +132,8 @@ class ChainRunner:
             return None
         return UserError(
             f"an answer needs room for {state.chain.sequences} sequences at once, {state.guaranteed} pages of keys and "
-            f"values, and there are {self._pool.capacity}; take fewer candidates (sampler.num_candidates), shorter "
-            "answers (task.max_new_tokens) or more slots (POWERSAMPLE_BATCH_SIZE)."
+            f"values, and there are {self._pool.capacity}; take fewer candidates, shorter answers or more slots.",
+            ("sampler.num_candidates", "task.max_new_tokens", "batch_size"),
         )
 
     def _out_of_pages(self, active: ActiveRequest) -> RuntimeError:

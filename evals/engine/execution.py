@@ -163,7 +163,8 @@ def profile_memory(
         free, total = torch.cuda.mem_get_info(device)
         raise UserError(
             f"The GPU has no room for a pass of the model beside its weights: {gib(free)} of {gib(total)} are free; "
-            "free the GPU, choose a smaller model, or lower POWERSAMPLE_BATCH_SIZE and engine.prefill_tokens."
+            "free the GPU, choose a smaller model, or lower the slots and the tokens of a prefill.",
+            ("batch_size", "engine.prefill_tokens"),
         ) from error
     finally:
         model.detach()

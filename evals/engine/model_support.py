@@ -25,7 +25,7 @@ def read_config(folder: str, trust_remote_code: bool) -> Any:
     """The configuration in a local folder. Raises UserError where the folder, the file or the model type is missing."""
     path = Path(folder)
     if not path.is_dir():
-        raise UserError(f"The model folder {folder} does not exist; name one that does by --model.")
+        raise UserError(f"The model folder {folder} does not exist; name one that does.", ("model",))
     if not (path / "config.json").is_file():
         raise UserError(f"The model folder {folder} has no config.json; use one that `save_pretrained` wrote.")
     try:

@@ -138,9 +138,7 @@ def table(plan: SlotPlan, device: str) -> str:
     lines = [f"{plan.slots} slots on {device}, {gib(sum(plan.parts.values()))}, of which:"]
     lines += [f"  {name:<18} {bytes_ / GIB:8.2f} GiB" for name, bytes_ in plan.parts.items()]
     if plan.lowered_from is not None:
-        lines.append(
-            f"Warning: {plan.lowered_from} slots (POWERSAMPLE_BATCH_SIZE) do not fit; going on with {plan.slots}."
-        )
+        lines.append(f"Warning: {plan.lowered_from} slots (batch_size) do not fit; going on with {plan.slots}.")
     return "\n".join(lines)
 
 

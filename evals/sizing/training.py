@@ -61,8 +61,9 @@ def training_budget(
     if batch < 1:
         raise UserError(
             f"Not even one sample fits: of {training.total / GB:.1f} GB are {available / GB:.1f} GB left for "
-            f"activations, of which {target:.0%} may be used, and a sample takes {sample / GB:.2f} GB; raise --target, "
-            "add --gradient-checkpointing, or take a larger --gpu, a shorter --length or less that is trained."
+            f"activations, of which {target:.0%} may be used, and a sample takes {sample / GB:.2f} GB; use more of "
+            "them, recompute activations, or take a larger GPU, a shorter sequence or less that is trained.",
+            ("target", "gradient_checkpointing", "gpu", "length"),
         )
     return {
         "gpu_memory": training.total,

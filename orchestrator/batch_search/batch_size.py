@@ -63,8 +63,8 @@ def fit_batch_size(value: SweepValue, memory_limit: float | None, say: Callable[
     size = search(first_batch_size(value), config.slots, works, tell)
     if size is None:
         raise UserError(
-            f"No batch size that was tried works for {value.name}; free memory, lower --batch-size or "
-            "task.max_new_tokens, or name the batch with --no-auto-batch-size."
+            f"No batch size that was tried works for {value.name}; free memory, or set smaller or search for none.",
+            ("batch_size", "task.max_new_tokens", "auto_batch_size"),
         )
     sized = config.model_copy(update={"batch_size": size})
     return value._replace(inputs=value.inputs._replace(config=sized))
@@ -78,8 +78,8 @@ def first_batch_size(value: SweepValue) -> int:
     present = gpus.visible_gpus()
     if not present:
         raise UserError(
-            "The batch is searched on a GPU of this machine, which has none; name it by --no-auto-batch-size and "
-            "--batch-size."
+            "The batch is searched on a GPU of this machine, which has none; name it, and search for none.",
+            ("batch_size", "auto_batch_size"),
         )
     if not present[0].memory_bytes or config.engine.gpus_per_model > 1:  # nothing to forecast from
         return config.slots
@@ -103,7 +103,7 @@ def host_memory(config: RunConfig, limit: float | None) -> int | None:
     """
     if config.use_gpus:
         if limit is not None:
-            raise UserError("--memory-limit is for CPUs; of a GPU engine.target_utilisation says how much may be used.")
+            raise UserError("memory_limit is for CPUs; of a GPU engine.target_utilisation says how much may be used.")
         return None
     if limit is not None:
         return int(limit * GIB)

@@ -224,7 +224,7 @@ class RayWorkerPool:
         """
         cause = error.cause if isinstance(error.cause, BaseException) else error
         if isinstance(cause, UserError) and ref == handle.load and not any(each.has_loaded for each in self._handles):
-            raise UserError(str(cause)) from error
+            raise UserError(cause.reason, cause.settings) from error
         if ref in handle.calls:
             self._messages.append(Raised(handle.name, handle.calls.pop(ref).work, f"{type(cause).__name__}: {cause}"))
         else:

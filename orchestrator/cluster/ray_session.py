@@ -105,7 +105,7 @@ def start_ray(config: RunConfig, job_name: str) -> None:
     wanted = config.num_actors * config.engine.gpus_per_model
     if config.use_gpus and num_gpus < wanted:
         ray.shutdown()
-        raise UserError(f"POWERSAMPLE_NUM_GPUS asks for {wanted} GPUs and Ray finds {num_gpus}; ask for at most these.")
+        raise UserError(f"{wanted} GPUs are asked for and Ray finds {num_gpus}; take at most these.", ("num_gpus",))
     if address == LOCAL:  # Ray makes it writable for everybody
         Path(context.address_info["session_dir"]).chmod(0o700)
     if place := context.dashboard_url:

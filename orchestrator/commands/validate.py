@@ -41,7 +41,7 @@ class Expected(NamedTuple):
 def validate(args: Namespace) -> int:
     """Print what is wrong, a line each; returns 1 if anything is, else 0. Raises UserError if a file cannot be read."""
     path = args.file
-    expected = expect(path, args.input)
+    expected = expect(path, args.data)
     outputs, wrong = read(path)
     wrong += [*check_rows(outputs, expected), *check_all([output for _, output in outputs], expected)]
     for sentence in wrong[:SHOWN]:
@@ -63,7 +63,7 @@ def validate(args: Namespace) -> int:
 
 def expect(output: Path, source: Path) -> Expected:
     """What `output` must contain, according to its input and, where it exists, its run."""
-    rows, directory = input_rows(source, "--input"), run_of(output)
+    rows, directory = input_rows(source), run_of(output)
     if not (directory / RUN).exists():
         return Expected(rows, TaskConfig(preset="generate"))
     run = Manifest.read(directory)

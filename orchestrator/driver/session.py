@@ -42,7 +42,7 @@ def show_progress(run: OpenRun) -> Progress:
 def conclude(runs: Sequence[OpenRun]) -> None:
     """Write and print the report of complete runs."""
     if not any(one.owed for one in runs):
-        say("The run is complete already; this is its report again (--fresh starts over in a new directory).")
+        say("The run is complete already; this is its report again (fresh starts over in a new directory).")
     directories = [one.store.directory for one in runs]
     print_reports(directories, Path(os.path.commonpath(directories)))
 
@@ -103,7 +103,7 @@ def carry_out(
         directory = Path(os.path.commonpath([one.store.directory for one in runs]))
         resume = "the same command goes on from there"
         if config.fresh:  # a second fresh start would be another run
-            resume = f"--run-dir {directory} without --fresh (variables: without POWERSAMPLE_FRESH) goes on from there"
+            resume = f"run_dir={directory} without fresh goes on from there"
         name = signal.Signals(stop.number).name
         say(f"Stopped by {name} with {done} of {total} answers in {directory}; {resume}.")
         return 128 + stop.number

@@ -92,13 +92,13 @@ def lines(records: Iterable[Record], rows: Mapping[int, Mapping[str, Any]], conf
     return "".join(line(record, rows[record.problem_id], config) for record in good)
 
 
-def input_rows(path: Path, option: str) -> dict[int, Any]:
+def input_rows(path: Path) -> dict[int, Any]:
     """Row number -> what the row holds; None for a line that is no JSON.
 
-    Raises UserError if there is no such file, naming the `option` that gives its path.
+    Raises UserError if there is no such file.
     """
     rows = {}
-    for number, (where, text) in enumerate(jsonl_lines(path, f"name a JSONL file by {option}")):
+    for number, (where, text) in enumerate(jsonl_lines(path, "name a JSONL file", ("data",))):
         try:
             rows[number] = parse_line(text, where)
         except UserError:  # reported where the problems are loaded

@@ -14,20 +14,20 @@ from evals.types import UserError
 SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can write one alone, UTF-8 and tokenizers cannot
 
 
-def jsonl_rows(path: Path, way_out: str) -> Iterator[tuple[str, Any]]:
+def jsonl_rows(path: Path, way_out: str, settings: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """The values in a JSONL file, each with its place. Raises UserError for a line that is no JSON."""
-    return ((where, parse_line(line, where)) for where, line in jsonl_lines(path, way_out))
+    return ((where, parse_line(line, where)) for where, line in jsonl_lines(path, way_out, settings))
 
 
-def jsonl_lines(path: Path, way_out: str) -> Iterator[tuple[str, bytes]]:
+def jsonl_lines(path: Path, way_out: str, settings: tuple[str, ...] = ()) -> Iterator[tuple[str, bytes]]:
     """The lines of a JSONL file that are not blank, each with its place.
 
-    Raises UserError if the file cannot be read; `way_out` says what else to name.
+    Raises UserError if the file cannot be read; `way_out` says what else to name, by `settings`.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"The data file {path} cannot be read ({error.strerror}); {way_out}.") from error
+        raise UserError(f"The data file {path} cannot be read ({error.strerror}); {way_out}.", settings) from error
     for number, line in enumerate(content.removeprefix(BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             yield f"{path}, line {number}", line

@@ -22,7 +22,6 @@ HUB_SECONDS = 10.0
 CAREFUL = EngineConfig()  # runs no code of a model, loads no pickled weights
 MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 PICKLE_FILES = ("*.bin", "*.pt", "*.pth")
-MODEL_SETTING = "--model (of a run also POWERSAMPLE_MODEL)"
 
 
 class ModelSource(NamedTuple):
@@ -47,7 +46,7 @@ def is_local(name: str) -> bool:
 
 
 def resolve_model(name: str, revision: str | None = None, engine: EngineConfig = CAREFUL) -> ModelSource:
-    """The model's folder on this machine, downloaded if need be. Raises UserError naming POWERSAMPLE_MODEL.
+    """The model's folder on this machine, downloaded if need be. Raises UserError naming `model`.
 
     Code and pickled weights are neither fetched nor counted unless asked for.
     """
@@ -95,11 +94,11 @@ def model_files(engine: EngineConfig) -> list[str]:
 
 def check_folder(folder: Path, model: str) -> None:
     """Raises UserError unless `folder` can hold a model; the message calls it `model`."""
-    way_out = f"set {MODEL_SETTING} to a hub name or a folder with config.json, tokenizer and weights"
+    way_out = "name one on the hub or a folder with config.json, tokenizer and weights"
     if not folder.is_dir():
-        raise UserError(f"There is no model folder {folder}; {way_out}.")
+        raise UserError(f"There is no model folder {folder}; {way_out}.", ("model",))
     if not (folder / "config.json").is_file():
-        raise UserError(f"The {model} has no config.json, so it is no model for transformers; {way_out}.")
+        raise UserError(f"The {model} has no config.json, so it is no model for transformers; {way_out}.", ("model",))
 
 
 def folder_digest(folder: Path, patterns: list[str]) -> str:
@@ -122,12 +121,12 @@ def download(name: str, revision: str | None, patterns: list[str]) -> tuple[Path
         folder = Path(snapshot_download(name, revision=revision, **wanted))
     except Exception as error:  # the hub's client raises errors of several libraries
         raise unavailable(
-            f"model {name!r} is no folder", f"set {MODEL_SETTING} to a local folder or another hub name", error
+            f"model {name!r} is no folder", "name a local folder or another model", "model", error
         ) from error
     return folder, folder.name
 
 
-def unavailable(what: str, way_out: str, error: BaseException) -> UserError:
+def unavailable(what: str, way_out: str, setting: str, error: BaseException) -> UserError:
     """The error for a model or data set that cannot be had from the hub: `what` it is, and what else to set."""
     from huggingface_hub import constants
 
@@ -137,4 +136,4 @@ def unavailable(what: str, way_out: str, error: BaseException) -> UserError:
     if constants.HF_HUB_OFFLINE:
         why = "not in the hub's cache, and the hub is not asked because HF_HUB_OFFLINE is set"
         other = "unset HF_HUB_OFFLINE"
-    return UserError(f"The {what} on this machine and {why}; {way_out}, or {other}.")
+    return UserError(f"The {what} on this machine and {why}; {other}, or {way_out}.", (setting,))

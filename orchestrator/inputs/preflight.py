@@ -18,7 +18,7 @@ from evals.samplers.single import Replay
 from evals.tasks.task import Task, make_task
 from evals.types import Problem, UserError
 from orchestrator.inputs.models import ModelSource, resolve_model
-from orchestrator.inputs.problems import TRAIN_SETTING, DataSource, load_problems
+from orchestrator.inputs.problems import DataSource, load_problems
 from orchestrator.inputs.prompts import prompts_digest
 from orchestrator.inputs.replay_texts import load_texts, texts_digest
 from orchestrator.inputs.weight_files import check_weights
@@ -72,7 +72,7 @@ def resolve_inputs(config: RunConfig, model: ModelSource | None = None) -> Input
     texts = load_texts(config.sampler.texts, data, config.num_samples) if isinstance(config.sampler, Replay) else None
     train = None
     if config.task.num_shots and config.task.train_data is not None:
-        train = load_problems(config.task.train_data, "train", None, config.task, TRAIN_SETTING)
+        train = load_problems(config.task.train_data, "train", None, config.task, "task.train_data")
     model = model or resolve_model(config.model or "", config.model_revision, config.engine)
     task = make_task(config.task, config.seed, train.problems if train else ())
     max_length = check_model(config, model.folder, task, data.problems, texts)
@@ -110,7 +110,8 @@ def check_texts(texts: Mapping[RecordKey, str], tokenizer: Tokenizer) -> None:
         if tokenizer.decode(tokenizer.encode(text, whole=False)) != text:
             raise UserError(
                 f"The text for problem {problem_id} in sampler.texts is another one after the model's tokenizer; name "
-                "a model that keeps every byte, such as --model demo."
+                "a model that keeps every byte, such as demo.",
+                ("model",),
             )
 
 
@@ -145,4 +146,4 @@ def check_lengths(lengths: dict[int, int], task: TaskConfig, context_length: int
 def check_tracker(module: str | None) -> None:
     """Raises UserError if the tracker is not installed."""
     if module is not None and find_spec(module) is None:
-        raise UserError(f"--track {module} needs the package {module}, which is not installed; pip install {module}.")
+        raise UserError(f"track={module} needs the package {module}, which is not installed; pip install {module}.")

@@ -28,8 +28,6 @@ GSM8K_SHA256 = "65ae5a5b62654eafdde08f5e2adbf6d2cec66052a60b196aa354d9ea8fe4b9bd
 """`DataSource.digest` of its test split."""
 PLATINUM = "madrylab/gsm8k-platinum"  # has a test split alone, from which its solved examples come, too
 GSM8K_FORMAT = TaskConfig()
-DATA_SETTING = "POWERSAMPLE_DATA (--data)"
-TRAIN_SETTING = "POWERSAMPLE_TASK__TRAIN_DATA (--task.train-data)"
 
 
 class DataSource(NamedTuple):
@@ -60,7 +58,7 @@ def load_problems(
     split: str = "test",
     limit: int | None = None,
     task: TaskConfig = GSM8K_FORMAT,
-    setting: str = DATA_SETTING,
+    setting: str = "data",
 ) -> DataSource:
     """The problems of `demo`, a JSONL file, or a data set on the hub, in the format of `task`; problem_id is the row.
 
@@ -69,12 +67,12 @@ def load_problems(
     """
     if data == DEMO or is_local(data) or data.endswith((".jsonl", ".json")):
         path = DEMO_FOLDER / DEMO_PROBLEMS if data == DEMO else Path(data)
-        way_out = f"set {setting} to a JSONL file in GSM8K's format or a hub name"
-        rows: Iterator[tuple[str, Any]] = jsonl_lines(path.expanduser(), way_out)
+        way_out = "name a JSONL file in GSM8K's format or a data set on the hub"
+        rows: Iterator[tuple[str, Any]] = jsonl_lines(path.expanduser(), way_out, (setting,))
         empty = f"The data file {path.expanduser()} has no problems in it; {way_out}."
     else:
         rows = ((f"{data}, row {number}", row) for number, row in enumerate(hub_rows(data, split, setting)))
-        empty = f"The data set {data} has no rows in split {split}; set {setting} to another."
+        empty = f"The data set {data} has no rows in split {split}; name another."
     problems, refused = [], {}
     for number, (where, row) in enumerate(rows):
         try:
@@ -85,7 +83,7 @@ def load_problems(
                 raise
             refused[number] = str(error)
     if not problems and not refused:
-        raise UserError(empty)
+        raise UserError(empty, (setting,))
     content = json.dumps(
         [*([one.question, one.solution] for one in problems), *([row] for row in refused)], ensure_ascii=False
     )
@@ -175,6 +173,7 @@ def hub_rows(name: str, split: str, setting: str) -> list[dict[str, Any]]:
     except Exception as error:  # the hub's client raises errors of several libraries
         raise unavailable(
             f"data set {name!r} (split {split}) is no file",
-            f"set {setting} to a JSONL file in GSM8K's format or another hub name",
+            "name a JSONL file in GSM8K's format or another data set",
+            setting,
             error,
         ) from error

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from evals.config import TaskConfig
 from evals.tasks.task import Task, make_task
 from evals.types import Message, Problem, UserError
-from orchestrator.inputs.problems import TRAIN_SETTING, load_problems
+from orchestrator.inputs.problems import load_problems
 from orchestrator.rundir.directory import RUN
 from orchestrator.rundir.reading.manifest import Manifest
 
@@ -50,7 +50,7 @@ def prompts_of(run: Manifest, problems: Mapping[int, Problem]) -> dict[int, str 
     """The run's prompt for each of its problems. Raises UserError if they cannot be made again."""
     config, train = task_of(run), ()
     if config.num_shots and config.train_data is not None:
-        train = load_problems(config.train_data, "train", None, config, TRAIN_SETTING).problems
+        train = load_problems(config.train_data, "train", None, config, "task.train_data").problems
     task = make_task(config, run.seed or 0, train)
     kept = list(problems.values())[: run.num_problems]
     if prompts_digest(task, kept) != run.prompts_sha256:
@@ -82,12 +82,13 @@ def problems_of(run: Manifest, data: str | None = None) -> dict[int, Problem]:
     name = data or run.data
     if not name:
         raise UserError(
-            f"{run.directory / RUN} does not say which data the run is of (config.data); name it by --data."
+            f"{run.directory / RUN} does not say which data the run is of (config.data); name it.", ("data",)
         )
     source = load_problems(name, run.data_split, None, task_of(run))
     if source.digest != run.data_sha256:
         raise UserError(
             f"The data {name} has the sha256 {source.digest[:8]} but the run in {run.directory} was made "
-            f"with {str(run.data_sha256)[:8]}; name the file it was made with by --data."
+            f"with {str(run.data_sha256)[:8]}; name the file it was made with.",
+            ("data",),
         )
     return {problem.problem_id: problem for problem in source.problems}

@@ -29,7 +29,9 @@ def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey,
         return {(problem.problem_id, k): problem.solution for problem in data.problems for k in range(num_samples)}
     texts: dict[int, list[str]] = defaultdict(list)
     have_ids = num_samples > 1  # else the first row decides
-    for number, (where, row) in enumerate(jsonl_rows(Path(name).expanduser(), "set sampler.texts to another, or gold")):
+    for number, (where, row) in enumerate(
+        jsonl_rows(Path(name).expanduser(), "name another, or gold", ("sampler.texts",))
+    ):
         if not isinstance(row, dict) or not isinstance(row.get("text"), str) or SURROGATE.search(row["text"]):
             raise UserError(f"{where}: not an object with a 'text' of whole characters; rows are {TEXT_FORM}.")
         if not ROW.fullmatch(given := str(row.get("id", number))):

@@ -63,7 +63,8 @@ def visible_gpus() -> list[Gpu]:
     except pynvml.NVMLError as error:
         raise UserError(
             f"This machine has an NVIDIA driver that does not answer ({error}); repair it, or hide the GPUs by "
-            "CUDA_VISIBLE_DEVICES= and POWERSAMPLE_NUM_GPUS=0."
+            "CUDA_VISIBLE_DEVICES= and ask for 0 of them.",
+            ("num_gpus",),
         ) from error
     return visible(present, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
@@ -106,7 +107,8 @@ def check_torch_sees_gpus(present: Sequence[Gpu]) -> None:
         count = f"{len(present)} GPU{'s' if len(present) > 1 else ''}"
         raise UserError(
             f"This machine has {count} ({present[0].name}, driver {driver_version()}) but torch {torch} "
-            f"cannot use them (it {build}); install a torch that fits the driver, or set POWERSAMPLE_NUM_GPUS=0."
+            f"cannot use them (it {build}); install a torch that fits the driver, or ask for 0 of them.",
+            ("num_gpus",),
         )
 
 

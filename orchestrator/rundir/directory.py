@@ -56,18 +56,16 @@ def check_lock(directory: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(locked_message(lock, directory)) from error
+        raise locked(lock, directory) from error
     finally:
         os.close(lock)
 
 
-def locked_message(lock: int, directory: Path) -> str:
-    """The message that refuses a run which another process is writing."""
+def locked(lock: int, directory: Path) -> UserError:
+    """The error that refuses a run which another process is writing."""
     writer = os.read(lock, 200).decode(errors="replace").strip() or "another process"
-    return (
-        f"The run in {directory} is being written by {writer}; wait for it, stop it, or choose another directory "
-        "by POWERSAMPLE_RUN_DIR or --run-dir."
-    )
+    ways = "wait for it, stop it, or choose another directory"
+    return UserError(f"The run in {directory} is being written by {writer}; {ways}.", ("run_dir",))
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -89,4 +87,4 @@ def check_writable(directory: Path) -> None:
 
 def directory_errors(directory: Path) -> AbstractContextManager[None]:
     """Turns an OSError inside the `with` block into a UserError: the run directory cannot be written."""
-    return writing(f"The run directory {directory}", "choose another by POWERSAMPLE_RUN_DIR or --run-dir")
+    return writing(f"The run directory {directory}", "choose another", ("run_dir",))

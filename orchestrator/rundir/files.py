@@ -67,12 +67,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 @contextmanager
-def writing(what: object, way_out: str) -> Iterator[None]:
-    """Turns an OSError inside the `with` block into a UserError: `what` cannot be written, and the `way_out`."""
+def writing(what: object, way_out: str, settings: tuple[str, ...] = ()) -> Iterator[None]:
+    """Turns an OSError inside the `with` block into a UserError: `what` cannot be written, and the `way_out`, for which
+    `settings` are to be set."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{what} cannot be written ({error.strerror}); {way_out}.") from error
+        raise UserError(f"{what} cannot be written ({error.strerror}); {way_out}.", settings) from error
 
 
 def sync_directory(directory: Path) -> None:

@@ -33,7 +33,8 @@ class RecordLog:
             except ValueError as error:
                 raise UserError(
                     f"{self._path}, line {self._num_lines}: not a record ({error}); repair or remove that line (its "
-                    "problem is then owed again), or start over with --fresh."
+                    "problem is then owed again), or start over in a new directory.",
+                    ("fresh",),
                 ) from error
             if (key := record.key) not in self._known:
                 self._known.add(key)

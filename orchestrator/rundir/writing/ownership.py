@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.types import UserError
-from orchestrator.rundir.directory import LOCK, RECORDS, RUN, TELEMETRY, flatten, is_run, locked_message, read_run
+from orchestrator.rundir.directory import LOCK, RECORDS, RUN, TELEMETRY, flatten, is_run, locked, read_run
 from orchestrator.rundir.files import write_atomically
 
 DECIDING = (
@@ -32,14 +32,14 @@ def check_location(directory: Path) -> None:
     outer = next((parent for parent in place.parents if is_run(parent)), None)
     if outer is not None:
         raise UserError(
-            f"The run directory {directory} lies inside the run {outer}; choose one beside it by POWERSAMPLE_RUN_DIR "
-            "or --run-dir."
+            f"The run directory {directory} lies inside the run {outer}; choose one beside it.", ("run_dir",)
         )
     inner = next((manifest.parent for manifest in sorted(place.glob(f"*/{RUN}")) if is_run(manifest.parent)), None)
     if inner is not None:
         raise UserError(
-            f"The run directory {directory} holds the directory of another run, {inner.name}; choose a new one by "
-            f"POWERSAMPLE_RUN_DIR or --run-dir, such as {directory / 'NAME'}."
+            f"The run directory {directory} holds the directory of another run, {inner.name}; choose a new one, such "
+            f"as {directory / 'NAME'}.",
+            ("run_dir",),
         )
     if not (directory / RUN).exists():
         check_unused(directory)
@@ -52,8 +52,8 @@ def check_unused(directory: Path) -> None:
     if foreign:
         raise UserError(
             f"{directory} has no {RUN} but other files ({', '.join(foreign[:3])}{', …' if foreign[3:] else ''}), so it "
-            "is no run's; move them away or choose another directory by POWERSAMPLE_RUN_DIR or --run-dir, such as "
-            f"{directory / 'NAME'}."
+            f"is no run's; move them away or choose another directory, such as {directory / 'NAME'}.",
+            ("run_dir",),
         )
 
 
@@ -73,7 +73,7 @@ def has_fingerprint(directory: Path, wanted: Mapping[str, Any]) -> bool:
     if stored is not None and stored.get("fingerprint") == wanted["fingerprint"]:
         return True
     if stored is not None and log.exists() and b"\n" in log.read_bytes():
-        raise UserError(other_run_message(directory, stored, wanted))
+        raise other_run(directory, stored, wanted)
     return False
 
 
@@ -82,13 +82,13 @@ def take_lock(lock: int, directory: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(locked_message(lock, directory)) from error
+        raise locked(lock, directory) from error
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
-def other_run_message(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """The message that refuses a directory of another run, with up to four of the settings that differ."""
+def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> UserError:
+    """The error that refuses a directory of another run, with up to four of the settings that differ."""
     old, new = flatten(stored), flatten(wanted)
     differing = [
         name for name in old.keys() | new.keys() if name.startswith(DECIDING) and old.get(name) != new.get(name)
@@ -98,15 +98,11 @@ def other_run_message(directory: Path, stored: Mapping[str, Any], wanted: Mappin
         f"{name.removeprefix('config.')}: {shortened(old.get(name))} there, {shortened(new.get(name))} now"
         for name in differing[:4]
     )
-    ways = (
-        "set POWERSAMPLE_RUN_DIR or --run-dir to another directory, restore the settings to go on with it, or start "
-        "over in a new directory with --fresh"
-    )
-    if new.get("config.task.name") == "open":
-        ways = "restore the settings to go on with it, or name another --output_file"
-    return (
+    return UserError(
         f"{directory} holds another run (fingerprint {str(stored.get('fingerprint'))[:8]}, this one is "
-        f"{str(wanted['fingerprint'])[:8]}{'; ' + shown if shown else ''}); {ways}."
+        f"{str(wanted['fingerprint'])[:8]}{'; ' + shown if shown else ''}); restore the settings to go on with it, "
+        "choose another directory, or start over in a new one.",
+        ("run_dir", "fresh"),
     )
 
 

@@ -100,7 +100,7 @@ def test_slots_follow_what_is_free(execution: str) -> None:
     share = (total - free + 2 * fixed + GIB) / total
     on = engine(50_000, execution=execution, target_utilisation=share)
     assert 1 <= on.counters().slots < 50_000
-    assert on.notes.splitlines()[-1].startswith("Warning: 50000 slots (POWERSAMPLE_BATCH_SIZE) do not fit; going on")
+    assert on.notes.splitlines()[-1].startswith("Warning: 50000 slots (batch_size) do not fit; going on")
     samples = on.run(chains(on, 8))
     assert len(samples) == 8
     assert not on.take_slot_changes()

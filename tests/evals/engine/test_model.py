@@ -171,7 +171,7 @@ def test_unsupported_architectures_are_refused_before_loading(name: str, tmp_pat
 
 
 def test_folders_that_are_no_models(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"does not exist; name one that does by --model"):
+    with pytest.raises(UserError, match=r"does not exist; name one that does \(model\)"):
         check_architecture(str(tmp_path / "absent"))
     with pytest.raises(UserError, match=r"has no config\.json"):
         check_architecture(str(tmp_path))

@@ -142,7 +142,7 @@ def test_on_a_gpu_the_memory_model_proposes(monkeypatch: pytest.MonkeyPatch) -> 
         on(1.4, sampler={"kind": "smc", "num_candidates": 512})
     on_cpus = SweepValue("sampler.alpha", "2", demo_inputs(batch_size=24))
     assert first_batch_size(on_cpus) == 24, "by the tables, which have none for it"
-    with pytest.raises(UserError, match="--no-auto-batch-size"):
+    with pytest.raises(UserError, match=r"\(batch_size, auto_batch_size\)"):
         on(0)
 
 

@@ -97,7 +97,7 @@ def test_the_shapes_and_choices_of_the_options_are_those_that_exist() -> None:
     assert set(SHAPES) == set(measure.SHAPES)
     fields = EngineConfig.model_fields
     assert set(DTYPES) == set(get_args(fields["dtype"].annotation)) - {"auto"}
-    assert make_parser("bench").flags["--execution"].choices == get_args(fields["execution"].annotation)
+    assert make_parser("bench").options["--execution"].choices == get_args(fields["execution"].annotation)
     assert make_parser("plan").get_default("target") == EngineConfig().target_utilisation
 
 

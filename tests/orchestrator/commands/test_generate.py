@@ -159,7 +159,7 @@ def test_a_second_start_goes_on_and_heals_the_output(
     assert "in all" not in out
     assert "are few" not in err
     assert "5 of 8 answers are there, 3 rows refused, 0 are owed" in err
-    with pytest.raises(UserError, match=r"temperature: 0.7 there, 0.5 now\); .* another --output_file"):
+    with pytest.raises(UserError, match=r"temperature: 0.7 there, 0.5 now\); .* \(--output_file\)\.$"):
         run("--temperature", 0.5)
     assert (tmp_path / "out.jsonl").read_bytes() == whole
 
@@ -236,7 +236,7 @@ def test_an_output_that_is_a_link_stays_one(run: Callable[..., int], tmp_path: P
         (["--max_examples", "0"], "--max_examples=0 is refused"),
         (["--top_p", "2"], "--top_p=2 is refused"),
         (["--num_moves", "x"], "--num_moves=x is refused"),
-        (["--output_file", __file__ + "/out.jsonl"], "cannot be written .*; choose another by --output_file[.]"),
+        (["--output_file", __file__ + "/out.jsonl"], "cannot be written .*; choose another [(]--output_file[)]"),
         (["--output_file"], "--output_file needs a value: grows in the order"),
         (["--hourly_rate", "cheap"], "--hourly_rate: 'cheap' is not a price"),
         (["--hourly-rate=-1"], "--hourly_rate: '-1' is not a price"),
@@ -250,7 +250,7 @@ def test_refusals_name_the_options_that_generate_has(run: Callable[..., int], fl
 
 
 def test_validate_names_its_own_option(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent cannot be read .*; name a JSONL file by --input[.]"):
+    with pytest.raises(UserError, match=r"absent cannot be read .*; name a JSONL file [(]--input[)][.]"):
         command("validate", "out.jsonl", "--input", tmp_path / "absent")
 
 
@@ -269,7 +269,7 @@ def test_run_grades_and_so_takes_no_open_task(capsys: pytest.CaptureFixture[str]
 def test_options_are_settings_of_a_run_in_any_spelling() -> None:
     options = ["--top-p=0.5", "--max_examples", "3", "--output-file", "o.jsonl", "--seed", "4", "--limit=2"]
     given = {"sampler.top_p": "0.5", "limit": "2", "output_file": Path("o.jsonl"), "hourly_rate": None, "seed": "4"}
-    assert vars(make_parser("generate").read(options)) == given
+    assert vars(make_parser("generate").read(options)).items() >= given.items()
     with pytest.raises(UserError, match="arguments are required: --output_file"):
         make_parser("generate").read(["--model_path", "demo"])
 
@@ -284,8 +284,8 @@ OPEN: dict[str, Any] = {"model": "m", "data": __file__, "task": {"preset": "gene
         ({"fresh": True}, "leave fresh out"),
         ({"num_samples": 2}, "leave num_samples out"),
         ({"task": {}}, "task.name is gsm8k; set it to open"),
-        ({"model": None}, "needs --model_path"),
-        ({"data": None}, "needs --input_file"),
+        ({"model": None}, "needs model; .*\\(model\\)"),
+        ({"data": None}, "needs data; "),
         ({"data": "/none.jsonl"}, "no file /none.jsonl"),
     ],
 )

@@ -375,8 +375,8 @@ def test_a_preset_names_the_folder_of_a_model_and_one_for_training_is_not_for_a_
         (["--founding", "--num-gpus", "0.5"], ["--num-gpus", "0.5"]),
         (["--founding", "--overwrite"], ["--overwrite", "--write FILE"]),
         (["--founding", "--write", "/no/such/place/x.yaml"], ["/no/such/place/x.yaml", "cannot be written"]),
-        (["--model", "/no/such/model", "--gpu", "80"], ["/no/such/model", "by --model"]),
-        (["--founding", "--target", "0.001"], ["Not even one sample fits", "raise --target"]),
+        (["--model", "/no/such/model", "--gpu", "80"], ["/no/such/model", "(--model)"]),
+        (["--founding", "--target", "0.001"], ["Not even one sample fits", "(--target, --gradient-checkpointing, "]),
         (["--plan"], ["--plan", "powersample plan --help"]),
     ],
 )

@@ -85,7 +85,7 @@ def test_the_longest_question_goes_first(start: Callable[..., int], tmp_path: Pa
 
 def test_another_configuration_is_refused_and_fresh_starts_beside(start: Callable[..., int], tmp_path: Path) -> None:
     assert start(run_dir=tmp_path / "run") == 0
-    with pytest.raises(UserError, match=r"seed: 0 there, 1 now.*--fresh"):
+    with pytest.raises(UserError, match=r"seed: 0 there, 1 now.*fresh\)"):
         start(run_dir=tmp_path / "run", seed=1)
     assert start(run_dir=tmp_path / "run", batch_size=3, use_batched=False) == 0
     assert start(run_dir=tmp_path / "run", seed=1, fresh=True) == 0
@@ -192,7 +192,7 @@ def test_a_stopped_fresh_run_goes_on_in_its_directory(
     capsys.readouterr()
     assert start(run_dir=tmp_path / "run", mode=mode, batch_size=1, fresh=True) == 143
     said = capsys.readouterr().err
-    assert f"--run-dir {tmp_path / 'run-2'} without --fresh" in said
+    assert f"run_dir={tmp_path / 'run-2'} without fresh" in said
     assert "same command" not in said
     monkeypatch.setattr(Answering, "signal_at", None)
     assert start(run_dir=tmp_path / "run-2", mode=mode) == 0
