@@ -41,9 +41,6 @@ GPUS = {
     "h200-141": 139.8,
 }  # fmt: skip
 """GiB of memory that are usable: less than the name says, as the GPU's driver takes some."""
-EXPORTS = ("lm-eval", "inspect", "parquet")
-STARTING_BATCHES = {"H200": 32, "H100": 16, "A100": 8, "A6000": 10}
-"""Batch sizes to start from by hand, for 8B models at 2,048 tokens; auto measures and takes more."""
 
 RUN = option("run", type=Path, metavar="RUN", help="a run directory")
 RUNS = option("runs", type=Path, nargs="+", metavar="RUN", help="a run directory, or one of runs, such as runs/demo")
@@ -164,7 +161,7 @@ Writes no file.""",
         "write it for others' tools: lm-eval, inspect, parquet",
         (
             RUN,
-            option("--to", choices=EXPORTS, metavar="FORMAT", required=True,
+            option("--to", choices=("lm-eval", "inspect", "parquet"), metavar="FORMAT", required=True,
                    help="lm-eval (results and samples files), inspect (a log), or parquet (a row per answer)"),
             option("--out", type=Path, metavar="PATH",
                    help="a directory for lm-eval, else a file (default: below RUN/exports)"),
@@ -192,8 +189,8 @@ answer is" in the score strict. A row may have its question: whether a percentag
             option("--output_file", "--output-file", type=Path, required=True, metavar="OUT.jsonl",
                    help="grows in the order in which answers come, and is put in that of its rows at the end"),
             setting("batch_size", "--batch_size", metavar="N",
-                    help="rows at once per GPU (default: auto, as many as its memory holds; values to start from by "
-                    f"hand: {', '.join(f'{gpu} {size}' for gpu, size in STARTING_BATCHES.items())})"),
+                    help="rows at once per GPU (default: auto, as many as its memory holds; to start from by hand, for "
+                    "8B models at 2,048 tokens: H200 32, H100 16, A6000 10, A100 8)"),
             setting("task.max_new_tokens", "--max_new_tokens", metavar="N", help="longest answer (default: 2048)"),
             setting("limit", "--max_examples", metavar="N", help="only the first so many rows; try 10 first"),
             setting("sampler.temperature", "--temperature", metavar="T", help="of the draws (default: 0.7)"),

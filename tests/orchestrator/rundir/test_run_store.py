@@ -351,7 +351,7 @@ def test_runs_do_not_lie_inside_one_another(use: Any, tmp_path: Path) -> None:
         UserError, match=r"demo holds the directory of another run, greedy; choose a new one, such as .*/demo/"
     ):
         use(tmp_path / "demo", CONTENT)
-    with pytest.raises(UserError, match=r"deep/run lies inside the run .*demo/greedy; choose one beside it \\(run_dir"):
+    with pytest.raises(UserError, match=r"deep/run lies inside the run .*demo/greedy; choose one beside it \(run_dir"):
         use(tmp_path / "demo" / "greedy" / "deep" / "run", CONTENT)
     assert sorted(tmp_path.rglob("*")) == before
     use(tmp_path / "demo" / "power", CONTENT)

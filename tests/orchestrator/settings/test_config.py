@@ -11,6 +11,7 @@ import pytest
 
 from evals.samplers.power import Power
 from evals.samplers.registry import settings_of
+from evals.samplers.single import AtTemperature, Greedy
 from evals.types import Problem, UserError
 from orchestrator.driver.open_runs import run_content
 from orchestrator.inputs.models import ModelSource
@@ -41,7 +42,7 @@ def test_nothing_given_and_gpus_is_gsm8k_on_all_of_them() -> None:
     config = resolve(RunConfig(), 8)
     assert (config.mode, config.model, config.data) == ("run", "Qwen/Qwen2.5-Math-1.5B", "openai/gsm8k")
     assert (config.num_actors, config.slots, config.engine.dtype) == (8, 10, "bfloat16")
-    assert (config.task.max_new_tokens, config.sampler.alpha, config.sampler.num_moves) == (512, 4, 10)
+    assert (config.task.max_new_tokens, config.sampler) == (512, Power(alpha=4, num_moves=10))
     assert resolve(RunConfig(), 8, bfloat16=False).engine.dtype == "float16"
     shipped = resolve(configured(file=ROOT / "configs/gsm8k_power.yaml"), 8)
     assert shipped.model_dump() == config.model_dump()
@@ -87,9 +88,8 @@ def test_the_demo_is_four_runs_that_differ_in_the_sampler() -> None:
     usual = runs_of(resolve(RunConfig(), 0))
     assert [run.run_dir for run in usual] == [Path("runs/demo") / name for name in ("greedy", "t1", "low", "power")]
     runs = runs_of(resolve(RunConfig(limit=5, sampler=Power(alpha=2, num_moves=3)), 0))
-    assert [run.sampler.kind for run in runs] == ["greedy", "temperature", "temperature", "power"]
-    assert [run.sampler.temperature for run in runs[1:3]] == [1, 0.5]
-    assert (runs[3].sampler.alpha, runs[3].sampler.num_moves) == (2, 3)
+    samplers = [Greedy(), AtTemperature(1.0), AtTemperature(0.5), Power(alpha=2, num_moves=3)]
+    assert [run.sampler for run in runs] == samplers
     assert {(run.mode, run.limit, run.model) for run in runs} == {("run", 5, "demo")}
     elsewhere = runs_of(resolve(RunConfig(run_dir=Path("there")), 0))
     assert elsewhere[0].run_dir == Path("there/greedy")
