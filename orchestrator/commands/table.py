@@ -232,13 +232,6 @@ usage: powersample COMMAND [arguments]     (powersample COMMAND --help says what
 
 {listed}
 
-examples:
-  powersample run
-      no GPU: greedy, T = 1, T = 1/alpha and power sampling on the embedded model and problems;
-      GPUs: GSM8K by power sampling on all of them
-  powersample run --model path/to/model --data problems.jsonl --run-dir runs/mine
-  powersample compare runs/demo/t1 runs/demo/power --flips 50
-
 {WAYS}
 
 Exit codes: 0 complete, 2 refused with one sentence, 3 complete but some problems failed, 130 or 143 stopped by a signal

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from evals.types import UserError
@@ -47,7 +49,8 @@ def test_each_command_spells_settings_as_its_user_writes_them(command: str, sett
     assert make_parser(command).spelling(setting) == spelling
     refused = UserError("This is wrong; choose another.", ("seed", setting))
     assert str(refused) == f"This is wrong; choose another (seed, {setting})."
-    assert str(refused.spelt(make_parser(command).spelling)).endswith(f", {spelling}).")
+    arrived = pickle.loads(pickle.dumps(refused))
+    assert str(arrived.spelt(make_parser(command).spelling)).endswith(f", {spelling}).")
 
 
 def test_options_and_paths_come_in_any_order() -> None:
