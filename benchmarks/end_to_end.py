@@ -14,6 +14,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,7 @@ def measure(args: argparse.Namespace, began: float) -> None:
     found["start_up"] = {**laps, "total": sum(laps.values())}
     for name, value in found.items():
         print(f"{name}: {value}")
-    print(json_line(found | describe()))
+    print(json_line(found | asdict(describe())))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

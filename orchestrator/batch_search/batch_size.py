@@ -91,7 +91,7 @@ def first_batch_size(value: SweepValue) -> int:
     model = model_spec(
         read_config(inputs.model.folder, config.engine.trust_remote_code), config.engine.dtype, value.name
     )
-    wanted = demand(model, config.slots, settings.max_length, settings.sequences)
+    wanted = demand(model, config.slots, settings.max_length, settings.run.sampler.sequences)
     reading = forecast(model, present[0].memory_bytes, config.slots, config.engine)
     return plan_slots(reading, wanted, config.engine).slots
 

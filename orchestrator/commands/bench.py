@@ -9,6 +9,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from evals.config import EngineConfig
@@ -42,7 +43,7 @@ def bench(args: argparse.Namespace) -> int:
     first = {name: results["decode"][0][f"{name}_seconds"] for name in ("engine", "first_token")}
     results["start_up"] = start = {**laps, **first, "total": sum(laps.values()) + sum(first.values())}
     say("start to the first token: " + ", ".join(f"{name} {took:.2f} s" for name, took in start.items()))
-    print(json_line(results | describe()))
+    print(json_line(results | asdict(describe())))
     return 0
 
 

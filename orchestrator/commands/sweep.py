@@ -10,7 +10,7 @@ import json
 import re
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def with_directory(root: Path, config: RunConfig, knob: str, value: str) -> RunC
     return config.model_copy(update={"name": f"{config.name}/{name}", "run_dir": root / name, "fresh": False})
 
 
-def has_owed_answers(inputs: Inputs, environment: Mapping[str, Any]) -> bool:
+def has_owed_answers(inputs: Inputs, environment: description.Environment) -> bool:
     """Whether the run lacks answers. Raises UserError if its directory cannot be used."""
     (prepared,) = prepare_runs(inputs, environment)
     return check_store(prepared.directory, prepared.content) < len(inputs.data.problems) * inputs.config.num_samples

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pydantic import JsonValue
 
 from evals.samplers.registry import settings_of
 from evals.types import Problem
 from orchestrator.console import say
 from orchestrator.driver.dispatcher import failed_record
 from orchestrator.inputs.preflight import Inputs
+from orchestrator.machine.description import Environment
 from orchestrator.rundir.telemetry_rows import Event
 from orchestrator.rundir.writing.run_store import RunStore, check_root, check_store, fresh_directory, open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
@@ -27,7 +31,7 @@ class PreparedRun(NamedTuple):
 
     config: RunConfig
     directory: Path
-    content: dict[str, Any]
+    content: dict[str, JsonValue]
     """What run.json will say."""
     inputs: Inputs
     """What its workers load; between runs that share it they load nothing."""
@@ -44,11 +48,8 @@ class OpenRun(NamedTuple):
     """Records of the complete run."""
     inputs: Inputs
 
-    def start(self, began: float, environment: Mapping[str, Any]) -> None:
-        """Write to the telemetry that this process drives the run, since `began` (Unix seconds), and its software.
-
-        `environment` is what `description.describe()` returns.
-        """
+    def start(self, began: float, environment: Environment) -> None:
+        """Write to the telemetry that this process drives the run, since `began` (Unix seconds), and its software."""
         start = Event(
             event="start",
             time=began,
@@ -59,7 +60,9 @@ class OpenRun(NamedTuple):
             num_workers=self.config.num_actors,
             slots=self.config.slots,
             inline=self.config.inline,
-            **{name: environment[name] for name in ("git_commit", "git_dirty", "versions")},
+            git_commit=environment.git_commit,
+            git_dirty=environment.git_dirty,
+            versions=environment.versions,
         )
         self.telemetry.write(start)
         self.telemetry.write(Event(event="phase", time=began, name="setup"))
@@ -67,7 +70,7 @@ class OpenRun(NamedTuple):
             self.telemetry.write(Event(event="torn_tail", time=time.time(), bytes=self.store.cut_bytes))
 
 
-def prepare_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[PreparedRun]:
+def prepare_runs(inputs: Inputs, environment: Environment) -> list[PreparedRun]:
     """The runs of a configuration with their directories, none of which is made yet.
 
     Raises UserError if the demo's would lie in a directory of other files.
@@ -78,7 +81,7 @@ def prepare_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[Prepare
         config = config.model_copy(update={"run_dir": fresh_directory(config.run_dir or Path("runs/demo"))})
     for one in runs_of(config):
         content = run_content(one, inputs, environment)
-        directory = run_directory(one, content["fingerprint"])
+        directory = run_directory(one, str(content["fingerprint"]))
         if config.fresh and not demo:
             directory = fresh_directory(directory)
         prepared.append(PreparedRun(one, directory, content, inputs))
@@ -87,8 +90,8 @@ def prepare_runs(inputs: Inputs, environment: Mapping[str, Any]) -> list[Prepare
     return prepared
 
 
-def run_content(config: RunConfig, inputs: Inputs, environment: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of run.json: configuration, inputs, `environment` (`description.describe()`), fingerprint."""
+def run_content(config: RunConfig, inputs: Inputs, environment: Environment) -> dict[str, JsonValue]:
+    """The content of run.json: configuration, inputs, environment, fingerprint."""
     settings = config.model_dump(mode="json", exclude={"fresh", "inline"})
     return {
         "config": {**settings, "sampler": settings_of(config.sampler)},
@@ -97,7 +100,7 @@ def run_content(config: RunConfig, inputs: Inputs, environment: Mapping[str, Any
             **inputs.describe(),
             "dtype": config.engine.dtype,
             "record_format": RECORD_FORMAT,
-            **environment,
+            **asdict(environment),
         },
         "fingerprint": fingerprint(config, inputs.provenance),
     }

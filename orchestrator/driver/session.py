@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 from orchestrator.console import say
 from orchestrator.driver.dispatcher import dispatch
@@ -70,7 +69,7 @@ def check_ray(config: RunConfig) -> None:
 def carry_out(
     config: RunConfig,
     prepared: Sequence[PreparedRun],
-    environment: Mapping[str, Any],
+    environment: description.Environment,
     began: float,
     show: Callable[[OpenRun], Progress],
     conclude: Callable[[Sequence[OpenRun]], None],
@@ -156,8 +155,8 @@ def publishing(telemetry: Telemetry, progress: Progress, sinks: Sequence[Sink], 
     with (
         closing(Metrics(run, progress, sinks)) as metrics,
         telemetry.heard_by(progress.add_row, metrics.add_row),
-        progress.heard_by(metrics.record),
     ):
+        progress.on_record = metrics.record
         yield
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from tqdm import tqdm
@@ -38,7 +37,8 @@ class Progress:
         """Records so far."""
         self.mean = 0.0
         """Share of right answers, averaged over problems."""
-        self._listener: Callable[[Record], None] | None = None
+        self.on_record: Callable[[Record], object] = lambda record: None
+        """Called with every record once it is counted."""
         self._tokens = 0
         self._verdicts: dict[int, list[bool]] = {}
         self._graded = False
@@ -74,23 +74,13 @@ class Progress:
         """Problems that the workers have at once, as far as they have said so."""
         return sum(state.slots or 0 for state in self._workers.values())
 
-    @contextmanager
-    def heard_by(self, listener: Callable[[Record], None]) -> Iterator[None]:
-        """Within this context the listener is called with every record once it is counted."""
-        self._listener = listener
-        try:
-            yield
-        finally:
-            self._listener = None
-
     def add(self, record: Record) -> None:
         """Count one more record and show it."""
         self._count(record)
         self._tokens += record.tokens.generated or 0
         if self._bar is not None:
             self._bar.update()
-        if self._listener is not None:
-            self._listener(record)
+        self.on_record(record)
 
     def add_row(self, row: TelemetryRow) -> None:
         """Take in one more row of the telemetry."""

@@ -9,9 +9,11 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from orchestrator.machine.gpus import driver_version, visible_gpus
 
@@ -19,22 +21,34 @@ CHECKOUT = Path(__file__).parents[2]
 PACKAGES = ["powersample", "torch", "transformers", "tokenizers", "safetensors", "ray", "datasets", "numpy", "pydantic"]
 
 
-def describe(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Where and with what a run was made: versions, git commit, hardware, Python, command line (JSON values)."""
-    return {
-        "versions": {name: installed(name) for name in PACKAGES},
-        **git_state(CHECKOUT),
-        "python": platform.python_version(),
-        "command": shlex.join(sys.argv if argv is None else argv),
-        "hardware": {
-            "host": socket.gethostname(),
-            "platform": platform.platform(),
-            "num_cpus": len(os.sched_getaffinity(0)),
-            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "gpus": [gpu._asdict() for gpu in visible_gpus()],
-            "driver": driver_version(),
-        },
+@dataclass(frozen=True)
+class Environment:
+    """Where and with what a run is made, as run.json says it."""
+
+    versions: dict[str, str]
+    """Of PACKAGES."""
+    git_commit: str | None
+    git_dirty: bool | None
+    """Of this checkout; None if it is no git checkout or there is no git."""
+    python: str
+    command: str
+    hardware: dict[str, JsonValue]
+
+
+def describe(argv: Sequence[str] | None = None) -> Environment:
+    """The environment of this process; `argv` is its command line unless given."""
+    commit, dirty = git_state(CHECKOUT)
+    hardware: dict[str, JsonValue] = {
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "num_cpus": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": [gpu._asdict() for gpu in visible_gpus()],
+        "driver": driver_version(),
     }
+    command = shlex.join(sys.argv if argv is None else argv)
+    versions = {name: installed(name) for name in PACKAGES}
+    return Environment(versions, commit, dirty, platform.python_version(), command, hardware)
 
 
 def installed(name: str) -> str:
@@ -45,13 +59,11 @@ def installed(name: str) -> str:
         return "missing"
 
 
-def git_state(checkout: Path) -> dict[str, Any]:
-    """`git_commit` and `git_dirty` of `checkout`; both None if it is no git checkout or there is no git."""
+def git_state(checkout: Path) -> tuple[str | None, bool | None]:
+    """The commit of `checkout` and whether it has changes; None where that is not known."""
     commit = git(checkout, "rev-parse", "HEAD") if (checkout / ".git").exists() else None
-    if commit is None:
-        return {"git_commit": None, "git_dirty": None}
-    status = git(checkout, "status", "--porcelain", "--untracked-files=no")
-    return {"git_commit": commit, "git_dirty": None if status is None else bool(status)}
+    status = None if commit is None else git(checkout, "status", "--porcelain", "--untracked-files=no")
+    return commit, None if status is None else bool(status)
 
 
 def git(checkout: Path, *arguments: str) -> str | None:

@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from evals.types import UserError
 from orchestrator.rundir.files import writing
 from orchestrator.settings.config import DEMO_RUNS
@@ -32,7 +34,7 @@ def runs_in(directory: Path) -> list[Path]:
     return sorted(runs, key=lambda run: (order.get(run.name, len(order)), run.name))
 
 
-def read_run(directory: Path) -> dict[str, Any] | None:
+def read_run(directory: Path) -> dict[str, JsonValue] | None:
     """The content of run.json; None if there is no such file. Raises UserError if it is damaged."""
     try:
         content = json.loads((directory / RUN).read_text(encoding="utf-8"))
@@ -68,7 +70,7 @@ def locked(lock: int, directory: Path) -> UserError:
     return UserError(f"The run in {directory} is being written by {writer}; {ways}.", ("run_dir",))
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Any, prefix: str = "") -> dict[str, JsonValue]:
     """Nested dictionaries as a flat one with dotted names."""
     if not isinstance(value, Mapping):
         return {prefix: value}

@@ -48,11 +48,6 @@ class WorkerConfig(NamedTuple):
     """What the sampler replays; None where it samples."""
 
     @property
-    def sequences(self) -> int:
-        """Most sequences of full length that one answer needs at once (`evals.types.Sampler`)."""
-        return self.run.sampler.sequences
-
-    @property
     def num_threads(self) -> int | None:
         """CPU threads of the model, a share of the cores; on a GPU None: the choice is left to torch."""
         cores = len(os.sched_getaffinity(0)) // self.run.num_actors
@@ -94,7 +89,7 @@ class Worker:
                 self._engine.close()
                 model = self._engine.model
             self._engine = Engine.build(
-                model, engine, slots=config.slots, max_length=config.max_length, sequences=config.sequences
+                model, engine, slots=config.slots, max_length=config.max_length, sequences=config.run.sampler.sequences
             )
             self._config, self._texts = config, config.texts or {}
             self._notes = self._engine.notes

@@ -8,7 +8,8 @@ import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from evals.types import UserError
 from orchestrator.rundir.directory import LOCK, RECORDS, RUN, TELEMETRY, flatten, is_run, locked, read_run
@@ -57,7 +58,7 @@ def check_unused(directory: Path) -> None:
         )
 
 
-def ensure_manifest(directory: Path, wanted: Mapping[str, Any]) -> None:
+def ensure_manifest(directory: Path, wanted: Mapping[str, JsonValue]) -> None:
     """Write run.json if the directory is new. Raises UserError if it is another run's.
 
     A run without an answer is replaced by one of another fingerprint, and its telemetry is deleted.
@@ -67,7 +68,7 @@ def ensure_manifest(directory: Path, wanted: Mapping[str, Any]) -> None:
         write_atomically(directory / RUN, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
 
 
-def has_fingerprint(directory: Path, wanted: Mapping[str, Any]) -> bool:
+def has_fingerprint(directory: Path, wanted: Mapping[str, JsonValue]) -> bool:
     """Whether run.json has the wanted fingerprint; False if it may be replaced. Raises UserError for another run."""
     stored, log = read_run(directory), directory / RECORDS
     if stored is not None and stored.get("fingerprint") == wanted["fingerprint"]:
@@ -87,7 +88,7 @@ def take_lock(lock: int, directory: Path) -> None:
     os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
-def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> UserError:
+def other_run(directory: Path, stored: Mapping[str, JsonValue], wanted: Mapping[str, JsonValue]) -> UserError:
     """The error that refuses a directory of another run, with up to four of the settings that differ."""
     old, new = flatten(stored), flatten(wanted)
     differing = [
@@ -106,7 +107,7 @@ def other_run(directory: Path, stored: Mapping[str, Any], wanted: Mapping[str, A
     )
 
 
-def shortened(value: Any) -> str:
+def shortened(value: JsonValue) -> str:
     """A setting's value for a message; of a long one, such as a digest, the beginning."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:12]}…"

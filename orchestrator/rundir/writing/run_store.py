@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+
+from pydantic import JsonValue
 
 from evals.record import Record, encode
 from evals.types import Problem, UserError
@@ -83,7 +84,7 @@ class RunStore:
         os.close(self._lock)
 
 
-def open_store(directory: Path, run: Mapping[str, Any]) -> RunStore:
+def open_store(directory: Path, run: Mapping[str, JsonValue]) -> RunStore:
     """Open or create the run in `directory` for this process alone.
 
     `run` is what run.json will say of a new run, its fingerprint included; an existing run.json is kept. Raises
@@ -103,7 +104,7 @@ def open_store(directory: Path, run: Mapping[str, Any]) -> RunStore:
             raise
 
 
-def check_store(directory: Path, run: Mapping[str, Any]) -> int:
+def check_store(directory: Path, run: Mapping[str, JsonValue]) -> int:
     """How many answers a run directory has. Raises the UserError that `open_store` would raise now, and writes
     nothing."""
     with directory_errors(directory):

@@ -14,6 +14,7 @@ import pytest
 from evals.record import Record
 from evals.types import UserError
 from orchestrator.driver import session
+from orchestrator.machine import description
 from orchestrator.rundir.directory import RECORDS, RUN, TELEMETRY
 from orchestrator.rundir.reading.telemetry import events, read_telemetry, timings
 from orchestrator.rundir.writing.run_store import open_store
@@ -168,7 +169,7 @@ def test_every_start_says_commit_and_versions(
     start: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for commit in ("a" * 40, "b" * 40):
-        described = {"git_commit": commit, "git_dirty": False, "versions": {"torch": commit[:1]}, "hardware": {}}
+        described = description.Environment({"torch": commit[:1]}, commit, False, "3.11", "powersample run", {})
         monkeypatch.setattr(session.description, "describe", lambda described=described: described)
         monkeypatch.setattr(Answering, "signal_at", 3 if commit.startswith("a") else None)
         start(run_dir=tmp_path / "run", batch_size=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -332,10 +333,10 @@ def test_gpus_that_torch_cannot_use_are_refused(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_provenance_is_json_and_names_the_commit() -> None:
-    found = json.loads(json.dumps(description.describe(["powersample", "run", "--name", "a b"])))
+    found = json.loads(json.dumps(asdict(description.describe(["powersample", "run", "--name", "a b"]))))
     assert found["command"] == "powersample run --name 'a b'"
     assert found["versions"]["pydantic"] != "missing"
     assert found["hardware"]["num_cpus"] >= 1
     if (ROOT / ".git").exists():
         assert len(found["git_commit"]) == 40
-    assert description.git_state(Path("/")) == {"git_commit": None, "git_dirty": None}
+    assert description.git_state(Path("/")) == (None, None)

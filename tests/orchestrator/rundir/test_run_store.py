@@ -24,7 +24,7 @@ from orchestrator.rundir.writing.run_store import RunStore, check_store, fresh_d
 from support.logs import read_records
 
 FINGERPRINT = "0123456789abcdef"
-CONTENT = {"fingerprint": FINGERPRINT}
+CONTENT: dict[str, Any] = {"fingerprint": FINGERPRINT}
 
 
 def record(problem_id: int, sample_index: int = 0, text: str = "#### 4 — ünïcode\u2028") -> Record:
@@ -164,7 +164,7 @@ def test_another_fingerprint_is_refused_with_the_ways_out(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("log", [None, b"", b'{"problem_id": 1, "sam'])
 def test_a_run_without_one_answer_is_nobodys(tmp_path: Path, log: bytes | None) -> None:
-    open_store(tmp_path, CONTENT | {"config": {"seed": 0}}).close()
+    open_store(tmp_path, {**CONTENT, "config": {"seed": 0}}).close()
     (tmp_path / TELEMETRY).write_text("{}\n")
     if log is None:
         (tmp_path / RECORDS).unlink()
@@ -222,7 +222,7 @@ def test_a_damaged_run_json_is_refused(tmp_path: Path) -> None:
 
 
 def test_run_json_holds_fingerprint_and_what_it_is_given(tmp_path: Path) -> None:
-    open_store(tmp_path, CONTENT | {"config": {"seed": 3}}).close()
+    open_store(tmp_path, {**CONTENT, "config": {"seed": 3}}).close()
     assert json.loads((tmp_path / RUN).read_text()) == {"config": {"seed": 3}, "fingerprint": FINGERPRINT}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["lock", RECORDS, RUN]
 

@@ -17,6 +17,7 @@ from orchestrator.driver.open_runs import run_content
 from orchestrator.inputs.models import ModelSource
 from orchestrator.inputs.preflight import Inputs
 from orchestrator.inputs.problems import DataSource
+from orchestrator.machine.description import Environment
 from orchestrator.settings.config import Provenance, RunConfig, fingerprint, resolve, run_directory, runs_of
 from support.configs import configured
 from support.places import ROOT
@@ -171,7 +172,7 @@ def test_run_json_says_what_the_report_reads() -> None:
     config = resolve(RunConfig(model="m", data="d", run_dir=Path("x"), fresh=True), 0)
     data = DataSource([Problem(i, "q", "#### 4") for i in range(5)], "d", "2", 9)
     inputs = Inputs(config, ModelSource("m", "m", None, "1"), data, None, 100, "3")
-    run = json.loads(json.dumps(run_content(config, inputs, {"git_commit": "c"})))
+    run = json.loads(json.dumps(run_content(config, inputs, Environment({}, "c", None, "3", "run", {}))))
     assert run["num_problems"] == 5
     assert run["fingerprint"] == fingerprint(config, Provenance("1", "2"))
     assert run["provenance"] == {
@@ -180,7 +181,12 @@ def test_run_json_says_what_the_report_reads() -> None:
         "prompts_sha256": "3",
         "dtype": "float32",
         "record_format": 1,
+        "versions": {},
         "git_commit": "c",
+        "git_dirty": None,
+        "python": "3",
+        "command": "run",
+        "hardware": {},
     }
     assert run["config"]["sampler"] == settings_of(Power())
     assert run["config"]["run_dir"] == "x"
