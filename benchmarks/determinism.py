@@ -108,7 +108,7 @@ def compared(runs: dict[Condition, Run]) -> list[dict[str, Any]]:
         first.setdefault(condition.dtype, condition)
         there = None if against is None else differences(one.records, runs[against].records)
         counts = dict.fromkeys(Differences._fields) if there is None else there._asdict()
-        accuracy = one.summary["accuracy"][PRIMARY_METRIC]["mean"]
+        accuracy = one.summary.accuracy[PRIMARY_METRIC].mean
         rows.append({**condition._asdict(), "accuracy": accuracy, "against": against, **counts})
     return rows
 

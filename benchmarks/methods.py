@@ -60,7 +60,7 @@ class Method(NamedTuple):
     @property
     def tokens(self) -> float:
         """Generated per answer, all candidates and moves together."""
-        return self.run.summary["tokens"]["mean_generated"] or 0.0
+        return self.run.summary.tokens.mean_generated or 0.0
 
 
 class Laboratory:
@@ -175,7 +175,7 @@ def measure(laboratory: Laboratory, args: argparse.Namespace) -> int:
         laboratory.report(name, group)
     print(json.dumps({"methods": rows, **{name: [swept(one) for one in group] for name, group in groups.items()}}))
     every = [*methods, *groups["alpha"], *groups["moves"]]
-    return FAILED if any(method.run.summary["num_failed"] for method in every) else 0
+    return FAILED if any(method.run.summary.num_failed for method in every) else 0
 
 
 def equal_budget(laboratory: Laboratory, alpha: float, moves: int) -> list[Method]:
@@ -212,7 +212,7 @@ def against_power(methods: Sequence[Method]) -> list[dict[str, Any]]:
     means = [question_means(method.run.records, PRIMARY_METRIC) for method in methods]
     ids = sorted(means[-1])
     rows = [[mean[problem_id] for problem_id in ids] for mean in means]
-    single = all(method.run.summary["num_samples"] == 1 for method in methods)
+    single = all(method.run.summary.num_samples == 1 for method in methods)
     names = [method.name for method in methods]
     pairs = [pair((names[i], "power"), rows[i], rows[-1], single) for i in range(len(methods) - 1)]
     adjusted = holm([one.p for one in pairs])
@@ -223,13 +223,13 @@ def against_power(methods: Sequence[Method]) -> list[dict[str, Any]]:
 
 
 def scored(method: Method) -> dict[str, Any]:
-    score = method.run.summary["accuracy"][PRIMARY_METRIC]
+    score = method.run.summary.accuracy[PRIMARY_METRIC]
     return {
         "name": method.name,
         "k": method.k,
         "tokens_per_problem": round(method.tokens, 1),
-        "accuracy": score["mean"],
-        "stderr": score["stderr"],
+        "accuracy": score.mean,
+        "stderr": score.stderr,
         **dict.fromkeys(("difference", "difference_stderr", "p", "p_holm")),
     }
 
@@ -240,7 +240,7 @@ def differing(one: Pair) -> dict[str, Any]:
 
 def swept(method: Method) -> dict[str, Any]:
     """One point of a plot."""
-    sampler, row = method.run.summary["run"]["sampler"], scored(method)
+    sampler, row = method.run.manifest.sampler, scored(method)
     point = {name: row[name] for name in ("tokens_per_problem", "accuracy", "stderr")}
     return {"alpha": sampler["alpha"], "moves": sampler["num_moves"], **point}
 

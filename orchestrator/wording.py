@@ -1,54 +1,21 @@
-"""Formatting of numbers, durations and sentences for readers of the terminal and of reports."""
+"""Numbers, durations and sentences as words for readers of the terminal and of reports."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from string import Formatter
-from typing import Any
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
-class Phrases(Formatter):
-    """Formats sentences and leaves out phrases, which `|` parts; fields are as in `str.format` and may use FORMATS.
-
-    A phrase is left out if a figure that it names is None, or not beyond the limit that ends its format, as in
-    `{share:percent>0.02}` and `{count:,<300}`; without its first phrase a sentence is empty.
-    """
-
-    def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
-        try:
-            return super().get_field(field_name, args, kwargs)
-        except TypeError:  # a field of a figure that is None
-            return None, field_name
-
-    def format_field(self, value: Any, format_spec: str) -> str:
-        form, above, least = format_spec.partition(">")
-        form, below, most = form.partition("<")
-        if value is None or (above and value <= float(least)) or (below and value >= float(most)):
-            raise LookupError
-        return FORMATS[form](value) if form in FORMATS else format(value, form)
-
-    def fill_in(self, sentence: str, figures: Mapping[str, Any]) -> str:
-        filled: list[str] = []
-        for phrase in sentence.split("|"):
-            try:
-                filled.append(self.vformat(phrase, (), figures))
-            except LookupError:
-                if not filled:
-                    return ""
-        return "".join(filled)
+def sentence(first: str | None, *phrases: str | None) -> str | None:
+    """The phrases that there are, as one text; without its first there is none."""
+    return None if first is None else "".join(phrase for phrase in (first, *phrases) if phrase is not None)
 
 
-def with_error(score: Mapping[str, Any]) -> str:
-    """A score in %: its mean ± standard error, or with the 95 % interval where the error would be shown as 0."""
-    if without_spread(score) and score["ci95"]:
-        low, high = score["ci95"]
-        return f"{percent(score['mean'])} ({percent(low)} to {percent(high)})"
-    return f"{percent(score['mean'])} ± {percent(score['stderr'])}"
-
-
-def without_spread(score: Mapping[str, Any]) -> bool:
-    """Whether the standard error would be shown as 0, as if the score were certain."""
-    return percent(score["stderr"]) == percent(0)
+def known(words: str, value: T | None, form: Callable[[T], object] | None = None) -> str | None:
+    """The words with the value, in its form, for their {}; None where it is unknown."""
+    return None if value is None else words.format(value if form is None else form(value))
 
 
 def percent(share: float | None) -> str:
@@ -81,7 +48,3 @@ def gib(size: int) -> str:
 def short(digest: str | None, form: str = "{}") -> str:
     """The first eight characters of a hash in `form`; empty without a hash."""
     return form.format(digest[:8]) if digest else ""
-
-
-FORMATS = {"percent": percent, "figure": figure, "duration": duration, "gib": gib}
-fill_in = Phrases().fill_in

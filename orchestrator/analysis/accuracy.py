@@ -9,11 +9,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from math import inf, isnan
-from typing import Any
 
 from evals.grading.numeric import normalised
 from evals.record import Record
 from evals.statistics import maj_at_k, mean_and_stderr, pass_at_k, quantile95, variance_split, wilson
+from orchestrator.analysis.summary import Estimate, Variance
 
 GRADERS = ("strict", "flexible", "numeric")
 PRIMARY_METRIC = "numeric"
@@ -24,6 +24,11 @@ ROUNDING = 1e-12
 
 def is_right(record: Record, grader: str) -> bool:
     return grader in record.scores and record.scores[grader].correct
+
+
+def extracted(record: Record, grader: str) -> str | None:
+    """The answer that the grader found in the record's text; None if there was none, or no such grader."""
+    return record.scores[grader].answer if grader in record.scores else None
 
 
 def graders(records: Iterable[Record]) -> list[str]:
@@ -58,9 +63,7 @@ def clusters(problem_ids: Iterable[int], groups: Mapping[int, str]) -> list[str]
     return [groups.get(i, f"problem {i}") for i in problem_ids] if groups else []
 
 
-def estimate(
-    values: Mapping[int, float], binary: bool = False, groups: Mapping[int, str] | None = None
-) -> dict[str, Any]:
+def estimate(values: Mapping[int, float], binary: bool = False, groups: Mapping[int, str] | None = None) -> Estimate:
     """Mean of problems' values in [0, 1] by id, its standard error and its 95 % interval.
 
     The interval is Wilson's if `binary` (one sample per problem), Student's over groups if the problems have `groups`,
@@ -78,44 +81,44 @@ def estimate(
     elif mean is not None and stderr is not None:
         half = quantile95(names) * stderr
         interval = max(0.0, mean - half), min(1.0, mean + half)
-    ci95 = None if interval is None else list(interval)
-    return {"mean": mean, "stderr": stderr, "ci95": ci95, "interval": kind, "n": len(values)}
+    return Estimate(mean, stderr, interval, kind, len(values))
 
 
-def expected_correctness(records: Sequence[Record]) -> dict[str, Any]:
-    """grader -> `estimate` of the mean correctness of the answers that samplers weighted, as far as they report it.
+def expected_correctness(records: Sequence[Record]) -> dict[str, Estimate]:
+    """grader -> estimate of the mean correctness of the answers that samplers weighted, as far as they report it.
 
     It estimates the same as the accuracy with less variance (Rao-Blackwell).
     """
-    expected = [({} if one.status == "failed" else one.chain.expected_correct or {}, one) for one in records]
     estimates, groups = {}, groups_of(records)
-    for name in dict.fromkeys(name for shares, _ in expected for name in shares):
+    for name in dict.fromkeys(name for record in records for name in record.chain.expected_correct or ()):
         values: dict[int, list[float]] = defaultdict(list)
-        for shares, record in expected:
-            if record.status == "failed" or name in shares:
-                values[record.problem_id].append(shares.get(name, 0.0))
+        for record in records:
+            share = (record.chain.expected_correct or {}).get(name, 0.0 if record.status == "failed" else None)
+            if share is not None:
+                values[record.problem_id].append(share)
         estimates[name] = estimate({i: sum(values[i]) / len(values[i]) for i in sorted(values)}, groups=groups)
     return estimates
 
 
-def at_k(records: Sequence[Record], num_samples: int) -> dict[str, dict[str, Any]]:
-    """pass@k, maj@k and the variance of each score; all empty for one sample per problem.
+def at_k(
+    records: Sequence[Record], num_samples: int
+) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Estimate]], dict[str, Variance]]:
+    """pass@k and maj@k, both grader -> k -> estimate, and grader -> variance; all empty for one sample per problem.
 
-    `pass_at_k`: grader -> k -> `estimate`, for every k up to `num_samples`; `maj_at_k` for k = 1, 2, 4, … and that.
-    Errors are of question values, hence clustered by problem. A problem with fewer than k recorded samples is left out.
-    `variance`: grader -> `variance_split`, with the error over new problems that other numbers of samples would have;
-    not where problems have groups.
+    pass@k for every k up to `num_samples`, maj@k for k = 1, 2, 4, … and that. Errors are of question values, hence
+    clustered by problem. A problem with fewer than k recorded samples is left out. No variance where problems have
+    groups.
     """
     groups = groups_of(records)
-    figures: dict[str, dict[str, Any]] = {"pass_at_k": {}, "maj_at_k": {}, "variance": {}}
+    pass_at, maj_at, variance = {}, {}, {}
     for grader in graders(records) if num_samples > 1 else []:
         tallies = {problem_id: tally(samples, grader) for problem_id, samples in by_problem(records).items()}
         passes = {i: pass_at_k(right, right + sum(wrong) + silent) for i, (right, wrong, silent) in tallies.items()}
-        figures["pass_at_k"][grader] = {
+        pass_at[grader] = {
             str(k): estimate({i: one[k - 1] for i, one in passes.items() if len(one) >= k}, groups=groups)
             for k in range(1, num_samples + 1)
         }
-        figures["maj_at_k"][grader] = {
+        maj_at[grader] = {
             str(k): estimate(
                 {i: maj_at_k(*counts, k, key=(i, k)) for i, counts in tallies.items() if len(passes[i]) >= k},
                 groups=groups,
@@ -125,16 +128,15 @@ def at_k(records: Sequence[Record], num_samples: int) -> dict[str, dict[str, Any
         split = variance_split([counts[0] for counts in tallies.values()], list(map(len, passes.values())))
         if split and not groups:
             errors = {str(k): split.stderr(k) for k in (1, num_samples, 2 * num_samples, inf)}
-            figures["variance"][grader] = {**split._asdict(), "stderr_with": errors}
-    return figures
+            variance[grader] = Variance(*split, errors)
+    return pass_at, maj_at, variance
 
 
 def tally(samples: Iterable[Record], grader: str) -> tuple[int, list[int], int]:
     """Votes of a problem's samples: how many are right, how many give each wrong answer, how many give none."""
     num_right, silent, wrong = 0, 0, Counter[str]()
     for record in samples:
-        grade = record.scores.get(grader)
-        answer = None if grade is None else grade.answer
+        answer = extracted(record, grader)
         if is_right(record, grader):
             num_right += 1
         elif answer is None:

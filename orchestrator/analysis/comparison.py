@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from evals.record import Record
+from evals.samplers.single import AtTemperature
 from evals.statistics import Difference, cluster_sums, holm, mcnemar_exact, paired_difference, sign_flip
 from evals.types import UserError
 from orchestrator.analysis.accuracy import (
     PRIMARY_METRIC,
     by_problem,
     clusters,
+    extracted,
     groups_of,
     is_right,
     none_if_nan,
     question_means,
 )
 from orchestrator.analysis.load import Run
+
+PLAIN = AtTemperature(1.0), AtTemperature(1.0, top_k=0)
+"""Samplers that draw from the model's own distribution: at temperature 1, not truncated."""
 
 
 class Pair(NamedTuple):
@@ -85,20 +91,14 @@ def compare(runs: Sequence[Run], grader: str = PRIMARY_METRIC) -> Comparison:
         )
     rows = [[mean[problem_id] for problem_id in common] for mean in means]
     groups = clusters(common, {i: group for run in runs for i, group in groups_of(run.records).items()})
-    single = not groups and all(run.summary["num_samples"] == 1 for run in runs)
-    base = next((i for i, run in enumerate(runs) if is_plain(run.summary["run"]["sampler"])), 0)
+    single = not groups and all(run.summary.num_samples == 1 for run in runs)
+    base = next((i for i, run in enumerate(runs) if run.manifest.sampler_settings in PLAIN), 0)
     chosen, labels = chosen_pairs(runs, base), [run.label for run in runs]
     pairs = [pair((labels[i], labels[j]), rows[i], rows[j], single, groups) for i, j in chosen]
     adjusted = holm([row.p for row in pairs])
     pairs = [row._replace(p_holm=p) for row, p in zip(pairs, adjusted, strict=True)]
     differing = asked_differently(runs)
     return Comparison(runs, grader, labels[base], common, single, len(set(groups)), pairs, differing)
-
-
-def is_plain(sampler: Mapping[str, Any]) -> bool:
-    """Whether a sampler draws from the model's own distribution: at temperature 1, not truncated."""
-    whole = not sampler.get("top_k") and sampler.get("top_p", 1) == 1
-    return whole and sampler.get("kind") == "temperature" and sampler.get("temperature") == 1
 
 
 def flips(comparison: Comparison) -> list[Flip]:
@@ -119,14 +119,13 @@ def verdict(record: Record, grader: str) -> tuple[str, bool]:
     """The answer that a grader extracted, or why there is none, and whether it is right."""
     if record.status == "failed":
         return "failed", False
-    grade = record.scores.get(grader)
-    answer = None if grade is None else grade.answer
+    answer = extracted(record, grader)
     return "no answer" if answer is None else answer, is_right(record, grader)
 
 
 def chosen_pairs(runs: Sequence[Run], base: int) -> list[tuple[int, int]]:
     """The pairs to compare, as indices of runs; not all there are, since every pair makes Holm's p values larger."""
-    power = [run.summary["run"]["sampler"].get("kind") == "power" for run in runs]
+    power = [run.manifest.kind == "power" for run in runs]
     rest = [i for i in range(len(runs)) if i != base]
     return [(i, base) for i in rest] + [(i, j) for i in rest if power[i] for j in rest if not power[j]]
 
@@ -147,24 +146,31 @@ def pair(
 def check_alike(runs: Sequence[Run], grader: str) -> None:
     """Raises UserError unless the runs are of one data set and one task, so that a problem id has one problem and one
     gold, and have the score, which would else count as wrong everywhere."""
-    for key, what in (("data_sha256", "used different data"), ("task", "are of different tasks")):
-        directories = {run.summary["run"][key]: run.directory for run in runs}
-        if len(directories) > 1:
+    data = {run.manifest.data_sha256: run.directory for run in runs}
+    tasks = {run.manifest.task: run.directory for run in runs}
+    for places, what in ((data, "used different data"), (tasks, "are of different tasks")):
+        if len(places) > 1:
             raise UserError(
-                f"The runs {' and '.join(map(str, directories.values()))} {what}, so their problems cannot be paired; "
+                f"The runs {' and '.join(map(str, places.values()))} {what}, so their problems cannot be paired; "
                 "report them one by one."
             )
     for run in runs:
-        if grader not in (known := run.summary["accuracy"]):
-            raise UserError(f"The run {run.directory} has no score {grader}; it has {', '.join(known)}.")
+        if grader not in (names := run.summary.accuracy):
+            raise UserError(f"The run {run.directory} has no score {grader}; it has {', '.join(names)}.")
 
 
 def asked_differently(runs: Sequence[Run]) -> list[str]:
     """What differs between the prompts and limits of the runs, in words."""
-    keys = {"preset": "preset", "num_shots": "solved examples", "max_new_tokens": "token limit", "stop": "stop strings"}
-    if len({run.summary["num_problems"] for run in runs}) == 1:  # the hash is over all prompts of a run
-        keys["prompts_sha256"] = "prompts"
-    return [name for key, name in keys.items() if len({str(run.summary["run"].get(key)) for run in runs}) > 1]
+    asked = [run.manifest for run in runs]
+    said = {
+        "preset": {run.preset for run in asked},
+        "solved examples": {run.num_shots for run in asked},
+        "token limit": {run.max_new_tokens for run in asked},
+        "stop strings": {str(run.stop) for run in asked},
+        # the hash is over all prompts of a run
+        "prompts": {run.prompts_sha256 for run in asked} if len({run.num_problems for run in asked}) == 1 else (),
+    }
+    return [words for words, values in said.items() if len(values) > 1]
 
 
 def labelled(runs: Sequence[Run]) -> list[Run]:
@@ -194,8 +200,8 @@ def as_json(comparison: Comparison, limit: int | None) -> dict[str, Any]:
         "test": "mcnemar" if comparison.single else "sign_flip",
         "asked_differently": comparison.asked,
         "runs": [
-            {"label": run.label, "directory": str(run.directory), "fingerprint": run.summary["run"]["fingerprint"]}
-            | {"accuracy": run.summary["accuracy"][comparison.grader], "warnings": run.summary["warnings"]}
+            {"label": run.label, "directory": str(run.directory), "fingerprint": run.manifest.fingerprint}
+            | {"accuracy": asdict(run.summary.accuracy[comparison.grader]), "warnings": run.summary.warnings}
             for run in comparison.runs
         ],
         "pairs": [

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from evals.record import Record
 from evals.types import UserError
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
-from orchestrator.analysis.summary import summarise
+from orchestrator.analysis.summarise import summarise
+from orchestrator.analysis.summary import Summary
 from orchestrator.rundir.directory import RECORDS, TELEMETRY
 from orchestrator.rundir.files import Tail
 from orchestrator.rundir.reading.manifest import Manifest
@@ -20,14 +21,17 @@ from orchestrator.rundir.telemetry_rows import TelemetryRow
 
 
 class Run(NamedTuple):
-    """A loaded run: its manifest, records, telemetry and their summary."""
+    """A loaded run: its summary, and the records and telemetry that it is of."""
 
-    manifest: Manifest
-    summary: Mapping[str, Any]
+    summary: Summary
     records: Sequence[Record]
     telemetry: Sequence[TelemetryRow] = ()
     label: str = ""
     """The method; made unique in a comparison."""
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.summary.run
 
     @property
     def directory(self) -> Path:
@@ -44,7 +48,7 @@ def load_run(directory: Path) -> Run:
     lines = Tail(directory / TELEMETRY).lines()
     telemetry = readable(lines)
     summary = summarise(records, telemetry, manifest, len(lines) - len(telemetry), num_changed)
-    return Run(manifest, summary, records, telemetry, manifest.method)
+    return Run(summary, records, telemetry, manifest.method)
 
 
 def check_scores(directory: Path, records: Sequence[Record]) -> None:

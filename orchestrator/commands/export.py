@@ -25,7 +25,7 @@ def export(args: Namespace) -> int:
             f"{directory}: {error} is missing in {RUN} or a record; export the run with the version that made it."
         ) from error
     write_new(files)
-    if owed := exported.summary["num_owed"]:
+    if owed := exported.summary.num_owed:
         say(f"The run still owes {owed} answers; the export has those that are there.")
     for path in files:
         print(path)

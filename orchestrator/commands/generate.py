@@ -99,10 +99,10 @@ class Files(NamedTuple):
             return
         telemetry = read_telemetry(run.store.telemetry_path)
         spent = timings(telemetry)
-        if spent["sampling_seconds"]:
-            per_minute = 60 * answered / spent["sampling_seconds"]
-            price = cost(spent["total_seconds"], self.hourly_rate)
-            print(f"{duration(spent['total_seconds'])} in all, {per_minute:.0f} examples/minute while sampling{price}")
+        if spent.sampling_seconds:
+            per_minute = 60 * answered / spent.sampling_seconds
+            price = cost(spent.total_seconds or 0.0, self.hourly_rate)
+            print(f"{duration(spent.total_seconds)} in all, {per_minute:.0f} examples/minute while sampling{price}")
             busy = [
                 row.utilisation for row in telemetry if isinstance(row, WorkerState) and row.utilisation is not None
             ]

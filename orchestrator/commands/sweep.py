@@ -111,12 +111,12 @@ def has_owed_answers(inputs: Inputs, environment: description.Environment) -> bo
 def row(value: SweepValue, directory: Path) -> dict[str, Any]:
     """The summary's row for one value."""
     summary = load_run(directory).summary
-    accuracy = summary["accuracy"][PRIMARY_METRIC]
+    accuracy = summary.accuracy[PRIMARY_METRIC]
     return {
         "configuration": {value.knob: value.setting},
-        "accuracy": accuracy["mean"],
-        "stderr": accuracy["stderr"],
-        "batch_size_used": summary["memory"]["slots"],
-        "num_failed": summary["num_failed"],
+        "accuracy": accuracy.mean,
+        "stderr": accuracy.stderr,
+        "batch_size_used": summary.memory.slots,
+        "num_failed": summary.num_failed,
         "run": str(directory),
     }

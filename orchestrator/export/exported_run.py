@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from evals.config import TaskConfig
 from evals.record import Record
 from evals.types import Message, Problem
 from orchestrator.analysis.load import load_run
+from orchestrator.analysis.summary import Summary
 from orchestrator.inputs.problems import GSM8K_SHA256
 from orchestrator.inputs.prompts import problems_of, prompts_of, task_of
 from orchestrator.rundir.reading.manifest import Manifest
@@ -24,7 +25,7 @@ class Exported(NamedTuple):
     """A run with all that an export format needs of it."""
 
     run: Manifest
-    summary: Mapping[str, Any]
+    summary: Summary
     task: TaskConfig
     records: Sequence[Record]
     """In the order of problems and samples, with the scores that count."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.record import Record
 from orchestrator.analysis.accuracy import graders
+from orchestrator.analysis.summary import Estimate
 
 if TYPE_CHECKING:
     from orchestrator.export.exported_run import Exported
@@ -65,13 +66,13 @@ def header(exported: Exported) -> dict[str, Any]:
         spec["revision"] = {"type": "git", "origin": "", "commit": run.git_commit}
     return {
         "version": FORMAT,
-        "status": "cancelled" if exported.summary["num_owed"] else "success",
+        "status": "cancelled" if exported.summary.num_owed else "success",
         "eval": spec,
         "plan": {"name": "plan", "steps": [{"solver": run.method, "params": run.sampler}]},
         "results": {
             "total_samples": run.num_problems * run.num_samples,
             "completed_samples": len(done),
-            "scores": [score(name, exported.summary["accuracy"][name]) for name in graders(exported.records)],
+            "scores": [score(name, exported.summary.accuracy[name]) for name in graders(exported.records)],
         },
         "stats": {
             "started_at": moment(exported.began),
@@ -81,11 +82,11 @@ def header(exported: Exported) -> dict[str, Any]:
     }
 
 
-def score(name: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
+def score(name: str, estimate: Estimate) -> dict[str, Any]:
     """One score as inspect has it: the accuracy over all problems, failed ones wrong, with its error if known."""
-    values = {"accuracy": estimate["mean"], "stderr": estimate["stderr"]}
+    values = {"accuracy": estimate.mean, "stderr": estimate.stderr}
     metrics = {key: {"name": key, "value": value} for key, value in values.items() if value is not None}
-    return {"name": name, "scorer": name, "reducer": "mean", "scored_samples": estimate["n"], "metrics": metrics}
+    return {"name": name, "scorer": name, "reducer": "mean", "scored_samples": estimate.n, "metrics": metrics}
 
 
 def sample(exported: Exported, record: Record) -> dict[str, Any]:

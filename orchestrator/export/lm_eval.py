@@ -129,7 +129,7 @@ def results(exported: Exported, task: str, rows: Sequence[Mapping[str, Any]]) ->
         "task_hashes": {task: sha256(hashes)},
         "model_source": "powersample",
         "model_name": exported.model,
-        "total_evaluation_time_seconds": str(exported.summary["timings"]["sampling_seconds"]),
+        "total_evaluation_time_seconds": str(exported.summary.timings.sampling_seconds),
         "powersample": {"fingerprint": run.fingerprint, "provenance": provenance},
     }
 

@@ -19,7 +19,7 @@ from evals.sizing.slots import GIB, gib
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, estimate, is_right
 from orchestrator.rundir.reading.telemetry import worker_order
 from orchestrator.rundir.telemetry_rows import TelemetryRow, WorkerState
-from orchestrator.wording import percent, with_error
+from orchestrator.wording import percent
 
 BAR_SECONDS, LINE_SECONDS = 0.5, 10.0
 MAX_ROWS = 16  # workers in the table below the bar; more would leave no room for anything else
@@ -144,7 +144,7 @@ class Progress:
             return ""
         means = {problem_id: sum(rights) / len(rights) for problem_id, rights in self._verdicts.items()}
         score = estimate(means, binary=max(map(len, self._verdicts.values())) == 1)
-        return f"{PRIMARY_METRIC} {with_error(score) if score['n'] > 1 else percent(score['mean'])} %"
+        return f"{PRIMARY_METRIC} {score.words if score.n > 1 else percent(score.mean)} %"
 
     def state(self, speed: str) -> str:
         """How far the run is, as one line of text that has the `speed`."""

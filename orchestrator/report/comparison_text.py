@@ -10,10 +10,10 @@ from textwrap import fill, indent
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.comparison import Comparison, Pair, flips
 from orchestrator.analysis.load import Run
-from orchestrator.analysis.summary import WARNINGS, warnings
+from orchestrator.analysis.warnings import few, few_problems
 from orchestrator.report.layout import WIDTH, Table, item, paragraphs
 from orchestrator.report.run_text import agreement, model_name, problems_name, provenance, shown_scores
-from orchestrator.wording import figure, fill_in, percent, with_error, without_spread
+from orchestrator.wording import figure, percent
 
 WIDEST = 24
 """Most characters of an answer in a table."""
@@ -40,8 +40,8 @@ def comparison_report(comparison: Comparison, plot: str | None) -> str:
 
 def comparison_title(comparison: Comparison) -> str:
     summaries = [run.summary for run in comparison.runs]
-    models = " / ".join(dict.fromkeys(model_name(summary["run"]) for summary in summaries))
-    name = problems_name(summaries[0]["run"])
+    models = " / ".join(dict.fromkeys(model_name(summary.run) for summary in summaries))
+    name = problems_name(summaries[0].run)
     return f"{name}, {models}: {len(summaries)} methods on {len(comparison.common):,} common problems"
 
 
@@ -62,14 +62,14 @@ def comparison_parts(comparison: Comparison) -> list[str | Table]:
 
 def shared_warnings(comparison: Comparison) -> dict[str, list[str]]:
     """Warning -> labels of the runs that it is about."""
-    of_all = [fill_in(WARNINGS["few"], {"num_problems": len(comparison.common)})]
+    of_all = [few_problems(len(comparison.common))]
     if comparison.asked:
         differing = ", ".join(comparison.asked)
         of_all.append(f"The runs asked differently ({differing}), and part of a difference may come from that.")
     labels = {sentence: [run.label for run in comparison.runs] for sentence in of_all if sentence}
     for run in comparison.runs:
-        for name, sentence in warnings(run.summary).items():
-            if name != "few":  # here the number of common problems counts
+        for sentence in run.summary.warnings:
+            if sentence != few(run.summary):  # here the number of common problems counts
                 labels.setdefault(sentence, []).append(run.label)
     return labels
 
@@ -78,18 +78,15 @@ def methods_parts(runs: Sequence[Run]) -> list[str | Table]:
     """A table with one row a run, and what its columns mean."""
     summaries = [run.summary for run in runs]
     names = shown_scores(*summaries)
-    weighted = [summary["chain"]["expected_correct"].get(PRIMARY_METRIC) for summary in summaries]
+    weighted = [summary.chain.expected_correct.get(PRIMARY_METRIC) for summary in summaries]
     rows = []
     for run, expected in zip(runs, weighted, strict=True):
         summary = run.summary
-        scores = [*(summary["accuracy"].get(name) for name in names), *([expected] if any(weighted) else [])]
-        count, spent = summary["tokens"], summary["timings"]["sampling_seconds"]
-        figures = [count["mean_answer"], count["mean_generated"], spent]
-        rows.append(
-            [run.label, *("-" if score is None else with_error(score) for score in scores), *map(figure, figures)]
-        )
+        scores = [*(summary.accuracy.get(name) for name in names), *([expected] if any(weighted) else [])]
+        spent = summary.tokens.mean_answer, summary.tokens.mean_generated, summary.timings.sampling_seconds
+        rows.append([run.label, *("-" if score is None else score.words for score in scores), *map(figure, spent)])
     legend = ["Scores are % right ± standard error, over all problems of each run"]
-    if any(without_spread(summary["accuracy"][PRIMARY_METRIC]) for summary in summaries):
+    if any(summary.accuracy[PRIMARY_METRIC].without_spread for summary in summaries):
         legend[0] += "; the 95 % interval (Wilson) instead where all are right or all are wrong"
     legend += agreement(*summaries)
     if any(weighted):

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.load import Run
+from orchestrator.analysis.summary import ChainStatistics, Summary
 from orchestrator.report import svg
 from orchestrator.report.svg import Panel, Point, Series
 
@@ -30,11 +31,11 @@ def accuracy_figure(runs: Sequence[Run]) -> str | None:
     error, or the 95 % interval where all answers are right or all wrong. Runs without answers are left out; None if
     none is left.
     """
-    known = [run for run in runs if run.summary["tokens"]["mean_generated"]]
+    known = [run for run in runs if run.summary.tokens.mean_generated]
     if not known:
         return None
     by_cost = [
-        Series(f"{i}  {run.label}", [point(run.summary, run.summary["tokens"]["mean_generated"], str(i))])
+        Series(f"{i}  {run.label}", [point(run.summary, run.summary.tokens.mean_generated or 0.0, str(i))])
         for i, run in enumerate(known, 1)
     ]
     panels = [Panel("Score and cost", "tokens generated per problem", SCORE, by_cost)]
@@ -47,22 +48,22 @@ def accuracy_figure(runs: Sequence[Run]) -> str | None:
     return svg.figure(panels)
 
 
-def sweeps(runs: Sequence[Mapping[str, Any]], setting: str) -> list[Series]:
+def sweeps(runs: Sequence[Summary], setting: str) -> list[Series]:
     """Series of runs (given as summaries) whose samplers differ in `setting` alone, in its order: one for each
     combination of the other settings."""
-    groups: dict[tuple[tuple[str, Any], ...], list[Mapping[str, Any]]] = {}
+    groups: dict[tuple[tuple[str, Any], ...], list[Summary]] = {}
     for summary in runs:
-        sampler = summary["run"]["sampler"]
+        sampler = summary.run.sampler
         if sampler.get(setting) is not None:
             others = sorted((key, str(value)) for key, value in sampler.items() if key != setting)
             groups.setdefault(tuple(others), []).append(summary)
     series = []
     for others, group in groups.items():
-        values = {summary["run"]["sampler"][setting] for summary in group}
+        values = {summary.run.sampler[setting] for summary in group}
         if len(values) > 1:
             points = [
-                point(summary, summary["run"]["sampler"][setting], f"{summary['tokens']['mean_generated']:,.0f}")
-                for summary in sorted(group, key=lambda summary: summary["run"]["sampler"][setting])
+                point(summary, summary.run.sampler[setting], f"{summary.tokens.mean_generated:,.0f}")
+                for summary in sorted(group, key=lambda summary: summary.run.sampler[setting])
             ]
             series.append(Series(series_name(dict(others), groups), points, joined=True))
     return series
@@ -76,17 +77,17 @@ def series_name(others: Mapping[str, str], groups: Mapping[tuple[tuple[str, Any]
     return ", ".join([kind, *(f"{SETTINGS.get(key, key)} {others[key].removesuffix('.0')}" for key in differing)])
 
 
-def point(summary: Mapping[str, Any], x: float, mark: str = "") -> Point:
+def point(summary: Summary, x: float, mark: str = "") -> Point:
     """The primary metric in %, with one standard error, as a point at `x`."""
-    score = summary["accuracy"][PRIMARY_METRIC]
-    mean, error = score["mean"], score["stderr"]
-    low, high = (mean - error, mean + error) if error else score["ci95"] or (mean, mean)
+    score = summary.accuracy[PRIMARY_METRIC]
+    mean, error = score.mean or 0.0, score.stderr
+    low, high = (mean - error, mean + error) if error else score.ci95 or (mean, mean)
     return Point(x, 100 * mean, 100 * low, 100 * high, mark)
 
 
-def log_p_figure(chain: Mapping[str, Any]) -> str | None:
+def log_p_figure(chain: ChainStatistics) -> str | None:
     """SVG text of the mean log p by move; None where nothing moved."""
-    points = [Point(move, value, value, value) for move, value in chain["log_p_by_move"]]
+    points = [Point(move, value, value, value) for move, value in chain.log_p_by_move]
     series = [Series("mean over the chains that got that far", points, joined=True)]
     return svg.figure([Panel("Log p by move", "move", "mean log p of the answer, nats", series)]) if points else None
 

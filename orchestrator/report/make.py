@@ -63,7 +63,7 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
         plot = timeline(run.telemetry)
         shown.append(RunOnPage(run, run_prompts(run.manifest), plot))
         text = run_report(run.summary, TIMELINE if plot else None)
-        summary = json.dumps(run.summary, indent=2, ensure_ascii=False, allow_nan=False)
+        summary = json.dumps(run.summary.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
         write(run.directory / SUMMARY, summary + "\n")
         write(run.directory / REPORT, text)
         write(run.directory / PAGE, page(shown[-1:], None, None))

@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,13 +26,15 @@ from orchestrator.analysis.accuracy import PRIMARY_METRIC, by_problem, is_right,
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.diagnostics import shown_moves
 from orchestrator.analysis.load import Run
-from orchestrator.analysis.summary import truncated
+from orchestrator.analysis.summarise import graders_differ, truncated
+from orchestrator.analysis.summary import Estimate
 from orchestrator.inputs.prompts import RunPrompts
 from orchestrator.report.comparison_text import comparison_parts, comparison_title, shared_warnings
+from orchestrator.report.facts import facts
 from orchestrator.report.figures import OUTCOMES, length_figure, log_p_figure
 from orchestrator.report.layout import Table
-from orchestrator.report.run_text import facts, headline, provenance, score_parts, title
-from orchestrator.wording import duration, percent, with_error
+from orchestrator.report.run_text import headline, provenance, score_parts, title
+from orchestrator.wording import duration, percent
 
 NUM_SLOWEST = 10
 MAX_TRACE = 101
@@ -53,20 +56,21 @@ def page(shown: Sequence[RunOnPage], comparison: Comparison | None, plot: str | 
     folder = Path(__file__).parent
     summaries = [one.run.summary for one in shown]
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
-    environment.filters["bold"] = bold
+    environment.filters.update(bold=bold, interval=interval, pretty=partial(json.dumps, indent=2))
+    environment.globals.update({one.__name__: one for one in (facts, figures, headline, score_parts, slowest)})
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     script = (folder / "page.js").read_text(encoding="utf-8")
     if comparison is None:
-        heading, warned = title(summaries[0]), {sentence: [] for sentence in summaries[0]["warnings"]}
+        heading, warned = title(summaries[0]), {sentence: [] for sentence in summaries[0].warnings}
     else:
         heading, warned = comparison_title(comparison), shared_warnings(comparison)
     return environment.get_template("page.html").render(
         title=heading,
         warnings=[(sentence, labels if len(labels) < len(shown) else []) for sentence, labels in warned.items()],
-        scores=[score(one) for one in shown],
+        metric=PRIMARY_METRIC,
+        shown=shown,
         parts=score_parts(summaries[0]) if comparison is None else comparison_parts(comparison),
         plot=Markup(plot or ""),
-        runs=[section(one) for one in shown],
         provenance=provenance(*summaries),
         problems=problems(shown, comparison and comparison.baseline),
         script=Markup(script),
@@ -79,39 +83,20 @@ def bold(text: str) -> Markup:
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))
 
 
-def score(one: RunOnPage) -> dict[str, Any]:
-    """The primary metric with its interval, in words and in % for the bar."""
-    accuracy = one.run.summary["accuracy"][PRIMARY_METRIC]
-    interval = accuracy["ci95"]
-    return {
-        "label": one.run.label,
-        "name": PRIMARY_METRIC,
-        "headline": headline(one.run.summary),
-        "words": with_error(accuracy),
-        "interval": "95 % interval {} to {} %".format(*map(percent, interval)) if interval else "",
-        "at": [round(100 * value, 2) for value in (interval[0], accuracy["mean"], interval[1])] if interval else None,
-    }
+def interval(score: Estimate) -> str:
+    """The interval of a score in words; empty where it has none."""
+    return "95 % interval {} to {} %".format(*map(percent, score.ci95)) if score.ci95 else ""
 
 
-def section(one: RunOnPage) -> dict[str, Any]:
-    """What the page shows of one run beside the table of problems: scores, facts, figures, slowest answers."""
-    summary, records = one.run.summary, one.run.records
+def figures(one: RunOnPage) -> list[Markup]:
+    """The figures of a run: answer lengths, log p by move, workers over time, as far as there are."""
     lengths: dict[str, list[int]] = {fate: [] for fate in OUTCOMES}
-    for record in records:
+    for record in one.run.records:
         if record.status == "ok":
             labels = flags(record, one.run.manifest.cut_limit)
             lengths[[fate for fate in OUTCOMES if fate in labels][-1]].append(record.tokens.answer or 0)
-    figures = [length_figure(lengths), log_p_figure(summary["chain"]), one.timeline]
-    return {
-        "label": one.run.label,
-        "scores": score_parts(summary),
-        "facts": facts(summary),
-        "figures": [Markup(figure) for figure in figures if figure],
-        "slowest": slowest(records),
-        "content": json.dumps(one.run.manifest.content, indent=2),
-        "place": f"{one.run.directory.name}/run.json",
-        "missing": one.asked.missing,
-    }
+    drawn = [length_figure(lengths), log_p_figure(one.run.summary.chain), one.timeline]
+    return [Markup(figure) for figure in drawn if figure]
 
 
 def slowest(records: Sequence[Record]) -> Table:
@@ -192,7 +177,7 @@ def flags(record: Record, limit: float) -> list[str]:
         "no answer": done and record.scores[PRIMARY_METRIC].kind == "none",
         "truncated": done and truncated(record, limit),
         "failed": not done,
-        "graders differ": len({is_right(record, name) for name in record.scores}) > 1,
+        "graders differ": graders_differ(record),
     }
     return [flag for flag, holds in conditions.items() if holds]
 

@@ -12,24 +12,17 @@ from pydantic import AliasChoices, AliasPath, BaseModel, Field, ValidationError,
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
-from evals.samplers.registry import SAMPLERS
+from evals.samplers.candidates import BestOf, Majority, Snis
+from evals.samplers.paper import Paper
+from evals.samplers.power import Power
+from evals.samplers.registry import SAMPLERS, AnySampler
+from evals.samplers.single import AtTemperature, Replay
+from evals.samplers.smc import Smc
 from evals.types import UserError
 from orchestrator.rundir.directory import RUN, read_run, runs_in
-from orchestrator.wording import fill_in
 
-METHODS = {
-    "power": "power (alpha {alpha:g}, {moves}|, {blocks} blocks|, {cuts} cuts|)",
-    "paper": "paper (alpha {alpha:g}, biased, for comparison only)",
-    "temperature": "temperature {temperature:g}|, top {top_k}|, top_p {top_p:g}",
-    "best_of": "best of {num_candidates} by log p (alpha {alpha:g})",
-    "majority": "majority of {num_candidates} (temperature {temperature:g})",
-    "snis": "SNIS of {num_candidates} (alpha {alpha:g})",
-    "smc": "SMC of {num_candidates} (alpha {alpha:g})",
-    "replay": "replay of {texts}",
-}
-"""Kind of sampler -> how it is named wherever its result appears; phrases as in `wording.Phrases`."""
-NAMING = {"alpha": (int, float), "temperature": (int, float), "num_moves": int, "num_candidates": int, "texts": str}
-"""The settings that appear in a sampler's name if its kind reads them, and their types."""
+NAMED = {"alpha", "temperature", "num_moves", "num_candidates", "texts"}
+"""Settings without which no sampler that has them can be named: every run.json says them."""
 
 
 def at(*paths: str, default: Any = None, **more: Any) -> Any:
@@ -88,7 +81,7 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
         return run
 
     @classmethod
-    def of(cls, directory: Path, content: Mapping[str, Any]) -> Manifest:
+    def of(cls, directory: Path, content: Mapping[str, object]) -> Manifest:
         """The manifest of the run in `directory` whose run.json says `content`. Raises UserError as `read` does."""
         try:
             return cls.model_validate({**content, "directory": directory, "content": content})
@@ -102,10 +95,8 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
     @field_validator("sampler")
     @classmethod
     def _check_sampler(cls, value: dict[str, Any]) -> dict[str, Any]:
-        kind = SAMPLERS.get(str(value.get("kind")))
-        read = {field.name for field in fields(kind)} if kind else set()
-        for name, kind in {"kind": str, **{name: NAMING[name] for name in NAMING if name in read}}.items():
-            if not isinstance(value.get(name), kind):
+        for name in ("kind", *sorted(NAMED & settings_of_kind(value.get("kind")))):
+            if value.get(name) is None:
                 raise PydanticCustomError("missing", "{name} is missing", {"name": name})
         return value
 
@@ -114,28 +105,62 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
     def _drop_limit_of_replay(cls, value: int | None, info: ValidationInfo) -> int | None:
         return None if info.data.get("sampler", {}).get("kind") == "replay" else value
 
+    @property
+    def kind(self) -> str:
+        """The kind of its sampler."""
+        return str(self.sampler["kind"])
+
+    @property
+    def sampler_settings(self) -> AnySampler | None:
+        """The sampler, without settings that its kind has no longer; None for a kind or a value that no sampler has."""
+        try:
+            names = settings_of_kind(self.kind)
+            return SAMPLERS[self.kind](**{name: value for name, value in self.sampler.items() if name in names})
+        except (KeyError, ValidationError):
+            return None
+
     @computed_field
     @property
     def method(self) -> str:
-        return method(self.sampler)
+        """The name of the sampler wherever its result appears."""
+        return self.kind if self.sampler_settings is None else method(self.sampler_settings)
 
     @property
     def cut_limit(self) -> float:
         """Tokens below which no answer counts as cut off: `paper` may end answers at their last length, and which
         replayed ones were cut off is unknown."""
-        return {"paper": self.max_new_tokens or 0, "replay": inf}.get(self.sampler["kind"], 0)
+        return {"paper": self.max_new_tokens or 0, "replay": inf}.get(self.kind, 0)
 
 
-def method(sampler: Mapping[str, Any]) -> str:
-    """The name of a sampler, made from its settings."""
-    effective, kind = sampler.get("num_effective_moves"), sampler.get("kind") or "unknown method"
-    several, cuts = (sampler.get("blocks") or 1) > 1, sampler.get("cuts", "uniform")
-    words = {
-        "moves": f"{sampler.get('num_moves')} moves" if effective is None else f"{effective} effective moves",
-        "blocks": sampler["blocks"] if several else None,
-        "cuts": None if cuts == "uniform" else cuts,
-        "top_k": sampler.get("top_k") or None,
-        "top_p": None if sampler.get("top_p", 1) == 1 else sampler["top_p"],
-        "texts": PurePath(sampler.get("texts") or "").name,
-    }
-    return fill_in(METHODS[kind], {**sampler, **words}) if kind in METHODS else kind
+def settings_of_kind(kind: object) -> set[str]:
+    """The names of the settings of a kind of sampler; none of an unknown one."""
+    return {field.name for field in fields(SAMPLERS[kind])} if isinstance(kind, str) and kind in SAMPLERS else set()
+
+
+def method(sampler: AnySampler) -> str:
+    """The name of a sampler, made from its settings; a kind without any to name is its own name."""
+    match sampler:
+        case Power():
+            effective = sampler.num_effective_moves
+            moves = f"{sampler.num_moves} moves" if effective is None else f"{effective} effective moves"
+            blocks = f", {sampler.blocks} blocks" if sampler.blocks > 1 else ""
+            cuts = f", {sampler.cuts} cuts" if sampler.cuts != "uniform" else ""
+            return f"power (alpha {sampler.alpha:g}, {moves}{blocks}{cuts})"
+        case Paper():
+            return f"paper (alpha {sampler.alpha:g}, biased, for comparison only)"
+        case AtTemperature():
+            top_k = f", top {sampler.top_k}" if sampler.top_k else ""
+            top_p = f", top_p {sampler.top_p:g}" if sampler.top_p != 1 else ""
+            return f"temperature {sampler.temperature:g}{top_k}{top_p}"
+        case BestOf():
+            return f"best of {sampler.num_candidates} by log p (alpha {sampler.alpha:g})"
+        case Majority():
+            return f"majority of {sampler.num_candidates} (temperature {sampler.temperature:g})"
+        case Snis():
+            return f"SNIS of {sampler.num_candidates} (alpha {sampler.alpha:g})"
+        case Smc():
+            return f"SMC of {sampler.num_candidates} (alpha {sampler.alpha:g})"
+        case Replay():
+            return f"replay of {PurePath(sampler.texts).name}"
+        case _:
+            return sampler.kind

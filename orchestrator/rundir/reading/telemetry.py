@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,21 @@ from orchestrator.rundir.files import Tail
 from orchestrator.rundir.telemetry_rows import ROW, Event, EventName, TelemetryRow
 
 PHASES = ("setup", "ray", "load", "sampling")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseTimes:
+    """Seconds of a run's phases over all its starts, None where they are unknown."""
+
+    setup_seconds: float | None = None
+    ray_seconds: float | None = None
+    load_seconds: float | None = None
+    sampling_seconds: float | None = None
+    total_seconds: float | None = None
+    """Of these four."""
+    num_starts: int
+    tail_seconds: float | None = None
+    """The part of the last start's sampling in which a slot had nothing left to do; 0 if none was."""
 
 
 def read_telemetry(path: Path) -> list[TelemetryRow]:
@@ -32,12 +48,8 @@ def events(rows: Iterable[TelemetryRow], *names: EventName) -> list[Event]:
     return [row for row in rows if isinstance(row, Event) and row.event in names]
 
 
-def timings(rows: Sequence[TelemetryRow]) -> dict[str, float]:
-    """Seconds of each phase, added up over all starts of the run, also those that were killed.
-
-    Keys: `setup_seconds`, `ray_seconds`, `load_seconds`, `sampling_seconds`, `total_seconds` (their sum), `num_starts`,
-    and `tail_seconds`, the part of the last start's sampling in which a slot had nothing left to do (0 if none was).
-    """
+def timings(rows: Sequence[TelemetryRow]) -> PhaseTimes:
+    """Seconds of each phase, added up over all starts of the run, also those that were killed."""
     starts: list[list[TelemetryRow]] = []
     seconds = dict.fromkeys(PHASES, 0.0)
     for row in rows:
@@ -51,12 +63,12 @@ def timings(rows: Sequence[TelemetryRow]) -> dict[str, float]:
             if name in seconds:
                 seconds[name] += max(0.0, until - began)
     tails = [row.seconds for row in events(rows, "tail")]
-    return {
+    return PhaseTimes(
         **{f"{name}_seconds": value for name, value in seconds.items()},
-        "total_seconds": sum(seconds.values()),
-        "num_starts": len(starts),
-        "tail_seconds": tails[-1] if tails else 0.0,
-    }
+        total_seconds=sum(seconds.values()),
+        num_starts=len(starts),
+        tail_seconds=tails[-1] if tails else 0.0,
+    )
 
 
 def worker_order(worker: str) -> tuple[str, int]:
