@@ -1,19 +1,17 @@
-"""Finds the largest batch size that works for a run: estimates a first one, then probes sizes in child processes.
+"""Finds the largest batch size that works for a run: forecasts a first one, then probes sizes in child processes.
 
-The first size comes on a GPU from the memory model (evals/engine/memory_forecast.py), on CPUs from the scale tables. A
-probe (probe.py) does what a worker of the run does, by the worker's own code, with keys and values for answers of full
-length; only the answers are short. What it held, an overflow included, ends with its process.
+The forecast is that of `powersample plan`, of the run's own configuration. A probe (probe.py) does what a worker of the
+run does, by the worker's own code, with keys and values for answers of full length; only the answers are short. What it
+held, an overflow included, ends with its process.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from operator import attrgetter
-from typing import Any, NamedTuple
 
-from evals.sizing.batch_search import estimate, search
-from evals.sizing.slots import GIB, gib
+from evals.sizing.batch_search import search
+from evals.sizing.slots import GIB, gib, most_slots
 from evals.types import UserError
 from orchestrator.batch_search.probe import probe, probe_work
 from orchestrator.inputs.preflight import Inputs
@@ -22,78 +20,63 @@ from orchestrator.settings.config import RunConfig
 from orchestrator.workers.worker import worker_config
 
 
-class SweepValue(NamedTuple):
-    """A value of the setting `knob` in a sweep, with the inputs of its run."""
-
-    knob: str
-    text: str
-    """As the user wrote it."""
-    inputs: Inputs
-
-    @property
-    def name(self) -> str:
-        return f"{self.knob}={self.text}"
-
-    @property
-    def setting(self) -> Any:
-        return attrgetter(self.knob)(self.inputs.config)
-
-
-def fit_batch_size(value: SweepValue, memory_limit: float | None, say: Callable[[str], None]) -> SweepValue:
-    """`value` with the largest batch size that works, at most the one asked for.
+def fit_batch_size(name: str, inputs: Inputs, memory_limit: float | None, say: Callable[[str], None]) -> Inputs:
+    """`inputs` with the largest batch size that works, at most the one asked for; `name` begins what is said.
 
     `memory_limit` is in GiB, for each worker on CPUs. Raises UserError where no batch works.
     """
-    config, problems = value.inputs.config, value.inputs.data.problems
-    settings = worker_config(value.inputs)
+    config, settings = inputs.config, worker_config(inputs)
+    memory = host_memory(config, memory_limit)
     if config.engine.execution in ("auto", "compiled"):  # compiling takes minutes, and memory is measured before it
         engine = config.engine.model_copy(update={"execution": "graphs"})
         settings = settings._replace(run=config.model_copy(update={"engine": engine}))
 
     def tell(line: str) -> None:
-        say(f"{value.name}: {line}")
+        say(f"{name}: {line}")
 
     def works(size: int) -> bool:
-        asked = settings._replace(slots=size)
-        outcome = probe(asked, probe_work(config, problems, size), host_memory(config, memory_limit))
+        work = probe_work(config, inputs.data.problems, size)
+        outcome = probe(settings._replace(slots=size), work, memory)
         peak = f"peak {gib(outcome.peak_bytes)}" if outcome.peak_bytes else ""
         tell(", ".join(filter(None, (peak, outcome.reason))))
         return not outcome.reason
 
-    size = search(first_batch_size(value), config.slots, works, tell)
-    if size is None:
+    size = search(first_batch_size(inputs, memory), config.slots, works, tell)
+    if not size:
         raise UserError(
-            f"No batch size that was tried works for {value.name}; free memory, or set smaller or search for none.",
+            f"No batch size that was tried works for {name}; free memory, or set smaller or search for none.",
             ("batch_size", "task.max_new_tokens", "auto_batch_size"),
         )
-    sized = config.model_copy(update={"batch_size": size})
-    return value._replace(inputs=value.inputs._replace(config=sized))
+    return inputs._replace(config=config.model_copy(update={"batch_size": size}))
 
 
-def first_batch_size(value: SweepValue) -> int:
-    """The first batch size to try. Raises UserError where a GPU is needed and none is present."""
-    inputs, config = value.inputs, value.inputs.config
-    if not config.use_gpus:
-        return estimate(config.slots, {value.knob.partition(".")[2]: value.setting})
-    present = gpus.visible_gpus()
-    if not present:
-        raise UserError(
-            "The batch is searched on a GPU of this machine, which has none; name it, and search for none.",
-            ("batch_size", "auto_batch_size"),
-        )
-    if not present[0].memory_bytes or config.engine.gpus_per_model > 1:  # nothing to forecast from
-        return config.slots
+def first_batch_size(inputs: Inputs, memory: int | None) -> int:
+    """The first batch size to try: what is forecast to fit `memory` bytes of the host, or else a GPU of this machine.
+
+    Raises UserError where a GPU is needed and none is present.
+    """
+    config, engine = inputs.config, inputs.config.engine
+    if memory is not None:
+        engine = engine.model_copy(update={"execution": "eager"})
+    else:
+        present = gpus.visible_gpus()
+        if not present:
+            raise UserError(
+                "The batch is searched on a GPU of this machine, which has none; name it, and search for none.",
+                ("batch_size", "auto_batch_size"),
+            )
+        if not present[0].memory_bytes or engine.gpus_per_model > 1:  # nothing to forecast from
+            return config.slots
+        memory = int(engine.target_utilisation * present[0].memory_bytes)
     from evals.engine.memory_forecast import demand, forecast, model_spec
     from evals.engine.model_support import read_config
-    from evals.sizing.slots import plan_slots
 
     settings = worker_config(inputs)
-    model = model_spec(
-        read_config(inputs.model.folder, config.engine.trust_remote_code), config.engine.dtype, value.name
-    )
+    found = read_config(inputs.model.folder, engine.trust_remote_code)
+    model = model_spec(found, engine.dtype, inputs.model.folder)
     wanted = demand(model, config.slots, settings.max_length, settings.run.sampler.sequences)
-    reading = forecast(model, present[0].memory_bytes, config.slots, config.engine)
-    return plan_slots(reading, wanted, config.engine).slots
+    reading = forecast(model, memory, config.slots, engine)
+    return max(1, most_slots(reading, wanted, engine, memory - reading.others - reading.weights))
 
 
 def host_memory(config: RunConfig, limit: float | None) -> int | None:

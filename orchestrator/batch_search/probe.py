@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import signal
-import traceback
 from collections.abc import Sequence
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
+from pebble import ProcessExpired, ProcessPool
+
 from evals.sizing.slots import gib
-from evals.types import Problem, UserError
+from evals.types import Problem
 from orchestrator.settings.config import RunConfig
 from orchestrator.workers.pool import Work
 from orchestrator.workers.worker import Worker, WorkerConfig
@@ -39,58 +39,41 @@ def probe_work(config: RunConfig, problems: Sequence[Problem], size: int) -> lis
 def probe(settings: WorkerConfig, works: Sequence[Work], limit: int | None = None) -> Outcome:
     """Try in a child process whether a worker of `settings` answers all `works` at once, in a slot each.
 
-    `limit` is in bytes of a host's memory. Raises UserError where the model cannot be used in any batch, RuntimeError
-    where the child fails otherwise.
+    `limit` is in bytes of a host's memory. Raises UserError where the model cannot be used in any batch, and whatever
+    else the worker raises.
     """
-    spawn = get_context("spawn")
-    ours, theirs = spawn.Pipe(duplex=False)
-    child = spawn.Process(target=run_probe, args=(theirs, settings, works, limit), daemon=True)
-    child.start()
-    theirs.close()
+    child = ProcessPool(max_workers=1, context=get_context("spawn"))
     try:
-        answer = ours.recv()
-    except EOFError:
-        answer = None
+        return child.schedule(outcome, (settings, works, limit)).result()
+    except ProcessExpired as error:
+        if error.exitcode == -signal.SIGKILL:
+            return Outcome(None, "the system had no memory left and ended the process")
+        raise
     finally:
-        ours.close()
-        child.kill()
+        child.stop()
         child.join()
-    if isinstance(answer, UserError):
-        raise answer
-    if answer is None and child.exitcode == -signal.SIGKILL:
-        return Outcome(None, "the system had no memory left and ended the process")
-    if not isinstance(answer, Outcome):
-        raise RuntimeError(f"the probe of {len(works)} slots failed: {answer or f'exit code {child.exitcode}'}")
-    return answer
-
-
-def run_probe(answer: Connection, settings: WorkerConfig, works: Sequence[Work], limit: int | None) -> None:
-    """Run the probe in the child process; send an Outcome, a UserError, or the traceback of any other exception."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
-    Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, the system kills this process first
-    try:
-        answer.send(outcome(settings, works, limit))
-    except Exception as error:  # noqa: BLE001 - told to the parent
-        if reason := out_of_memory_reason(error):
-            answer.send(Outcome(None, reason))
-        else:
-            answer.send(error if isinstance(error, UserError) else traceback.format_exc())
 
 
 def outcome(settings: WorkerConfig, works: Sequence[Work], limit: int | None) -> Outcome:
-    """Answer the batch in this process and return the Outcome. Raises what the worker raises.
+    """Answer the batch in this process, the child, and return the Outcome. Raises what the worker raises.
 
     A host's limit is compared, not enforced: libraries that are refused memory fail in unforeseeable ways. Keys and
     values for all slots count before they are written to, so a batch that is too large ends before it takes its room.
     """
+    Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, the system kills this process first
     worker = Worker(0, "probe")
-    worker.load(settings)
-    if limit is not None and bytes_held() > limit:
-        return Outcome(bytes_held(), f"more than {gib(limit)}")
-    for future in [worker.begin(work) for work in works]:
-        future.result()
-    state = worker.health().state
-    worker.close()
+    try:
+        worker.load(settings)
+        if limit is not None and bytes_held() > limit:
+            return Outcome(bytes_held(), f"more than {gib(limit)}")
+        for future in [worker.begin(work) for work in works]:
+            future.result()
+        state = worker.health().state
+        worker.close()
+    except Exception as error:
+        if reason := out_of_memory_reason(error):
+            return Outcome(None, reason)
+        raise
     peak = state.memory.peak_bytes or bytes_held()
     if limit is not None and peak > limit:
         return Outcome(peak, f"more than {gib(limit)}")

@@ -11,13 +11,16 @@ import re
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from evals.config import TaskConfig
+from evals.samplers.registry import sampler_of, settings_of
 from evals.types import UserError
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.load import load_run
-from orchestrator.batch_search.batch_size import SweepValue, fit_batch_size, host_memory
+from orchestrator.batch_search.batch_size import fit_batch_size, host_memory
 from orchestrator.commands.run import requested, resolved
 from orchestrator.console import say
 from orchestrator.driver import session
@@ -43,21 +46,23 @@ def sweep(args: Namespace) -> int:
     environment = description.describe()
     first = resolve_inputs(configs[0])
     root = sweep_directory(first, knob)
-    placed = [(text, with_directory(root, config, knob, text)) for text, config in zip(texts, configs, strict=True)]
-    values = [SweepValue(knob, text, resolve_inputs(config, first.model)) for text, config in placed]
-    owing = [has_owed_answers(value.inputs, environment) for value in values]
+    placed = [with_directory(root, config, knob, text) for config, text in zip(configs, texts, strict=True)]
+    runs = [resolve_inputs(config, first.model) for config in placed]
+    owing = [has_owed_answers(inputs, environment) for inputs in runs]
     if args.auto_batch_size and first.config.use_batched and first.texts is None:
-        pairs = zip(values, owing, strict=True)
-        values = [fit_batch_size(value, args.memory_limit, say) if some else value for value, some in pairs]
+        runs = [
+            fit_batch_size(f"{knob}={text}", inputs, args.memory_limit, say) if some else inputs
+            for text, inputs, some in zip(texts, runs, owing, strict=True)
+        ]
 
-    def conclude(runs: Sequence[OpenRun]) -> None:
-        session.conclude(runs)
-        rows = [row(value, run.store.directory) for value, run in zip(values, runs, strict=True)]
+    def conclude(done: Sequence[OpenRun]) -> None:
+        session.conclude(done)
+        rows = [row(knob, run) for run in done]
         write(root / SUMMARY, json.dumps({"knob": knob, "summary": rows}, indent=2) + "\n")
         print(*map(json.dumps, rows), sep="\n")
         say(f"The summary of the sweep, and beside it the comparison: {root / SUMMARY}")
 
-    prepared = [one for value in values for one in prepare_runs(value.inputs, environment)]
+    prepared = [one for inputs in runs for one in prepare_runs(inputs, environment)]
     return session.carry_out(configs[0], prepared, environment, began, session.show_progress, conclude)
 
 
@@ -87,11 +92,16 @@ def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:
 
 def sweep_directory(inputs: Inputs, knob: str) -> Path:
     """The directory of a sweep: the one asked for, or one named after the fingerprint of all settings but the knob."""
-    group, _, key = knob.partition(".")
-    config, usual = inputs.config, {key: getattr(getattr(RunConfig(), group), key)}
-    others = config.model_copy(update={group: getattr(config, group).model_copy(update=usual)})
-    provenance = inputs.provenance._replace(texts=None) if key == "texts" else inputs.provenance
-    digest = fingerprint(others, provenance)
+    config, (group, key) = inputs.config, knob.split(".")
+    part, provenance = getattr(config, group), inputs.provenance
+    if group == "task":
+        part = part.model_copy(update={key: getattr(TaskConfig(), key)})
+    elif key == "texts":  # a path, which is in no fingerprint
+        provenance = provenance._replace(texts=None)
+    else:  # without a setting, even `kind`, there is its usual value
+        known = settings_of(sampler_of({}) if key == "kind" else part)
+        part = sampler_of({name: value for name, value in settings_of(part).items() if name in known and name != key})
+    digest = fingerprint(config.model_copy(update={group: part}), provenance)
     root = config.run_dir or Path("runs") / f"{config.name}-{key}-{digest[:8]}"
     return fresh_directory(root) if config.fresh else root
 
@@ -108,15 +118,15 @@ def has_owed_answers(inputs: Inputs, environment: description.Environment) -> bo
     return check_store(prepared.directory, prepared.content) < len(inputs.data.problems) * inputs.config.num_samples
 
 
-def row(value: SweepValue, directory: Path) -> dict[str, Any]:
+def row(knob: str, run: OpenRun) -> dict[str, Any]:
     """The summary's row for one value."""
-    summary = load_run(directory).summary
+    summary = load_run(run.store.directory).summary
     accuracy = summary.accuracy[PRIMARY_METRIC]
     return {
-        "configuration": {value.knob: value.setting},
+        "configuration": {knob: attrgetter(knob)(run.config)},
         "accuracy": accuracy.mean,
         "stderr": accuracy.stderr,
         "batch_size_used": summary.memory.slots,
         "num_failed": summary.num_failed,
-        "run": str(directory),
+        "run": str(run.store.directory),
     }

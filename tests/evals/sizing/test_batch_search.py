@@ -1,4 +1,4 @@
-"""The batch-size search: the founding tables and scenarios, and what holds for every device."""
+"""The batch-size search: the founding document's tables and scenarios, and what holds for every device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.sizing.batch_search import MAX_ATTEMPTS, estimate, next_size, search
+from evals.config import EngineConfig
+from evals.sizing.batch_search import MAX_ATTEMPTS, search
+from evals.sizing.slots import Demand, Reading, most_slots, size
 
 
 def quiet(_: str) -> None:
@@ -14,26 +16,22 @@ def quiet(_: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("crops", "expected"),
-    [(1, 64), (2, 64), (3, 51), (4, 51), (6, 38), (8, 32), (9, 25), (10, 25), (12, 19), (13, 16), (100, 16)],
+    ("base", "factors", "expected"),
+    [
+        (64, (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.25), (64, 51, 38, 32, 25, 19, 16)),  # 2, 4, ... 12 and more image crops
+        (100, (1.0, 0.9, 0.8, 0.7), (100, 90, 80, 70)),  # 2, 4, 8 and more experts per token
+        (64, (24 / 32,), (48,)),  # 24 of 32 blocks active
+    ],
 )
-def test_estimates_by_image_crops(crops: int, expected: int) -> None:
-    assert estimate(64, {"max_crops": crops}) == expected
-
-
-@pytest.mark.parametrize(("top_k", "expected"), [(1, 100), (2, 100), (3, 90), (4, 90), (8, 80), (9, 70), (64, 70)])
-def test_estimates_by_experts(top_k: int, expected: int) -> None:
-    assert estimate(100, {"moe_top_k": top_k}) == expected
-
-
-def test_estimates_by_active_blocks_and_by_several_at_once() -> None:
-    assert estimate(64, {"active_blocks": 24, "total_blocks": 32}) == 48
-    assert estimate(64, {"active_blocks": 40, "total_blocks": 32}) == 64, "never above the base"
-    assert estimate(1, {"max_crops": 13}) == 1
-    assert estimate(100, {"max_crops": 4, "moe_top_k": 9}) == 56, "0.8 * 0.7 is exact"
-    assert estimate(64, {"sampler.alpha": 4, "sampler.top_k": 50}) == 64, "no table, no scale"
-    with pytest.raises(KeyError, match="total_blocks"):
-        estimate(64, {"active_blocks": 24})
+def test_the_founding_estimates_follow_from_the_memory(
+    base: int, factors: tuple[float, ...], expected: tuple[int, ...]
+) -> None:
+    """A configuration that takes 1 / factor of the memory of another gets that share of its batch, rounded down."""
+    config, reading = EngineConfig(execution="eager"), Reading(0, 0, 0, rows=1, prompts=0, step=0)
+    plain = Demand(slots=base, sequences=2, pages=8, page_bytes=10**6)
+    room = (size(reading, plain, config, base) + size(reading, plain, config, base + 1)) // 2
+    heavier = [plain._replace(page_bytes=round(plain.page_bytes / factor)) for factor in factors]
+    assert tuple(most_slots(reading, one, config, room) for one in heavier) == expected
 
 
 @pytest.mark.parametrize(
@@ -48,12 +46,24 @@ def test_estimates_by_active_blocks_and_by_several_at_once() -> None:
         (51, 64, [51, 64], 64),
         (64, 56, [64, 32, 48, 56], 56),
         (1, 1, [1, 2], 1),
-        (64, 0, [64, 32, 16, 8, 4], None),
-        (3, 0, [3, 1], None),
+        (64, 0, [64, 32, 16, 8, 4], 0),
+        (3, 0, [3, 1], 0),
     ],
-    ids=["A", "B", "C", "D", "D fits", "at the limit", "51", "56", "one", "nothing in five", "nothing at all"],
+    ids=[
+        "A",
+        "B",
+        "C",
+        "D",
+        "D fits",
+        "at the limit",
+        "51",
+        "56",
+        "one",
+        "nothing in five",
+        "nothing at all",
+    ],
 )
-def test_scenarios(start: int, largest: int, attempts: list[int], expected: int | None) -> None:
+def test_scenarios(start: int, largest: int, attempts: list[int], expected: int) -> None:
     asked: list[int] = []
     assert search(start, 64, lambda size: asked.append(size) or size <= largest, quiet) == expected
     assert asked == attempts
@@ -72,7 +82,7 @@ def test_never_above_the_limit_and_never_more_than_five(start: int, limit: int, 
     assert len(set(asked)) == len(asked), "nothing is tried twice"
     assert max(asked) <= limit
     assert min(asked) >= 1
-    assert found == max((size for size in asked if size <= largest), default=None)
+    assert found == max((size for size in asked if size <= largest), default=0)
     if found and len(asked) < MAX_ATTEMPTS:
         assert min(limit, largest) <= 1.25 * found
 
@@ -102,4 +112,3 @@ def test_a_search_without_sizes_is_refused_and_a_broken_probe_is_heard() -> None
 
     with pytest.raises(RuntimeError, match="gone"):
         search(19, 64, broken, quiet)
-    assert next_size({19: True, 20: False}, 19, 64) is None

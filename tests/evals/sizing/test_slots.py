@@ -146,6 +146,6 @@ def test_the_largest_passes_are_passes(max_length: int) -> None:
     assert all(run.num_pages <= len(run.pages) for run in prompts)
     decoder.prefill(prompts)
     drawn = decoder.step(largest_step(5, max_length))
-    assert [slot.request.key[2] for slot, *_ in drawn] == list(range(5))
+    assert [slot.request.key.move for slot, *_ in drawn] == list(range(5))
     assert {slot.position for slot, *_ in drawn} == {max(1, max_length - 1) - 1}
     assert not cache.tensor[:, :, 1].any()
