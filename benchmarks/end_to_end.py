@@ -54,7 +54,7 @@ def measure(args: argparse.Namespace, began: float) -> None:
     from evals.tasks.task import make_task
     from orchestrator.commands.bench import json_line
     from orchestrator.inputs.models import resolve_model
-    from orchestrator.inputs.preflight import check_lengths, prompt_lengths
+    from orchestrator.inputs.preflight import check_lengths
     from orchestrator.inputs.problems import load_problems
     from orchestrator.machine.description import describe
     from orchestrator.machine.gpus import visible_gpus
@@ -68,8 +68,7 @@ def measure(args: argparse.Namespace, began: float) -> None:
     laps.lap("sources")
     config = EngineConfig(dtype=args.dtype, execution=args.execution)
     model = load_model(folder, config, args.device or ("cuda" if visible_gpus() else "cpu"))
-    lengths = prompt_lengths(task, problems, model.tokenizer.encode)
-    longest = check_lengths(lengths, task.config, model.context_length)
+    longest = check_lengths(task, problems, model.tokenizer.encode, model.context_length)
     laps.lap("load")
     compared = generated(model, task, problems[: args.compare_generate], args) if args.compare_generate else None
     release(model.device)

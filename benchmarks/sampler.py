@@ -31,7 +31,7 @@ from evals.samplers.power import Power
 from evals.tasks.task import make_task
 from evals.types import Problem, UserError
 from orchestrator.inputs.models import resolve_model
-from orchestrator.inputs.preflight import check_lengths, prompt_lengths
+from orchestrator.inputs.preflight import check_lengths
 from orchestrator.inputs.problems import load_problems
 
 REPEATS = 3  # of a timed run; the fastest counts
@@ -50,9 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems = load_problems(args.data, "test", args.limit).problems
         model = load_model(resolve_model(args.model).folder, EngineConfig(), args.device)
         task = make_task(TaskConfig(max_new_tokens=args.max_new_tokens), seed=0)
-        lengths = prompt_lengths(task, problems, model.tokenizer.encode)
-        longest = check_lengths(lengths, task.config, model.context_length)
-        engine = Engine.build(model, EngineConfig(), slots=args.slots, max_length=longest)
+        longest = check_lengths(task, problems, model.tokenizer.encode, model.context_length)
+        engine = Engine(model, EngineConfig(), slots=args.slots, max_length=longest)
     except UserError as error:
         print(f"sampler.py: {error}", file=sys.stderr)
         return 2

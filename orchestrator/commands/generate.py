@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from evals.record import Record
 from evals.types import UserError
@@ -39,9 +39,12 @@ SHOWN = 20  # failed rows that are listed with their reasons
 def generate(args: Namespace) -> int:
     """Answer the rows; returns the exit code. Raises UserError for what the user can mend."""
     output = generate_output.target(args.output_file)
-    config = checked_config(build_config(args, os.environ, defaults(args)), output)
-    files = Files(output, generate_output.input_rows(Path(config.data or "")), args.hourly_rate)
-    return session.run(resolved(config), files.show, files.conclude)
+    try:
+        config = checked_config(build_config(args, os.environ, defaults(args)), output)
+        files = Files(output, args.hourly_rate)
+        return session.run(resolved(config), files.show, files.conclude)
+    except UserError as error:
+        raise UserError(with_our_options(str(error))) from error
 
 
 def defaults(args: Namespace) -> Path:
@@ -71,10 +74,9 @@ def checked_config(config: RunConfig, output: Path) -> RunConfig:
 
 
 class Files(NamedTuple):
-    """The rows of an input, and the output that is written for them."""
+    """The output that is written, and what an hour costs."""
 
     output: Path
-    rows: Mapping[int, Any]
     hourly_rate: float | None
 
     def show(self, run: OpenRun) -> Progress:
@@ -116,7 +118,8 @@ class Files(NamedTuple):
 
     def _write(self, run: OpenRun) -> None:
         with self.writing(run):
-            write_atomically(self.output, generate_output.lines(run.store.records.values(), self.rows, run.config))
+            records, rows = run.store.records.values(), run.inputs.data.inputs
+            write_atomically(self.output, generate_output.lines(records, rows, run.config))
 
 
 class Generation(Progress):
@@ -133,7 +136,7 @@ class Generation(Progress):
         """Count one more record and append its line to the output."""
         super().add(record)
         if record.status == "ok":
-            line = generate_output.line(record, self._files.rows[record.problem_id], self._run.config)
+            line = generate_output.lines([record], self._run.inputs.data.inputs, self._run.config)
             with self._files.writing(self._run):
                 write_whole(self._output.fileno(), line.encode())
         left = self.seconds_left

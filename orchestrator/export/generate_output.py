@@ -9,17 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from evals.config import TaskConfig
 from evals.record import Record
 from evals.samplers.registry import settings_of
 from evals.samplers.single import AtTemperature
-from evals.types import UserError
-from orchestrator.inputs.jsonl import jsonl_lines, parse_line
-from orchestrator.inputs.problems import find_question
+from orchestrator.inputs.problems import InputRow
 from orchestrator.settings.config import RunConfig
 
 
@@ -48,7 +44,7 @@ class Output(BaseModel):
     metadata: Metadata
 
 
-def generation_params(config: RunConfig) -> dict[str, Any]:
+def generation_params(config: RunConfig) -> dict[str, JsonValue]:
     """The `generation_params` of a line: temperature, top_p and max_new_tokens, or else all that the sampler reads."""
     sampler = config.sampler
     if isinstance(sampler, AtTemperature):
@@ -59,51 +55,28 @@ def generation_params(config: RunConfig) -> dict[str, Any]:
     return {**settings, "max_new_tokens": config.task.max_new_tokens}
 
 
-def input_fields(row: Mapping[str, Any], task: TaskConfig) -> dict[str, Any]:
-    """The fields of an output line that come from its input row."""
-    question, original = find_question(row, task), "original_output" if "original_output" in row else "output"
-    named = {question, original, "difficulty", "domain"}
-    return {
-        "input": row[question],
-        "difficulty": row.get("difficulty"),
-        "domain": row.get("domain"),
-        "metadata": {
-            "original_output": row.get(original),
-            "other_fields": {name: value for name, value in row.items() if name not in named},
-        },
-    }
-
-
-def line(record: Record, row: Mapping[str, Any], config: RunConfig) -> str:
-    """The output line of a record that is ok."""
-    fields = input_fields(row, config.task)
-    fields["metadata"] = Metadata(
-        **fields["metadata"],
-        example_id=record.problem_id,
-        teacher_model=config.model or "",
-        generation_params=generation_params(config),
+def written(row: InputRow, text: str, example_id: int, teacher_model: str, params: dict[str, JsonValue]) -> Output:
+    """The line of the answer `text` to an input row, which is the `example_id`-th."""
+    metadata = Metadata(
+        original_output=row.original_output,
+        example_id=example_id,
+        teacher_model=teacher_model,
+        generation_params=params,
+        other_fields=row.others,
     )
-    return Output(**fields, output=record.text).model_dump_json(exclude_defaults=True) + "\n"
+    return Output(input=row.question, output=text, difficulty=row.difficulty, domain=row.domain, metadata=metadata)
 
 
-def lines(records: Iterable[Record], rows: Mapping[int, Mapping[str, Any]], config: RunConfig) -> str:
-    """The output file of these records: those that are ok, in the order of the input."""
-    good = sorted((record for record in records if record.status == "ok"), key=lambda record: record.problem_id)
-    return "".join(line(record, rows[record.problem_id], config) for record in good)
+def outputs(records: Iterable[Record], rows: Mapping[int, InputRow], config: RunConfig) -> list[Output]:
+    """The lines of the records of a run that are ok, in the order of its input."""
+    model, params = config.model or "", generation_params(config)
+    answered = sorted((record.problem_id, record.text) for record in records if record.status == "ok")
+    return [written(rows[number], text, number, model, params) for number, text in answered]
 
 
-def input_rows(path: Path) -> dict[int, Any]:
-    """Row number -> what the row holds; None for a line that is no JSON.
-
-    Raises UserError if there is no such file.
-    """
-    rows = {}
-    for number, (where, text) in enumerate(jsonl_lines(path, "name a JSONL file", ("data",))):
-        try:
-            rows[number] = parse_line(text, where)
-        except UserError:  # reported where the problems are loaded
-            rows[number] = None
-    return rows
+def lines(records: Iterable[Record], rows: Mapping[int, InputRow], config: RunConfig) -> str:
+    """The output file of these records."""
+    return "".join(one.model_dump_json(exclude_defaults=True) + "\n" for one in outputs(records, rows, config))
 
 
 def target(output: Path) -> Path:

@@ -6,7 +6,6 @@ setting, within seconds also offline.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import socket
 from pathlib import Path
@@ -67,8 +66,8 @@ def resolve_model(name: str, revision: str | None = None, engine: EngineConfig =
 def folder_on_node(model: ModelSource, engine: EngineConfig) -> str:
     """The folder of `model` on a worker's node, which need not be the driver's.
 
-    A model from the hub is downloaded by the first worker of a node, at the driver's commit, while the others wait. The
-    lock ends with the process that holds it. Raises UserError for a local folder that this node does not have.
+    A model from the hub is downloaded at the driver's commit, each file once: the hub's client locks it. Raises
+    UserError for a local folder that this node does not have.
     """
     if Path(model.folder).is_dir():
         return model.folder
@@ -77,13 +76,7 @@ def folder_on_node(model: ModelSource, engine: EngineConfig) -> str:
             f"There is no model folder {model.folder} on the node {socket.gethostname()}; put it on storage that all "
             "nodes share, or on each of them."
         )
-    from huggingface_hub import constants
-
-    cache = Path(constants.HF_HUB_CACHE)
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / ".powersample.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return str(download(model.name, model.revision, model_files(engine))[0])
+    return str(download(model.name, model.revision, model_files(engine))[0])
 
 
 def model_files(engine: EngineConfig) -> list[str]:

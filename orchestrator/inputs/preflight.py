@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evals.config import TaskConfig
 from evals.evaluate import prompt_ids
 from evals.record import RecordKey
 from evals.samplers.single import Replay
@@ -97,11 +97,10 @@ def check_model(
     context_length = check_architecture(folder, config.engine.trust_remote_code)
     check_weights(Path(folder), config.engine.allow_pickle)
     tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
-    lengths = prompt_lengths(task, problems, tokenizer.encode)
     if texts is not None:
         check_texts(texts, tokenizer)
         return context_length
-    return check_lengths(lengths, task.config, context_length)
+    return check_lengths(task, problems, tokenizer.encode, context_length)
 
 
 def check_texts(texts: Mapping[RecordKey, str], tokenizer: Tokenizer) -> None:
@@ -115,32 +114,31 @@ def check_texts(texts: Mapping[RecordKey, str], tokenizer: Tokenizer) -> None:
             )
 
 
-def prompt_lengths(task: Task, problems: Iterable[Problem], encode: Callable[[Any], Sequence[int]]) -> dict[int, int]:
-    """problem_id -> tokens of its prompt. Raises UserError for a prompt without tokens."""
+def check_lengths(
+    task: Task, problems: Iterable[Problem], encode: Callable[[Any], Sequence[int]], context_length: int
+) -> int:
+    """The longest prompt plus the longest answer, in tokens.
+
+    Raises UserError for a prompt without tokens, or if that is beyond the model's context.
+    """
     lengths = {problem.problem_id: len(prompt_ids(task, problem, encode)) for problem in problems}
-    for problem_id, length in lengths.items():
-        if length == 0:
-            raise UserError(f"The prompt of problem {problem_id} has no tokens; check the data and the tokenizer.")
-    return lengths
-
-
-def check_lengths(lengths: dict[int, int], task: TaskConfig, context_length: int) -> int:
-    """The longest prompt plus the longest answer of `task`. Raises UserError if that is beyond the model's context."""
-    max_new_tokens = task.max_new_tokens
-    problem_id, longest = max(lengths.items(), key=lambda item: item[1])
-    if longest + max_new_tokens > context_length:
-        num = sum(length + max_new_tokens > context_length for length in lengths.values())
-        room = context_length - longest
-        lower = f"lower task.max_new_tokens to {room} or less, " if room > 0 else ""
-        if task.max_prompt_tokens is not None and max_new_tokens < context_length:
-            lower += f"lower task.max_prompt_tokens to {context_length - max_new_tokens} or less, "
-        fewer = f"use fewer than {task.num_shots} examples (task.num_shots), " if task.num_shots else ""
-        raise UserError(
-            f"Problem {problem_id} does not fit the model: its prompt of {longest} tokens plus task.max_new_tokens "
-            f"{max_new_tokens} is more than the context of {context_length} ({num} of {len(lengths)} problems are too "
-            f"long); {lower}{fewer}leave the problem out of the data, or choose a model with a longer context."
-        )
-    return longest + max_new_tokens
+    for problem_id in (problem_id for problem_id, length in lengths.items() if not length):
+        raise UserError(f"The prompt of problem {problem_id} has no tokens; check the data and the tokenizer.")
+    config, max_new_tokens = task.config, task.config.max_new_tokens
+    problem_id, longest = max(lengths.items(), key=itemgetter(1))
+    if longest + max_new_tokens <= context_length:
+        return longest + max_new_tokens
+    num = sum(length + max_new_tokens > context_length for length in lengths.values())
+    room = context_length - longest
+    lower = f"lower task.max_new_tokens to {room} or less, " if room > 0 else ""
+    if config.max_prompt_tokens is not None and max_new_tokens < context_length:
+        lower += f"lower task.max_prompt_tokens to {context_length - max_new_tokens} or less, "
+    fewer = f"use fewer than {config.num_shots} examples (task.num_shots), " if config.num_shots else ""
+    raise UserError(
+        f"Problem {problem_id} does not fit the model: its prompt of {longest} tokens plus task.max_new_tokens "
+        f"{max_new_tokens} is more than the context of {context_length} ({num} of {len(lengths)} problems are too "
+        f"long); {lower}{fewer}leave the problem out of the data, or choose a model with a longer context."
+    )
 
 
 def check_tracker(module: str | None) -> None:

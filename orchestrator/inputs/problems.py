@@ -10,16 +10,17 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+from pydantic import AliasChoices, Field, JsonValue, model_validator
 from pydantic_core import from_json
 
 from evals.config import TaskConfig
 from evals.grading.grade import FORMATS
 from evals.grading.numeric import NUMBER
 from evals.types import Problem, UserError
-from orchestrator.inputs.jsonl import SURROGATE, jsonl_lines, parse_line
 from orchestrator.inputs.models import DEMO_FOLDER, HUB_SECONDS, is_local, unavailable
+from orchestrator.inputs.rows import Row, Text, read_lines, read_row, refusal
 from orchestrator.settings.config import DEFAULT_DATA, DEMO
 
 DEMO_PROBLEMS = "problems.jsonl"  # in DEMO_FOLDER
@@ -28,6 +29,38 @@ GSM8K_SHA256 = "65ae5a5b62654eafdde08f5e2adbf6d2cec66052a60b196aa354d9ea8fe4b9bd
 """`DataSource.digest` of its test split."""
 PLATINUM = "madrylab/gsm8k-platinum"  # has a test split alone, from which its solved examples come, too
 GSM8K_FORMAT = TaskConfig()
+DATA_SETTING = "POWERSAMPLE_DATA (--data)"
+TRAIN_SETTING = "POWERSAMPLE_TASK__TRAIN_DATA (--task.train-data)"
+FORM_OF = {"number": "… #### 42", "text": "42"}
+"""Kind of golds -> an answer as messages show it."""
+
+
+class SolvedRow(Row):
+    """A question and its answer, a solution that ends in `#### gold` or, where golds are texts, the gold alone."""
+
+    question: Text
+    answer: Text
+
+    def problem(self, problem_id: int) -> Problem:
+        return Problem.from_answer(problem_id, self.question, self.answer, self.group)
+
+
+class InputRow(Row):
+    """A question that `generate` answers, with the fields that have a place of their own in its output."""
+
+    question: Text
+    original_output: JsonValue = Field(None, validation_alias=AliasChoices("original_output", "output"))
+    difficulty: JsonValue = None
+    domain: JsonValue = None
+
+    def problem(self, problem_id: int) -> Problem:
+        return Problem(problem_id, self.question, group=self.group)
+
+    @model_validator(mode="after")
+    def _can_be_carried(self) -> Self:
+        """A line of the output has all fields two levels deeper, and no number that JSON has not."""
+        from_json(json.dumps([[self.model_dump()]], allow_nan=False))
+        return self
 
 
 class DataSource(NamedTuple):
@@ -42,6 +75,8 @@ class DataSource(NamedTuple):
     """Rows of the whole data set."""
     refused: Mapping[int, str] = MappingProxyType({})
     """Row -> why it is no problem; empty where answers are graded, since a score is of all rows."""
+    inputs: Mapping[int, InputRow] = MappingProxyType({})
+    """Row -> all its fields, where nothing is graded: the output has them, too."""
 
     @property
     def num_problems(self) -> int:
@@ -67,17 +102,19 @@ def load_problems(
     """
     if data == DEMO or is_local(data) or data.endswith((".jsonl", ".json")):
         path = DEMO_FOLDER / DEMO_PROBLEMS if data == DEMO else Path(data)
-        way_out = "name a JSONL file in GSM8K's format or a data set on the hub"
-        rows: Iterator[tuple[str, Any]] = jsonl_lines(path.expanduser(), way_out, (setting,))
+        way_out = f"set {setting} to a JSONL file in GSM8K's format or a hub name"
+        rows = read_lines(path.expanduser(), way_out)
         empty = f"The data file {path.expanduser()} has no problems in it; {way_out}."
     else:
-        rows = ((f"{data}, row {number}", row) for number, row in enumerate(hub_rows(data, split, setting)))
-        empty = f"The data set {data} has no rows in split {split}; name another."
-    problems, refused = [], {}
-    for number, (where, row) in enumerate(rows):
+        rows = hub_rows(data, split, setting)
+        empty = f"The data set {data} has no rows in split {split}; set {setting} to another."
+    problems, refused, inputs, kind = [], {}, {}, row_kind(task)
+    for number, (where, line) in enumerate(rows):
         try:
-            row = parse_line(row, where) if isinstance(row, bytes) else row
-            problems.append(check_row(row, number, where, task))
+            row = read_row(line, where, kind)
+            problems.append(check_gold(row.problem(number), FORMATS[task.name].golds, where, kind))
+            if isinstance(row, InputRow):
+                inputs[number] = row
         except UserError as error:
             if task.name != "open":
                 raise
@@ -93,71 +130,40 @@ def load_problems(
     if not problems:
         raise UserError(f"No row of {data} within the limit can be used; the first: {next(iter(refused.values()))}")
     refused = {row: reason for row, reason in refused.items() if row < within}
-    return DataSource(problems, data, digest, num_rows, refused)
+    return DataSource(problems, data, digest, num_rows, refused, inputs)
 
 
-def check_row(row: Any, problem_id: int, where: str, task: TaskConfig = GSM8K_FORMAT) -> Problem:
-    """The problem in a row: question and answer are texts, and the answer ends in a `#### number` that can be graded.
-
-    Where golds are texts, as in the format `math`, the whole answer is the gold, unless it has a `####`, too; the
-    format `open` has no golds. Raises UserError, beginning with the row's place `where`, for a row that is no problem.
-    """
-    golds, question_key = FORMATS[task.name].golds, find_question(row, task)
-    form_of_row = {question_key: "…"}
-    if golds != "none":
-        form_of_row[task.answer_key] = "42" if golds == "text" else "… #### 42"
-    form = json.dumps(form_of_row, ensure_ascii=False)
-    if not isinstance(row, Mapping):
-        raise UserError(f"{where}: a {type(row).__name__} instead of an object such as {form}.")
-    for key in form_of_row:
-        if key not in row:
-            raise UserError(
-                f"{where}: the key {key!r} is missing (it has {', '.join(row) or 'none'}); rows are {form}."
-            )
-        if not isinstance(row[key], str) or not row[key].strip():
-            raise UserError(f"{where}: {key!r} must be a text that is not empty; rows are {form}.")
-        if SURROGATE.search(row[key]):
-            raise UserError(
-                f"{where}: {key!r} has half a character (\\ud800 to \\udfff alone); repair or remove the row."
-            )
-    group = row.get("group")
-    group = None if group is None else str(group)
+def row_kind(task: TaskConfig) -> type[SolvedRow] | type[InputRow]:
+    """What the rows of a task's data are, under the keys that it says."""
+    golds = FORMATS[task.name].golds
     if golds == "none":
-        check_carried(row, where)
-        return Problem(problem_id, row[question_key], group=group)
-    problem = Problem.from_answer(problem_id, row[question_key], row[task.answer_key], group)
-    if not problem.gold or (golds == "number" and "####" not in row[task.answer_key]):
-        raise UserError(
-            f"{where}: the answer has no `#### number` at its end, so nothing can be graded; rows are {form}."
-        )
-    if golds == "number" and not NUMBER.fullmatch(problem.gold):
-        raise UserError(f"{where}: the answer after `####` is {problem.gold!r}, not a number; rows are {form}.")
-    return problem
+
+        class Input(InputRow):
+            form = json.dumps({task.question_key: "…"}, ensure_ascii=False)
+            question: Text = Field(validation_alias=AliasChoices(task.question_key, "prompt"))
+
+        return Input
+
+    class Solved(SolvedRow):
+        form = json.dumps({task.question_key: "…", task.answer_key: FORM_OF[golds]}, ensure_ascii=False)
+        question: Text = Field(alias=task.question_key)
+        answer: Text = Field(alias=task.answer_key, pattern="####" if golds == "number" else None)
+
+    return Solved
 
 
-def check_carried(row: Mapping[str, Any], where: str) -> None:
-    """Raises UserError for a row whose fields cannot be written into the output, which carries all of them."""
-    try:
-        text = json.dumps([[row]], ensure_ascii=False)  # as deep as they are in a line of the output
-        if not SURROGATE.search(text):
-            from_json(text, allow_inf_nan=False)
-            return
-        reason = "it has half a character (\\ud800 to \\udfff alone)"
-    except (ValueError, RecursionError) as error:  # NaN, which is no JSON, or too many brackets in one another
-        reason = f"its fields cannot be carried into the output ({error})"
-    raise UserError(f"{where}: {reason}; repair or remove the row.")
+def check_gold(problem: Problem, golds: str, where: str, kind: type[Row]) -> Problem:
+    """The problem. Raises UserError if its gold is not what graders of such `golds` compare with."""
+    if golds == "none" or (problem.gold and (golds != "number" or NUMBER.fullmatch(problem.gold))):
+        return problem
+    raise refusal(where, f"the gold is {problem.gold!r}, not {'a number' if golds == 'number' else 'an answer'}", kind)
 
 
-def find_question(row: Any, task: TaskConfig) -> str:
-    """The key of a row's question: the task's, or `prompt` if nothing is graded and the row has only that."""
-    either = task.name == "open" and isinstance(row, Mapping) and task.question_key not in row and "prompt" in row
-    return "prompt" if either else task.question_key
+def hub_rows(name: str, split: str, setting: str) -> Iterator[tuple[str, bytes]]:
+    """Rows of a data set from the hub as lines of JSON, each with its place.
 
-
-def hub_rows(name: str, split: str, setting: str) -> list[dict[str, Any]]:
-    """Rows of a data set from the hub; with HF_HUB_OFFLINE=1 only from the cache on this machine.
-
-    The hub is asked first by one short call: `load_dataset` alone retries for half a minute when offline.
+    With HF_HUB_OFFLINE=1 they come from the cache on this machine only. The hub is asked first by one short call:
+    `load_dataset` alone retries for half a minute when offline.
     """
     from huggingface_hub import HfApi, constants
 
@@ -169,7 +175,7 @@ def hub_rows(name: str, split: str, setting: str) -> list[dict[str, Any]]:
             HfApi().dataset_info(name, revision=revision, timeout=HUB_SECONDS)
         import datasets
 
-        return [dict(row) for row in datasets.load_dataset(name, configuration, split=split, revision=revision)]
+        rows = datasets.load_dataset(name, configuration, split=split, revision=revision)
     except Exception as error:  # the hub's client raises errors of several libraries
         raise unavailable(
             f"data set {name!r} (split {split}) is no file",
@@ -177,3 +183,4 @@ def hub_rows(name: str, split: str, setting: str) -> list[dict[str, Any]]:
             setting,
             error,
         ) from error
+    return ((f"{name}, row {number}", json.dumps(row, default=str).encode()) for number, row in enumerate(rows))

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from evals.record import RecordKey
 from evals.types import UserError
-from orchestrator.inputs.jsonl import SURROGATE, jsonl_rows
 from orchestrator.inputs.problems import DataSource
+from orchestrator.inputs.rows import Row, read_rows, refusal
 
 GOLD = "gold"  # replays the data's own answers
-ROW = re.compile("[0-9]{1,18}")
-TEXT_FORM = '{"id": 7, "text": "So it is 42."}'
+
+
+class TextRow(Row):
+    """A text to grade, and the row of the data that it answers."""
+
+    form = '{"id": 7, "text": "So it is 42."}'
+    id: Annotated[str, Field(pattern="^[0-9]{1,18}$", coerce_numbers_to_str=True)] = ""
+    text: str
 
 
 def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey, str]:
@@ -28,34 +36,26 @@ def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey,
     if name == GOLD:
         return {(problem.problem_id, k): problem.solution for problem in data.problems for k in range(num_samples)}
     texts: dict[int, list[str]] = defaultdict(list)
-    have_ids = num_samples > 1  # else the first row decides
-    for number, (where, row) in enumerate(
-        jsonl_rows(Path(name).expanduser(), "name another, or gold", ("sampler.texts",))
-    ):
-        if not isinstance(row, dict) or not isinstance(row.get("text"), str) or SURROGATE.search(row["text"]):
-            raise UserError(f"{where}: not an object with a 'text' of whole characters; rows are {TEXT_FORM}.")
-        if not ROW.fullmatch(given := str(row.get("id", number))):
-            raise UserError(f"{where}: id {given[:40]} is not a row of the data, from 0; rows are {TEXT_FORM}.")
-        have_ids = have_ids or (number == 0 and "id" in row)
-        if ("id" in row) != have_ids:
-            raise UserError(
-                f"{where}: {'no id' if have_ids else 'an id'}; give all rows an id or, for one text per problem in the "
-                f"order of the data, none; rows are {TEXT_FORM}."
-            )
-        if (problem_id := int(given)) >= data.num_rows:
+    rows = list(read_rows(Path(name).expanduser(), TextRow, "set sampler.texts to another, or gold"))
+    have_ids = num_samples > 1 or any(row.id for _, row in rows)
+    for number, (where, row) in enumerate(rows):
+        if have_ids and not row.id:
+            reason = "no id; give all rows an id or, for one text per problem in the order of the data, none"
+            raise refusal(where, reason, TextRow)
+        if (problem_id := int(row.id or number)) >= data.num_rows:
             raise UserError(f"{where}: a text for row {problem_id} of {data.name}, which has {data.num_rows} rows.")
         if len(texts[problem_id]) == num_samples:
             raise UserError(
                 f"{where}: text {num_samples + 1} for problem {problem_id}, which num_samples={num_samples} does not "
                 "ask for; raise it, or remove the line."
             )
-        texts[problem_id].append(row["text"])
+        texts[problem_id].append(row.text)
     ids = [problem.problem_id for problem in data.problems]
     missing = [problem_id for problem_id in ids if len(texts[problem_id]) < num_samples]
     if missing:
         raise UserError(
             f"{name} has too few texts for {len(missing)} of {len(ids)} problems, the first of them problem "
-            f"{missing[0]} ({len(texts[missing[0]])} of {num_samples}); add rows {TEXT_FORM}, or set limit or "
+            f"{missing[0]} ({len(texts[missing[0]])} of {num_samples}); add rows {TextRow.form}, or set limit or "
             "num_samples."
         )
     return {(problem_id, k): texts[problem_id][k] for problem_id in ids for k in range(num_samples)}

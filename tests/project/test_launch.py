@@ -7,9 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event, Lock
 from typing import Any
 
 import pytest
@@ -163,24 +161,17 @@ def test_the_image_has_an_init_and_what_it_copies_exists() -> None:
     assert lines.index("USER ray") > 0
 
 
-def test_one_worker_of_a_node_downloads_while_the_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, busy, asked = tmp_path / "cache/abc123", Lock(), []
+def test_a_worker_downloads_at_the_commit_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
 
     def download(name: str, revision: str, patterns: list[str]) -> tuple[Path, str]:
-        assert busy.acquire(blocking=False), "two at once"
         asked.append((name, revision))
-        together.wait(0.2) if len(asked) == 1 else None  # nobody sets it: time for the others to come
-        busy.release()
-        return folder, revision
+        return tmp_path, revision
 
-    together = Event()
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("orchestrator.inputs.models.download", download)
     model = ModelSource("/driver/only", "owner/name", "abc123", "abc123")
-    with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda _: folder_on_node(model, EngineConfig()), range(3)))
-    assert found == [str(folder)] * 3
-    assert asked == [("owner/name", "abc123")] * 3, "the driver's commit"
+    assert folder_on_node(model, EngineConfig()) == str(tmp_path)
+    assert asked == [("owner/name", "abc123")]
 
 
 def test_a_folder_of_this_node_is_taken_and_one_of_another_refused(tmp_path: Path) -> None:

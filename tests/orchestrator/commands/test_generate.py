@@ -20,7 +20,7 @@ import pytest
 from demo_training.problems import row
 from evals.config import TaskConfig
 from evals.evaluate import prompt_ids
-from evals.record import Record
+from evals.record import AnsweredBy, Record, TokenCounts
 from evals.rng import RandomKey
 from evals.samplers.registry import settings_of
 from evals.samplers.single import AtTemperature
@@ -68,8 +68,7 @@ class Answering(FakeWorker):
             return ValueError("cannot")
         self.seen.append(len(self.output.read_text().splitlines()))
         ended = "length" if i == 0 else "eos"
-        tokens = {"generated": 1}
-        return Record(i, 0, "ok", f"answer {i}", [1], ended, {}, {}, {}, {}, tokens, {"rank": 0})
+        return Record(i, 0, "ok", f"answer {i}", [1], ended, tokens=TokenCounts(generated=1), worker=AnsweredBy(rank=0))
 
 
 def jsonl(path: Path, rows: list[Any]) -> Path:
@@ -200,7 +199,7 @@ def test_rows_that_no_line_of_json_can_carry_fail_alone(run: Callable[..., int],
 
 def test_a_file_without_one_good_row_is_refused(run: Callable[..., int], tmp_path: Path) -> None:
     jsonl(tmp_path / "in.jsonl", ["{", {"input": 3}])
-    with pytest.raises(UserError, match=r"No row of .* can be used; the first: .*line 1: not a line of JSON"):
+    with pytest.raises(UserError, match=r"No row of .* can be used; the first: .*line 1: the line: invalid JSON"):
         run()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "model"]
 
@@ -250,8 +249,11 @@ def test_refusals_name_the_options_that_generate_has(run: Callable[..., int], fl
 
 
 def test_validate_names_its_own_option(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent cannot be read .*; name a JSONL file [(]--input[)][.]"):
-        command("validate", "out.jsonl", "--input", tmp_path / "absent")
+    (tmp_path / "out.jsonl").touch()
+    with pytest.raises(UserError, match=r"absent cannot be read .*; set --input to a JSONL file"):
+        command("validate", tmp_path / "out.jsonl", "--input", tmp_path / "absent")
+    with pytest.raises(UserError, match=r"absent cannot be read .*; name the file that generate wrote"):
+        command("validate", tmp_path / "absent", "--input", tmp_path / "out.jsonl")
 
 
 def test_an_output_that_is_not_ours_stays(run: Callable[..., int], tmp_path: Path) -> None:
@@ -318,20 +320,38 @@ def params(rows: list[Any]) -> None:
         (lambda rows: rows.pop(1), "rows without an answer: 1 (1)"),
         (lambda rows: rows.append(rows[3]), "rows that are answered twice: 1 (7)"),
         (lambda rows: rows.reverse(), "not in the order"),
-        (lambda rows: rows.insert(0, '{"input": "torn'), "line 1: the line: Invalid JSON"),
-        (change(2, output=" "), "line 3: the output is empty"),
-        (change(2, output="other"), "line 3: the output is not the answer of the run"),
-        (change(2, input="other"), "line 3: input is not that of row 5"),
-        (change(2, difficulty="easy"), "line 3: difficulty is not that of row 5"),
-        (change(2, extra=1), "line 3: extra: Extra inputs"),
-        (change(2, output=None), "line 3: output: Input should be a valid string"),
-        (lambda rows: rows[3]["metadata"].update(example_id=8), "the input has no row 8"),
-        (lambda rows: rows[3]["metadata"].update(example_id=BROKEN), "the input has no row 2"),
-        (lambda rows: rows[2]["metadata"].update(example_id=RAISING), "answered and listed as failed: 1 (4)"),
-        (lambda rows: rows[2]["metadata"].update(original_output="x"), "original_output is not that of row 5"),
-        (lambda rows: rows[2]["metadata"].pop("other_fields"), "line 3: other_fields is not that of row 5"),
-        (lambda rows: rows[2]["metadata"].update(teacher_model="x"), "teacher_model is not the same"),
-        (params, "generation_params is not the same"),
+        (lambda rows: rows.insert(0, '{"input": "torn'), "line 1: the line: invalid JSON"),
+        (change(2, output=" "), "line 3: the output of row 5 is empty"),
+        (change(2, output="other"), "line 3: output of row 5 is 'other' instead of 'answer 5'"),
+        (change(2, input="other"), "line 3: input of row 5 is 'other' instead of 'six?'"),
+        (change(2, difficulty="easy"), "line 3: difficulty of row 5 is 'easy' instead of 'hard'"),
+        (change(2, extra=1), "line 3: extra is 1: extra inputs"),
+        (change(2, output=None), "line 3: output is None: input should be a valid string"),
+        (
+            lambda rows: rows[3]["metadata"].update(example_id=8),
+            "line 4: row 8 has no answer: it failed, or is none of the input",
+        ),
+        (
+            lambda rows: rows[3]["metadata"].update(example_id=BROKEN),
+            "line 4: row 2 has no answer: it failed, or is none of the input",
+        ),
+        (
+            lambda rows: rows[2]["metadata"].update(example_id=RAISING),
+            "line 3: row 4 has no answer: it failed, or is none of the input",
+        ),
+        (
+            lambda rows: rows[2]["metadata"].update(original_output="x"),
+            "line 3: original_output of row 5 is 'x' instead of None",
+        ),
+        (
+            lambda rows: rows[2]["metadata"].pop("other_fields"),
+            "line 3: other_fields of row 5 is {} instead of {'id': 'q6'",
+        ),
+        (
+            lambda rows: rows[2]["metadata"].update(teacher_model="x"),
+            "line 3: teacher_model of row 5 is 'x' instead of ",
+        ),
+        (params, "line 2: generation_params of row 1 is {'temperature': 1.0"),
     ],
 )
 def test_what_is_wrong_with_an_output_is_said(
@@ -357,8 +377,16 @@ def test_without_its_run_an_output_has_to_answer_every_row(
     (tmp_path / "out.jsonl").rename(tmp_path / "moved.jsonl")
     assert command("validate", tmp_path / "moved.jsonl", "--input", tmp_path / "in.jsonl") == 1
     said = capsys.readouterr().out
-    assert "rows without an answer: 4 (2, 3, 4, 6)" in said
-    assert "how many are cut off nobody knows" in said
+    assert "rows without an answer: 1 (4)" in said
+    assert "4 answers to 8 rows" in said
+    assert "there is no run" in said
+    rows = written(tmp_path / "moved.jsonl")
+    rows[1]["input"], rows[2]["metadata"]["teacher_model"] = "other", "x"
+    jsonl(tmp_path / "moved.jsonl", rows)
+    assert command("validate", tmp_path / "moved.jsonl", "--input", tmp_path / "in.jsonl") == 1
+    said = capsys.readouterr().out
+    assert "line 2: input of row 1 is 'other' instead of 'two?'" in said
+    assert "line 3: teacher_model of row 5 is 'x' instead of " in said
 
 
 class Letters:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from evals.config import TaskConfig
 from evals.record import encode
-from evals.types import Problem
+from evals.types import Grade, Problem
 from orchestrator.cli import main
 from orchestrator.inputs.problems import load_problems
 from orchestrator.rundir.reading.records import first_records
@@ -63,17 +64,17 @@ GOOD = '{"id": 1, "text": "#### 1", "gold": "1"}'
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", ["line 2", "not a line of JSON"]),
-        ("[]", ["line 2", "list instead of an object"]),
-        ('{"id": 1, "text": "x"}', ["line 2", "'gold' is missing"]),
-        ('{"id": 1, "text": null, "gold": "1"}', ["line 2", "'text' must be a text"]),
+        ("{", ["line 2", "invalid JSON"]),
+        ("[]", ["line 2", "[]: input should be an object"]),
+        ('{"id": 1, "text": "x"}', ["line 2", "gold: field required"]),
+        ('{"id": 1, "text": null, "gold": "1"}', ["line 2", "text is None: input should be a valid string"]),
         ('{"id": 1, "text": "", "gold": "1"}', ["line 2", "the id 1 is also that of line 1"]),
-        ('{"id": [], "text": "", "gold": "1"}', ["line 2", "'id' must be"]),
-        ('{"id": true, "text": "", "gold": "1"}', ["line 2", "'id' must be"]),
-        ('{"id": 1, "text": "", "gold": true}', ["line 2", "'gold' must be"]),
-        ('{"id": 1, "text": "", "gold": "eighteen"}', ["line 2", "'eighteen' is not a number", "math500"]),
-        ('{"id": 1, "text": "", "gold": "So ####"}', ["line 2", "no answer in it"]),
-        ('{"id": 1, "text": "\\ud800", "gold": "1"}', ["line 2", "whole characters"]),
+        ('{"id": [], "text": "", "gold": "1"}', ["line 2", "id.str is []: input should be"]),
+        ('{"id": true, "text": "", "gold": "1"}', ["line 2", "id.str is True: input should be"]),
+        ('{"id": 1, "text": "", "gold": true}', ["line 2", "gold is True: input should be"]),
+        ('{"id": 1, "text": "", "gold": "eighteen"}', ["line 2", "'eighteen', not a number", "math500"]),
+        ('{"id": 1, "text": "", "gold": "So ####"}', ["line 2", "the gold is ''"]),
+        ('{"id": 1, "text": "\\ud800", "gold": "1"}', ["line 2", "invalid JSON", "hex escape"]),
     ],
 )
 def test_a_bad_row_is_one_sentence_and_nothing_is_written(
@@ -112,8 +113,8 @@ def run(gold: Path, tmp_path: Path) -> Path:
     """The same with recorded scores that are all wrong."""
     (tmp_path / "run").mkdir()
     shutil.copy(gold / "run.json", tmp_path / "run")
-    wrong = {"correct": False, "answer": "0", "kind": "number"}
-    records = [one._replace(scores=dict.fromkeys(one.scores, wrong)) for one in read_records(gold / "records.jsonl")]
+    wrong = Grade(False, "0")
+    records = [replace(one, scores=dict.fromkeys(one.scores, wrong)) for one in read_records(gold / "records.jsonl")]
     (tmp_path / "run/records.jsonl").write_bytes(b"".join(map(encode, records)))
     return tmp_path / "run"
 
@@ -143,9 +144,9 @@ def test_a_run_is_scored_again(run: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_regrade_that_changes_nothing_is_no_warning(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    right = {"correct": True, "answer": "1", "kind": "number"}
+    right = Grade(True, "1")
     log = run / "records.jsonl"
-    records = [one._replace(scores=dict.fromkeys(one.scores, right)) for one in read_records(log)]
+    records = [replace(one, scores=dict.fromkeys(one.scores, right)) for one in read_records(log)]
     log.write_bytes(b"".join(map(encode, records)))
     assert main(["regrade", str(run)]) == 0
     assert json.loads((run / "summary.json").read_text())["num_rescored"] == 0
@@ -169,7 +170,7 @@ def test_other_data_is_refused(run: Path, tmp_path: Path, capsys: pytest.Capture
 
 def test_an_answer_with_other_line_separators_is_read_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = run / "records.jsonl"
-    records = [one._replace(text="\\boxed{a\u2028b\u0085c}") for one in read_records(log)]
+    records = [replace(one, text="\\boxed{a\u2028b\u0085c}") for one in read_records(log)]
     log.write_bytes(b"".join(map(encode, records)))
     assert main(["regrade", str(run)]) == 0
     assert "\u2028" in (run / "scores.jsonl").read_text(encoding="utf-8")

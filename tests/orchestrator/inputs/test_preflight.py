@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from safetensors.numpy import save_file
 
 from evals.config import EngineConfig, TaskConfig
-from evals.tasks.task import make_task
+from evals.tasks.task import Task, make_task
 from evals.types import Problem, UserError
 from orchestrator.inputs import preflight, problems
 from orchestrator.inputs.models import resolve_model
@@ -71,14 +71,14 @@ def test_the_digest_is_of_all_rows_and_of_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"question": "q"', ["line 2", "not a line of JSON"]),
-        ('["q", "a"]', ["line 2", "list instead of an object"]),
-        ({"question": "q"}, ["line 2", "'answer' is missing", "it has question"]),
-        ({}, ["line 2", "'question' is missing"]),
-        ({**ROW, "question": ""}, ["line 2", "'question' must be a text"]),
-        ({**ROW, "answer": 2}, ["line 2", "'answer' must be a text"]),
-        ({**ROW, "answer": "Two."}, ["line 2", "#### number"]),
-        ({**ROW, "answer": "Two. ####"}, ["line 2", "#### number"]),
+        ('{"question": "q"', ["line 2", "invalid JSON", "EOF while parsing an object"]),
+        ('["q", "a"]', ["line 2", "['q', 'a']: input should be an object"]),
+        ({"question": "q"}, ["line 2", "answer: field required"]),
+        ({}, ["line 2", "question: field required"]),
+        ({**ROW, "question": ""}, ["line 2", "question is '': there should be a text"]),
+        ({**ROW, "answer": 2}, ["line 2", "answer is 2: input should be a valid string"]),
+        ({**ROW, "answer": "Two."}, ["line 2", "answer is 'Two.'", "should match pattern '####'"]),
+        ({**ROW, "answer": "Two. ####"}, ["line 2", "the gold is '', not a number"]),
         ({**ROW, "answer": "#### two"}, ["line 2", "'two', not a number"]),
         ({**ROW, "answer": "#### 1/2"}, ["line 2", "'1/2', not a number"]),
     ],
@@ -87,14 +87,14 @@ def test_a_bad_line_is_named_with_its_file(line: Any, words: list[str], tmp_path
     data = jsonl(tmp_path / "d.jsonl", ROW, line, ROW)
     with pytest.raises(UserError) as refused:
         load_problems(data)
-    for word in [data, *words]:
+    for word in [data, *words, 'rows are {"question": "…", "answer": "… #### 42"}']:
         assert word in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
 def test_data_that_is_not_text_or_empty_or_not_there(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(json.dumps(ROW).encode() + b"\n\xe9\n")
-    with pytest.raises(UserError, match=r"latin\.jsonl, line 2: not UTF-8"):
+    with pytest.raises(UserError, match=r"latin\.jsonl, line 2: the line: invalid JSON: .*, in UTF-8"):
         load_problems(str(tmp_path / "latin.jsonl"))
     for text in ("", "\n \n"):
         (tmp_path / "empty.jsonl").write_text(text)
@@ -212,20 +212,23 @@ def test_the_embedded_model_and_problems() -> None:
 
 
 def test_longest_prompt_and_answer_must_fit_the_context() -> None:
-    task = TaskConfig(max_new_tokens=100)
-    assert preflight.check_lengths({0: 5, 7: 30}, task, 130) == 130
-    with pytest.raises(UserError, match=r"Problem 7 .* 30 tokens .* 100 .* 129 \(1 of 2 .* to 99 or less") as refused:
-        preflight.check_lengths({0: 5, 7: 30}, task, 129)
+    """Prompts are measured as they will be put, in characters here."""
+    short, long = Problem(0, "q" * 5), Problem(7, "q" * 13)
+    task = make_task(TaskConfig(max_new_tokens=100), 0)
+    assert len(str(task.prompt(long))) == 31
+
+    def check(context_length: int, task: Task = task) -> int:
+        return preflight.check_lengths(task, [short, long], lambda text: list(map(ord, text)), context_length)
+
+    assert check(131) == 131
+    with pytest.raises(UserError, match=r"Problem 7 .* 31 tokens .* 100 .* 130 \(1 of 2 .* to 99 or less") as refused:
+        check(130)
     assert "num_shots" not in str(refused.value)
+    shots = make_task(TaskConfig(max_new_tokens=100, num_shots=4), 0, [Problem(i, f"{i}", "#### 1") for i in range(4)])
     with pytest.raises(UserError, match=r"; use fewer than 4 examples \(task\.num_shots\), leave the problem out"):
-        preflight.check_lengths({7: 30}, task.model_copy(update={"num_shots": 4}), 20)
-
-
-def test_prompts_are_measured_as_they_will_be_put() -> None:
-    task = make_task(TaskConfig(), 0)
-    assert preflight.prompt_lengths(task, [Problem(3, "q", "#### 1")], list) == {3: len("Question: q\nAnswer:")}  # pyright: ignore[reportArgumentType]
-    with pytest.raises(UserError, match="prompt of problem 3 has no tokens"):
-        preflight.prompt_lengths(task, [Problem(3, "q", "#### 1")], lambda _: [])
+        check(20, shots)
+    with pytest.raises(UserError, match="prompt of problem 7 has no tokens"):
+        preflight.check_lengths(task, [long], lambda _: [], 130)
 
 
 def test_run_directories_that_cannot_be_made(tmp_path: Path) -> None:

@@ -67,3 +67,16 @@ def test_a_solution_has_its_reasoning_and_its_gold_apart() -> None:
     assert (worked.reasoning, worked.gold) == ("a #### 1\nb", "2")
     bare = Problem.from_answer(0, "?", " 2 ")
     assert (bare.solution, bare.reasoning, bare.gold) == ("#### 2", "", "2")
+
+
+def test_what_no_output_can_carry_is_refused_as_in_earlier_runs(tmp_path: Path) -> None:
+    """The rows that are refused are in the digest, so that their number may not change."""
+    nested = ['{"input": "?", "x": ' + "[" * depth + "]" * depth + "}" for depth in (198, 199)]
+    lines = ['{"input": "?", "x": NaN}', '{"input": "?", "x": 1e999}', '{"input": "?", "x": "\\ud800"}', *nested]
+    path = tmp_path / "data.jsonl"
+    path.write_bytes("\n".join(lines).encode() + b'\n{"input": "\xff"}\n')
+    loaded = load_problems(str(path), task=TaskConfig(preset="generate"))
+    assert sorted(loaded.refused) == [0, 1, 2, 4, 5]
+    assert loaded.digest == "f8d14562b340a94cf72e228140d6eca398ef9584db9471868c78aa98f4d5de33"
+    assert "Out of range float values are not JSON" in loaded.refused[1]
+    assert all(f"data.jsonl, line {row + 1}: " in reason for row, reason in loaded.refused.items())
