@@ -1,37 +1,41 @@
 """Writes the reports of runs: summary.json, report.md, report.html, timeline.svg, and the comparison of several runs.
 
 All are derived files, which can be made again at any time. Nothing is written to run.json, records.jsonl and
-telemetry.jsonl, from which they are made.
+telemetry.jsonl, from which they are made. What a terminal shows comes before the figures, which take longer to draw.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from html import escape
 from pathlib import Path
 
 from evals.types import UserError
 from orchestrator.analysis.comparison import Comparison, compare
-from orchestrator.analysis.load import load_run
+from orchestrator.analysis.load import Run, load_run
 from orchestrator.console import say
 from orchestrator.inputs.prompts import run_prompts
 from orchestrator.report.comparison_text import comparison_report
 from orchestrator.report.figures import accuracy_figure
-from orchestrator.report.page import RunOnPage, page
+from orchestrator.report.page import RunOnPage, page, run_figures
+from orchestrator.report.plotting import png, svg
 from orchestrator.report.run_text import run_report
-from orchestrator.report.timeline import timeline
+from orchestrator.report.timeline import timeline, workers
 from orchestrator.rundir.files import write_atomically, writing
 from orchestrator.wording import short
 
-SUMMARY, REPORT, PAGE, FIGURE, TIMELINE = "summary.json", "report.md", "report.html", "accuracy.svg", "timeline.svg"
+SUMMARY, REPORT, PAGE, TIMELINE = "summary.json", "report.md", "report.html", "timeline.svg"
+FIGURE, PICTURE = "accuracy.svg", "accuracy.png"
 MARK, MARK_END = "<!-- powersample comparison ", " -->"
-"""Around the fingerprints of the runs in the last line of a comparison's files, which say what may replace them."""
+"""Around the fingerprints of the runs in the last line or comment of a comparison's files: what may replace them."""
 
 
 def print_reports(run_dirs: Sequence[Path], out: Path | None = None) -> None:
-    """Write reports, print the text that `write_report` returns, and say on stderr where they are."""
-    print(write_report(run_dirs, out), end="", flush=True)
+    """Print the text of `write_report`, write the reports, and say on stderr where they are."""
+    write_report(run_dirs, out, partial(print, end="", flush=True))
     names = f"{SUMMARY}, {REPORT} and {PAGE}"
     if len(run_dirs) == 1:
         say(f"Read {run_dirs[0] / PAGE}; {names} were written there.")
@@ -45,8 +49,10 @@ def beside(run_dirs: Sequence[Path]) -> Path:
     return run_dirs[0].resolve().parent
 
 
-def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
-    """Write summary.json, report.md, report.html and timeline.svg into every run directory; return what to print.
+def write_report(
+    run_dirs: Sequence[Path], out: Path | None = None, show: Callable[[str], object] = lambda text: None
+) -> str:
+    """Write summary.json, report.md, report.html and timeline.svg into every run directory; return what `show` shows.
 
     For several runs that is their comparison, which also goes into the directory `out` with its page and its figure; by
     default into the parent of the first run, where only a comparison of the same runs is replaced. Raises UserError
@@ -56,25 +62,36 @@ def write_report(run_dirs: Sequence[Path], out: Path | None = None) -> str:
     runs = [load_run(directory) for directory in run_dirs]
     comparison = compare(runs) if len(runs) > 1 else None
     place = beside(run_dirs) if out is None else out
-    for name in (REPORT, PAGE, FIGURE) if comparison else ():
+    for name in (REPORT, PAGE, FIGURE, PICTURE) if comparison else ():
         check_replaceable(place / name, comparison if out is None else None)
-    shown, text = [], ""
-    for run in runs:
-        plot = timeline(run.telemetry)
-        shown.append(RunOnPage(run, run_prompts(run.manifest), plot))
-        text = run_report(run.summary, TIMELINE if plot else None)
-        summary = json.dumps(run.summary.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-        write(run.directory / SUMMARY, summary + "\n")
-        write(run.directory / REPORT, text)
-        write(run.directory / PAGE, page(shown[-1:], None, None))
-        if plot:
-            write(run.directory / TIMELINE, plot)
-    return text if comparison is None else write_comparison(comparison, shown, place)
+    texts = [run_report(run.summary, TIMELINE if workers(run.telemetry) else None) for run in runs]
+    told = comparison_report(comparison, None) if comparison else texts[0]
+    try:
+        show(told)  # before the figures are drawn
+    finally:  # also for a reader who has left
+        shown = [write_run(run, text) for run, text in zip(runs, texts, strict=True)]
+        if comparison:
+            write_comparison(comparison, shown, place)
+    return told
 
 
-def write_comparison(comparison: Comparison, shown: Sequence[RunOnPage], place: Path) -> str:
-    """Write a comparison, its page and its figure into the directory `place`; return the text for a screen."""
-    plot = accuracy_figure(comparison.runs)
+def write_run(run: Run, text: str) -> RunOnPage:
+    """Write a run's summary, its report, which is `text`, its page and its timeline."""
+    plot = svg(timeline(run.telemetry), "Workers over time") if workers(run.telemetry) else None
+    on_page = RunOnPage(run, run_prompts(run.manifest), [*run_figures(run), *([plot] if plot else [])])
+    summary = json.dumps(run.summary.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    write(run.directory / SUMMARY, summary + "\n")
+    write(run.directory / REPORT, text)
+    write(run.directory / PAGE, page([on_page], None, None))
+    if plot:
+        write(run.directory / TIMELINE, plot)
+    return on_page
+
+
+def write_comparison(comparison: Comparison, shown: Sequence[RunOnPage], place: Path) -> None:
+    """Write a comparison, its page and its figure into the directory `place`, each with the mark of its runs."""
+    figure, mark = accuracy_figure(comparison.runs), comparison_mark(comparison)
+    plot = svg(figure, "Scores against tokens and settings") if figure else None
     labelled = [one._replace(run=run) for one, run in zip(shown, comparison.runs, strict=True)]
     texts = {
         REPORT: comparison_report(comparison, FIGURE if plot else None),
@@ -82,12 +99,13 @@ def write_comparison(comparison: Comparison, shown: Sequence[RunOnPage], place: 
         **({FIGURE: plot} if plot else {}),
     }
     for name, text in texts.items():
-        write(place / name, f"{text.rstrip()}\n\n{comparison_mark(comparison)}\n")
-    return comparison_report(comparison, None)
+        write(place / name, f"{text.rstrip()}\n\n{mark}\n")
+    if figure:
+        write(place / PICTURE, png(figure, mark))
 
 
 def comparison_mark(comparison: Comparison) -> str:
-    """The last line of a comparison's files, which names its runs by their fingerprints."""
+    """The last line or comment of a comparison's files, which names its runs by their fingerprints."""
     known = {short(run.manifest.fingerprint) or "unknown" for run in comparison.runs}
     return MARK + escape(" ".join(sorted(known))) + MARK_END
 
@@ -96,7 +114,7 @@ def check_replaceable(path: Path, same: Comparison | None) -> None:
     """Raises UserError if there is a file at `path` that is of no comparison, or of other runs than those of `same`."""
     if not path.exists():
         return
-    last = path.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+    last = mark_in(path)
     if not last.startswith(MARK):
         raise UserError(
             f"{path} is in the way of the comparison and is none itself, or an earlier version's; move it to another "
@@ -107,12 +125,23 @@ def check_replaceable(path: Path, same: Comparison | None) -> None:
         named = last.removeprefix(MARK).removesuffix(MARK_END)
         raise UserError(
             f"{path} is the comparison of other runs (fingerprints {named}) and would be replaced; `powersample "
-            f"compare {runs}` prints this one and writes nothing, or move {REPORT}, {PAGE} and {FIGURE} of "
-            f"{path.parent} to another place."
+            f"compare {runs}` prints this one and writes nothing, or move {REPORT}, {PAGE}, {FIGURE} and "
+            f"{PICTURE} of {path.parent} to another place."
         )
 
 
-def write(path: Path, text: str) -> None:
+def mark_in(path: Path) -> str:
+    """The mark of a comparison's file, if it is one: the last line of a text, the comment of a picture."""
+    if path.suffix == ".png":
+        from PIL import Image
+
+        with suppress(OSError), Image.open(path) as picture:
+            return str(picture.info.get("Comment", ""))
+        return ""
+    return path.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+
+
+def write(path: Path, content: str | bytes) -> None:
     """Replace a derived file. Raises UserError if it cannot be written."""
     with writing(path, "make it writable"):
-        write_atomically(path, text)
+        write_atomically(path, content)

@@ -33,7 +33,9 @@ from orchestrator.report.comparison_text import comparison_parts, comparison_tit
 from orchestrator.report.facts import facts
 from orchestrator.report.figures import OUTCOMES, length_figure, log_p_figure
 from orchestrator.report.layout import Table
+from orchestrator.report.plotting import svg
 from orchestrator.report.run_text import headline, provenance, score_parts, title
+from orchestrator.report.timeline import event_table
 from orchestrator.wording import duration, percent
 
 NUM_SLOWEST = 10
@@ -44,11 +46,11 @@ MAX_TOKEN_IDS = 1_000_000
 
 
 class RunOnPage(NamedTuple):
-    """A run on a page, with its prompts and its timeline as SVG text."""
+    """A run on a page, with its prompts and its figures as SVG text."""
 
     run: Run
     asked: RunPrompts
-    timeline: str | None
+    figures: Sequence[str]
 
 
 def page(shown: Sequence[RunOnPage], comparison: Comparison | None, plot: str | None) -> str:
@@ -57,7 +59,8 @@ def page(shown: Sequence[RunOnPage], comparison: Comparison | None, plot: str | 
     summaries = [one.run.summary for one in shown]
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
     environment.filters.update(bold=bold, interval=interval, pretty=partial(json.dumps, indent=2))
-    environment.globals.update({one.__name__: one for one in (facts, figures, headline, score_parts, slowest)})
+    for one in (event_table, facts, headline, inline, score_parts, slowest):
+        environment.globals[one.__name__] = one
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     script = (folder / "page.js").read_text(encoding="utf-8")
     if comparison is None:
@@ -70,7 +73,7 @@ def page(shown: Sequence[RunOnPage], comparison: Comparison | None, plot: str | 
         metric=PRIMARY_METRIC,
         shown=shown,
         parts=score_parts(summaries[0]) if comparison is None else comparison_parts(comparison),
-        plot=Markup(plot or ""),
+        plot=inline(plot, "plot") if plot else "",
         provenance=provenance(*summaries),
         problems=problems(shown, comparison and comparison.baseline),
         script=Markup(script),
@@ -88,15 +91,20 @@ def interval(score: Estimate) -> str:
     return "95 % interval {} to {} %".format(*map(percent, score.ci95)) if score.ci95 else ""
 
 
-def figures(one: RunOnPage) -> list[Markup]:
-    """The figures of a run: answer lengths, log p by move, workers over time, as far as there are."""
+def inline(figure: str, name: str) -> Markup:
+    """SVG text as part of a page: its ids begin with a `name` that no other figure on the page has."""
+    return Markup(re.sub("<[^>]+>", lambda tag: re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", tag[0]), figure))
+
+
+def run_figures(run: Run) -> list[str]:
+    """A run's answer lengths and log p by move as SVG text, as far as there is anything to draw."""
     lengths: dict[str, list[int]] = {fate: [] for fate in OUTCOMES}
-    for record in one.run.records:
+    for record in run.records:
         if record.status == "ok":
-            labels = flags(record, one.run.manifest.cut_limit)
+            labels = flags(record, run.manifest.cut_limit)
             lengths[[fate for fate in OUTCOMES if fate in labels][-1]].append(record.tokens.answer or 0)
-    drawn = [length_figure(lengths), log_p_figure(one.run.summary.chain), one.timeline]
-    return [Markup(figure) for figure in drawn if figure]
+    drawn = {"Answer lengths": length_figure(lengths), "Log p by move": log_p_figure(run.summary.chain)}
+    return [svg(figure, title) for title, figure in drawn.items() if figure]
 
 
 def slowest(records: Sequence[Record]) -> Table:

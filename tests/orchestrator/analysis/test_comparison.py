@@ -6,6 +6,7 @@ from math import sqrt
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from evals.statistics import holm
 from evals.types import UserError
@@ -13,8 +14,10 @@ from orchestrator.analysis.comparison import compare, labelled
 from orchestrator.analysis.load import Run
 from orchestrator.analysis.summary import summarise
 from orchestrator.cli import main
+from orchestrator.report import make
 from orchestrator.report.comparison_text import comparison_report, points, shared_warnings
-from orchestrator.report.make import write_report
+from orchestrator.report.make import print_reports, write_report
+from orchestrator.report.plotting import png
 from orchestrator.report.run_text import run_report
 from support.made_up import PLAIN, POWER, as_run, known, refused, rows, save
 
@@ -187,9 +190,11 @@ def test_the_comparison_lies_beside_the_runs_and_replaces_no_other_file(tmp_path
     write_report(runs)
     names = ("report.md", "report.html", "accuracy.svg")
     before = {name: (tmp_path / name).read_text(encoding="utf-8") for name in names}
+    picture = (tmp_path / "accuracy.png").read_bytes()
     assert all(text.endswith("\n<!-- powersample comparison ffffffff -->\n") for text in before.values())
     write_report(runs)
     assert {name: (tmp_path / name).read_text(encoding="utf-8") for name in names} == before
+    assert (tmp_path / "accuracy.png").read_bytes() == picture
     (runs[0] / "report.md").unlink()
     unmarked = before["report.md"].partition("<!--")[0]  # as an earlier version wrote it
     for name, text in [("report.md", "# My thesis\n"), ("report.md", unmarked), ("accuracy.svg", "<svg>mine</svg>")]:
@@ -199,6 +204,12 @@ def test_the_comparison_lies_beside_the_runs_and_replaces_no_other_file(tmp_path
                 write_report(runs, out)
         assert (tmp_path / name).read_text(encoding="utf-8") == text
         (tmp_path / name).write_text(before[name], encoding="utf-8")
+    mine = png(Figure(), "")
+    for content in (mine, b"no picture", picture[:20]):
+        (tmp_path / "accuracy.png").write_bytes(content)
+        with pytest.raises(UserError, match=r"accuracy\.png is in the way"):
+            write_report(runs)
+        assert (tmp_path / "accuracy.png").read_bytes() == content
     assert not (runs[0] / "report.md").exists(), "refused before anything is written"
 
 
@@ -212,7 +223,7 @@ def test_a_comparison_of_other_runs_is_kept(tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().err.startswith(f"Read {tmp_path / 'report.html'}; the comparison was written there")
     assert main(["report", runs["t1"], runs["power"]]) == 0, "the same runs"
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    for missing in ("", "report.md", "report.html"):
+    for missing in ("", "report.md", "report.html", "accuracy.svg"):
         if missing:
             before.pop(tmp_path / missing)
             (tmp_path / missing).unlink()
@@ -221,6 +232,24 @@ def test_a_comparison_of_other_runs_is_kept(tmp_path: Path, capsys: pytest.Captu
         assert "is the comparison of other runs (fingerprints 00000000 11111111)" in err
         assert f"`powersample compare {runs['t1']} {runs['greedy']}` prints this one and writes nothing" in err
         assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_reader_has_the_text_before_anything_is_drawn_and_the_files_though_he_has_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [save(tmp_path / "power", POWER, "1100"), save(tmp_path / "t1", PLAIN, "1000")]
+    with monkeypatch.context() as patched:
+        patched.setattr(make, "run_figures", lambda _: pytest.fail(capsys.readouterr().out))
+        with pytest.raises(pytest.fail.Exception, match="2 methods on 4 common problems"):
+            print_reports(runs)
+
+    def leave(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", leave)
+    with pytest.raises(BrokenPipeError):
+        print_reports(runs)
+    assert {"report.md", "report.html", "accuracy.svg", "accuracy.png"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_a_fingerprint_does_not_end_the_mark(tmp_path: Path) -> None:

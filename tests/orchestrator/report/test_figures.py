@@ -1,18 +1,17 @@
-"""The figure of a comparison: well-formed, escaped, and every mark where its value is."""
+"""The figures of scores, lengths and chains: everything where its value is, named, and readable."""
 
-from itertools import pairwise
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from orchestrator.analysis.load import Run
 from orchestrator.analysis.summary import summarise
 from orchestrator.report.figures import OUTCOMES, accuracy_figure, length_figure, log_p_figure
-from orchestrator.report.svg import BOTTOM, LEFT, RIGHT, TOP, WIDTH, Panel, Point, Series, axis, figure
 from support.made_up import PLAIN, POWER, as_run, known, make_record
-
-SVG = "{http://www.w3.org/2000/svg}"
+from support.pictures import check_readable, line, names, points
 
 
 def labelled(*samplers: tuple[dict[str, Any], str]) -> list[Run]:
@@ -20,69 +19,76 @@ def labelled(*samplers: tuple[dict[str, Any], str]) -> list[Run]:
     return [run._replace(label=run.manifest.method) for run in runs]
 
 
-def words(svg: str) -> list[str]:
-    return [node.text or "" for node in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+def drawn(figure: Figure | None) -> Figure:
+    assert figure is not None
+    return figure
 
 
-@pytest.mark.parametrize("values", [[0, 40], [47.5, 83.2], [0.0], [250.0], [-3, 7], [100, 100], [1e-3, 2e-3]])
-def test_linear_ticks_are_round_and_inside(values: list[float]) -> None:
-    found = axis(values, 0, 100)
-    assert found.low < min(values) <= max(values) < found.high
-    assert 2 <= len(found.ticks) <= 8
-    steps = [b - a for a, b in pairwise(found.ticks)]
-    assert steps == pytest.approx([steps[0]] * len(steps))
-    assert all(0 <= found.at(tick) <= 100 for tick in found.ticks)
+def costing(run: Run, tokens: float) -> Run:
+    """The run as if it had generated so many tokens per problem."""
+    return run._replace(summary={**run.summary, "tokens": {**run.summary["tokens"], "mean_generated": tokens}})
 
 
-def test_logarithmic_axis() -> None:
-    found = axis([10, 1000], 0, 100, logarithmic=True)
-    assert found.ticks == [10, 20, 50, 100, 200, 500, 1000]
-    assert found.at(100) == 50
-    assert found.at(1000) - found.at(100) == pytest.approx(found.at(100) - found.at(10))
+def test_every_run_has_a_point_a_bar_and_a_name() -> None:
+    runs = labelled((PLAIN, "1100"), ({"kind": "greedy"}, "1110"), (POWER, "0000"))
+    [axes] = drawn(accuracy_figure([costing(run, 100 * i) for i, run in enumerate(runs, 1)])).axes
+    assert names(axes.get_legend()) == ["1 temperature 1", "2 greedy", "3 power (alpha 4, 10 moves)"]
+    assert [note.get_text() for note in axes.texts] == ["1", "2", "3"]
+    shown, bars = [[points(line) for line in axes.get_lines()[first::2]] for first in (0, 1)]
+    assert shown == [[(100, 50)], [(200, 75)], [(300, 0)]]
+    scores = [run.summary["accuracy"]["numeric"] for run in runs]
+    ends = [(score["mean"] - score["stderr"], score["mean"] + score["stderr"]) for score in scores[:2]]
+    ends.append(scores[2]["ci95"])  # all wrong: Wilson's interval
+    assert [[y / 100 for _, y in bar] for bar in bars] == [pytest.approx(pair) for pair in ends]
+    assert axes.get_xlabel() == "tokens generated per problem"
 
 
-def test_points_are_where_their_values_are() -> None:
-    panel = Panel("t", "x", "y", [Series("s", [Point(0, 0, 0, 0), Point(10, 50, 40, 60), Point(20, 100, 100, 100)])])
-    nodes = ElementTree.fromstring(figure([panel])).iter(f"{SVG}circle")
-    places = [(float(node.get("cx", 0)), float(node.get("cy", 0))) for node in nodes][:3]
-    assert places[1] == ((LEFT + RIGHT) / 2, (TOP + BOTTOM) / 2)
-    assert LEFT < places[0][0] < places[1][0] < places[2][0] < RIGHT
-    assert BOTTOM > places[0][1] > places[1][1] > places[2][1] > TOP
+def test_marks_and_names_can_be_read_where_points_crowd() -> None:
+    """The demo's four methods, two of which have all but one point, and what a benchmark of samplers compares."""
+    verdicts = ["1" * n + "0" * (200 - n) for n in (154, 95, 152, 166)]
+    power = [({**POWER, "num_moves": moves}, verdicts[3]) for moves in (10, 0, 1, 2, 5, 40)]
+    runs = labelled(({"kind": "greedy"}, verdicts[0]), (PLAIN, verdicts[1]), (PLAIN, verdicts[2]), *power)
+    costs = (61.9, 56.1, 62.0, 200.5, 62, 62.4, 63, 95, 3000)
+    for number in (4, len(runs)):
+        figure = drawn(accuracy_figure([costing(run, cost) for run, cost in zip(runs[:number], costs, strict=False)]))
+        check_readable(figure)
 
 
-def test_every_run_has_a_point_and_a_name() -> None:
-    svg = accuracy_figure(labelled((PLAIN, "1100"), ({"kind": "greedy"}, "1110"), (POWER, "0000")))
-    assert svg is not None
-    assert [w for w in words(svg) if w[:1] in "123" and "  " in w] == [
-        "1  temperature 1",
-        "2  greedy",
-        "3  power (alpha 4, 10 moves)",
-    ]
-    assert "tokens generated per problem" in words(svg)
-    assert "Score and alpha" not in words(svg), "nothing varies"
+def test_an_axis_is_logarithmic_where_values_are_far_apart() -> None:
+    runs = labelled((PLAIN, "1100"), (POWER, "1110"))
+    scales = []
+    for cost in (790.0, 810.0):
+        figure = drawn(accuracy_figure([costing(runs[0], 100), costing(runs[1], cost)]))
+        figure.draw_without_rendering()
+        scales.append(figure.axes[0].get_xscale())
+    assert scales == ["linear", "log"]
+    low, high = figure.axes[0].get_xlim()
+    ticks = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert [tick for tick in ticks if low <= float(tick.replace(",", "")) <= high] == ["100", "200", "500"]
 
 
-def test_a_varied_setting_has_a_panel_with_its_values_as_ticks() -> None:
+def test_a_varied_setting_has_a_plot_with_its_values_as_ticks() -> None:
     alphas = [({**POWER, "alpha": float(alpha)}, "1" * n + "0" * (9 - n)) for alpha, n in ((4, 5), (1, 3), (8, 7))]
     moves = [({**POWER, "num_moves": n}, "110000000") for n in (0, 40)]
-    svg = accuracy_figure(labelled((PLAIN, "100000000"), *alphas, *moves))
-    assert svg is not None
-    found = words(svg)
-    assert found[found.index("Score and alpha") :][1:4] == ["1", "4", "8"]
-    assert found[found.index("Score and moves") :][1:4] == ["0", "10", "40"]
-    assert "power, moves 10" in found, "told from the two with other moves"
+    figure = drawn(accuracy_figure(labelled((PLAIN, "100000000"), *alphas, *moves)))
+    by_title = {axes.get_title(loc="left"): axes for axes in figure.axes}
+    assert list(by_title) == ["Score and cost", "Score and alpha", "Score and moves"]
+    assert list(by_title["Score and alpha"].get_xticks()) == [1, 4, 8]
+    assert list(by_title["Score and moves"].get_xticks()) == [0, 10, 40]
+    assert names(by_title["Score and alpha"].get_legend()) == ["power, moves 10"], "told from the two with other moves"
+    curve = line(by_title["Score and alpha"], "power, moves 10")
+    assert curve == [(alpha, pytest.approx(100 * n / 9)) for alpha, n in ((1, 3), (4, 5), (8, 7))]
 
 
-def test_text_is_escaped_and_long_legends_fit() -> None:
-    point = Point(1, 2, 1, 3, "<b>")
-    svg = figure([Panel("a < b & c", '"x"', "y", [Series(f"<s{i}>", [point]) for i in range(30)])] * 2)
-    root = ElementTree.fromstring(svg)
-    assert "a < b & c" in words(svg)
-    assert {"<s0>", "<s29>", "<b>", '"x"'} <= set(words(svg))
-    height = int(root.get("height", 0))
-    lowest = max(float(node.get("y", 0)) for node in root.iter(f"{SVG}text"))
-    assert lowest < height / 2
-    assert all(float(node.get("x", 0)) < WIDTH for node in root.iter(f"{SVG}text"))
+def test_long_legends_fit_and_names_are_no_formulas() -> None:
+    runs = [run._replace(label=f"$x<{i}> and a name that is too long for one line") for i in range(30)
+            for run in labelled((PLAIN, "10"))]  # fmt: skip
+    figure = drawn(accuracy_figure(runs))
+    assert names(figure.axes[0].get_legend())[29] == "30 $x<29> and a name that is too long for one line"
+    [legend] = figure.findobj(Legend)
+    box = legend.get_window_extent()
+    assert 0 < box.y0 < box.y1 < figure.bbox.y1
+    assert 0 < box.x0 < box.x1 < figure.bbox.x1
 
 
 def test_one_problem_has_no_interval() -> None:
@@ -93,25 +99,32 @@ def test_one_problem_has_no_interval() -> None:
 
 def test_nothing_to_show() -> None:
     assert accuracy_figure(labelled((PLAIN, ""), (POWER, ""))) is None
+    assert length_figure({"right": []}) is None
+    assert log_p_figure({"log_p_by_move": []}) is None
 
 
 def test_the_histogram_has_every_answer_once() -> None:
-    lengths = {"wrong": [40, 40, 41, 90], "right": [40, 300, 41], "truncated": [512] * 5}
-    svg = ElementTree.fromstring(length_figure(lengths) or "")
-    bars = [rect for rect in svg.iter(f"{SVG}rect") if rect.find(f"{SVG}title") is not None]
-    said = [(bar.attrib["fill"], (bar.findtext(f"{SVG}title") or "").partition(" of ")) for bar in bars]
-    for fate, values in lengths.items():
-        assert sum(int(words[0]) for fill, words in said if fill == OUTCOMES[fate]) == len(values)
-    first, second = (bar for bar in bars if bar.attrib["x"] == bars[0].attrib["x"])
-    assert float(second.attrib["y"]) + float(second.attrib["height"]) == pytest.approx(float(first.attrib["y"]))
-    assert float(first.attrib["y"]) + float(first.attrib["height"]) == BOTTOM, "the first stands on the axis"
-    assert "truncated (5)" in words(length_figure(lengths) or "")
-    assert words(length_figure({"right": [7]}) or "")[-1] == "right (1)"
-    assert length_figure({}) is None
+    lengths = {"wrong": [40, 40, 41, 90], "right": [40, 300, 41], "no answer": [], "truncated": [512] * 5}
+    figure = drawn(length_figure(lengths))
+    [axes] = figure.axes
+    assert names(axes.get_legend()) == ["wrong (4)", "right (3)", "truncated (5)"]
+    floor: dict[float, float] = {}
+    shown = [fate for fate in OUTCOMES if lengths[fate]]
+    for fate, bars in zip(shown, axes.containers, strict=True):
+        assert isinstance(bars, BarContainer)
+        for bar in bars:
+            width, height = bar.get_width(), bar.get_height()
+            assert height == sum(bar.get_x() <= length < bar.get_x() + width for length in lengths[fate])
+            assert bar.get_y() == floor.get(bar.get_x(), 0), "stacked, the first on the axis"
+            floor[bar.get_x()] = bar.get_y() + height
+        assert sum(bar.get_height() for bar in bars) == len(lengths[fate])
+    check_readable(figure)
+    assert names(drawn(length_figure({"right": [7]})).axes[0].get_legend()) == ["right (1)"]
 
 
 def test_log_p_by_move() -> None:
-    svg = ElementTree.fromstring(log_p_figure({"log_p_by_move": [[0, -9.0], [1, -8.0], [2, -7.5]]}) or "")
-    heights = [float(mark.attrib["cy"]) for mark in svg.iter(f"{SVG}circle")][:3]
-    assert heights == sorted(heights, reverse=True), "it rises"
-    assert log_p_figure({"log_p_by_move": []}) is None
+    means = [[0, -9.0], [1, -8.0], [2, -7.5]]
+    figure = drawn(log_p_figure({"log_p_by_move": means}))
+    [curve] = figure.axes[0].get_lines()
+    assert points(curve) == [tuple(mean) for mean in means]
+    check_readable(figure)

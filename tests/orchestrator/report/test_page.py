@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from orchestrator.inputs.problems import load_problems
 from orchestrator.inputs.prompts import as_text, prompts_digest, run_prompts
 from orchestrator.report import page as pages
 from orchestrator.report.make import write_report
-from orchestrator.report.page import bold
+from orchestrator.report.page import bold, inline
 from orchestrator.rundir.reading.manifest import Manifest
+from orchestrator.rundir.telemetry_rows import Event
 from support.chromium import Browser, find_browser
 from support.command import run
-from support.made_up import PLAIN, POWER, failed_record, make_record, make_run, write
+from support.made_up import CHAIN, PLAIN, POWER, changed, failed_record, make_record, make_run, write
 
 HOSTILE = (
     '</script><script>window.hacked = 1</script><img src="http://evil.test/x" onerror="hacked = 1"><!--<script>  &amp;'
@@ -33,14 +35,14 @@ GREP = '"problem_id": 7, "sample_index": 0,'
 def hostile_record(problem_id: int, correct: bool) -> Record:
     """Every seventh text is hostile, every tenth answer cut off, every fifteenth has none, and problem 3 failed."""
     if problem_id == 3:
-        return failed_record(3)._replace(error=HOSTILE)
+        return changed(failed_record(3), error=HOSTILE)
     record = make_record(problem_id, correct, ended="length" if problem_id % 10 == 0 else "eos")
     numeric = {"correct": correct, "answer": str(problem_id), "kind": "number"}
     if problem_id % 15 == 1:
         numeric = {"correct": False, "answer": None, "kind": "none"}
     text = HOSTILE if problem_id % 7 == 0 else f"That is {problem_id}."
-    chain = record.chain | {"log_p_trace": [-9.0, -8.0, -7.5, -7.5, -7.0]}
-    return record._replace(text=text, scores=record.scores | {"numeric": numeric}, chain=chain)
+    scores = {**{name: asdict(grade) for name, grade in record.scores.items()}, "numeric": numeric}
+    return changed(record, text=text, scores=scores, chain=CHAIN | {"log_p_trace": [-9.0, -8.0, -7.5, -7.5, -7.0]})
 
 
 def save(directory: Path, sampler: dict[str, Any], right: int, name: str = "tiny") -> Path:
@@ -120,7 +122,8 @@ def test_a_doubter_finds_record_prompt_tokens_and_verdicts(tmp_path: Path) -> No
     assert (problem["id"], problem["gold"], problem["means"]) == (8, "#### 8", [1.0])
     assert data["prefix"] + problem["prompts"][0] == "Question: What is 8? \nAnswer:"
     assert data["prefix"].startswith("Question: What is ")
-    assert (answer["text"], answer["ids"], answer["scores"]) == (record.text, record.token_ids, record.scores)
+    scores = {name: asdict(grade) for name, grade in record.scores.items()}
+    assert (answer["text"], answer["ids"], answer["scores"]) == (record.text, record.token_ids, scores)
     assert answer["trace"] == [[0, -9.0], [1, -8.0], [2, -7.5], [3, -7.5], [4, -7.0]]
     assert answer["chain"]["moves"] == record.chain.moves
     assert data["places"] == ["run/records.jsonl"]
@@ -151,8 +154,8 @@ def test_hostile_texts_stay_texts(tmp_path: Path) -> None:
     assert [tag for tag, _ in page.tags].count("script") == len(page.scripts) == 2
     assert "img" not in {tag for tag, _ in page.tags}
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-    links = [attributes.get("href") or attributes.get("src") for _, attributes in page.tags]
-    assert all(link.startswith(("#problem", "data:,")) for link in links if link), "no address of anybody"
+    links = [attributes.get(name) for _, attributes in page.tags for name in ("href", "xlink:href", "src")]
+    assert all(link.startswith(("#", "data:,")) for link in links if link), "no address of anybody"
     assert page.data["problems"][7]["answers"][0][0]["text"] == HOSTILE
     assert page.data["problems"][3]["answers"][0][0]["error"] == HOSTILE
     assert page.scripts[1] == (Path(pages.__file__).parent / "page.js").read_text(encoding="utf-8")
@@ -173,6 +176,37 @@ def test_the_page_of_a_comparison(tmp_path: Path) -> None:
     assert (sum(b > a for a, b in means), sum(b < a for a, b in means)) == (won, lost)
     assert won > lost > 0
     assert all(len(problem["prompts"]) == 1 for problem in page.data["problems"]), "asked alike, kept once"
+
+
+def test_figures_on_one_page_share_no_id_and_find_their_own(tmp_path: Path) -> None:
+    """Ids are of the page, not of a figure: the first of two would serve both, also where it is hidden."""
+    runs = [save(tmp_path / name, POWER, 3) for name in ("a", "b")]
+    write_report(runs)
+    page = Page(tmp_path / "report.html")
+    assert [tag for tag, _ in page.tags].count("svg") == 1 + 2 * 3
+    ids = [attributes["id"] for _, attributes in page.tags if attributes.get("id")]
+    assert len(ids) == len(set(ids)) > 100
+    used = [link for _, attributes in page.tags for name, link in attributes.items() if name == "xlink:href"]
+    used += [clip.removeprefix("url(")[:-1] for _, attributes in page.tags if (clip := attributes.get("clip-path"))]
+    assert len(used) > 100
+    assert {link and link.removeprefix("#") for link in used} <= set(ids)
+
+
+def test_a_figure_keeps_what_its_texts_say() -> None:
+    assert inline('<g id="a"><text>id="b" url(#c)</text><use href="#a"/></g>', "x") == (
+        '<g id="x-a"><text>id="b" url(#c)</text><use href="#x-a"/></g>'
+    )
+
+
+def test_events_are_told_with_their_reasons(tmp_path: Path) -> None:
+    directory = save(tmp_path / "run", POWER, 3)
+    with (directory / "telemetry.jsonl").open("ab") as log:
+        log.write(Event(event="death", time=120.0, worker="cpu1", reason=HOSTILE).line())
+        log.write(Event(event="requeue", time=120.0, worker="cpu1", problem_id=7).line())
+    write_report([directory])
+    page = Page(directory / "report.html")
+    assert f"30.0 s cpu1 worker died {' '.join(HOSTILE.split())}" in page.text
+    assert "30.0 s cpu1 asked again 7" in page.text
 
 
 def test_token_ids_are_left_to_the_records_where_they_are_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
