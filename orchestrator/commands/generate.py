@@ -39,12 +39,9 @@ SHOWN = 20  # failed rows that are listed with their reasons
 def generate(args: Namespace) -> int:
     """Answer the rows; returns the exit code. Raises UserError for what the user can mend."""
     output = generate_output.target(args.output_file)
-    try:
-        config = checked_config(build_config(args, os.environ, defaults(args)), output)
-        files = Files(output, args.hourly_rate)
-        return session.run(resolved(config), files.show, files.conclude)
-    except UserError as error:
-        raise UserError(with_our_options(str(error))) from error
+    config = checked_config(build_config(args, os.environ, defaults(args)), output)
+    files = Files(output, args.hourly_rate)
+    return session.run(resolved(config), files.show, files.conclude)
 
 
 def defaults(args: Namespace) -> Path:

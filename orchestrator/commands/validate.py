@@ -30,13 +30,13 @@ def validate(args: Namespace) -> int:
     found, wrong = read(path)
     if (directory / RUN).exists():
         config, records = config_of(directory), first_records(directory / RECORDS).values()
-        data = load_problems(str(args.input.absolute()), limit=config.limit, task=config.task, setting="--input")
+        data = load_problems(str(args.data.absolute()), limit=config.limit, task=config.task)
         wanted = {line.metadata.example_id: line for line in outputs(records, data.inputs, config)}
         failed = {record.problem_id for record in records if record.status == "failed"}
         cut = sum(record.ended == "length" for record in records)
         known = f"{len(failed)} rows listed as failed, {cut} cut off at the longest length"
     else:  # texts and parameters are as the file has them, and all rows are to be answered
-        data = load_problems(str(args.input.absolute()), task=TaskConfig(preset="generate"), setting="--input")
+        data = load_problems(str(args.data.absolute()), task=TaskConfig(preset="generate"))
         wanted = as_found([line for _, line in found], data.inputs)
         failed, cut = data.refused.keys(), 0
         known = f"compared with the input alone, since there is no run {directory}"

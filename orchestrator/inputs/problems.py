@@ -29,8 +29,6 @@ GSM8K_SHA256 = "65ae5a5b62654eafdde08f5e2adbf6d2cec66052a60b196aa354d9ea8fe4b9bd
 """`DataSource.digest` of its test split."""
 PLATINUM = "madrylab/gsm8k-platinum"  # has a test split alone, from which its solved examples come, too
 GSM8K_FORMAT = TaskConfig()
-DATA_SETTING = "POWERSAMPLE_DATA (--data)"
-TRAIN_SETTING = "POWERSAMPLE_TASK__TRAIN_DATA (--task.train-data)"
 FORM_OF = {"number": "… #### 42", "text": "42"}
 """Kind of golds -> an answer as messages show it."""
 
@@ -102,12 +100,12 @@ def load_problems(
     """
     if data == DEMO or is_local(data) or data.endswith((".jsonl", ".json")):
         path = DEMO_FOLDER / DEMO_PROBLEMS if data == DEMO else Path(data)
-        way_out = f"set {setting} to a JSONL file in GSM8K's format or a hub name"
-        rows = read_lines(path.expanduser(), way_out)
+        way_out = "name a JSONL file in GSM8K's format or a data set on the hub"
+        rows = read_lines(path.expanduser(), way_out, setting)
         empty = f"The data file {path.expanduser()} has no problems in it; {way_out}."
     else:
         rows = hub_rows(data, split, setting)
-        empty = f"The data set {data} has no rows in split {split}; set {setting} to another."
+        empty = f"The data set {data} has no rows in split {split}; name another."
     problems, refused, inputs, kind = [], {}, {}, row_kind(task)
     for number, (where, line) in enumerate(rows):
         try:

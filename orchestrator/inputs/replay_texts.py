@@ -36,7 +36,7 @@ def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey,
     if name == GOLD:
         return {(problem.problem_id, k): problem.solution for problem in data.problems for k in range(num_samples)}
     texts: dict[int, list[str]] = defaultdict(list)
-    rows = list(read_rows(Path(name).expanduser(), TextRow, "set sampler.texts to another, or gold"))
+    rows = list(read_rows(Path(name).expanduser(), TextRow, "name another, or gold", "sampler.texts"))
     have_ids = num_samples > 1 or any(row.id for _, row in rows)
     for number, (where, row) in enumerate(rows):
         if have_ids and not row.id:

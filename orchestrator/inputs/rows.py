@@ -44,20 +44,20 @@ class Row(BaseModel, extra="allow"):
 R = TypeVar("R", bound=Row)
 
 
-def read_rows(path: Path, kind: type[R], way_out: str) -> Iterator[tuple[str, R]]:
+def read_rows(path: Path, kind: type[R], way_out: str, *settings: str) -> Iterator[tuple[str, R]]:
     """The rows of a file, each with its place. Raises UserError as `read_lines` and `read_row` do."""
-    return ((where, read_row(line, where, kind)) for where, line in read_lines(path, way_out))
+    return ((where, read_row(line, where, kind)) for where, line in read_lines(path, way_out, *settings))
 
 
-def read_lines(path: Path, way_out: str) -> Iterator[tuple[str, bytes]]:
+def read_lines(path: Path, way_out: str, *settings: str) -> Iterator[tuple[str, bytes]]:
     """The lines of a file that are not blank, each with its place: file and line.
 
-    Raises UserError if the file cannot be read; `way_out` says what else to name.
+    Raises UserError if the file cannot be read; `way_out` says what else to name, by `settings`.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise UserError(f"The data file {path} cannot be read ({error.strerror}); {way_out}.") from error
+        raise UserError(f"The data file {path} cannot be read ({error.strerror}); {way_out}.", settings) from error
     for number, line in enumerate(content.removeprefix(BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             yield f"{path}, line {number}", line

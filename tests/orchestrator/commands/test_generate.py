@@ -250,7 +250,7 @@ def test_refusals_name_the_options_that_generate_has(run: Callable[..., int], fl
 
 def test_validate_names_its_own_option(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").touch()
-    with pytest.raises(UserError, match=r"absent cannot be read .*; set --input to a JSONL file"):
+    with pytest.raises(UserError, match=r"absent cannot be read .*; name a JSONL file .*[(]--input[)][.]"):
         command("validate", tmp_path / "out.jsonl", "--input", tmp_path / "absent")
     with pytest.raises(UserError, match=r"absent cannot be read .*; name the file that generate wrote"):
         command("validate", tmp_path / "absent", "--input", tmp_path / "out.jsonl")

@@ -143,7 +143,7 @@ def test_what_is_wrong_is_one_sentence(
 
 def test_replay_needs_texts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--model", "demo", "--data", "demo", "--sampler.kind", "replay"]) == 2
-    assert "name by sampler.texts what is replayed" in capsys.readouterr().err
+    assert "name by sampler.texts what replay grades" in capsys.readouterr().err
 
 
 def test_a_tokenizer_that_changes_a_text_is_refused() -> None:
