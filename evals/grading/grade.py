@@ -8,20 +8,9 @@ counts as wrong and its kind is `undecided`, which reports count: it is never th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from evals.grading.numeric import (
-    NUMBER,
-    boxed,
-    cleaned,
-    extract,
-    final_text,
-    flexible,
-    number_vote,
-    numeric,
-    strict,
-)
+from evals.grading.numeric import NUMBER, boxed, cleaned, extract, final_text, flexible, number_vote, numeric, strict
 from evals.grading.symbolic import equal
 from evals.types import Grade, Problem
 
@@ -97,14 +86,12 @@ def squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-FORMATS: Mapping[str, Format] = MappingProxyType(
-    {
-        "gsm8k": Format(gsm8k, number_vote, "worked answer, #### number", golds="number"),
-        "math": Format(
-            alone(formula),  # comparing strings would mean nothing
-            formula_vote,
-            "the answer alone, a number or LaTeX, judged by math-verify",
-        ),
-        "open": Format(lambda *_: {}, number_vote, "no answer, nothing is graded", golds="none"),
-    }
-)
+FORMATS: Mapping[str, Format] = {
+    "gsm8k": Format(gsm8k, number_vote, "worked answer, #### number", golds="number"),
+    "math": Format(
+        alone(formula),  # comparing strings would mean nothing
+        formula_vote,
+        "the answer alone, a number or LaTeX, judged by math-verify",
+    ),
+    "open": Format(lambda *_: {}, number_vote, "no answer, nothing is graded", golds="none"),
+}

@@ -92,14 +92,12 @@ def asks_percent(problem: Problem) -> bool:
 def extract(text: str) -> Found:
     """The final answer of a text, looked for in the order that the module describes."""
     text = cleaned(text)
-    box = last_box(text)
-    if box is not None:
+    if box := last_box(text):
         return boxed(after_equals(box))
-    for segment in (after_hashes(text), after_phrase(text)):
-        if segment is not None:
-            segment = after_equals(segment)
-            first = NUMBER.search(segment)
-            return number(first) if first else unreadable(segment)
+    if segment := after_hashes(text) or after_phrase(text):
+        segment = after_equals(segment)
+        first = NUMBER.search(segment)
+        return number(first) if first else unreadable(segment)
     numbers = list(NUMBER.finditer(text))
     return number(numbers[-1]) if numbers else Found("none")
 
@@ -107,11 +105,10 @@ def extract(text: str) -> Found:
 def final_text(text: str) -> str | None:
     """The final answer as it is written, looked for in the same places, after `cleaned`."""
     text = cleaned(text)
-    for segment in (last_box(text), after_hashes(text), after_phrase(text)):
-        if segment is not None and segment.strip():
-            return segment.strip().rstrip(".").strip("$ ")
-    numbers = [match[0].strip() for match in NUMBER.finditer(text)]
-    return numbers[-1] if numbers else None
+    if segment := last_box(text) or after_hashes(text) or after_phrase(text):
+        return segment.strip().rstrip(".").strip("$ ")
+    numbers = list(NUMBER.finditer(text))
+    return numbers[-1][0].strip() if numbers else None
 
 
 def cleaned(text: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 Draw = Literal["keyed", "lm_eval", "lm_eval_self", "lighteval", "fixed", "package"]
@@ -81,38 +80,36 @@ PAPER = Preset(
     max_new_tokens=3072,
 )
 
-PRESETS: Mapping[str, Preset] = MappingProxyType(
-    {
-        "gsm8k": PLAIN,
-        "lmeval-gsm8k": LM_EVAL,
-        "lmeval-gsm8k-keyed": LM_EVAL._replace(draw="keyed"),
-        "lmeval-platinum": LM_EVAL._replace(draw="lm_eval_self"),
-        "lmeval-cot": COT,
-        "lmeval-cot-zeroshot": COT._replace(form="Q: {q}\nA: Let's think step by step.", num_shots=0, draw="keyed"),
-        "lighteval-gsm8k": PLAIN._replace(
-            num_shots=5, draw="lighteval", stop=("Question:",), chat_stop=(), max_new_tokens=256
-        ),
-        "inspect-gsm8k": INSPECT,
-        "inspect-gsm8k-0shot": INSPECT._replace(num_shots=0),
-        "nanochat": Preset("{q}", stop=("<|assistant_end|>", "<|bos|>"), chat=True),
-        "qwen25-math": Preset(
-            f"<|im_start|>system\n{BOXED}<|im_end|>\n<|im_start|>user\n{{q}}<|im_end|>\n<|im_start|>assistant\n",
-            stop=QWEN_STOPS,
-            max_new_tokens=2048,
-            strip=True,
-        ),
-        "qwen25-math-base": QWEN_BASE,
-        "power-paper": PAPER,
-        "math-verify": Preset(
-            "Question: {q}\nStep-by-Step Answer:",
-            stop=("\nQuestion:", "\nProblem:", "\nquestion:", "\nproblem:"),
-            max_new_tokens=1024,
-        ),
-        "math500": PAPER._replace(format="math", question_key="problem"),
-        "jsonl": Preset("", format="math"),
-        "generate": Preset("{q}", format="open", question_key="input", max_new_tokens=2048, max_prompt_tokens=2048),
-    }
-)
+PRESETS: Mapping[str, Preset] = {
+    "gsm8k": PLAIN,
+    "lmeval-gsm8k": LM_EVAL,
+    "lmeval-gsm8k-keyed": LM_EVAL._replace(draw="keyed"),
+    "lmeval-platinum": LM_EVAL._replace(draw="lm_eval_self"),
+    "lmeval-cot": COT,
+    "lmeval-cot-zeroshot": COT._replace(form="Q: {q}\nA: Let's think step by step.", num_shots=0, draw="keyed"),
+    "lighteval-gsm8k": PLAIN._replace(
+        num_shots=5, draw="lighteval", stop=("Question:",), chat_stop=(), max_new_tokens=256
+    ),
+    "inspect-gsm8k": INSPECT,
+    "inspect-gsm8k-0shot": INSPECT._replace(num_shots=0),
+    "nanochat": Preset("{q}", stop=("<|assistant_end|>", "<|bos|>"), chat=True),
+    "qwen25-math": Preset(
+        f"<|im_start|>system\n{BOXED}<|im_end|>\n<|im_start|>user\n{{q}}<|im_end|>\n<|im_start|>assistant\n",
+        stop=QWEN_STOPS,
+        max_new_tokens=2048,
+        strip=True,
+    ),
+    "qwen25-math-base": QWEN_BASE,
+    "power-paper": PAPER,
+    "math-verify": Preset(
+        "Question: {q}\nStep-by-Step Answer:",
+        stop=("\nQuestion:", "\nProblem:", "\nquestion:", "\nproblem:"),
+        max_new_tokens=1024,
+    ),
+    "math500": PAPER._replace(format="math", question_key="problem"),
+    "jsonl": Preset("", format="math"),
+    "generate": Preset("{q}", format="open", question_key="input", max_new_tokens=2048, max_prompt_tokens=2048),
+}
 """`gsm8k` is the default; `jsonl` takes its form from task.template. Inspect sets no token limit: that of its Hugging
 Face provider stands here."""
 

@@ -83,7 +83,11 @@ class Task(NamedTuple):
             case "package":
                 examples = list(packaged()[:count])
         if len(examples) < count:
-            raise too_few(count, len(examples))
+            raise UserError(
+                f"task.num_shots asks for {count} solved examples in front of each question but the training data has "
+                f"{len(examples)}; name a JSONL file or data set with more of them, or lower task.num_shots.",
+                ("task.train_data",),
+            )
         return examples
 
     def grade(self, problem: Problem, text: str) -> dict[str, Grade]:
@@ -96,11 +100,8 @@ class Task(NamedTuple):
 
 
 def make_task(config: TaskConfig, seed: int, train_problems: Sequence[Problem] = ()) -> Task:
-    """The task of a configuration. Raises UserError if it wants more solved examples than `train_problems` has."""
-    preset = PRESETS[config.preset]
-    if preset.draw != "package" and len(train_problems) < config.num_shots:
-        raise too_few(config.num_shots, len(train_problems))
-    return Task(config, preset, seed, tuple(train_problems))
+    """The task of a configuration."""
+    return Task(config, PRESETS[config.preset], seed, tuple(train_problems))
 
 
 def values(problem: Problem) -> dict[str, str]:
@@ -125,13 +126,11 @@ def lm_eval_rows(row: int, size: int, count: int) -> list[int]:
 
 @lru_cache(maxsize=16)
 def drawn_rows(seed: int, rows: int, size: int, count: int, shuffle: bool) -> dict[int, list[int]]:
-    """Row -> the rows of its examples, `count` of `size`, drawn row by row, by lighteval in shuffled order."""
-    if size < count:
-        raise too_few(count, size)
+    """Row -> the rows of its examples, `count` of `size` (all of fewer), drawn row by row, by lighteval shuffled."""
     rng, order = random.Random(seed), list(range(rows))
     if shuffle:
         rng.shuffle(order)
-    return {row: rng.sample(range(size), count) for row in order}
+    return {row: rng.sample(range(size), min(count, size)) for row in order}
 
 
 @lru_cache(maxsize=1)
@@ -149,11 +148,3 @@ def packaged() -> tuple[Problem, ...]:
     text = Path(folders[0], "tasks/gsm8k/gsm8k-cot.yaml").read_text(encoding="utf-8")
     samples = yaml.safe_load(text)["fewshot_config"]["samples"]
     return tuple(Problem(row, sample["question"], sample["target"]) for row, sample in enumerate(samples))
-
-
-def too_few(wanted: int, present: int) -> UserError:
-    """The error where the training data has fewer solved examples than are wanted."""
-    return UserError(
-        f"task.num_shots asks for {wanted} solved examples in front of each question but the training data has "
-        f"{present}; set task.train_data to a JSONL file or hub name with more of them, or lower task.num_shots."
-    )

@@ -39,7 +39,7 @@ def put(root: Path, block: str) -> None:
         old = path.read_text(encoding="utf-8") if path.exists() else ""
         if table:
             imports = "".join(re.findall(r"^from .*\n", text, re.M))
-            head, start, rest = re.split(rf"(^{table}\b.*\n +\{{\n|^{table} = (?=\w))", old, flags=re.M)
+            head, start, rest = re.split(rf"(^{table}\b.*= \{{\n|^{table} = (?=\w))", old, flags=re.M)
             head, entry = head.replace("annotations\n", f"annotations\n{imports}", 1), text.removeprefix(imports)
             path.write_text(
                 head + start + (entry if start.endswith("\n") else entry.strip() + " ") + rest, encoding="utf-8"
