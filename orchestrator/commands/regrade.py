@@ -10,8 +10,7 @@ import json
 from argparse import Namespace
 from dataclasses import asdict
 
-from evals.grading.grade import FORMATS
-from evals.tasks.presets import PRESETS
+from evals.tasks.task import make_task
 from orchestrator.inputs.prompts import problems_of, task_of
 from orchestrator.report.make import print_reports
 from orchestrator.rundir.directory import check_lock
@@ -27,11 +26,11 @@ def regrade(args: Namespace) -> int:
     run = Manifest.read(directory, graded=True)
     check_lock(directory)
     records = answered_records(directory)
-    task, problems = task_of(run), problems_of(run, args.data)
+    task, problems = make_task(task_of(run), 0), problems_of(run, args.data)
     rows = []
     for record in records.values():
         if record.status == "ok":
-            grades = FORMATS[task.name].scores(record.text, problems[record.problem_id], PRESETS[task.preset].cot)
+            grades = task.grade(problems[record.problem_id], record.text)
             scores = {name: asdict(grade) for name, grade in grades.items()}
             row = {"problem_id": record.problem_id, "sample_index": record.sample_index, "scores": scores}
             rows.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")

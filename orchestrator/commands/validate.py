@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from textwrap import shorten
 
 from pydantic import ValidationError
 
@@ -99,20 +100,16 @@ def compare(found: Sequence[tuple[str, Output]], wanted: Mapping[int, Output], a
         ]
         if not line.output.strip():
             wrong.append(f"{where}: the output of row {number} is empty")
-    if twice := sorted(number for number, times in Counter(ids).items() if times > 1):
-        wrong.append(f"rows that are answered twice: {abbreviated(twice)}")
+    twice = {number for number, times in Counter(ids).items() if times > 1}
+    for words, rows in (("rows that are answered twice", twice), ("rows without an answer", asked - set(ids))):
+        if rows:
+            listed = shorten(", ".join(map(str, sorted(rows))), 60, placeholder=" …")
+            wrong.append(f"{words}: {len(rows)} ({listed})")
     if ids != sorted(ids):
         wrong.append("the lines are not in the order of the input (generate has not ended)")
-    if missing := sorted(asked - set(ids)):
-        wrong.append(f"rows without an answer: {abbreviated(missing)}")
     return wrong
 
 
 def fields(line: Output | None) -> dict[str, object]:
     """The fields of a line and of its metadata side by side; none of no line."""
     return {} if line is None else {**vars(line), **vars(line.metadata), "metadata": None}
-
-
-def abbreviated(ids: Sequence[int]) -> str:
-    """The number of `ids` and the first ten of them, as text."""
-    return f"{len(ids)} ({', '.join(map(str, ids[:10]))}{', …' if len(ids) > 10 else ''})"

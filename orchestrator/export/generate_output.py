@@ -6,7 +6,6 @@ are in metadata's `other_fields`, which a row without any lacks.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -81,7 +80,7 @@ def lines(records: Iterable[Record], rows: Mapping[int, InputRow], config: RunCo
 
 def target(output: Path) -> Path:
     """The path of the output file itself: of a link, what it points to."""
-    return Path(os.path.realpath(output)) if output.is_symlink() else output
+    return output.resolve() if output.is_symlink() else output
 
 
 def run_of(output: Path) -> Path:

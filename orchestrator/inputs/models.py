@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,25 +110,25 @@ def download(name: str, revision: str | None, patterns: list[str]) -> tuple[Path
     from huggingface_hub import HfApi, constants, snapshot_download
 
     wanted: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": ["*/*", "consolidated*"]}
-    try:
+    with hub(f"model {name!r} is no folder", "name a local folder or another model", "model"):
         if not constants.HF_HUB_OFFLINE:
             revision = HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS).sha
         folder = Path(snapshot_download(name, revision=revision, **wanted))
-    except Exception as error:  # the hub's client raises errors of several libraries
-        raise unavailable(
-            f"model {name!r} is no folder", "name a local folder or another model", "model", error
-        ) from error
     return folder, folder.name
 
 
-def unavailable(what: str, way_out: str, setting: str, error: BaseException) -> UserError:
-    """The error for a model or data set that cannot be had from the hub: `what` it is, and what else to set."""
+@contextmanager
+def hub(what: str, way_out: str, setting: str) -> Iterator[None]:
+    """Turns what the hub's client raises into a UserError: `what` cannot be had, and the `way_out` by `setting`."""
     from huggingface_hub import constants
 
-    text = " ".join(str(error).split()) or type(error).__name__
-    why = f"cannot be had from the Hugging Face hub ({text if len(text) <= 160 else text[:157] + '...'})"
-    other = "set HF_HUB_OFFLINE=1 if it is in the hub's cache"
-    if constants.HF_HUB_OFFLINE:
-        why = "not in the hub's cache, and the hub is not asked because HF_HUB_OFFLINE is set"
-        other = "unset HF_HUB_OFFLINE"
-    return UserError(f"The {what} on this machine and {why}; {other}, or {way_out}.", (setting,))
+    try:
+        yield
+    except Exception as error:  # errors of several libraries
+        text = " ".join(str(error).split()) or type(error).__name__
+        why = f"cannot be had from the Hugging Face hub ({text if len(text) <= 160 else text[:157] + '...'})"
+        other = "set HF_HUB_OFFLINE=1 if it is in the hub's cache"
+        if constants.HF_HUB_OFFLINE:
+            why = "not in the hub's cache, and the hub is not asked because HF_HUB_OFFLINE is set"
+            other = "unset HF_HUB_OFFLINE"
+        raise UserError(f"The {what} on this machine and {why}; {other}, or {way_out}.", (setting,)) from error

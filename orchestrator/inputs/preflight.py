@@ -6,9 +6,9 @@ headers are read, never a tensor. Every refusal is a UserError; nothing is creat
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,7 @@ from evals.samplers.single import Replay
 from evals.tasks.task import Task, make_task
 from evals.types import Problem, UserError
 from orchestrator.inputs.models import ModelSource, resolve_model
-from orchestrator.inputs.problems import DataSource, load_problems
+from orchestrator.inputs.problems import DataSource, load_problems, load_train
 from orchestrator.inputs.prompts import prompts_digest
 from orchestrator.inputs.replay_texts import load_texts, texts_digest
 from orchestrator.inputs.weight_files import check_weights
@@ -70,9 +70,7 @@ def resolve_inputs(config: RunConfig, model: ModelSource | None = None) -> Input
     check_tracker(config.track)
     data = load_problems(config.data or "", config.data_split, config.limit, config.task)
     texts = load_texts(config.sampler.texts, data, config.num_samples) if isinstance(config.sampler, Replay) else None
-    train = None
-    if config.task.num_shots and config.task.train_data is not None:
-        train = load_problems(config.task.train_data, "train", None, config.task, "task.train_data")
+    train = load_train(config.task)
     model = model or resolve_model(config.model or "", config.model_revision, config.engine)
     task = make_task(config.task, config.seed, train.problems if train else ())
     max_length = check_model(config, model.folder, task, data.problems, texts)
@@ -97,10 +95,9 @@ def check_model(
     context_length = check_architecture(folder, config.engine.trust_remote_code)
     check_weights(Path(folder), config.engine.allow_pickle)
     tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
-    if texts is not None:
-        check_texts(texts, tokenizer)
-        return context_length
-    return check_lengths(task, problems, tokenizer.encode, context_length)
+    check_texts(texts or {}, tokenizer)
+    longest = check_lengths(task, problems, tokenizer.encode, context_length if texts is None else sys.maxsize)
+    return longest if texts is None else context_length
 
 
 def check_texts(texts: Mapping[RecordKey, str], tokenizer: Tokenizer) -> None:
@@ -122,10 +119,12 @@ def check_lengths(
     Raises UserError for a prompt without tokens, or if that is beyond the model's context.
     """
     lengths = {problem.problem_id: len(prompt_ids(task, problem, encode)) for problem in problems}
-    for problem_id in (problem_id for problem_id, length in lengths.items() if not length):
-        raise UserError(f"The prompt of problem {problem_id} has no tokens; check the data and the tokenizer.")
+    empty = min(lengths, key=lengths.__getitem__)
+    if not lengths[empty]:
+        raise UserError(f"The prompt of problem {empty} has no tokens; check the data and the tokenizer.")
     config, max_new_tokens = task.config, task.config.max_new_tokens
-    problem_id, longest = max(lengths.items(), key=itemgetter(1))
+    problem_id = max(lengths, key=lengths.__getitem__)
+    longest = lengths[problem_id]
     if longest + max_new_tokens <= context_length:
         return longest + max_new_tokens
     num = sum(length + max_new_tokens > context_length for length in lengths.values())

@@ -19,7 +19,7 @@ from evals.config import TaskConfig
 from evals.grading.grade import FORMATS
 from evals.grading.numeric import NUMBER
 from evals.types import Problem, UserError
-from orchestrator.inputs.models import DEMO_FOLDER, HUB_SECONDS, is_local, unavailable
+from orchestrator.inputs.models import DEMO_FOLDER, HUB_SECONDS, hub, is_local
 from orchestrator.inputs.rows import Row, Text, read_lines, read_row, refusal
 from orchestrator.settings.config import DEFAULT_DATA, DEMO
 
@@ -131,6 +131,13 @@ def load_problems(
     return DataSource(problems, data, digest, num_rows, refused, inputs)
 
 
+def load_train(task: TaskConfig) -> DataSource | None:
+    """Where solved examples come from; None without them. Raises UserError as `load_problems` does."""
+    if not task.num_shots or task.train_data is None:
+        return None
+    return load_problems(task.train_data, "train", None, task, "task.train_data")
+
+
 def row_kind(task: TaskConfig) -> type[SolvedRow] | type[InputRow]:
     """What the rows of a task's data are, under the keys that it says."""
     golds = FORMATS[task.name].golds
@@ -168,17 +175,11 @@ def hub_rows(name: str, split: str, setting: str) -> Iterator[tuple[str, bytes]]
     revision, configuration = (GSM8K_REVISION, "main") if name == DEFAULT_DATA else (None, None)
     if name == PLATINUM:
         configuration, split = "main", "test"
-    try:
+    way_out = "name a JSONL file in GSM8K's format or another data set"
+    with hub(f"data set {name!r} (split {split}) is no file", way_out, setting):
         if not constants.HF_HUB_OFFLINE:
             HfApi().dataset_info(name, revision=revision, timeout=HUB_SECONDS)
         import datasets
 
         rows = datasets.load_dataset(name, configuration, split=split, revision=revision)
-    except Exception as error:  # the hub's client raises errors of several libraries
-        raise unavailable(
-            f"data set {name!r} (split {split}) is no file",
-            "name a JSONL file in GSM8K's format or another data set",
-            setting,
-            error,
-        ) from error
     return ((f"{name}, row {number}", json.dumps(row, default=str).encode()) for number, row in enumerate(rows))

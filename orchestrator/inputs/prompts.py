@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from evals.config import TaskConfig
 from evals.tasks.task import Task, make_task
 from evals.types import Message, Problem, UserError
-from orchestrator.inputs.problems import load_problems
+from orchestrator.inputs.problems import load_problems, load_train
 from orchestrator.rundir.directory import RUN
 from orchestrator.rundir.reading.manifest import Manifest
 
@@ -48,10 +48,9 @@ def run_prompts(run: Manifest) -> RunPrompts:
 
 def prompts_of(run: Manifest, problems: Mapping[int, Problem]) -> dict[int, str | tuple[Message, ...]]:
     """The run's prompt for each of its problems. Raises UserError if they cannot be made again."""
-    config, train = task_of(run), ()
-    if config.num_shots and config.train_data is not None:
-        train = load_problems(config.train_data, "train", None, config, "task.train_data").problems
-    task = make_task(config, run.seed or 0, train)
+    config = task_of(run)
+    train = load_train(config)
+    task = make_task(config, run.seed or 0, train.problems if train else ())
     kept = list(problems.values())[: run.num_problems]
     if prompts_digest(task, kept) != run.prompts_sha256:
         raise UserError(
