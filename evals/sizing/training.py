@@ -3,7 +3,7 @@
     total = frozen weights + trainable weights + optimizer states + gradients + overhead + available
     batch = int(target * available / activations of a sample)
 
-The target is a share of what is available for activations, as in the document that the founding budget comes from.
+The target is a share of what is available for activations.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import NamedTuple
 from evals.types import UserError
 
 OVERHEAD = 0.08
-"""Share of the GPU for context, fragmentation and communication (the founding document's)."""
+"""Share of the GPU for context, fragmentation and communication."""
 CHECKPOINTED = 0.4
-"""Share of the activations that gradient checkpointing leaves (the founding document's)."""
+"""Share of the activations that gradient checkpointing leaves."""
 MASTER_BYTES, MOMENT_BYTES = 4, 8
 """AdamW's copy of a 16-bit weight in float32, and its two moments in float32."""
 GB = 10**9
@@ -34,10 +34,6 @@ class Training(NamedTuple):
     """Bytes of activations of one sample."""
     itemsize: int = 2
     """Bytes of a trainable weight, and of its gradient."""
-
-
-FOUNDING = Training(total=80 * GB, frozen=32 * GB, trainable=100_000_000, sample=492_500_000)
-"""The founding document's: one H100 taken as 80 GB; the activations of a sample are fitted to its 64 and 69."""
 
 
 def training_budget(
@@ -77,23 +73,3 @@ def training_budget(
         "utilisation": batch * sample / available,
         "gpu_utilisation": (training.total - available + batch * sample) / training.total,
     }
-
-
-def founding_notes() -> list[str]:
-    """Where the founding document's own sums do not add up, and what it leaves unsaid."""
-    said = training_budget(FOUNDING, 0.80)
-    parts = FOUNDING._replace(frozen=2 * (8 + 7) * GB)
-    low, high = (training_budget(parts, target) for target in (0.80, 0.85))
-    before = 20 * FOUNDING.sample
-    used = FOUNDING.total - said["available"] + before
-    return [
-        f"frozen models: 8B and 7B parameters in bf16 are {parts.frozen / GB:.0f} GB, the document's total says "
-        f"{FOUNDING.frozen / GB:.0f}; with {parts.frozen / GB:.0f}, {low['available'] / GB:.0f} GB would be available "
-        f"and the batches {low['batch']} at 80 % and {high['batch']} at 85 %",
-        f"activations per sample: {FOUNDING.sample / GB} GB is fitted to the batches 64 and 69; the document does not "
-        "state it, nor the sequence length",
-        f"target utilisation: its 80 % are of the {said['available'] / GB:.0f} GB for activations; of the whole GPU "
-        f"the batch {said['batch']} takes {said['gpu_utilisation']:.0%}",
-        f"before: batch 20 takes {before / said['available']:.0%} of the memory for activations and "
-        f"{used / FOUNDING.total:.0%} of the GPU, neither of which is the document's 37 %",
-    ]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import yaml
 
 from evals.config import AUTO_SLOTS, EngineConfig
 from evals.sizing.slots import GIB
-from evals.sizing.training import FOUNDING, Training, founding_notes, training_budget
+from evals.sizing.training import Training, training_budget
 from evals.types import UserError
 from orchestrator.commands.table import GPUS, SHAPES, make_parser
 from orchestrator.machine import gpus
@@ -29,22 +29,18 @@ CHAIN_SEQUENCES = 2
 """The current answer and the proposed one, as power sampling needs."""
 WAY_OUT = "take a larger --gpu, a smaller model, a higher --target or a shorter --length"
 TRAINING_HEAD = "The batch of a training program, in its words; `powersample run` does not know them."
-OF_TRAINING = ("trainable", "lora_rank", "adapter_size", "sample_bytes")
-UNREAD = {
-    "evaluation": (*OF_TRAINING, "gradient_checkpointing"),
-    "training": ("batch_size",),
-    "founding": (*OF_TRAINING, "model", "shape", "gpu", "training", "dtype", "length", "batch_size"),
-}
-"""Options that would be ignored, by kind of budget."""
+UNREAD = {False: ("trainable", "sample_bytes", "gradient_checkpointing"), True: ("batch_size",)}
+"""Options that would be ignored, by whether a training is planned."""
 
 
 class Plan(NamedTuple):
-    """A memory plan: its inputs, the budget by names, notes on it, and the preset that --write saves."""
+    """A memory plan: its inputs, the budget by names, notes on it, and the preset that --write saves, with its head."""
 
-    inputs: dict[str, Any]
+    inputs: dict[str, str | int]
     budget: dict[str, int | float]
     notes: list[str]
-    preset: dict[str, Any]
+    head: str
+    preset: dict[str, object]
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -52,21 +48,27 @@ def plan(args: argparse.Namespace) -> int:
 
     Raises UserError for impossible options, a model or GPU that is unknown, and where nothing fits.
     """
-    budgets = {"evaluation": evaluation, "training": training, "founding": founding_plan}
-    kind = "founding" if args.founding else "training" if args.training else "evaluation"
-    for name in UNREAD[kind]:
+    for name in UNREAD[args.training]:
         if getattr(args, name) != make_parser("plan").get_default(name):
+            kind = "training" if args.training else "evaluation"
             raise UserError(f"plan: --{name.replace('_', '-')} has no part in the {kind} budget; leave it out.")
     if args.overwrite and args.write is None:
         raise UserError("plan: --overwrite names no file; add --write FILE.")
-    planned = budgets[kind](args)
+    planned = training(args) if args.training else evaluation(args)
     if args.write is not None:
-        head = f"powersample run --config {args.write}" if kind == "evaluation" else TRAINING_HEAD
-        write_preset(head, planned.preset, args.write, args.overwrite)
+        if args.write.exists() and not args.overwrite:
+            raise UserError(
+                f"plan: {args.write} exists; name another file by --write, or add --overwrite to replace it."
+            )
+        with writing(f"plan: {args.write}", "name another file by --write"):
+            write_atomically(args.write, f"# {planned.head}\n{yaml.safe_dump(planned.preset, sort_keys=False)}")
     if args.json:
         print(json.dumps({**planned.inputs, **planned.budget, "notes": planned.notes}))
-    else:
-        print("\n".join(table(planned)))
+        return 0
+    print(", ".join(f"{name} {value}" for name, value in planned.inputs.items()))
+    for name, value in planned.budget.items():
+        print(f"  {name:<24}{show(name, value)}")
+    print("\n".join(planned.notes))
     return 0
 
 
@@ -112,49 +114,32 @@ def evaluation(args: argparse.Namespace) -> Plan:
     preset = {"batch_size": slot_plan.slots, "num_gpus": args.num_gpus, "engine": engine}
     if args.model:
         preset = {"model": without_file(name), **preset}
-    return Plan(plan_inputs(args, name, gpu), budget, notes, preset)
+    return Plan(plan_inputs(args, name, gpu), budget, notes, f"powersample run --config {args.write}", preset)
 
 
 def training(args: argparse.Namespace) -> Plan:
     """The plan of the batch of a training in which the named models are frozen."""
     frozen = models(args)
-    _, adapted = frozen[-1]
-    trainable = args.trainable
-    if args.lora_rank is not None:
-        trainable += adapted.lora_parameters(args.lora_rank)
-    if args.adapter_size is not None:
-        trainable += adapted.adapter_parameters(args.adapter_size)
-    if not trainable:
-        raise UserError("plan: nothing is trained; say what by --trainable, --lora-rank or --adapter-size.")
+    if not args.trainable:
+        raise UserError("plan: nothing is trained; say how much by --trainable.")
     gpu, total = gpu_memory(args.gpu)
     sample = args.sample_bytes or sum(model.training_bytes(args.length) for _, model in frozen)
     weights = sum(model.weight_bytes for _, model in frozen)
-    asked = Training(total, weights, trainable, sample, adapted.itemsize)
-    inputs = plan_inputs(args, " + ".join(name for name, _ in frozen), gpu)
+    asked = Training(total, weights, args.trainable, sample, frozen[-1][1].itemsize)
+    budget = training_budget(asked, args.target, args.num_gpus, args.gradient_checkpointing)
+    inputs = plan_inputs(args, " + ".join(name for name, _ in frozen), gpu) | {"trainable_parameters": args.trainable}
     notes = ["utilisation: of what is available for activations; gpu_utilisation is that of the whole GPU"]
     if args.sample_bytes is None:
         notes.append("activations_per_sample: computed, an upper bound for models whose weights are frozen")
-    return training_budget_plan(args, asked, inputs | {"trainable_parameters": trainable}, notes)
-
-
-def founding_plan(args: argparse.Namespace) -> Plan:
-    """The plan of the founding document, from its own inputs."""
-    inputs = {"model": "8B + 7B, frozen", "gpu": "H100, 80 GB", "trainable_parameters": FOUNDING.trainable}
-    return training_budget_plan(args, FOUNDING, inputs, founding_notes())
-
-
-def training_budget_plan(args: argparse.Namespace, asked: Training, inputs: dict[str, Any], notes: list[str]) -> Plan:
-    """The plan of a training, with `inputs` and `notes` to show."""
-    budget = training_budget(asked, args.target, args.num_gpus, args.gradient_checkpointing)
     preset = {
         "batch_size": budget["batch"],
         "effective_batch_size": budget["effective_batch"],
         "elastic_target_util": args.target,
     }
-    return Plan(inputs, budget, notes, preset)
+    return Plan(inputs, budget, notes, TRAINING_HEAD, preset)
 
 
-def plan_inputs(args: argparse.Namespace, name: str, gpu: str) -> dict[str, Any]:
+def plan_inputs(args: argparse.Namespace, name: str, gpu: str) -> dict[str, str | int]:
     """The inputs of a plan, as they are shown."""
     return {"model": name, "gpu": gpu, "dtype": args.dtype, "length": args.length}
 
@@ -218,22 +203,8 @@ def gpu_memory(name: str | None) -> tuple[str, int]:
     )
 
 
-def write_preset(head: str, preset: dict[str, Any], path: Path, overwrite: bool) -> None:
-    """Write the preset below its head to a file. Raises UserError if the file exists or cannot be written."""
-    if path.exists() and not overwrite:
-        raise UserError(f"plan: {path} exists; name another file by --write, or add --overwrite to replace it.")
-    with writing(f"plan: {path}", "name another file by --write"):
-        write_atomically(path, f"# {head}\n{yaml.safe_dump(preset, sort_keys=False)}")
-
-
-def table(plan: Plan) -> list[str]:
-    """The plan as lines of text, sizes in two units, because documents count in GB and this engine in GiB."""
-    lines = [", ".join(f"{name} {value}" for name, value in plan.inputs.items())]
-    return lines + [f"  {name:<24}{show(name, value)}" for name, value in plan.budget.items()] + plan.notes
-
-
 def show(name: str, value: float) -> str:
-    """A figure of the budget as text: a share in %, a count, or bytes in both units."""
+    """A figure of the budget as text: a share in %, a count, or bytes in GB as documents count and in GiB as we do."""
     if isinstance(value, float):
         return f"{value:12.1%}"
     if name in COUNTS:

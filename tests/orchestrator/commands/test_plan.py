@@ -19,7 +19,6 @@ from transformers import (
     AttentionInterface,
     DeepseekV3Config,
     FalconConfig,
-    GPT2Config,
     JambaConfig,
     MambaConfig,
     T5Config,
@@ -35,7 +34,7 @@ from evals.engine.kv_cache import PAGE
 from evals.engine.linears import fuse_linears
 from evals.engine.memory_forecast import WORKSPACE_BYTES, ModelSpec, demand, forecast, model_spec, peak
 from evals.sizing.slots import plan_slots
-from evals.sizing.training import FOUNDING, GB, Training, founding_notes, training_budget
+from evals.sizing.training import GB, Training, training_budget
 from evals.types import UserError
 from orchestrator.cli import main
 from orchestrator.commands.table import GPUS
@@ -46,8 +45,14 @@ from support.tiny_models import FAMILIES, configuration, make
 
 GIB = 2**30
 CONFIG = EngineConfig()
+TRAINING = ("--training", "--model", "demo", "--gpu", "80", "--trainable", "100e6")
 NOTHING = Namespace()
 """The options of a run that is given none."""
+
+
+FOUNDING = Training(total=80 * GB, frozen=32 * GB, trainable=100_000_000, sample=492_500_000)
+"""The founding document's budget: an H100 as 80 GB, its total of 8B and 7B frozen parameters, and activations of a
+sample that give its batches of 64 and 69."""
 
 
 def of_shape(name: str) -> ModelSpec:
@@ -76,15 +81,6 @@ def test_gradient_checkpointing_cuts_activations_by_60_percent() -> None:
     found = training_budget(FOUNDING, 0.80, checkpointing=True)
     assert found["activations_per_sample"] == pytest.approx(0.4 * FOUNDING.sample)
     assert found["batch"] == int(32 / 0.197)
-
-
-def test_where_the_documents_sums_do_not_add_up_is_named() -> None:
-    models, sample, target, before = founding_notes()
-    assert "are 30 GB, the document's total says 32" in models
-    assert "42 GB would be available and the batches 68 at 80 % and 72 at 85 %" in models
-    assert "0.4925 GB is fitted" in sample
-    assert "of the 40 GB for activations; of the whole GPU the batch 64 takes 89%" in target
-    assert "25% of the memory for activations and 62% of the GPU, neither of which is the document's 37 %" in before
 
 
 def test_master_weights_are_those_of_16_bit_models_and_nothing_left_is_refused() -> None:
@@ -158,19 +154,6 @@ def test_heads_that_the_engine_cannot_see_are_those_of_the_configuration(kind: d
 def test_models_that_keep_more_than_keys_and_values_are_refused(config: Any) -> None:
     with pytest.raises(UserError, match=r"The model in folder .* no text-only causal language model of attention"):
         model_spec(config, "bfloat16", "folder")
-
-
-@pytest.mark.parametrize("family", ["qwen2", "gpt2"])
-def test_adapters_are_counted(family: str) -> None:
-    found = model_spec(configuration(family), "float32", family)
-    if family == "gpt2":
-        h = GPT2Config(n_embd=configuration(family).n_embd).n_embd
-        layer = (h + 3 * h) + (h + h) + 2 * (h + 4 * h)
-    else:
-        h = 32
-        layer = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)  # q, o; k, v; gate, up, down
-    assert found.lora_parameters(4) == 4 * layer * len(found.windows)
-    assert found.adapter_parameters(8) == len(found.windows) * 2 * (h * 8 + 8 + 8 * h + h)
 
 
 class ChainState(TorchDispatchMode):
@@ -301,29 +284,12 @@ def test_a_training_beside_frozen_models(capsys: pytest.CaptureFixture[str]) -> 
     assert found["trainable_parameters"] == 10**8
     assert (found["optimizer_states"], found["gradients"]) == (12 * 10**8, 2 * 10**8)
     assert found["effective_batch"] == 4 * found["batch"] > 0
-    adapted = command(capsys, *flags, "--lora-rank", "8", "--adapter-size", "16", "--gradient-checkpointing")
-    assert adapted["trainable_parameters"] == tiny.lora_parameters(8) + tiny.adapter_parameters(16)
-    assert adapted["activations_per_sample"] == pytest.approx(
+    less = command(capsys, *flags, "--trainable", "1", "--gradient-checkpointing")
+    assert less["activations_per_sample"] == pytest.approx(
         0.4 * (half.training_bytes(1024) + tiny.training_bytes(1024))
     )
     measured = command(capsys, *flags, "--trainable", "1", "--sample-bytes", "1e9")
     assert measured["activations_per_sample"] == 10**9
-
-
-def test_the_founding_budget_as_a_table_and_as_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, number in (("h100_single", 1), ("h100_quad", 4)):
-        path = tmp_path / f"{name}.yaml"
-        assert main(["plan", "--founding", "--num-gpus", str(number), "--write", str(path)]) == 0
-        preset = {"batch_size": 64, "effective_batch_size": 64 * number, "elastic_target_util": 0.8}
-        assert yaml.safe_load(path.read_text()) == preset
-        assert path.read_text().startswith("# The batch of a training program, in its words; `powersample run` does")
-    out = capsys.readouterr().out
-    assert out.count("the document's total says 32") == 2
-    rows = {line.split()[0]: line.split()[1:3] for line in out.splitlines() if line.startswith("  ")}
-    assert rows["frozen_weights"] == ["32.00", "GB"]
-    assert rows["trainable_weights"] == ["200.00", "MB"]
-    assert rows["available"] == ["40.00", "GB"]
-    assert rows["batch"] == ["64"]
 
 
 def test_a_preset_is_a_configuration_and_never_replaces_a_file_unasked(
@@ -353,7 +319,12 @@ def test_a_preset_names_the_folder_of_a_model_and_one_for_training_is_not_for_a_
     path = tmp_path / "mine.yaml"
     assert main(["plan", "--model", str(tmp_path / "config.json"), "--gpu", "80", "--write", str(path)]) == 0
     assert build_config(NOTHING, {}, path).model == str(tmp_path)
-    assert main(["plan", "--founding", "--write", str(path), "--overwrite"]) == 0
+    flags = ["--training", "--shape", "0.5b", "--gpu", "80", "--trainable", "100e6", "--num-gpus", "4"]
+    assert main(["plan", *flags, "--write", str(path), "--overwrite"]) == 0
+    preset = yaml.safe_load(path.read_text())
+    assert list(preset) == ["batch_size", "effective_batch_size", "elastic_target_util"]
+    assert preset["effective_batch_size"] == 4 * preset["batch_size"]
+    assert path.read_text().startswith("# The batch of a training program, in its words; `powersample run` does")
     assert main(["run", "--config", str(path)]) == 2
     assert "effective_batch_size is unknown" in capsys.readouterr().err
 
@@ -367,16 +338,21 @@ def test_a_preset_names_the_folder_of_a_model_and_one_for_training_is_not_for_a_
         (["--shape", "7b", "--gpu", "h10080"], ["h10080", "did you mean h100-80?"]),
         (["--shape", "70b", "--gpu", "80"], ["70b"]),
         (["--shape", "7b", "--gpu", "v100-16"], ["Not even one slot fits", "14.2 GiB", "a higher --target or a short"]),
-        (["--shape", "7b", "--gpu", "80", "--lora-rank", "8"], ["--lora-rank", "evaluation", "leave it out"]),
+        (["--shape", "7b", "--gpu", "80", "--trainable", "8"], ["--trainable", "evaluation", "leave it out"]),
         (["--training", "--shape", "7b", "--gpu", "80"], ["nothing is trained", "--trainable"]),
         (["--training", "--shape", "7b", "--gpu", "80", "--batch-size", "8"], ["--batch-size", "training"]),
-        (["--founding", "--gpu", "80"], ["--gpu", "founding"]),
-        (["--founding", "--target", "1.5"], ["--target", "1.5"]),
-        (["--founding", "--num-gpus", "0.5"], ["--num-gpus", "0.5"]),
-        (["--founding", "--overwrite"], ["--overwrite", "--write FILE"]),
-        (["--founding", "--write", "/no/such/place/x.yaml"], ["/no/such/place/x.yaml", "cannot be written"]),
+        (["--model", "demo", "--gpu", "80", "--target", "1.5"], ["--target", "1.5"]),
+        (["--model", "demo", "--gpu", "80", "--num-gpus", "0.5"], ["--num-gpus", "0.5"]),
+        (["--model", "demo", "--gpu", "80", "--overwrite"], ["--overwrite", "--write FILE"]),
+        (
+            ["--model", "demo", "--gpu", "80", "--write", "/no/such/place/x.yaml"],
+            ["/no/such/place/x.yaml", "cannot be written"],
+        ),
         (["--model", "/no/such/model", "--gpu", "80"], ["/no/such/model", "(--model)"]),
-        (["--founding", "--target", "0.001"], ["Not even one sample fits", "(--target, --gradient-checkpointing, "]),
+        (
+            [*TRAINING, "--sample-bytes", "1e9", "--target", "0.001"],
+            ["Not even one sample fits", "(--target, --gradient-checkpointing, "],
+        ),
         (["--plan"], ["--plan", "powersample plan --help"]),
     ],
 )
