@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from evals.config import EngineConfig
 from evals.engine.checkpoint import DTYPES, make_network
@@ -43,8 +42,6 @@ class ModelSpec(NamedTuple):
     """Numbers of keys and values that a layer keeps of one token."""
     windows: tuple[int | None, ...]
     """Number of the latest tokens that each layer sees; None for all."""
-    matrices: tuple[tuple[int, ...], ...]
-    """Shapes of the weights of the linear layers but the head."""
     refusal: str | None
     """Why the engine cannot run it, as a sentence."""
 
@@ -71,14 +68,6 @@ class ModelSpec(NamedTuple):
         numbers = len(self.windows) * (4 * (self.hidden + self.mlp) + 2 * self.query + self.kept)
         return length * (self.itemsize * numbers + self.vocabulary * (self.itemsize + FLOAT32))
 
-    def lora_parameters(self, rank: int) -> int:
-        """Parameters of LoRA adapters of this rank on all matrices: rank * (in + out) each (Hu et al. 2021)."""
-        return rank * sum(map(sum, self.matrices))
-
-    def adapter_parameters(self, size: int) -> int:
-        """Parameters of two bottlenecks of this size per layer, with biases (Houlsby et al. 2019, section 2.1)."""
-        return len(self.windows) * 2 * (2 * self.hidden * size + self.hidden + size)
-
 
 def model_spec(config: Any, dtype: str, name: str) -> ModelSpec:
     """The sizes of the library's model of this configuration, built on the meta device; `name` is for refusals.
@@ -91,16 +80,8 @@ def model_spec(config: Any, dtype: str, name: str) -> ModelSpec:
     if not classes or stateful or not getattr(config, "num_attention_heads", None):
         raise refusal(name, type(config).__name__, "it is no text-only causal language model of attention layers alone")
     network = make_network(config, "bfloat16", "meta")  # some operations have shape rules for this type alone
-    itemsize, head = DTYPES[dtype].itemsize, network.get_output_embeddings()
+    itemsize = DTYPES[dtype].itemsize
     tensors = [*network.parameters(), *network.buffers()]
-    matrices = [
-        tuple(part.weight.shape)
-        for part in network.modules()
-        if isinstance(getattr(part, "weight", None), nn.Parameter)
-        and part.weight.ndim == 2
-        and part is not head
-        and not isinstance(part, nn.Embedding)
-    ]
     probe = probed(network, config, name)
     heads, size = config_heads(config) if isinstance(probe, str) else probe
     latent = getattr(config, "kv_lora_rank", None)  # latent attention keeps it and the key's rotated part
@@ -116,7 +97,6 @@ def model_spec(config: Any, dtype: str, name: str) -> ModelSpec:
         vocabulary=config.vocab_size,
         kept=latent + config.qk_rope_head_dim if latent else 2 * heads * size,
         windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
-        matrices=tuple(matrices),
         refusal=probe if isinstance(probe, str) else None,
     )
 
