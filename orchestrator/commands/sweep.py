@@ -46,8 +46,11 @@ def sweep(args: Namespace) -> int:
     environment = description.describe()
     first = resolve_inputs(configs[0])
     root = sweep_directory(first, knob)
-    placed = [with_directory(root, config, knob, text) for config, text in zip(configs, texts, strict=True)]
-    runs = [resolve_inputs(config, first.model) for config in placed]
+    runs = []
+    for text, config in zip(texts, configs, strict=True):
+        name = re.sub(r"[^A-Za-z0-9._=-]", "-", f"{knob.partition('.')[2]}={text}")
+        own = {"name": f"{config.name}/{name}", "run_dir": root / name, "fresh": False}
+        runs.append(resolve_inputs(config.model_copy(update=own), first.model))
     owing = [has_owed_answers(inputs, environment) for inputs in runs]
     if args.auto_batch_size and first.config.use_batched and first.texts is None:
         runs = [
@@ -104,12 +107,6 @@ def sweep_directory(inputs: Inputs, knob: str) -> Path:
     digest = fingerprint(config.model_copy(update={group: part}), provenance)
     root = config.run_dir or Path("runs") / f"{config.name}-{key}-{digest[:8]}"
     return fresh_directory(root) if config.fresh else root
-
-
-def with_directory(root: Path, config: RunConfig, knob: str, value: str) -> RunConfig:
-    """The configuration of one value's run, with a directory of its own below `root`."""
-    name = re.sub(r"[^A-Za-z0-9._=-]", "-", f"{knob.partition('.')[2]}={value}")
-    return config.model_copy(update={"name": f"{config.name}/{name}", "run_dir": root / name, "fresh": False})
 
 
 def has_owed_answers(inputs: Inputs, environment: description.Environment) -> bool:

@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from evals.record import Record
 from evals.sizing.slots import GIB, gib
-from orchestrator.analysis.accuracy import PRIMARY_METRIC, estimate, is_right
+from evals.statistics import mean_and_stderr
+from orchestrator.analysis.accuracy import PRIMARY_METRIC, is_right
 from orchestrator.rundir.reading.telemetry import worker_order
 from orchestrator.rundir.telemetry_rows import TelemetryRow, WorkerState
 from orchestrator.wording import percent
@@ -142,9 +143,9 @@ class Progress:
         """How good the answers so far are, as text; empty where nothing is graded."""
         if not self._graded:
             return ""
-        means = {problem_id: sum(rights) / len(rights) for problem_id, rights in self._verdicts.items()}
-        score = estimate(means, binary=max(map(len, self._verdicts.values())) == 1)
-        return f"{PRIMARY_METRIC} {score.words if score.n > 1 else percent(score.mean)} %"
+        mean, stderr = mean_and_stderr([sum(rights) / len(rights) for rights in self._verdicts.values()])
+        spread = f" ± {percent(stderr)}" if stderr > 0 else ""  # no interval: to import scipy.stats holds up the driver
+        return f"{PRIMARY_METRIC} {percent(mean)}{spread} %"
 
     def state(self, speed: str) -> str:
         """How far the run is, as one line of text that has the `speed`."""

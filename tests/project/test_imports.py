@@ -167,7 +167,7 @@ LIGHT = [
     "orchestrator.cli", "orchestrator.settings.config", "orchestrator.report.make", "evals.samplers.registry",
     "evals.types",
 ]  # fmt: skip
-HEAVY = {"torch", "ray", "transformers", "datasets", "matplotlib"}
+HEAVY = {"torch", "ray", "transformers", "datasets", "matplotlib", "scipy.stats", "pebble"}
 
 
 @pytest.mark.parametrize("module", LIGHT)
