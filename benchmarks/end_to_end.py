@@ -44,11 +44,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class Laps(dict[str, float]):
+    """A stopwatch: the seconds of the phases of a start, by name."""
+
+    def __init__(self, began: float) -> None:
+        """`began` is on the clock of time.perf_counter."""
+        super().__init__()
+        self._last = began
+
+    def lap(self, name: str) -> None:
+        """Record the time since the last lap as the phase `name`."""
+        now = time.perf_counter()
+        self[name], self._last = now - self._last, now
+
+    def restart(self) -> None:
+        """Begin a lap now; the time since the last one belongs to no phase."""
+        self._last = time.perf_counter()
+
+
 def measure(args: argparse.Namespace, began: float) -> None:
     """Load model and engine, run, print the results."""
     from evals.config import EngineConfig, TaskConfig
-    from evals.decoding_speed import Laps, peak
     from evals.engine.checkpoint import load_model
+    from evals.engine.decoding_speed import peak
     from evals.engine.device import release, reset_peak
     from evals.engine.engine import Engine
     from evals.tasks.task import make_task
@@ -86,7 +104,7 @@ def measure(args: argparse.Namespace, began: float) -> None:
     found["start_up"] = {**laps, "total": sum(laps.values())}
     for name, value in found.items():
         print(f"{name}: {value}")
-    print(json_line(found | asdict(describe())))
+    print(json_line(**found, **asdict(describe())))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -162,8 +180,7 @@ def judged(records: list[Record]) -> dict[str, Any]:
 
 def generated(model: Model, task: Task, problems: list[Problem], args: argparse.Namespace) -> dict[str, Any]:
     """Answer the problems by the library's `generate`, scores kept, in batches; returns the figures."""
-    from evals.decoding_speed import peak
-    from evals.engine.baselines import generate
+    from evals.engine.decoding_speed import generate
 
     prompts = [model.tokenizer.encode(task.prompt(problem)) for problem in problems]
     batches = [prompts[at : at + COMPARED_BATCH] for at in range(0, len(prompts), COMPARED_BATCH)]
@@ -173,7 +190,7 @@ def generated(model: Model, task: Task, problems: list[Problem], args: argparse.
         "batch": COMPARED_BATCH,
         "seconds": sum(one.seconds for one in done),
         "steps": sum(one.steps for one in done),
-        "peak_bytes": max(peak(one.memory) for one in done),
+        "peak_bytes": max(one.peak_bytes for one in done),
     }
 
 

@@ -20,7 +20,7 @@ import torch
 import triton
 from torch import Tensor
 
-from evals.engine.baselines import copy_bandwidth
+from evals.engine.decoding_speed import copy_bandwidth
 from evals.engine.kernels.decode import DEFAULT, Tuning, decode
 from evals.engine.kernels.draw import draw
 from evals.engine.kernels.pages import copy_pages, write

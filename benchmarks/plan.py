@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from evals.config import AUTO_SLOTS, EngineConfig
-from evals.decoding_speed import SHAPES, load, random_prompts
-from evals.engine.checkpoint import shape_config
+from evals.engine.checkpoint import random_model, shape_config
+from evals.engine.decoding_speed import random_prompts
 from evals.engine.device import release, reset_peak
 from evals.engine.engine import Engine
 from evals.engine.execution import measure, prepare
@@ -26,6 +26,7 @@ from evals.engine.memory_forecast import ModelSpec, demand, forecast, model_spec
 from evals.engine.model import Model
 from evals.rng import RandomKey
 from evals.samplers.power import Power
+from evals.sizing.shapes import SHAPES
 from evals.sizing.slots import GIB, plan_slots
 from evals.types import Chain, Prompt
 
@@ -36,8 +37,8 @@ DTYPE = "bfloat16"
 def compare(shape: str, slots: list[int | None], length: int, config: EngineConfig) -> list[dict[str, Any]]:
     """Measure a model of this shape with random weights; a row for every number of slots (None: as many as fit)."""
     held = torch.cuda.memory_allocated()
-    model = load(None, shape, config.model_copy(update={"dtype": DTYPE}), "cuda")
-    computed = model_spec(shape_config(*SHAPES[shape]), DTYPE, shape)
+    model = random_model(SHAPES[shape], config.model_copy(update={"dtype": DTYPE}), "cuda")
+    computed = model_spec(shape_config(SHAPES[shape]), DTYPE, shape)
     prepare(model)
     return [{"shape": shape} | row(model, computed, number, length, config, held) for number in slots]
 

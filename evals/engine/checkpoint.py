@@ -15,10 +15,8 @@ from evals.config import EngineConfig
 from evals.engine.execution import prepare
 from evals.engine.model import Model
 from evals.engine.model_support import check_architecture, first_line, load_tokenizer, refusal
+from evals.sizing.shapes import Shape
 from evals.types import UserError
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BFLOAT16_SINCE = (8, 0)  # CUDA capability
 
 
 def weights_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
@@ -26,12 +24,11 @@ def weights_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
 
     Raises UserError where bfloat16 was asked for and the GPU has none.
     """
-    if config.dtype == "auto" and device.type == "cpu":
-        return torch.float32
-    lacking = device.type == "cuda" and torch.cuda.get_device_capability(device) < BFLOAT16_SINCE
+    lacking = device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
     if config.dtype == "bfloat16" and lacking:
         raise UserError("The GPU has no bfloat16; set engine.dtype to float16 or auto.")
-    return DTYPES.get(config.dtype, torch.float16 if lacking else torch.bfloat16)
+    auto = "float32" if device.type == "cpu" else "float16" if lacking else "bfloat16"
+    return getattr(torch, auto if config.dtype == "auto" else config.dtype)
 
 
 def load_model(folder: str, config: EngineConfig, device: str | torch.device, num_threads: int | None = None) -> Model:
@@ -89,20 +86,20 @@ def read_model(folder: str, config: EngineConfig, device: str | torch.device, nu
         ) from error
 
 
-def make_network(config: Any, dtype: str, device: str) -> Any:
+def make_network(config: Any, dtype: torch.dtype, device: str) -> Any:
     """The library's model of a configuration with random weights on `device`, or without weights on `meta`."""
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 
-def shape_config(kind: str, sizes: dict[str, Any]) -> Any:
-    """The library's configuration of the model type `kind` with these sizes."""
-    return AutoConfig.for_model(kind, **sizes)
+def shape_config(shape: Shape) -> Any:
+    """The library's configuration of a model of this shape."""
+    return AutoConfig.for_model(**shape._asdict())
 
 
-def random_model(kind: str, sizes: dict[str, Any], dtype: str, device: str) -> Model:
-    """A model of the library's type `kind` with random weights on `device`, without a tokenizer."""
-    return Model(make_network(shape_config(kind, sizes), dtype, device))
+def random_model(shape: Shape, config: EngineConfig, device: str) -> Model:
+    """A model of this shape with random weights on `device`, without a tokenizer."""
+    return Model(make_network(shape_config(shape), weights_dtype(config, torch.device(device)), device))
 
 
 def cuda_devices(count: int) -> list[torch.device]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from evals.config import EngineConfig
-from evals.engine.checkpoint import DTYPES, make_network
+from evals.engine.checkpoint import make_network
 from evals.engine.kv_cache import PAGE, PagePool
 from evals.engine.model import Model
 from evals.engine.model_support import first_line, model_classes, refusal, unsupported_reason, windows
@@ -79,8 +79,8 @@ def model_spec(config: Any, dtype: str, name: str) -> ModelSpec:
     stateful = any(getattr(cls, "_is_stateful", False) for cls in classes)
     if not classes or stateful or not getattr(config, "num_attention_heads", None):
         raise refusal(name, type(config).__name__, "it is no text-only causal language model of attention layers alone")
-    network = make_network(config, "bfloat16", "meta")  # some operations have shape rules for this type alone
-    itemsize = DTYPES[dtype].itemsize
+    network = make_network(config, torch.bfloat16, "meta")  # some operations have shape rules for this type alone
+    itemsize = getattr(torch, dtype).itemsize
     tensors = [*network.parameters(), *network.buffers()]
     probe = probed(network, config, name)
     heads, size = config_heads(config) if isinstance(probe, str) else probe

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import yaml
 
 from evals.config import AUTO_SLOTS, EngineConfig
+from evals.sizing.shapes import SHAPES
 from evals.sizing.slots import GIB
 from evals.sizing.training import Training, training_budget
 from evals.types import UserError
-from orchestrator.commands.table import GPUS, SHAPES, make_parser
+from orchestrator.commands.table import GPUS, make_parser
 from orchestrator.machine import gpus
 from orchestrator.rundir.files import write_atomically, writing
 from orchestrator.settings.parser import suggestion
@@ -152,13 +153,12 @@ def models(args: argparse.Namespace, most: int | None = None) -> list[tuple[str,
             f"plan: {number or 'no'} models were named; name {'one' if most else 'those that are frozen'} by --model "
             f"or --shape ({', '.join(SHAPES)})."
         )
-    from evals.decoding_speed import SHAPES as KNOWN
     from evals.engine.checkpoint import shape_config
     from evals.engine.memory_forecast import model_spec
     from evals.engine.model_support import read_config
 
     configs = [(name, read_config(config_folder(name), False)) for name in args.model]
-    configs += [(name, shape_config(*KNOWN[name])) for name in args.shape]
+    configs += [(name, shape_config(SHAPES[name])) for name in args.shape]
     return [(name, model_spec(config, args.dtype, name)) for name, config in configs]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from evals.sizing.shapes import SHAPES
 from orchestrator.settings.parser import Parser, count, flag_name, memory, option, positive, price, share, slots
 
 
@@ -33,7 +34,6 @@ def setting(name: str, flag: str, **how: Any) -> methodcaller:
     return option(*spellings, dest=name, default=argparse.SUPPRESS, **how)
 
 
-SHAPES = ("tiny", "0.5b", "1.5b", "7b", "8b")  # of evals/decoding_speed.py
 DTYPES = ("bfloat16", "float16", "float32")
 EXECUTIONS = ("auto", "compiled", "graphs", "eager")
 GPUS = {

@@ -29,7 +29,6 @@ WINGS = {
         "engine",
         "tasks",
         "evaluate",
-        "decoding_speed",
     ),
     "orchestrator": (
         "console",

@@ -14,20 +14,21 @@ import pytest
 import torch
 
 from benchmarks import end_to_end
-from evals import decoding_speed as measure
 from evals import evaluate
 from evals.config import EngineConfig, TaskConfig
-from evals.engine import device
-from evals.engine.baselines import Roofline, generate, generate_steps, roofline
+from evals.engine import checkpoint, device
+from evals.engine import decoding_speed as measure
 from evals.engine.checkpoint import random_model
+from evals.engine.decoding_speed import Roofline, generate, roofline, time_decoding, time_generate
 from evals.engine.device import IdleClock
-from evals.engine.engine import EngineCounters
+from evals.engine.engine import Engine, EngineCounters
 from evals.engine.model import Model
 from evals.record import Record
+from evals.sizing.shapes import SHAPES
 from evals.tasks.task import make_task
-from evals.types import Problem
+from evals.types import Problem, Prompt
 from orchestrator.cli import main
-from orchestrator.commands.table import DTYPES, SHAPES, make_parser
+from orchestrator.commands.table import DTYPES, make_parser
 from orchestrator.machine import gpus
 from support.made_up import make_record
 from support.places import ROOT
@@ -43,7 +44,7 @@ def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def tiny() -> Model:
     torch.manual_seed(0)
-    return measure.load(None, "tiny", EngineConfig(), "cpu")
+    return random_model(SHAPES["tiny"], EngineConfig(), "cpu")
 
 
 def test_the_command_ends_with_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +70,7 @@ def test_json_alone_and_without_generate(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_last_token_may_be_the_last_of_the_context(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.context_length = 64
-    monkeypatch.setattr(measure, "load", lambda *_: tiny)
+    monkeypatch.setattr(checkpoint, "random_model", lambda *_: tiny)
     assert main(["bench", "--context", "59", "--steps", "8", "--batch", "1", "--no-generate"]) == 0
     assert main(["bench", "--context", "60", "--steps", "8", "--batch", "1", "--no-generate"]) == 2
 
@@ -94,7 +95,7 @@ def test_mistakes_are_one_sentence(flags: list[str], words: list[str], capsys: p
 
 
 def test_the_shapes_and_choices_of_the_options_are_those_that_exist() -> None:
-    assert set(SHAPES) == set(measure.SHAPES)
+    assert all(make_parser(name).flags["--shape"].choices == SHAPES for name in ("bench", "plan"))
     fields = EngineConfig.model_fields
     assert set(DTYPES) == set(get_args(fields["dtype"].annotation)) - {"auto"}
     assert make_parser("bench").options["--execution"].choices == get_args(fields["execution"].annotation)
@@ -102,10 +103,9 @@ def test_the_shapes_and_choices_of_the_options_are_those_that_exist() -> None:
 
 
 def test_a_tied_embedding_is_read_and_one_that_is_only_looked_up_is_not() -> None:
-    kind, sizes = measure.SHAPES["tiny"]
     read = {}
     for tied in (True, False):
-        found = roofline(random_model(kind, sizes | {"tie_word_embeddings": tied}, "float32", "cpu"))
+        found = roofline(random_model(SHAPES["tiny"]._replace(tie_word_embeddings=tied), EngineConfig(), "cpu"))
         read[tied] = found.weights
         assert found.weight_bytes == 4 * found.weights
         assert found.kv_bytes == 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, head size, float32
@@ -116,26 +116,31 @@ def test_a_tied_embedding_is_read_and_one_that_is_only_looked_up_is_not() -> Non
 
 def test_the_larger_of_memory_and_arithmetic_binds() -> None:
     roof = Roofline(weight_bytes=2000, weights=1000, kv_bytes=10, bandwidth=1e3, arithmetic=1e5)
-    assert roof.memory_seconds(4, 50) == pytest.approx(2 + 2)
-    assert roof.arithmetic_seconds(4, 50) == pytest.approx(0.08 + 2)
-    assert (roof.seconds(4, 50), roof.binds(4, 50)) == (roof.memory_seconds(4, 50), "memory")
-    assert (roof.seconds(400, 50), roof.binds(400, 50)) == (roof.arithmetic_seconds(400, 50), "arithmetic")
+    assert roof.step_ms(4, 50) == pytest.approx((1e3 * (2 + 2), 1e3 * (0.08 + 2)))
+    assert roof.step_ms(400, 50) == pytest.approx((1e3 * (2 + 200), 1e3 * (8 + 200)))
 
 
 def test_steps_are_timed_from_one_token_to_another_with_all_slots_busy(
     tiny: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int, int, int]] = []
+    engines: list[Engine] = []
 
-    class Watching(measure.Pace):
-        def __call__(self, tokens: Any) -> bool:
-            counters = self._engine.counters()
-            position = self._engine._runner.scheduler.slots[0].position
-            seen.append((len(tokens), counters.steps, counters.active_slots, position))
-            return super().__call__(tokens)
+    def watched(*args: Any, **sizes: Any) -> Engine:
+        engines.append(Engine(*args, **sizes))
+        return engines[-1]
 
-    monkeypatch.setattr(measure, "Pace", Watching)
-    done = measure.decode(tiny, EngineConfig(), 5, context=60, steps=10)
+    def watching(token_ids: Any, new: int, eos_ids: Any, mark: Any) -> Prompt:
+        def see(tokens: Any) -> bool:
+            counters, slots = engines[-1].counters(), engines[-1]._runner.scheduler.slots
+            seen.append((len(tokens), counters.steps, counters.active_slots, slots[0].position))
+            return mark(tokens)
+
+        return Prompt(token_ids, new, eos_ids, mark and see)
+
+    monkeypatch.setattr(measure, "Engine", watched)
+    monkeypatch.setattr(measure, "Prompt", watching)
+    done, _ = time_decoding(tiny, EngineConfig(), 5, context=60, steps=10)
     assert (done.slots, done.waits) == (5, None)
     timed = [row for row in seen if measure.WARM_UP < row[0] <= measure.WARM_UP + 10]
     assert timed[-1][1] - timed[0][1] == 9  # a token a step
@@ -148,12 +153,12 @@ def test_generate_takes_the_steps_asked_for_and_leaves_the_model_as_it_was(tiny:
     prompts = measure.random_prompts(tiny, 2, 9)
     before = tiny.plain_logits(prompts[0])
     assert generate(tiny, [prompts[0], prompts[1][:4]], 7, 4.0, ends=False).steps == 7
-    found = generate_steps(tiny, prompts, 5, 4.0)
+    found = time_generate(tiny, 2, context=40, steps=5)
     assert found is not None
     assert found.steps == 5
     assert tiny.network.config._attn_implementation == "powersample"
     torch.testing.assert_close(tiny.plain_logits(prompts[0]), before)
-    assert measure.decode(tiny, EngineConfig(), 2, context=40, steps=4).step_seconds > 0
+    assert time_decoding(tiny, EngineConfig(), 2, context=40, steps=4)[0].ms > 0
 
 
 def test_generate_without_room_for_its_scores_has_no_figures(
@@ -163,7 +168,7 @@ def test_generate_without_room_for_its_scores_has_no_figures(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(tiny.network, "generate", no_room)
-    monkeypatch.setattr(measure, "load", lambda *_: tiny)
+    monkeypatch.setattr(checkpoint, "random_model", lambda *_: tiny)
     assert main([*SHORT, "--batch", "2"]) == 0
     out = capsys.readouterr().out
     assert "out of memory" in out

@@ -26,13 +26,13 @@ from transformers import (
 
 from benchmarks import plan as benchmark
 from evals.config import EngineConfig
-from evals.decoding_speed import SHAPES, load
-from evals.engine.checkpoint import make_network, shape_config
+from evals.engine.checkpoint import make_network, random_model, shape_config
 from evals.engine.engine import Engine
 from evals.engine.execution import prepare
 from evals.engine.kv_cache import PAGE
 from evals.engine.linears import fuse_linears
 from evals.engine.memory_forecast import WORKSPACE_BYTES, ModelSpec, demand, forecast, model_spec, peak
+from evals.sizing.shapes import SHAPES
 from evals.sizing.slots import plan_slots
 from evals.sizing.training import GB, Training, training_budget
 from evals.types import UserError
@@ -56,7 +56,7 @@ sample that give its batches of 64 and 69."""
 
 
 def of_shape(name: str) -> ModelSpec:
-    return model_spec(shape_config(*SHAPES[name]), "bfloat16", name)
+    return model_spec(shape_config(SHAPES[name]), "bfloat16", name)
 
 
 def command(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def nothing(module: Any, query: torch.Tensor, key: Any, value: Any, mask: Any, *
 def test_a_prompt_pass_holds_what_the_formula_says(name: str) -> None:
     """The library's own layers on the meta device, fused as the engine does, every allocation counted."""
     AttentionInterface.register("nothing", nothing)
-    network = make_network(shape_config(*SHAPES[name]), "bfloat16", "meta").eval()
+    network = make_network(shape_config(SHAPES[name]), torch.bfloat16, "meta").eval()
     network.requires_grad_(False).set_attn_implementation("nothing")
     ids = torch.zeros(1, 1024, dtype=torch.long, device="meta")
 
@@ -368,7 +368,7 @@ def test_mistakes_are_one_sentence(
 
 
 def test_the_benchmark_samples_with_every_slot_busy_and_shows_both_sides() -> None:
-    on = Engine.build(prepare(load(None, "tiny", CONFIG, "cpu")), CONFIG, slots=3, max_length=64)
+    on = Engine.build(prepare(random_model(SHAPES["tiny"], CONFIG, "cpu")), CONFIG, slots=3, max_length=64)
     benchmark.run(on, 3, 64)
     assert on.counters().generated_tokens > 3 * benchmark.NEW_TOKENS, "an answer and two moves for each slot"
     both = {"predicted": 3 * GIB, "measured": 2 * GIB}
