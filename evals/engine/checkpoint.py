@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from evals.config import EngineConfig
 from evals.engine.execution import prepare
-from evals.engine.model import Model
+from evals.engine.model import UNKNOWN_LAYERS, Model, decoder_layers
 from evals.engine.model_support import check_architecture, first_line, load_tokenizer, refusal
 from evals.sizing.shapes import Shape
 from evals.types import UserError
@@ -71,14 +71,11 @@ def read_model(folder: str, config: EngineConfig, device: str | torch.device, nu
         )
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
     try:
-        if config.gpus_per_model > 1:
-            reason = spread(network, cuda_devices(config.gpus_per_model))
-            if reason is not None:
-                raise refusal(
-                    folder, type(network).__name__, f"engine.gpus_per_model is {config.gpus_per_model} and {reason}"
-                )
-        else:
+        if config.gpus_per_model == 1:
             network.to(device)
+        elif not spread(network, cuda_devices(config.gpus_per_model)):
+            reason = f"engine.gpus_per_model is {config.gpus_per_model} and {UNKNOWN_LAYERS}"
+            raise refusal(folder, type(network).__name__, reason)
         return Model(network, tokenizer, folder, config.float32_logits)
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -113,33 +110,22 @@ def cuda_devices(count: int) -> list[torch.device]:
     return [torch.device("cuda", index) for index in range(count)]
 
 
-def spread(network: Any, devices: Sequence[torch.device]) -> str | None:
+def spread(network: Any, devices: Sequence[torch.device]) -> bool:
     """Move a causal model of the library to `devices`, in blocks of layers of about equal bytes.
 
-    Returns why that cannot be done, as the end of a sentence; None once it is done.
+    Returns False, and does nothing, where its decoder layers cannot be told apart.
     """
-    named_layers = decoder_layers(network)
-    if named_layers is None:
-        return "its decoder layers cannot be told apart"
-    name, layers = named_layers
-    setattr(network.base_model, name, nn.ModuleList())
+    if (layers := decoder_layers(network)) is None:
+        return False
+    held = list(layers)
+    del layers[:]
     outside = size(network)
     network.to(devices[0])
-    setattr(network.base_model, name, layers)
-    for layer, place in zip(layers, split([size(layer) for layer in layers], outside, len(devices)), strict=True):
-        layer.to(devices[place])
-        carry(layer, devices[place])
-    layers[-1].register_forward_hook(lambda _module, _inputs, output: moved(output, devices[0]))
-    return None
-
-
-def decoder_layers(network: Any) -> tuple[str, nn.ModuleList] | None:
-    """The name in the base model and the list of all decoder layers; None if there is no such list."""
-    count = network.config.num_hidden_layers
-    for name, child in network.base_model.named_children():
-        if isinstance(child, nn.ModuleList) and len(child) == count:
-            return name, child
-    return None
+    layers.extend(held)
+    for layer, place in zip(held, split([size(layer) for layer in held], outside, len(devices)), strict=True):
+        carry(layer.to(devices[place]), devices[place])
+    held[-1].register_forward_hook(lambda _module, _inputs, output: moved(output, devices[0]))
+    return True
 
 
 def size(module: nn.Module) -> int:

@@ -111,6 +111,15 @@ PAGED, PROBE = "powersample", "powersample-probe"
 AttentionInterface.register(PAGED, paged_attention)
 
 
+UNKNOWN_LAYERS = "its decoder layers cannot be told apart"
+
+
+def decoder_layers(network: Any) -> nn.ModuleList | None:
+    """The outermost list of as many modules as `network`, a causal model of the library, has layers; None without."""
+    lists = (module for module in network.modules() if isinstance(module, nn.ModuleList))
+    return next((layers for layers in lists if len(layers) == network.config.num_hidden_layers), None)
+
+
 class Model:
     """A causal language model whose attention runs over pages."""
 
@@ -189,15 +198,11 @@ class Model:
             input_ids=step.token_ids[None], position_ids=step.positions[None], use_cache=False, return_dict=True
         )
 
-    def layers(self) -> list[nn.Module]:
-        """The decoder layers: the members of the one list of modules whose members hold one attention module each."""
-        attention = set(map(id, self._attention))
-        for module in self.network.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == len(self._attention):
-                counts = [sum(id(part) in attention for part in layer.modules()) for layer in module]
-                if set(counts) == {1}:
-                    return list(module)
-        raise self.refuse("its decoder layers cannot be told apart")
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers. Raises UserError where they cannot be told apart."""
+        if (layers := decoder_layers(self.network)) is None:
+            raise self.refuse(UNKNOWN_LAYERS)
+        return layers
 
     def plain_logits(self, token_ids: Sequence[int], eager: bool = False) -> Tensor:
         """Float32 logits [N, V] of one sequence by the model's own attention, without pages: the model as it came,
