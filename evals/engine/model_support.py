@@ -5,7 +5,7 @@ No weight is loaded. The self-check at start-up catches what a configuration doe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,24 +78,15 @@ def unsupported_reason(config: Any) -> str | None:
         return f"it has layers of type {', '.join(others)}; only {' and '.join(sorted(LAYERS))} are supported"
     if config.model_type in SINKS:
         return "its attention has sinks, which are not supported"
-    if "dynamic" in set(rope_types(config)):
+    if any(rope.get("rope_type") == "dynamic" for rope in ropes(config)):
         return "its rotary embedding is `dynamic`: one long row would change the others of its batch"
     return None
 
 
-def rope_types(config: Any) -> Iterator[str]:
-    """Types of rotary embedding that a configuration names, one in all or one per kind of layer."""
-    for rope in ropes(config):
-        for group in (rope, *(value for value in rope.values() if isinstance(value, Mapping))):
-            kind = group.get("rope_type", group.get("type"))
-            if isinstance(kind, str):
-                yield kind
-
-
 def ropes(config: Any) -> list[Mapping]:
-    """A configuration's settings of rotary embeddings."""
-    settings = (getattr(config, name, None) for name in ("rope_parameters", "rope_scaling"))
-    return [rope for rope in settings if isinstance(rope, Mapping)]
+    """A configuration's settings of rotary embeddings, and those for each kind of layer where they differ."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return [rope, *(group for group in rope.values() if isinstance(group, Mapping))]
 
 
 def context_length(config: Any) -> int | None:
@@ -105,9 +96,8 @@ def context_length(config: Any) -> int | None:
         return None
     original = getattr(config, "original_max_position_embeddings", None)
     for rope in ropes(config):
-        original = rope.get("original_max_position_embeddings", original)
-    if "longrope" in set(rope_types(config)) and isinstance(original, int):
-        return min(lengths[0], original)
+        if rope.get("rope_type") == "longrope":
+            return min(lengths[0], rope.get("original_max_position_embeddings") or original or lengths[0])
     return lengths[0]
 
 
