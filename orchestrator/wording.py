@@ -41,10 +41,6 @@ def duration(value: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
-
-
 def short(digest: str | None, form: str = "{}") -> str:
     """The first eight characters of a hash in `form`; empty without a hash."""
     return form.format(digest[:8]) if digest else ""

@@ -150,7 +150,7 @@ def fewer_slots(slots: int) -> int:
 
 def gib(num_bytes: int) -> str:
     """Bytes as text in GiB."""
-    return f"{num_bytes / GIB:.1f} GiB"
+    return f"{num_bytes / GIB:.2f} GiB"
 
 
 LOOK_SECONDS = 10.0

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from evals.sizing.slots import gib
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.summary import Summary
-from orchestrator.wording import duration, figure, gib, known, percent, sentence
+from orchestrator.wording import duration, figure, known, percent, sentence
 
 SHOWN_MOVES = (0, 1, 2, 5, 10, 20, 40, 100, 200, 400, 1000)
 ENDINGS = {"eos": "EOS", "stop": "a stop string", "length": "the token limit"}

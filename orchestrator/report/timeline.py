@@ -11,11 +11,12 @@ from math import ceil, nan
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from evals.sizing.slots import gib
 from orchestrator.report.layout import Table
 from orchestrator.report.plotting import COLOURS, WIDTH, look
 from orchestrator.rundir.reading.telemetry import worker_order
 from orchestrator.rundir.telemetry_rows import Event, TelemetryRow, WorkerState
-from orchestrator.wording import duration, gib
+from orchestrator.wording import duration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -54,8 +54,8 @@ def test_a_gpu_that_is_half_full() -> None:
     with pytest.raises(UserError) as refusal:
         plan_slots(READING._replace(others=60 * GIB), DEMAND, CONFIG)
     assert str(refusal.value).startswith(
-        "Not even one slot fits the GPU: the model's weights take 15.0 GiB, others hold 60.0 GiB, one slot needs 2.4 "
-        "GiB, and 80% of 80.0 GiB may be used; free the GPU"
+        "Not even one slot fits the GPU: the model's weights take 15.00 GiB, others hold 60.00 GiB, one slot needs "
+        "2.45 GiB, and 80% of 80.00 GiB may be used; free the GPU"
     )
 
 
@@ -112,7 +112,7 @@ def test_the_largest_number_that_fits(
 
 def test_the_table_adds_up() -> None:
     lines = table(plan_slots(READING, DEMAND, CONFIG), "cuda:0").splitlines()
-    assert re.fullmatch(r"\d+ slots on cuda:0, 80\.0 GiB, of which:", lines[0])
+    assert re.fullmatch(r"\d+ slots on cuda:0, 80\.00 GiB, of which:", lines[0])
     rows = [re.fullmatch(r"  (.+?) +(\d+\.\d\d) GiB", line) for line in lines[1:]]
     names = ["context and others", "weights", "K/V", "activations", "graphs", "reserve", "free"]
     assert [row and row[1] for row in rows] == names

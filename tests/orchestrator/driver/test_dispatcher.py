@@ -350,7 +350,7 @@ def test_progress_prints_plain_lines_and_counts_what_was_done() -> None:
     progress.add(failed_record(works(5)[4], "w", "no"))
     progress.add_row(sample("w0", memory=MemoryReading(2 << 30, 2 << 30)))
     progress.close()
-    assert out.getvalue().startswith("power: 5 of 8, numeric 40.0 ± 24.5 %, 2.0 GiB per worker, ")
+    assert out.getvalue().startswith("power: 5 of 8, numeric 40.0 ± 24.5 %, 2.00 GiB per worker, ")
 
 
 def test_progress_shows_the_primary_metric_with_the_error_of_the_report() -> None:
