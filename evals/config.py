@@ -10,6 +10,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from evals.grading.grade import FORMATS
 from evals.settings import Positive, Settings, Text, conflict
 from evals.tasks.presets import PRESETS
+from evals.types import Dtype, Execution
 
 if TYPE_CHECKING:
     PresetName = FormatName = str
@@ -107,9 +108,7 @@ class TaskConfig(Settings):
 class EngineConfig(Settings):
     """How the model runs on one device."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="auto: bfloat16 on a GPU, float32 on a CPU"
-    )
+    dtype: Literal["auto", Dtype] = Field(default="auto", description="auto: bfloat16 on a GPU, float32 on a CPU")
     float32_logits: bool = Field(
         default=False,
         description="logits of a 16-bit model in float32, where its head allows: exact to the law of its hidden states",
@@ -120,7 +119,7 @@ class EngineConfig(Settings):
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
     allow_pickle: bool = Field(default=False, description="accept weights that are not safetensors")
-    execution: Literal["auto", "compiled", "graphs", "eager"] = Field(
+    execution: Execution = Field(
         default="auto",
         description="how a GPU runs its steps: compiled layers in CUDA graphs, CUDA graphs, or kernel by kernel; auto "
         "and compiled take the next where one is not possible",

@@ -23,6 +23,12 @@ Ended = Literal["eos", "stop", "length", "given_up", "cancelled"]
 Watch = Callable[[float, float], bool]
 """Is told log q and log Z of a request's tokens, one after another; True once the chain has no use for the rest."""
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+"""Type of a model's weights, by torch's name."""
+
+Execution = Literal["auto", "compiled", "graphs", "eager"]
+"""How a GPU runs its steps, see `EngineConfig.execution`."""
+
 Handle = NewType("Handle", int)
 """Opaque name of a token sequence whose keys and values the engine holds."""
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from operator import methodcaller
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from evals.sizing.shapes import SHAPES
+from evals.types import Dtype, Execution
 from orchestrator.settings.parser import Parser, count, flag_name, memory, option, positive, price, share, slots
 
 
@@ -34,8 +35,7 @@ def setting(name: str, flag: str, **how: Any) -> methodcaller:
     return option(*spellings, dest=name, default=argparse.SUPPRESS, **how)
 
 
-DTYPES = ("bfloat16", "float16", "float32")
-EXECUTIONS = ("auto", "compiled", "graphs", "eager")
+DTYPES, EXECUTIONS = get_args(Dtype), get_args(Execution)
 GPUS = {
     "v100-16": 15.8, "v100-32": 31.7, "a100-40": 39.4, "a6000-48": 47.5, "a100-80": 79.1, "h100-80": 79.1,
     "h200-141": 139.8,
