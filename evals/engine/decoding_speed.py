@@ -32,6 +32,7 @@ WARM_UP = 20
 """Steps before the timed ones."""
 COPY_BYTES = {"cuda": 1 << 30, "cpu": 1 << 26}
 PRODUCT_SIZE = {"cuda": 8192, "cpu": 512}
+REPEATS = 20
 
 
 def lengths(context: int, steps: int) -> tuple[int, int]:
@@ -91,21 +92,21 @@ def roofline(model: Model) -> Roofline:
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes per second, read and written, of a large copy on `device`."""
     source = torch.zeros(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
-    return 2 * source.nbytes / median_seconds("b.copy_(a)", a=source, b=torch.empty_like(source))
+    return 2 * source.nbytes / mean_seconds("b.copy_(a)", a=source, b=torch.empty_like(source))
 
 
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of a large matrix product on `device`; adding and multiplying are two."""
     size = PRODUCT_SIZE[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / median_seconds("torch.mm(a, b, out=out)", torch=torch, a=a, b=b, out=torch.empty_like(a))
+    return 2 * size**3 / mean_seconds("torch.mm(a, b, out=out)", torch=torch, a=a, b=b, out=torch.empty_like(a))
 
 
-def median_seconds(statement: str, **names: object) -> float:
-    """Median seconds of a statement over these names, as torch's own timer measures it."""
+def mean_seconds(statement: str, **names: object) -> float:
+    """Mean seconds of a statement over these names, enqueued REPEATS times at once, by torch's own timer."""
     from torch.utils.benchmark import Timer  # no part of a start-up, which is measured as well
 
-    return Timer(statement, globals=names, num_threads=torch.get_num_threads()).blocked_autorange().median
+    return Timer(statement, globals=names, num_threads=torch.get_num_threads()).timeit(REPEATS).mean
 
 
 @dataclass(frozen=True)
