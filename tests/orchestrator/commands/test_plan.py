@@ -337,7 +337,7 @@ def test_a_preset_names_the_folder_of_a_model_and_one_for_training_is_not_for_a_
         (["--shape", "7b"], ["no GPU", "h100-80"]),
         (["--shape", "7b", "--gpu", "h10080"], ["h10080", "did you mean h100-80?"]),
         (["--shape", "70b", "--gpu", "80"], ["70b"]),
-        (["--shape", "7b", "--gpu", "v100-16"], ["Not even one slot fits", "14.19 GiB", "a higher --target or a short"]),
+        (["--shape", "7b", "--gpu", "v100-16"], ["Not even one slot fits", "14.19 GiB", "a higher --target or a"]),
         (["--shape", "7b", "--gpu", "80", "--trainable", "8"], ["--trainable", "evaluation", "leave it out"]),
         (["--training", "--shape", "7b", "--gpu", "80"], ["nothing is trained", "--trainable"]),
         (["--training", "--shape", "7b", "--gpu", "80", "--batch-size", "8"], ["--batch-size", "training"]),
