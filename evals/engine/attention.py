@@ -11,6 +11,7 @@ pages of the pool.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -19,18 +20,18 @@ from torch import Tensor
 from evals.engine.kv_cache import PAGE
 
 
+@dataclass(eq=False)
 class AttentionGroup:
     """Query rows of the same shape: G sequences with the same number of pages, R consecutive tokens of each."""
 
-    def __init__(self, rows: slice, pages: Tensor, visible: Tensor) -> None:
-        self.rows = rows
-        """The G * R packed tokens, sequence by sequence."""
-        self.pages = pages
-        """[G, S / PAGE] page numbers, padded with the scratch page."""
-        self.visible = visible
-        """[G, R] number of keys that each query may see: its position + 1."""
-        self._masks: dict[tuple[int, torch.dtype], Tensor] = {}
-        self._gather: dict[int, Tensor] = {}
+    rows: slice
+    """The G * R packed tokens, sequence by sequence."""
+    pages: Tensor
+    """[G, S / PAGE] page numbers, padded with the scratch page."""
+    visible: Tensor
+    """[G, R] number of keys that each query may see: its position + 1."""
+    _masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict, init=False)
+    _gather: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def to(self, device: torch.device) -> AttentionGroup:
         """The same group on another device."""
@@ -56,23 +57,21 @@ class AttentionGroup:
         return self._gather[heads]
 
 
+@dataclass(eq=False)
 class Step:
     """One packed forward pass: tokens, where their keys and values go, and which keys each of them sees."""
 
-    def __init__(
-        self, token_ids: Tensor, positions: Tensor, write_at: Tensor, groups: list[AttentionGroup], logits_at: Tensor
-    ) -> None:
-        self.token_ids = token_ids
-        """[1, N] int64."""
-        self.positions = positions
-        """[1, N] int64."""
-        self.write_at = write_at
-        """[N] place of each token's keys and values: page * PAGE + offset."""
-        self.groups = groups
-        """Attention groups that cover the N tokens in order."""
-        self.logits_at = logits_at
-        """Indices of the tokens whose logits are wanted; may be empty."""
-        self._rows: dict[int, Tensor] = {}
+    token_ids: Tensor
+    """[1, N] int64."""
+    positions: Tensor
+    """[1, N] int64."""
+    write_at: Tensor
+    """[N] place of each token's keys and values: page * PAGE + offset."""
+    groups: list[AttentionGroup]
+    """Attention groups that cover the N tokens in order."""
+    logits_at: Tensor
+    """Indices of the tokens whose logits are wanted; may be empty."""
+    _rows: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def to(self, device: torch.device) -> Step:
         """The same step on another device, for the layers that are there."""

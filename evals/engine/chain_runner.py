@@ -42,7 +42,6 @@ class ChainRunner:
 
     def add(self, state: ChainState) -> None:
         """Take a chain, which starts when its turn comes."""
-        state.guarantee(self._max_length)
         self._new.append(state)
 
     def schedule(self) -> list[ActiveRequest]:
@@ -113,28 +112,23 @@ class ChainRunner:
         if not self._new:
             return False
         state = self._new[0]
-        refusal = self._refusal(state)
-        if refusal is None and not self.scheduler.admit(state):
+        fits = state.guaranteed <= self._pool.capacity
+        if fits and not self.scheduler.admit(state):
             return False
         self._new.popleft()
         if not state.begin():
             self._release(state)
             state.chain.steps.close()
-        elif refusal is not None:
-            self._fail(state, refusal)
+        elif not fits:
+            reason = (
+                f"an answer needs room for {state.chain.sequences} sequences at once, {state.guaranteed} pages of keys "
+                f"and values, and there are {self._pool.capacity}; take fewer candidates, shorter answers or more slots."
+            )
+            settings = ("sampler.num_candidates", "task.max_new_tokens", "batch_size")
+            self._fail(state, UserError(reason, settings))
         elif not state.requests:  # else it was requeued and goes on where it was
             self._advance(state, None)
         return True
-
-    def _refusal(self, state: ChainState) -> UserError | None:
-        """Why the chain can never start, None if it can."""
-        if state.guaranteed <= self._pool.capacity:
-            return None
-        return UserError(
-            f"an answer needs room for {state.chain.sequences} sequences at once, {state.guaranteed} pages of keys and "
-            f"values, and there are {self._pool.capacity}; take fewer candidates, shorter answers or more slots.",
-            ("sampler.num_candidates", "task.max_new_tokens", "batch_size"),
-        )
 
     def _out_of_pages(self, active: ActiveRequest) -> RuntimeError:
         state, pool = active.state, self._pool
@@ -176,16 +170,20 @@ class ChainRunner:
             case Submit(tag, request):
                 self._submit(state, tag, request)
             case Keep(handle):
-                self._check_held(state, handle)
-                parent = self._pool.keep(handle)
-                if parent is not None:
+                parent = self._held(state, handle).request.parent
+                if parent in state.held:
+                    self._pool.drop(parent)
                     del state.held[parent]
             case Drop(handle):
-                self._check_held(state, handle)
+                self._held(state, handle)
                 self._pool.drop(handle)
                 del state.held[handle]
             case Cancel(tag):
-                return self._cancel(state, tag)
+                if tag not in state.requests:
+                    raise ValueError(f"nothing with the tag {tag!r} is in flight")
+                active = state.requests[tag]
+                self._give_up(active)
+                return self._arrival(active, "cancelled", None)
             case _:
                 raise TypeError(f"a chain yielded {operation!r}, which is no operation")
         return None
@@ -196,8 +194,7 @@ class ChainRunner:
         validate(request, self._max_length, self._vocab_size)
         parent_ref = None
         if request.parent is not None:
-            self._check_held(state, request.parent)
-            if state.held[request.parent].sequence[: len(request.prefix)] != request.prefix:
+            if self._held(state, request.parent).sequence[: len(request.prefix)] != request.prefix:
                 raise ValueError("the parent's tokens do not start with the request's prefix")
             if self._pool.reaches(request.parent, len(request.prefix) - 1):
                 parent_ref = self._pool.fork(request.parent)
@@ -207,16 +204,11 @@ class ChainRunner:
         state.full = max(state.full, self._pool.pages_for(0, active.limit))
         self.scheduler.enqueue(active)
 
-    def _check_held(self, state: ChainState, handle: Handle) -> None:
+    def _held(self, state: ChainState, handle: Handle) -> ActiveRequest:
+        """The request of a sequence that the chain holds. Raises ValueError if it does not."""
         if handle not in state.held:
             raise ValueError(f"the chain does not hold sequence {handle}")
-
-    def _cancel(self, state: ChainState, tag: Hashable) -> tuple[Hashable, Completion]:
-        if tag not in state.requests:
-            raise ValueError(f"nothing with the tag {tag!r} is in flight")
-        active = state.requests[tag]
-        self._give_up(active)
-        return self._arrival(active, "cancelled", None)
+        return state.held[handle]
 
     def _arrival(self, active: ActiveRequest, ended: Ended, handle: Handle | None) -> tuple[Hashable, Completion]:
         """The tag and the completion of a request that has ended."""

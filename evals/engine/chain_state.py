@@ -47,9 +47,9 @@ def validate(request: Request, context_length: int, vocab_size: int) -> None:
 class DecodeState:
     """A request that is decoded token by token, and its tokens so far; `token` at `position` is fed next."""
 
-    def __init__(self, request: Request, prompt: Prompt) -> None:
+    def __init__(self, request: Request, prompt: Prompt, allocation: Allocation | None = None) -> None:
         self.request, self.prompt = request, prompt
-        self.allocation: Allocation | None = None
+        self.allocation = allocation
         """Its sequence and pages; None while it waits for them."""
         self.prefilled = 0
         self.token, self.position = request.prefix[-1], len(request.prefix) - 1
@@ -148,15 +148,19 @@ class ActiveRequest(DecodeState):
 class ChainState:
     """A chain with its future, its requests in flight, and the sequences that it holds."""
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Chain, longest: int) -> None:
+        """`longest` is the length of the engine's longest sequence, in tokens."""
         self.chain = chain
         self.future: Future[Sample] = Future()
         self.held: dict[Handle, ActiveRequest] = {}
         """Requests that have ended and whose sequences it holds, by handle."""
         self.requests: dict[Hashable, ActiveRequest] = {}
         """Requests in flight by tag, oldest first."""
-        self.full = self.guaranteed = self.reservation = 0
-        """Pages of its longest sequence, pages guaranteed to it, and pages that others cannot have now."""
+        prompt = chain.prompt
+        self.full = PagePool.pages_for(0, min(len(prompt.token_ids) + prompt.max_new_tokens, longest))
+        """Pages of its longest sequence."""
+        self.guaranteed, self.reservation = chain.sequences * self.full, 0
+        """Pages guaranteed to it, and pages that others cannot have now."""
 
     def begin(self) -> bool:
         """Mark its sample as being computed, which ends the time to cancel it; False if it was cancelled before."""
@@ -166,12 +170,6 @@ class ChainState:
     def primary(self) -> ActiveRequest | None:
         """The oldest request in flight, None if there is none."""
         return next(iter(self.requests.values()), None)
-
-    def guarantee(self, longest: int) -> None:
-        """Set the pages guaranteed to it, in an engine whose longest sequence has `longest` tokens."""
-        prompt = self.chain.prompt
-        self.full = PagePool.pages_for(0, min(len(prompt.token_ids) + prompt.max_new_tokens, longest))
-        self.guaranteed = self.chain.sequences * self.full
 
     def reserved_pages(self, pool: PagePool, joining: ActiveRequest | None = None, *, speculative: bool = True) -> int:
         """Pages that others cannot have.

@@ -65,7 +65,7 @@ class Engine:
     def __init__(self, model: Model, config: EngineConfig, demand: Demand, plan: SlotPlan, max_length: int) -> None:
         """An engine of the slots and pages of `plan`, without a decoder yet; see `build`."""
         self.model, self._config, self._demand, self._plan = model, config, demand, plan
-        self._layout = layout(model.device)
+        self._layout, self._max_length = layout(model.device), max_length
         self._pool = PagePool(plan.num_pages, self._layout.share_unit)
         self._runner = ChainRunner(self._pool, plan.slots, max_length, model.vocab_size)
         in_use = partial(bytes_in_use, model.device)
@@ -133,7 +133,7 @@ class Engine:
 
         Raises EngineClosed after `close`, RuntimeError after the engine's thread has failed.
         """
-        state = ChainState(chain)
+        state = ChainState(chain, self._max_length)
         with self._changed:
             if self.failure is not None:
                 raise RuntimeError("the engine has failed") from self.failure

@@ -194,9 +194,6 @@ def largest_prompts(max_length: int, prefill_tokens: int) -> list[Chunk]:
 def largest_step(rows: int, max_length: int) -> list[DecodeState]:
     """Requests about to draw their last token, among the most probable ones only, which takes the most memory."""
     prompt, prefix = Prompt((0,), max_length, frozenset()), (0,) * max(1, max_length - 1)
-    pages = (SCRATCH,) * PagePool.pages_for(0, max_length)
-    states = []
-    for row in range(rows):
-        states.append(DecodeState(Request(prefix, 1, 1.0, RandomKey(0, 0, 0, row), 1, top_k=1, top_p=0.5), prompt))
-        states[-1].allocation = Allocation(Handle(row), pages, (), None)
-    return states
+    allocation = Allocation(Handle(0), (SCRATCH,) * PagePool.pages_for(0, max_length), (), None)
+    keys = [RandomKey(0, 0, 0, row) for row in range(rows)]
+    return [DecodeState(Request(prefix, 1, 1.0, key, 1, top_k=1, top_p=0.5), prompt, allocation) for key in keys]

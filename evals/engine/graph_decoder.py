@@ -118,9 +118,9 @@ class GraphDecoder:
         size = next(
             (size for size in PROMPT_TOKENS if size >= count), -(-count // PROMPT_TOKENS[-1]) * PROMPT_TOKENS[-1]
         )
-        if size not in self._prompts:
-            self._prompts[size] = send(self._pack([], size), self._device)
         packed = self._pack(chunks, size)
+        if size not in self._prompts:
+            self._prompts[size] = self._zeros(len(packed))
         with self.idle.work():
             self._prompts[size].copy_(send(packed, self._device))
             self._run(("prompts", size), lambda: self._model.fill(self._unpack(size)))
@@ -202,9 +202,8 @@ class GraphDecoder:
         num_chunks, num_tiles, width = self._prompt_shape(size)
         tokens, table, tiles = np.zeros((3, size)), np.zeros((num_chunks, width)), np.zeros((num_tiles, 4))
         tokens[2] = -1
-        if chunks:
-            filled = np.hstack([[chunk.tokens, chunk.positions, write_slots(chunk)] for chunk in chunks])
-            tokens[:, : filled.shape[1]] = filled
+        filled = np.hstack([[chunk.tokens, chunk.positions, write_slots(chunk)] for chunk in chunks])
+        tokens[:, : filled.shape[1]] = filled
         for line, chunk in zip(table, chunks, strict=False):
             line[: chunk.num_pages] = chunk.pages[: chunk.num_pages]
         starts, lengths = [chunk.start for chunk in chunks], [len(chunk.tokens) for chunk in chunks]

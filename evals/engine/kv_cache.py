@@ -87,7 +87,6 @@ class PagePool:
         """
         self._share_unit = share_unit
         self._pages: dict[Handle, list[int]] = {}
-        self._parent: dict[Handle, Handle] = {}
         self._next = 0
         self.reset(num_pages)
 
@@ -127,28 +126,26 @@ class PagePool:
         """
         return -(-max(limit - 1, position + 1) // PAGE) - position // PAGE
 
-    def open(self, parent: Handle | None, position: int, limit: int, replaces: Handle | None = None) -> Allocation:
+    def open(self, parent: Handle | None, position: int, limit: int) -> Allocation:
         """A new sequence that shares its parent's first `position` tokens and can grow to `limit` tokens.
 
-        `replaces` is the handle that `keep` releases, where that is another one of the parent's. Raises
-        ValueError for an unknown parent or one that is too short, MemoryError if the free pages do not suffice.
+        Raises ValueError for an unknown parent or one that is too short, MemoryError if the free pages do not suffice.
         """
         inherited = [] if parent is None else self._pages_of(parent)
         if len(inherited) * PAGE < position:
             raise ValueError(f"the parent holds {len(inherited)} pages, which do not reach position {position}")
-        return self._open(inherited, position, limit, parent if replaces is None else replaces)
+        return self._open(inherited, position, limit)
 
-    def open_prompt(self, prefix: Sequence[int], limit: int, replaces: Handle | None = None) -> tuple[Allocation, int]:
+    def open_prompt(self, prefix: Sequence[int], limit: int) -> tuple[Allocation, int]:
         """A new sequence that begins with `prefix` and can grow to `limit` tokens, and how many tokens are written.
 
         It shares what the pages of others hold: the prefix up to its last token, or else whole units of it. The caller
-        has to write the rest before anything reads it; then others may share it too. `replaces` is the handle that
-        `keep` releases. Raises MemoryError as `open` does.
+        has to write the rest before anything reads it; then others may share it too. Raises MemoryError as `open` does.
         """
         written = prefix[:-1]
         shared = self._prefixes.find(written)
         present = min(len(shared) * PAGE, len(written))
-        allocation = self._open(shared, present, limit, replaces)
+        allocation = self._open(shared, present, limit)
         self._prefixes.add(written, allocation.pages)
         return allocation, present
 
@@ -170,45 +167,33 @@ class PagePool:
 
     def fork(self, handle: Handle) -> Handle:
         """A second handle of an ended sequence; its pages stay until both are dropped."""
-        return self._add(self._pages_of(handle), None)
+        return self._add(self._pages_of(handle))
 
     def drop(self, handle: Handle) -> None:
         """Release a sequence; pages that others share stay. Raises ValueError for an unknown handle."""
         pages = self._pages_of(handle)
         del self._pages[handle]
-        self._parent.pop(handle, None)
         self._release(pages)
-
-    def keep(self, handle: Handle) -> Handle | None:
-        """Let a sequence replace its parent, which is dropped if it is still held; returns the handle dropped."""
-        self._pages_of(handle)
-        parent = self._parent.pop(handle, None)
-        if parent is None or parent not in self._pages:
-            return None
-        self.drop(parent)
-        return parent
 
     def _pages_of(self, handle: Handle) -> list[int]:
         if handle not in self._pages:
             raise ValueError(f"sequence {handle} is not held: it was released, or never was")
         return self._pages[handle]
 
-    def _open(self, inherited: Sequence[int], position: int, limit: int, replaces: Handle | None) -> Allocation:
+    def _open(self, inherited: Sequence[int], position: int, limit: int) -> Allocation:
         shared, rest = divmod(position, PAGE)
         needed = self.pages_for(position, limit)
         if needed > self.num_free:
             raise MemoryError(f"{needed} pages are needed and {self.num_free} are free")
         fresh = [self._free.pop() for _ in range(needed)]
-        handle = self._add([*inherited[:shared], *fresh], replaces)
+        handle = self._add([*inherited[:shared], *fresh])
         copy = (inherited[shared], fresh[0]) if rest else None
         return Allocation(handle, tuple(self._pages[handle]), tuple(fresh), copy)
 
-    def _add(self, pages: Sequence[int], parent: Handle | None) -> Handle:
+    def _add(self, pages: Sequence[int]) -> Handle:
         handle = Handle(self._next)
         self._next += 1
         self._pages[handle] = list(pages)
-        if parent is not None:
-            self._parent[handle] = parent
         for page in pages:
             self._count[page] += 1
         return handle

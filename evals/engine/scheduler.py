@@ -102,10 +102,10 @@ class Scheduler:
         """Give a request a slot and its pages, which have to be prepared, and written unless it has a parent's."""
         request = active.request
         if active.parent_ref is None:
-            active.allocation, present = self.pool.open_prompt(request.prefix, active.limit, replaces=request.parent)
+            active.allocation, present = self.pool.open_prompt(request.prefix, active.limit)
             active.prefilled = len(request.prefix) - 1 - present
         else:
-            active.allocation = self.pool.open(active.parent_ref, active.start, active.limit, replaces=request.parent)
+            active.allocation = self.pool.open(active.parent_ref, active.start, active.limit)
         del self._waiting[active]
         self.slots.append(active)
         self.recount(active.state)

@@ -197,9 +197,8 @@ def draw_beside_others(
 def make_state(prefix: Sequence[int], number: int, pages: Sequence[int]) -> DecodeState:
     """The decode state of a request for STEPS tokens in these pages, without a chain."""
     prompt = Prompt(tuple(prefix), STEPS, frozenset())
-    state = DecodeState(Request(prompt.token_ids, STEPS, 1.0, RandomKey(0, 0, 0, number), len(prefix)), prompt)
-    state.allocation = Allocation(Handle(number), tuple(pages), (), None)
-    return state
+    request = Request(prompt.token_ids, STEPS, 1.0, RandomKey(0, 0, 0, number), len(prefix))
+    return DecodeState(request, prompt, Allocation(Handle(number), tuple(pages), (), None))
 
 
 def advance(decoder: EagerDecoder | GraphDecoder, rows: list[DecodeState]) -> None:

@@ -127,12 +127,11 @@ def test_a_pool_that_starts_over_knows_its_sequences_but_none_of_their_pages() -
     audit(pool)
     assert (pool.capacity, pool.num_used) == (4, 0)
     assert not pool.reaches(parent, 1)
-    allocation, present = pool.open_prompt(range(30), 50, replaces=parent)
+    allocation, present = pool.open_prompt(range(30), 50)
     assert (present, pool.num_used) == (0, 4)
     assert pool.reaches(allocation.handle, 49)
-    assert pool.keep(allocation.handle) == parent
-    pool.drop(child)
-    pool.drop(allocation.handle)
+    for handle in (parent, child, allocation.handle):
+        pool.drop(handle)
     audit(pool)
     assert pool.num_used == 0
 

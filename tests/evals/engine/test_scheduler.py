@@ -32,7 +32,7 @@ class Harness:
         self.speculative = 0
 
     def add(self, script: Script, to: Prompt, sequences: int = 2) -> ChainState:
-        state = ChainState(Chain(to, script, sequences))
+        state = ChainState(Chain(to, script, sequences), LENGTH)
         self.runner.add(state)
         return state
 
@@ -187,7 +187,7 @@ def wanderers(harness: Harness, seed: int, count: int, needs: Sequence[int] = (2
         full = PagePool.pages_for(0, len(to.token_ids) + to.max_new_tokens)
         sequences = min(rng.choice(needs), harness.pool.capacity // full)
         script = Wanderer(rng.randrange(1 << 30), to, sequences, rng.randint(1, 40)).script()
-        states.append(ChainState(Chain(to, script, sequences)))
+        states.append(ChainState(Chain(to, script, sequences), LENGTH))
     return states
 
 
