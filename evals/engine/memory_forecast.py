@@ -36,7 +36,6 @@ class ModelSpec(NamedTuple):
     """Bytes of a number in the model's type."""
     hidden: int
     mlp: int
-    query: int
     vocabulary: int
     kept: int
     """Numbers of keys and values that a layer keeps of one token."""
@@ -59,14 +58,6 @@ class ModelSpec(NamedTuple):
         """Most bytes that a forward pass without gradients holds of a token: in an MLP its input, residual and their
         copies, 4h, gate and up as one product, 2m, and two results of size m."""
         return self.itemsize * 4 * (self.hidden + self.mlp)
-
-    def training_bytes(self, length: int) -> int:
-        """Bytes that a backward pass needs of a sequence, attention matrices not kept: of every layer the inputs of
-        norms, products and residuals, 4h, queries and attention's result, 2q, kv, and gate, up and two results, 4m;
-        once the logits and their copy in float32 (after Korthikanti et al. 2022, section 4, with these heads and MLP).
-        """
-        numbers = len(self.windows) * (4 * (self.hidden + self.mlp) + 2 * self.query + self.kept)
-        return length * (self.itemsize * numbers + self.vocabulary * (self.itemsize + FLOAT32))
 
 
 def model_spec(config: Any, dtype: str, name: str) -> ModelSpec:
@@ -93,7 +84,6 @@ def model_spec(config: Any, dtype: str, name: str) -> ModelSpec:
         itemsize=itemsize,
         hidden=config.hidden_size,
         mlp=mlp_size(config),
-        query=config.num_attention_heads * size,
         vocabulary=config.vocab_size,
         kept=latent + config.qk_rope_head_dim if latent else 2 * heads * size,
         windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),

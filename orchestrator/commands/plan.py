@@ -1,4 +1,4 @@
-"""`powersample plan`: computes where a GPU's memory would go and the batch that fits, without touching a device.
+"""`powersample plan`: computes where a GPU's memory would go and how many problems fit, without touching a device.
 
 Options and output are here; the arithmetic is in evals/sizing/ and evals/engine/memory_forecast.py.
 """
@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import yaml
 
 from evals.config import AUTO_SLOTS, EngineConfig
 from evals.sizing.shapes import SHAPES
 from evals.sizing.slots import GIB
-from evals.sizing.training import Training, training_budget
 from evals.types import UserError
-from orchestrator.commands.table import GPUS, make_parser
+from orchestrator.commands.table import GPUS
 from orchestrator.machine import gpus
 from orchestrator.rundir.files import write_atomically, writing
 from orchestrator.settings.parser import suggestion
@@ -25,66 +25,29 @@ from orchestrator.settings.parser import suggestion
 if TYPE_CHECKING:
     from evals.engine.memory_forecast import ModelSpec
 
-COUNTS = {"parameters", "trainable_parameters", "batch", "num_gpus", "effective_batch", "in_flight"}
+COUNTS = {"parameters", "batch", "num_gpus", "in_flight"}
 CHAIN_SEQUENCES = 2
 """The current answer and the proposed one, as power sampling needs."""
 WAY_OUT = "take a larger --gpu, a smaller model, a higher --target or a shorter --length"
-TRAINING_HEAD = "The batch of a training program, in its words; `powersample run` does not know them."
-UNREAD = {False: ("trainable", "sample_bytes", "gradient_checkpointing"), True: ("batch_size",)}
-"""Options that would be ignored, by whether a training is planned."""
-
-
-class Plan(NamedTuple):
-    """A memory plan: its inputs, the budget by names, notes on it, and the preset that --write saves, with its head."""
-
-    inputs: dict[str, str | int]
-    budget: dict[str, int | float]
-    notes: list[str]
-    head: str
-    preset: dict[str, object]
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Print the plan that `args` ask for, and write its preset where they say so. Returns 0.
+    """Print the plan of a run's slots, as the engine makes it, from computed instead of measured memory; write its
+    preset where `args` say so. Returns 0.
 
     Raises UserError for impossible options, a model or GPU that is unknown, and where nothing fits.
     """
-    for name in UNREAD[args.training]:
-        if getattr(args, name) != make_parser("plan").get_default(name):
-            kind = "training" if args.training else "evaluation"
-            raise UserError(f"plan: --{name.replace('_', '-')} has no part in the {kind} budget; leave it out.")
-    if args.overwrite and args.write is None:
-        raise UserError("plan: --overwrite names no file; add --write FILE.")
-    planned = training(args) if args.training else evaluation(args)
-    if args.write is not None:
-        if args.write.exists() and not args.overwrite:
-            raise UserError(
-                f"plan: {args.write} exists; name another file by --write, or add --overwrite to replace it."
-            )
-        with writing(f"plan: {args.write}", "name another file by --write"):
-            write_atomically(args.write, f"# {planned.head}\n{yaml.safe_dump(planned.preset, sort_keys=False)}")
-    if args.json:
-        print(json.dumps({**planned.inputs, **planned.budget, "notes": planned.notes}))
-        return 0
-    print(", ".join(f"{name} {value}" for name, value in planned.inputs.items()))
-    for name, value in planned.budget.items():
-        print(f"  {name:<24}{show(name, value)}")
-    print("\n".join(planned.notes))
-    return 0
-
-
-def evaluation(args: argparse.Namespace) -> Plan:
-    """The plan of a run's slots, as the engine makes it, from computed instead of measured memory."""
     from evals.engine.memory_forecast import demand, forecast, peak
     from evals.sizing.slots import plan_slots
 
-    ((name, model),) = models(args, most=1)
-    config = EngineConfig(target_utilisation=args.target)
-    most = AUTO_SLOTS["cuda"]
+    if args.overwrite and args.write is None:
+        raise UserError("plan: --overwrite names no file; add --write FILE.")
+    model, config, most = model_of(args), EngineConfig(target_utilisation=args.target), AUTO_SLOTS["cuda"]
     gpu, total = gpu_memory(args.gpu)
     reading = forecast(model, total, min(args.batch_size or most, most), config)
-    slot_plan = plan_slots(reading, demand(model, args.batch_size, args.length, CHAIN_SEQUENCES), config, WAY_OUT)
-    parts = slot_plan.parts
+    planned = plan_slots(reading, demand(model, args.batch_size, args.length, CHAIN_SEQUENCES), config, WAY_OUT)
+    parts = planned.parts
+    inputs = {"model": args.model or args.shape, "gpu": gpu, "dtype": args.dtype, "length": args.length}
     budget = {
         "gpu_memory": total,
         "parameters": model.parameters,
@@ -98,68 +61,44 @@ def evaluation(args: argparse.Namespace) -> Plan:
         "graphs": parts["graphs"],
         "free": parts["free"],
         "reserve": parts["reserve"],
-        "batch": slot_plan.slots,
+        "batch": planned.slots,
         "num_gpus": args.num_gpus,
-        "in_flight": slot_plan.slots * args.num_gpus,
+        "in_flight": planned.slots * args.num_gpus,
         "utilisation": 1 - (parts["free"] + parts["reserve"]) / total,
-        "peak": peak(model, reading, slot_plan, config),
+        "peak": peak(model, reading, planned, config),
     }
     notes = [f"kv: {CHAIN_SEQUENCES} sequences of full length for every problem in flight, in whole pages"]
     if model.kv_bytes(args.length) < args.length * model.kv_token_bytes:
         notes.append("kv_per_sequence: by the model's windows; the engine keeps sequences whole, and kv counts that")
-    if slot_plan.lowered_from is not None:
-        notes.append(f"batch: {slot_plan.lowered_from} do not fit")
+    if planned.lowered_from is not None:
+        notes.append(f"batch: {planned.lowered_from} do not fit")
     if model.refusal is not None:
         notes.append(f"this engine does not run the model, another one may. {model.refusal}")
-    engine = {"target_utilisation": config.target_utilisation, "dtype": args.dtype}
-    preset = {"batch_size": slot_plan.slots, "num_gpus": args.num_gpus, "engine": engine}
-    if args.model:
-        preset = {"model": without_file(name), **preset}
-    return Plan(plan_inputs(args, name, gpu), budget, notes, f"powersample run --config {args.write}", preset)
+    if args.write is not None:
+        engine = {"target_utilisation": args.target, "dtype": args.dtype}
+        preset = {"batch_size": planned.slots, "num_gpus": args.num_gpus, "engine": engine}
+        named = {"model": without_file(args.model)} if args.model else {}
+        write_preset({**named, **preset}, args.write, args.overwrite)
+    if args.json:
+        print(json.dumps({**inputs, **budget, "notes": notes}))
+        return 0
+    print(", ".join(f"{name} {value}" for name, value in inputs.items()))
+    print("\n".join([*(f"  {name:<24}{show(name, value)}" for name, value in budget.items()), *notes]))
+    return 0
 
 
-def training(args: argparse.Namespace) -> Plan:
-    """The plan of the batch of a training in which the named models are frozen."""
-    frozen = models(args)
-    if not args.trainable:
-        raise UserError("plan: nothing is trained; say how much by --trainable.")
-    gpu, total = gpu_memory(args.gpu)
-    sample = args.sample_bytes or sum(model.training_bytes(args.length) for _, model in frozen)
-    weights = sum(model.weight_bytes for _, model in frozen)
-    asked = Training(total, weights, args.trainable, sample, frozen[-1][1].itemsize)
-    budget = training_budget(asked, args.target, args.num_gpus, args.gradient_checkpointing)
-    inputs = plan_inputs(args, " + ".join(name for name, _ in frozen), gpu) | {"trainable_parameters": args.trainable}
-    notes = ["utilisation: of what is available for activations; gpu_utilisation is that of the whole GPU"]
-    if args.sample_bytes is None:
-        notes.append("activations_per_sample: computed, an upper bound for models whose weights are frozen")
-    preset = {
-        "batch_size": budget["batch"],
-        "effective_batch_size": budget["effective_batch"],
-        "elastic_target_util": args.target,
-    }
-    return Plan(inputs, budget, notes, TRAINING_HEAD, preset)
-
-
-def plan_inputs(args: argparse.Namespace, name: str, gpu: str) -> dict[str, str | int]:
-    """The inputs of a plan, as they are shown."""
-    return {"model": name, "gpu": gpu, "dtype": args.dtype, "length": args.length}
-
-
-def models(args: argparse.Namespace, most: int | None = None) -> list[tuple[str, ModelSpec]]:
-    """Name and spec of each model asked for. Raises UserError for none, and for more than `most`."""
-    number = len(args.model) + len(args.shape)
-    if not number or (most is not None and number > most):
-        raise UserError(
-            f"plan: {number or 'no'} models were named; name {'one' if most else 'those that are frozen'} by --model "
-            f"or --shape ({', '.join(SHAPES)})."
-        )
+def model_of(args: argparse.Namespace) -> ModelSpec:
+    """The sizes of the model asked for. Raises UserError for none."""
+    from evals.decoding_speed import SHAPES as KNOWN
     from evals.engine.checkpoint import shape_config
     from evals.engine.memory_forecast import model_spec
     from evals.engine.model_support import read_config
 
-    configs = [(name, read_config(config_folder(name), False)) for name in args.model]
-    configs += [(name, shape_config(SHAPES[name])) for name in args.shape]
-    return [(name, model_spec(config, args.dtype, name)) for name, config in configs]
+    if args.shape is not None:
+        return model_spec(shape_config(*KNOWN[args.shape]), args.dtype, args.shape)
+    if args.model is None:
+        raise UserError(f"plan: no model was named; name one by --model or --shape ({', '.join(SHAPES)}).")
+    return model_spec(read_config(config_folder(args.model), False), args.dtype, args.model)
 
 
 def config_folder(name: str) -> str:
@@ -201,6 +140,15 @@ def gpu_memory(name: str | None) -> tuple[str, int]:
         f"plan: no GPU is called {name}{suggestion(name.lower(), GPUS)}; known are {', '.join(GPUS)}, or give its "
         "memory in GiB."
     )
+
+
+def write_preset(preset: Mapping[str, object], path: Path, overwrite: bool) -> None:
+    """Write the preset to a file. Raises UserError if the file exists or cannot be written."""
+    if path.exists() and not overwrite:
+        raise UserError(f"plan: {path} exists; name another file by --write, or add --overwrite to replace it.")
+    with writing(f"plan: {path}", "name another file by --write"):
+        head = f"# powersample run --config {path}\n"
+        write_atomically(path, head + yaml.safe_dump(preset, sort_keys=False))
 
 
 def show(name: str, value: float) -> str:

@@ -1,4 +1,4 @@
-"""Memory budgets: the founding document's table, sizes of models without weights, and what the command says."""
+"""Memory plans: sizes of models without weights, and what the command says."""
 
 from __future__ import annotations
 
@@ -34,7 +34,6 @@ from evals.engine.linears import fuse_linears
 from evals.engine.memory_forecast import WORKSPACE_BYTES, ModelSpec, demand, forecast, model_spec, peak
 from evals.sizing.shapes import SHAPES
 from evals.sizing.slots import plan_slots
-from evals.sizing.training import GB, Training, training_budget
 from evals.types import UserError
 from orchestrator.cli import main
 from orchestrator.commands.table import GPUS
@@ -45,14 +44,8 @@ from support.tiny_models import FAMILIES, configuration, make
 
 GIB = 2**30
 CONFIG = EngineConfig()
-TRAINING = ("--training", "--model", "demo", "--gpu", "80", "--trainable", "100e6")
 NOTHING = Namespace()
 """The options of a run that is given none."""
-
-
-FOUNDING = Training(total=80 * GB, frozen=32 * GB, trainable=100_000_000, sample=492_500_000)
-"""The founding document's budget: an H100 as 80 GB, its total of 8B and 7B frozen parameters, and activations of a
-sample that give its batches of 64 and 69."""
 
 
 def of_shape(name: str) -> ModelSpec:
@@ -65,32 +58,6 @@ def command(capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
     return json.loads(line)
 
 
-def test_the_founding_table() -> None:
-    found = training_budget(FOUNDING, 0.80)
-    table = {"frozen_weights": 32, "trainable_weights": 0.2, "optimizer_states": 1.2, "gradients": 0.2, "overhead": 6.4}
-    assert {name: found[name] / GB for name in table} == table
-    assert found["available"] == 40 * GB
-    assert found["gpu_memory"] == 80 * GB
-    assert found["batch"] == 64
-    assert training_budget(FOUNDING, 0.85)["batch"] == 69
-    assert [training_budget(FOUNDING, 0.80, n)["effective_batch"] for n in (1, 2, 3, 4)] == [64, 128, 192, 256]
-    assert found["utilisation"] == pytest.approx(0.788)
-
-
-def test_gradient_checkpointing_cuts_activations_by_60_percent() -> None:
-    found = training_budget(FOUNDING, 0.80, checkpointing=True)
-    assert found["activations_per_sample"] == pytest.approx(0.4 * FOUNDING.sample)
-    assert found["batch"] == int(32 / 0.197)
-
-
-def test_master_weights_are_those_of_16_bit_models_and_nothing_left_is_refused() -> None:
-    asked = Training(total=40 * GB, frozen=20 * GB, trainable=10**9, sample=GB // 10, itemsize=4)
-    assert training_budget(asked, 1.0)["optimizer_states"] == 8 * GB
-    assert training_budget(asked, 1.0)["available"] == pytest.approx(40 * GB * 0.92 - (20 + 4 + 8 + 4) * GB)
-    with pytest.raises(UserError, match=r"Not even one sample fits: of 40\.0 GB are -9\.2 GB left"):
-        training_budget(asked._replace(frozen=30 * GB), 0.8)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_sizes_without_weights_are_those_with_them(family: str) -> None:
     pair, found = make(family), model_spec(configuration(family), "float32", family)
@@ -99,7 +66,6 @@ def test_sizes_without_weights_are_those_with_them(family: str) -> None:
     assert found.parameters == pair.network.num_parameters()
     assert PAGE * found.kv_token_bytes == pair.model.cache_shape.page_bytes
     assert len(found.windows) == pair.model.cache_shape.num_layers
-    assert found.query == pair.model.num_query_heads * pair.model.cache_shape.head_dim
     assert found.refusal is None
 
 
@@ -273,25 +239,6 @@ def test_the_gpu_that_is_present(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert (found["gpu"], found["gpu_memory"], found["batch"]) == ("A card", 24 * GIB, 256)
 
 
-def test_a_training_beside_frozen_models(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--training", "--shape", "0.5b", "--shape", "tiny", "--gpu", "v100-16", "--num-gpus", "4")
-    found = command(capsys, *flags, "--trainable", "100e6", "--length", "512")
-    half, tiny = of_shape("0.5b"), of_shape("tiny")
-    assert found["frozen_weights"] == half.weight_bytes + tiny.weight_bytes
-    assert found["activations_per_sample"] == half.training_bytes(512) + tiny.training_bytes(512)
-    layer = 4 * (896 + 4864) + 2 * 896 + 2 * 2 * 64
-    assert half.training_bytes(512) == 512 * (2 * 24 * layer + 151_936 * 6)
-    assert found["trainable_parameters"] == 10**8
-    assert (found["optimizer_states"], found["gradients"]) == (12 * 10**8, 2 * 10**8)
-    assert found["effective_batch"] == 4 * found["batch"] > 0
-    less = command(capsys, *flags, "--trainable", "1", "--gradient-checkpointing")
-    assert less["activations_per_sample"] == pytest.approx(
-        0.4 * (half.training_bytes(1024) + tiny.training_bytes(1024))
-    )
-    measured = command(capsys, *flags, "--trainable", "1", "--sample-bytes", "1e9")
-    assert measured["activations_per_sample"] == 10**9
-
-
 def test_a_preset_is_a_configuration_and_never_replaces_a_file_unasked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -312,35 +259,22 @@ def test_a_preset_is_a_configuration_and_never_replaces_a_file_unasked(
     assert "none.jsonl cannot be read" in capsys.readouterr().err, "the preset itself is taken"
 
 
-def test_a_preset_names_the_folder_of_a_model_and_one_for_training_is_not_for_a_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_preset_names_the_folder_of_a_model(tmp_path: Path) -> None:
     configuration("llama").save_pretrained(tmp_path)
     path = tmp_path / "mine.yaml"
     assert main(["plan", "--model", str(tmp_path / "config.json"), "--gpu", "80", "--write", str(path)]) == 0
     assert build_config(NOTHING, {}, path).model == str(tmp_path)
-    flags = ["--training", "--shape", "0.5b", "--gpu", "80", "--trainable", "100e6", "--num-gpus", "4"]
-    assert main(["plan", *flags, "--write", str(path), "--overwrite"]) == 0
-    preset = yaml.safe_load(path.read_text())
-    assert list(preset) == ["batch_size", "effective_batch_size", "elastic_target_util"]
-    assert preset["effective_batch_size"] == 4 * preset["batch_size"]
-    assert path.read_text().startswith("# The batch of a training program, in its words; `powersample run` does")
-    assert main(["run", "--config", str(path)]) == 2
-    assert "effective_batch_size is unknown" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--gpu", "80"], ["no models", "--shape"]),
-        (["--shape", "7b", "--shape", "8b", "--gpu", "80"], ["2 models", "name one"]),
+        (["--gpu", "80"], ["no model was named", "--shape"]),
+        (["--shape", "7b", "--model", "demo", "--gpu", "80"], ["--model", "not allowed with", "--shape"]),
         (["--shape", "7b"], ["no GPU", "h100-80"]),
         (["--shape", "7b", "--gpu", "h10080"], ["h10080", "did you mean h100-80?"]),
         (["--shape", "70b", "--gpu", "80"], ["70b"]),
-        (["--shape", "7b", "--gpu", "v100-16"], ["Not even one slot fits", "14.19 GiB", "a higher --target or a"]),
-        (["--shape", "7b", "--gpu", "80", "--trainable", "8"], ["--trainable", "evaluation", "leave it out"]),
-        (["--training", "--shape", "7b", "--gpu", "80"], ["nothing is trained", "--trainable"]),
-        (["--training", "--shape", "7b", "--gpu", "80", "--batch-size", "8"], ["--batch-size", "training"]),
+        (["--shape", "7b", "--gpu", "v100-16"], ["Not even one slot fits", "14.2 GiB", "a higher --target or a short"]),
         (["--model", "demo", "--gpu", "80", "--target", "1.5"], ["--target", "1.5"]),
         (["--model", "demo", "--gpu", "80", "--num-gpus", "0.5"], ["--num-gpus", "0.5"]),
         (["--model", "demo", "--gpu", "80", "--overwrite"], ["--overwrite", "--write FILE"]),
@@ -349,10 +283,6 @@ def test_a_preset_names_the_folder_of_a_model_and_one_for_training_is_not_for_a_
             ["/no/such/place/x.yaml", "cannot be written"],
         ),
         (["--model", "/no/such/model", "--gpu", "80"], ["/no/such/model", "(--model)"]),
-        (
-            [*TRAINING, "--sample-bytes", "1e9", "--target", "0.001"],
-            ["Not even one sample fits", "(--target, --gradient-checkpointing, "],
-        ),
         (["--plan"], ["--plan", "powersample plan --help"]),
     ],
 )
