@@ -122,7 +122,8 @@ class ChainRunner:
         elif not fits:
             reason = (
                 f"an answer needs room for {state.chain.sequences} sequences at once, {state.guaranteed} pages of keys "
-                f"and values, and there are {self._pool.capacity}; take fewer candidates, shorter answers or more slots."
+                f"and values, and there are {self._pool.capacity}; take fewer candidates, shorter answers or more "
+                "slots."
             )
             settings = ("sampler.num_candidates", "task.max_new_tokens", "batch_size")
             self._fail(state, UserError(reason, settings))

@@ -89,13 +89,12 @@ def plan(args: argparse.Namespace) -> int:
 
 def model_of(args: argparse.Namespace) -> ModelSpec:
     """The sizes of the model asked for. Raises UserError for none."""
-    from evals.decoding_speed import SHAPES as KNOWN
     from evals.engine.checkpoint import shape_config
     from evals.engine.memory_forecast import model_spec
     from evals.engine.model_support import read_config
 
     if args.shape is not None:
-        return model_spec(shape_config(*KNOWN[args.shape]), args.dtype, args.shape)
+        return model_spec(shape_config(SHAPES[args.shape]), args.dtype, args.shape)
     if args.model is None:
         raise UserError(f"plan: no model was named; name one by --model or --shape ({', '.join(SHAPES)}).")
     return model_spec(read_config(config_folder(args.model), False), args.dtype, args.model)
