@@ -5,28 +5,13 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field, Strict
 
 from evals.grading.grade import FORMATS
 from evals.stopping import cut
 from evals.tasks.presets import PRESETS
 from evals.types import Problem, UserError
-from orchestrator.inputs.problems import check_gold
-from orchestrator.inputs.rows import Row, read_rows, refusal
+from orchestrator.inputs.rows import AnswerRow, check_gold, read_rows, refusal
 from orchestrator.settings.parser import suggestion
-
-
-class AnswerRow(Row):
-    """A text and the gold that it is graded by."""
-
-    form = '{"id": "7", "text": "So it is 42.", "gold": "42"} (with --preset math500 the gold may be LaTeX)'
-    id: Annotated[str, Strict()] | Annotated[int, Strict()]
-    text: str
-    gold: Annotated[str, Field(coerce_numbers_to_str=True)]
-    """A solution that ends in `#### gold`, or the gold alone."""
-    question: str = ""
 
 
 def score(args: Namespace) -> int:

@@ -14,8 +14,8 @@ from evals.config import TaskConfig
 from evals.record import read_line
 from evals.types import UserError
 from orchestrator.export.generate_output import Output, outputs, run_of, written
-from orchestrator.inputs.problems import InputRow, load_problems
-from orchestrator.inputs.rows import read_lines
+from orchestrator.inputs.problems import load_problems
+from orchestrator.inputs.rows import InputRow, read_lines
 from orchestrator.rundir.directory import RECORDS, RUN
 from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.rundir.reading.records import first_records

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from evals.record import Record
 from evals.samplers.registry import settings_of
 from evals.samplers.single import AtTemperature
-from orchestrator.inputs.problems import InputRow
+from orchestrator.inputs.rows import InputRow
 from orchestrator.settings.config import RunConfig
 
 

@@ -10,17 +10,13 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Self
-
-from pydantic import AliasChoices, Field, JsonValue, model_validator
-from pydantic_core import from_json
+from typing import Any, NamedTuple
 
 from evals.config import TaskConfig
 from evals.grading.grade import FORMATS
-from evals.grading.numeric import NUMBER
 from evals.types import Problem, UserError
 from orchestrator.inputs.models import DEMO_FOLDER, HUB_SECONDS, hub, is_local
-from orchestrator.inputs.rows import Row, Text, read_lines, read_row, refusal
+from orchestrator.inputs.rows import InputRow, check_gold, read_lines, read_row, row_kind
 from orchestrator.settings.config import DEFAULT_DATA, DEMO
 
 DEMO_PROBLEMS = "problems.jsonl"  # in DEMO_FOLDER
@@ -29,36 +25,6 @@ GSM8K_SHA256 = "65ae5a5b62654eafdde08f5e2adbf6d2cec66052a60b196aa354d9ea8fe4b9bd
 """`DataSource.digest` of its test split."""
 PLATINUM = "madrylab/gsm8k-platinum"  # has a test split alone, from which its solved examples come, too
 GSM8K_FORMAT = TaskConfig()
-FORM_OF = {"number": "… #### 42", "text": "42"}
-"""Kind of golds -> an answer as messages show it."""
-
-
-class SolvedRow(Row):
-    """A question and its answer, a solution that ends in `#### gold` or, where golds are texts, the gold alone."""
-
-    question: Text
-    answer: Text
-
-    def problem(self, problem_id: int) -> Problem:
-        return Problem.from_answer(problem_id, self.question, self.answer, self.group)
-
-
-class InputRow(Row):
-    """A question that `generate` answers, with the fields that have a place of their own in its output."""
-
-    question: Text
-    original_output: JsonValue = Field(None, validation_alias=AliasChoices("original_output", "output"))
-    difficulty: JsonValue = None
-    domain: JsonValue = None
-
-    def problem(self, problem_id: int) -> Problem:
-        return Problem(problem_id, self.question, group=self.group)
-
-    @model_validator(mode="after")
-    def _can_be_carried(self) -> Self:
-        """A line of the output has all fields two levels deeper, and no number that JSON has not."""
-        from_json(json.dumps([[self.model_dump()]], allow_nan=False))
-        return self
 
 
 class DataSource(NamedTuple):
@@ -136,32 +102,6 @@ def load_train(task: TaskConfig) -> DataSource | None:
     if not task.num_shots or task.train_data is None:
         return None
     return load_problems(task.train_data, "train", None, task, "task.train_data")
-
-
-def row_kind(task: TaskConfig) -> type[SolvedRow] | type[InputRow]:
-    """What the rows of a task's data are, under the keys that it says."""
-    golds = FORMATS[task.name].golds
-    if golds == "none":
-
-        class Input(InputRow):
-            form = json.dumps({task.question_key: "…"}, ensure_ascii=False)
-            question: Text = Field(validation_alias=AliasChoices(task.question_key, "prompt"))
-
-        return Input
-
-    class Solved(SolvedRow):
-        form = json.dumps({task.question_key: "…", task.answer_key: FORM_OF[golds]}, ensure_ascii=False)
-        question: Text = Field(alias=task.question_key)
-        answer: Text = Field(alias=task.answer_key, pattern="####" if golds == "number" else None)
-
-    return Solved
-
-
-def check_gold(problem: Problem, golds: str, where: str, kind: type[Row]) -> Problem:
-    """The problem. Raises UserError if its gold is not what graders of such `golds` compare with."""
-    if golds == "none" or (problem.gold and (golds != "number" or NUMBER.fullmatch(problem.gold))):
-        return problem
-    raise refusal(where, f"the gold is {problem.gold!r}, not {'a number' if golds == 'number' else 'an answer'}", kind)
 
 
 def hub_rows(name: str, split: str, setting: str) -> Iterator[tuple[str, bytes]]:

@@ -7,24 +7,13 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
-
-from pydantic import Field
 
 from evals.record import RecordKey
 from evals.types import UserError
 from orchestrator.inputs.problems import DataSource
-from orchestrator.inputs.rows import Row, read_rows, refusal
+from orchestrator.inputs.rows import TextRow, read_rows, refusal
 
 GOLD = "gold"  # replays the data's own answers
-
-
-class TextRow(Row):
-    """A text to grade, and the row of the data that it answers."""
-
-    form = '{"id": 7, "text": "So it is 42."}'
-    id: Annotated[str, Field(pattern="^[0-9]{1,18}$", coerce_numbers_to_str=True)] = ""
-    text: str
 
 
 def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey, str]:

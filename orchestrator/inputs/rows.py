@@ -1,17 +1,27 @@
-"""Rows of data files in JSONL: one reader, and one way to refuse a row (file, line, what is wrong, what rows are)."""
+"""Rows of data files in JSONL: what they can be, one reader, and one way to refuse a row.
+
+A refusal says file and line, what is wrong, and what rows are.
+"""
 
 from __future__ import annotations
 
+import json
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, JsonValue
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, AliasChoices, BaseModel, Field, JsonValue, Strict, model_validator
+from pydantic_core import PydanticCustomError, from_json
 
+from evals.config import TaskConfig
+from evals.grading.grade import FORMATS
+from evals.grading.numeric import NUMBER
 from evals.record import read_line
-from evals.types import UserError
+from evals.types import Problem, UserError
+
+FORM_OF = {"number": "… #### 42", "text": "42"}
+"""Kind of golds -> an answer as messages show it."""
 
 
 def not_blank(text: str) -> str:
@@ -39,6 +49,53 @@ class Row(BaseModel, extra="allow"):
     def group(self) -> str | None:
         """See `Problem.group`."""
         return None if (group := self.others.get("group")) is None else str(group)
+
+
+class SolvedRow(Row):
+    """A question and its answer, a solution that ends in `#### gold` or, where golds are texts, the gold alone."""
+
+    question: Text
+    answer: Text
+
+    def problem(self, problem_id: int) -> Problem:
+        return Problem.from_answer(problem_id, self.question, self.answer, self.group)
+
+
+class InputRow(Row):
+    """A question that `generate` answers, with the fields that have a place of their own in its output."""
+
+    question: Text
+    original_output: JsonValue = Field(None, validation_alias=AliasChoices("original_output", "output"))
+    difficulty: JsonValue = None
+    domain: JsonValue = None
+
+    def problem(self, problem_id: int) -> Problem:
+        return Problem(problem_id, self.question, group=self.group)
+
+    @model_validator(mode="after")
+    def _can_be_carried(self) -> Self:
+        """A line of the output has all fields two levels deeper, and no number that JSON has not."""
+        from_json(json.dumps([[self.model_dump()]], allow_nan=False))
+        return self
+
+
+class TextRow(Row):
+    """A text to grade, and the row of the data that it answers."""
+
+    form = '{"id": 7, "text": "So it is 42."}'
+    id: Annotated[str, Field(pattern="^[0-9]{1,18}$", coerce_numbers_to_str=True)] = ""
+    text: str
+
+
+class AnswerRow(Row):
+    """A text and the gold that it is graded by."""
+
+    form = '{"id": "7", "text": "So it is 42.", "gold": "42"} (with --preset math500 the gold may be LaTeX)'
+    id: Annotated[str, Strict()] | Annotated[int, Strict()]
+    text: str
+    gold: Annotated[str, Field(coerce_numbers_to_str=True)]
+    """A solution that ends in `#### gold`, or the gold alone."""
+    question: str = ""
 
 
 R = TypeVar("R", bound=Row)
@@ -74,3 +131,29 @@ def read_row(line: bytes, where: str, kind: type[R]) -> R:
 def refusal(where: str, reason: str, kind: type[Row]) -> UserError:
     """The error for a row that is not what its file has to hold."""
     return UserError(f"{where}: {reason}; rows are {kind.form}, in UTF-8.")
+
+
+def row_kind(task: TaskConfig) -> type[SolvedRow] | type[InputRow]:
+    """What the rows of a task's data are, under the keys that it says."""
+    golds = FORMATS[task.name].golds
+    if golds == "none":
+
+        class Input(InputRow):
+            form = json.dumps({task.question_key: "…"}, ensure_ascii=False)
+            question: Text = Field(validation_alias=AliasChoices(task.question_key, "prompt"))
+
+        return Input
+
+    class Solved(SolvedRow):
+        form = json.dumps({task.question_key: "…", task.answer_key: FORM_OF[golds]}, ensure_ascii=False)
+        question: Text = Field(alias=task.question_key)
+        answer: Text = Field(alias=task.answer_key, pattern="####" if golds == "number" else None)
+
+    return Solved
+
+
+def check_gold(problem: Problem, golds: str, where: str, kind: type[Row]) -> Problem:
+    """The problem. Raises UserError if its gold is not what graders of such `golds` compare with."""
+    if golds == "none" or (problem.gold and (golds != "number" or NUMBER.fullmatch(problem.gold))):
+        return problem
+    raise refusal(where, f"the gold is {problem.gold!r}, not {'a number' if golds == 'number' else 'an answer'}", kind)
