@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from evals.config import EngineConfig
 from evals.types import UserError
@@ -35,10 +35,6 @@ class ModelSource(NamedTuple):
     """Commit on the hub; None for a local folder."""
     digest: str
     """What enters the fingerprint: the commit, or sha256 over a local folder's files."""
-
-    def describe(self) -> dict[str, Any]:
-        """The model as run.json describes it."""
-        return {"name": self.name, "revision": self.revision, "sha256": None if self.revision else self.digest}
 
 
 def is_local(name: str) -> bool:
@@ -109,11 +105,11 @@ def download(name: str, revision: str | None, patterns: list[str]) -> tuple[Path
     """Folder and commit of a model from the hub; with HF_HUB_OFFLINE=1 only from the cache on this machine."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
-    wanted: dict[str, Any] = {"allow_patterns": patterns, "ignore_patterns": ["*/*", "consolidated*"]}
     with hub(f"model {name!r} is no folder", "name a local folder or another model", "model"):
         if not constants.HF_HUB_OFFLINE:
             revision = HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS).sha
-        folder = Path(snapshot_download(name, revision=revision, **wanted))
+        others = ["*/*", "consolidated*"]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=others))
     return folder, folder.name
 
 

@@ -26,6 +26,8 @@ from orchestrator.rundir.directory import check_writable
 from orchestrator.settings.config import Provenance, RunConfig, runs_of
 
 if TYPE_CHECKING:
+    from pydantic import JsonValue
+
     from evals.engine.model_support import Tokenizer
 
 
@@ -54,12 +56,13 @@ class Inputs(NamedTuple):
         texts = None if self.texts is None else texts_digest(self.texts)
         return Provenance(self.model.digest, self.data.digest, train, texts)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, JsonValue]:
         """The inputs as the provenance in run.json describes them."""
-        texts = self.provenance.texts
+        model, data, texts = self.model, self.data, self.provenance.texts
+        of_files = None if model.revision else model.digest
         return {
-            "model": self.model.describe(),
-            "data": self.data.describe(),
+            "model": {"name": model.name, "revision": model.revision, "sha256": of_files},
+            "data": {"name": data.name, "sha256": data.digest, "rows": data.num_rows},
             "prompts_sha256": self.prompts_digest,
             **({"texts_sha256": texts} if texts else {}),
         }

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from evals.config import TaskConfig
 from evals.grading.grade import FORMATS
@@ -46,10 +46,6 @@ class DataSource(NamedTuple):
     def num_problems(self) -> int:
         """Rows within the limit, refused ones included."""
         return len(self.problems) + len(self.refused)
-
-    def describe(self) -> dict[str, Any]:
-        """The data as run.json describes it."""
-        return {"name": self.name, "sha256": self.digest, "rows": self.num_rows}
 
 
 def load_problems(

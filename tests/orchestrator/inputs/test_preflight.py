@@ -58,7 +58,6 @@ def test_rows_become_problems_in_order(tmp_path: Path) -> None:
     loaded = load_problems(data, limit=2)
     assert loaded.problems == [Problem(0, "How many?", "Two. #### 2", "2"), Problem(1, "é?", "Two. #### 2", "2", "7")]
     assert (loaded.name, loaded.num_rows) == (data, 3)
-    assert loaded.describe() == {"name": data, "sha256": loaded.digest, "rows": 3}
 
 
 def test_the_digest_is_of_all_rows_and_of_nothing_else(tmp_path: Path) -> None:
@@ -171,7 +170,6 @@ def test_a_model_from_the_hub_is_its_commit(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     model = resolve_model("owner/name")
     assert model == (str(folder), "owner/name", "abc123", "abc123")
-    assert model.describe() == {"name": "owner/name", "revision": "abc123", "sha256": None}
     resolve_model("owner/name", engine=EngineConfig(trust_remote_code=True, allow_pickle=True))
     assert [options["revision"] for _, options in asked] == ["abc123", "abc123"]
     careful, trusting = ({*options["allow_patterns"]} for _, options in asked)
@@ -184,7 +182,6 @@ def test_a_local_model_is_its_files(tmp_path: Path) -> None:
     other = resolve_model(str(model_folder(tmp_path / "other", **{"model.safetensors": "v"})))
     assert (one.revision, one.folder) == (None, str(tmp_path / "one"))
     assert one.digest == copy.digest != other.digest
-    assert one.describe()["sha256"] == one.digest
 
 
 def test_a_model_that_is_not_there_or_not_one(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def save(directory: Path, sampler: dict[str, Any], right: int, name: str = "tiny
     data.write_text("".join(rows), encoding="utf-8")
     source = load_problems(str(data))
     run = make_run(sampler, NUM_PROBLEMS, data=str(data), model=name)
-    run["provenance"]["data"] = source.describe()
+    run["provenance"]["data"] = {"name": source.name, "sha256": source.digest, "rows": source.num_rows}
     run["provenance"]["prompts_sha256"] = prompts_digest(make_task(TaskConfig(), 3), source.problems)
     return write(directory, run, [hostile_record(i, i % right > 0) for i in range(NUM_PROBLEMS)])
 
