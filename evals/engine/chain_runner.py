@@ -172,7 +172,7 @@ class ChainRunner:
                 self._submit(state, tag, request)
             case Keep(handle):
                 parent = self._held(state, handle).request.parent
-                if parent in state.held:
+                if parent is not None and parent in state.held:
                     self._pool.drop(parent)
                     del state.held[parent]
             case Drop(handle):

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from evals.samplers.power import Power
 from evals.types import WorkersLost
 from orchestrator.cli import main
 from orchestrator.commands.table import COMMANDS, RUN_EXAMPLES, make_parser
@@ -48,7 +49,7 @@ def test_run_hands_over_a_resolved_configuration_and_the_exit_code(
     assert main(["run", "--config", str(ROOT / "configs/gsm8k_power.yaml"), "--sampler.alpha", "2"]) == 3
     (config,) = session
     assert (config.mode, config.num_gpus, config.engine.dtype) == ("run", 0, "float32")
-    assert (config.sampler.alpha, config.sampler.num_moves) == (2, 2)
+    assert config.sampler == Power(2.0, 2)
 
 
 def test_nothing_given_is_the_demo_without_gpus_and_gsm8k_with_them(
@@ -72,7 +73,7 @@ def test_with_gpus_the_shipped_file_decides(
     assert main(["run"]) == 3
     (tmp_path / "other.yaml").write_text("sampler:\n  num_moves: 5\n")
     assert main(["run", "--config", str(tmp_path / "other.yaml")]) == 3
-    assert [config.sampler.num_moves for config in session] == [77, 5]
+    assert [config.sampler for config in session] == [Power(num_moves=77), Power(num_moves=5)]
 
 
 def test_a_cluster_counts_its_own_gpus(session: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
