@@ -64,7 +64,7 @@ def test_a_number_is_an_upper_limit_that_is_lowered_with_a_warning() -> None:
     plan = plan_slots(READING, DEMAND._replace(slots=2000), CONFIG)
     assert plan == plan_slots(READING, DEMAND, CONFIG)._replace(lowered_from=2000)
     last = table(plan, "cuda:0").splitlines()[-1]
-    assert last == f"Warning: 2000 slots (POWERSAMPLE_BATCH_SIZE) do not fit; going on with {plan.slots}."
+    assert last == f"Warning: 2000 slots (batch_size) do not fit; going on with {plan.slots}."
     assert "Warning" not in table(plan_slots(READING, DEMAND, CONFIG), "cuda:0")
 
 
