@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.load import Run
-from orchestrator.analysis.summary import ChainStatistics, Summary
+from orchestrator.analysis.summary import Summary
 from orchestrator.report.plotting import COLOURS, HEIGHT, WIDTH, look
 
 if TYPE_CHECKING:
@@ -148,15 +148,15 @@ def write_marks(axes: Axes, points: Sequence[Point]) -> None:
 
 
 @look()
-def log_p_figure(chain: ChainStatistics) -> Figure | None:
-    """The mean log p by move; None where nothing moved."""
+def log_p_figure(means: Sequence[tuple[int, float]]) -> Figure | None:
+    """Mean log p by move, given as pairs; None where nothing moved."""
     from matplotlib.figure import Figure
 
-    if not chain.log_p_by_move:
+    if not means:
         return None
     figure = Figure((WIDTH, HEIGHT), layout="constrained")
     axes = figure.subplots()
-    axes.plot(*zip(*chain.log_p_by_move, strict=True), "o-", color=COLOURS[0])
+    axes.plot(*zip(*means, strict=True), "o-", color=COLOURS[0])
     labels = {"xlabel": "move (mean over the chains that got that far)", "ylabel": "mean log p of the answer, nats"}
     axes.set(title="Log p by move", **labels)
     return figure

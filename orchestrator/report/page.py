@@ -103,7 +103,7 @@ def run_figures(run: Run) -> list[str]:
         if record.status == "ok":
             labels = flags(record, run.manifest.cut_limit)
             lengths[[fate for fate in OUTCOMES if fate in labels][-1]].append(record.tokens.answer or 0)
-    drawn = {"Answer lengths": length_figure(lengths), "Log p by move": log_p_figure(run.summary.chain)}
+    drawn = {"Answer lengths": length_figure(lengths), "Log p by move": log_p_figure(run.summary.chain.log_p_by_move)}
     return [svg(figure, title) for title, figure in drawn.items() if figure]
 
 

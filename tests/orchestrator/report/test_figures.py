@@ -1,5 +1,6 @@
 """The figures of scores, lengths and chains: everything where its value is, named, and readable."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,9 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
 from orchestrator.analysis.load import Run
-from orchestrator.analysis.summary import summarise
 from orchestrator.report.figures import OUTCOMES, accuracy_figure, length_figure, log_p_figure
-from support.made_up import PLAIN, POWER, as_run, known, make_record
+from support.made_up import PLAIN, POWER, as_run
 from support.pictures import check_readable, line, names, points
 
 
@@ -26,7 +26,8 @@ def drawn(figure: Figure | None) -> Figure:
 
 def costing(run: Run, tokens: float) -> Run:
     """The run as if it had generated so many tokens per problem."""
-    return run._replace(summary={**run.summary, "tokens": {**run.summary["tokens"], "mean_generated": tokens}})
+    summary = replace(run.summary, tokens=replace(run.summary.tokens, mean_generated=tokens))
+    return run._replace(summary=summary)
 
 
 def test_every_run_has_a_point_a_bar_and_a_name() -> None:
@@ -36,9 +37,9 @@ def test_every_run_has_a_point_a_bar_and_a_name() -> None:
     assert [note.get_text() for note in axes.texts] == ["1", "2", "3"]
     shown, bars = [[points(line) for line in axes.get_lines()[first::2]] for first in (0, 1)]
     assert shown == [[(100, 50)], [(200, 75)], [(300, 0)]]
-    scores = [run.summary["accuracy"]["numeric"] for run in runs]
-    ends = [(score["mean"] - score["stderr"], score["mean"] + score["stderr"]) for score in scores[:2]]
-    ends.append(scores[2]["ci95"])  # all wrong: Wilson's interval
+    *scores, wrong = [run.summary.accuracy["numeric"] for run in runs]
+    ends = [((score.mean or 0) - (score.stderr or 0), (score.mean or 0) + (score.stderr or 0)) for score in scores]
+    ends.append(wrong.ci95 or (0, 0))  # all wrong: Wilson's interval
     assert [[y / 100 for _, y in bar] for bar in bars] == [pytest.approx(pair) for pair in ends]
     assert axes.get_xlabel() == "tokens generated per problem"
 
@@ -92,15 +93,14 @@ def test_long_legends_fit_and_names_are_no_formulas() -> None:
 
 
 def test_one_problem_has_no_interval() -> None:
-    records = [make_record(0, sample_index=k) for k in range(2)]
-    run = known(num_problems=1, num_samples=2)
-    assert accuracy_figure([Run(run, summarise(records, [], run), records)] * 2) is not None
+    [axes] = drawn(accuracy_figure(labelled((PLAIN, "1"), (POWER, "0")))).axes
+    assert [points(line) for line in axes.get_lines()[::2]] == [[(330, 100)], [(330, 0)]]
 
 
 def test_nothing_to_show() -> None:
     assert accuracy_figure(labelled((PLAIN, ""), (POWER, ""))) is None
     assert length_figure({"right": []}) is None
-    assert log_p_figure({"log_p_by_move": []}) is None
+    assert log_p_figure([]) is None
 
 
 def test_the_histogram_has_every_answer_once() -> None:
@@ -123,8 +123,8 @@ def test_the_histogram_has_every_answer_once() -> None:
 
 
 def test_log_p_by_move() -> None:
-    means = [[0, -9.0], [1, -8.0], [2, -7.5]]
-    figure = drawn(log_p_figure({"log_p_by_move": means}))
+    means = [(0, -9.0), (1, -8.0), (2, -7.5)]
+    figure = drawn(log_p_figure(means))
     [curve] = figure.axes[0].get_lines()
-    assert points(curve) == [tuple(mean) for mean in means]
+    assert points(curve) == means
     check_readable(figure)

@@ -59,7 +59,7 @@ def test_drawing_leaves_the_settings_as_they_were() -> None:
 
 
 def test_a_picture_for_slides_carries_its_comment() -> None:
-    figure = log_p_figure({"log_p_by_move": [[0, -9.0], [1, -8.0]]})
+    figure = log_p_figure([(0, -9.0), (1, -8.0)])
     assert figure is not None
     with Image.open(BytesIO(png(figure, "<by whom>"))) as picture:
         assert picture.info["Comment"] == "<by whom>"
