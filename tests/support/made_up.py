@@ -11,7 +11,7 @@ import pytest
 from evals.record import Record, encode, read_line
 from evals.types import MemoryReading
 from orchestrator.analysis.load import Run
-from orchestrator.analysis.summary import summarise
+from orchestrator.analysis.summarise import summarise
 from orchestrator.cli import main
 from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.rundir.telemetry_rows import Event, WorkerState
@@ -77,7 +77,7 @@ def rows(bits: str) -> list[Record]:
 def as_run(name: str, sampler: dict[str, Any], verdicts: str, **changes: Any) -> Run:
     records = [make_record(i, verdict == "1") for i, verdict in enumerate(verdicts) if verdict != " "]
     run = known(sampler, len(verdicts), name, **changes)
-    return Run(run, summarise(records, [], run), records)
+    return Run(summarise(records, [], run), records)
 
 
 TELEMETRY = [
