@@ -7,6 +7,7 @@ tokens alone: it keeps no state between calls except what it has learnt about si
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from evals.types import UserError
 
@@ -19,8 +20,7 @@ MARGIN = 8
 
 def cut(text: str, stop_strings: Sequence[str]) -> str:
     """`text` up to the earliest stop string, which is not kept; the whole text if there is none."""
-    positions = [position for stop in stop_strings if (position := text.find(stop)) >= 0]
-    return text[: min(positions)] if positions else text
+    return text[: min((at for stop in stop_strings if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 class StopStrings:
@@ -49,17 +49,13 @@ class StopStrings:
         self._decode = decode
         self._ends = {stop[start:] for stop in self.stop_strings for start in range(len(stop))}
         self._longest = max(map(len, self.stop_strings), default=0)
-        self._suspects: dict[int, int | None] = {}
-        """Characters of a token's own text, None where no stop string can end within it."""
+        self._length = cache(self._suspect)
 
     def __call__(self, tokens: Sequence[int]) -> bool:
         """True if the text of `tokens` contains a stop string; see the class for when this is exact."""
         if not tokens:
             return False
-        last = tokens[-1]
-        if last not in self._suspects:
-            self._suspects[last] = self._suspect(last)
-        length = self._suspects[last]
+        length = self._length(tokens[-1])
         if length is None:  # almost always, and after every token
             return False
         end = self._end(tokens, self._longest + MARGIN + length)
@@ -69,7 +65,7 @@ class StopStrings:
         return any(stop in text for stop in self.stop_strings)
 
     def _suspect(self, token: int) -> int | None:
-        """Length of this token's text if a stop string can end within it."""
+        """Length of this token's text, None where no stop string can end within it."""
         text = self._decode([token])
         spellings = (text, " " + text, text.lstrip(" "))
         completes = UNDECODABLE in text or any(

@@ -8,18 +8,15 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from textwrap import shorten
 
-from pydantic import ValidationError
-
 from evals.config import TaskConfig
 from evals.record import read_line
-from evals.types import UserError
-from orchestrator.export.generate_output import Output, outputs, run_of, written
+from orchestrator.export.generate_output import Output, generation_params, outputs, run_of, written
 from orchestrator.inputs.problems import load_problems
+from orchestrator.inputs.prompts import task_of
 from orchestrator.inputs.rows import InputRow, read_lines
 from orchestrator.rundir.directory import RECORDS, RUN
 from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.rundir.reading.records import first_records
-from orchestrator.settings.config import RunConfig
 
 MAX_CUT = 0.02  # share of answers at the longest length above which there is a warning
 SHOWN = 50  # mistakes that are listed
@@ -30,9 +27,11 @@ def validate(args: Namespace) -> int:
     path, directory = args.file, run_of(args.file)
     found, wrong = read(path)
     if (directory / RUN).exists():
-        config, records = config_of(directory), first_records(directory / RECORDS).values()
-        data = load_problems(str(args.data.absolute()), limit=config.limit, task=config.task)
-        wanted = {line.metadata.example_id: line for line in outputs(records, data.inputs, config)}
+        run, records = Manifest.read(directory), first_records(directory / RECORDS).values()
+        data = load_problems(str(args.data.absolute()), limit=run.limit, task=task_of(run))
+        params = generation_params(run.sampler, run.max_new_tokens)
+        lines = outputs(records, data.inputs, run.model or "", params)
+        wanted = {line.metadata.example_id: line for line in lines}
         failed = {record.problem_id for record in records if record.status == "failed"}
         cut = sum(record.ended == "length" for record in records)
         known = f"{len(failed)} rows listed as failed, {cut} cut off at the longest length"
@@ -62,17 +61,6 @@ def read(path: Path) -> tuple[list[tuple[str, Output]], list[str]]:
         except ValueError as error:
             wrong.append(f"{where}: {error}")
     return found, wrong
-
-
-def config_of(directory: Path) -> RunConfig:
-    """The configuration of the run in `directory`. Raises UserError if another version wrote it."""
-    try:
-        return RunConfig.model_validate(Manifest.read(directory).content["config"])
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(
-            f"{directory / RUN} is not of this version (config.{where}); validate with the version that made it."
-        ) from error
 
 
 def as_found(found: Sequence[Output], rows: Mapping[int, InputRow]) -> dict[int, Output]:

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from evals.record import Record
 from evals.samplers.registry import settings_of
-from evals.samplers.single import AtTemperature
 from orchestrator.inputs.rows import InputRow
 from orchestrator.settings.config import RunConfig
 
@@ -43,15 +42,15 @@ class Output(BaseModel):
     metadata: Metadata
 
 
-def generation_params(config: RunConfig) -> dict[str, JsonValue]:
-    """The `generation_params` of a line: temperature, top_p and max_new_tokens, or else all that the sampler reads."""
-    sampler = config.sampler
-    if isinstance(sampler, AtTemperature):
-        settings = {"temperature": sampler.temperature, "top_p": sampler.top_p}
-        settings |= {"top_k": sampler.top_k} if sampler.top_k else {}
-    else:
-        settings = settings_of(sampler)
-    return {**settings, "max_new_tokens": config.task.max_new_tokens}
+def generation_params(sampler: Mapping[str, JsonValue], max_new_tokens: int | None) -> dict[str, JsonValue]:
+    """The `generation_params` of a line: temperature, top_p and max_new_tokens, or else all settings of the sampler.
+
+    `sampler` is as run.json has it.
+    """
+    if sampler["kind"] == "temperature":
+        usual = {"temperature": sampler["temperature"], "top_p": sampler.get("top_p", 1.0)}
+        sampler = {**usual, "top_k": sampler["top_k"]} if sampler.get("top_k") else usual
+    return {**sampler, "max_new_tokens": max_new_tokens}
 
 
 def written(row: InputRow, text: str, example_id: int, teacher_model: str, params: dict[str, JsonValue]) -> Output:
@@ -66,16 +65,19 @@ def written(row: InputRow, text: str, example_id: int, teacher_model: str, param
     return Output(input=row.question, output=text, difficulty=row.difficulty, domain=row.domain, metadata=metadata)
 
 
-def outputs(records: Iterable[Record], rows: Mapping[int, InputRow], config: RunConfig) -> list[Output]:
-    """The lines of the records of a run that are ok, in the order of its input."""
-    model, params = config.model or "", generation_params(config)
+def outputs(
+    records: Iterable[Record], rows: Mapping[int, InputRow], teacher_model: str, params: dict[str, JsonValue]
+) -> list[Output]:
+    """The lines of the records that are ok, in the order of the input."""
     answered = sorted((record.problem_id, record.text) for record in records if record.status == "ok")
-    return [written(rows[number], text, number, model, params) for number, text in answered]
+    return [written(rows[number], text, number, teacher_model, params) for number, text in answered]
 
 
 def lines(records: Iterable[Record], rows: Mapping[int, InputRow], config: RunConfig) -> str:
-    """The output file of these records."""
-    return "".join(one.model_dump_json(exclude_defaults=True) + "\n" for one in outputs(records, rows, config))
+    """The output file of these records of a run."""
+    params = generation_params(settings_of(config.sampler), config.task.max_new_tokens)
+    made = outputs(records, rows, config.model or "", params)
+    return "".join(one.model_dump_json(exclude_defaults=True) + "\n" for one in made)
 
 
 def target(output: Path) -> Path:
