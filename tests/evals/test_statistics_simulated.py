@@ -31,7 +31,7 @@ def difficulties(rng: np.random.Generator, a: float, n: int) -> Rows:
 def test_the_interval_of_an_accuracy_holds_the_truth_in_95_of_100_runs(num_samples: int, n: int) -> None:
     rng = np.random.default_rng(num_samples)
     rows = shares(rng, difficulties(rng, 4, n), num_samples)
-    intervals = np.array([estimate(dict(enumerate(row.tolist())), num_samples == 1)["ci95"] for row in rows])
+    intervals = np.array([estimate(dict(enumerate(row.tolist())), num_samples == 1).ci95 for row in rows])
     assert 0.94 < np.mean((intervals[:, 0] <= 0.8) & (intervals[:, 1] >= 0.8)) < 0.96
     if num_samples > 1:
         mean = rows.mean(axis=1)
@@ -57,8 +57,8 @@ def test_the_interval_of_clusters_holds_the_truth_in_95_of_100_runs() -> None:
     rows = rng.binomial(1, np.repeat(difficulties(rng, 1, 15), 20, axis=1)[:2_000])
     groups = {i: str(i // 20) for i in range(300)}
     for clustered, low, high in ((groups, 0.93, 0.97), (None, 0.3, 0.7)):
-        found = [estimate(dict(enumerate(row)), True, clustered)["ci95"] for row in rows.astype(float).tolist()]
-        assert low < np.mean([one[0] <= 0.5 <= one[1] for one in found]) < high
+        found = np.array([estimate(dict(enumerate(row)), True, clustered).ci95 for row in rows.astype(float).tolist()])
+        assert low < np.mean((found[:, 0] <= 0.5) & (found[:, 1] >= 0.5)) < high
 
 
 def test_equal_methods_differ_by_mcnemar_in_at_most_5_of_100_runs() -> None:
