@@ -25,7 +25,6 @@ from tqdm import tqdm
 from evals.config import EngineConfig, TaskConfig
 from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
-from evals.engine.execution import prepare
 from evals.evaluate import start_sample
 from evals.record import AnsweredBy, Record
 from evals.samplers.power import Power
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = load_model(resolve_model(args.model).folder, EngineConfig(), args.device)
         task = make_task(TaskConfig(max_new_tokens=args.max_new_tokens), seed=0)
         longest = check_lengths(task, problems, model.tokenizer.encode, model.context_length)
-        engine = Engine.build(prepare(model), EngineConfig(), slots=args.slots, max_length=longest)
+        engine = Engine.build(model, EngineConfig(), slots=args.slots, max_length=longest)
     except UserError as error:
         print(f"sampler.py: {error}", file=sys.stderr)
         return 2

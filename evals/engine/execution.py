@@ -150,13 +150,9 @@ def profile_memory(
     beside the weights, else what the decoder raises.
     """
     device = model.device
-    cache = KeysValues(model.cache_shape, 2, device)
+    chunks, states = largest_prompts(max_length, prefill_tokens), largest_step(rows, max_length)
     try:
-        decoder, chunks, states = (
-            make(cache),
-            largest_prompts(max_length, prefill_tokens),
-            largest_step(rows, max_length),
-        )
+        decoder = make(KeysValues(model.cache_shape, 2, device))
         prompts = peak(device, lambda: decoder.prefill(chunks))
         step = peak(device, lambda: (decoder.step(states), decoder.step([])))
     except torch.OutOfMemoryError as error:
@@ -168,6 +164,7 @@ def profile_memory(
         ) from error
     finally:
         model.detach()
+    decoder.cache.parts.clear()  # so that what is left are the weights
     release(device)
     free, total = torch.cuda.mem_get_info(device)
     weights = torch.cuda.memory_reserved(device)
