@@ -72,11 +72,16 @@ class Step:
     logits_at: Tensor
     """Indices of the tokens whose logits are wanted; may be empty."""
     _rows: dict[int, Tensor] = field(default_factory=dict, init=False)
+    _copies: dict[torch.device, Step] = field(default_factory=dict, init=False)
 
-    def to(self, device: torch.device) -> Step:
-        """The same step on another device, for the layers that are there."""
-        inputs = self.token_ids.to(device), self.positions.to(device), self.write_at.to(device)
-        return Step(*inputs, [group.to(device) for group in self.groups], self.logits_at.to(device))
+    def on(self, device: torch.device) -> Step:
+        """The same step for the layers on `device`, copied there once."""
+        if device == self.token_ids.device:
+            return self
+        if device not in self._copies:
+            inputs = self.token_ids.to(device), self.positions.to(device), self.write_at.to(device)
+            self._copies[device] = Step(*inputs, [group.to(device) for group in self.groups], self.logits_at.to(device))
+        return self._copies[device]
 
     def write_rows(self, heads: int) -> Tensor:
         """[N * K] rows of a [P * K * PAGE, D] view of the pool."""
@@ -189,7 +194,7 @@ OWN_MASK = "it builds an attention mask of its own"
 
 
 class StepHolder:
-    """Holds the step of the current forward pass for all attention modules of a model that are on one device."""
+    """Holds the step of the current forward pass for all attention modules of a model."""
 
     step: Step | RowsStep | PromptStep
 
@@ -224,7 +229,7 @@ def paged_attention(
     elif isinstance(step, PromptStep):
         mixed = attend_prompts(q, k, v, *pages, step.write_at, step.table, step.tiles, *how)
     else:
-        mixed = attention(q, k, v, *pages, step, *how)
+        mixed = attention(q, k, v, *pages, step.on(q.device), *how)
     return mixed[None], None
 
 

@@ -64,7 +64,7 @@ class GraphDecoder:
         Raises ValueError for a model on several devices.
         """
         if model.cache_shape.devices:
-            raise ValueError(f"the model lies on {len(set(model.cache_shape.devices))} devices")
+            raise ValueError(f"the model lies on {len({model.device, *model.cache_shape.devices})} devices")
         self.name = name
         self._model, self.cache, self._device, self._graphs = model, cache, model.device, graphs
         model.attach(cache)

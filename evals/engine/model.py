@@ -30,7 +30,7 @@ class CacheShape(NamedTuple):
     head_dim: int
     dtype: torch.dtype
     devices: tuple[torch.device, ...] = ()
-    """The device of every layer where a model lies on several, else empty."""
+    """The device of every layer where not all are on the model's own, else empty."""
 
     @property
     def page_bytes(self) -> int:
@@ -137,7 +137,7 @@ class Model:
         """Number of rows of the embedding."""
         self._tokenizer = tokenizer
         self._plain = network.config._attn_implementation
-        self._step_holder, self._elsewhere = StepHolder(), dict[torch.device, StepHolder]()
+        self._step_holder = StepHolder()
         self.cache: KeysValues | None = None
         """Where keys and values are written to and read from."""
         self._keeps_logits = network._supports_logits_to_keep()
@@ -169,9 +169,6 @@ class Model:
         for index, module in enumerate(self._attention):
             module.k_pages, module.v_pages = cache.layer(index)
             module.step_holder = self._step_holder
-        for module, device in zip(self._attention, self.cache_shape.devices, strict=False):
-            if device != self.device:
-                module.step_holder = self._elsewhere.setdefault(device, StepHolder())
 
     def detach(self) -> None:
         """Drop the references to keys and values."""
@@ -182,8 +179,6 @@ class Model:
     def forward(self, step: Step) -> Tensor:
         """Float32 logits [rows asked for, V] of a packed pass; writes keys and values of all its tokens."""
         self._step_holder.step = step
-        for device, step_holder in self._elsewhere.items():
-            step_holder.step = step.to(device)
         return self._logits(step.logits_at, input_ids=step.token_ids, position_ids=step.positions).float()
 
     def logits(self, step: RowsStep) -> Tensor:
@@ -251,6 +246,6 @@ class Model:
             raise self.refuse("its layers differ in the shape of queries, keys or values")
         if windows(config) and probe.windows == {0}:
             raise self.refuse("it does not tell its attention about the sliding window")
-        devices = tuple(probe.devices) if len(set(probe.devices)) > 1 else ()
+        devices = () if set(probe.devices) == {self.device} else tuple(probe.devices)
         heads, size, dtype, query_heads = probe.shapes.pop()
         return modules, CacheShape(len(modules), heads, size, dtype, devices), query_heads

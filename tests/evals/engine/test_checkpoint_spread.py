@@ -103,7 +103,9 @@ def test_a_step_says_the_same_elsewhere() -> None:
         [AttentionGroup(slice(0, 6), numbers[:, None], numbers[:, None])],
         numbers,
     )
-    there = step.to(META)
+    there = step.on(META)
+    assert step.on(CPU) is step
+    assert step.on(META) is there
     parts = [there.token_ids, there.positions, there.write_at, there.logits_at, there.groups[0].pages]
     assert {part.device for part in [*parts, there.groups[0].visible]} == {META}
     assert there.groups[0].rows == slice(0, 6)
@@ -159,7 +161,6 @@ def test_a_model_over_two_devices_answers_as_on_one(family: str, capsys: pytest.
         torch.testing.assert_close(model.plain_logits(tokens).cpu(), pair.logits(tokens), atol=1e-3, rtol=1e-3)
     on = engine(model, num_pages=200)
     assert on.execution == "eager"
-    assert len(model._elsewhere) == 1
     assert "the model lies on 2 devices" in capsys.readouterr().err
     assert assert_same(pair, branched(on), branched(engine(pair.model)), tolerance=1e-3, edge=1e-4) >= 15
 
