@@ -126,11 +126,11 @@ def test_steps_are_timed_from_one_token_to_another_with_all_slots_busy(
 ) -> None:
     seen: list[tuple[int, int, int, int]] = []
     engines: list[Engine] = []
+    build = Engine.build
 
-    class Watched(Engine):
-        def __init__(self, *given: Any) -> None:
-            super().__init__(*given)
-            engines.append(self)
+    def built(*args: Any, **sizes: Any) -> Engine:
+        engines.append(build(*args, **sizes))
+        return engines[-1]
 
     def watching(token_ids: Any, new: int, eos_ids: Any, mark: Any) -> Prompt:
         def see(tokens: Any) -> bool:
@@ -140,7 +140,7 @@ def test_steps_are_timed_from_one_token_to_another_with_all_slots_busy(
 
         return Prompt(token_ids, new, eos_ids, mark and see)
 
-    monkeypatch.setattr(measure, "Engine", Watched)
+    monkeypatch.setattr(Engine, "build", built)
     monkeypatch.setattr(measure, "Prompt", watching)
     done, _ = time_decoding(tiny, EngineConfig(), 5, context=60, steps=10)
     assert (done.slots, done.waits) == (5, None)
