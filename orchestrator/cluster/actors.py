@@ -149,14 +149,8 @@ class RayWorkerPool:
             self._down(handle, TimeoutError(stall.reason), stall)
         elif is_missing(handle, now):
             handle.missing = True
-            self._messages.append(
-                Event(
-                    event="lost",
-                    time=time.time(),
-                    worker=handle.name,
-                    reason=f"Ray has had no place for it for {now - handle.requested_at:.0f} s",
-                )
-            )
+            reason = f"Ray has had no place for it for {now - handle.requested_at:.0f} s"
+            self._messages.append(Event(event="lost", worker=handle.name, reason=reason))
 
     def close(self) -> None:
         children = [] if self._actor_class else psutil.Process().children(recursive=True)
@@ -172,7 +166,7 @@ class RayWorkerPool:
         handle.requested_at = handle.progressed_at = time.monotonic()
         handle.placement = handle.actor.__ray_call__.remote(node_id)
         handle.load = self._load(handle)
-        self._messages.append(Event(event="spawn", time=time.time(), worker=handle.name, number=handle.num_starts))
+        self._messages.append(Event(event="spawn", worker=handle.name, number=handle.num_starts))
 
     def _load(self, handle: WorkerHandle) -> Any:
         """Call the actor's `load`; returns the reference of its result."""
@@ -207,9 +201,7 @@ class RayWorkerPool:
         elif ref == handle.load:
             handle.load, handle.failed_starts, handle.room = None, 0, answer
             handle.load_seconds = max(handle.load_seconds, now - began)
-            self._messages.append(
-                Event(event="ready", time=time.time(), worker=handle.name, seconds=now - handle.requested_at)
-            )
+            self._messages.append(Event(event="ready", worker=handle.name, seconds=now - handle.requested_at))
             self._ask(handle)
         else:
             work, since = handle.calls.pop(ref)
@@ -247,14 +239,8 @@ class RayWorkerPool:
         if not any(other.has_loaded and not other.given_up for other in self._handles if other is not handle):
             raise WorkersLost(f"worker {handle.name} could not start {handle.failed_starts} times: {reason}") from error
         handle.given_up = True
-        self._messages.append(
-            Event(
-                event="lost",
-                time=time.time(),
-                worker=handle.name,
-                reason=f"it could not start {handle.failed_starts} times: {reason}",
-            )
-        )
+        reason = f"it could not start {handle.failed_starts} times: {reason}"
+        self._messages.append(Event(event="lost", worker=handle.name, reason=reason))
 
 
 def node_id(actor: Any) -> str:

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, linear_regression
-from time import monotonic, time
+from time import monotonic
 
 from evals.record import AnsweredBy, Record, RecordKey
 from evals.types import WorkersLost
@@ -120,7 +120,7 @@ class Dispatcher:
     def tell(self, event: EventName, worker: str, work: Work, reason: str | None = None) -> None:
         """Write what became of a problem as a row of the telemetry."""
         problem_id, sample_index = work.key
-        row = Event(event=event, time=time(), worker=worker, problem_id=problem_id, sample_index=sample_index)
+        row = Event(event=event, worker=worker, problem_id=problem_id, sample_index=sample_index)
         self.telemetry.write(row if reason is None else row.model_copy(update={"reason": reason}))
 
     def fail(self, work: Work, worker: str, reason: str) -> None:
@@ -191,7 +191,7 @@ def dispatch(
             run.handle(message)
         progress.refresh()
     if run.idle_since is not None:
-        telemetry.write(Event(event="tail", time=time(), seconds=monotonic() - run.idle_since))
+        telemetry.write(Event(event="tail", seconds=monotonic() - run.idle_since))
     awaited, until = set() if stopped() else pool.request_health(), monotonic() + HEALTH_SECONDS
     while awaited and not stopped() and monotonic() < until:
         for message in pool.wait(WAIT_SECONDS):
@@ -221,14 +221,5 @@ def forecast(lengths: Mapping[int, int], records: Iterable[Record]) -> Callable[
 
 def failed_record(work: Work, worker: str, reason: str) -> Record:
     """The record of a problem that was given up."""
-    return Record(
-        problem_id=work.problem.problem_id,
-        sample_index=work.sample_index,
-        status="failed",
-        text="",
-        token_ids=[],
-        ended="failed",
-        worker=AnsweredBy(name=worker, attempt=work.attempt),
-        error=reason.strip().encode(errors="replace").decode(),
-        group=work.problem.group,
-    )
+    error, by = reason.strip().encode(errors="replace").decode(), AnsweredBy(name=worker, attempt=work.attempt)
+    return Record(*work.key, "failed", "", [], "failed", worker=by, error=error, group=work.problem.group)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -67,7 +66,7 @@ class OpenRun(NamedTuple):
         self.telemetry.write(start)
         self.telemetry.write(Event(event="phase", time=began, name="setup"))
         if self.store.cut_bytes:
-            self.telemetry.write(Event(event="torn_tail", time=time.time(), bytes=self.store.cut_bytes))
+            self.telemetry.write(Event(event="torn_tail", bytes=self.store.cut_bytes))
 
 
 def prepare_runs(inputs: Inputs, environment: Environment) -> list[PreparedRun]:

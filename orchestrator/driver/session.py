@@ -93,7 +93,7 @@ def carry_out(
                 answer_owed(start_pool(owing, stop, pools), owing, stop, show)
                 for one in owing if stop.number is not None else ():
                     stopped = signal.Signals(stop.number).name
-                    one.telemetry.write(Event(event="stop", time=time.time(), signal=stopped))
+                    one.telemetry.write(Event(event="stop", signal=stopped))
         done, total = sum(len(one.store.records) for one in runs), sum(one.total for one in runs)
         if stop.number is None or done == total:
             conclude(runs)
@@ -198,7 +198,7 @@ def wait_for_a_worker(pool: WorkerPool, runs: Sequence[OpenRun], stop: Stop) -> 
 
 def log_phase(runs: Sequence[OpenRun], phase: str) -> None:
     """Write to the telemetry of the runs that a phase begins."""
-    write_rows(runs, [Event(event="phase", time=time.time(), name=phase)])
+    write_rows(runs, [Event(event="phase", name=phase)])
 
 
 def write_rows(runs: Sequence[OpenRun], rows: Sequence[Event]) -> None:

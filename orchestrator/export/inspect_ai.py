@@ -92,19 +92,14 @@ def score(name: str, estimate: Estimate) -> dict[str, Any]:
 def sample(exported: Exported, record: Record) -> dict[str, Any]:
     """One answer as a sample of the log; inspect's epochs are our samples, counted from 1."""
     problem, prompt = exported.problems[record.problem_id], exported.prompts[record.problem_id]
-    model = model_name(exported)
+    model, problem_fields = model_name(exported), {"question": problem.question, "solution": problem.solution}
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     row: dict[str, Any] = {
         "id": record.problem_id,
         "epoch": record.sample_index + 1,
         "input": prompt if isinstance(prompt, str) else turns,
         "target": problem.gold,
-        "metadata": {
-            "question": problem.question,
-            "solution": problem.solution,
-            "ended": record.ended,
-            **record.chain.reported(),
-        },
+        "metadata": {**problem_fields, "ended": record.ended, **record.chain.reported()},
         "uuid": f"{str(exported.run.fingerprint)[:16]}-{record.problem_id}-{record.sample_index}",
     }
     if record.status == "failed":
@@ -118,11 +113,7 @@ def sample(exported: Exported, record: Record) -> dict[str, Any]:
         "messages": [*turns, answer],
         "output": {"model": model, "choices": [choice], "completion": record.text, "usage": used, "time": seconds},
         "scores": {
-            name: {
-                "value": "C" if one.correct else "I",
-                "answer": one.answer,
-                "metadata": {"kind": one.kind},
-            }
+            name: {"value": "C" if one.correct else "I", "answer": one.answer, "metadata": {"kind": one.kind}}
             for name, one in record.scores.items()
         },
         "model_usage": {model: used},

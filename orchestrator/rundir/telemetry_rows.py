@@ -7,10 +7,11 @@ a field without a value can be told from one that nobody asked for.
 from __future__ import annotations
 
 import json
+import time
 from typing import Annotated, Literal, Self
 
 from annotated_types import Ge
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationInfo, model_validator
 
 from evals.types import TOLERANT, Amount, MemoryReading
 
@@ -40,12 +41,22 @@ class Row(BaseModel):
     model_config = ConfigDict(**TOLERANT, frozen=True)
 
     kind: str
-    time: float
-    """Unix seconds, by the driver's clock."""
+    time: float = Field(default_factory=time.time)
+    """Unix seconds, by the driver's clock; now unless given."""
+
+    @model_validator(mode="after")
+    def _says_what_it_is_about(self, info: ValidationInfo) -> Self:
+        """Raises ValueError for a line without its time, and for a row without the fields of its event."""
+        needed = ["time"] if info.mode == "json" else []
+        needed += {"phase": ["name"], "tail": ["seconds"]}.get(getattr(self, "event", ""), [])
+        if missing := [name for name in needed if name not in self.model_fields_set]:
+            raise ValueError(f"{missing[0]} is missing")
+        return self
 
     def line(self) -> bytes:
         """The row as a line of the file."""
-        return (json.dumps({"kind": self.kind, **self.model_dump(exclude_unset=True)}) + "\n").encode()
+        fields = {"kind": self.kind, "time": self.time, **self.model_dump(exclude_unset=True)}
+        return (json.dumps(fields) + "\n").encode()
 
 
 class WorkerState(Row):
@@ -126,13 +137,6 @@ class Event(Row):
     git_commit: str | None = None
     git_dirty: bool | None = None
     versions: dict[str, str] = {}
-
-    @model_validator(mode="after")
-    def _says_what_it_is_about(self) -> Self:
-        needed = {"phase": "name", "tail": "seconds"}.get(self.event)
-        if needed and needed not in self.model_fields_set:
-            raise ValueError(f"{needed} is missing")
-        return self
 
 
 TelemetryRow = WorkerState | Event

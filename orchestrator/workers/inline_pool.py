@@ -30,7 +30,7 @@ class InlineWorkerPool:
         self._worker.load(self._config)
         self._loaded = True
         seconds = time.monotonic() - began
-        self._messages.append(Event(event="ready", time=time.time(), worker=self._name, seconds=seconds))
+        self._messages.append(Event(event="ready", worker=self._name, seconds=seconds))
 
     def free_slots(self, unanswered: int) -> int:
         return self._slots - len(self._calls)

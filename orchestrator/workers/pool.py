@@ -5,7 +5,6 @@ The pools are workers/inline_pool.py (one worker in this process) and cluster/ac
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -66,11 +65,9 @@ class Died(NamedTuple):
 
     def rows(self) -> list[Event]:
         """The death as rows of the telemetry; a hang and a lack of memory have a row of their own."""
-        now, lost = time.time(), len(self.unanswered)
-        death = Event(event="death", time=now, worker=self.worker, reason=self.reason, cause=self.cause, lost=lost)
-        if self.cause not in ("hang", "oom"):
-            return [death]
-        return [Event(event=self.cause, time=now, worker=self.worker, reason=self.reason), death]
+        worker, reason, cause = self.worker, self.reason, self.cause
+        first = [Event(event=cause, worker=worker, reason=reason)] if cause in ("hang", "oom") else []
+        return [*first, Event(event="death", worker=worker, reason=reason, cause=cause, lost=len(self.unanswered))]
 
 
 class Health(NamedTuple):

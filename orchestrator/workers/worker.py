@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import time
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future
@@ -135,7 +134,6 @@ class Worker:
         device = self._engine.model.device
         notes, self._notes = self._notes, ""
         state = WorkerState(
-            time=time.time(),
             worker=self._name,
             rank=self._rank,
             pid=os.getpid(),
