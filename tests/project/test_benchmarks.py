@@ -16,6 +16,7 @@ from evals.samplers.trace import MoveFigures
 from evals.statistics import holm, mcnemar_exact, paired_difference
 from evals.types import Grade, UserError
 from orchestrator.analysis.load import Run
+from orchestrator.analysis.summarise import summarise
 from orchestrator.report.make import write_report
 from support.made_up import known
 
@@ -128,9 +129,10 @@ def test_methods_are_ordinary_runs_and_a_complete_one_is_not_run_again(
 
 def method(name: str, rights: str, tokens: float = 50.0, k: int = 1) -> Method:
     records = [record(i, right == "1") for i, right in enumerate(rights)]
-    score = {"mean": rights.count("1") / len(rights), "stderr": 0.1}
-    summary = {"accuracy": {"numeric": score}, "num_samples": 1, "tokens": {"mean_generated": tokens}}
-    return Method(name, k, Run(known(name=name), summary, records))
+    summary = summarise(records, [], known(name=name))
+    score = replace(summary.accuracy["numeric"], stderr=0.1)
+    spent = replace(summary.tokens, mean_generated=tokens)
+    return Method(name, k, Run(replace(summary, accuracy={"numeric": score}, tokens=spent), records))
 
 
 def test_differences_to_power_are_paired_and_adjusted_together() -> None:
@@ -195,8 +197,8 @@ def test_runs_are_compared_within_their_dtype_and_other_tokens_in_float32_are_an
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answered(path: Path) -> Run:
-        summary = {"accuracy": {"numeric": {"mean": 1.0}}}
-        return Run(known(name=str(path), num_gpus=0), summary, [replace(record(0), token_ids=[tokens[path.name]])])
+        records = [replace(record(0), token_ids=[tokens[path.name]])]
+        return Run(summarise(records, [], known(name=str(path), num_gpus=0)), records)
 
     tokens = {"float32-1": 5, "float32-8": 6, "bfloat16-1": 7, "bfloat16-8": 8}
     monkeypatch.setattr(determinism, "run", lambda *_: 3)

@@ -64,6 +64,20 @@ def changed(record: Record | dict[str, Any], **changes: Any) -> Record:
     return read_line(json.dumps(fields | changes), Record)
 
 
+FULL = {
+    "moves": 10, "null": 4, "accepted": 3, "rejected_early": 2, "generated": 200, "prefilled": 50, "initial_tokens": 80,
+    "replayed_tokens": 90, "naive_tokens": 400, "discarded_tokens": 12,
+    "mean_cut": 0.5, "mean_divergence": 0.7, "distinct": 4, "drift_max": 1e-5, "drift_mean": 2e-6,
+    "log_p_first": -20.0, "log_p": -14.0, "log_z_sum_first": -12.0,
+    "log_p_trace": [-20.0] * 7 + [-18.0, -16.0, -15.0, -14.0], "expected_correct": {"numeric": 0.75, "strict": 0.5},
+}  # fmt: skip
+"""The figures of a chain of which all are reported."""
+
+
+def chained(problem_id: int, sample_index: int = 0, correct: bool = True, **changes: Any) -> Record:
+    return make_record(problem_id, correct, sample_index, chain={**FULL, **changes})
+
+
 def failed_record(problem_id: int) -> Record:
     empty: dict[str, Any] = {"scores": {}, "chain": {}, "timings": {}, "memory": {}, "tokens": {}, "token_ids": []}
     return make_record(problem_id, status="failed", text="", ended="failed", error="it raised", **empty)

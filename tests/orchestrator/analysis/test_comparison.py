@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from evals.statistics import holm
 from evals.types import UserError
 from orchestrator.analysis.comparison import compare, labelled
 from orchestrator.analysis.load import Run
-from orchestrator.analysis.summary import summarise
+from orchestrator.analysis.summarise import summarise
 from orchestrator.cli import main
 from orchestrator.report import make
 from orchestrator.report.comparison_text import comparison_report, points, shared_warnings
@@ -69,7 +70,7 @@ def test_power_is_compared_with_every_other_method_as_well() -> None:
 def test_several_samples_are_compared_by_a_permutation_test() -> None:
     bits = {"p": (POWER, "1111 1101 0100 0000 1011 1111"), "t": (PLAIN, "1101 1001 0000 0000 1001 1110")}
     runs = [
-        Run(one := known(sampler, 6, name, num_samples=4), summarise(rows(row), [], one), rows(row))
+        Run(summarise(rows(row), [], known(sampler, 6, name, num_samples=4)), rows(row))
         for name, (sampler, row) in bits.items()
     ]
     comparison = compare(runs)
@@ -97,15 +98,15 @@ def test_problems_of_one_template_count_as_one() -> None:
     assert pair.p == pytest.approx(2 / 2**12)
     grouped = []
     for run in runs:
-        records = [record._replace(group=str(record.problem_id // 4)) for record in run.records]
-        grouped.append(Run(run.manifest, summarise(records, [], run.manifest), records))
+        records = [replace(record, group=str(record.problem_id // 4)) for record in run.records]
+        grouped.append(Run(summarise(records, [], run.manifest), records))
     comparison = compare(grouped)
     (clustered,) = comparison.pairs
     assert (clustered.p, clustered.won) == (2 / 2**3, None)
     mean, stderr, low, high, _ = clustered.difference
     assert stderr > 2 * pair.difference.stderr
     assert (high - mean, mean - low) == pytest.approx((2.571 * stderr, 2.571 * stderr), rel=1e-3), "t of 5 degrees"
-    assert grouped[0].summary["accuracy"]["numeric"]["interval"] == "t"
+    assert grouped[0].summary.accuracy["numeric"].interval == "t"
     assert "by the 6 groups that the data names" in " ".join(comparison_report(comparison, None).split())
     assert "Errors are those of 6 groups of problems" in " ".join(run_report(grouped[0].summary).split())
 
@@ -140,7 +141,9 @@ def test_labels_tell_runs_apart() -> None:
 
 def test_runs_on_different_data_are_refused() -> None:
     other = as_run("b", PLAIN, "11")
-    other.summary["run"]["data_sha256"] = "e" * 64
+    other = other._replace(
+        summary=replace(other.summary, run=other.manifest.model_copy(update={"data_sha256": "e" * 64}))
+    )
     with pytest.raises(UserError, match="different data"):
         compare([as_run("a", POWER, "11"), other])
 

@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from dataclasses import asdict
 from math import sqrt
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from evals.record import Record
 from evals.statistics import wilson
 from evals.types import UserError
-from orchestrator.analysis.summary import summarise
+from orchestrator.analysis.summarise import summarise
+from orchestrator.analysis.summary import Throughput
 from orchestrator.commands.report import report
 from orchestrator.report.make import write_report
 from orchestrator.report.run_text import run_report
@@ -31,42 +33,42 @@ from support.made_up import (
 def test_summary_has_exact_figures() -> None:
     records = [make_record(0), make_record(1), make_record(2, correct=False, ended="length"), failed_record(3)]
     summary = summarise(records, TELEMETRY, known())
-    assert (summary["num_problems"], summary["num_records"], summary["num_owed"]) == (4, 4, 0)
-    assert (summary["num_failed"], summary["failed"]) == (1, [[3, 0]])
+    assert (summary.num_problems, summary.num_records, summary.num_owed) == (4, 4, 0)
+    assert (summary.num_failed, summary.failed) == (1, [(3, 0)])
     for name in ("strict", "flexible", "numeric"):
-        score = summary["accuracy"][name]
-        assert score["mean"] == 0.5
-        assert score["stderr"] == pytest.approx(sqrt(0.25 / 3))
-        assert score["ci95"] == pytest.approx(wilson(2, 4))
-    assert summary["no_answer_rate"] == 0
-    assert summary["truncated_rate"] == pytest.approx(1 / 3)
-    assert (summary["right_if_finished"], summary["right_if_truncated"]) == (1, 0)
-    assert summary["timings"] == {
+        score = summary.accuracy[name]
+        assert score.mean == 0.5
+        assert score.stderr == pytest.approx(sqrt(0.25 / 3))
+        assert score.ci95 == pytest.approx(wilson(2, 4))
+    assert summary.no_answer_rate == 0
+    assert summary.truncated_rate == pytest.approx(1 / 3)
+    assert (summary.right_if_finished, summary.right_if_truncated) == (1, 0)
+    assert asdict(summary.timings) == {
         "setup_seconds": 1, "ray_seconds": 0, "load_seconds": 4, "sampling_seconds": 10, "total_seconds": 15,
         "num_starts": 1, "tail_seconds": 0,
         "answer_seconds": {"mean": 3, "p50": 3, "p95": pytest.approx(3.9), "max": 4},
     }  # fmt: skip
-    tokens = summary["tokens"]
-    assert (tokens["generated"], tokens["mean_answer"], tokens["mean_generated"]) == (990, 80, 330)
-    assert summary["throughput"] == {"tokens_per_second": 99, "problems_per_second": 0.3}
+    tokens = summary.tokens
+    assert (tokens.generated, tokens.mean_answer, tokens.mean_generated) == (990, 80, 330)
+    assert summary.throughput == Throughput(tokens_per_second=99, problems_per_second=0.3)
     expected = {
         "moves": 30, "null": 6, "accepted": 12, "rejected_early": 3, "replayed_tokens": 21, "acceptance": 0.5,
         "forwards_per_move": 25, "mean_log_p_first": -20, "mean_log_p": -15,
     }  # fmt: skip
-    assert {name: summary["chain"][name] for name in expected} == expected
-    assert (summary["pass_at_k"], summary["maj_at_k"], summary["variance"]) == ({}, {}, {})
-    memory = summary["memory"]
-    assert memory["peak_bytes"] == {"0": 1002, "1": 5000}
-    assert (memory["largest_peak_bytes"], memory["kind"], memory["slots"]) == (5000, "rss", 10)
-    assert memory["mean_active_slots"] == 4
-    json.dumps(summary, allow_nan=False)
+    assert {name: getattr(summary.chain, name) for name in expected} == expected
+    assert (summary.pass_at_k, summary.maj_at_k, summary.variance) == ({}, {}, {})
+    memory = summary.memory
+    assert memory.peak_bytes == {"0": 1002, "1": 5000}
+    assert (memory.largest_peak_bytes, memory.kind, memory.slots) == (5000, "rss", 10)
+    assert memory.mean_active_slots == 4
+    json.dumps(summary.as_json(), allow_nan=False)
 
 
 def test_several_samples_count_by_question() -> None:
     records = rows("1111 1101 0100 0000 1011 1111")
-    score = summarise(records, [], known(num_problems=6, num_samples=4))["accuracy"]["numeric"]
-    assert (score["mean"], score["stderr"]) == pytest.approx((0.625, 0.167705), abs=1e-6)
-    assert score["ci95"] == pytest.approx([0.625 - 1.96 * 0.167705, 0.625 + 1.96 * 0.167705], abs=1e-4)
+    score = summarise(records, [], known(num_problems=6, num_samples=4)).accuracy["numeric"]
+    assert (score.mean, score.stderr) == pytest.approx((0.625, 0.167705), abs=1e-6)
+    assert score.ci95 == pytest.approx([0.625 - 1.96 * 0.167705, 0.625 + 1.96 * 0.167705], abs=1e-4)
 
 
 def test_a_share_of_nothing_is_not_mentioned() -> None:
@@ -84,20 +86,20 @@ def test_pauses_are_not_sampling_time() -> None:
         make_record(i, timings={"start": start, "end": end, "wall_seconds": end - start})
         for i, (start, end) in enumerate(times)
     ]
-    assert summarise(records, [], known())["timings"]["sampling_seconds"] == 6
+    assert summarise(records, [], known()).timings.sampling_seconds == 6
 
 
 def test_summary_of_nothing() -> None:
     for run in (known(), known(num_samples=3)):
         summary = summarise([], [], run)
-        json.dumps(summary, allow_nan=False)
-        assert summary["num_records"] == 0
-        assert summary["accuracy"]["numeric"]["mean"] is None
-        assert summary["chain"]["acceptance"] is None
+        json.dumps(summary.as_json(), allow_nan=False)
+        assert summary.num_records == 0
+        assert summary.accuracy["numeric"].mean is None
+        assert summary.chain.acceptance is None
 
 
 def sentences(records: list[Record], run: Manifest) -> str:
-    return "\n".join(summarise(records, [], run)["warnings"])
+    return "\n".join(summarise(records, [], run).warnings)
 
 
 def test_warnings() -> None:
@@ -119,10 +121,10 @@ def test_scores_that_agree_are_shown_once() -> None:
     text = run_report(as_run("p", POWER, "1100").summary)
     assert "strict, flexible and numeric agree on every answer" in text
     assert "| strict" not in text
-    lone = [make_record(i, scores={"numeric": make_record(i).scores["numeric"]}) for i in range(2)]
+    right, wrong = ({"correct": correct, "answer": "18", "kind": "number"} for correct in (True, False))
+    lone = [make_record(i, scores={"numeric": right}) for i in range(2)]
     assert "agree on every answer" not in run_report(summarise(lone, [], known(num_problems=2)))
-    wrong = {"correct": False, "answer": "x", "kind": "number"}
-    scores = make_record(0).scores | {"strict": wrong}
+    scores = {"strict": wrong, "flexible": right, "numeric": right}
     summary = summarise([make_record(0, scores=scores), make_record(1)], [], known(num_problems=2))
     text = run_report(summary)
     assert "agree on every answer" not in text
@@ -148,7 +150,7 @@ def test_report_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         "no answer 0.0 %, truncated 0.0 %, failed 0",
         "15.0 s in all (set-up 1.0 s, load 4.0 s, sampling 10.0 s)",
         "acceptance 50.0 %",
-        "the ends of 4 drafts by early rejection",
+        "the ends of 4 proposals by early rejection",
         "commit cccccccc, with changes, fingerprint ffffffff",
     ):
         assert part in text or part in " ".join(text.split())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from evals.record import encode
+from evals.types import Grade
 from orchestrator.cli import main
 from support.command import DEMO, run
 from support.logs import read_records
@@ -67,10 +69,9 @@ def test_flipped_problems_are_shown_with_what_both_runs_wrote(
     texts = {"a": ["One.\n#### 20", "x", "y", "z"], "b": ["Two \x1b[31m.\n" + "so " * 200 + "18", "#### 18", "y", "z"]}
     for name, written in texts.items():
         path = tmp_path / name / "records.jsonl"
-        records = [record._replace(text=text) for record, text in zip(read_records(path), written, strict=True)]
+        records = [replace(record, text=text) for record, text in zip(read_records(path), written, strict=True)]
         if name == "a":
-            wrong = {"correct": False, "answer": "20", "kind": "number"}
-            records[0] = records[0]._replace(scores={"numeric": wrong})
+            records[0] = replace(records[0], scores={"numeric": Grade(False, "20")})
         path.write_bytes(b"".join(map(encode, records)))
     ends = said(["compare", *runs], capsys).partition("Problem 0, gold 18\n")[2]
     assert ends.startswith("  run 1, wrong (20): One. #### 20\n  run 2, right (18): …")
@@ -214,7 +215,7 @@ def test_a_damaged_run_json_is_one_sentence(
 def test_a_record_without_scores_is_one_sentence(runs: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     log = Path(runs[0], "records.jsonl")
     *records, last = read_records(log)
-    log.write_bytes(b"".join(map(encode, [*records, last._replace(scores={})])))
+    log.write_bytes(b"".join(map(encode, [*records, replace(last, scores={})])))
     for command in (["report", runs[0]], ["compare", *runs]):
         said = f"sample 0 of problem {last.problem_id} has no numeric score; `powersample regrade {runs[0]}` scores"
         assert said in refused(command, capsys)
@@ -229,7 +230,7 @@ def test_a_damaged_record_is_one_sentence(
     damage: dict[str, Any], words: str, runs: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = Path(runs[0], "records.jsonl")
-    path.write_bytes(path.read_bytes() + (json.dumps(make_record(30)._asdict() | damage) + "\n").encode())
+    path.write_bytes(path.read_bytes() + (json.dumps(asdict(make_record(30)) | damage) + "\n").encode())
     for command in (["report", runs[0]], ["compare", *runs], ["regrade", runs[0]], ["watch", runs[0], "--once"]):
         assert f"{path}, line 25: not a record ({words}: " in refused(command, capsys)
 

@@ -6,7 +6,7 @@ import io
 import os
 import random
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from evals.record import AnsweredBy, Record, Timings, TokenCounts
 from evals.samplers.power import Power
 from evals.sizing.slots import SlotChange
 from evals.types import Grade, MemoryReading, Problem, WorkersLost
-from orchestrator.analysis.summary import PRIMARY_METRIC, estimate, question_means
+from orchestrator.analysis.accuracy import PRIMARY_METRIC, estimate, question_means
 from orchestrator.cluster.stalls import (
     DEADLINE_SECONDS,
     LOAD_SECONDS,
@@ -321,7 +321,7 @@ def test_timings_add_up_over_starts_killed_or_not() -> None:
         phase(205, "end"),
         Event(event="torn_tail", time=300, bytes=1),
     ]
-    assert timings(rows) == {
+    assert asdict(timings(rows)) == {
         "setup_seconds": 3.0,
         "ray_seconds": 5.0,
         "load_seconds": 5.0,
@@ -330,7 +330,7 @@ def test_timings_add_up_over_starts_killed_or_not() -> None:
         "num_starts": 2,
         "tail_seconds": 1.5,
     }
-    assert timings([])["total_seconds"] == 0
+    assert timings([]).total_seconds == 0
 
 
 def test_a_torn_telemetry_row_is_cut(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_progress_shows_the_primary_metric_with_the_error_of_the_report() -> Non
     score = estimate(question_means(records, PRIMARY_METRIC))
     first, last = out.getvalue().splitlines()
     assert first == f"power: 2 of 8, {PRIMARY_METRIC} 100.0 %"
-    assert last == f"power: 8 of 8, {PRIMARY_METRIC} {100 * score['mean']:.1f} ± {100 * score['stderr']:.1f} %"
+    assert last == f"power: 8 of 8, {PRIMARY_METRIC} {score.words} %"
 
 
 def test_a_stall_strikes_only_what_was_late_and_a_lost_node_nothing(store: RunStore) -> None:

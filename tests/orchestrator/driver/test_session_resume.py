@@ -60,7 +60,7 @@ def test_killed_three_times_and_resumed(start: Callable[..., int], tmp_path: Pat
     assert killed == calm
     assert len(calm) == 16
     rows = read_telemetry(tmp_path / "run" / TELEMETRY)
-    assert timings(rows)["num_starts"] == 4
+    assert timings(rows).num_starts == 4
     assert [row.bytes for row in events(rows, "torn_tail")] == [22] * 3
 
 
@@ -125,7 +125,7 @@ def test_the_demo_fills_four_directories_with_one_pool(
     (tmp_path / "runs/demo/low" / RECORDS).write_bytes(b"")
     assert start(mode="demo") == 0
     spent = {name: timings(read_telemetry(tmp_path / "runs/demo" / name / TELEMETRY)) for name in names}
-    assert [spent[name]["num_starts"] for name in names] == [1, 1, 2, 1]
+    assert [spent[name].num_starts for name in names] == [1, 1, 2, 1]
     assert start(mode="demo", fresh=True) == 0
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["demo", "demo-2"]
 
@@ -162,7 +162,7 @@ def test_a_refused_start_does_not_block_its_remedy(
             start(run_dir=tmp_path / "run")
     assert start(run_dir=tmp_path / "run", seed=1) == 0
     assert json.loads((tmp_path / "run" / RUN).read_text())["config"]["seed"] == 1
-    assert timings(read_telemetry(tmp_path / "run" / TELEMETRY))["num_starts"] == 1
+    assert timings(read_telemetry(tmp_path / "run" / TELEMETRY)).num_starts == 1
 
 
 def test_every_start_says_commit_and_versions(

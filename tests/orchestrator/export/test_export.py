@@ -23,6 +23,7 @@ from evals.samplers.trace import MoveFigures
 from evals.tasks.task import make_task
 from evals.types import Problem
 from orchestrator.analysis.load import load_run
+from orchestrator.analysis.summarise import summarise
 from orchestrator.cli import main
 from orchestrator.driver.open_runs import run_content
 from orchestrator.export.exported_run import Exported
@@ -98,11 +99,11 @@ def test_lm_eval_files_say_what_the_report_says(make: Make, capsys: pytest.Captu
     date = "2001-09-09T01-46-47.500000"
     assert (samples.name, results.name) == (f"samples_demo_{date}.jsonl", f"results_{date}.json")
     scored = json.loads(results.read_text())["results"]["demo"]
-    said = load_run(run).summary["accuracy"]
+    said = load_run(run).summary.accuracy
     for grader, name in {"strict": "strict-match", "flexible": "flexible-extract", "numeric": "numeric"}.items():
-        assert scored[f"exact_match,{name}"] == said[grader]["mean"]
-        assert scored[f"exact_match_stderr,{name}"] == pytest.approx(said[grader]["stderr"])
-    assert len({value["mean"] for value in said.values()}) == 3, "the made-up answers must tell the scores apart"
+        assert scored[f"exact_match,{name}"] == said[grader].mean
+        assert scored[f"exact_match_stderr,{name}"] == pytest.approx(said[grader].stderr)
+    assert len({value.mean for value in said.values()}) == 3, "the made-up answers must tell the scores apart"
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     assert [(row["doc_id"], row["filter"]) for row in rows[:4]] == [
         (0, "strict-match"), (0, "flexible-extract"), (0, "numeric"), (1, "strict-match"),
@@ -116,7 +117,7 @@ def test_exact_match_is_of_the_first_sample_and_the_mean_has_its_name(
     run = make()
     scored = json.loads(exported(run, "lm-eval", capsys)[1].read_text())["results"]["demo"]
     found = load_run(run)
-    assert scored["exact_match_mean,numeric"] == pytest.approx(found.summary["accuracy"]["numeric"]["mean"])
+    assert scored["exact_match_mean,numeric"] == pytest.approx(found.summary.accuracy["numeric"].mean)
     first = [record.scores["strict"].correct for record in found.records if record.sample_index == 0]
     assert scored["exact_match,strict-match"] == sum(first) / NUM_PROBLEMS != scored["exact_match_mean,strict-match"]
 
@@ -134,7 +135,7 @@ def test_only_gsm8k_is_called_so(data: dict[str, str], name: str) -> None:
     content = make_run()
     content["provenance"]["data"] = data
     run = Manifest.of(Path("run"), content)
-    assert Exported(run, {}, TaskConfig(), [], {}, {}).name == name
+    assert Exported(run, summarise([], [], run), TaskConfig(), [], {}, {}).name == name
 
 
 @pytest.mark.parametrize(("texts", "name"), [("gold", "gold"), ("some/texts.jsonl", "texts.jsonl")])
@@ -327,9 +328,9 @@ def test_inspect_reads_its_log(task: dict[str, Any], make: Make, capsys: pytest.
     answers = NUM_PROBLEMS * NUM_SAMPLES
     assert (found["status"], found["epochs"]) == ("success", NUM_SAMPLES)
     assert (found["total"], found["completed"], found["rows"]) == (answers, answers - 1, answers)
-    for name, score in ours.summary["accuracy"].items():
-        assert found["scores"][name] == pytest.approx({"accuracy": score["mean"], "stderr": score["stderr"]})
-        assert found["means"][name] == pytest.approx(score["mean"])
+    for name, score in ours.summary.accuracy.items():
+        assert found["scores"][name] == pytest.approx({"accuracy": score.mean, "stderr": score.stderr})
+        assert found["means"][name] == pytest.approx(score.mean)
     order = sorted(ours.records, key=lambda record: (record.sample_index, record.problem_id))  # as inspect sorts
     assert found["keys"] == [[record.problem_id, record.sample_index + 1] for record in order]
     assert found["completions"] == [record.text for record in order]
