@@ -162,7 +162,7 @@ def test_more_gpus_than_present_fails_fast(
     monkeypatch.setattr("ray.shutdown", lambda: calls.append("shutdown"))
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
     pool = pools("model", num_gpus=num_workers * each, engine=EngineConfig(gpus_per_model=each))
-    with pytest.raises(UserError, match="asks for 3 GPUs and Ray finds 2"):
+    with pytest.raises(UserError, match="3 GPUs are asked for and Ray finds 2"):
         pool.start()
     assert calls[-1] == "shutdown"
     assert "num_gpus" not in calls[0]

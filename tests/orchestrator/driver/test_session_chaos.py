@@ -86,7 +86,7 @@ def append_and_strike(store, record):
     added = append(store, record)
     if plan.get("kill_at") and len(store.records) >= plan["kill_at"][0]:
         with contextlib.suppress(ProcessLookupError):  # dead since it answered: another one, then
-            os.kill(record.worker["pid"], signal.SIGKILL)
+            os.kill(record.worker.pid, signal.SIGKILL)
             count("kill")
             del plan["kill_at"][0]
     if len(store.records) == plan.get("signal_at"):
@@ -238,7 +238,9 @@ from orchestrator.cluster import actors, ray_session, stalls
 os.environ |= {f"RAY_health_check_{name}": str(value) for name, value in ray_session.HEALTH_CHECK.items()}
 from ray.cluster_utils import Cluster
 from evals.config import TaskConfig
-from evals.types import Problem, Record
+from evals.record import Record
+from evals.samplers.power import Power
+from evals.types import Problem
 from orchestrator.settings.config import RunConfig
 from orchestrator.workers.pool import Died, Done, Health, Work
 from orchestrator.driver.dispatcher import dispatch

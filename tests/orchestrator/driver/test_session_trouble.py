@@ -19,7 +19,7 @@ from evals.types import Problem, UserError, WorkersLost
 from orchestrator.cli import main
 from orchestrator.inputs.problems import load_problems
 from orchestrator.rundir.reading.telemetry import read_telemetry
-from orchestrator.rundir.telemetry_rows import Event
+from orchestrator.rundir.telemetry_rows import Event, WorkerState
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig
 from orchestrator.workers.pool import Died, Health, Message, Work
@@ -166,14 +166,14 @@ def still_worker() -> type:
         def __init__(self, rank: int, name: str) -> None:
             import threading
 
-            self.never = threading.Event()
+            self.name, self.never = name, threading.Event()
 
         def load(self, config: str) -> None:
             if config == "load":
                 self.never.wait()
 
-        def health(self) -> dict[str, Any]:
-            return {"steps": 1}
+        def health(self) -> Health:
+            return Health(WorkerState(worker=self.name, steps=1))
 
         def solve(self, work: Work) -> None:
             self.never.wait()
