@@ -9,8 +9,8 @@ T = TypeVar("T")
 
 
 def sentence(first: str | None, *phrases: str | None) -> str | None:
-    """The phrases that there are, as one text; without its first there is none."""
-    return None if first is None else "".join(phrase for phrase in (first, *phrases) if phrase is not None)
+    """The phrases that there are and a full stop; without its first there is no sentence."""
+    return None if first is None else "".join(phrase for phrase in (first, *phrases, ".") if phrase is not None)
 
 
 def known(words: str, value: T | None, form: Callable[[T], object] | None = None) -> str | None:

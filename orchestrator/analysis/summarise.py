@@ -68,7 +68,7 @@ def summarise(
         num_deaths=len(events(telemetry, "death")),
         num_damaged_telemetry=num_damaged_telemetry,
     )
-    return replace(summary, warnings=warnings(summary))
+    return replace(summary, warnings=tuple(warnings(summary)))
 
 
 def truncated(record: Record, limit: float) -> bool:

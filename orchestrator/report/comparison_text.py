@@ -10,7 +10,7 @@ from textwrap import fill, indent
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.comparison import Comparison, Pair, flips
 from orchestrator.analysis.load import Run
-from orchestrator.analysis.warnings import few, few_problems
+from orchestrator.analysis.warnings import few
 from orchestrator.report.layout import WIDTH, Table, item, paragraphs
 from orchestrator.report.run_text import agreement, model_name, problems_name, provenance, shown_scores
 from orchestrator.wording import figure, percent
@@ -62,14 +62,14 @@ def comparison_parts(comparison: Comparison) -> list[str | Table]:
 
 def shared_warnings(comparison: Comparison) -> dict[str, list[str]]:
     """Warning -> labels of the runs that it is about."""
-    of_all = [few_problems(len(comparison.common))]
+    of_all = [*few(len(comparison.common))]
     if comparison.asked:
         differing = ", ".join(comparison.asked)
         of_all.append(f"The runs asked differently ({differing}), and part of a difference may come from that.")
-    labels = {sentence: [run.label for run in comparison.runs] for sentence in of_all if sentence}
+    labels = {sentence: [run.label for run in comparison.runs] for sentence in of_all}
     for run in comparison.runs:
         for sentence in run.summary.warnings:
-            if sentence != few(run.summary):  # here the number of common problems counts
+            if sentence not in few(run.summary.num_problems):  # here the number of common problems counts
                 labels.setdefault(sentence, []).append(run.label)
     return labels
 

@@ -16,25 +16,18 @@ SHOWN_MOVES = (0, 1, 2, 5, 10, 20, 40, 100, 200, 400, 1000)
 ENDINGS = {"eos": "EOS", "stop": "a stop string", "length": "the token limit"}
 
 
-def facts(summary: Summary) -> list[str]:
-    """The sentences that have something to say."""
-    return [text for fact in FACTS if (text := fact(summary))]
-
-
 def answers(summary: Summary) -> str | None:
     finished = summary.right_if_finished if summary.truncated_rate else None
+    right = f". {PRIMARY_METRIC.capitalize()} score of truncated answers {{}} %"
     return sentence(
         "Answers: ",
         known("no answer {} %, ", summary.no_answer_rate, percent),
         known("truncated {} %, ", summary.truncated_rate, percent),
         f"failed {summary.num_failed:,}",
         known("; the scores disagree on {:,}", summary.num_disagreements or None),
-        known(
-            f". {PRIMARY_METRIC.capitalize()} score of truncated answers {{}} %", summary.right_if_truncated, percent
-        ),
+        known(right, summary.right_if_truncated, percent),
         known(", of finished ones {} %", finished, percent),
-        ".",
-        " A later `powersample regrade` has changed no verdict." if summary.num_rescored == 0 else None,
+        ". A later `powersample regrade` has changed no verdict" if summary.num_rescored == 0 else None,
     )
 
 
@@ -45,7 +38,6 @@ def tokens(summary: Summary) -> str | None:
         known("; per answer {} of prompt, ", spent.mean_prompt, figure),
         known("{} of answer, ", spent.mean_answer, figure),
         known("{} generated", spent.mean_generated, figure),
-        ".",
     )
 
 
@@ -66,13 +58,12 @@ def time(summary: Summary) -> str | None:
         known(", {} at most", each.max, duration),
         known(". Throughput: {} tokens/s", rate.tokens_per_second, figure),
         known(", {} answers/s", rate.problems_per_second, figure),
-        ".",
     )
 
 
 def chain(summary: Summary) -> str | None:
-    of, bounded = summary.chain, bool(summary.chain.rejected_early)
-    least, most = ("at least ", "at most ") if bounded else ("", "")
+    of = summary.chain
+    least, most = ("at least ", "at most ") if of.rejected_early else ("", "")
     return sentence(
         known("Chain: {:,} moves", of.moves or None),
         known(", {} % of them null (they proposed the answer they started from)", of.null_rate, percent),
@@ -83,17 +74,14 @@ def chain(summary: Summary) -> str | None:
         known("; cut at {} % of the answer on average", of.mean_cut, percent),
         known(", first difference at {} %", of.mean_divergence, percent),
         known("; {} distinct answers visited per chain", of.mean_distinct, figure),
-        ".",
     )
 
 
 def saved(summary: Summary) -> str | None:
-    of = summary.chain
     return sentence(
-        known("Saved: {:,} tokens by replay", of.replayed_tokens),
-        known(", the ends of {:,} proposals by early rejection", of.rejected_early or None),
-        known(". Drawn ahead and thrown away: {:,} tokens", of.discarded_tokens or None),
-        ".",
+        known("Saved: {:,} tokens by replay", summary.chain.replayed_tokens),
+        known(", the ends of {:,} proposals by early rejection", summary.chain.rejected_early or None),
+        known(". Drawn ahead and thrown away: {:,} tokens", summary.chain.discarded_tokens or None),
     )
 
 
@@ -109,62 +97,62 @@ def log_p(summary: Summary) -> str | None:
         rise and known(" ± {:.2f}", rise.stderr),
         known("; autocorrelation {}, which so few moves bias downwards", lags),
         known("; sum of log Z of a problem's first answers varies by {} (SD)", of.log_z_sum_first_sd, figure),
-        ".",
     )
 
 
 def weights(summary: Summary) -> str | None:
     of = summary.chain
-    pools = (("candidates", of.mean_candidates), ("particles", of.mean_particles))
+    pools = {"candidates": of.mean_candidates, "particles": of.mean_particles}
     return sentence(
-        known("Weights: {} per answer", listed(f"{figure(mean)} {name}" for name, mean in pools if mean)),
+        known("Weights: {} per answer", listed(f"{figure(mean)} {name}" for name, mean in pools.items() if mean)),
         known(", effective sample size {}", of.ess, figure),
         known(" ({} %)", of.ess_share, percent),
         known(", resampled {} times", of.mean_resampled, figure),
         known("; estimated log of the sum of p^alpha {}", of.mean_log_z_hat, figure),
         known("; {} % of them gave the winning answer", of.vote_share, percent),
         known(", {} % none", of.silent_share, percent),
-        ".",
     )
 
 
 def ended(summary: Summary) -> str | None:
     shares = summary.chain.ended.items()
-    return known("Ended: {}.", listed(f"{percent(share)} % by {ENDINGS[how]}" for how, share in shares if share))
+    return sentence(
+        known("Ended: {}", listed(f"{percent(share)} % by {ENDINGS[how]}" for how, share in shares if share))
+    )
 
 
 def drift(summary: Summary) -> str | None:
     return sentence(
         known("Drift of recomputed against stored log probabilities: at most {:.2g} nats", summary.chain.max_drift),
         known(", {:.2g} on average", summary.chain.mean_drift),
-        ".",
     )
 
 
 def memory(summary: Summary) -> str | None:
-    used, peaks = summary.memory, list(summary.memory.peak_bytes.values())
-    several = len(peaks) > 1
+    used, peaks = summary.memory, list(map(gib, summary.memory.peak_bytes.values()))
     return sentence(
         known("Memory: at most {}", used.largest_peak_bytes, gib),
         known(" of {}", used.total_bytes, gib),
         {"device": " of device memory", "rss": " of host memory", None: ""}[used.kind],
-        f" per worker, {len(peaks)} worker{'s' if several else ''}",
-        f" (peaks {', '.join(map(gib, peaks))})" if several else None,
+        f" per worker, {len(peaks)} workers (peaks {', '.join(peaks)})" if len(peaks) > 1 else " per worker, 1 worker",
         known("; {} slots each", used.slots),
         known(", {} in use on average", used.mean_active_slots, figure),
-        ".",
     )
 
 
 def lost_workers(summary: Summary) -> str | None:
-    if not summary.num_deaths:
-        return None
-    return f"Workers lost and replaced: {summary.num_deaths:,}; what they were answering was asked again."
+    deaths = summary.num_deaths or None
+    return sentence(known("Workers lost and replaced: {:,}; what they were answering was asked again", deaths))
 
 
 FACTS: tuple[Callable[[Summary], str | None], ...] = (
     answers, tokens, time, chain, saved, log_p, weights, ended, drift, memory, lost_workers,
 )  # fmt: skip
+
+
+def facts(summary: Summary) -> list[str]:
+    """The sentences that have something to say."""
+    return [text for fact in FACTS if (text := fact(summary))]
 
 
 def listed(words: Iterable[str]) -> str | None:

@@ -3,6 +3,7 @@
 import json
 from argparse import Namespace
 from dataclasses import asdict
+from functools import reduce
 from math import sqrt
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from support.made_up import (
     POWER,
     TELEMETRY,
     as_run,
+    chained,
     failed_record,
     known,
     make_record,
@@ -62,6 +64,38 @@ def test_summary_has_exact_figures() -> None:
     assert (memory.largest_peak_bytes, memory.kind, memory.slots) == (5000, "rss", 10)
     assert memory.mean_active_slots == 4
     json.dumps(summary.as_json(), allow_nan=False)
+
+
+KEYS = {
+    "": "run num_problems num_samples num_records num_owed num_failed failed num_groups accuracy pass_at_k maj_at_k "
+    "variance no_answer_rate num_undecided num_rescored truncated_rate right_if_truncated right_if_finished "
+    "num_disagreements timings tokens throughput chain memory num_deaths num_damaged_telemetry warnings",
+    "run": "sampler task preset prompts_sha256 num_shots max_new_tokens stop num_problems num_samples model "
+    "model_sha256 data data_sha256 data_rows seed dtype git_commit git_dirty fingerprint method",
+    "accuracy.numeric": "mean stderr ci95 interval n",
+    "variance.numeric": "questions reruns stderr_reruns n stderr_with",
+    "timings": "setup_seconds ray_seconds load_seconds sampling_seconds total_seconds num_starts tail_seconds "
+    "answer_seconds",
+    "timings.answer_seconds": "mean p50 p95 max",
+    "tokens": "prompt answer generated prefilled mean_prompt mean_answer mean_generated mean_prefilled",
+    "throughput": "tokens_per_second problems_per_second",
+    "chain": "moves null accepted rejected_early initial_tokens replayed_tokens naive_tokens discarded_tokens "
+    "acceptance null_rate forwards_per_move naive_per_move forwards_to_naive mean_log_p_first mean_log_p mean_cut "
+    "mean_divergence mean_distinct mean_drift mean_candidates mean_particles mean_resampled mean_log_z_hat max_drift "
+    "ess ess_share vote_share silent_share log_z_sum_first_sd log_p_by_move log_p_rise log_p_autocorrelation "
+    "expected_correct ended",
+    "chain.log_p_rise": "mean stderr moves",
+    "memory": "peak_bytes largest_peak_bytes kind total_bytes slots mean_active_slots",
+}
+"""Where in summary.json -> the keys there, in their order, on which others may rely."""
+
+
+def test_summary_json_keeps_its_keys() -> None:
+    records = [chained(i, k) for i in range(2) for k in range(2)]
+    content = json.loads(json.dumps(summarise(records, [], known(num_problems=2, num_samples=2)).as_json()))
+    for place, keys in KEYS.items():
+        part = reduce(lambda within, name: within[name], place.split(".") if place else [], content)
+        assert list(part) == keys.split(), place
 
 
 def test_several_samples_count_by_question() -> None:

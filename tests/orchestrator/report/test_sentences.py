@@ -148,29 +148,28 @@ with ever more; over new answers to these problems: 16.7.
 - Provenance: model demo, data demo (sha256 dddddddd), shots 0, limit 256 tokens, seed 3, commit
   cccccccc, with changes, fingerprint ffffffff.
 """
-WARNED = {
-    warnings.incomplete: "The run is incomplete: 5 of 6 answers are recorded, so all figures are provisional; start it "
-    "again to finish it.",
-    warnings.failed: "Answers that failed and count as wrong: 1 (problems 4); records.jsonl says why.",
-    warnings.cut_off: "25.0 % of the answers were cut off at the limit of 256 tokens; a longer task.max_new_tokens "
+WARNED = [
+    "The run is incomplete: 5 of 6 answers are recorded, so all figures are provisional; start it again to finish it.",
+    "Answers that failed and count as wrong: 1 (problems 4); records.jsonl says why.",
+    "25.0 % of the answers were cut off at the limit of 256 tokens; a longer task.max_new_tokens "
     "would tell whether they are wrong.",
-    warnings.silent: "In 25.0 % of the texts the numeric grader found no answer at all.",
-    warnings.undecided: "2 answers are formulas that the symbolic checker could not decide (not installed, too slow, "
+    "In 25.0 % of the texts the numeric grader found no answer at all.",
+    "2 answers are formulas that the symbolic checker could not decide (not installed, too slow, "
     "or it failed); they count as wrong until `powersample regrade` decides them.",
-    warnings.rescored: "The scores are those of a later `powersample regrade` (scores.jsonl), by which 2 answers have "
+    "The scores are those of a later `powersample regrade` (scores.jsonl), by which 2 answers have "
     "other verdicts than when they were sampled.",
-    warnings.biased: "The rules of paper do not leave p^alpha invariant: its scores are biased, for comparison only. "
+    "The rules of paper do not leave p^alpha invariant: its scores are biased, for comparison only. "
     "They also end an answer at the length of the one before.",
-    warnings.hardly_moving: "96.0 % of the moves proposed the answer they started from: the chains hardly move; the "
+    "96.0 % of the moves proposed the answer they started from: the chains hardly move; the "
     "model is sure of its answers, or alpha is too large.",
-    warnings.stuck: "Only 0.0 % of the proposals of another answer were accepted: the chains are stuck.",
-    warnings.rising: "Mean log p still rose over the last 3 moves, by 4.00 ± 0.00: the chains have not converged; "
+    "Only 0.0 % of the proposals of another answer were accepted: the chains are stuck.",
+    "Mean log p still rose over the last 3 moves, by 4.00 ± 0.00: the chains have not converged; "
     "more moves would change the scores.",
-    warnings.uneven: "The effective sample size is 5.0 % of the candidates: a few of them carry all the weight.",
-    warnings.damaged: "Lines of telemetry.jsonl that are damaged and could not be read: 3; seconds and memory may be "
+    "The effective sample size is 5.0 % of the candidates: a few of them carry all the weight.",
+    "Lines of telemetry.jsonl that are damaged and could not be read: 3; seconds and memory may be "
     "too low; the scores are not affected.",
-    warnings.few: "Fewer than 300 problems (6): the intervals are wide, and small differences mean nothing.",
-}
+    "Fewer than 300 problems (6): the intervals are wide, and small differences mean nothing.",
+]
 SINGLE = """\
 # problems.jsonl, tiny: 3 methods on 4 common problems
 
@@ -301,7 +300,7 @@ def test_every_warning_word_for_word() -> None:
     run = known({"kind": "paper", "alpha": 4.0, "num_moves": 10}, num_problems=6)
     summary = summarise([*records, failed_record(4)], [], run, num_damaged_telemetry=3, num_rescored=2)
     summary = replace(summary, chain=replace(summary.chain, ess_share=0.05))
-    assert {warning: warning(summary) for warning in warnings.WARNINGS} == WARNED
+    assert list(warnings.warnings(summary)) == WARNED
 
 
 def single() -> Comparison:
@@ -341,7 +340,7 @@ def test_a_comparison_by_groups_word_for_word() -> None:
 @pytest.mark.parametrize("module", [facts, warnings, run_text, comparison_text])
 def test_no_phrase_is_in_none_of_these_texts(module: ModuleType) -> None:
     """A phrase that is new has to be in one of them, too."""
-    said = " ".join(" ".join([REPORT, LITTLE, UNKNOWN, *WARNED.values(), SINGLE, FLIPS, GROUPED, SAME]).split())
+    said = " ".join(" ".join([REPORT, LITTLE, UNKNOWN, *WARNED, SINGLE, FLIPS, GROUPED, SAME]).split())
     tree = ast.parse(inspect.getsource(module))
     prose = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     constants = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in prose]
