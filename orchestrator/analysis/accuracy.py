@@ -18,6 +18,7 @@ from orchestrator.analysis.summary import Estimate, Variance
 GRADERS = ("strict", "flexible", "numeric")
 PRIMARY_METRIC = "numeric"
 """The score that comparisons and the progress bar show."""
+ByGraderAndK = dict[str, dict[str, Estimate]]
 ROUNDING = 1e-12
 """A standard error below this is rounding and counts as 0."""
 
@@ -100,9 +101,7 @@ def expected_correctness(records: Sequence[Record]) -> dict[str, Estimate]:
     return estimates
 
 
-def at_k(
-    records: Sequence[Record], num_samples: int
-) -> tuple[dict[str, dict[str, Estimate]], dict[str, dict[str, Estimate]], dict[str, Variance]]:
+def at_k(records: Sequence[Record], num_samples: int) -> tuple[ByGraderAndK, ByGraderAndK, dict[str, Variance]]:
     """pass@k and maj@k, both grader -> k -> estimate, and grader -> variance; all empty for one sample per problem.
 
     pass@k for every k up to `num_samples`, maj@k for k = 1, 2, 4, … and that. Errors are of question values, hence

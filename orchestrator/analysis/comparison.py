@@ -161,16 +161,14 @@ def check_alike(runs: Sequence[Run], grader: str) -> None:
 
 def asked_differently(runs: Sequence[Run]) -> list[str]:
     """What differs between the prompts and limits of the runs, in words."""
-    asked = [run.manifest for run in runs]
-    said = {
-        "preset": {run.preset for run in asked},
-        "solved examples": {run.num_shots for run in asked},
-        "token limit": {run.max_new_tokens for run in asked},
-        "stop strings": {str(run.stop) for run in asked},
-        # the hash is over all prompts of a run
-        "prompts": {run.prompts_sha256 for run in asked} if len({run.num_problems for run in asked}) == 1 else (),
-    }
-    return [words for words, values in said.items() if len(values) > 1]
+    manifests = [run.manifest for run in runs]
+    alike = len({run.num_problems for run in manifests}) == 1  # the hash is over all prompts of a run
+    asked = [
+        (run.preset, run.num_shots, run.max_new_tokens, str(run.stop), alike and run.prompts_sha256)
+        for run in manifests
+    ]
+    names = ("preset", "solved examples", "token limit", "stop strings", "prompts")
+    return [name for name, values in zip(names, zip(*asked, strict=True), strict=True) if len(set(values)) > 1]
 
 
 def labelled(runs: Sequence[Run]) -> list[Run]:

@@ -228,6 +228,17 @@ Problem 0, gold 18
   run 2, wrong (18): #### 18
   run 3, right (18): #### 18
 """
+FLIPPED = """\
+ 0, gold 18
+  run 1, sample 0, right (18):
+    #### 18
+  run 1, sample 1, right (18):
+    #### 18
+  run 2, sample 0, right (18):
+    #### 18
+  run 2, sample 1, wrong (18):
+    #### 18
+"""
 GROUPED = """\
 # problems.jsonl, tiny: 2 methods on 4 common problems
 
@@ -335,6 +346,17 @@ def test_a_comparison_word_for_word() -> None:
 def test_a_comparison_by_groups_word_for_word() -> None:
     assert comparison_report(grouped(), None) == GROUPED
     assert flips_text(grouped(), 1, whole=False) == SAME
+
+
+def test_a_comparison_on_one_problem_word_for_word() -> None:
+    runs = []
+    for name, sampler in {"power": POWER, "plain": PLAIN}.items():
+        records = [make_record(0, name == "power" or k == 0, k, chain={}) for k in range(2)]
+        runs.append(Run(summarise(records, [], known(sampler, 1, name, num_samples=2)), records))
+    report = comparison_report(compare(runs), None)
+    cells = [cell.strip() for line in report.splitlines() if "± unknown" in line for cell in line.split("|")[1:-1]]
+    assert cells[-6:] == ["power (alpha 4, 10 moves)", "+50.0 ± unknown", "unknown", "-", "1", "1"]
+    assert flips_text(compare(runs), 1, whole=True).partition("\n\nProblem")[2] == FLIPPED
 
 
 @pytest.mark.parametrize("module", [facts, warnings, run_text, comparison_text])
