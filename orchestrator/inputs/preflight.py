@@ -146,4 +146,4 @@ def check_lengths(
 def check_tracker(module: str | None) -> None:
     """Raises UserError if the tracker is not installed."""
     if module is not None and find_spec(module) is None:
-        raise UserError(f"track={module} needs the package {module}, which is not installed; pip install {module}.")
+        raise UserError(f"The tracker {module} is not installed; pip install {module}, or leave it out.", ("track",))

@@ -114,7 +114,7 @@ def test_nobody_hears_of_rows_after_the_run_has_been_driven(error: type[BaseExce
 def test_a_tracker_that_is_not_there_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.inputs.preflight.find_spec", lambda name: None)
     check_tracker(None)
-    with pytest.raises(UserError, match="--track wandb needs the package wandb, which is not installed; pip install"):
+    with pytest.raises(UserError, match="The tracker wandb is not installed; pip install wandb"):
         check_tracker("wandb")
 
 
