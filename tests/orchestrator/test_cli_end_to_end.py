@@ -103,6 +103,7 @@ METHODS: dict[str, dict[str, object]] = {
 }
 SEVERAL = """
 import json, os, signal, sys
+from evals.samplers.registry import sampler_of
 from orchestrator.driver import open_runs
 from orchestrator.cli import main
 from orchestrator.rundir.writing.run_store import RunStore
@@ -111,14 +112,14 @@ kill, methods = sys.argv[1] == "kill", json.loads(sys.argv[2])
 
 def runs_of(config):
     places = {name: {"name": name, "run_dir": config.run_dir / name} for name in methods}
-    samplers = {name: Power(**settings) for name, settings in methods.items()}
+    samplers = {name: sampler_of(settings) for name, settings in methods.items()}
     return [config.model_copy(update={**places[name], "sampler": samplers[name]}) for name in methods]
 
 append = RunStore.append
 def append_and_kill(store, record):
     added = append(store, record)
     if kill and len(store.records) == 2:
-        os.kill(os.getpid() if store.directory.name == "blocks" else record.worker["pid"], signal.SIGKILL)
+        os.kill(os.getpid() if store.directory.name == "blocks" else record.worker.pid, signal.SIGKILL)
     return added
 
 open_runs.runs_of, RunStore.append = runs_of, append_and_kill
