@@ -126,4 +126,5 @@ def read_line(line: bytes | str, kind: type[T]) -> T:
         tags = {table.__name__ for table in TABLES}
         where = ".".join(str(part) for part in first["loc"] if part not in tags) or "the line"
         has = "" if first["type"] in ("missing", "json_invalid") else f" is {repr(first['input'])[:60]}"
-        raise ValueError(f"{where}{has}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        said = first["msg"].replace(" at line 1 column ", " at column ")  # of this line; its number in the file is told
+        raise ValueError(f"{where}{has}: {said[0].lower()}{said[1:]}") from error

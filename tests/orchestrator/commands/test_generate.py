@@ -483,7 +483,7 @@ def test_2000_rows_with_a_bad_one_survive_a_kill(tmp_path: Path) -> None:
     assert list(after) == [row for row in range(2000) if row != 777]
     assert all(after[row["metadata"]["example_id"]] == row for row in before), "answers from before the kill stay"
     assert [line for line in done.stdout.splitlines() if line.startswith("Failed")] == [
-        f"Failed: row 777: {data}, line 778: not a line of JSON (Unterminated string starting at at column 11); repair "
-        "or remove the line."
+        f"Failed: row 777: {data}, line 778: the line: invalid JSON: EOF while parsing a string at column 11; rows are "
+        '{"input": "…"}, in UTF-8.'
     ]
     assert command("validate", out, "--input", data) == 0
