@@ -22,7 +22,7 @@ from evals.types import Chain, Problem, Prompt, Sample, Sampler, SamplingContext
 
 if TYPE_CHECKING:
     from evals.engine.engine import Engine
-    from evals.engine.model_support import Tokenizer
+    from evals.engine.tokenizer import Tokenizer
 
 
 def start_sample(

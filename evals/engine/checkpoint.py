@@ -14,7 +14,8 @@ from transformers.utils import logging
 from evals.config import EngineConfig
 from evals.engine.execution import prepare
 from evals.engine.model import UNKNOWN_LAYERS, Model, decoder_layers
-from evals.engine.model_support import check_architecture, first_line, load_tokenizer, refusal
+from evals.engine.model_support import check_architecture, first_line, refusal
+from evals.engine.tokenizer import load_tokenizer
 from evals.sizing.shapes import Shape
 from evals.types import UserError
 

@@ -18,7 +18,8 @@ from transformers import AttentionInterface
 from evals.engine.attention import AttentionError, Probe, PromptStep, RowsStep, Step, StepHolder, paged_attention
 from evals.engine.kv_cache import PAGE, Allocation
 from evals.engine.linears import float32_head
-from evals.engine.model_support import Tokenizer, context_length, refusal, windows
+from evals.engine.model_support import context_length, refusal, windows
+from evals.engine.tokenizer import Tokenizer
 from evals.types import UserError
 
 

@@ -28,7 +28,7 @@ from orchestrator.settings.config import Provenance, RunConfig, runs_of
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from evals.engine.model_support import Tokenizer
+    from evals.engine.tokenizer import Tokenizer
 
 
 class Inputs(NamedTuple):
@@ -91,7 +91,8 @@ def check_model(
 
     Where `texts` are replayed the model reads no prompt, and its context limits nothing.
     """
-    from evals.engine.model_support import check_architecture, load_tokenizer
+    from evals.engine.model_support import check_architecture
+    from evals.engine.tokenizer import load_tokenizer
 
     for run in runs_of(config):
         check_writable(run.run_dir or Path("runs"))

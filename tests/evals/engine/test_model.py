@@ -22,7 +22,8 @@ from evals.engine.engine import Engine
 from evals.engine.execution import prepare
 from evals.engine.linears import PackedLinear, packing_available
 from evals.engine.model import KeysValues, Model
-from evals.engine.model_support import check_architecture, context_length, load_tokenizer, unsupported_reason
+from evals.engine.model_support import check_architecture, context_length, unsupported_reason
+from evals.engine.tokenizer import load_tokenizer
 from evals.rng import RandomKey
 from evals.samplers.power import Power
 from evals.types import Chain, UserError

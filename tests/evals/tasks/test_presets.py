@@ -233,7 +233,7 @@ def test_strict_of_chain_of_thought_presets() -> None:
 
 
 def test_a_chat_goes_through_the_models_template() -> None:
-    from evals.engine.model_support import load_tokenizer
+    from evals.engine.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(str(ROOT / "evals/demo/model"))
     turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"})

@@ -1,0 +1,75 @@
+"""The tokenizer of a model folder: text and chats into ids, ids into text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+from evals.engine.model_support import first_line, read_config
+from evals.types import Message, UserError
+
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+
+
+class Tokenizer:
+    """Turns text into ids and back: adds nothing but what the model's tokenizer adds, and cleans nothing up."""
+
+    def __init__(self, tokenizer: Any, eos_ids: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self.eos_ids = eos_ids
+        """Every id that ends an answer: the tokenizer's, the generation configuration's and the model's."""
+        self._fast: Any = None
+        if getattr(type(tokenizer), "_decode", None) is PreTrainedTokenizerFast._decode:
+            self._fast = tokenizer.backend_tokenizer
+
+    def encode(self, prompt: str | Sequence[Message], whole: bool = True) -> list[int]:
+        """Ids of a raw prompt, with what the tokenizer adds by default if `whole` (BOS for Llama), however long.
+
+        The turns of a chat go through the model's chat template, up to where the assistant begins. Raises UserError if
+        the model has none.
+        """
+        if not isinstance(prompt, str):
+            if self._tokenizer.chat_template is None:
+                raise UserError(
+                    "The prompts are chats (task.preset, task.chat) but the model's tokenizer has no chat template; "
+                    "choose a chat model, or set task.chat to false."
+                )
+            prompt = self._tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
+            whole = False
+        encoded = self._tokenizer(prompt, add_special_tokens=whole, verbose=False)  # preflight reports what is too long
+        return encoded["input_ids"]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of these ids, special tokens included."""
+        if self._fast is not None:  # what the library calls as well, after a look at the type of every single id
+            return self._fast.decode(list(ids), skip_special_tokens=False)
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Tokenizer:
+    """The tokenizer of a local model folder. Raises UserError if there is none that can be used."""
+    config = read_config(folder, trust_remote_code)
+    try:
+        if not any(file for pattern in TOKENIZER_FILES for file in Path(folder).glob(pattern)):
+            raise OSError("no file of it is there")  # some versions of the library would make up an empty one
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        ids = as_ids(tokenizer.eos_token_id) | as_ids(getattr(config, "eos_token_id", None))
+        if (Path(folder) / "generation_config.json").is_file():
+            ids |= as_ids(GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id)
+    except Exception as error:  # the libraries raise anything over damaged files, even Exception itself
+        raise UserError(
+            f"The model folder {folder} has no usable tokenizer ({first_line(error)}); use one written by the "
+            "`save_pretrained` of both model and tokenizer."
+        ) from error
+    return Tokenizer(tokenizer, ids)
+
+
+def as_ids(value: Any) -> frozenset[int]:
+    """An id, a list of ids or nothing, as a set. Raises ValueError for anything else."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(one, int) for one in ids):
+        raise ValueError(f"{value!r} is no id of a token")
+    return frozenset(ids)
