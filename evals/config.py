@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, JsonValue, TypeAdapter, ValidationError, model_validator
 
 from evals.grading.grade import FORMATS
 from evals.settings import Positive, Settings, Text, conflict
@@ -67,6 +67,9 @@ class TaskConfig(Settings):
     chat: bool = Field(
         default=GSM8K.chat, description="ask through the model's chat template (default: as the preset does)"
     )
+    chat_template_args: dict[str, JsonValue] = Field(
+        default={}, description='variables of the chat template, in JSON such as {"enable_thinking": false}'
+    )
     template: Text | None = Field(default=None, description="prompt with {question} in it, in place of the preset's")
     question_key: Text = Field(
         default=GSM8K.question_key, description="name of the question in the rows of the data (default: the preset's)"
@@ -102,6 +105,16 @@ class TaskConfig(Settings):
             raise conflict("this preset has no prompt of its own; set task.template", "preset", "template")
         if self.template is not None and "{question}" not in self.template and "{q}" not in self.template:
             raise conflict("it has no {question}, so all prompts would be the same", "template")
+        return self
+
+    @model_validator(mode="after")
+    def _check_chat_template_args(self) -> Self:
+        if self.chat_template_args and not self.chat:
+            raise conflict(
+                "without task.chat no chat template reads them; set task.chat, or leave them out",
+                "chat_template_args",
+                "chat",
+            )
         return self
 
 

@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
+from pydantic_core import from_json
 from yaml.error import MarkedYAMLError
 
 from evals.samplers.registry import SAMPLERS
 from evals.types import UserError
 from orchestrator.settings.config import RunConfig
 from orchestrator.settings.parser import PREFIX, flag_name, suggestion, variable_name
-from orchestrator.settings.schema import allowed, is_list, known_settings, members, settings_read
+from orchestrator.settings.schema import allowed, is_list, is_object, known_settings, members, settings_read
 
 SEE = "configs/gsm8k_power.yaml"  # a file to look at
 SCRIPT_VARIABLES = frozenset({f"{PREFIX}PYTHON", f"{PREFIX}RESTART_SECONDS"})
 """Read by the shell scripts alone."""
+NULL = "tag:yaml.org,2002:null"
+BOOLS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 
 
 class Given(NamedTuple):
@@ -82,16 +85,24 @@ def read_environment(environ: Mapping[str, str]) -> dict[str, Given]:
 
 
 def as_texts(name: str, given: Given) -> Given:
-    """What options and variables say: of a list of strings each text is one of them or, if it begins with `[`, JSON."""
+    """What options and variables say: of a list of strings each text is one of them or, if it begins with `[`, JSON; an
+    object is JSON."""
+    if is_object(name):
+        return Given(given.spelling, of_json(name, given))
     if not is_list(name):
         return given
     texts: list[str] = []
     for text in [given.value] if isinstance(given.value, str) else given.value:
-        try:
-            texts += json.loads(text) if text.startswith("[") else [text]
-        except ValueError as error:
-            raise UserError(f"{Given(given.spelling, text)} is not valid JSON; allowed: {allowed(name)}.") from error
+        texts += of_json(name, Given(given.spelling, text)) if text.startswith("[") else [text]
     return Given(given.spelling, texts)
+
+
+def of_json(name: str, given: Given) -> Any:
+    """The value of a setting that is written in JSON. Raises UserError if it is not."""
+    try:
+        return from_json(given.value, allow_inf_nan=False)
+    except ValueError as error:
+        raise UserError(f"{given} is not valid JSON; allowed: {allowed(name)}.") from error
 
 
 def read_file(path: Path) -> dict[str, Given]:
@@ -110,6 +121,8 @@ def read_file(path: Path) -> dict[str, Given]:
             raise UserError(f"{Given(f'{path}: {key}', value)} is refused; allowed: a group of {', '.join(inner)}.")
         for name, one in [(f"{key}.{each}", value[each]) for each in value] if inner else [(str(key), value)]:
             given[name] = Given(f"{path}: {name}", one)
+            if name in known_settings() and is_object(name) and isinstance(one, str):
+                given[name] = as_texts(name, given[name])
             if name not in known_settings():
                 near = suggestion(name, known_settings())
                 has = f"{key if inner else 'a configuration'} has {', '.join(inner or members(''))}"
@@ -118,8 +131,9 @@ def read_file(path: Path) -> dict[str, Given]:
 
 
 class Loader(yaml.BaseLoader):
-    """Loads scalars as the texts that the user wrote, as options and variables are, but null as None; refuses a key
-    that a mapping has twice, of which YAML would take the last one, unnoticed."""
+    """Loads scalars as the texts that the user wrote, as options and variables are, but null as None, and of a setting
+    that is an object as JSON has them; refuses a key that a mapping has twice, of which YAML would take the last one,
+    unnoticed."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: list[Any] = []
@@ -128,11 +142,31 @@ class Loader(yaml.BaseLoader):
                 problem = f"the key {key.value} is there twice, leave one out"
                 raise MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             keys.append(key.value)
-        return super().construct_mapping(node, deep)
+        mapping = super().construct_mapping(node, deep)
+        objects = {name.rpartition(".")[2] for name in known_settings() if is_object(name)}
+        typed = {key.value: as_json(value) for key, value in node.value if key.value in objects}
+        return {**mapping, **typed}
 
 
-Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
-Loader.add_constructor("tag:yaml.org,2002:null", lambda *_: None)
+def as_json(node: yaml.Node) -> JsonValue:
+    """The value of a node; a scalar without quotes is null, a bool, what it is in JSON, or else a text."""
+    if isinstance(node, yaml.MappingNode):
+        return {key.value: as_json(value) for key, value in node.value}
+    if isinstance(node, yaml.SequenceNode):
+        return [as_json(value) for value in node.value]
+    assert isinstance(node, yaml.ScalarNode), "there is no other kind"
+    if node.style or node.tag == NULL:
+        return node.value if node.style else None
+    if (word := node.value.lower()) in BOOLS:
+        return BOOLS[word]
+    try:
+        return from_json(node.value, allow_inf_nan=False)
+    except ValueError:
+        return node.value
+
+
+Loader.add_implicit_resolver(NULL, re.compile("(~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+Loader.add_constructor(NULL, lambda *_: None)
 
 
 def refusal(error: ValidationError, given: Mapping[str, Given]) -> str:

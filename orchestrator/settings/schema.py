@@ -18,7 +18,7 @@ from orchestrator.settings.config import RunConfig
 from orchestrator.settings.parser import Parser, flag_name, option
 
 BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-PLACEHOLDERS = {"path": "DIR", "whole number": "N", "number": "X"}
+PLACEHOLDERS = {"JSON object": "JSON", "path": "DIR", "whole number": "N", "number": "X"}
 WIDEST_CHOICES = 40  # characters of choices that are shown as the placeholder of a value
 
 
@@ -26,7 +26,7 @@ WIDEST_CHOICES = 40  # characters of choices that are shown as the placeholder o
 def known_settings() -> Mapping[str, JsonSchemaValue]:
     """Dotted name (`limit`, `sampler.alpha`) -> its JSON schema."""
     schema = RunConfig.model_json_schema()
-    fields_of = {group: about["properties"] for group, about in schema["$defs"].items()}
+    fields_of = {group: about.get("properties", {}) for group, about in schema["$defs"].items()}
     meanings = {kind: fields_of[one.__name__]["kind"]["description"] for kind, one in SAMPLERS.items()}
     kinds = {"enum": list(SAMPLERS), "description": listed(meanings), "default": "power"}
     known: dict[str, JsonSchemaValue] = {"sampler.kind": kinds}
@@ -64,6 +64,8 @@ def words(schema: JsonSchemaValue) -> str:
     match schema["type"]:
         case "array":
             return 'a list of strings that are not empty, in JSON such as ["Question:"]'
+        case "object":
+            return 'a JSON object such as {"enable_thinking": false}'
         case "boolean":
             return "true or false"
         case "string" if "format" in schema:
@@ -113,10 +115,14 @@ def is_list(name: str) -> bool:
     return known_settings()[name].get("type") == "array"
 
 
+def is_object(name: str) -> bool:
+    return known_settings()[name].get("type") == "object"
+
+
 def default_words(about: JsonSchemaValue) -> str:
     """The default in brackets, unless the description names it or there is none."""
     default = about.get("default")
-    if default in (None, "") or "(default:" in about["description"]:
+    if default in (None, "", {}) or "(default:" in about["description"]:
         return ""
     if isinstance(default, bool):
         return f" (default: {'on' if default else 'off'})"

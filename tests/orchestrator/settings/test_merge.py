@@ -175,6 +175,7 @@ OTHER: dict[str, Any] = {
     "task.num_shots": 2, "task.train_data": "t.jsonl", "task.max_new_tokens": 9, "task.stop": ["a", "b"],
     "task.preset": "power-paper", "task.chat": True, "task.template": "{question}?", "task.question_key": "problem",
     "task.answer_key": "gold", "task.max_prompt_tokens": 99, "sampler.top_p": 0.9,
+    "task.chat_template_args": {"enable_thinking": False},
     "engine.dtype": "float16", "engine.trust_remote_code": True, "engine.allow_pickle": True, "engine.prefetch": 2,
     "engine.prefill_tokens": 64, "engine.execution": "eager", "engine.target_utilisation": 0.5,
     "engine.float32_logits": True, "engine.gpus_per_model": 2, "sampler.texts": "answers.jsonl",
@@ -185,6 +186,8 @@ OTHER: dict[str, Any] = {
 def beside(name: str) -> dict[str, Any]:
     """What else must be set for a setting to be read."""
     group, _, key = name.rpartition(".")
+    if key == "chat_template_args":
+        return {"task.chat": True}
     if group != "sampler" or key == "kind":
         return {}
     kind = next(kind for kind in SAMPLERS if key in settings_read(kind))
