@@ -69,6 +69,7 @@ def measure(args: argparse.Namespace, began: float) -> None:
     from evals.engine.decoding_speed import peak
     from evals.engine.device import release, reset_peak
     from evals.engine.engine import Engine
+    from evals.evaluate import prompt_ids
     from evals.tasks.task import make_task
     from orchestrator.commands.bench import json_line
     from orchestrator.inputs.models import resolve_model
@@ -86,7 +87,8 @@ def measure(args: argparse.Namespace, began: float) -> None:
     laps.lap("sources")
     config = EngineConfig(dtype=args.dtype, execution=args.execution)
     model = load_model(folder, config, args.device or ("cuda" if visible_gpus() else "cpu"))
-    longest = check_lengths(task, problems, model.tokenizer.encode, model.context_length)
+    lengths = {one.problem_id: len(prompt_ids(task, one, model.tokenizer.encode)) for one in problems}
+    longest = check_lengths(task, lengths, model.context_length)
     laps.lap("load")
     compared = generated(model, task, problems[: args.compare_generate], args) if args.compare_generate else None
     release(model.device)
@@ -182,7 +184,7 @@ def generated(model: Model, task: Task, problems: list[Problem], args: argparse.
     """Answer the problems by the library's `generate`, scores kept, in batches; returns the figures."""
     from evals.engine.decoding_speed import generate
 
-    prompts = [model.tokenizer.encode(task.prompt(problem)) for problem in problems]
+    prompts = [model.tokenizer.encode(task.asked(problem)) for problem in problems]
     batches = [prompts[at : at + COMPARED_BATCH] for at in range(0, len(prompts), COMPARED_BATCH)]
     done = [generate(model, batch, args.max_new_tokens, args.alpha) for batch in batches]
     return {

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -69,7 +70,7 @@ class Laboratory:
     def __init__(self, config: RunConfig, stack: ExitStack) -> None:
         """`config` is resolved; its sampler is the one that needs most memory. Raises UserError."""
         self._environment = description.describe()
-        self._inputs, self._stack, self._stop = resolve_inputs(config), stack, Stop()
+        self._inputs, self._stack, self._stop = resolve_inputs(config, datetime.now().astimezone()), stack, Stop()
         self._pool: WorkerPool | None = None
         self.root = prepare_runs(self._inputs, self._environment)[0].directory
         if len(self._inputs.data.problems) < 2:

@@ -102,14 +102,14 @@ def make_prompt(task: Task, problem: Problem, tokenizer: Tokenizer) -> Prompt:
 
 
 def prompt_ids(task: Task, problem: Problem, encode: Callable[[Any], Sequence[int]]) -> Sequence[int]:
-    """Token ids of the problem's prompt, by `encode` (text or turns of a chat -> ids).
+    """Token ids of the problem's prompt, by `encode` (text or chat -> ids).
 
     A prompt beyond `task.max_prompt_tokens` gets the longest beginning of its question that a bisection finds to fit:
     what a template or a chat puts after the question stays. Raises UserError where none does.
     """
 
     def ids(characters: int) -> Sequence[int]:
-        return encode(task.prompt(problem._replace(question=problem.question[:characters])))
+        return encode(task.asked(problem._replace(question=problem.question[:characters])))
 
     whole, most = ids(len(problem.question)), task.config.max_prompt_tokens
     if most is None or len(whole) <= most:

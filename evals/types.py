@@ -7,8 +7,9 @@ most common, `Submit`, carries a *request* that the engine answers with a *compl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple, NewType, Protocol
 
 import numpy as np
@@ -90,6 +91,17 @@ class Problem(NamedTuple):
 
 Message = dict[str, str]
 """One turn of a chat: `role` (system, user, assistant) and `content`."""
+
+
+class Chat(NamedTuple):
+    """A prompt of turns, with all that a model's chat template is given."""
+
+    problem_id: int
+    turns: tuple[Message, ...]
+    args: Mapping[str, Any]
+    """Further variables of the template, JSON values."""
+    time: datetime
+    """What the template takes for now, with its zone."""
 
 
 class Prompt(NamedTuple):

@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
+from evals.engine import chat_template
 from evals.engine.model_support import first_line, read_config
-from evals.types import Message, UserError
+from evals.types import Chat, UserError
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
@@ -25,22 +26,23 @@ class Tokenizer:
         if getattr(type(tokenizer), "_decode", None) is PreTrainedTokenizerFast._decode:
             self._fast = tokenizer.backend_tokenizer
 
-    def encode(self, prompt: str | Sequence[Message], whole: bool = True) -> list[int]:
+    def encode(self, prompt: str | Chat, whole: bool = True) -> list[int]:
         """Ids of a raw prompt, with what the tokenizer adds by default if `whole` (BOS for Llama), however long.
 
-        The turns of a chat go through the model's chat template, up to where the assistant begins. Raises UserError if
-        the model has none.
+        A chat goes through the model's chat template, see `chat_template.render`. Raises UserError where it cannot.
         """
         if not isinstance(prompt, str):
-            if self._tokenizer.chat_template is None:
-                raise UserError(
-                    "The prompts are chats (task.preset, task.chat) but the model's tokenizer has no chat template; "
-                    "choose a chat model, or set task.chat to false."
-                )
-            prompt = self._tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
-            whole = False
+            prompt, whole = chat_template.render(self._tokenizer, prompt), False
         encoded = self._tokenizer(prompt, add_special_tokens=whole, verbose=False)  # preflight reports what is too long
         return encoded["input_ids"]
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._tokenizer.chat_template is not None
+
+    def check_chat(self, chat: Chat) -> None:
+        """Check the model's chat template with one chat of a run. Raises UserError as `chat_template.check_chat`."""
+        chat_template.check_chat(self._tokenizer, chat)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of these ids, special tokens included."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import islice
@@ -18,7 +19,7 @@ from evals.config import TaskConfig
 from evals.grading.grade import FORMATS
 from evals.rng import Purpose, RandomKey, uniform
 from evals.tasks.presets import PRESETS, Preset, fill
-from evals.types import Grade, Message, Problem, UserError
+from evals.types import Chat, Grade, Message, Problem, UserError
 
 FEW_SHOT_MOVE = 0xFFFF_FFFF
 """The move in the random keys of examples: no chain gets that far, so they share no draw with any sampler."""
@@ -39,6 +40,15 @@ class Task(NamedTuple):
     seed: int
     """The run's seed, which draws keyed examples."""
     train_problems: tuple[Problem, ...]
+    time: datetime
+    """When the run began: what a chat template takes for now."""
+
+    def asked(self, problem: Problem) -> str | Chat:
+        """The prompt of `prompt` as a tokenizer takes it."""
+        prompt = self.prompt(problem)
+        if isinstance(prompt, str):
+            return prompt
+        return Chat(problem.problem_id, prompt, self.config.chat_template_args, self.time)
 
     def prompt(self, problem: Problem) -> str | tuple[Message, ...]:
         """The prompt's text, or the turns of a chat: a pure function of the preset, the seed and the problem.
@@ -99,9 +109,11 @@ class Task(NamedTuple):
         return FORMATS[self.config.name].vote(text)
 
 
-def make_task(config: TaskConfig, seed: int, train_problems: Sequence[Problem] = ()) -> Task:
-    """The task of a configuration."""
-    return Task(config, PRESETS[config.preset], seed, tuple(train_problems))
+def make_task(
+    config: TaskConfig, seed: int, train_problems: Sequence[Problem] = (), time: datetime | None = None
+) -> Task:
+    """The task of a configuration; `time`, with its zone, is by default the present one."""
+    return Task(config, PRESETS[config.preset], seed, tuple(train_problems), time or datetime.now().astimezone())
 
 
 def values(problem: Problem) -> dict[str, str]:

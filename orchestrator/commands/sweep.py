@@ -44,13 +44,14 @@ def sweep(args: Namespace) -> int:
     session.check_ray(configs[0])
     host_memory(configs[0], args.memory_limit)
     environment = description.describe()
-    first = resolve_inputs(configs[0])
+    now = session.local_time(began)
+    first = resolve_inputs(configs[0], now)
     root = sweep_directory(first, knob)
     runs = []
     for text, config in zip(texts, configs, strict=True):
         name = re.sub(r"[^A-Za-z0-9._=-]", "-", f"{knob.partition('.')[2]}={text}")
         own = {"name": f"{config.name}/{name}", "run_dir": root / name, "fresh": False}
-        runs.append(resolve_inputs(config.model_copy(update=own), first.model))
+        runs.append(resolve_inputs(config.model_copy(update=own), now, first.model))
     owing = [has_owed_answers(inputs, environment) for inputs in runs]
     if args.auto_batch_size and first.config.use_batched and first.texts is None:
         runs = [

@@ -13,11 +13,15 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from evals.samplers.registry import settings_of
-from evals.types import Problem
+from evals.types import Problem, UserError
 from orchestrator.console import say
 from orchestrator.driver.dispatcher import failed_record
 from orchestrator.inputs.preflight import Inputs
+from orchestrator.inputs.prompts import DIGITS
 from orchestrator.machine.description import Environment
+from orchestrator.rundir.directory import RECORDS
+from orchestrator.rundir.reading.manifest import Manifest
+from orchestrator.rundir.reading.records import first_records
 from orchestrator.rundir.telemetry_rows import Event
 from orchestrator.rundir.writing.run_store import RunStore, check_root, check_store, fresh_directory, open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
@@ -72,7 +76,8 @@ class OpenRun(NamedTuple):
 def prepare_runs(inputs: Inputs, environment: Environment) -> list[PreparedRun]:
     """The runs of a configuration with their directories, none of which is made yet.
 
-    Raises UserError if the demo's would lie in a directory of other files.
+    Raises UserError if the demo's would lie in a directory of other files, or the prompts have changed since a run
+    began.
     """
     config, prepared = inputs.config, []
     demo = config.mode == "demo"
@@ -83,6 +88,7 @@ def prepare_runs(inputs: Inputs, environment: Environment) -> list[PreparedRun]:
         directory = run_directory(one, str(content["fingerprint"]))
         if config.fresh and not demo:
             directory = fresh_directory(directory)
+        check_prompts(directory, str(content["fingerprint"]), inputs)
         prepared.append(PreparedRun(one, directory, content, inputs))
     if demo:
         check_root([one.directory for one in prepared])
@@ -101,8 +107,27 @@ def run_content(config: RunConfig, inputs: Inputs, environment: Environment) -> 
             "record_format": RECORD_FORMAT,
             **asdict(environment),
         },
+        "prompt_ids_sha256": inputs.prompt_ids,
         "fingerprint": fingerprint(config, inputs.provenance),
     }
+
+
+def check_prompts(directory: Path, fingerprint: str, inputs: Inputs) -> None:
+    """Raises UserError if the run in `directory` has begun with other token ids for a problem that it still owes."""
+    begun, ours = Manifest.begun(directory, fingerprint), inputs.prompt_ids
+    kept = begun.prompt_ids_sha256 if begun else None
+    if kept in (None, ours):
+        return
+    records, samples = first_records(directory / RECORDS), range(inputs.config.num_samples)
+    for place, problem in enumerate(inputs.data.problems):
+        digits = slice(DIGITS * place, DIGITS * place + DIGITS)
+        if kept[digits] != ours[digits] and any((problem.problem_id, k) not in records for k in samples):
+            raise UserError(
+                f"The prompt of problem {problem.problem_id}, which the run in {directory} still owes, has other token "
+                "ids than when the run began: the tokenizer's files, the chat template or the versions of transformers "
+                "and tokenizers have changed; restore them to go on, or start over in a new directory.",
+                ("fresh",),
+            )
 
 
 def open_runs(prepared: Sequence[PreparedRun], stack: ExitStack) -> list[OpenRun]:

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from orchestrator.console import say
@@ -54,8 +55,13 @@ def run(
     """Carry out a resolved configuration from its inputs to its report; returns the exit code of `carry_out`."""
     began = time.time()
     check_ray(config)
-    inputs, environment = resolve_inputs(config), description.describe()
+    inputs, environment = resolve_inputs(config, local_time(began)), description.describe()
     return carry_out(config, prepare_runs(inputs, environment), environment, began, show, conclude)
+
+
+def local_time(seconds: float) -> datetime:
+    """A time of Unix seconds in the zone of this machine."""
+    return datetime.fromtimestamp(seconds).astimezone()
 
 
 def check_ray(config: RunConfig) -> None:
@@ -81,6 +87,8 @@ def carry_out(
     Raises UserError for what the user can mend and WorkersLost when the workers cannot be kept alive; the records so
     far are safe.
     """
+    if any(one.inputs.asked_raw for one in prepared):
+        say("The model has a chat template and is asked without it: its prompts are raw texts (task.chat is false).")
     stop = Stop()
     with ExitStack() as stack:
         runs = open_runs(prepared, stack)

@@ -7,10 +7,11 @@ headers are read, never a tensor. Every refusal is a UserError; nothing is creat
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from evals.evaluate import prompt_ids
 from evals.record import RecordKey
@@ -19,11 +20,12 @@ from evals.tasks.task import Task, make_task
 from evals.types import Problem, UserError
 from orchestrator.inputs.models import ModelSource, resolve_model
 from orchestrator.inputs.problems import DataSource, load_problems, load_train
-from orchestrator.inputs.prompts import prompts_digest
+from orchestrator.inputs.prompts import ids_digest, prompts_digest
 from orchestrator.inputs.replay_texts import load_texts, texts_digest
 from orchestrator.inputs.weight_files import check_weights
 from orchestrator.rundir.directory import check_writable
-from orchestrator.settings.config import Provenance, RunConfig, runs_of
+from orchestrator.rundir.reading.manifest import Manifest
+from orchestrator.settings.config import Provenance, RunConfig, fingerprint, run_directory, runs_of
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -42,6 +44,12 @@ class Inputs(NamedTuple):
     max_length: int
     """Longest prompt plus answer, in tokens."""
     prompts_digest: str
+    prompt_ids: str
+    """The `ids_digest` of every problem, one behind the other."""
+    time: datetime
+    """What chat templates take for now."""
+    asked_raw: bool = False
+    """Whether the model has a chat template that its prompts do without."""
     texts: dict[RecordKey, str] | None = None
     """The texts that the sampler replays; None if it samples."""
 
@@ -52,9 +60,7 @@ class Inputs(NamedTuple):
     @property
     def provenance(self) -> Provenance:
         """The digests that enter the fingerprint."""
-        train = None if self.train is None else self.train.digest
-        texts = None if self.texts is None else texts_digest(self.texts)
-        return Provenance(self.model.digest, self.data.digest, train, texts)
+        return provenance_of(self.model, self.data, self.train, self.texts)
 
     def describe(self) -> dict[str, JsonValue]:
         """The inputs as the provenance in run.json describes them."""
@@ -64,20 +70,54 @@ class Inputs(NamedTuple):
             "model": {"name": model.name, "revision": model.revision, "sha256": of_files},
             "data": {"name": data.name, "sha256": data.digest, "rows": data.num_rows},
             "prompts_sha256": self.prompts_digest,
+            "prompts_time": self.time.isoformat(),
             **({"texts_sha256": texts} if texts else {}),
         }
 
 
-def resolve_inputs(config: RunConfig, model: ModelSource | None = None) -> Inputs:
-    """Find the model, unless it is given, and the data, and check that they fit. Raises UserError."""
+def provenance_of(
+    model: ModelSource, data: DataSource, train: DataSource | None, texts: Mapping[RecordKey, str] | None
+) -> Provenance:
+    """The digests that enter the fingerprint."""
+    of_texts = None if texts is None else texts_digest(texts)
+    return Provenance(model.digest, data.digest, None if train is None else train.digest, of_texts)
+
+
+def resolve_inputs(config: RunConfig, now: datetime, model: ModelSource | None = None) -> Inputs:
+    """Find the model, unless it is given, and the data, and check that they fit. Raises UserError.
+
+    `now`, with its zone, is the time of the prompts, unless the run began before and its run.json keeps one.
+    """
     check_tracker(config.track)
     data = load_problems(config.data or "", config.data_split, config.limit, config.task)
     texts = load_texts(config.sampler.texts, data, config.num_samples) if isinstance(config.sampler, Replay) else None
     train = load_train(config.task)
     model = model or resolve_model(config.model or "", config.model_revision, config.engine)
-    task = make_task(config.task, config.seed, train.problems if train else ())
-    max_length = check_model(config, model.folder, task, data.problems, texts)
-    return Inputs(config, model, data, train, max_length, prompts_digest(task, data.problems), texts)
+    time = time_of_prompts(config, provenance_of(model, data, train, texts)) or now.replace(microsecond=0)
+    task = make_task(config.task, config.seed, train.problems if train else (), time)
+    checked = check_model(config, model.folder, task, data.problems, texts)
+    digest = prompts_digest(task, data.problems)
+    return Inputs(
+        config, model, data, train, checked.max_length, digest, checked.prompt_ids, time, checked.asked_raw, texts
+    )
+
+
+def time_of_prompts(config: RunConfig, provenance: Provenance) -> datetime | None:
+    """The time that the runs of a configuration keep for their prompts; None if it is to be a new one, and where they
+    were begun by a version that kept none. Raises UserError for a damaged run.json."""
+    if config.fresh:
+        return None
+    names = [(one, fingerprint(one, provenance)) for one in runs_of(config)]
+    begun = [Manifest.begun(run_directory(one, name), name) for one, name in names]
+    return next((run.prompts_time for run in begun if run and run.prompts_time), None)
+
+
+class CheckedModel(NamedTuple):
+    """What a check of a model has found of a run's prompts, see `Inputs`."""
+
+    max_length: int
+    prompt_ids: str
+    asked_raw: bool
 
 
 def check_model(
@@ -86,8 +126,8 @@ def check_model(
     task: Task,
     problems: Sequence[Problem],
     texts: Mapping[RecordKey, str] | None = None,
-) -> int:
-    """Check a resolved configuration against the model in `folder`; returns the longest prompt + answer in tokens.
+) -> CheckedModel:
+    """Check a resolved configuration against the model in `folder`.
 
     Where `texts` are replayed the model reads no prompt, and its context limits nothing.
     """
@@ -100,8 +140,16 @@ def check_model(
     check_weights(Path(folder), config.engine.allow_pickle)
     tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
     check_texts(texts or {}, tokenizer)
-    longest = check_lengths(task, problems, tokenizer.encode, context_length if texts is None else sys.maxsize)
-    return longest if texts is None else context_length
+    if not isinstance(chat := task.asked(problems[0]), str):
+        tokenizer.check_chat(chat)
+    lengths, digests = dict[int, int](), ""
+    for problem in problems:
+        ids = prompt_ids(task, problem, tokenizer.encode)
+        lengths[problem.problem_id] = len(ids)
+        digests += ids_digest(ids)
+    longest = check_lengths(task, lengths, context_length if texts is None else sys.maxsize)
+    asked_raw = tokenizer.has_chat_template and not task.config.chat and texts is None
+    return CheckedModel(longest if texts is None else context_length, digests, asked_raw)
 
 
 def check_texts(texts: Mapping[RecordKey, str], tokenizer: Tokenizer) -> None:
@@ -115,14 +163,11 @@ def check_texts(texts: Mapping[RecordKey, str], tokenizer: Tokenizer) -> None:
             )
 
 
-def check_lengths(
-    task: Task, problems: Iterable[Problem], encode: Callable[[Any], Sequence[int]], context_length: int
-) -> int:
-    """The longest prompt plus the longest answer, in tokens.
+def check_lengths(task: Task, lengths: Mapping[int, int], context_length: int) -> int:
+    """The longest prompt plus the longest answer, in tokens; `lengths` has that of each problem's prompt.
 
     Raises UserError for a prompt without tokens, or if that is beyond the model's context.
     """
-    lengths = {problem.problem_id: len(prompt_ids(task, problem, encode)) for problem in problems}
     empty = min(lengths, key=lengths.__getitem__)
     if not lengths[empty]:
         raise UserError(f"The prompt of problem {empty} has no tokens; check the data and the tokenizer.")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from pydantic import ValidationError
 
 from evals.config import TaskConfig
@@ -22,6 +23,15 @@ def prompts_digest(task: Task, problems: Iterable[Problem]) -> str:
     prompts = (task.prompt(problem) for problem in problems)
     texts = (prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False) for prompt in prompts)
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+DIGITS = 8
+"""Of the digest of a prompt's token ids: a run of 100,000 problems keeps 800 kB of them."""
+
+
+def ids_digest(ids: Sequence[int]) -> str:
+    """The first DIGITS hexadecimal digits of the sha256 of a prompt's token ids, as whole numbers of 4 bytes."""
+    return hashlib.sha256(np.asarray(ids, "<u4").tobytes()).hexdigest()[:DIGITS]
 
 
 class RunPrompts(NamedTuple):

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import Future
+from datetime import datetime
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -45,6 +46,8 @@ class WorkerConfig(NamedTuple):
     """Where solved examples come from."""
     texts: Mapping[RecordKey, str] | None
     """What the sampler replays; None where it samples."""
+    time: datetime
+    """What chat templates take for now."""
 
     @property
     def num_threads(self) -> int | None:
@@ -100,7 +103,7 @@ class Worker:
         return start_sample(
             work.problem,
             work.sample_index,
-            make_task(work.task, work.seed, self._config.train_problems),
+            make_task(work.task, work.seed, self._config.train_problems, self._config.time),
             work.sampler,
             self._engine,
             AnsweredBy(self._rank, self._name, os.getpid(), socket.gethostname(), work.attempt),
@@ -155,4 +158,5 @@ def worker_config(inputs: Inputs) -> WorkerConfig:
     """What workers are loaded with for a run of these inputs."""
     config = inputs.config
     slots = None if config.use_batched and config.batch_size == "auto" else config.slots
-    return WorkerConfig(inputs.model, config, slots, inputs.max_length, inputs.train_problems, inputs.texts)
+    length, train = inputs.max_length, inputs.train_problems
+    return WorkerConfig(inputs.model, config, slots, length, train, inputs.texts, inputs.time)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from orchestrator.inputs.preflight import Inputs, resolve_inputs
@@ -9,6 +10,8 @@ from orchestrator.settings.config import RunConfig, resolve
 
 DEMO: dict[str, Any] = {"model": "demo", "data": "demo", "mode": "run", "limit": 8}
 
+NOON = datetime(2026, 12, 1, 12, tzinfo=UTC)
+
 
 def demo_inputs(present: int = 0, **settings: Any) -> Inputs:
-    return resolve_inputs(resolve(RunConfig(**DEMO | settings), present))
+    return resolve_inputs(resolve(RunConfig(**DEMO | settings), present), NOON)

@@ -57,7 +57,7 @@ class FakeWorker:
 def install(worker: type[FakeWorker], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Have sessions use it, whatever the model; returns a model folder below `folder` for them to name."""
     monkeypatch.setattr(session, "Worker", worker)
-    monkeypatch.setattr(preflight, "check_model", lambda *_: 100)
+    monkeypatch.setattr(preflight, "check_model", lambda *_: preflight.CheckedModel(100, "", False))
     model = folder / "model"
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text("{}")

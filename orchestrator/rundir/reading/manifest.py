@@ -8,7 +8,16 @@ from math import inf
 from pathlib import Path, PurePath
 from typing import Any
 
-from pydantic import AliasChoices, AliasPath, BaseModel, Field, ValidationError, computed_field, field_validator
+from pydantic import (
+    AliasChoices,
+    AliasPath,
+    AwareDatetime,
+    BaseModel,
+    Field,
+    ValidationError,
+    computed_field,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 from pydantic_core.core_schema import ValidationInfo
 
@@ -19,7 +28,7 @@ from evals.samplers.registry import SAMPLERS, AnySampler
 from evals.samplers.single import AtTemperature, Replay
 from evals.samplers.smc import Smc
 from evals.types import UserError
-from orchestrator.rundir.directory import RUN, read_run, runs_in
+from orchestrator.rundir.directory import RUN, directory_errors, read_run, runs_in
 
 NAMED = {"alpha", "temperature", "num_moves", "num_candidates", "texts"}
 """Settings without which no sampler that has them can be named: every run.json says them."""
@@ -46,6 +55,10 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
     task: str = at("config.task.name", default=...)
     preset: str | None = at("config.task.preset")
     prompts_sha256: str | None = at("provenance.prompts_sha256")
+    prompts_time: AwareDatetime | None = at("provenance.prompts_time", exclude=True, strict=False)
+    """What chat templates take for now."""
+    prompt_ids_sha256: str | None = at("prompt_ids_sha256", exclude=True)
+    """8 digits for each problem, see `ids_digest`."""
     num_shots: int | None = at("config.task.num_shots")
     max_new_tokens: int | None = at("config.task.max_new_tokens")
     """None for replayed answers, too, which it does not cut off."""
@@ -79,6 +92,14 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
                 f"{directory} is a run of generate, which grades nothing; `powersample validate` checks its output."
             )
         return run
+
+    @classmethod
+    def begun(cls, directory: Path, fingerprint: str) -> Manifest | None:
+        """The manifest of the run `fingerprint` in `directory`; None if it has not begun there. Raises UserError if
+        its run.json is damaged or cannot be read."""
+        with directory_errors(directory):
+            content = read_run(directory)
+        return cls.of(directory, content) if content and content.get("fingerprint") == fingerprint else None
 
     @classmethod
     def of(cls, directory: Path, content: Mapping[str, object]) -> Manifest:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from evals.config import TaskConfig
 from evals.tasks.presets import PRESETS
 from evals.tasks.task import INSPECT_ROWS, drawn_rows, lm_eval_rows, make_task, packaged
-from evals.types import Problem, UserError
+from evals.types import Chat, Problem, UserError
 from support.interop import theirs
 from support.places import ROOT
 from support.shared_data import GSM8K_TEST, GSM8K_TRAIN, SHARED, needs_shared
@@ -237,8 +238,9 @@ def test_a_chat_goes_through_the_models_template() -> None:
 
     tokenizer = load_tokenizer(str(ROOT / "evals/demo/model"))
     turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "How many?"})
+    chat = Chat(0, turns, {}, datetime(2026, 12, 1, tzinfo=UTC))
     with pytest.raises(UserError, match=r"no chat template.*task\.chat"):
-        tokenizer.encode(turns)
+        tokenizer.encode(chat)
     turn, start = "[{{ m.role }}] {{ m.content }}\n", "{% if add_generation_prompt %}[assistant]{% endif %}"
     tokenizer._tokenizer.chat_template = f"{{% for m in messages %}}{turn}{{% endfor %}}{start}"
-    assert tokenizer.decode(tokenizer.encode(turns)) == "[system] Be brief.\n[user] How many?\n[assistant]"
+    assert tokenizer.decode(tokenizer.encode(chat)) == "[system] Be brief.\n[user] How many?\n[assistant]"

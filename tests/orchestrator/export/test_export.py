@@ -36,6 +36,7 @@ from orchestrator.rundir import files
 from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.settings.config import RunConfig, resolve
 from support.chromium import Browser, find_browser
+from support.demo_inputs import NOON
 from support.interop import python, theirs
 from support.made_up import changed, make_run, refused
 from support.places import ROOT
@@ -68,7 +69,7 @@ def make(tmp_path: Path) -> Make:
         data = load_problems("demo", limit=NUM_PROBLEMS)
         train = load_problems(str(PROBLEMS)) if config.task.num_shots else None
         digest = prompts_digest(make_task(config.task, config.seed, train.problems if train else ()), data.problems)
-        inputs = Inputs(config, ModelSource("model", "demo", None, "m" * 64), data, train, 512, digest)
+        inputs = Inputs(config, ModelSource("model", "demo", None, "m" * 64), data, train, 512, digest, "", NOON)
         content = run_content(config, inputs, description.describe())
         records = [make_record(problem, index) for problem in data.problems for index in range(num_samples)]
         records[-1] = changed(records[-1], status="failed", text="", scores={}, chain={}, tokens={}, error="it died")

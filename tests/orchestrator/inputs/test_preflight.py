@@ -215,7 +215,8 @@ def test_longest_prompt_and_answer_must_fit_the_context() -> None:
     assert len(str(task.prompt(long))) == 31
 
     def check(context_length: int, task: Task = task) -> int:
-        return preflight.check_lengths(task, [short, long], lambda text: list(map(ord, text)), context_length)
+        lengths = {problem.problem_id: len(str(task.prompt(problem))) for problem in (short, long)}
+        return preflight.check_lengths(task, lengths, context_length)
 
     assert check(131) == 131
     with pytest.raises(UserError, match=r"Problem 7 .* 31 tokens .* 100 .* 130 \(1 of 2 .* to 99 or less") as refused:
@@ -225,7 +226,7 @@ def test_longest_prompt_and_answer_must_fit_the_context() -> None:
     with pytest.raises(UserError, match=r"; use fewer than 4 examples \(task\.num_shots\), leave the problem out"):
         check(20, shots)
     with pytest.raises(UserError, match="prompt of problem 7 has no tokens"):
-        preflight.check_lengths(task, [long], lambda _: [], 130)
+        preflight.check_lengths(task, {7: 0}, 130)
 
 
 def test_run_directories_that_cannot_be_made(tmp_path: Path) -> None:
@@ -241,8 +242,9 @@ def test_the_whole_check_on_a_real_model(tmp_path: Path, capfd: pytest.CaptureFi
     model, task = resolve_model("demo").folder, TaskConfig(max_new_tokens=160)
     config = resolve(RunConfig(model=model, data="x", run_dir=tmp_path / "run", task=task), 0)
     problems = [Problem(0, "How many legs have two dogs?", "#### 8"), Problem(1, "How?", "#### 8")]
-    longest = preflight.check_model(config, model, make_task(config.task, 0), problems)
-    assert 160 + 8 < longest < 160 + 40
+    checked = preflight.check_model(config, model, make_task(config.task, 0), problems)
+    assert 160 + 8 < checked.max_length < 160 + 40
+    assert (len(checked.prompt_ids), checked.asked_raw) == (16, False)
     long = [*problems, Problem(2, "dog " * 5000, "#### 8")]
     with pytest.raises(UserError, match=r"Problem 2 does not fit the model"):
         preflight.check_model(config, model, make_task(config.task, 0), long)

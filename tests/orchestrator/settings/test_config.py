@@ -20,6 +20,7 @@ from orchestrator.inputs.problems import DataSource
 from orchestrator.machine.description import Environment
 from orchestrator.settings.config import Provenance, RunConfig, fingerprint, resolve, run_directory, runs_of
 from support.configs import configured
+from support.demo_inputs import NOON
 from support.places import ROOT
 
 INPUTS = Provenance("m" * 64, "d" * 64)
@@ -171,7 +172,7 @@ def test_what_makes_another_run(changes: dict[str, Any]) -> None:
 def test_run_json_says_what_the_report_reads() -> None:
     config = resolve(RunConfig(model="m", data="d", run_dir=Path("x"), fresh=True), 0)
     data = DataSource([Problem(i, "q", "#### 4") for i in range(5)], "d", "2", 9)
-    inputs = Inputs(config, ModelSource("m", "m", None, "1"), data, None, 100, "3")
+    inputs = Inputs(config, ModelSource("m", "m", None, "1"), data, None, 100, "3", "4", NOON)
     run = json.loads(json.dumps(run_content(config, inputs, Environment({}, "c", None, "3", "run", {}))))
     assert run["num_problems"] == 5
     assert run["fingerprint"] == fingerprint(config, Provenance("1", "2"))
@@ -179,6 +180,7 @@ def test_run_json_says_what_the_report_reads() -> None:
         "model": {"name": "m", "revision": None, "sha256": "1"},
         "data": {"name": "d", "sha256": "2", "rows": 9},
         "prompts_sha256": "3",
+        "prompts_time": "2026-12-01T12:00:00+00:00",
         "dtype": "float32",
         "record_format": 1,
         "versions": {},
@@ -190,4 +192,5 @@ def test_run_json_says_what_the_report_reads() -> None:
     }
     assert run["config"]["sampler"] == settings_of(Power())
     assert run["config"]["run_dir"] == "x"
+    assert run["prompt_ids_sha256"] == "4"
     assert not {"fresh", "inline"} & run["config"].keys()
