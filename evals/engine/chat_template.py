@@ -95,8 +95,16 @@ def way_out(tokenizer: Any, chat: Chat) -> str:
 def check_chat(tokenizer: Any, chat: Chat) -> None:
     """Check the template with one chat of a run. Raises UserError where it fails, for arguments that it does not read,
     for a turn that it leaves out, and where the same chat is not the same text again."""
+    library = {*signature(tokenizer.apply_chat_template).parameters, *_compile_jinja_template("").environment.globals}
+    if reserved := sorted(chat.args.keys() & {*library, "messages"}):
+        raise refused_argument(reserved[0], "this name is the library's own; leave it out")
     text = render(tokenizer, chat)
-    check_args(tokenizer, chat)
+    read = find_undeclared_variables(environment_of(tokenizer).parse(tokenizer.get_chat_template()))
+    free = sorted(read - library - {"messages"})
+    for name in sorted(chat.args.keys() - free):
+        near = get_close_matches(name, free, 1)
+        meant = f" (did you mean {near[0]}?)" if near else ""
+        raise refused_argument(name, f"it reads {', '.join(free) or 'none'}{meant}")
     for place, turn in enumerate(chat.turns):
         other = (*chat.turns[:place], {**turn, "content": f"{turn['content']}0"}, *chat.turns[place + 1 :])
         if render(tokenizer, chat._replace(turns=other)) == text:
@@ -110,19 +118,6 @@ def check_chat(tokenizer: Any, chat: Chat) -> None:
         )
 
 
-def check_args(tokenizer: Any, chat: Chat) -> None:
-    """Raises UserError for arguments that are the library's own, or that the template never reads."""
-    environment, library = environment_of(tokenizer), signature(tokenizer.apply_chat_template).parameters
-    read = find_undeclared_variables(environment.parse(tokenizer.get_chat_template()))
-    free = sorted(read - library.keys() - {"messages"})
-    for name in chat.args:
-        if name in free:
-            continue
-        near = get_close_matches(name, free, 1)
-        reason = f"the chat template does not read it{f' (did you mean {near[0]}?)' if near else ''}"
-        if name in {*library, *environment.globals, "messages"}:
-            reason = "this name is the library's own"
-        raise UserError(
-            f"task.chat_template_args has {name}: {reason}; the template reads {', '.join(free) or 'none'}.",
-            ("task.chat_template_args",),
-        )
+def refused_argument(name: str, reason: str) -> UserError:
+    """The error about an argument of the template."""
+    return UserError(f"{name} is no argument for the model's chat template: {reason}.", ("task.chat_template_args",))

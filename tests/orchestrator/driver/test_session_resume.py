@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -128,6 +129,20 @@ def test_the_demo_fills_four_directories_with_one_pool(
     assert [spent[name].num_starts for name in names] == [1, 1, 2, 1]
     assert start(mode="demo", fresh=True) == 0
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["demo", "demo-2"]
+
+
+def test_runs_of_a_demo_share_one_time_that_they_keep(start: Callable[..., int], tmp_path: Path) -> None:
+    def times() -> dict[str, str]:
+        found = (json.loads(path.read_text()) for path in (tmp_path / "runs/demo").glob("*/run.json"))
+        return {run["config"]["name"]: run["provenance"]["prompts_time"] for run in found}
+
+    assert start(mode="demo") == 0
+    assert len({*times().values()}) == 1
+    for path in (tmp_path / "runs/demo").glob("*/run.json"):
+        path.write_text(path.read_text().replace(times()["demo/low"], "2020-02-20T20:20:20+05:45"))
+    shutil.rmtree(tmp_path / "runs/demo/low")
+    assert start(mode="demo") == 0
+    assert times() == dict.fromkeys(("demo/greedy", "demo/t1", "demo/low", "demo/power"), "2020-02-20T20:20:20+05:45")
 
 
 def files(directory: Path) -> dict[Path, bytes]:
