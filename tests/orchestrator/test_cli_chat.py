@@ -83,8 +83,6 @@ def test_a_run_keeps_its_time_wherever_and_whenever_it_goes_on(shape: list[objec
     assert other["provenance"]["prompts_sha256"] == begun["provenance"]["prompts_sha256"], "of the turns alone"
     assert len(begun["prompt_ids_sha256"]) == 8 * 4
     assert other["prompt_ids_sha256"] != begun["prompt_ids_sha256"]
-    start("run", WEST)
-    assert (tmp_path / "run/summary.json").exists()
 
 
 def test_going_on_with_other_token_ids_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,16 +198,15 @@ THINKING = "{% if enable_thinking is defined and enable_thinking is false %}Be q
 def test_arguments_reach_the_template_and_the_fingerprint(tmp_path: Path) -> None:
     options = [*SHORT, "--model", model(tmp_path / "model", THINKING), "--task.chat", "--limit", 1]
     runs: dict[str, dict[str, Any]] = {}
-    for args in ("{}", '{"enable_thinking": true}', '{"enable_thinking": false}', '{"effort": "high"}'):
+    for args in ("{}", '{"enable_thinking": true}', '{"effort": "high", "enable_thinking": false}'):
         directory = tmp_path / str(len(runs))
         given = ["--task.chat-template-args", args] if args != "{}" else []
         assert in_process("run", *options, *given, "--run-dir", directory) == 0
         runs[args] = run_json(directory)
         assert runs[args]["config"]["task"]["chat_template_args"] == json.loads(args)
-    assert len({content["fingerprint"] for content in runs.values()}) == 4
-    ids = {args: content["prompt_ids_sha256"] for args, content in runs.items()}
-    assert ids["{}"] == ids['{"enable_thinking": true}']
-    assert len({*ids.values()}) == 3
+    assert len({content["fingerprint"] for content in runs.values()}) == 3
+    none, same, other = (content["prompt_ids_sha256"] for content in runs.values())
+    assert none == same != other
 
 
 @pytest.mark.parametrize(
@@ -240,8 +237,6 @@ def test_a_chat_model_that_is_asked_raw_is_told_so_once(tmp_path: Path, capsys: 
     files = ["--input_file", rows, "--inline", "--num-gpus", 0, "--max_new_tokens", 4]
     commands: list[tuple[int, list[object]]] = [
         (1, ["run", *SHORT, "--limit", 1, "--model", folder, "--run-dir", tmp_path / "raw"]),
-        (0, ["run", *SHORT, "--limit", 1, "--model", folder, "--run-dir", tmp_path / "chat", "--task.chat"]),
-        (0, ["run", *SHORT, "--limit", 1, "--model", "demo", "--run-dir", tmp_path / "demo"]),
         (1, ["generate", "--model_path", folder, *files, "--output_file", tmp_path / "raw.jsonl"]),
         (0, ["generate", "--model_path", folder, *files, "--output_file", tmp_path / "chat.jsonl", "--task.chat"]),
         (1, ["sweep", "--knob", "task.max_new_tokens=2,3", *SHORT, "--limit", 1, "--model", folder,
