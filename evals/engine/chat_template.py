@@ -10,6 +10,7 @@ import re
 from difflib import get_close_matches
 from functools import partial
 from inspect import signature
+from textwrap import shorten
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
@@ -20,6 +21,7 @@ from evals.engine.model_support import first_line
 from evals.types import Chat, UserError
 
 RAW = "set task.chat to false"
+MOST_WORDS = 200  # characters of what a template says
 
 
 def render(tokenizer: Any, chat: Chat) -> str:
@@ -28,7 +30,7 @@ def render(tokenizer: Any, chat: Chat) -> str:
     Raises UserError, with the words of the template or the library, where there is no template or it fails.
     """
     templates = tokenizer.chat_template
-    if templates is None:
+    if not templates:
         raise UserError(
             "The prompts are chats (task.preset, task.chat) but the model's tokenizer has no chat template; choose a "
             f"chat model, or {RAW}."
@@ -41,8 +43,9 @@ def render(tokenizer: Any, chat: Chat) -> str:
     try:
         return rendered(tokenizer, chat)
     except Exception as error:  # templates are programs of others, and may raise anything
+        reason = shorten(first_line(error), MOST_WORDS, placeholder=" …")
         raise UserError(
-            f"The model's chat template does not take the prompt of problem {chat.problem_id} ({first_line(error)}); "
+            f"The model's chat template does not take the prompt of problem {chat.problem_id} ({reason}); "
             f"{way_out(tokenizer, chat)}, or {RAW}."
         ) from error
 

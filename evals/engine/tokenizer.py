@@ -38,7 +38,7 @@ class Tokenizer:
 
     @property
     def has_chat_template(self) -> bool:
-        return self._tokenizer.chat_template is not None
+        return bool(self._tokenizer.chat_template)
 
     def check_chat(self, chat: Chat) -> None:
         """Check the model's chat template with one chat of a run. Raises UserError as `chat_template.check_chat`."""

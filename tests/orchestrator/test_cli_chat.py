@@ -141,6 +141,7 @@ def test_a_fresh_run_and_a_damaged_time(tmp_path: Path, capsys: pytest.CaptureFi
         ("{{ raise_exception('Only for\n poets.') }}", "problem 0 (Only for); mend the template in the model's folder"),
         ("{{ messages[0].content.more.less }}", "('str object' has no attribute 'more')"),
         ("{{ 1 / 0 }}", "(division by zero)"),
+        ("{{ raise_exception('long ' * 999) }}", "long long …); mend"),
         ("{% if '?' in messages[0].content %}{{ raise_exception('Never ask') }}{% endif %}", "problem 0 (Never ask)"),
         ("{% for t in tools %}{{ t }}{% endfor %}" + TURNS, "it wants tools, and there are none"),
         ("{{ ['a', 'b'] | random }}" + TURNS, "(it draws by chance, with random)"),

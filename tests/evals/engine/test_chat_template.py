@@ -17,7 +17,7 @@ EAST = timezone(timedelta(hours=14))
 CHAT = Chat(3, ({"role": "user", "content": "Q?"},), {}, datetime(2024, 2, 29, 7, 5, 9, tzinfo=EAST))
 
 
-def loaded(template: str) -> Any:
+def loaded(template: Any) -> Any:
     tokenizer = load_tokenizer(str(ROOT / "evals/demo/model"))
     tokenizer._tokenizer.chat_template = template
     return tokenizer
@@ -46,6 +46,14 @@ def test_a_default_date_comes_from_the_chat_unless_it_is_given() -> None:
     given = CHAT._replace(args={"date_string": "26 Jul 2024"})
     tokenizer.check_chat(given)
     assert tokenizer.decode(tokenizer.encode(given)) == "26 Jul 2024: Q?"
+
+
+@pytest.mark.parametrize("template", [None, "", {}])
+def test_an_empty_template_is_none(template: Any) -> None:
+    tokenizer = loaded(template)
+    assert not tokenizer.has_chat_template
+    with pytest.raises(UserError, match="has no chat template"):
+        tokenizer.encode(CHAT)
 
 
 def test_another_text_each_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
