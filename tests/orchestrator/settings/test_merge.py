@@ -73,6 +73,13 @@ def test_a_file_may_say_that_there_is_none_of_something(tmp_path: Path) -> None:
          f"of {', '.join(SAMPLERS)}."),
         (["--task.stop", '["a'], {}, '--task.stop=["a is not valid JSON; allowed: a list of strings that are not empty,'
          ' in JSON such as ["Question:"].'),
+        (["--task.chat-template-args", "{a: 1}"], {}, "--task.chat-template-args={a: 1} is not valid JSON; allowed: a "
+         'JSON object such as {"enable_thinking": false}.'),
+        (["--task.chat"], {"TASK__CHAT_TEMPLATE_ARGS": "[1]"}, "POWERSAMPLE_TASK__CHAT_TEMPLATE_ARGS=[1] is refused; "
+         'allowed: a JSON object such as {"enable_thinking": false}.'),
+        (["--task.chat-template-args", '{"a": 1}', "--no-task.chat"], {}, '--task.chat-template-args={"a": 1} and '
+         "--task.chat=false do not go together: without task.chat no chat template reads them; set task.chat, or leave "
+         "them out."),
         ([], {"TASK__STOP": '[""]'}, 'POWERSAMPLE_TASK__STOP=[""] is refused; allowed: a list of strings that are not '
          'empty, in JSON such as ["Question:"].'),
         ([], {"BATCHSIZE": "3"}, "Unknown environment variable POWERSAMPLE_BATCHSIZE=3 (did you mean "
@@ -226,6 +233,15 @@ def test_stop_strings_mean_the_same_as_option_variable_and_key(stop: list[str], 
         configured(file=write(tmp_path / "run.yaml", json.dumps({"task": {"stop": stop}}))),
     ]
     assert [config.task.stop for config in configs] == [tuple(stop)] * 4
+
+
+def test_arguments_of_a_chat_template_in_a_file_are_what_they_look_like(tmp_path: Path) -> None:
+    text = "{a: False, b: 'no', c: no, d: 1.5, e: {f: ~, g: [1, x]}, h: 2026-01-01, i: \"3\"}"
+    config = configured(file=write(tmp_path / "x.yaml", f"task:\n  chat: yes\n  chat_template_args: {text}\n"))
+    typed = {"a": False, "b": "no", "c": False, "d": 1.5, "e": {"f": None, "g": [1, "x"]}, "h": "2026-01-01", "i": "3"}
+    assert config.task.chat_template_args == typed
+    as_text = write(tmp_path / "y.yaml", "task: {chat: yes, chat_template_args: '{\"a\": false}'}\n")
+    assert configured(file=as_text).task.chat_template_args == {"a": False}
 
 
 def test_a_stop_string_may_stand_as_it_is_and_options_add_up() -> None:
