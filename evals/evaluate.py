@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evals.record import AnsweredBy, Record, Timings, TokenCounts
 from evals.rng import chain_key
 from evals.stopping import StopStrings, cut
 from evals.tasks.task import Task
-from evals.types import Chain, Problem, Prompt, Sample, Sampler, SamplingContext, UserError
+from evals.types import Chain, Ended, Problem, Prompt, Sample, Sampler, SamplingContext, UserError
 
 if TYPE_CHECKING:
     from evals.engine.engine import Engine
@@ -44,10 +44,11 @@ def start_sample(
     began = time.time()
     tokenizer = engine.model.tokenizer
     prompt = make_prompt(task, problem, tokenizer)
+    given = None if text is None else given_answer(text, task, tokenizer)
     context = SamplingContext(
         prefetch,
         vote=lambda tokens: task.vote(answer_text(tokens, task, tokenizer)),
-        given=None if text is None else tuple(tokenizer.encode(text, whole=False)),
+        given=given and (given.tokens, given.ended),
     )
     steps = sampler.chain(prompt, chain_key(task.seed, problem.problem_id, sample_index), context)
     sampling = engine.submit(Chain(prompt, steps, sampler.sequences))
@@ -55,7 +56,7 @@ def start_sample(
 
     def graded(sample: Sample) -> Record:
         ended = time.time()
-        text = answer_text(sample.tokens, task, tokenizer)
+        text = given.text if given else answer_text(sample.tokens, task, tokenizer)
         chain = sample.chain
         if sample.weighted:
             chain = replace(chain, expected_correct=expected_correct(problem, sample, task, tokenizer))
@@ -133,6 +134,28 @@ def answer_text(tokens: Sequence[int], task: Task, tokenizer: Tokenizer) -> str:
     """The text that is graded: a complete answer's without its EOS token, up to the earliest stop string."""
     ended = tokens[-1] in tokenizer.eos_ids
     return cut(tokenizer.decode(tokens[:-1] if ended else tokens), task.config.stop)
+
+
+class GivenAnswer(NamedTuple):
+    """A text from elsewhere as an answer."""
+
+    text: str
+    """What is graded: as it was given, whatever the tokenizer would make of it."""
+    tokens: tuple[int, ...]
+    """What the tokenizer makes of it, with what ended it."""
+    ended: Ended
+
+
+def given_answer(text: str, task: Task, tokenizer: Tokenizer) -> GivenAnswer:
+    """The answer that a given text is, ended as a model's would be: by its first stop string, else by an EOS token.
+
+    No token limit applies.
+    """
+    kept = cut(text, (*task.config.stop, *tokenizer.eos_texts))
+    rest, eos = text[len(kept) :], tuple(sorted(tokenizer.eos_ids)[:1])
+    stop = "" if rest.startswith(tokenizer.eos_texts) else next(filter(rest.startswith, task.config.stop), "")
+    tokens = (*tokenizer.encode(kept + stop, whole=False), *(() if stop else eos))
+    return GivenAnswer(kept, tokens, "stop" if stop else "eos" if eos else "length")
 
 
 def expected_correct(problem: Problem, sample: Sample, task: Task, tokenizer: Tokenizer) -> dict[str, float]:

@@ -244,8 +244,8 @@ class SamplingContext(NamedTuple):
     vote: Callable[[Sequence[int]], str | None] | None = None
     """The final answer in these answer tokens, as a majority counts it: equal answers are equal strings, None is no
     answer."""
-    given: tuple[int, ...] | None = None
-    """The tokens of a given answer, which is replayed."""
+    given: tuple[tuple[int, ...], Ended] | None = None
+    """The tokens of a given answer, which is replayed, and why it ended."""
 
 
 class Sampler(Protocol):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from evals.engine import chat_template
 from evals.engine.model_support import first_line, read_config
+from evals.engine.tokenizer_file import read_tokenizer
 from evals.types import Chat, UserError
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
@@ -25,16 +27,25 @@ class Tokenizer:
         self._fast: Any = None
         if getattr(type(tokenizer), "_decode", None) is PreTrainedTokenizerFast._decode:
             self._fast = tokenizer.backend_tokenizer
+        self._front = front(tokenizer)
+
+    @cached_property
+    def eos_texts(self) -> tuple[str, ...]:
+        """How a text spells the tokens that end an answer, where it can."""
+        texts = {token: self.decode([token]) for token in sorted(self.eos_ids)}
+        return tuple(text for token, text in texts.items() if self.encode(text, whole=False) == [token])
 
     def encode(self, prompt: str | Chat, whole: bool = True) -> list[int]:
         """Ids of a raw prompt, with what the tokenizer adds by default if `whole` (BOS for Llama), however long.
 
         A chat goes through the model's chat template, see `chat_template.render`. Raises UserError where it cannot.
+        However many BOS tokens a prompt begins with, written or added, it begins with one.
         """
+        piece = isinstance(prompt, str) and not whole
         if not isinstance(prompt, str):
             prompt, whole = chat_template.render(self._tokenizer, prompt), False
         encoded = self._tokenizer(prompt, add_special_tokens=whole, verbose=False)  # preflight reports what is too long
-        return encoded["input_ids"]
+        return encoded["input_ids"] if piece else once(self._front, encoded["input_ids"])
 
     @property
     def has_chat_template(self) -> bool:
@@ -57,16 +68,33 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Tokenizer:
     try:
         if not any(file for pattern in TOKENIZER_FILES for file in Path(folder).glob(pattern)):
             raise OSError("no file of it is there")  # some versions of the library would make up an empty one
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        tokenizer = read_tokenizer(folder, trust_remote_code)
         ids = as_ids(tokenizer.eos_token_id) | as_ids(getattr(config, "eos_token_id", None))
         if (Path(folder) / "generation_config.json").is_file():
             ids |= as_ids(GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id)
+    except UserError:
+        raise
     except Exception as error:  # the libraries raise anything over damaged files, even Exception itself
         raise UserError(
             f"The model folder {folder} has no usable tokenizer ({first_line(error)}); use one written by the "
             "`save_pretrained` of both model and tokenizer."
         ) from error
     return Tokenizer(tokenizer, ids)
+
+
+def front(tokenizer: Any) -> list[int]:
+    """What the tokenizer puts in front of a text, else the BOS token that a text or a template may put there itself."""
+    bare, whole = (tokenizer("0", add_special_tokens=added, verbose=False)["input_ids"] for added in (False, True))
+    start = next((start for start in range(len(whole)) if whole[start : start + len(bare)] == bare), 0)
+    return whole[:start] or sorted(as_ids(tokenizer.bos_token_id))
+
+
+def once(front: list[int], ids: list[int]) -> list[int]:
+    """`ids` without the repetitions of `front` at its beginning."""
+    n = len(front)
+    while n and ids[: 2 * n] == 2 * front:
+        ids = ids[n:]
+    return ids
 
 
 def as_ids(value: Any) -> frozenset[int]:

@@ -68,18 +68,10 @@ class Replay:
     sequences = 1
 
     def chain(self, prompt: Prompt, key: RandomKey, context: SamplingContext = SamplingContext()) -> Steps:  # noqa: B008
-        """The given answer, ended as a model's would be: by its first stop string, else by an EOS token.
-
-        No token limit applies. Its log q and log Z are unknown and stand as 0. Raises ValueError where none is given.
-        """
+        """The given answer. Its log q and log Z are unknown and stand as 0. Raises ValueError where none is given."""
         yield from ()  # a chain is a generator, also one that asks for nothing
         if context.given is None:
             raise ValueError("there is no given answer to replay")
-        tokens = (*context.given, *sorted(prompt.eos_ids)[:1])
-        stopped = prompt.stopped or (lambda _: False)
-        ends = (n for n, token in enumerate(tokens, 1) if token in prompt.eos_ids or stopped(tokens[:n]))
-        end = next(ends, None)
-        tokens = tokens[:end]
+        tokens, ended = context.given
         zeros = np.zeros(len(tokens))
-        ended = "length" if end is None else "eos" if tokens[-1] in prompt.eos_ids else "stop"
         return Sample(tokens, zeros, zeros, ended, ChainFigures(generated=0, prefilled=0))

@@ -30,8 +30,6 @@ from orchestrator.settings.config import Provenance, RunConfig, fingerprint, run
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-    from evals.engine.tokenizer import Tokenizer
-
 
 class Inputs(NamedTuple):
     """A run's configuration, model and data, found and checked."""
@@ -139,7 +137,6 @@ def check_model(
     context_length = check_architecture(folder, config.engine.trust_remote_code)
     check_weights(Path(folder), config.engine.allow_pickle)
     tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
-    check_texts(texts or {}, tokenizer)
     if not isinstance(chat := task.asked(problems[0]), str):
         tokenizer.check_chat(chat)
     lengths, digests = dict[int, int](), ""
@@ -150,17 +147,6 @@ def check_model(
     longest = check_lengths(task, lengths, context_length if texts is None else sys.maxsize)
     asked_raw = tokenizer.has_chat_template and not task.config.chat and texts is None
     return CheckedModel(longest if texts is None else context_length, digests, asked_raw)
-
-
-def check_texts(texts: Mapping[RecordKey, str], tokenizer: Tokenizer) -> None:
-    """Raises UserError unless every text is the same after encoding and decoding: it is to be graded as given."""
-    for (problem_id, _), text in texts.items():
-        if tokenizer.decode(tokenizer.encode(text, whole=False)) != text:
-            raise UserError(
-                f"The text for problem {problem_id} in sampler.texts is another one after the model's tokenizer; name "
-                "a model that keeps every byte, such as demo.",
-                ("model",),
-            )
 
 
 def check_lengths(task: Task, lengths: Mapping[int, int], context_length: int) -> int:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Fast
+from tokenizers import models, normalizers, pre_tokenizers
 
+from evals.config import TaskConfig
+from evals.engine.tokenizer import load_tokenizer
+from evals.evaluate import given_answer
+from evals.record import Record, RecordKey
 from evals.rng import RandomKey
 from evals.samplers.single import Replay
-from evals.types import Prompt, SamplingContext, UserError
+from evals.tasks.task import make_task
+from evals.types import Prompt, SamplingContext
 from orchestrator.cli import main
-from orchestrator.inputs import preflight
 from orchestrator.inputs.problems import load_problems
 from orchestrator.rundir.reading.records import first_records
 from support.places import ROOT
@@ -38,6 +46,10 @@ def replay(directory: Path, data: Path, texts: object, *flags: object) -> int:
 
 def summary(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "summary.json").read_text())
+
+
+def records(directory: Path) -> dict[RecordKey, Record]:
+    return first_records(directory / "records.jsonl")
 
 
 GOLD = "GSM8K's own answers through the whole pipeline: 1,319 of 1,319 under all three scores"
@@ -146,34 +158,65 @@ def test_replay_needs_texts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "name by sampler.texts what replay grades" in capsys.readouterr().err
 
 
-def test_a_tokenizer_that_changes_a_text_is_refused() -> None:
-    class Tokenizer:
-        def encode(self, text: str, whole: bool = True) -> list[int]:
-            return list(map(ord, text.strip()))
-
-        def decode(self, ids: list[int]) -> str:
-            return "".join(map(chr, ids))
-
-    tokenizer: Any = Tokenizer()
-    preflight.check_texts({(0, 0): "a b"}, tokenizer)
-    with pytest.raises(UserError, match=r"text for problem 7 .* is another one"):
-        preflight.check_texts({(0, 0): "a b", (7, 0): " a"}, tokenizer)
+OHM = "The wire has 5 \u2126.\n#### 18"
+ACCENT = "cafe\u0301\r\n #### 4 \ufb01n\x00"
 
 
-def test_it_is_refused_before_anything_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An accent of its own, which this tokenizer makes one character with its letter."""
-    data, texts = write(tmp_path / "data.jsonl", DATA[:2]), [{"text": "caf\u00e9 2"}, {"text": "cafe\u0301 4"}]
-    assert replay(tmp_path / "run", data, write(tmp_path / "texts.jsonl", texts)) == 2
-    assert "The text for problem 1 in sampler.texts is another one" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+def test_a_text_is_graded_as_it_was_given_whatever_the_tokenizer_makes_of_it(tmp_path: Path) -> None:
+    """Signs that this tokenizer turns into others, in texts and in a stop string; the log is read again afterwards."""
+    data = write(tmp_path / "data.jsonl", [{"question": "?", "answer": "#### 18"}, *DATA[1:]])
+    texts = [{"text": OHM}, {"text": ACCENT}, {"text": "#### 6\u212b #### 7"}]
+    file, run = write(tmp_path / "texts.jsonl", texts), tmp_path / "run"
+    assert replay(run, data, file, "--task.stop", json.dumps(["\u212b"])) == 0
+    found = {key: (one.text, one.ended, one.scores["numeric"].correct) for key, one in records(run).items()}
+    assert found == {(0, 0): (OHM, "eos", True), (1, 0): (ACCENT, "eos", True), (2, 0): ("#### 6", "stop", True)}
+    tokenizer = load_tokenizer(str(ROOT / "evals/demo/model"))
+    assert tokenizer.decode(records(run)[0, 0].token_ids) == OHM.replace("\u2126", "\u03a9") + "<|endoftext|>"
+    before = summary(run)["accuracy"]
+    assert main(["regrade", str(run)]) == 0
+    assert main(["report", str(run)]) == 0
+    assert summary(run)["accuracy"] == before
+
+
+def test_a_model_without_a_token_for_a_text_replays_it(tmp_path: Path) -> None:
+    """Its tokenizer lowers all letters and knows neither digits nor lines."""
+    model = shutil.copytree(ROOT / "evals/demo/model", tmp_path / "model")
+    fast = Fast(models.WordLevel({"<unk>": 0, "so": 1, "question": 2}, unk_token="<unk>"))
+    fast.normalizer, fast.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    fast.save(str(model / "tokenizer.json"))
+    (model / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    data = write(tmp_path / "data.jsonl", DATA[:2])
+    texts = write(
+        tmp_path / "texts.jsonl", [{"text": "So it is\n#### 2"}, {"text": "SO #### 4\n\nQuestion: 1?\n#### 1"}]
+    )
+    assert replay(tmp_path / "run", data, texts, "--model", model) == 0
+    assert [one.text for one in records(tmp_path / "run").values()] == ["So it is\n#### 2", "SO #### 4\n\n"]
+    assert summary(tmp_path / "run")["accuracy"]["strict"]["mean"] == 1
 
 
 @pytest.mark.parametrize(
-    ("text", "tokens", "ended"),
-    [("ab", "ab.", "eos"), ("", ".", "eos"), ("a.b", "a.", "eos"), ("aSb", "aS", "stop"), ("aS", "aS", "stop")],
+    ("text", "kept", "tokens", "ended"),
+    [
+        ("ab", "ab", "ab.", "eos"),
+        ("", "", ".", "eos"),
+        ("a.b", "a", "a.", "eos"),
+        ("aSb", "a", "aS", "stop"),
+        ("S", "", "S", "stop"),
+        ("a.S", "a", "a.", "eos"),
+    ],
 )
-def test_an_answer_ends_as_a_model_would_end_it(text: str, tokens: str, ended: str) -> None:
-    prompt = Prompt((1,), 1, frozenset({ord(".")}), lambda tokens: tokens[-1] == ord("S"))
+def test_an_answer_ends_as_a_model_would_end_it(text: str, kept: str, tokens: str, ended: str) -> None:
+    tokenizer: Any = SimpleNamespace(
+        eos_ids=frozenset({ord(".")}), eos_texts=(".",), encode=lambda text, whole: list(map(ord, text))
+    )
+    given = given_answer(text, make_task(TaskConfig(stop=("T", "S")), 0), tokenizer)
+    assert given == (kept, tuple(map(ord, tokens)), ended)
+    prompt = Prompt((1,), 1, frozenset(), None)
     with pytest.raises(StopIteration) as over:
-        next(Replay("gold").chain(prompt, RandomKey(0, 3, 1), SamplingContext(given=tuple(map(ord, text)))))
-    assert (over.value.value.tokens, over.value.value.ended) == (tuple(map(ord, tokens)), ended)
+        next(Replay("gold").chain(prompt, RandomKey(0, 3, 1), SamplingContext(given=(given.tokens, given.ended))))
+    assert (over.value.value.tokens, over.value.value.ended) == (given.tokens, given.ended)
+
+
+def test_without_an_eos_token_a_text_ends_where_it_ends() -> None:
+    tokenizer: Any = SimpleNamespace(eos_ids=frozenset(), eos_texts=(), encode=lambda text, whole: [len(text)])
+    assert given_answer("ab", make_task(TaskConfig(), 0), tokenizer) == ("ab", (2,), "length")
