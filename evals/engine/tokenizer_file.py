@@ -37,14 +37,28 @@ def read_tokenizer(folder: str, trust_remote_code: bool) -> Any:
 
     Raises UserError if Python code in the folder contradicts the file, and whatever the library raises.
     """
-    loaded: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    tokenizer = choose(folder, trust_remote_code)
+    model: Any = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if getattr(model, "dropout", None):
+        model.dropout = None  # it is for training: a text would have other ids each time
+    return tokenizer
+
+
+def choose(folder: str, trust_remote_code: bool) -> Any:
+    """What the library loads, where it agrees with the file, else the file."""
     path = Path(folder) / FILE
+    try:
+        loaded: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception:  # of the class, which may not be able to take the file's vocabulary
+        if not path.is_file() or "auto_map" in configuration(folder):
+            raise
+        return of_file(folder)
     if type(loaded) is PreTrainedTokenizerFast or not path.is_file():  # this class alone takes the file as it is
         return loaded
     file = FileTokenizer.from_file(str(path))
     file.no_truncation()
     file.no_padding()
-    text = next(differences(loaded, file), None)
+    text = first_difference(loaded, file)
     if text is None:
         return loaded
     if not type(loaded).__module__.startswith("transformers."):
@@ -52,48 +66,70 @@ def read_tokenizer(folder: str, trust_remote_code: bool) -> Any:
             f"The Python code of the tokenizer in {folder} reads {text[:30]!r} otherwise than its {FILE}; remove the "
             "file to use the code, or `auto_map` from tokenizer_config.json to use the file."
         )
-    return of_file(folder, loaded)
+    tokenizer = of_file(folder)
+    take_over(tokenizer, loaded, configuration(folder))
+    return tokenizer
 
 
-def differences(loaded: Any, file: FileTokenizer) -> Iterator[str]:
-    """The texts that the two encode or decode differently: fixed ones, added tokens, and a walk through the vocabulary.
+def first_difference(loaded: Any, file: FileTokenizer) -> str | None:
+    """The first text that the two encode or decode differently; None where there is none."""
+    for text, ids in samples(file):
+        try:
+            encoded = loaded(text, add_special_tokens=False, verbose=False)["input_ids"]
+            decoded = loaded.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        except Exception:  # noqa: BLE001 - of a class that counts on tokens which the vocabulary does not have
+            return text
+        if encoded != file.encode(text, add_special_tokens=False).ids or decoded != decode(file, ids):
+            return text
+    return None if loaded("0", verbose=False)["input_ids"] == file.encode("0").ids else "0"  # what is put around a text
 
-    The walk shows by the file's own tokens which of them are never reached.
+
+def samples(file: FileTokenizer) -> Iterator[tuple[str, list[int]]]:
+    """Texts and ids to compare tokenizers by: the fixed texts, the added tokens, and a walk through the vocabulary.
+
+    The walk shows, by the file's own tokens, which of them another normalizer or pre-tokenizer does not reach.
     """
     added = [token.content for token in file.get_added_tokens_decoder().values()]
+    for text in ("0", *TEXTS, " ".join(added), "a".join(["", *added, ""])):
+        yield text, file.encode(text, add_special_tokens=False).ids
     size = file.get_vocab_size()
     ids = range(0, size, 1 + size // WALK**2)
-    walk = [list(ids[start : start + WALK]) for start in range(0, len(ids), WALK)]
-    for given in ["0", *TEXTS, " ".join(added), "a".join(["", *added, ""]), *walk]:
-        text = given if isinstance(given, str) else file.decode(given, skip_special_tokens=False)
-        encoded = file.encode(text, add_special_tokens=False).ids
-        rows = [encoded] if isinstance(given, str) else [encoded, given]
-        if loaded(text, add_special_tokens=False, verbose=False)["input_ids"] != encoded or any(
-            loaded.decode(row, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            != file.decode(row, skip_special_tokens=False)
-            for row in rows
-        ):
-            yield text
-    if loaded("0", verbose=False)["input_ids"] != file.encode("0").ids:  # what is put around a text
-        yield "0"
+    for start in range(0, len(ids), WALK):
+        row = list(ids[start : start + WALK])
+        yield decode(file, row), row
 
 
-def of_file(folder: str, loaded: Any) -> Any:
-    """The tokenizer that tokenizer.json and tokenizer_config.json describe, and `loaded` says less of.
+def decode(file: FileTokenizer, ids: list[int]) -> str:
+    return file.decode(ids, skip_special_tokens=False)
 
-    Special tokens that only the class of `loaded` knows are kept where the vocabulary has them. What is put around a
-    text is the file's, unless tokenizer_config.json asks for what `loaded` does instead.
+
+def of_file(folder: str) -> Any:
+    """The tokenizer that tokenizer.json and tokenizer_config.json of a folder describe."""
+    return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+def take_over(tokenizer: Any, loaded: Any, config: dict[str, Any]) -> None:
+    """Give the file's tokenizer what `loaded` alone knows of the folder.
+
+    Special tokens that only its class names, where the vocabulary has them. And what is put around a text, where it is
+    as `config`, the content of tokenizer_config.json, asks and the file's is not.
     """
-    tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     vocabulary, named = tokenizer.get_vocab(), tokenizer.special_tokens_map
+    added = {
+        token.content: token for token in tokenizer.added_tokens_decoder.values()
+    }  # with what else is said of them
     of_class = {name: token for name, token in loaded.special_tokens_map.items() if name not in named}
-    tokenizer.add_special_tokens({name: t for name, t in of_class.items() if isinstance(t, str) and t in vocabulary})
-    path = Path(folder) / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = {name: added.get(token, token) for name, token in of_class.items() if token in vocabulary}
+    tokenizer.add_special_tokens(known)
     asked = {name: config[name] for name in ("add_bos_token", "add_eos_token") if isinstance(config.get(name), bool)}
-    if asked.items() <= puts_around(loaded).items() and not asked.items() <= puts_around(tokenizer).items():
+    if not asked.items() <= puts_around(tokenizer).items() and asked.items() <= puts_around(loaded).items():
         tokenizer.backend_tokenizer.post_processor = loaded.backend_tokenizer.post_processor
-    return tokenizer
+
+
+def configuration(folder: str) -> dict[str, Any]:
+    """The content of tokenizer_config.json; empty where there is none."""
+    path = Path(folder) / "tokenizer_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def puts_around(tokenizer: Any) -> dict[str, bool]:
