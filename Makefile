@@ -4,7 +4,8 @@ PYTHON ?= $(or $(POWERSAMPLE_PYTHON),.venv/bin/python)
 # Tests run on all cores, but for those that nothing may run beside (marked serial). Pytest's code 5, no such test, is no
 # failure.
 PARALLEL = -n auto --maxprocesses 8 --dist worksteal
-.PHONY: setup check format lines test test-slow test-gpu test-interop benchmark demo constraints constraints-interop
+.PHONY: setup check format lines test test-slow test-gpu test-interop test-transformers benchmark demo constraints
+.PHONY: constraints-interop
 
 setup:
 	@bash launch/setup.sh dev
@@ -35,6 +36,14 @@ test-gpu:  # on a machine with a CUDA device
 test-interop: setup  # with lm-eval and inspect-ai, in an environment of their own
 	bash launch/interop.sh
 	$(PYTHON) -m pytest -m interop
+
+# The tokenizer's tests with the oldest and the newest library that pyproject.toml admits, each in a folder of its own.
+test-transformers: setup
+	for end in lowest-direct highest; do \
+	  $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --target .transformers/$$end --resolution $$end \
+	    "$$(grep -o 'transformers>=[^"]*' pyproject.toml)" && \
+	  PYTHONPATH=.transformers/$$end $(PYTHON) -m pytest tests/evals/engine/test_tokenizer.py || exit 1; \
+	done
 
 benchmark: setup
 	$(PYTHON) benchmarks/sampler.py
