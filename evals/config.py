@@ -130,6 +130,9 @@ class EngineConfig(Settings):
         default=1,
         description="GPUs that share one model which does not fit one of them, each holding some of its layers; slower",
     )
+    adapter: Text | None = Field(
+        default=None, description="LoRA adapter that is merged into the model: local folder or hub name; needs peft"
+    )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with the model")
     allow_pickle: bool = Field(default=False, description="accept weights that are not safetensors")
     execution: Execution = Field(

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.utils import logging
 
 from evals.config import EngineConfig
+from evals.engine.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_alone, merge, unnamed_adapter
 from evals.engine.execution import prepare
 from evals.engine.model import UNKNOWN_LAYERS, Model, decoder_layers
-from evals.engine.model_support import check_architecture, first_line, refusal
+from evals.engine.model_support import check_architecture, first_line, quiet, read_config, refusal, unusable_config
+from evals.engine.tensors import check_finite, check_load
 from evals.engine.tokenizer import load_tokenizer
 from evals.sizing.shapes import Shape
 from evals.types import UserError
@@ -32,19 +33,33 @@ def weights_dtype(config: EngineConfig, device: torch.device) -> torch.dtype:
     return getattr(torch, auto if config.dtype == "auto" else config.dtype)
 
 
-def load_model(folder: str, config: EngineConfig, device: str | torch.device, num_threads: int | None = None) -> Model:
+def load_model(
+    folder: str,
+    config: EngineConfig,
+    device: str | torch.device,
+    num_threads: int | None = None,
+    adapter: str | None = None,
+) -> Model:
     """The model of `read_model`, prepared for engines and checked. Raises UserError also where the check fails."""
-    return prepare(read_model(folder, config, device, num_threads))
+    return prepare(read_model(folder, config, device, num_threads, adapter))
 
 
-def read_model(folder: str, config: EngineConfig, device: str | torch.device, num_threads: int | None = None) -> Model:
+def read_model(
+    folder: str,
+    config: EngineConfig,
+    device: str | torch.device,
+    num_threads: int | None = None,
+    adapter: str | None = None,
+) -> Model:
     """Load the model of a local folder with its tokenizer to `device`, its attention replaced by the engine's.
 
-    `num_threads` sets the CPU threads of this process's products. Raises UserError for a model that the engine cannot
-    serve, for weights that are missing or not safetensors, and for attention that cannot be replaced.
+    `num_threads` sets the CPU threads of this process's products; `adapter` is the folder of an adapter to merge.
+    Raises UserError for a model that the engine cannot serve, for weights that are missing, not safetensors, not finite
+    or not those of its configuration, and for attention that cannot be replaced.
     """
     check_architecture(folder, config.trust_remote_code)
-    if not config.allow_pickle and not list(Path(folder).glob("*.safetensors")):
+    files = {path.name for path in Path(folder).glob("*.safetensors")} - {ADAPTER_WEIGHTS}
+    if not config.allow_pickle and not files:
         raise UserError(
             f"The model folder {folder} has no safetensors weights; convert them, or set engine.allow_pickle to load "
             "pickled ones from a source you trust."
@@ -52,24 +67,7 @@ def read_model(folder: str, config: EngineConfig, device: str | torch.device, nu
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     device = torch.device(device)
-    dtype = weights_dtype(config, device)
-    logging.disable_progress_bar()
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=None if config.allow_pickle else True,
-            trust_remote_code=config.trust_remote_code,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"The model in {folder} cannot be loaded: {first_line(error)}.") from error
-    network, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(
-            f"The weights in {folder} are incomplete: {missing[0]} and {len(missing) - 1} others are missing."
-        )
+    network = read_network(folder, config, weights_dtype(config, device), adapter)
     tokenizer = load_tokenizer(folder, config.trust_remote_code)
     try:
         if config.gpus_per_model == 1:
@@ -77,11 +75,62 @@ def read_model(folder: str, config: EngineConfig, device: str | torch.device, nu
         elif not spread(network, cuda_devices(config.gpus_per_model)):
             reason = f"engine.gpus_per_model is {config.gpus_per_model} and {UNKNOWN_LAYERS}"
             raise refusal(folder, type(network).__name__, reason)
+        check_finite(folder, network)
         return Model(network, tokenizer, folder, config.float32_logits)
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"The model in {folder} does not fit the GPU ({first_line(error)}); free the GPU or choose a smaller model."
         ) from error
+
+
+def read_network(folder: str, config: EngineConfig, dtype: torch.dtype, adapter: str | None) -> Any:
+    """The library's model of a folder on the CPU, every tensor of the checkpoint in its place.
+
+    An `adapter` is merged in float32, and the result loaded as if it had been a checkpoint. Raises UserError.
+    """
+    options = {
+        "use_safetensors": None if config.allow_pickle else True,
+        "trust_remote_code": config.trust_remote_code,
+        "local_files_only": True,
+    }
+    if adapter is None:
+        if (Path(folder) / ADAPTER_CONFIG).is_file():
+            raise unnamed_adapter(folder)
+        return load(folder, AutoModelForCausalLM, folder, dtype=dtype, **options)
+    with base_alone(folder) as base:
+        network = load(folder, AutoModelForCausalLM, base, dtype=torch.float32, **options)
+    merge(network, adapter)
+    if dtype == torch.float32:
+        return network
+    return load(folder, type(network), None, config=network.config, state_dict=network.state_dict(), dtype=dtype)
+
+
+def load(folder: str, kind: Any, source: str | None, **options: Any) -> Any:
+    """What a class of the library loads from `source`, checked; `folder` is for messages. Raises UserError."""
+    try:
+        with quiet():
+            network, report = kind.from_pretrained(
+                source, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
+    except Exception as error:  # the library raises anything over damaged files
+        raise UserError(f"The model in {folder} cannot be loaded: {first_line(error)}.") from error
+    check_load(folder, network, report)
+    return network
+
+
+def skeleton(folder: str, trust_remote_code: bool) -> Any | None:
+    """The library's model of a folder without weights; None if the model brings code of its own.
+
+    Raises UserError where no model can be made of its configuration.
+    """
+    config = read_config(folder, trust_remote_code)
+    if getattr(config, "auto_map", None):
+        return None
+    try:
+        with quiet():
+            return make_network(config, torch.bfloat16, "meta")
+    except Exception as error:  # the library raises anything over a damaged configuration
+        raise unusable_config(folder, first_line(error)) from error
 
 
 def make_network(config: Any, dtype: torch.dtype, device: str) -> Any:

@@ -5,14 +5,17 @@ No weight is loaded. The self-check at start-up catches what a configuration doe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging
 
+from evals.engine.tensors import quantised
 from evals.types import UserError
 
 LAYERS = {"full_attention", "sliding_attention"}
@@ -29,16 +32,16 @@ def read_config(folder: str, trust_remote_code: bool) -> Any:
     if not (path / "config.json").is_file():
         raise UserError(f"The model folder {folder} has no config.json; use one that `save_pretrained` wrote.")
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError, StrictDataclassError) as error:
+        with quiet():
+            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+    except Exception as error:  # the library raises anything over damaged files
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else None  # which says what was expected
-        reason, way_out = first_line(cause or error), "choose another model, or download it again if it should be one"
-        if "custom code" in reason:
-            reason, way_out = (
-                "it brings Python code of its own",
-                "a run with engine.trust_remote_code=true takes it, if you trust it",
-            )
-        raise UserError(f"{path / 'config.json'} cannot be used: {reason}; {way_out}.") from error
+        if "custom code" in (reason := first_line(cause or error)):
+            way_out = "a run with engine.trust_remote_code=true takes it, if you trust it"
+            raise UserError(
+                f"{path / 'config.json'} cannot be used: it brings Python code of its own; {way_out}."
+            ) from error
+        raise unusable_config(folder, reason) from error
 
 
 def check_architecture(folder: str, trust_remote_code: bool = False) -> int:
@@ -47,8 +50,10 @@ def check_architecture(folder: str, trust_remote_code: bool = False) -> int:
     Returns the longest prompt plus answer in tokens. Raises UserError naming folder and architecture.
     """
     config = read_config(folder, trust_remote_code)
-    class_name = (getattr(config, "architectures", None) or [None])[0]
-    remote = "AutoModelForCausalLM" in getattr(config, "auto_map", {})
+    names, code = getattr(config, "architectures", None) or [None], getattr(config, "auto_map", None) or {}
+    if not isinstance(names, list) or not isinstance(code, Mapping):
+        raise unusable_config(folder, f"its architectures or auto_map say {names if code == {} else code}")
+    class_name, remote = names[0], "AutoModelForCausalLM" in code
     classes: list[Any] = model_classes(config)
     architecture = class_name or (classes[0].__name__ if classes else type(config).__name__)
     if remote and not trust_remote_code:
@@ -56,6 +61,12 @@ def check_architecture(folder: str, trust_remote_code: bool = False) -> int:
     chosen = [cls for cls in classes if class_name in (None, cls.__name__)]
     if any(getattr(cls, "_is_stateful", False) for cls in chosen):
         raise refusal(folder, architecture, "it keeps a recurrent state, which cannot be rewound")
+    if (method := quantisation(config)) is not None:
+        raise quantised(
+            folder,
+            f"quantization_config of its config.json says {method}",
+            ", or, if its weights are plain ones already, take that out",
+        )
     if (reason := unsupported_reason(config)) is not None:
         raise refusal(folder, architecture, reason)
     if not remote:
@@ -80,6 +91,17 @@ def unsupported_reason(config: Any) -> str | None:
         return "its attention has sinks, which are not supported"
     if any(rope.get("rope_type") == "dynamic" for rope in ropes(config)):
         return "its rotary embedding is `dynamic`: one long row would change the others of its batch"
+    return None
+
+
+def quantisation(config: Any) -> str | None:
+    """The method that a configuration says its weights are quantised by; None for plain ones."""
+    texts = [config, config.get_text_config(decoder=True)]
+    for name in ("quantization_config", "compression_config"):
+        for found in (getattr(part, name, None) for part in texts):
+            if found is not None:
+                method = found.get("quant_method") if isinstance(found, Mapping) else found
+                return f"`{method}`" if isinstance(method, str) else "no method"
     return None
 
 
@@ -120,6 +142,29 @@ def refusal(folder: str, architecture: str, reason: str) -> UserError:
     return UserError(f"The model in {folder} ({architecture}) cannot be used: {reason}; {FAMILIES}.")
 
 
+def unusable_config(folder: str, reason: str) -> UserError:
+    """The error for a config.json of which no model can be made."""
+    return UserError(
+        f"{Path(folder) / 'config.json'} cannot be used: {reason}; choose another model, or download it again if it "
+        "should be one."
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the library's warnings, tables and progress bars: what they are about is refused in one sentence."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
 def first_line(error: BaseException) -> str:
-    """The beginning of an error's text, without its full stop."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """The beginning of an error's text, without its full stop; a text that is but a word with the error's name."""
+    text = (str(error).strip().splitlines() or [""])[0].rstrip(".")
+    if isinstance(error, KeyError):
+        return f"transformers does not know {text}"
+    return text if " " in text else f"{type(error).__name__} {text}".rstrip()

@@ -70,8 +70,6 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Tokenizer:
             raise OSError("no file of it is there")  # some versions of the library would make up an empty one
         tokenizer = read_tokenizer(folder, trust_remote_code)
         ids = as_ids(tokenizer.eos_token_id) | as_ids(getattr(config, "eos_token_id", None))
-        if (Path(folder) / "generation_config.json").is_file():
-            ids |= as_ids(GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id)
     except UserError:
         raise
     except Exception as error:  # the libraries raise anything over damaged files, even Exception itself
@@ -79,7 +77,19 @@ def load_tokenizer(folder: str, trust_remote_code: bool = False) -> Tokenizer:
             f"The model folder {folder} has no usable tokenizer ({first_line(error)}); use one written by the "
             "`save_pretrained` of both model and tokenizer."
         ) from error
-    return Tokenizer(tokenizer, ids)
+    return Tokenizer(tokenizer, ids | generation_ids(folder))
+
+
+def generation_ids(folder: str) -> frozenset[int]:
+    """The EOS ids of a model's generation configuration, if it has one. Raises UserError if it is damaged."""
+    if not (path := Path(folder) / "generation_config.json").is_file():
+        return frozenset()
+    try:
+        return as_ids(GenerationConfig.from_pretrained(folder, local_files_only=True).eos_token_id)
+    except Exception as error:  # the library raises anything over damaged files
+        raise UserError(
+            f"{path} cannot be used: {first_line(error)}; download it again, or delete it if the model needs none."
+        ) from error
 
 
 def front(tokenizer: Any) -> list[int]:

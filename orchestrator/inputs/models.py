@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from evals.config import EngineConfig
 from evals.types import UserError
 from orchestrator.settings.config import DEMO
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
 
 DEMO_FOLDER = Path(__file__).parents[2] / "evals" / "demo"
 DEMO_MODEL = "model"  # in DEMO_FOLDER
@@ -23,6 +26,7 @@ HUB_SECONDS = 10.0
 CAREFUL = EngineConfig()  # runs no code of a model, loads no pickled weights
 MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 PICKLE_FILES = ("*.bin", "*.pt", "*.pth")
+WAY_OUT = "name one on the hub or a folder with config.json, tokenizer and weights"
 
 
 class ModelSource(NamedTuple):
@@ -35,6 +39,13 @@ class ModelSource(NamedTuple):
     """Commit on the hub; None for a local folder."""
     digest: str
     """What enters the fingerprint: the commit, or sha256 over a local folder's files."""
+    adapter: ModelSource | None = None
+    """What is merged into the model."""
+
+    def describe(self) -> dict[str, JsonValue]:
+        """Its name and what identifies it, for run.json."""
+        of_files = None if self.revision else self.digest
+        return {"name": self.name, "revision": self.revision, "sha256": of_files}
 
 
 def is_local(name: str) -> bool:
@@ -43,22 +54,60 @@ def is_local(name: str) -> bool:
 
 
 def resolve_model(name: str, revision: str | None = None, engine: EngineConfig = CAREFUL) -> ModelSource:
-    """The model's folder on this machine, downloaded if need be. Raises UserError naming `model`.
+    """The model's folder on this machine with its adapter, downloaded if need be. Raises UserError naming `model`.
 
-    Code and pickled weights are neither fetched nor counted unless asked for.
+    A model that is an adapter without its base is the base that it names, with that adapter. Code and pickled weights
+    are neither fetched nor counted unless asked for.
     """
-    patterns = model_files(engine)
-    if name == DEMO or is_local(name):
-        folder = DEMO_FOLDER / DEMO_MODEL if name == DEMO else Path(name).expanduser()
-        if revision is not None:
-            raise UserError(
-                f"model_revision={revision} is for models from the hub but the model {name} is local; leave it out."
-            )
-        check_folder(folder, f"folder {folder}")
-        return ModelSource(str(folder.resolve()), name, None, folder_digest(folder, patterns))
-    folder, commit = download(name, revision, patterns)
-    check_folder(folder, f"model {name} on the hub (commit {commit[:8]})")
-    return ModelSource(str(folder), name, commit, commit)
+    from evals.engine.adapter import ADAPTER_CONFIG, is_adapter, read_adapter, unnamed_adapter
+
+    model = find(name, revision, model_files(engine))
+    if not is_adapter(Path(model.folder)):
+        check_folder(Path(model.folder), f"model {name} on the hub" if model.revision else f"folder {model.folder}")
+        if engine.adapter is not None:
+            return model._replace(adapter=find_adapter(engine.adapter))
+        if (Path(model.folder) / ADAPTER_CONFIG).is_file():
+            raise unnamed_adapter(model.folder)
+        return model
+    if engine.adapter is not None:
+        raise UserError(f"The model {name} is an adapter itself; name its base.", ("model", "engine.adapter"))
+    config = read_adapter(model.folder)
+    if not isinstance(base := config.get("base_model_name_or_path"), str) or not base:
+        raise UserError(f"{name} is an adapter and names no base; name both.", ("model", "engine.adapter"))
+    try:
+        found = find(base, None if is_local(base) else config.get("revision"), model_files(engine))
+        check_folder(Path(found.folder), f"base {base}")
+    except UserError as error:
+        raise UserError(f"{name} is an adapter, and its base cannot be used: {error.reason}", error.settings) from error
+    return found._replace(adapter=find_adapter(name, revision))
+
+
+def find_adapter(name: str, revision: str | None = None) -> ModelSource:
+    """The adapter's folder on this machine, downloaded if need be. Raises UserError where it cannot be merged."""
+    from evals.engine.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_adapter
+
+    adapter = find(name, revision, MODEL_FILES, "adapter", "engine.adapter")
+    read_adapter(adapter.folder)
+    if adapter.revision is not None:
+        return adapter
+    return adapter._replace(digest=folder_digest(Path(adapter.folder), [ADAPTER_CONFIG, ADAPTER_WEIGHTS]))
+
+
+def find(
+    name: str, revision: str | None, patterns: Sequence[str], what: str = "model", setting: str = "model"
+) -> ModelSource:
+    """The folder that `name` means, downloaded if need be, and its digest. Raises UserError naming the setting."""
+    if name != DEMO and not is_local(name):
+        folder, commit = download(name, revision, patterns, what, setting)
+        return ModelSource(str(folder), name, commit, commit)
+    folder = DEMO_FOLDER / DEMO_MODEL if name == DEMO else Path(name).expanduser()
+    if revision is not None:
+        raise UserError(
+            f"model_revision={revision} is for models from the hub but the model {name} is local; leave it out."
+        )
+    if not folder.is_dir():
+        raise UserError(f"There is no {what} folder {folder}; {WAY_OUT}.", (setting,))
+    return ModelSource(str(folder.resolve()), name, None, folder_digest(folder, patterns))
 
 
 def folder_on_node(model: ModelSource, engine: EngineConfig) -> str:
@@ -85,14 +134,11 @@ def model_files(engine: EngineConfig) -> list[str]:
 
 def check_folder(folder: Path, model: str) -> None:
     """Raises UserError unless `folder` can hold a model; the message calls it `model`."""
-    way_out = "name one on the hub or a folder with config.json, tokenizer and weights"
-    if not folder.is_dir():
-        raise UserError(f"There is no model folder {folder}; {way_out}.", ("model",))
     if not (folder / "config.json").is_file():
-        raise UserError(f"The {model} has no config.json, so it is no model for transformers; {way_out}.", ("model",))
+        raise UserError(f"The {model} has no config.json, so it is no model for transformers; {WAY_OUT}.", ("model",))
 
 
-def folder_digest(folder: Path, patterns: list[str]) -> str:
+def folder_digest(folder: Path, patterns: Iterable[str]) -> str:
     """Hex sha256 over names and contents of the files directly in `folder` that match."""
     total = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
@@ -101,15 +147,17 @@ def folder_digest(folder: Path, patterns: list[str]) -> str:
     return total.hexdigest()
 
 
-def download(name: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
+def download(
+    name: str, revision: str | None, patterns: Sequence[str], what: str = "model", setting: str = "model"
+) -> tuple[Path, str]:
     """Folder and commit of a model from the hub; with HF_HUB_OFFLINE=1 only from the cache on this machine."""
     from huggingface_hub import HfApi, constants, snapshot_download
 
-    with hub(f"model {name!r} is no folder", "name a local folder or another model", "model"):
+    with hub(f"{what} {name!r} is no folder", f"name a local folder or another {what}", setting):
         if not constants.HF_HUB_OFFLINE:
             revision = HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS).sha
         others = ["*/*", "consolidated*"]
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=others))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*patterns], ignore_patterns=others))
     return folder, folder.name
 
 

@@ -13,16 +13,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from evals.config import EngineConfig
 from evals.evaluate import prompt_ids
 from evals.record import RecordKey
 from evals.samplers.single import Replay
 from evals.tasks.task import Task, make_task
 from evals.types import Problem, UserError
+from orchestrator.console import say
 from orchestrator.inputs.models import ModelSource, resolve_model
 from orchestrator.inputs.problems import DataSource, load_problems, load_train
 from orchestrator.inputs.prompts import ids_digest, prompts_digest
 from orchestrator.inputs.replay_texts import load_texts, texts_digest
-from orchestrator.inputs.weight_files import check_weights
+from orchestrator.inputs.weight_files import check_weights, stored_tensors
 from orchestrator.rundir.directory import check_writable
 from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.settings.config import Provenance, RunConfig, fingerprint, run_directory, runs_of
@@ -63,9 +65,9 @@ class Inputs(NamedTuple):
     def describe(self) -> dict[str, JsonValue]:
         """The inputs as the provenance in run.json describes them."""
         model, data, texts = self.model, self.data, self.provenance.texts
-        of_files = None if model.revision else model.digest
         return {
-            "model": {"name": model.name, "revision": model.revision, "sha256": of_files},
+            "model": model.describe(),
+            **({"adapter": model.adapter.describe()} if model.adapter else {}),
             "data": {"name": data.name, "sha256": data.digest, "rows": data.num_rows},
             "prompts_sha256": self.prompts_digest,
             "prompts_time": self.time.isoformat(),
@@ -77,8 +79,8 @@ def provenance_of(
     model: ModelSource, data: DataSource, train: DataSource | None, texts: Mapping[RecordKey, str] | None
 ) -> Provenance:
     """The digests that enter the fingerprint."""
-    of_texts = None if texts is None else texts_digest(texts)
-    return Provenance(model.digest, data.digest, None if train is None else train.digest, of_texts)
+    of_train, of_texts = None if train is None else train.digest, None if texts is None else texts_digest(texts)
+    return Provenance(model.digest, data.digest, of_train, of_texts, model.adapter and model.adapter.digest)
 
 
 def resolve_inputs(config: RunConfig, now: datetime, model: ModelSource | None = None) -> Inputs:
@@ -94,6 +96,9 @@ def resolve_inputs(config: RunConfig, now: datetime, model: ModelSource | None =
     time = time_of_prompts(config, provenance_of(model, data, train, texts)) or now.replace(microsecond=0)
     task = make_task(config.task, config.seed, train.problems if train else (), time)
     checked = check_model(config, model.folder, task, data.problems, texts)
+    if model.adapter is not None:
+        check_adapter(model.folder, model.adapter.folder, config.engine)
+        say(f"The adapter {model.adapter.name} is merged into {model.name}.")
     digest = prompts_digest(task, data.problems)
     return Inputs(
         config, model, data, train, checked.max_length, digest, checked.prompt_ids, time, checked.asked_raw, texts
@@ -129,13 +134,16 @@ def check_model(
 
     Where `texts` are replayed the model reads no prompt, and its context limits nothing.
     """
+    from evals.engine.checkpoint import skeleton
     from evals.engine.model_support import check_architecture
+    from evals.engine.tensors import check_tensors
     from evals.engine.tokenizer import load_tokenizer
 
     for run in runs_of(config):
         check_writable(run.run_dir or Path("runs"))
     context_length = check_architecture(folder, config.engine.trust_remote_code)
-    check_weights(Path(folder), config.engine.allow_pickle)
+    tensors = check_weights(Path(folder), config.engine.allow_pickle)
+    check_tensors(folder, tensors, skeleton(folder, config.engine.trust_remote_code))
     tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
     if not isinstance(chat := task.asked(problems[0]), str):
         tokenizer.check_chat(chat)
@@ -147,6 +155,15 @@ def check_model(
     longest = check_lengths(task, lengths, context_length if texts is None else sys.maxsize)
     asked_raw = tokenizer.has_chat_template and not task.config.chat and texts is None
     return CheckedModel(longest if texts is None else context_length, digests, asked_raw)
+
+
+def check_adapter(folder: str, adapter: str, engine: EngineConfig) -> None:
+    """Raises UserError unless the adapter in a folder can be merged into the model in `folder`, tokenizer included."""
+    from evals.engine.adapter import ADAPTER_WEIGHTS, check_fit, check_tokenizer
+    from evals.engine.checkpoint import skeleton
+
+    check_fit(adapter, stored_tensors(Path(adapter) / ADAPTER_WEIGHTS), skeleton(folder, engine.trust_remote_code))
+    check_tokenizer(adapter, folder)
 
 
 def check_lengths(task: Task, lengths: Mapping[int, int], context_length: int) -> int:

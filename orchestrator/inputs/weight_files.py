@@ -1,20 +1,19 @@
-"""Checks that the weights in a model folder are all there and whole."""
+"""Reads from the headers of their files what weights a model folder has, and checks that they are there and whole."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+from evals.engine.tensors import Stored
 from evals.types import UserError
 
 
-def check_weights(folder: Path, allow_pickle: bool) -> None:
-    """Raises UserError unless the weights that transformers would load from `folder` are all there and whole.
+def check_weights(folder: Path, allow_pickle: bool) -> dict[str, Stored]:
+    """The tensors that transformers would load from `folder`, by name; none of a pickled file, which tells nothing.
 
-    It prefers one file to shards and safetensors to pickle; of a pickled file nothing can be known without loading it.
+    It prefers one file to shards and safetensors to pickle. Raises UserError unless all are there and whole.
     """
-    from safetensors import SafetensorError, safe_open
-
     named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
     names = [named] if isinstance(named, str) else ["model.safetensors", "model.safetensors.index.json"]
     if allow_pickle:
@@ -25,19 +24,27 @@ def check_weights(folder: Path, allow_pickle: bool) -> None:
             f"The model folder {folder} has no weights ({' or '.join(names)}); download or convert them"
             + ("." if allow_pickle else ", or set engine.allow_pickle to load pickled ones from a source you trust.")
         )
+    tensors = {}
     for file in shards(weights) if weights.suffix == ".json" else [weights]:
         if not file.is_file():
             raise UserError(
                 f"The weights in {folder} are incomplete: {weights.name} names {file.name}; download it again."
             )
         if file.suffix == ".safetensors":
-            try:
-                with safe_open(file, framework="numpy"):  # the header can be read, and the file is as long as it says
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"The weights {file} are damaged or cut off ({error}); download the file again."
-                ) from error
+            tensors |= stored_tensors(file)
+    return tensors
+
+
+def stored_tensors(file: Path) -> dict[str, Stored]:
+    """The tensors of a safetensors file by name. Raises UserError unless the file is as long as its header says."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
+            return {name: Stored(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"The weights {file} are damaged or cut off ({error}); download the file again.") from error
 
 
 def shards(index: Path) -> list[Path]:

@@ -111,6 +111,7 @@ def provenance(*summaries: Summary) -> str:
     runs = [summary.run for summary in summaries]
     facts = {
         "model": [f"{run.model or 'unknown'}{short(run.model_sha256, ' ({})')}" for run in runs],
+        "adapter": [run.adapter for run in runs],
         "data": [f"{run.data or 'unknown'}{short(run.data_sha256, ' (sha256 {})')}" for run in runs],
         "dtype": [run.dtype for run in runs],
         "shots": [run.num_shots for run in runs],

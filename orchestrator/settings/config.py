@@ -196,7 +196,8 @@ def runs_of(config: RunConfig) -> list[RunConfig]:
 def demo_directory(config: RunConfig) -> Path:
     """`runs/demo` for the usual demo, else `runs/demo-DIGEST`: demos whose answers differ never share a directory."""
     demos = config, resolve(RunConfig(), 0)
-    ours, usual = (fingerprint(demo, Provenance(DEMO, DEMO, demo.task.train_data)) for demo in demos)
+    inputs = [Provenance(DEMO, DEMO, demo.task.train_data, adapter=demo.engine.adapter) for demo in demos]
+    ours, usual = map(fingerprint, demos, inputs)
     return Path("runs") / (DEMO if ours == usual else f"{DEMO}-{ours[:8]}")
 
 
@@ -216,6 +217,8 @@ class Provenance(NamedTuple):
     """Digest of the rows that solved examples come from; None without examples."""
     texts: str | None = None
     """Digest of the texts that are replayed; None where nothing is."""
+    adapter: str | None = None
+    """Digest of the adapter that is merged into the model; None without one."""
 
 
 def fingerprint(config: RunConfig, provenance: Provenance) -> str:
@@ -229,7 +232,7 @@ def fingerprint(config: RunConfig, provenance: Provenance) -> str:
     task = config.task.model_dump(exclude={"train_data", *unset})
     contents = {
         "record_format": RECORD_FORMAT,
-        **{name: digest for name, digest in provenance._asdict().items() if name != "texts" or digest},
+        **{name: digest for name, digest in provenance._asdict().items() if digest or name not in ("texts", "adapter")},
         "limit": config.limit,
         "num_samples": config.num_samples,
         "task": task,

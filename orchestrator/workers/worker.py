@@ -86,7 +86,9 @@ class Worker:
             if self._engine is None:
                 free_bytes = wait_for_free_memory(room) if config.run.use_gpus else None
                 device = "cuda" if config.run.use_gpus else "cpu"
-                model = load_model(folder_on_node(config.model, engine), engine, device, config.num_threads)
+                folder, adapter = folder_on_node(config.model, engine), config.model.adapter
+                merged = None if adapter is None else folder_on_node(adapter, engine)
+                model = load_model(folder, engine, device, config.num_threads, merged)
             else:
                 self._engine.close()
                 model = self._engine.model

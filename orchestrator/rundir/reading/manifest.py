@@ -68,6 +68,8 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
     num_samples: int = at("config.num_samples", default=...)
     model: str | None = at("provenance.model.name", "config.model")
     model_sha256: str | None = at("provenance.model.sha256")
+    adapter: str | None = at("provenance.adapter.name")
+    """What was merged into the model."""
     data: str | None = at("provenance.data.name", "config.data")
     data_sha256: str | None = at("provenance.data.sha256")
     data_rows: int | None = at("provenance.data.rows")

@@ -23,6 +23,7 @@ DECIDING = (
     "provenance.model.sha256",
     "provenance.data.sha256",
     "provenance.texts_sha256",
+    "provenance.adapter",
 )
 """Fields of run.json that a refusal names if they differ between two runs; the fingerprint alone decides."""
 

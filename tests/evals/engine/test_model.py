@@ -235,17 +235,22 @@ def test_weights_that_are_missing_or_pickled_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "content"),
+    ("file", "content", "message"),
     [
-        ("tokenizer.json", "{}"),
-        ("tokenizer_config.json", "null"),
-        ("generation_config.json", "{"),
-        ("generation_config.json", '{"eos_token_id": "x"}'),
+        ("tokenizer.json", "{}", "no usable tokenizer"),
+        ("tokenizer_config.json", "null", "no usable tokenizer"),
+        (
+            "generation_config.json",
+            "{",
+            r"generation_config\.json cannot be used: .*JSON.*; download it again, or delete",
+        ),
+        ("generation_config.json", "null", r"generation_config\.json cannot be used: "),
+        ("generation_config.json", '{"eos_token_id": "x"}', r"generation_config\.json cannot be used: 'x' is no id"),
     ],
 )
-def test_a_damaged_tokenizer_is_refused(folder: Path, file: str, content: str) -> None:
+def test_a_damaged_tokenizer_is_refused(folder: Path, file: str, content: str, message: str) -> None:
     (folder / file).write_text(content)
-    with pytest.raises(UserError, match="no usable tokenizer"):
+    with pytest.raises(UserError, match=message):
         load_tokenizer(str(folder))
 
 

@@ -17,7 +17,7 @@ from evals.config import EngineConfig, TaskConfig
 from evals.tasks.task import Task, make_task
 from evals.types import Problem, UserError
 from orchestrator.inputs import preflight, problems
-from orchestrator.inputs.models import resolve_model
+from orchestrator.inputs.models import ModelSource, resolve_model
 from orchestrator.inputs.problems import load_problems
 from orchestrator.machine import description, gpus
 from orchestrator.machine.gpus import Gpu, visible
@@ -169,7 +169,7 @@ def test_a_model_from_the_hub_is_its_commit(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: Info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     model = resolve_model("owner/name")
-    assert model == (str(folder), "owner/name", "abc123", "abc123")
+    assert model == ModelSource(str(folder), "owner/name", "abc123", "abc123")
     resolve_model("owner/name", engine=EngineConfig(trust_remote_code=True, allow_pickle=True))
     assert [options["revision"] for _, options in asked] == ["abc123", "abc123"]
     careful, trusting = ({*options["allow_patterns"]} for _, options in asked)
