@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from evals.engine.model_support import check_architecture
 from evals.engine.tensors import check_finite, check_tensors
 from evals.types import UserError
 from orchestrator.inputs.weight_files import check_weights
+from support.command import DEMO, run
 from support.tiny_models import FAMILIES, SIZES, make
 
 WEIGHTS = "model.safetensors"
@@ -260,3 +262,20 @@ def test_a_damaged_configuration_is_one_sentence(name: str, tmp_path: Path, capf
         check(folder)
     assert folder in str(refused.value)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("place", ["--inline", pytest.param("--no-dashboard", marks=pytest.mark.ray)])
+def test_a_load_that_fails_ends_a_run_at_once(place: str, tmp_path: Path) -> None:
+    """With Ray as without: by one worker's first try, in one sentence, with exit code 2."""
+    model = shutil.copytree(DEMO / "model", tmp_path / "model")
+    tensors = load_file(model / WEIGHTS)
+    tensors["model.layers.2.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, model / WEIGHTS, metadata={"format": "pt"})
+    ended = run(
+        *("--model", model, "--data", "demo", "--limit", 1, "--num-gpus", 0, "--num-workers", 1, place),
+        *("--sampler.kind", "greedy", "--task.max-new-tokens", 8, "--run-dir", tmp_path / "run"),
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "hold NaN as float32, first in model.layers.2.mlp.up_proj.weight; " in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+    assert "started again" not in ended.stderr
