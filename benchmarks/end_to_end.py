@@ -69,11 +69,10 @@ def measure(args: argparse.Namespace, began: float) -> None:
     from evals.engine.decoding_speed import peak
     from evals.engine.device import release, reset_peak
     from evals.engine.engine import Engine
-    from evals.evaluate import prompt_ids
     from evals.tasks.task import make_task
     from orchestrator.commands.bench import json_line
     from orchestrator.inputs.models import resolve_model
-    from orchestrator.inputs.preflight import check_lengths
+    from orchestrator.inputs.preflight import check_lengths, measure_prompts
     from orchestrator.inputs.problems import load_problems
     from orchestrator.machine.description import describe
     from orchestrator.machine.gpus import visible_gpus
@@ -87,8 +86,7 @@ def measure(args: argparse.Namespace, began: float) -> None:
     laps.lap("sources")
     config = EngineConfig(dtype=args.dtype, execution=args.execution)
     model = load_model(folder, config, args.device or ("cuda" if visible_gpus() else "cpu"))
-    lengths = {one.problem_id: len(prompt_ids(task, one, model.tokenizer.encode)) for one in problems}
-    longest = check_lengths(task, lengths, model.context_length)
+    longest = check_lengths(task, measure_prompts(task, problems, model.tokenizer.encode), model.context_length)
     laps.lap("load")
     compared = generated(model, task, problems[: args.compare_generate], args) if args.compare_generate else None
     release(model.device)

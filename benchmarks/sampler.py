@@ -25,13 +25,13 @@ from tqdm import tqdm
 from evals.config import EngineConfig, TaskConfig
 from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
-from evals.evaluate import prompt_ids, start_sample
+from evals.evaluate import start_sample
 from evals.record import AnsweredBy, Record
 from evals.samplers.power import Power
 from evals.tasks.task import make_task
 from evals.types import Problem, UserError
 from orchestrator.inputs.models import resolve_model
-from orchestrator.inputs.preflight import check_lengths
+from orchestrator.inputs.preflight import check_lengths, measure_prompts
 from orchestrator.inputs.problems import load_problems
 
 REPEATS = 3  # of a timed run; the fastest counts
@@ -50,8 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         problems = load_problems(args.data, "test", args.limit).problems
         model = load_model(resolve_model(args.model).folder, EngineConfig(), args.device)
         task = make_task(TaskConfig(max_new_tokens=args.max_new_tokens), seed=0)
-        lengths = {one.problem_id: len(prompt_ids(task, one, model.tokenizer.encode)) for one in problems}
-        longest = check_lengths(task, lengths, model.context_length)
+        longest = check_lengths(task, measure_prompts(task, problems, model.tokenizer.encode), model.context_length)
         engine = Engine.build(model, EngineConfig(), slots=args.slots, max_length=longest)
     except UserError as error:
         print(f"sampler.py: {error}", file=sys.stderr)

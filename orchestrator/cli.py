@@ -94,6 +94,7 @@ def call_command(arguments: list[str]) -> int:
     elif {"--help", "-h"} & set(rest):
         print(make_parser(name, settings=name == "run").format_help().rstrip())
     else:
+        check_working_directory()
         parser = make_parser(name)
         args = parser.read(rest)
         args.began = began  # by time.perf_counter
@@ -102,6 +103,16 @@ def call_command(arguments: list[str]) -> int:
         except UserError as error:
             raise error.spelt(parser.spelling) from error
     return 0
+
+
+def check_working_directory() -> None:
+    """Raises UserError where relative paths lead nowhere, as the directory that they begin in was deleted."""
+    from evals.types import UserError
+
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UserError("The working directory was deleted; change to one that is there (cd).") from error
 
 
 def version() -> str:

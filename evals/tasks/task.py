@@ -93,12 +93,30 @@ class Task(NamedTuple):
             case "package":
                 examples = list(packaged()[:count])
         if len(examples) < count:
-            raise UserError(
-                f"task.num_shots asks for {count} solved examples in front of each question but the training data has "
-                f"{len(examples)}; name a JSONL file or data set with more of them, or lower task.num_shots.",
-                ("task.train_data",),
-            )
+            raise self._too_few(len(examples))
         return examples
+
+    def _too_few(self, usable: int) -> UserError:
+        """The error that only so many solved examples are there for a question."""
+        count, rows, draw = self.config.num_shots, len(self.train_problems), self.preset.draw
+        preset = f"the preset {self.config.preset}"
+        asks = f"task.num_shots asks for {count} solved examples in front of each question"
+        if (draw == "fixed" and count > len(INSPECT_ROWS)) or draw == "package":
+            most = len(INSPECT_ROWS) if draw == "fixed" else usable
+            return UserError(
+                f"{asks} but {preset} has {most}; lower it, or choose another preset.", ("task.num_shots",)
+            )
+        if not rows:
+            reason = "no training data is named; name a JSONL file or data set"
+        elif draw == "fixed":
+            needs = f"{preset} takes row {max(INSPECT_ROWS[:count]):,} and others of GSM8K's training data"
+            reason = (
+                f"{needs}, and {self.config.train_data} has {rows:,} rows; name all of it, or choose another preset"
+            )
+        else:
+            of = "" if usable == rows else f", of which {usable} can stand in front of this one"
+            reason = f"the training data {self.config.train_data} has {rows}{of}; name one with more of them"
+        return UserError(f"{asks} but {reason}, or lower task.num_shots.", ("task.train_data",))
 
     def grade(self, problem: Problem, text: str) -> dict[str, Grade]:
         """Named scores of an answer's text, already cut at its earliest stop string; empty for data without answers."""

@@ -24,7 +24,9 @@ from ray.job_config import JobConfig
 
 from evals.types import UserError, WorkersLost
 from orchestrator.console import say
+from orchestrator.rundir.directory import try_writing
 from orchestrator.settings.config import RunConfig
+from orchestrator.settings.parser import readable
 
 LOCAL, AUTO = "local", "auto"  # Ray's addresses for a cluster of this process's own, and for one that Ray looks for
 CONNECT_SECONDS = 10.0
@@ -33,6 +35,9 @@ HEALTH_CHECK = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 2000,
 63 s."""
 OBJECT_STORE_BYTES = 256 << 20  # records are small; the default, 30 % of RAM, spills out of a small /dev/shm
 CHECKOUT = Path(__file__).parents[2]
+TMP = "/tmp"
+LONGEST_SOCKET = 107
+"""Bytes that the path of a socket can have on Linux."""
 
 
 def ray_address() -> str:
@@ -44,6 +49,7 @@ def check_ray_access(dashboard_host: str) -> None:
     """Check before a session that Ray can be joined. Raises UserError if not, or if it would be open to others."""
     check_address()
     check_dashboard(dashboard_host)
+    choose_folder()
     if ray_address() == AUTO:  # only Ray knows where it looks
         connect(AUTO)
         ray.shutdown()
@@ -63,6 +69,36 @@ def check_address() -> None:
         raise UserError(
             f"No Ray cluster answers at RAY_ADDRESS={address} ({error}); start it, or unset the variable."
         ) from error
+
+
+def choose_folder() -> None:
+    """Set RAY_TMPDIR to where a local Ray keeps its sockets and logs: as it is set, else TMPDIR, or /tmp where Ray
+    cannot use TMPDIR, which a line says. Raises UserError for a RAY_TMPDIR that Ray cannot use."""
+    if ray_address() != LOCAL:
+        return
+    if named := os.environ.get("RAY_TMPDIR"):
+        if reason := unusable(named):
+            raise UserError(f"RAY_TMPDIR={readable(named)} {reason}; set it to another directory, such as {TMP}.")
+    elif (named := os.environ.get("TMPDIR") or TMP) != TMP and (reason := unusable(named)):
+        say(f"TMPDIR={readable(named)} {reason}, so Ray's sockets and logs are in {TMP}/ray (RAY_TMPDIR).")
+        named = TMP
+    os.environ["RAY_TMPDIR"] = str(Path(named).absolute())
+
+
+def unusable(folder: str) -> str:
+    """Why Ray cannot keep its sockets in this folder, as the end of a sentence; empty where it can."""
+    place = Path(folder).absolute()
+    session = f"session_2000-01-01_00-00-00_000000_{os.getpid()}"  # as Ray names it
+    if (length := len(os.fsencode(place / "ray" / session / "sockets/plasma_store"))) > LONGEST_SOCKET:
+        return f"is too long for Ray's sockets, whose paths would have {length} of at most {LONGEST_SOCKET} bytes"
+    try:
+        str(place).encode()
+        try_writing(place / "ray")
+    except OSError as error:
+        return f"cannot be written ({error.strerror})"
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    return ""
 
 
 def check_dashboard(host: str) -> None:
@@ -89,6 +125,7 @@ def start_ray(config: RunConfig, job_name: str) -> None:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     check_address()
     check_dashboard(config.dashboard_host)
+    choose_folder()
     local: dict[str, Any] = {}
     if address == LOCAL:  # a driver that joins a cluster must not pass these
         for name, value in HEALTH_CHECK.items():

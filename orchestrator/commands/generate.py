@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import mean
@@ -27,6 +27,7 @@ from orchestrator.rundir.reading.telemetry import read_telemetry, timings
 from orchestrator.rundir.telemetry_rows import WorkerState
 from orchestrator.settings.config import RunConfig
 from orchestrator.settings.merge import build_config
+from orchestrator.settings.parser import check_text, variable_name
 from orchestrator.wording import duration
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -39,14 +40,16 @@ SHOWN = 20  # failed rows that are listed with their reasons
 def generate(args: Namespace) -> int:
     """Answer the rows; returns the exit code. Raises UserError for what the user can mend."""
     output = generate_output.target(args.output_file)
-    config = checked_config(build_config(args, os.environ, defaults(args)), output)
+    asked = build_config(args, os.environ, defaults(args, os.environ), greedy_at_zero=True)
+    config = checked_config(asked, output)
     files = Files(output, args.hourly_rate)
     return session.run(resolved(config), files.show, files.conclude)
 
 
-def defaults(args: Namespace) -> Path:
+def defaults(args: Namespace, environ: Mapping[str, str]) -> Path:
     """The configuration file that is read unless --config names another."""
-    return CONFIGS / f"generate{'_power' if POWER & vars(args).keys() else ''}.yaml"
+    power = any(name in vars(args) or environ.get(variable_name(name)) for name in POWER)
+    return CONFIGS / f"generate{'_power' if power else ''}.yaml"
 
 
 def checked_config(config: RunConfig, output: Path) -> RunConfig:
@@ -64,10 +67,12 @@ def checked_config(config: RunConfig, output: Path) -> RunConfig:
         raise UserError(f"generate needs {missing}; `powersample generate --help` lists the options.", (missing,))
     if not Path(config.data).is_file():
         raise UserError(f"There is no file {config.data}; name a JSONL file.", ("data",))
-    run = generate_output.run_of(output)
+    run, data = generate_output.run_of(output), str(Path(config.data).absolute())
+    for path in (str(output), data):  # of a link, or below this directory, another text than the user gave
+        check_text(f"The path {path}", path)
     if output.is_dir() or (output.exists() and (not run.is_dir() or output.samefile(config.data))):
         raise UserError(f"{output} is there already, and not from generate; name another --output_file or move it.")
-    return config.model_copy(update={"run_dir": run, "data": str(Path(config.data).absolute()), "mode": "run"})
+    return config.model_copy(update={"run_dir": run, "data": data, "mode": "run"})
 
 
 class Files(NamedTuple):

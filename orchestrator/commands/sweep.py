@@ -39,7 +39,11 @@ SUMMARY = "sweep.json"
 def sweep(args: Namespace) -> int:
     """Evaluate every value; returns the exit code and raises as `session.carry_out` does."""
     began = time.time()
-    knob, texts = values_of(args.knob, args.start_from)
+    if len(args.knob) > 1:
+        raise UserError(f"sweep: --knob is given {len(args.knob)} times, and a sweep has one; start a sweep for each.")
+    knob, texts = values_of("".join(args.knob), args.start_from)
+    if knob in vars(args):
+        raise UserError(f"sweep: --knob has the values of {knob} and an option sets it; leave one out.", (knob,))
     configs = [configured(args, knob, text) for text in texts]
     session.check_ray(configs[0])
     host_memory(configs[0], args.memory_limit)

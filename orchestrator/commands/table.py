@@ -50,7 +50,7 @@ JSON = option("--json", action="store_true", help="one line of JSON and nothing 
 
 WAYS = """Each option of run but --config is also a variable, --batch-size POWERSAMPLE_BATCH_SIZE and
 --sampler.num-moves POWERSAMPLE_SAMPLER__NUM_MOVES, and a key of a YAML file (sampler: num_moves). Options win over
-variables, variables over the file."""
+variables, variables over the file. Of an option that is given twice the last counts, and a line says so."""
 RUN_EXAMPLES = """examples:
   powersample run
       without GPUs the demo, four samplers compared on the embedded problems; with GPUs all of GSM8K by power sampling
@@ -78,7 +78,8 @@ COMMANDS = {
         "evaluate per value of a setting, each with the batch that fits",
         (
             CONFIG,
-            option("--knob", default="", metavar="NAME=VALUES", help="a setting of sampler or task, and its values"),
+            option("--knob", action="append", default=[], metavar="NAME=VALUES",
+                   help="a setting of sampler or task, and its values"),
             option("--start-from", metavar="VALUE", help="leave out the values before this one"),
             option("--auto-batch-size", action=argparse.BooleanOptionalAction, default=True,
                    help="find the largest batch that works for each value, up to --batch-size"),
@@ -185,7 +186,8 @@ answer is" in the score strict. A row may have its question: whether a percentag
                     "8B models at 2,048 tokens: H200 32, H100 16, A6000 10, A100 8)"),
             setting("task.max_new_tokens", "--max_new_tokens", metavar="N", help="longest answer (default: 2048)"),
             setting("limit", "--max_examples", metavar="N", help="only the first so many rows; try 10 first"),
-            setting("sampler.temperature", "--temperature", metavar="T", help="of the draws (default: 0.7)"),
+            setting("sampler.temperature", "--temperature", metavar="T",
+                    help="of the draws (default: 0.7); 0: the likeliest token each time, as --sampler.kind greedy"),
             setting("sampler.top_p", "--top_p", metavar="P", help="of the draws (default: 0.9)"),
             setting("sampler.alpha", "--alpha", metavar="A", help="power sampling from p^A instead"),
             setting("sampler.num_moves", "--num_moves", metavar="N",
@@ -198,7 +200,8 @@ kept in OUT.jsonl.run, and the same command goes on from there.
 
 All options of `powersample run --help` that do not contradict these are taken, too, such as --task.chat,
 --task.template "Question: {question}" or --num-gpus; the defaults are in configs/generate.yaml, or, with --alpha or
---num_moves, in configs/generate_power.yaml. Prompts are cut at --task.max-prompt-tokens (2048).
+--num_moves, in configs/generate_power.yaml; another --sampler.kind has defaults of its own. Prompts are cut at
+--task.max-prompt-tokens (2048).
 
 Exit codes: 0 complete, 2 refused with one sentence, 3 complete but some rows failed (they are listed).""",
         settings=True,

@@ -7,11 +7,11 @@ headers are read, never a tensor. Every refusal is a UserError; nothing is creat
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evals.config import EngineConfig
 from evals.evaluate import prompt_ids
@@ -28,9 +28,12 @@ from orchestrator.inputs.weight_files import check_weights, stored_tensors
 from orchestrator.rundir.directory import check_writable
 from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.settings.config import Provenance, RunConfig, fingerprint, run_directory, runs_of
+from orchestrator.settings.parser import check_text
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
+
+    from evals.engine.tokenizer import Tokenizer
 
 
 class Inputs(NamedTuple):
@@ -93,6 +96,7 @@ def resolve_inputs(config: RunConfig, now: datetime, model: ModelSource | None =
     texts = load_texts(config.sampler.texts, data, config.num_samples) if isinstance(config.sampler, Replay) else None
     train = load_train(config.task)
     model = model or resolve_model(config.model or "", config.model_revision, config.engine)
+    check_text(f"The model folder {model.folder}", model.folder)
     time = time_of_prompts(config, provenance_of(model, data, train, texts)) or now.replace(microsecond=0)
     task = make_task(config.task, config.seed, train.problems if train else (), time)
     checked = check_model(config, model.folder, task, data.problems, texts)
@@ -135,7 +139,7 @@ def check_model(
     Where `texts` are replayed the model reads no prompt, and its context limits nothing.
     """
     from evals.engine.checkpoint import skeleton
-    from evals.engine.model_support import check_architecture
+    from evals.engine.model_support import check_architecture, read_config
     from evals.engine.tensors import check_tensors
     from evals.engine.tokenizer import load_tokenizer
 
@@ -147,14 +151,53 @@ def check_model(
     tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
     if not isinstance(chat := task.asked(problems[0]), str):
         tokenizer.check_chat(chat)
-    lengths, digests = dict[int, int](), ""
-    for problem in problems:
-        ids = prompt_ids(task, problem, tokenizer.encode)
-        lengths[problem.problem_id] = len(ids)
-        digests += ids_digest(ids)
-    longest = check_lengths(task, lengths, context_length if texts is None else sys.maxsize)
-    asked_raw = tokenizer.has_chat_template and not task.config.chat and texts is None
-    return CheckedModel(longest if texts is None else context_length, digests, asked_raw)
+    prompts = measure_prompts(task, problems, tokenizer.encode)
+    digests = "".join(size.digest for size in prompts.values())
+    if texts is not None:
+        check_lengths(task, prompts, sys.maxsize)
+        return CheckedModel(context_length, digests, asked_raw=False)
+    check_ids(folder, prompts, tokenizer, read_config(folder, config.engine.trust_remote_code).vocab_size)
+    asked_raw = tokenizer.has_chat_template and not task.config.chat
+    return CheckedModel(check_lengths(task, prompts, context_length), digests, asked_raw)
+
+
+class PromptSize(NamedTuple):
+    """What is kept of a prompt's ids: how many there are, the highest (-1 of none), and their digest."""
+
+    num_tokens: int
+    highest: int
+    digest: str
+
+
+def measure_prompts(
+    task: Task, problems: Iterable[Problem], encode: Callable[[Any], Sequence[int]]
+) -> dict[int, PromptSize]:
+    """Problem -> the size of its prompt, by `encode` (text or chat -> ids)."""
+    encoded = ((problem.problem_id, prompt_ids(task, problem, encode)) for problem in problems)
+    return {problem_id: PromptSize(len(ids), max(ids, default=-1), ids_digest(ids)) for problem_id, ids in encoded}
+
+
+def check_ids(folder: str, prompts: Mapping[int, PromptSize], tokenizer: Tokenizer, vocabulary: int) -> None:
+    """Raises UserError for a prompt with an id that the model has no embedding for, and where the model cannot draw any
+    id that ends an answer. `vocabulary`: the rows of the embedding, padding included, as the configuration says; the
+    library loads no weights of another shape."""
+    way_out = "use the tokenizer that the model was trained with, or save the model after `resize_token_embeddings`"
+    beyond = {problem_id: size.highest for problem_id, size in prompts.items() if size.highest >= vocabulary}
+    if beyond:
+        problem_id, worst = next(iter(beyond.items()))
+        token = f"{tokenizer.decode([worst])!r} (id {worst})"
+        raise UserError(
+            f"The prompt of problem {problem_id} has the token {token} but the model in {folder} has embeddings for "
+            f"ids below {vocabulary} only ({len(beyond)} of {len(prompts)} prompts); {way_out}.",
+            ("model",),
+        )
+    if tokenizer.eos_ids and not any(0 <= one < vocabulary for one in tokenizer.eos_ids):
+        ids = ", ".join(map(str, sorted(tokenizer.eos_ids)))
+        raise UserError(
+            f"The model in {folder} can draw none of its EOS ids ({ids}), as it has ids below {vocabulary} only; "
+            f"{way_out}, or name another eos_token_id in its generation_config.json.",
+            ("model",),
+        )
 
 
 def check_adapter(folder: str, adapter: str, engine: EngineConfig) -> None:
@@ -166,11 +209,12 @@ def check_adapter(folder: str, adapter: str, engine: EngineConfig) -> None:
     check_tokenizer(adapter, folder)
 
 
-def check_lengths(task: Task, lengths: Mapping[int, int], context_length: int) -> int:
-    """The longest prompt plus the longest answer, in tokens; `lengths` has that of each problem's prompt.
+def check_lengths(task: Task, prompts: Mapping[int, PromptSize], context_length: int) -> int:
+    """The longest prompt plus the longest answer, in tokens.
 
     Raises UserError for a prompt without tokens, or if that is beyond the model's context.
     """
+    lengths = {problem_id: size.num_tokens for problem_id, size in prompts.items()}
     empty = min(lengths, key=lengths.__getitem__)
     if not lengths[empty]:
         raise UserError(f"The prompt of problem {empty} has no tokens; check the data and the tokenizer.")

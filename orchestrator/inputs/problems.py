@@ -63,6 +63,10 @@ def load_problems(
     if data == DEMO or is_local(data) or data.endswith((".jsonl", ".json")):
         path = DEMO_FOLDER / DEMO_PROBLEMS if data == DEMO else Path(data)
         way_out = "name a JSONL file in GSM8K's format or a data set on the hub"
+        if path.expanduser().is_fifo():
+            raise UserError(
+                f"The data {path} is a pipe, and is read again for a report; save it as a file.", (setting,)
+            )
         rows = read_lines(path.expanduser(), way_out, setting)
         empty = f"The data file {path.expanduser()} has no problems in it; {way_out}."
     else:

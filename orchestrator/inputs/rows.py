@@ -1,4 +1,4 @@
-"""Rows of data files in JSONL: what they can be, one reader, and one way to refuse a row.
+"""Rows of data files in JSONL: what they can be, one reader, and one way to refuse a row or a file of another kind.
 
 A refusal says file and line, what is wrong, and what rows are.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Self, TypeVar
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, Field, JsonValue, Strict, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, JsonValue, Strict, model_validator
 from pydantic_core import PydanticCustomError, from_json
 
 from evals.config import TaskConfig
@@ -20,6 +20,27 @@ from evals.grading.numeric import NUMBER
 from evals.record import read_line
 from evals.types import Problem, UserError
 
+BY_DATASETS = (
+    "write its rows as lines of JSON, by Python's `from datasets import Dataset; Dataset.from_{}(FILE).to_json(NEW)`"
+)
+JSON_ARRAY = "one JSON array", BY_DATASETS.format("json")
+DELIMITED = "a table of separated values", BY_DATASETS.format("csv")
+UTF_16 = "text in UTF-16", "write it in UTF-8, by `iconv -f UTF-16 -t UTF-8 FILE > NEW`"
+KINDS_OF_FILE: Mapping[bytes, tuple[str, str]] = {
+    b"PAR1": ("Parquet", BY_DATASETS.format("parquet")),
+    b"\x1f\x8b": ("compressed by gzip", "unpack it (gunzip)"),
+    b"BZh": ("compressed by bzip2", "unpack it (bunzip2)"),
+    b"\xfd7zXZ": ("compressed by xz", "unpack it (unxz)"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it (unzstd)"),
+    b"PK\x03\x04": ("a zip archive or a spreadsheet", "unpack it, or save its rows as lines of JSON"),
+    b"ARROW1": ("Arrow", "write its rows as lines of JSON, by Python's `datasets`"),
+    b"SQLite format 3": ("an SQLite database", "write its rows as lines of JSON"),
+    b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "fetch it (git lfs pull)"),
+    b"<": ("a web page or XML", "download the file itself"),
+    b"\xff\xfe": UTF_16,
+    b"\xfe\xff": UTF_16,
+}
+"""How files that are no lines of JSON begin -> what they are, and what to do."""
 FORM_OF = {"number": "… #### 42", "text": "42"}
 """Kind of golds -> an answer as messages show it."""
 
@@ -31,7 +52,14 @@ def not_blank(text: str) -> str:
     return text
 
 
+def number_as_text(value: object) -> object:
+    """A whole number as the text that a person would write, anything else as it is."""
+    return str(value) if type(value) is int else value
+
+
 Text = Annotated[str, AfterValidator(not_blank)]
+Answer = Annotated[Text, BeforeValidator(number_as_text)]
+"""A whole number is read as its text; of another one JSON's readers do not keep every digit."""
 
 
 class Row(BaseModel, extra="allow"):
@@ -55,7 +83,7 @@ class SolvedRow(Row):
     """A question and its answer, a solution that ends in `#### gold` or, where golds are texts, the gold alone."""
 
     question: Text
-    answer: Text
+    answer: Answer
 
     def problem(self, problem_id: int) -> Problem:
         return Problem.from_answer(problem_id, self.question, self.answer, self.group)
@@ -109,15 +137,30 @@ def read_rows(path: Path, kind: type[R], way_out: str, *settings: str) -> Iterat
 def read_lines(path: Path, way_out: str, *settings: str) -> Iterator[tuple[str, bytes]]:
     """The lines of a file that are not blank, each with its place: file and line.
 
-    Raises UserError if the file cannot be read; `way_out` says what else to name, by `settings`.
+    Raises UserError if the file cannot be read or is of another kind; `way_out` says what else to name, by `settings`.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"The data file {path} cannot be read ({error.strerror}); {way_out}.", settings) from error
+    if kind := kind_of_file(path, content):
+        raise UserError(f"The data file {path} is {kind[0]}, not lines of JSON; {kind[1]}.", settings)
     for number, line in enumerate(content.removeprefix(BOM_UTF8).split(b"\n"), start=1):
         if line.strip():
             yield f"{path}, line {number}", line
+
+
+def kind_of_file(path: Path, content: bytes) -> tuple[str, str] | None:
+    """What a file is that holds no lines of JSON, and what to do; None if nothing but its lines can tell."""
+    begin = content.lstrip()
+    if begin.startswith(b"["):
+        try:
+            return JSON_ARRAY if isinstance(from_json(content), list) else None
+        except ValueError:
+            return None
+    if path.suffix.lower() in (".csv", ".tsv") and not begin.startswith(b"{"):
+        return DELIMITED
+    return next((kind for magic, kind in KINDS_OF_FILE.items() if begin.startswith(magic)), None)
 
 
 def read_row(line: bytes, where: str, kind: type[R]) -> R:
@@ -147,7 +190,7 @@ def row_kind(task: TaskConfig) -> type[SolvedRow] | type[InputRow]:
     class Solved(SolvedRow):
         form = json.dumps({task.question_key: "…", task.answer_key: FORM_OF[golds]}, ensure_ascii=False)
         question: Text = Field(alias=task.question_key)
-        answer: Text = Field(alias=task.answer_key, pattern="####" if golds == "number" else None)
+        answer: Answer = Field(alias=task.answer_key, pattern="####" if golds == "number" else None)
 
     return Solved
 

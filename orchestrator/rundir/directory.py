@@ -79,12 +79,17 @@ def flatten(value: Any, prefix: str = "") -> dict[str, JsonValue]:
 
 def check_writable(directory: Path) -> None:
     """Raises UserError unless `directory`, or the nearest parent that exists, is a directory that can be written."""
-    nearest = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.exists())
     with directory_errors(directory):
-        if not nearest.is_dir():
-            raise OSError(errno.ENOTDIR, f"{nearest} is not a directory")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise OSError(errno.EACCES, f"no permission to write in {nearest}")
+        try_writing(directory)
+
+
+def try_writing(directory: Path) -> None:
+    """Raises OSError as `check_writable` raises UserError; writes nothing."""
+    nearest = next(place for place in (directory.absolute(), *directory.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise OSError(errno.ENOTDIR, f"{nearest} is not a directory")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, f"no permission to write in {nearest}")
 
 
 def directory_errors(directory: Path) -> AbstractContextManager[None]:

@@ -21,10 +21,12 @@ from yaml.error import MarkedYAMLError
 from evals.samplers.registry import SAMPLERS
 from evals.types import UserError
 from orchestrator.settings.config import RunConfig
-from orchestrator.settings.parser import PREFIX, flag_name, suggestion, variable_name
+from orchestrator.settings.parser import PREFIX, check_text, flag_name, suggestion, variable_name
 from orchestrator.settings.schema import allowed, is_list, is_object, known_settings, members, settings_read
 
 SEE = "configs/gsm8k_power.yaml"  # a file to look at
+CHOICES = ("sampler.kind", "task.preset")
+"""What decides what else its group of settings can be, and what it is where nothing is set."""
 SCRIPT_VARIABLES = frozenset({f"{PREFIX}PYTHON", f"{PREFIX}RESTART_SECONDS"})
 """Read by the shell scripts alone."""
 NULL = "tag:yaml.org,2002:null"
@@ -42,24 +44,59 @@ class Given(NamedTuple):
         return f"{self.spelling}={text if len(text) <= 80 else text[:77] + '...'}"
 
 
-def build_config(args: Namespace, environ: Mapping[str, str], path: str | Path | None = None) -> RunConfig:
+def build_config(
+    args: Namespace, environ: Mapping[str, str], path: str | Path | None = None, greedy_at_zero: bool = False
+) -> RunConfig:
     """The configuration that options, `environ` and the YAML file `path` ask for together.
 
-    `path` is used if the options name no file by --config. Raises UserError for anything unknown or out of range.
+    `path` is used if the options name no file by --config. `greedy_at_zero`: temperature 0 is the sampler greedy.
+    Raises UserError for anything unknown or out of range.
     """
     values: dict[str, Any] = {}
-    given: dict[str, Given] = {}
+    given, asked = dict[str, Given](), read_environment(environ) | read_options(args)
     if (path := getattr(args, "config", path)) is not None:
         given = read_file(Path(path))
         values["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem)[:100]
-    given |= read_environment(environ) | read_options(args)
+        if not hasattr(args, "config"):
+            given = yielding(given, asked)
+    given |= asked
+    if greedy_at_zero:
+        given = greedy_for_zero(given)
     for name, one in given.items():
+        check_text(str(one), one.value if isinstance(one.value, str) else json.dumps(one.value, ensure_ascii=False))
         group, _, key = name.rpartition(".")
         (values.setdefault(group, {}) if group else values)[key] = one.value
     try:
         return RunConfig(**values)
     except ValidationError as error:
         raise UserError(refusal(error, given)) from error
+
+
+def yielding(usual: Mapping[str, Given], asked: Mapping[str, Given]) -> dict[str, Given]:
+    """What stays of `usual`, the settings of a file that the user did not name, beside those `asked` for: of a group
+    whose choice is asked for as another one, nothing."""
+    chosen = {name: usual[name].value if name in usual else known_settings()[name]["default"] for name in CHOICES}
+    gone = {name.partition(".")[0] for name in CHOICES if name in asked and asked[name].value != chosen[name]}
+    return {name: one for name, one in usual.items() if name.partition(".")[0] not in gone}
+
+
+def greedy_for_zero(given: dict[str, Given]) -> dict[str, Given]:
+    """The settings with draws at temperature 0, of which no top_k or top_p changes anything, as the sampler greedy."""
+    sampler = {name for name in given if name.startswith("sampler.")}
+    others = sampler - {f"sampler.{name}" for name in ("kind", *settings_read("temperature"))}
+    kind, temperature = given.get("sampler.kind"), given.get("sampler.temperature")
+    if others or not kind or kind.value != "temperature" or not temperature or not is_zero(temperature.value):
+        return given
+    greedy = {"sampler.kind": Given(temperature.spelling, "greedy")}
+    return {name: one for name, one in given.items() if name not in sampler} | greedy
+
+
+def is_zero(value: Any) -> bool:
+    """Whether a value, as it was written, is the number 0."""
+    try:
+        return float(value) == 0
+    except (TypeError, ValueError):
+        return False
 
 
 def read_options(args: Namespace) -> dict[str, Given]:
@@ -193,7 +230,9 @@ def refusal(error: ValidationError, given: Mapping[str, Given]) -> str:
     value, choices = given[name].value, known_settings()[name].get("enum", ())
     reason = f": {context['error']}" if first["type"] == "value_error" else ""
     near = suggestion(value, choices) if isinstance(value, str) else ""
-    return f"{given[name]} is refused{reason}{near}; allowed: {allowed(name)}."
+    greedy = name == "sampler.temperature" and is_zero(value)
+    hint = "; for the likeliest token each time set sampler.kind to greedy and leave the temperature out"
+    return f"{given[name]} is refused{reason}{near}; allowed: {allowed(name)}{hint if greedy else ''}."
 
 
 def conflict(names: Iterable[str], reason: str, given: Mapping[str, Given]) -> str:

@@ -12,6 +12,7 @@ from operator import methodcaller
 from typing import Any, NoReturn
 
 from evals.types import UserError
+from orchestrator.console import say
 
 PREFIX = "POWERSAMPLE_"
 RENAMED = {"tensor_parallel": "gpus_per_model"}
@@ -58,10 +59,21 @@ class Parser(argparse.ArgumentParser):
         return f"{flag} or {variable_name(name)}" if self.reads_variables or flag not in self.options else flag
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parse `arguments`, options and paths in any order. Raises UserError."""
-        for name in (argument.partition("=")[0] for argument in takewhile("--".__ne__, arguments)):
-            if name.startswith("--") and name not in self.options:
+        """Parse `arguments`, options and paths in any order. Raises UserError.
+
+        Of an option that is given twice the last counts, unless it is a list; a line says so.
+        """
+        for argument in arguments:
+            check_text(f"The argument {argument}", argument)
+        names = [argument.partition("=")[0] for argument in takewhile("--".__ne__, arguments)]
+        given: dict[argparse.Action, str] = {}
+        for name in (name for name in names if name.startswith("--")):
+            if name not in self.options:
                 self.error(f"unknown option {name}{suggestion(name, self.options)}")
+            action = self.options[name]
+            if action in given and not isinstance(action, argparse._AppendAction):
+                say(f"{' and '.join(dict.fromkeys((given[action], name)))} is given twice; the last one counts.")
+            given[action] = name
         try:
             values, stray = self.parse_known_intermixed_args(arguments)
         except argparse.ArgumentError as error:
@@ -86,6 +98,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         command = self.prog.rpartition(" ")[2]
         raise UserError(f"{command}: {message}; `{self.prog} --help` lists all options.")
+
+
+def check_text(what: str, text: str) -> None:
+    """Raises UserError for a text that cannot be written into a run's files or be a path: `what` is not UTF-8."""
+    if wrong := re.search("[\0\ud800-\udfff]", text):
+        raise UserError(
+            f"{readable(what)} is refused: {readable(wrong[0])} is no character of a text in UTF-8; rename what it "
+            "names, or write it in UTF-8."
+        )
+
+
+def readable(text: str) -> str:
+    """A text with its bytes that are no UTF-8 as \\xe9, and NUL as \\x00."""
+    return re.sub("[\0\udc80-\udcff]", lambda one: f"\\x{ord(one[0]) % 256:02x}", text)
 
 
 def flag_name(name: str) -> str:

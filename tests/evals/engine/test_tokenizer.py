@@ -15,9 +15,10 @@ from tokenizers import Tokenizer as Fast
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, dynamic_module_utils
 
 from evals.engine.tokenizer import Tokenizer, load_tokenizer
-from evals.types import UserError
+from evals.types import Chat, Message, UserError
 from orchestrator.rundir.reading.records import first_records
 from support.command import in_process
+from support.demo_inputs import NOON
 from support.own_tokenizers import DEMO, around, copy, edit, spelt_otherwise
 
 END, PAD = ("<|endoftext|>", 0), ("<|pad|>", 1)
@@ -40,6 +41,10 @@ DIGITS = {"type": "Digits", "individual_digits": False}
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 PADDED = {"strategy": {"Fixed": 90}, "direction": "Left", "pad_id": 1, "pad_type_id": 0, "pad_token": "<|pad|>"}
 LONE = {"single_word": False, "lstrip": True, "rstrip": True, "normalized": False, "special": True}
+
+
+def chat(*turns: Message) -> Chat:
+    return Chat(0, turns, {}, NOON)
 
 
 def model_section(**change: Any) -> dict[str, Any]:
@@ -123,7 +128,7 @@ def test_what_tokenizer_config_says_is_kept(model_type: str, class_name: str | N
     said = {"eos_token": "<|im_end|>", "bos_token": "<|pad|>", "chat_template": turns, "added_tokens_decoder": declared}
     tokenizer = load_tokenizer(str(folder_of(folder, model_type, class_name, **said)))
     assert tokenizer.eos_ids >= {1024}
-    assert tokenizer.encode([{"role": "user", "content": "5"}]) == [1, *of_file(folder).encode("5").ids, 1024]
+    assert tokenizer.encode(chat({"role": "user", "content": "5"})) == [1, *of_file(folder).encode("5").ids, 1024]
     assert tokenizer.decode([1024]) == "<|im_end|>"
 
 
@@ -232,11 +237,11 @@ def test_several_tokens_in_front_are_there_once(tmp_path: Path) -> None:
 
 def test_a_template_may_write_bos_and_one_for_each_turn(tmp_path: Path) -> None:
     five = of_file(DEMO).encode("5").ids
-    turns = [{"role": "user", "content": "5"}, {"role": "assistant", "content": "5"}]
+    turns = chat({"role": "user", "content": "5"}, {"role": "assistant", "content": "5"})
     assert with_front(tmp_path / "each", EACH).encode(turns) == [1, *five, 1, *five]
     once = with_front(tmp_path / "once", TURNS)
     assert once.encode(turns).count(1) == 1
-    assert once.encode([{"role": "user", "content": "<|pad|>5"}]).count(1) == 2, "the second is in the turn"
+    assert once.encode(chat({"role": "user", "content": "<|pad|>5"})).count(1) == 2, "the second is in the turn"
     assert with_front(tmp_path / "both", "{{ bos_token }}" + EACH).encode(turns) == [1, *five, 1, *five]
 
 

@@ -6,6 +6,7 @@ import sys
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -184,6 +185,24 @@ def test_examples_of_inspect_are_its_ten_rows_in_the_system_message() -> None:
     shown = [f"Q{i}?\n\nReasoning:\nR{i}.\n\nANSWER: {i}" for i in INSPECT_ROWS]
     assert system == {"role": "system", "content": "\n\n".join(shown)}
     assert user == {"role": "user", "content": written(INSPECT)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "words"),
+    [
+        (
+            {},
+            200,
+            "10 solved .* takes row 6,330 and others of GSM8K's training data, and t.jsonl has 200 rows; name all",
+        ),
+        ({"num_shots": 1}, 3082, "1 solved .* takes row 3,082 and others .* has 3,082 rows"),
+        ({"num_shots": 12}, 7473, r"12 solved .* the preset inspect-gsm8k has 10; lower it, .* \(task\.num_shots\)\.$"),
+    ],
+)
+def test_inspect_says_which_rows_it_needs(settings: dict[str, Any], rows: int, words: str) -> None:
+    config = TaskConfig(preset="inspect-gsm8k", train_data="t.jsonl", **settings)
+    with pytest.raises(UserError, match=words):
+        make_task(config, 0, TRAIN[:rows]).prompt(Q)
 
 
 def test_examples_of_lighteval_come_from_one_stream_in_shuffled_order() -> None:

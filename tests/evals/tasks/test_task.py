@@ -63,11 +63,15 @@ def test_a_problem_is_never_its_own_example() -> None:
 def test_too_few_examples_are_refused() -> None:
     with pytest.raises(UserError, match=r"task.train_data"):
         make_task(TaskConfig(num_shots=1), 0).prompt(ASKED[0])
+    with pytest.raises(
+        UserError, match=r"no training data is named; name a JSONL file or data set, or lower task\.num_s"
+    ):
+        make_task(TaskConfig(num_shots=1), 0).prompt(ASKED[0])
     with pytest.raises(UserError, match=r"5 solved examples .* has 4"):
         make_task(TaskConfig(num_shots=5), 0, TRAIN[:4]).prompt(ASKED[0])
     with pytest.raises(UserError, match=r"5 solved examples .* has 4"):
         make_task(TaskConfig(preset="lmeval-gsm8k"), 0, TRAIN[:4]).prompt(ASKED[0])
-    with pytest.raises(UserError, match=r"task.train_data"):
+    with pytest.raises(UserError, match=r"has 4, of which 3 can stand in front of this one; .* \(task\.train_data\)"):
         make_task(TaskConfig(num_shots=4), 0, TRAIN[:4]).prompt(TRAIN[0])
 
 

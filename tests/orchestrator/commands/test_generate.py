@@ -22,7 +22,7 @@ from evals.config import TaskConfig
 from evals.evaluate import prompt_ids
 from evals.record import AnsweredBy, Record, TokenCounts
 from evals.rng import RandomKey
-from evals.samplers.registry import settings_of
+from evals.samplers.registry import SAMPLERS, sampler_of, settings_of
 from evals.samplers.single import AtTemperature
 from evals.tasks.task import make_task
 from evals.types import Problem, Prompt, Submit, UserError
@@ -170,6 +170,56 @@ def test_max_examples_and_power_sampling(run: Callable[..., int], tmp_path: Path
     params = rows[0]["metadata"]["generation_params"]
     assert (params["kind"], params["alpha"], params["num_moves"], params["max_new_tokens"]) == ("power", 3, 10, 2048)
     assert command("validate", tmp_path / "out.jsonl", "--input", tmp_path / "in.jsonl") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "params"),
+    [
+        (["--sampler.kind", "greedy"], {}, {"kind": "greedy"}),
+        ([], {"SAMPLER__KIND": "greedy"}, {"kind": "greedy"}),
+        (["--temperature", "0"], {}, {"kind": "greedy"}),
+        (["--temperature=0.0", "--top_p", "0.9"], {"SAMPLER__TEMPERATURE": "0.5"}, {"kind": "greedy"}),
+        ([], {"SAMPLER__TEMPERATURE": "0"}, {"kind": "greedy"}),
+        (["--sampler.kind", "temperature"], {}, {"temperature": 0.7, "top_p": 0.9}),
+        (["--sampler.kind=majority"], {}, {"kind": "majority", "num_candidates": 16, "temperature": 1.0}),
+        (["--sampler.kind=best_of", "--alpha", "2"], {}, {"kind": "best_of", "num_candidates": 16, "alpha": 2.0}),
+        ([], {"SAMPLER__ALPHA": "2"}, {"kind": "power", "alpha": 2.0}),
+    ],
+)
+def test_an_option_or_a_variable_replaces_a_file_that_nobody_named(
+    flags: list[str],
+    variables: dict[str, str],
+    params: dict[str, Any],
+    run: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"POWERSAMPLE_{name}", value)
+    assert run("--max_examples", 2, *flags) == 0
+    has = written(tmp_path / "out.jsonl")[0]["metadata"]["generation_params"]
+    assert has.items() >= params.items()
+    assert has["max_new_tokens"] == 2048
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SAMPLERS if kind != "replay"])
+def test_every_kind_of_sampler_can_be_had_without_a_file(kind: str, run: Callable[..., int], tmp_path: Path) -> None:
+    assert run("--max_examples", 2, "--sampler.kind", kind) == 0
+    made = json.loads((tmp_path / "out.jsonl.run/run.json").read_text())["config"]["sampler"]
+    usual = {"temperature": 0.7, "top_p": 0.9} if kind == "temperature" else {}
+    assert made == settings_of(sampler_of({"kind": kind, **usual}))
+
+
+def test_a_file_that_was_named_and_two_options_that_contradict_each_other_are_not_replaced(
+    run: Callable[..., int], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("task: {preset: generate}\nsampler: {kind: temperature, temperature: 0.7}\n")
+    with pytest.raises(UserError, match=r"mine.yaml: sampler.temperature=0.7 and --sampler.kind=greedy do not go"):
+        run("--config", file, "--sampler.kind", "greedy")
+    with pytest.raises(UserError, match=r"--temperature=0 and \S+: sampler.kind=power do not go together"):
+        run("--temperature", 0, "--alpha", 2)
+    assert not (tmp_path / "out.jsonl.run").exists()
 
 
 def test_what_reads_scores_says_that_there_are_none(
@@ -447,7 +497,7 @@ def test_shipped_files_open_with_their_command_and_are_valid(name: str, kind: st
     file = ROOT / f"configs/{name}.yaml"
     words = f"# powersample generate {flag}--model_path MODEL --input_file IN.jsonl --output_file OUT.jsonl"
     assert file.read_text().splitlines()[0] == words
-    assert defaults(make_parser("generate").read(words.split()[3:])) == file
+    assert defaults(make_parser("generate").read(words.split()[3:]), {}) == file
     config = build_config(Namespace(), {}, file)
     assert (config.sampler.kind, config.task.name, config.batch_size) == (kind, "open", "auto")
     assert (config.task.max_new_tokens, config.task.max_prompt_tokens) == (2048, 2048)

@@ -38,6 +38,14 @@ def test_values_and_where_to_start() -> None:
         (("--knob", "sampler.replay=off,of"), "--sampler.replay=of is refused; allowed: true or false"),
         (("--knob", "sampler.alpha=1,2", "--memory-limit", "-1"), "--memory-limit: '-1' is not a number of GiB"),
         (("--knob", "sampler.alpha=1,2", "--bath-size", "3"), "did you mean --batch-size?"),
+        (
+            ("--knob", "sampler.alpha=1,2", "--knob", "task.num_shots=0,4"),
+            "--knob is given 2 times, and a sweep has one",
+        ),
+        (
+            ("--knob", "sampler.alpha=1,2", "--sampler.alpha=3"),
+            "leave one out (--sampler.alpha or POWERSAMPLE_SAMPLER_",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_written(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from orchestrator.machine import description, gpus
 from orchestrator.machine.gpus import Gpu, visible
 from orchestrator.rundir.directory import check_writable
 from orchestrator.settings.config import RunConfig, resolve
+from support.command import in_process
 from support.places import ROOT
 from support.shared_data import GSM8K_TEST, SHARED, needs_shared
 
@@ -75,7 +77,9 @@ def test_the_digest_is_of_all_rows_and_of_nothing_else(tmp_path: Path) -> None:
         ({"question": "q"}, ["line 2", "answer: field required"]),
         ({}, ["line 2", "question: field required"]),
         ({**ROW, "question": ""}, ["line 2", "question is '': there should be a text"]),
-        ({**ROW, "answer": 2}, ["line 2", "answer is 2: input should be a valid string"]),
+        ({**ROW, "answer": 2}, ["line 2", "answer is 2: string should match pattern '####'"]),
+        ({**ROW, "answer": 2.5}, ["line 2", "answer is 2.5: input should be a valid string"]),
+        ({**ROW, "answer": True}, ["line 2", "answer is True: input should be a valid string"]),
         ({**ROW, "answer": "Two."}, ["line 2", "answer is 'Two.'", "should match pattern '####'"]),
         ({**ROW, "answer": "Two. ####"}, ["line 2", "the gold is '', not a number"]),
         ({**ROW, "answer": "#### two"}, ["line 2", "'two', not a number"]),
@@ -103,6 +107,55 @@ def test_data_that_is_not_text_or_empty_or_not_there(tmp_path: Path) -> None:
         load_problems("none.jsonl")
     with pytest.raises(UserError, match="Is a directory"):
         load_problems(str(tmp_path))
+
+
+ADVICE = "not lines of JSON; write its rows as lines of JSON, by Python's `from datasets import Dataset; Dataset.from_"
+KINDS = {
+    "parquet.jsonl": (b"PAR1\x15", f"is Parquet, {ADVICE}parquet(FILE).to_json(NEW)`"),
+    "lines.json": (b' \n[\n {"question": "q"}\n]\n', f"is one JSON array, {ADVICE}json(FILE).to_json(NEW)`"),
+    "line.json": (b'[{"question": "q"}]', "is one JSON array, "),
+    "table.csv": (b"question,answer\nq,#### 2\n", f"is a table of separated values, {ADVICE}csv(FILE).to_json(NEW)`"),
+    "data.jsonl.gz": (b"\x1f\x8b\x08", "is compressed by gzip, not lines of JSON; unpack it (gunzip)"),
+    "data.zst": (b"\x28\xb5\x2f\xfd ", "is compressed by zstd, "),
+    "data.xlsx": (b"PK\x03\x04 ", "is a zip archive or a spreadsheet, "),
+    "pointer.jsonl": (
+        b"version https://git-lfs.github.com/spec/v1\n",
+        "is a pointer of Git LFS, not the file itself, ",
+    ),
+    "page.jsonl": (b"\n<!DOCTYPE html>", "is a web page or XML, not lines of JSON; download the file itself"),
+    "wide.jsonl": (
+        json.dumps(ROW).encode("utf-16"),
+        "is text in UTF-16, not lines of JSON; write it in UTF-8, by `iconv",
+    ),
+}
+"""File -> how it begins, and what is said of it."""
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_of_another_kind_is_told_what_it_is(name: str, tmp_path: Path) -> None:
+    content, words = KINDS[name]
+    (tmp_path / name).write_bytes(content)
+    for task in (TaskConfig(), TaskConfig(preset="generate")):
+        with pytest.raises(UserError) as refused:
+            load_problems(str(tmp_path / name), task=task)
+        assert str(refused.value).startswith(f"The data file {tmp_path / name} {words}")
+        assert str(refused.value).endswith(" (data).")
+
+
+def test_a_row_that_begins_as_another_kind_of_file_is_a_row(tmp_path: Path) -> None:
+    """A broken row of generate's input fails alone, also where it is the first."""
+    for first in ('["q", "a"]', '[{"input": "', "PAR 1"):
+        path = jsonl(tmp_path / "rows.jsonl", first, {"input": "How?"})
+        assert load_problems(path, task=TaskConfig(preset="generate")).refused.keys() == {0}
+    assert load_problems(jsonl(tmp_path / "rows.csv", ROW)).num_rows == 1
+
+
+def test_a_pipe_is_no_data(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(
+        UserError, match=r"The data \S+/pipe is a pipe, and is read again for a report; save it as a file"
+    ):
+        load_problems(str(tmp_path / "pipe"))
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
@@ -215,8 +268,8 @@ def test_longest_prompt_and_answer_must_fit_the_context() -> None:
     assert len(str(task.prompt(long))) == 31
 
     def check(context_length: int, task: Task = task) -> int:
-        lengths = {problem.problem_id: len(str(task.prompt(problem))) for problem in (short, long)}
-        return preflight.check_lengths(task, lengths, context_length)
+        sizes = preflight.measure_prompts(task, [short, long], lambda text: list(map(ord, text)))
+        return preflight.check_lengths(task, sizes, context_length)
 
     assert check(131) == 131
     with pytest.raises(UserError, match=r"Problem 7 .* 31 tokens .* 100 .* 130 \(1 of 2 .* to 99 or less") as refused:
@@ -226,7 +279,74 @@ def test_longest_prompt_and_answer_must_fit_the_context() -> None:
     with pytest.raises(UserError, match=r"; use fewer than 4 examples \(task\.num_shots\), leave the problem out"):
         check(20, shots)
     with pytest.raises(UserError, match="prompt of problem 7 has no tokens"):
-        preflight.check_lengths(task, {7: 0}, 130)
+        preflight.check_lengths(task, preflight.measure_prompts(task, [long], lambda _: []), 130)
+
+
+def demo_model(folder: Path, **tokens: int) -> str:
+    """The embedded model with more tokens (content -> id) in its tokenizer, the last of which ends a turn of a chat."""
+    source = Path(resolve_model("demo").folder)
+    folder.mkdir()
+    for path in source.iterdir():
+        (folder / path.name).symlink_to(path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    for content, number in tokens.items():
+        tokenizer["added_tokens"].append({"id": number, "content": f"<|{content}|>", "special": True, **flags})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    turns = "<|start|>{{ messages[-1]['content'] }}<|end|>"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": turns}))
+    return str(folder)
+
+
+def refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """What `powersample run` says of a model that it refuses before it writes anything."""
+    data = jsonl(tmp_path / "data.jsonl", ROW, ROW)
+    before = sorted(tmp_path.rglob("*"))
+    command = ["run", "--model", model, "--data", data, "--inline", "--num-gpus", "0", "--run-dir", tmp_path / "run"]
+    assert in_process(*command, *flags) == 2
+    assert sorted(tmp_path.rglob("*")) == before
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1, said
+    return said
+
+
+def test_ids_beyond_the_embedding_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only prompts that have such ids: the embedding may lack tokens that nobody uses."""
+    model = demo_model(tmp_path / "model", start=1024, end=1025)
+    said = refused(model, tmp_path, capsys, "--task.chat")
+    assert said.startswith("powersample: The prompt of problem 0 has the token '<|end|>' (id 1025) but the model in ")
+    assert "has embeddings for ids below 1024 only (2 of 2 prompts); use the tokenizer that the model was" in said
+    assert said.endswith("(--model or POWERSAMPLE_MODEL).\n")
+    assert "(id 1024)" in refused(model, tmp_path, capsys, "--task.template", "<|start|>{question}")
+    config = resolve(RunConfig(model=model, data="x", run_dir=tmp_path / "run", inline=True), 0)
+    assert (
+        preflight.check_model(config, model, make_task(config.task, 0), [Problem(0, "How?", "#### 8")]).max_length > 512
+    )
+
+
+def test_a_model_that_can_draw_no_end_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(demo_model(tmp_path / "model", end=1024))
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        content = json.loads((folder / name).read_text())
+        (folder / name).unlink()
+        eos = {"eos_token": "<|end|>"} if name == "tokenizer_config.json" else {"eos_token_id": [1024, 2000]}
+        (folder / name).write_text(json.dumps(content | eos))
+    said = refused(str(folder), tmp_path, capsys)
+    assert "can draw none of its EOS ids (1024, 2000), as it has ids below 1024 only; use the tokenizer" in said
+    assert "or name another eos_token_id in its generation_config.json (--model or POWERSAMPLE_MODEL)." in said
+
+
+def test_a_link_to_a_folder_whose_name_is_not_utf_8_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo_model(tmp_path / "caf\udce9")
+    (tmp_path / "model").symlink_to(tmp_path / "caf\udce9")
+    assert "caf\\xe9 is refused: \\xe9 is no character of a text in UTF-8" in refused(
+        str(tmp_path / "model"), tmp_path, capsys
+    )
 
 
 def test_run_directories_that_cannot_be_made(tmp_path: Path) -> None:

@@ -69,6 +69,16 @@ def test_a_solution_has_its_reasoning_and_its_gold_apart() -> None:
     assert (bare.solution, bare.reasoning, bare.gold) == ("#### 2", "", "2")
 
 
+def test_whole_numbers_as_answers_are_read_like_texts(tmp_path: Path) -> None:
+    task, path = TaskConfig(preset="jsonl", template="{question}"), tmp_path / "data.jsonl"
+    read = []
+    for answers in (["18", "-7", "1" * 30], [18, -7, int("1" * 30)]):
+        path.write_text("".join(json.dumps({"question": "?", "answer": answer}) + "\n" for answer in answers))
+        read.append(load_problems(str(path), task=task))
+    assert [problem.gold for problem in read[1].problems] == ["18", "-7", "1" * 30]
+    assert read[0] == read[1]
+
+
 def test_what_no_output_can_carry_is_refused_as_in_earlier_runs(tmp_path: Path) -> None:
     """The rows that are refused are in the digest, so that their number may not change."""
     nested = ['{"input": "?", "x": ' + "[" * depth + "]" * depth + "}" for depth in (198, 199)]

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from evals.samplers.power import Power
 from evals.samplers.registry import SAMPLERS, sampler_of, settings_of
 from evals.types import UserError
-from orchestrator.settings.config import resolve
+from orchestrator.settings.config import DEFAULT_MODEL, resolve
 from orchestrator.settings.merge import build_config
 from orchestrator.settings.parser import flag_name, variable_name
 from orchestrator.settings.schema import known_settings, settings_read
@@ -42,6 +43,40 @@ def test_options_win_over_variables_over_file(tmp_path: Path) -> None:
     assert configured("--config", str(file), file=tmp_path / "absent.yaml").batch_size == 5
 
 
+def test_of_a_file_that_nobody_named_a_group_yields_to_another_choice() -> None:
+    usual = ROOT / "configs/gsm8k_power.yaml"
+    assert configured("--sampler.kind", "greedy", file=usual).sampler.kind == "greedy"
+    assert configured("--sampler.kind", "power", "--sampler.alpha", "2", file=usual).sampler == Power(2.0, 10)
+    published = configured("--task.preset", "lmeval-gsm8k", file=usual)
+    assert (published.task.num_shots, published.task.max_new_tokens, published.model) == (5, 256, DEFAULT_MODEL)
+    assert configured("--task.chat", file=usual).task.max_new_tokens == 512
+    named = configured("--config", str(usual), "--task.preset", "lmeval-gsm8k")
+    assert (named.task.num_shots, named.task.max_new_tokens) == (0, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "bad"),
+    [
+        ("run_dir", "caf\\udce9", r"\xe9"),
+        ("model", "a\\0b", r"\x00"),
+        ("data", "\\ud800", "\ud800"),
+        ("task.train_data", "caf\\udce9", r"\xe9"),
+        ("sampler.texts", "caf\\udce9", r"\xe9"),
+    ],
+)
+def test_texts_that_are_not_utf_8_are_refused(name: str, text: str, bad: str, tmp_path: Path) -> None:
+    """In a file by its escapes, which YAML allows, in a variable as Python reads its bytes."""
+    group, _, key = name.rpartition(".")
+    line = f'{key}: "{text}"'
+    file = write(tmp_path / "x.yaml", f"{group}: {{{line}}}" if group else line)
+    environ = {variable_name(name)[len("POWERSAMPLE_") :]: text.encode().decode("unicode_escape")}
+    for given in (lambda: configured(file=file), lambda: configured(environ=environ)):
+        with pytest.raises(UserError) as refused:
+            given()
+        assert f"{bad} is no character of a text in UTF-8; rename what it names, or write" in str(refused.value)
+        assert name in str(refused.value).lower().replace("__", ".")
+
+
 def test_values_of_every_shape() -> None:
     environ = {"USE_BATCHED": "0", "TASK__STOP": '["a", "b"]', "MODEL": "", "PYTHON": "/usr/bin/python3"}
     config = configured("--fresh", "--inline", "--limit=3", "--run-dir", "runs/x", environ=environ)
@@ -61,7 +96,8 @@ def test_a_file_may_say_that_there_is_none_of_something(tmp_path: Path) -> None:
         (["--batch-size", "ten"], {}, "--batch-size=ten is refused; allowed: a whole number from 1 to 65536 or auto."),
         ([], {"SAMPLER__ALPHA": "nan"}, "POWERSAMPLE_SAMPLER__ALPHA=nan is refused; allowed: a number from 1 to 1000."),
         (["--sampler.temperature=0", "--sampler.kind=temperature"], {},
-         "--sampler.temperature=0 is refused; allowed: a number above 0 to 100."),
+         "--sampler.temperature=0 is refused; allowed: a number above 0 to 100; for the likeliest token each time set "
+         "sampler.kind to greedy and leave the temperature out."),
         (["--data="], {}, "--data= is refused; allowed: a text that is not empty."),
         (["--run-dir="], {}, "--run-dir= is refused: must not be empty; name a directory, or leave it out; allowed: a "
          "path."),
