@@ -199,7 +199,7 @@ def test_examples_of_inspect_are_its_ten_rows_in_the_system_message() -> None:
         ({"num_shots": 12}, 7473, r"12 solved .* the preset inspect-gsm8k has 10; lower it, .* \(task\.num_shots\)\.$"),
     ],
 )
-def test_inspect_says_which_rows_it_needs(settings: dict[str, Any], rows: int, words: str) -> None:
+def test_inspect_says_which_rows_it_needs(settings: dict[str, int], rows: int, words: str) -> None:
     config = TaskConfig(preset="inspect-gsm8k", train_data="t.jsonl", **settings)
     with pytest.raises(UserError, match=words):
         make_task(config, 0, TRAIN[:rows]).prompt(Q)

@@ -283,7 +283,7 @@ def test_longest_prompt_and_answer_must_fit_the_context() -> None:
 
 
 def demo_model(folder: Path, **tokens: int) -> str:
-    """The embedded model with more tokens (content -> id) in its tokenizer, the last of which ends a turn of a chat."""
+    """The embedded model with more tokens (content -> id) in its tokenizer, and a chat template with both."""
     source = Path(resolve_model("demo").folder)
     folder.mkdir()
     for path in source.iterdir():

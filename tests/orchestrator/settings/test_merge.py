@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_texts_that_are_not_utf_8_are_refused(name: str, text: str, bad: str, tm
     line = f'{key}: "{text}"'
     file = write(tmp_path / "x.yaml", f"{group}: {{{line}}}" if group else line)
     environ = {variable_name(name)[len("POWERSAMPLE_") :]: text.encode().decode("unicode_escape")}
-    for given in (lambda: configured(file=file), lambda: configured(environ=environ)):
+    for given in (partial(configured, file=file), partial(configured, environ=environ)):
         with pytest.raises(UserError) as refused:
             given()
         assert f"{bad} is no character of a text in UTF-8; rename what it names, or write" in str(refused.value)
