@@ -106,16 +106,16 @@ class Task(NamedTuple):
             return UserError(
                 f"{asks} but {preset} has {most}; lower it, or choose another preset.", ("task.num_shots",)
             )
-        if not rows:
-            reason = "no training data is named; name a JSONL file or data set"
-        elif draw == "fixed":
-            needs = f"{preset} takes row {max(INSPECT_ROWS[:count]):,} and others of GSM8K's training data"
-            reason = (
-                f"{needs}, and {self.config.train_data} has {rows:,} rows; name all of it, or choose another preset"
-            )
-        else:
+        train = self.config.train_data
+        if draw == "fixed":
+            needs = f"{preset} takes row {max(INSPECT_ROWS[:count]):,} and others of GSM8K's 7,473 training rows"
+            has = f"{train} has {rows:,}" if rows else "none are named"
+            reason = f"{needs}, and {has}; name all of them, choose another preset"
+        elif rows:
             of = "" if usable == rows else f", of which {usable} can stand in front of this one"
-            reason = f"the training data {self.config.train_data} has {rows}{of}; name one with more of them"
+            reason = f"the training data {train} has {rows}{of}; name a JSONL file or data set with more of them"
+        else:
+            reason = "no training data is named; name a JSONL file or data set"
         return UserError(f"{asks} but {reason}, or lower task.num_shots.", ("task.train_data",))
 
     def grade(self, problem: Problem, text: str) -> dict[str, Grade]:

@@ -67,10 +67,12 @@ def checked_config(config: RunConfig, output: Path) -> RunConfig:
         raise UserError(f"generate needs {missing}; `powersample generate --help` lists the options.", (missing,))
     if not Path(config.data).is_file():
         raise UserError(f"There is no file {config.data}; name a JSONL file.", ("data",))
+    if output.is_dir():
+        raise UserError(f"{output} is a directory; name a file by --output_file.")
     run, data = generate_output.run_of(output), str(Path(config.data).absolute())
     for path in (str(output), data):  # of a link, or below this directory, another text than the user gave
         check_text(f"The path {path}", path)
-    if output.is_dir() or (output.exists() and (not run.is_dir() or output.samefile(config.data))):
+    if output.exists() and (not run.is_dir() or output.samefile(config.data)):
         raise UserError(f"{output} is there already, and not from generate; name another --output_file or move it.")
     return config.model_copy(update={"run_dir": run, "data": data, "mode": "run"})
 

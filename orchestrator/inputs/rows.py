@@ -24,7 +24,9 @@ BY_DATASETS = (
     "write its rows as lines of JSON, by Python's `from datasets import Dataset; Dataset.from_{}(FILE).to_json(NEW)`"
 )
 JSON_ARRAY = "one JSON array", BY_DATASETS.format("json")
+JSON_OBJECT = "one JSON object on several lines", "write every row on a line of its own, by `jq -c . FILE > NEW`"
 DELIMITED = "a table of separated values", BY_DATASETS.format("csv")
+WEB_PAGE = "a web page or XML", "download the file itself"
 UTF_16 = "text in UTF-16", "write it in UTF-8, by `iconv -f UTF-16 -t UTF-8 FILE > NEW`"
 KINDS_OF_FILE: Mapping[bytes, tuple[str, str]] = {
     b"PAR1": ("Parquet", BY_DATASETS.format("parquet")),
@@ -36,7 +38,9 @@ KINDS_OF_FILE: Mapping[bytes, tuple[str, str]] = {
     b"ARROW1": ("Arrow", "write its rows as lines of JSON, by Python's `datasets`"),
     b"SQLite format 3": ("an SQLite database", "write its rows as lines of JSON"),
     b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "fetch it (git lfs pull)"),
-    b"<": ("a web page or XML", "download the file itself"),
+    b"<!": WEB_PAGE,
+    b"<html": WEB_PAGE,
+    b"<?xml": WEB_PAGE,
     b"\xff\xfe": UTF_16,
     b"\xfe\xff": UTF_16,
 }
@@ -143,9 +147,10 @@ def read_lines(path: Path, way_out: str, *settings: str) -> Iterator[tuple[str, 
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"The data file {path} cannot be read ({error.strerror}); {way_out}.", settings) from error
+    content = content.removeprefix(BOM_UTF8)
     if kind := kind_of_file(path, content):
         raise UserError(f"The data file {path} is {kind[0]}, not lines of JSON; {kind[1]}.", settings)
-    for number, line in enumerate(content.removeprefix(BOM_UTF8).split(b"\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if line.strip():
             yield f"{path}, line {number}", line
 
@@ -153,11 +158,12 @@ def read_lines(path: Path, way_out: str, *settings: str) -> Iterator[tuple[str, 
 def kind_of_file(path: Path, content: bytes) -> tuple[str, str] | None:
     """What a file is that holds no lines of JSON, and what to do; None if nothing but its lines can tell."""
     begin = content.lstrip()
-    if begin.startswith(b"["):
+    if begin.startswith((b"[", b"{")):
         try:
-            return JSON_ARRAY if isinstance(from_json(content), list) else None
-        except ValueError:
+            is_list = isinstance(from_json(content), list)
+        except ValueError:  # as there are several values, or a broken one
             return None
+        return JSON_ARRAY if is_list else JSON_OBJECT if b"\n" in begin.rstrip() else None
     if path.suffix.lower() in (".csv", ".tsv") and not begin.startswith(b"{"):
         return DELIMITED
     return next((kind for magic, kind in KINDS_OF_FILE.items() if begin.startswith(magic)), None)

@@ -72,7 +72,10 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"unknown option {name}{suggestion(name, self.options)}")
             action = self.options[name]
             if action in given and not isinstance(action, argparse._AppendAction):
-                say(f"{' and '.join(dict.fromkeys((given[action], name)))} is given twice; the last one counts.")
+                twice = (
+                    f"{given[action]} and {name} set the same" if given[action] != name else f"{name} is given twice"
+                )
+                say(f"{twice}; the last one counts.")
             given[action] = name
         try:
             values, stray = self.parse_known_intermixed_args(arguments)

@@ -94,11 +94,10 @@ def test_a_deleted_working_directory(tmp_path: Path) -> None:
 
 
 def test_a_folder_for_sockets_that_ray_cannot_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").touch()
     flags = [*(flag for flag in RUN if flag != "--inline"), "--run-dir", tmp_path / "run"]
     for folder, words in (
         (tmp_path / ("a" * 90), "is too long for Ray's sockets, whose paths would have "),
-        (tmp_path / "file", f"cannot be written ({tmp_path / 'file'} is not a directory)"),
+        ("/dev/null", "cannot be written (/dev/null is not a directory)"),
         ("/tmp/" + LATIN, "is not UTF-8"),
     ):
         assert in_process(*flags, RAY_TMPDIR=folder) == 2

@@ -6,7 +6,6 @@ import sys
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -188,19 +187,24 @@ def test_examples_of_inspect_are_its_ten_rows_in_the_system_message() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "rows", "words"),
+    ("count", "rows", "words"),
     [
         (
-            {},
+            10,
             200,
-            "10 solved .* takes row 6,330 and others of GSM8K's training data, and t.jsonl has 200 rows; name all",
+            "10 solved .* takes row 6,330 and others of GSM8K's 7,473 training rows, and t.jsonl has 200; name all",
         ),
-        ({"num_shots": 1}, 3082, "1 solved .* takes row 3,082 and others .* has 3,082 rows"),
-        ({"num_shots": 12}, 7473, r"12 solved .* the preset inspect-gsm8k has 10; lower it, .* \(task\.num_shots\)\.$"),
+        (
+            1,
+            3082,
+            "1 solved .* takes row 3,082 and others .* t.jsonl has 3,082; name all of them, choose another preset",
+        ),
+        (1, 0, r"1 solved .* of GSM8K's 7,473 training rows, and none are named; .* \(task\.train_data\)\.$"),
+        (12, 7473, r"12 solved .* the preset inspect-gsm8k has 10; lower it, .* \(task\.num_shots\)\.$"),
     ],
 )
-def test_inspect_says_which_rows_it_needs(settings: dict[str, int], rows: int, words: str) -> None:
-    config = TaskConfig(preset="inspect-gsm8k", train_data="t.jsonl", **settings)
+def test_inspect_says_which_rows_it_needs(count: int, rows: int, words: str) -> None:
+    config = TaskConfig(preset="inspect-gsm8k", train_data="t.jsonl", num_shots=count)
     with pytest.raises(UserError, match=words):
         make_task(config, 0, TRAIN[:rows]).prompt(Q)
 

@@ -286,6 +286,8 @@ def test_an_output_that_is_a_link_stays_one(run: Callable[..., int], tmp_path: P
         (["--top_p", "2"], "--top_p=2 is refused"),
         (["--num_moves", "x"], "--num_moves=x is refused"),
         (["--output_file", __file__ + "/out.jsonl"], "cannot be written .*; choose another [(]--output_file[)]"),
+        (["--output_file", ""], "[.] is a directory; name a file by --output_file"),
+        (["--output_file", "/tmp"], "/tmp is a directory; name a file by --output_file"),
         (["--output_file"], "--output_file needs a value: grows in the order"),
         (["--hourly_rate", "cheap"], "--hourly_rate: 'cheap' is not a price"),
         (["--hourly-rate=-1"], "--hourly_rate: '-1' is not a price"),

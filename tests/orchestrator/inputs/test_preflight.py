@@ -77,7 +77,7 @@ def test_the_digest_is_of_all_rows_and_of_nothing_else(tmp_path: Path) -> None:
         ({"question": "q"}, ["line 2", "answer: field required"]),
         ({}, ["line 2", "question: field required"]),
         ({**ROW, "question": ""}, ["line 2", "question is '': there should be a text"]),
-        ({**ROW, "answer": 2}, ["line 2", "answer is 2: string should match pattern '####'"]),
+        ({**ROW, "answer": 2}, ["line 2", "answer is '2': string should match pattern '####'"]),
         ({**ROW, "answer": 2.5}, ["line 2", "answer is 2.5: input should be a valid string"]),
         ({**ROW, "answer": True}, ["line 2", "answer is True: input should be a valid string"]),
         ({**ROW, "answer": "Two."}, ["line 2", "answer is 'Two.'", "should match pattern '####'"]),
@@ -113,7 +113,11 @@ ADVICE = "not lines of JSON; write its rows as lines of JSON, by Python's `from 
 KINDS = {
     "parquet.jsonl": (b"PAR1\x15", f"is Parquet, {ADVICE}parquet(FILE).to_json(NEW)`"),
     "lines.json": (b' \n[\n {"question": "q"}\n]\n', f"is one JSON array, {ADVICE}json(FILE).to_json(NEW)`"),
-    "line.json": (b'[{"question": "q"}]', "is one JSON array, "),
+    "object.json": (
+        b'{\n "question": "q"\n}',
+        "is one JSON object on several lines, not lines of JSON; write every row",
+    ),
+    "line.json": (b'\xef\xbb\xbf[{"question": "q"}]', "is one JSON array, "),
     "table.csv": (b"question,answer\nq,#### 2\n", f"is a table of separated values, {ADVICE}csv(FILE).to_json(NEW)`"),
     "data.jsonl.gz": (b"\x1f\x8b\x08", "is compressed by gzip, not lines of JSON; unpack it (gunzip)"),
     "data.zst": (b"\x28\xb5\x2f\xfd ", "is compressed by zstd, "),
@@ -144,7 +148,7 @@ def test_a_file_of_another_kind_is_told_what_it_is(name: str, tmp_path: Path) ->
 
 def test_a_row_that_begins_as_another_kind_of_file_is_a_row(tmp_path: Path) -> None:
     """A broken row of generate's input fails alone, also where it is the first."""
-    for first in ('["q", "a"]', '[{"input": "', "PAR 1"):
+    for first in ('["q", "a"]', '[{"input": "', "PAR 1", "<b>"):
         path = jsonl(tmp_path / "rows.jsonl", first, {"input": "How?"})
         assert load_problems(path, task=TaskConfig(preset="generate")).refused.keys() == {0}
     assert load_problems(jsonl(tmp_path / "rows.csv", ROW)).num_rows == 1
@@ -321,10 +325,9 @@ def test_ids_beyond_the_embedding_are_refused(tmp_path: Path, capsys: pytest.Cap
     assert "has embeddings for ids below 1024 only (2 of 2 prompts); use the tokenizer that the model was" in said
     assert said.endswith("(--model or POWERSAMPLE_MODEL).\n")
     assert "(id 1024)" in refused(model, tmp_path, capsys, "--task.template", "<|start|>{question}")
-    config = resolve(RunConfig(model=model, data="x", run_dir=tmp_path / "run", inline=True), 0)
-    assert (
-        preflight.check_model(config, model, make_task(config.task, 0), [Problem(0, "How?", "#### 8")]).max_length > 512
-    )
+    config = resolve(RunConfig(model=model, data="x", run_dir=tmp_path / "run", task=TaskConfig(max_new_tokens=9)), 0)
+    problems = [Problem(0, "How?", "#### 8")]
+    assert preflight.check_model(config, model, make_task(config.task, 0), problems).max_length > 9
 
 
 def test_a_model_that_can_draw_no_end_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,9 +61,9 @@ def test_options_and_paths_come_in_any_order() -> None:
 def test_of_an_option_given_twice_the_last_counts_and_a_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     args = vars(make_parser("generate").read(["--max_examples=3", "--output_file", "o", "--limit", "2", "--seed", "1"]))
     assert (args["limit"], args["seed"]) == ("2", "1")
-    assert capsys.readouterr().err == "--max_examples and --limit is given twice; the last one counts.\n"
+    assert capsys.readouterr().err == "--max_examples and --limit set the same; the last one counts.\n"
     assert vars(make_parser("run").read(["--fresh", "--no-fresh"]))["fresh"] is False
-    assert capsys.readouterr().err == "--fresh and --no-fresh is given twice; the last one counts.\n"
+    assert capsys.readouterr().err == "--fresh and --no-fresh set the same; the last one counts.\n"
     make_parser("run").read(["--task.stop", "a", "--task.stop", "b", "--sampler.alpha", "2", "--task.num-shots", "2"])
     assert capsys.readouterr().err == ""
 
