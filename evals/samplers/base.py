@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Hashable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,10 @@ from evals.rng import RandomKey
 from evals.settings import Count
 from evals.types import ChainFigures, Completion, Drop, Ended, Handle, Operation, Prompt, Request, Sample, Submit
 
+T = TypeVar("T")
 Arrival = tuple[Hashable, Completion]
+Part = Generator[list[Operation], Arrival | None, T]
+"""A part of a chain, and what it comes to: `yield from` it."""
 Weights = NDArray[np.float64]
 
 Alpha = Annotated[float, Field(ge=1, le=1000, description="exponent of the target p^alpha")]
@@ -72,7 +75,7 @@ def sample(
     return Sample(taken.tokens, taken.log_q, taken.log_z, taken.ended, chain, weighted)
 
 
-def arrival(operations: list[Operation]) -> Generator[list[Operation], Arrival | None, Arrival]:
+def arrival(operations: list[Operation]) -> Part[Arrival]:
     """Yield operations and wait for the next completion; returns it with its tag."""
     arrived = yield operations
     if arrived is None:
@@ -80,15 +83,13 @@ def arrival(operations: list[Operation]) -> Generator[list[Operation], Arrival |
     return arrived
 
 
-def ask(request: Request) -> Generator[list[Operation], Arrival | None, Completion]:
+def ask(request: Request) -> Part[Completion]:
     """Submit one request and wait for its completion: `c = yield from ask(request)`."""
     _, completion = yield from arrival([Submit(request.key.move, request)])
     return completion
 
 
-def gather(
-    submits: Sequence[Submit], drops: Sequence[Drop] = (), *, hold: bool
-) -> Generator[list[Operation], Arrival | None, dict[Hashable, Completion]]:
+def gather(submits: Sequence[Submit], drops: Sequence[Drop] = (), *, hold: bool) -> Part[dict[Hashable, Completion]]:
     """Submit all, then drop, then wait for all: `completions = yield from gather(...)` maps tags to completions.
 
     A parent may be among `drops`: what is submitted keeps the pages that it needs. With `hold` the sequences that

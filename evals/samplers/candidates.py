@@ -13,7 +13,7 @@ Candidate k is keyed by move k, so that candidate 0 is the run at temperature 1 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
 from typing import Literal
 
@@ -22,21 +22,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from evals.rng import Purpose, RandomKey, uniform
-from evals.samplers.base import (
-    Alpha,
-    Arrival,
-    NumCandidates,
-    Temperature,
-    Weights,
-    gather,
-    log_p,
-    pick,
-    sample,
-    shares,
-    whole,
-)
+from evals.samplers import base
+from evals.samplers.base import Alpha, NumCandidates, Part, Temperature, Weights, log_p, sample
 from evals.settings import CONFIG
-from evals.types import Amount, ChainFigures, Completion, Operation, Prompt, SamplingContext, Steps, Submit
+from evals.types import Amount, ChainFigures, Completion, Prompt, SamplingContext, Steps, Submit
 
 
 @plain_dataclass(frozen=True, kw_only=True)
@@ -101,18 +90,16 @@ class Snis:
         """One answer to `prompt`; see `evals.types.Sampler`."""
         drawn = yield from candidates(prompt, key, self.alpha, self.num_candidates)
         weights = normalised([float(np.sum(one.log_z)) for one in drawn])
-        chosen = drawn[pick(weights, uniform(key, 0, Purpose.PICK))]
+        chosen = drawn[base.pick(weights, uniform(key, 0, Purpose.PICK))]
         weighted = tuple((one.tokens, weight) for one, weight in zip(drawn, weights.tolist(), strict=True))
         figures = {"candidates": len(drawn), "ess": effective_size(weights)}
         return sample(chosen, drawn, self.alpha, CandidateFigures, weighted, **figures)
 
 
-def candidates(
-    prompt: Prompt, key: RandomKey, alpha: float, count: int
-) -> Generator[list[Operation], Arrival | None, list[Completion]]:
+def candidates(prompt: Prompt, key: RandomKey, alpha: float, count: int) -> Part[list[Completion]]:
     """Draw `count` whole answers at `alpha`: `drawn = yield from candidates(...)`, in the order of their moves."""
-    submits = [Submit(move, whole(prompt, alpha, key.of(move))) for move in range(count)]
-    completions = yield from gather(submits, hold=False)
+    submits = [Submit(move, base.whole(prompt, alpha, key.of(move))) for move in range(count)]
+    completions = yield from base.gather(submits, hold=False)
     return [completions[move] for move in range(count)]
 
 
@@ -164,4 +151,4 @@ def systematic(weights: Weights, u: float) -> list[int]:
     Filter for Nonlinear Problems (1999).
     """
     count = len(weights)
-    return shares(weights, (np.arange(count) + u) / count).tolist()
+    return base.shares(weights, (np.arange(count) + u) / count).tolist()

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 from evals.rng import RandomKey
 from evals.samplers.base import Alpha, Coins, EarlyRejection, NumMoves, State, TopK
 from evals.samplers.metropolis import SLACK, Kernel, Move, watch
-from evals.samplers.power import Draws, MHChain
+from evals.samplers.power import MHChain
 from evals.settings import CONFIG
 from evals.types import Prompt, SamplingContext, Steps, Watch
 
@@ -71,7 +71,7 @@ class Paper:
     def chain(self, prompt: Prompt, key: RandomKey, context: SamplingContext = SamplingContext()) -> Steps:  # noqa: B008
         """One answer to `prompt`; see `evals.types.Sampler`."""
         top_k = USUAL_TOP_K if self.top_k is None else self.top_k
-        chain = MHChain(Draws(self.alpha, self.early_rejection, context.prefetch, top_k), prompt, key)
+        chain = MHChain(prompt, key, self.alpha, self.early_rejection, context.prefetch, top_k)
         for _ in range(0, prompt.max_new_tokens, self.block):
             yield from chain.extend(min(len(chain.state.tokens) + self.block, prompt.max_new_tokens))
             yield from chain.moves(PaperKernel(self.replay), self.num_moves)

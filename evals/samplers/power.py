@@ -10,46 +10,20 @@ at a time. Source: Brockwell, Parallel Markov Chain Monte Carlo Simulation by Pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Hashable
 from math import inf
-from typing import Annotated, Literal, NamedTuple, Protocol, Self
+from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from evals import types
 from evals.rng import RandomKey
-from evals.samplers.base import (
-    EMPTY,
-    Alpha,
-    Arrival,
-    Coins,
-    EarlyRejection,
-    NumMoves,
-    State,
-    arrival,
-    spliced,
-)
+from evals.samplers.base import EMPTY, Alpha, Arrival, Coins, EarlyRejection, NumMoves, Part, State, arrival, spliced
 from evals.samplers.metropolis import Cuts, Kernel, Move, acceptance_probability
 from evals.samplers.trace import Mixing, MoveFigures, Trace
 from evals.settings import CONFIG, conflict
-from evals.types import (
-    Cancel,
-    Completion,
-    Drop,
-    Handle,
-    Keep,
-    Operation,
-    Prompt,
-    Request,
-    Sample,
-    SamplingContext,
-    Steps,
-    Submit,
-    Watch,
-)
-
-Segment = Generator[list[Operation], Arrival | None, None]
-"""A part of a chain: `yield from` it."""
+from evals.types import Completion, Handle, Operation, Prompt, Sample, SamplingContext, Steps, Watch
 
 
 class TransitionKernel(Protocol):
@@ -62,21 +36,15 @@ class TransitionKernel(Protocol):
     def log_ratio(self, state: State, proposal: State, start: int) -> float: ...
 
 
-class Draws(NamedTuple):
-    """What all requests of a chain have in common, and how many of them may run ahead."""
-
-    alpha: float
-    early_rejection: bool
-    prefetch: int
-    """Proposals that may be in flight beside the one that is decided next."""
-    top_k: int = 0
-
-
 class MHChain:
     """A chain's state and its requests. Moves and extensions are numbered from 0; a request has its move's number."""
 
-    def __init__(self, draws: Draws, prompt: Prompt, key: RandomKey) -> None:
-        self.draws, self.prompt, self.key = draws, prompt, key
+    def __init__(
+        self, prompt: Prompt, key: RandomKey, alpha: float, early_rejection: bool, prefetch: int, top_k: int = 0
+    ) -> None:
+        """`prefetch` proposals may be in flight beside the one that is decided next."""
+        self.prompt, self.key, self.alpha, self.top_k = prompt, key, alpha, top_k
+        self.early_rejection, self.prefetch = early_rejection, prefetch
         self.state = EMPTY
         self.next_move = 0
         """Number of the next move, or of the next extension."""
@@ -87,7 +55,7 @@ class MHChain:
         self._in_flight = self._cancelled = 0
         self._slots = 1  # that the chain's requests may fill
 
-    def extend(self, horizon: int) -> Segment:
+    def extend(self, horizon: int) -> Part[None]:
         """Extend an answer that has not ended (at first the empty one) up to `horizon` tokens, by draws of q."""
         length = len(self.state.tokens)
         if self.state.ended != "length" or length >= horizon:
@@ -97,12 +65,12 @@ class MHChain:
         assert arrived is not None, "no request is cancelled before a stage's last move"
         drawn = arrived[1]
         if self._handle is not None:
-            self._operations.append(Keep(held(drawn)))
+            self._operations.append(types.Keep(held(drawn)))
         self.state, self._handle = spliced(self.state, length, drawn), drawn.handle
         self.trace.add_extension(drawn)
         self.next_move += 1
 
-    def moves(self, kernel: TransitionKernel, count: int) -> Segment:
+    def moves(self, kernel: TransitionKernel, count: int) -> Part[None]:
         """Make `count` moves of one kernel."""
         self.mixing = self._new_stage()  # those before had another target
         end = self.next_move + count
@@ -114,12 +82,12 @@ class MHChain:
     def sample(self) -> Sample:
         """The present state as a sample, with the chain's figures."""
         figures = self.trace.figures() | self.mixing.figures(self.state)
-        return Sample(*self.state, MoveFigures(alpha=self.draws.alpha, **figures), self.mixing.weighted())
+        return Sample(*self.state, MoveFigures(alpha=self.alpha, **figures), self.mixing.weighted())
 
     def _new_stage(self) -> Mixing:
-        return Mixing(self.state, self.draws.alpha, recycle=not self.draws.early_rejection)
+        return Mixing(self.state, self.alpha, recycle=not self.early_rejection)
 
-    def _until_accepted(self, kernel: TransitionKernel, end: int) -> Segment:
+    def _until_accepted(self, kernel: TransitionKernel, end: int) -> Part[None]:
         """Make moves from the present state, in order, up to the first that is accepted; at most to `end`."""
         state = self.state
         moves: dict[int, Move] = {}
@@ -138,12 +106,10 @@ class MHChain:
                 if accepted:
                     self._discard([n for n in range(self.next_move, ahead) if not moves[n].null(state)], completions)
                     return
-            elif ahead < end and (
-                not undecided or (undecided <= self.draws.prefetch and self._in_flight < self._slots)
-            ):
+            elif ahead < end and (not undecided or (undecided <= self.prefetch and self._in_flight < self._slots)):
                 move = moves[ahead] = kernel.propose(state, self.key.of(ahead))
                 if not move.null(state):
-                    give_up = kernel.give_up(state, move) if self.draws.early_rejection else None
+                    give_up = kernel.give_up(state, move) if self.early_rejection else None
                     self._submit(ahead, move.start, kernel.longest(state), move.exclude, give_up)
                     undecided += 1
                 ahead += 1
@@ -159,10 +125,10 @@ class MHChain:
         self.trace.add(self.state, move, completion, proposal.tokens == self.state.tokens, accepted)
         self.mixing.add(self.state, proposal, None if given_up else acceptance_probability(log_ratio), accepted)
         if accepted:
-            self._operations.append(Keep(held(completion)))
+            self._operations.append(types.Keep(held(completion)))
             self.state, self._handle = proposal, completion.handle
         else:
-            self._operations.append(Drop(held(completion)))
+            self._operations.append(types.Drop(held(completion)))
         return accepted
 
     def _discard(self, numbers: list[int], completions: dict[Hashable, Completion]) -> None:
@@ -170,9 +136,9 @@ class MHChain:
         for number in numbers:
             if number in completions:
                 self.trace.discarded_tokens += len(completions[number].tokens)
-                self._operations.append(Drop(held(completions[number])))
+                self._operations.append(types.Drop(held(completions[number])))
             else:
-                self._operations.append(Cancel(number))
+                self._operations.append(types.Cancel(number))
                 self._cancelled += 1
                 self._in_flight -= 1
 
@@ -185,21 +151,21 @@ class MHChain:
         give_up: Callable[[], Watch] | None = None,
     ) -> None:
         """Ask for tokens from position `start` of the answer on, until it has `longest`."""
-        request = Request(
+        request = types.Request(
             prefix=self.prompt.token_ids + self.state.tokens[:start],
             max_new=longest - start,
-            alpha=self.draws.alpha,
+            alpha=self.alpha,
             key=self.key.of(number),
             origin=len(self.prompt.token_ids),
             exclude=exclude,
             give_up=give_up,
-            top_k=self.draws.top_k,
+            top_k=self.top_k,
             parent=self._handle,
         )
-        self._operations.append(Submit(number, request))
+        self._operations.append(types.Submit(number, request))
         self._in_flight += 1
 
-    def _arrival(self) -> Generator[list[Operation], Arrival | None, Arrival | None]:
+    def _arrival(self) -> Part[Arrival | None]:
         """Wait for the next completion; None for a cancelled one, which is counted. Its number may be in use again."""
         operations, self._operations = self._operations, []
         arrived = yield from arrival(operations)
@@ -265,7 +231,7 @@ class Power:
 
     def chain(self, prompt: Prompt, key: RandomKey, context: SamplingContext = SamplingContext()) -> Steps:  # noqa: B008
         """One answer to `prompt`: the state after the last move; see `evals.types.Sampler`."""
-        chain = MHChain(Draws(self.alpha, self.early_rejection, context.prefetch), prompt, key)
+        chain = MHChain(prompt, key, self.alpha, self.early_rejection, context.prefetch)
         for horizon in self.horizons(prompt.max_new_tokens):
             yield from chain.extend(horizon)
             yield from chain.moves(self.kernel(horizon), self.moves_per_stage)

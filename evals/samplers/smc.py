@@ -17,30 +17,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass as plain_dataclass
-from dataclasses import replace
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from evals import types
 from evals.rng import Purpose, RandomKey, uniform
-from evals.samplers.base import EMPTY, Alpha, NumCandidates, State, Weights, gather, log_p, pick, spliced
+from evals.samplers.base import EMPTY, Alpha, NumCandidates, State, gather, log_p, pick, spliced
 from evals.samplers.candidates import effective_size, log_mean, normalised, systematic
 from evals.settings import CONFIG, Positive
-from evals.types import (
-    Amount,
-    ChainFigures,
-    Completion,
-    Drop,
-    Handle,
-    Prompt,
-    Request,
-    Sample,
-    SamplingContext,
-    Steps,
-    Submit,
-)
+from evals.types import Amount, ChainFigures, Completion, Drop, Handle, Prompt, Sample, SamplingContext, Steps
 
 
 @plain_dataclass(frozen=True, kw_only=True)
@@ -123,27 +111,36 @@ class Smc:
                 particles = [particles[i]._replace(settled=particles[i].log_w(self.alpha, alpha_t)) for i in ancestors]
             rounds += 1
         log_w = [one.log_w(self.alpha, self.alpha) - one.settled for one in particles]
+        weights = normalised(log_w)
+        chosen = particles[pick(weights, uniform(key, 0, Purpose.PICK))].state
+        weighted = tuple((one.state.tokens, weight) for one, weight in zip(particles, weights.tolist(), strict=True))
+        shares = Counter[tuple[int, ...]]()
+        for tokens, weight in weighted:
+            shares[tokens] += weight
         figures = ParticleFigures(
             particles=self.num_candidates,
             rounds=rounds,
             resampled=resampled,
             generated=generated,
             prefilled=prefilled,
+            log_p=log_p(chosen, self.alpha),
             log_z_hat=log_z_hat + log_mean(log_w),
+            ess_final=effective_size(np.array(list(shares.values()))),
+            distinct=len(shares),
         )
-        return self.sample(particles, normalised(log_w), uniform(key, 0, Purpose.PICK), figures)
+        return Sample(*chosen, figures, weighted)
 
     @property
     def sequences(self) -> int:
         """Held at once: all particles, one of them both as it was and as it grows."""
         return self.num_candidates + 1
 
-    def requests(self, particles: Sequence[Particle], prompt: Prompt, key: RandomKey) -> list[Submit]:
+    def requests(self, particles: Sequence[Particle], prompt: Prompt, key: RandomKey) -> list[types.Submit]:
         """Requests for the next tokens of every incomplete particle, tagged by its number; `key` is the round's."""
         return [
-            Submit(
+            types.Submit(
                 i,
-                Request(
+                types.Request(
                     prefix=prompt.token_ids + one.state.tokens,
                     max_new=min(self.smc_interval, prompt.max_new_tokens - len(one.state.tokens)),
                     alpha=self.alpha,
@@ -159,14 +156,3 @@ class Smc:
     def exponent(self, t: int) -> float:
         """alpha_t after t >= 1 tokens."""
         return 1 + (self.alpha - 1) * min(t / self.smc_ramp, 1.0)
-
-    def sample(self, particles: Sequence[Particle], weights: Weights, u: float, figures: ParticleFigures) -> Sample:
-        """The sample: the particle that the uniform `u` draws by weight, and all particles with their weights."""
-        chosen = particles[pick(weights, u)].state
-        weighted = tuple((one.state.tokens, weight) for one, weight in zip(particles, weights.tolist(), strict=True))
-        shares = Counter[tuple[int, ...]]()
-        for tokens, weight in weighted:
-            shares[tokens] += weight
-        size = effective_size(np.array(list(shares.values())))
-        figures = replace(figures, ess_final=size, distinct=len(shares), log_p=log_p(chosen, self.alpha))
-        return Sample(*chosen, figures, weighted)
