@@ -15,9 +15,8 @@ from evals.config import EngineConfig
 from evals.engine.checkpoint import make_network
 from evals.engine.kv_cache import PAGE, PagePool
 from evals.engine.model import Model
-from evals.engine.model_support import first_line, model_classes, refusal, unsupported_reason, windows
+from evals.engine.model_support import first_line, model_classes, refusal, unsupported_reason
 from evals.sizing.slots import Demand, Reading, SlotPlan
-from evals.types import UserError
 
 FLOAT32 = 4
 CONTEXT_BYTES = 600 << 20
@@ -38,20 +37,12 @@ class ModelSpec(NamedTuple):
     mlp: int
     vocabulary: int
     kept: int
-    """Numbers of keys and values that a layer keeps of one token."""
-    windows: tuple[int | None, ...]
-    """Number of the latest tokens that each layer sees; None for all."""
-    refusal: str | None
-    """Why the engine cannot run it, as a sentence."""
+    """Numbers of keys and values that all layers keep of one token."""
 
     @property
     def kv_token_bytes(self) -> int:
         """Bytes of keys and values of one token."""
-        return self.itemsize * self.kept * len(self.windows)
-
-    def kv_bytes(self, length: int) -> int:
-        """Bytes of keys and values that a step reads of a sequence of `length` tokens: no more than the windows."""
-        return self.itemsize * self.kept * sum(min(length, window or length) for window in self.windows)
+        return self.itemsize * self.kept
 
     @property
     def pass_bytes(self) -> int:
@@ -63,8 +54,7 @@ class ModelSpec(NamedTuple):
 def model_spec(config: Any, dtype: str, name: str) -> ModelSpec:
     """The sizes of the library's model of this configuration, built on the meta device; `name` is for refusals.
 
-    Latent attention is that of DeepSeek-V2, section 2.1. Raises UserError where it is no causal language model, or one
-    that keeps more than keys and values.
+    Raises UserError where the engine cannot run it, or where that cannot be seen without weights.
     """
     classes = model_classes(config)
     stateful = any(getattr(cls, "_is_stateful", False) for cls in classes)
@@ -73,11 +63,13 @@ def model_spec(config: Any, dtype: str, name: str) -> ModelSpec:
     network = make_network(config, torch.bfloat16, "meta")  # some operations have shape rules for this type alone
     itemsize = getattr(torch, dtype).itemsize
     tensors = [*network.parameters(), *network.buffers()]
-    probe = probed(network, config, name)
-    heads, size = config_heads(config) if isinstance(probe, str) else probe
-    latent = getattr(config, "kv_lora_rank", None)  # latent attention keeps it and the key's rotated part
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
-    window = config.sliding_window if windows(config) else None
+    if (reason := unsupported_reason(config)) is not None:
+        raise refusal(name, type(network).__name__, reason)
+    try:
+        shape = Model(network, folder=name).cache_shape  # from here on the attention is the engine's
+    except RuntimeError as error:
+        reason = f"what it does cannot be seen without weights ({first_line(error)})"
+        raise refusal(name, type(network).__name__, reason) from error
     return ModelSpec(
         parameters=network.num_parameters(),
         weight_bytes=sum(t.numel() * (itemsize if t.dtype == torch.bfloat16 else t.itemsize) for t in tensors),
@@ -85,32 +77,8 @@ def model_spec(config: Any, dtype: str, name: str) -> ModelSpec:
         hidden=config.hidden_size,
         mlp=mlp_size(config),
         vocabulary=config.vocab_size,
-        kept=latent + config.qk_rope_head_dim if latent else 2 * heads * size,
-        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
-        refusal=probe if isinstance(probe, str) else None,
+        kept=2 * shape.num_layers * shape.num_heads * shape.head_dim,
     )
-
-
-def probed(network: Any, config: Any, name: str) -> tuple[int, int] | str:
-    """Number and size of key/value heads, as the engine finds them in a network (which it changes); or why it cannot
-    run the network, as a sentence."""
-    if (reason := unsupported_reason(config)) is not None:
-        return str(refusal(name, type(network).__name__, reason))
-    try:
-        shape = Model(network, folder=name).cache_shape
-    except UserError as error:
-        return str(error)
-    except RuntimeError as error:
-        return f"What it does cannot be seen without weights ({first_line(error)})."
-    return shape.num_heads, shape.head_dim
-
-
-def config_heads(config: Any) -> tuple[int, int]:
-    """Number and size of key/value heads as the configuration says."""
-    shared = getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False)
-    counts = (getattr(config, name, None) for name in ("num_key_value_heads", "num_kv_heads", "num_attention_heads"))
-    heads = 1 if shared else next(filter(None, counts))
-    return heads, getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def mlp_size(config: Any) -> int:
@@ -121,7 +89,7 @@ def mlp_size(config: Any) -> int:
 
 
 def demand(model_spec: ModelSpec, slots: int | None, max_length: int, sequences: int) -> Demand:
-    """The demand of an engine for sequences of at most `max_length` tokens, kept whole whatever the windows."""
+    """The demand of an engine for sequences of at most `max_length` tokens, kept whole whatever a model's windows."""
     return Demand(slots, sequences, PagePool.pages_for(0, max_length), PAGE * model_spec.kv_token_bytes)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from evals.sizing.batch_search import search
 from evals.sizing.slots import GIB, gib, most_slots
 from evals.types import UserError
 from orchestrator.batch_search.probe import probe, probe_work
@@ -18,6 +17,8 @@ from orchestrator.inputs.preflight import Inputs
 from orchestrator.machine import gpus
 from orchestrator.settings.config import RunConfig
 from orchestrator.workers.worker import worker_config
+
+MAX_ATTEMPTS = 5
 
 
 def fit_batch_size(name: str, inputs: Inputs, memory_limit: float | None, say: Callable[[str], None]) -> Inputs:
@@ -73,7 +74,10 @@ def first_batch_size(inputs: Inputs, memory: int | None) -> int:
 
     settings = worker_config(inputs)
     found = read_config(inputs.model.folder, engine.trust_remote_code)
-    model = model_spec(found, engine.dtype, inputs.model.folder)
+    try:
+        model = model_spec(found, engine.dtype, inputs.model.folder)
+    except UserError:  # it has to be tried: a model is told by its weights, too, and a probe says what it refuses
+        return config.slots
     wanted = demand(model, config.slots, settings.max_length, settings.run.sampler.sequences)
     reading = forecast(model, memory, config.slots, engine)
     return max(1, most_slots(reading, wanted, engine, memory - reading.others - reading.weights))
@@ -92,3 +96,30 @@ def host_memory(config: RunConfig, limit: float | None) -> int | None:
         return int(limit * GIB)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return int(config.engine.target_utilisation * machine / config.num_actors)
+
+
+def search(start: int, limit: int, probe: Callable[[int], bool], say: Callable[[str], None]) -> int:
+    """The largest size that worked, 0 where none did; `probe(size)` is called from `start` on, never above `limit`.
+
+    Where one works, half as much again is tried, where one fails, half; once a size works, bisection between it and the
+    smallest that fails, until that gap is at most a quarter of it, or for MAX_ATTEMPTS. The first size above the limit
+    counts as one that fails. What the probe raises is passed on; ValueError for a start or limit below 1.
+    """
+    if min(start, limit) < 1:
+        raise ValueError(f"a search from {start} up to {limit} has no sizes to try")
+    works, fails, size = 0, limit + 1, min(start, limit)
+    say(f"estimated batch size {start}, limit {limit}")
+    for attempt in range(MAX_ATTEMPTS):
+        if attempt:
+            say(f"next try: batch size {size}")
+        if probe(size):
+            works = size
+            say(f"batch size {size}: works")
+        else:
+            fails = size
+            say(f"batch size {size}: out of memory")
+        if fails - works <= max(1, works / 4):
+            break
+        size = (works + fails) // 2 if fails <= limit else min(limit, max(works + 1, works * 3 // 2))
+    say(f"using batch size {works}" if works else "no batch size works")
+    return works

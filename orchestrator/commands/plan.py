@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import yaml
 
 from evals.config import AUTO_SLOTS, EngineConfig
 from evals.sizing.shapes import SHAPES
@@ -19,7 +16,6 @@ from evals.sizing.slots import GIB
 from evals.types import UserError
 from orchestrator.commands.table import GPUS
 from orchestrator.machine import gpus
-from orchestrator.rundir.files import write_atomically, writing
 from orchestrator.settings.parser import suggestion
 
 if TYPE_CHECKING:
@@ -32,16 +28,13 @@ WAY_OUT = "take a larger --gpu, a smaller model, a higher --target or a shorter 
 
 
 def plan(args: argparse.Namespace) -> int:
-    """Print the plan of a run's slots, as the engine makes it, from computed instead of measured memory; write its
-    preset where `args` say so. Returns 0.
+    """Print the plan of a run's slots, as the engine makes it, from computed instead of measured memory. Returns 0.
 
     Raises UserError for impossible options, a model or GPU that is unknown, and where nothing fits.
     """
     from evals.engine.memory_forecast import demand, forecast, peak
     from evals.sizing.slots import plan_slots
 
-    if args.overwrite and args.write is None:
-        raise UserError("plan: --overwrite names no file; add --write FILE.")
     model, config, most = model_of(args), EngineConfig(target_utilisation=args.target), AUTO_SLOTS["cuda"]
     gpu, total = gpu_memory(args.gpu)
     reading = forecast(model, total, min(args.batch_size or most, most), config)
@@ -54,7 +47,7 @@ def plan(args: argparse.Namespace) -> int:
         "overhead": parts["context and others"],
         "weights": parts["weights"],
         "kv_per_token": model.kv_token_bytes,
-        "kv_per_sequence": model.kv_bytes(args.length),
+        "kv_per_sequence": args.length * model.kv_token_bytes,
         "available": total - parts["reserve"] - parts["context and others"] - parts["weights"],
         "kv": parts["K/V"],
         "activations": parts["activations"],
@@ -68,17 +61,8 @@ def plan(args: argparse.Namespace) -> int:
         "peak": peak(model, reading, planned, config),
     }
     notes = [f"kv: {CHAIN_SEQUENCES} sequences of full length for every problem in flight, in whole pages"]
-    if model.kv_bytes(args.length) < args.length * model.kv_token_bytes:
-        notes.append("kv_per_sequence: by the model's windows; the engine keeps sequences whole, and kv counts that")
     if planned.lowered_from is not None:
         notes.append(f"batch: {planned.lowered_from} do not fit")
-    if model.refusal is not None:
-        notes.append(f"this engine does not run the model, another one may. {model.refusal}")
-    if args.write is not None:
-        engine = {"target_utilisation": args.target, "dtype": args.dtype}
-        preset = {"batch_size": planned.slots, "num_gpus": args.num_gpus, "engine": engine}
-        named = {"model": without_file(args.model)} if args.model else {}
-        write_preset({**named, **preset}, args.write, args.overwrite)
     if args.json:
         print(json.dumps({**inputs, **budget, "notes": notes}))
         return 0
@@ -108,13 +92,9 @@ def config_folder(name: str) -> str:
     if name == DEMO:
         return str(DEMO_FOLDER / DEMO_MODEL)
     if is_local(name):
-        return str(Path(without_file(name)).expanduser())
+        path = Path(name).expanduser()
+        return str(path.parent if path.name == "config.json" else path)
     return str(download(name, None, ["config.json"])[0])
-
-
-def without_file(name: str) -> str:
-    """The model's name as a run takes it: where its config.json was named, its folder."""
-    return str(Path(name).parent) if Path(name).name == "config.json" else name
 
 
 def gpu_memory(name: str | None) -> tuple[str, int]:
@@ -139,15 +119,6 @@ def gpu_memory(name: str | None) -> tuple[str, int]:
         f"plan: no GPU is called {name}{suggestion(name.lower(), GPUS)}; known are {', '.join(GPUS)}, or give its "
         "memory in GiB."
     )
-
-
-def write_preset(preset: Mapping[str, object], path: Path, overwrite: bool) -> None:
-    """Write the preset to a file. Raises UserError if the file exists or cannot be written."""
-    if path.exists() and not overwrite:
-        raise UserError(f"plan: {path} exists; name another file by --write, or add --overwrite to replace it.")
-    with writing(f"plan: {path}", "name another file by --write"):
-        head = f"# powersample run --config {path}\n"
-        write_atomically(path, head + yaml.safe_dump(preset, sort_keys=False))
 
 
 def show(name: str, value: float) -> str:

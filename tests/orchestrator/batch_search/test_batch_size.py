@@ -139,6 +139,12 @@ def test_the_memory_model_proposes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"\(batch_size, auto_batch_size\)"):
         on(0)
 
+    def unseen(*_: object) -> None:
+        raise UserError("what it does cannot be seen without weights")
+
+    monkeypatch.setattr("evals.engine.memory_forecast.model_spec", unseen)
+    assert first_batch_size(on_cpus, 1) == 64, "a probe says what a forecast cannot"
+
 
 def test_memory_of_a_worker() -> None:
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

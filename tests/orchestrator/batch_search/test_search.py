@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.config import EngineConfig
-from evals.sizing.batch_search import MAX_ATTEMPTS, search
 from evals.sizing.slots import Demand, Reading, most_slots, size
+from orchestrator.batch_search.batch_size import MAX_ATTEMPTS, search
 
 
 def quiet(_: str) -> None:
