@@ -100,23 +100,21 @@ class FusedSlice(nn.Module):
         return output
 
 
-def fuse_linears(network: nn.Module, run: Callable[[], object]) -> int:
-    """Fuse the linears of `network` that read the same tensor when `run` is called; returns how many products it saves.
+def fuse_linears(network: nn.Module, run: Callable[[], object]) -> None:
+    """Fuse the linears of `network` that read the same tensor when `run` is called.
 
     Weights are copied group by group and the old ones released, so that at most one group is there twice.
     """
     places = {id(child): (parent, name) for parent in network.modules() for name, child in parent.named_children()}
-    groups, saved = shared_inputs(network, run), 0
+    groups = shared_inputs(network, run)
     while groups:
         linears = groups.pop()
-        saved += len(linears) - 1
         fused, start = FusedLinear(linears), 0
         for linear in linears:
             parent, name = places[id(linear)]
             end = start + linear.out_features
             setattr(parent, name, FusedSlice(fused, start, end, last=linear is linears[-1]))
             start = end
-    return saved
 
 
 def shared_inputs(network: nn.Module, run: Callable[[], object]) -> list[list[nn.Linear]]:

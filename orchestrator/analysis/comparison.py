@@ -13,16 +13,8 @@ from evals.record import Record
 from evals.samplers.single import AtTemperature
 from evals.statistics import Difference, cluster_sums, holm, mcnemar_exact, paired_difference, sign_flip
 from evals.types import UserError
-from orchestrator.analysis.accuracy import (
-    PRIMARY_METRIC,
-    by_problem,
-    clusters,
-    extracted,
-    groups_of,
-    is_right,
-    none_if_nan,
-    question_means,
-)
+from orchestrator.analysis import accuracy
+from orchestrator.analysis.accuracy import PRIMARY_METRIC, by_problem, clusters, groups_of, is_right, question_means
 from orchestrator.analysis.load import Run
 
 PLAIN = AtTemperature(1.0), AtTemperature(1.0, top_k=0)
@@ -119,7 +111,7 @@ def verdict(record: Record, grader: str) -> tuple[str, bool]:
     """The answer that a grader extracted, or why there is none, and whether it is right."""
     if record.status == "failed":
         return "failed", False
-    answer = extracted(record, grader)
+    answer = accuracy.extracted(record, grader)
     return "no answer" if answer is None else answer, is_right(record, grader)
 
 
@@ -206,7 +198,7 @@ def as_json(comparison: Comparison, limit: int | None) -> dict[str, Any]:
             {
                 **pair._asdict(),
                 "difference": pair.difference.mean,
-                **{name: none_if_nan(getattr(pair.difference, name)) for name in ("stderr", "mde", "n")},
+                **{name: accuracy.none_if_nan(getattr(pair.difference, name)) for name in ("stderr", "mde", "n")},
                 "ci95": None if pair.difference.n < 2 else pair.difference[2:4],
             }
             for pair in comparison.pairs

@@ -14,8 +14,7 @@ from orchestrator.analysis.summary import Summary
 from orchestrator.rundir.directory import RECORDS, TELEMETRY
 from orchestrator.rundir.files import Tail
 from orchestrator.rundir.reading.manifest import Manifest
-from orchestrator.rundir.reading.records import answered_records
-from orchestrator.rundir.reading.scores import with_new_scores
+from orchestrator.rundir.reading.records import answered_records, with_new_scores
 from orchestrator.rundir.reading.telemetry import readable
 from orchestrator.rundir.telemetry_rows import TelemetryRow
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from math import inf
 
 import numpy as np
 
-from evals.record import Record
+from evals.record import Record, TokenCounts
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, at_k, estimate, graders, groups_of, is_right, question_means
 from orchestrator.analysis.diagnostics import average, chain_statistics
 from orchestrator.analysis.summary import AnswerTimes, MemoryPeaks, RunTimes, Summary, Throughput, TokenTotals
@@ -106,12 +106,7 @@ def busy_seconds(done: Iterable[Record]) -> float | None:
 def token_totals(done: Sequence[Record]) -> TokenTotals:
     """Sums over all records, and means per answer."""
     counts = [record.tokens for record in done]
-    sums = [
-        sum(one.prompt or 0 for one in counts),
-        sum(one.answer or 0 for one in counts),
-        sum(one.generated or 0 for one in counts),
-        sum(one.prefilled or 0 for one in counts),
-    ]
+    sums = [sum(getattr(one, field.name) or 0 for one in counts) for field in fields(TokenCounts)]
     return TokenTotals(*sums, *(ratio(number, len(done)) for number in sums))
 
 

@@ -16,8 +16,7 @@ from orchestrator.report.make import print_reports
 from orchestrator.rundir.directory import check_lock
 from orchestrator.rundir.files import write_atomically, writing
 from orchestrator.rundir.reading.manifest import Manifest
-from orchestrator.rundir.reading.records import answered_records
-from orchestrator.rundir.reading.scores import SCORES
+from orchestrator.rundir.reading.records import SCORES, NewScores, answered_records
 
 
 def regrade(args: Namespace) -> int:
@@ -30,10 +29,8 @@ def regrade(args: Namespace) -> int:
     rows = []
     for record in records.values():
         if record.status == "ok":
-            grades = task.grade(problems[record.problem_id], record.text)
-            scores = {name: asdict(grade) for name, grade in grades.items()}
-            row = {"problem_id": record.problem_id, "sample_index": record.sample_index, "scores": scores}
-            rows.append(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            row = NewScores(*record.key, task.grade(problems[record.problem_id], record.text))
+            rows.append(json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n")
     with writing(directory / SCORES, "make it writable"):
         write_atomically(directory / SCORES, "".join(rows))
     print_reports([directory])

@@ -1,4 +1,7 @@
-"""`powersample watch RUN`: shows the progress of a run that another process drives."""
+"""`powersample watch RUN`: shows the progress of a run that another process drives, from its files alone.
+
+Reads run.json, records.jsonl and telemetry.jsonl as they grow; writes nothing and takes no lock.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,66 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 
-from orchestrator.live.watched_run import RunWatcher
+from evals.types import UserError
+from orchestrator.live.progress import Progress
+from orchestrator.rundir.directory import RECORDS, TELEMETRY, check_lock
+from orchestrator.rundir.files import Tail
+from orchestrator.rundir.reading.manifest import Manifest
+from orchestrator.rundir.reading.records import RecordLog
+from orchestrator.rundir.reading.telemetry import readable
+from orchestrator.rundir.telemetry_rows import Event
 
 LOOK_SECONDS = 0.5
+SILENT_SECONDS = 60.0
+"""A run that samples writes a row every few seconds; one that loads may be silent, and so is one that was killed."""
+
+
+class RunWatcher:
+    """A run directory that is read as it grows. Raises UserError if it is none."""
+
+    def __init__(self, directory: Path) -> None:
+        run = Manifest.read(directory)
+        self._directory = directory
+        self._log, self._rows = RecordLog(directory / RECORDS), Tail(directory / TELEMETRY)
+        self.phase, self.last_time = "", 0.0
+        total = run.num_problems * run.num_samples
+        self.progress = Progress(run.name or directory.name, total, self._log.read(), sys.stdout)
+        self.poll()
+
+    @property
+    def driven(self) -> bool:
+        """Whether a process drives the run, that is, holds its lock."""
+        try:
+            check_lock(self._directory)
+        except UserError:
+            return True
+        return False
+
+    @property
+    def active(self) -> bool:
+        """Whether answers are owed and the run has neither ended nor been stopped."""
+        return self.progress.num < self.progress.total and self.phase not in ("end", "stopped")
+
+    def silence(self) -> str:
+        """A sentence for the user if a run that should be active has written nothing for a while, else nothing."""
+        if self.progress.num < self.progress.total and not self.driven:
+            return "No process works on this run: it was stopped or killed; the command that started it goes on."
+        seconds = time.time() - self.last_time
+        if not self.active or seconds < SILENT_SECONDS:
+            return ""
+        return f"Nothing new for {seconds:.0f} s: it loads, or it was killed and goes on when it is started again."
+
+    def poll(self) -> None:
+        """Read what was appended to the files since the last look."""
+        for record in self._log.read():
+            self.progress.add(record)
+        for row in readable(self._rows.lines()):
+            self.progress.add_row(row)
+            self.last_time = row.time
+            if isinstance(row, Event) and row.event in ("phase", "stop"):
+                self.phase = row.name or "stopped"
 
 
 def watch(args: Namespace, sleep: Callable[[float], object] = time.sleep) -> int:

@@ -81,7 +81,10 @@ class Dispatcher:
         match message:
             case Done():
                 self.barren_deaths.clear()
-                self.finish(message.worker, message.work, message.record)
+                try:
+                    self.finish(message.record)
+                except (TypeError, ValueError) as error:  # a number that is not finite, say
+                    self.raised(message.worker, message.work, f"{type(error).__name__}: {error}")
             case Raised():
                 self.barren_deaths.clear()
                 self.raised(message.worker, message.work, message.reason)
@@ -104,15 +107,10 @@ class Dispatcher:
             say(health.notes)
         self.telemetry.write_state(health.state)
 
-    def finish(self, worker: str, work: Work, record: Record) -> None:
-        """Store a record and show the progress; a record that is no valid JSON counts as an error of its problem."""
-        self.in_flight.pop(work.key, None)
-        try:
-            added = self.store.append(record)
-        except (TypeError, ValueError) as error:  # a number that is not finite, say
-            self.raised(worker, work, f"{type(error).__name__}: {error}")
-            return
-        if added:
+    def finish(self, record: Record) -> None:
+        """Store a record and show the progress. Raises what the store raises, for a record that is no JSON as well."""
+        self.in_flight.pop(record.key, None)
+        if self.store.append(record):
             self.progress.add(record)
         if len(self.store.records) >= self.next_order:
             self.order()
@@ -126,7 +124,7 @@ class Dispatcher:
     def fail(self, work: Work, worker: str, reason: str) -> None:
         """Give a problem up: store a record that says why; it counts as wrong."""
         self.tell("failed", worker, work, reason.strip())
-        self.finish(worker, work, failed_record(work, worker, reason))
+        self.finish(failed_record(work, worker, reason))
 
     def raised(self, worker: str, work: Work, reason: str) -> None:
         """Queue a problem that raised again, or give it up after MAX_ATTEMPTS attempts."""

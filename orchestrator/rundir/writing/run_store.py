@@ -19,13 +19,7 @@ from evals.types import Problem, UserError
 from orchestrator.rundir.directory import LOCK, RECORDS, TELEMETRY, check_lock, directory_errors
 from orchestrator.rundir.files import cut_torn_tail, sync_directory, write_whole
 from orchestrator.rundir.reading.records import first_records
-from orchestrator.rundir.writing.ownership import (
-    check_location,
-    check_unused,
-    ensure_manifest,
-    has_fingerprint,
-    take_lock,
-)
+from orchestrator.rundir.writing import ownership
 
 
 class RunStore:
@@ -92,12 +86,12 @@ def open_store(directory: Path, run: Mapping[str, JsonValue]) -> RunStore:
     run of another fingerprint or a damaged file.
     """
     with directory_errors(directory):
-        check_location(directory)
+        ownership.check_location(directory)
         directory.mkdir(parents=True, exist_ok=True)
         lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            take_lock(lock, directory)
-            ensure_manifest(directory, run)
+            ownership.take_lock(lock, directory)
+            ownership.ensure_manifest(directory, run)
             return RunStore(directory, lock)
         except BaseException:
             os.close(lock)
@@ -108,9 +102,9 @@ def check_store(directory: Path, run: Mapping[str, JsonValue]) -> int:
     """How many answers a run directory has. Raises the UserError that `open_store` would raise now, and writes
     nothing."""
     with directory_errors(directory):
-        check_location(directory)
+        ownership.check_location(directory)
         check_lock(directory)
-        has_fingerprint(directory, run)
+        ownership.has_fingerprint(directory, run)
         return len(first_records(directory / RECORDS))
 
 
@@ -119,7 +113,7 @@ def check_root(directories: Sequence[Path]) -> None:
     root = directories[0].parent
     with directory_errors(root):
         if not any(directory.exists() for directory in directories):
-            check_unused(root)
+            ownership.check_unused(root)
 
 
 def fresh_directory(directory: Path) -> Path:

@@ -16,13 +16,20 @@ SAVED_PER_LAYER = {"qwen2": 3, "llama": 3, "gemma2": 3, "stablelm": 3, "phi3": 0
 """q/k/v and gate/up; Phi-3 has them in one product already, GPT-2 has no `nn.Linear` in its layers."""
 
 
+def saved(network: nn.Module) -> int:
+    """How many products fewer a pass has."""
+    parts = [part for part in network.modules() if isinstance(part, FusedSlice)]
+    return len(parts) - len({part.product for part in parts})
+
+
 @pytest.mark.parametrize("family", SAVED_PER_LAYER)
 @torch.inference_mode()
 def test_results_stay_and_products_become_fewer(family: str) -> None:
     network = make(family).network
     fused = copy.deepcopy(network)
     layers = network.config.num_hidden_layers
-    assert fuse_linears(fused, lambda: fused(TOKENS, use_cache=False)) == layers * SAVED_PER_LAYER[family]
+    fuse_linears(fused, lambda: fused(TOKENS, use_cache=False))
+    assert saved(fused) == layers * SAVED_PER_LAYER[family]
     torch.testing.assert_close(fused(TOKENS).logits, network(TOKENS).logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(fused(TOKENS + 1).logits, network(TOKENS + 1).logits, atol=1e-5, rtol=1e-5)
 
@@ -44,7 +51,8 @@ def test_only_what_reads_one_tensor_once_is_fused_and_nothing_is_kept() -> None:
     plain = TwoReaders()
     fused = copy.deepcopy(plain)
     x = torch.randn(2, 4)
-    assert fuse_linears(fused, lambda: fused(x)) == 1
+    fuse_linears(fused, lambda: fused(x))
+    assert saved(fused) == 1
     assert type(fused.c) is nn.Linear
     assert isinstance(fused.a, FusedSlice)
     torch.testing.assert_close(fused(x), plain(x))

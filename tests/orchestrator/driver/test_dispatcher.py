@@ -153,6 +153,17 @@ def test_an_answer_that_no_line_of_json_can_carry_is_its_problems_failure(store:
     assert failed[2].startswith("ValueError: Out of range float values are not JSON compliant")
 
 
+def test_a_store_that_takes_no_record_at_all_ends_the_run(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(record: Record) -> bool:
+        raise TypeError("this store takes nothing")
+
+    monkeypatch.setattr(store, "append", refuses)
+    pool = SimulatedPool(1, 2)
+    with pytest.raises(TypeError, match="takes nothing"):
+        driven(store, pool, works(4))
+    assert max(map(pool.submitted.count, range(4))) == 3, "each problem is tried as often as any other that raises"
+
+
 @pytest.mark.parametrize("slots", [1, 4])
 def test_a_poison_problem_fails_alone_and_its_neighbours_are_cleared(store: RunStore, slots: int) -> None:
     rows = driven(store, SimulatedPool(2, slots, poison=[3]), works(12))

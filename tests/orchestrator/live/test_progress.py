@@ -16,9 +16,8 @@ import pytest
 
 from evals.record import encode
 from evals.types import UserError
-from orchestrator.commands.watch import watch
+from orchestrator.commands.watch import RunWatcher, watch
 from orchestrator.live.progress import MAX_ROWS, Progress
-from orchestrator.live.watched_run import RunWatcher
 from orchestrator.rundir.reading.telemetry import read_telemetry
 from orchestrator.rundir.telemetry_rows import Event, WorkerState
 from orchestrator.rundir.writing.ownership import take_lock
