@@ -6,19 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 from annotated_types import Ge, Le
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
 from evals.samplers.registry import FIGURES
-from evals.types import TOLERANT, Amount, ChainFigures, Grade, MemoryReading
+from evals.types import TOLERANT, Amount, ChainFigures, Grade, MemoryReading, Tolerant
 
 T = TypeVar("T")
 RecordKey = tuple[int, int]
 """(problem_id, sample_index)."""
 
-STRICT = {**TOLERANT, "extra": "forbid"}
 SPARSE = ("chain", "timings", "tokens", "worker")
 """Tables of a record of which a line leaves out what is None."""
 
@@ -39,10 +38,8 @@ AnyFigures = Annotated[
 
 
 @dataclass(frozen=True)
-class Timings:
+class Timings(Tolerant):
     """Start and end of an answer in Unix seconds, and the seconds between them: from submission to grades."""
-
-    __pydantic_config__ = TOLERANT
 
     start: float | None = None
     end: float | None = None
@@ -51,10 +48,8 @@ class Timings:
 
 
 @dataclass(frozen=True)
-class TokenCounts:
+class TokenCounts(Tolerant):
     """Tokens of an answer: of its prompt, kept in it, generated (forward rows spent on new tokens), prefilled."""
-
-    __pydantic_config__ = TOLERANT
 
     prompt: Amount | None = None
     answer: Amount | None = None
@@ -63,10 +58,8 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
-class AnsweredBy:
+class AnsweredBy(Tolerant):
     """The worker that answered, and in which attempt."""
-
-    __pydantic_config__ = TOLERANT
 
     rank: int | None = None
     name: str | None = None
@@ -79,7 +72,7 @@ class AnsweredBy:
 class Record:
     """A finished (problem, sample); what a failed one lacks is None."""
 
-    __pydantic_config__ = STRICT
+    __pydantic_config__: ClassVar = {**TOLERANT, "extra": "forbid"}
 
     problem_id: Amount
     sample_index: Amount

@@ -40,6 +40,12 @@ TOLERANT = {"extra": "ignore", "strict": True, "allow_inf_nan": False}
 """How tables inside records are read: types are strict, numbers finite, and what another version added is left out."""
 
 
+class Tolerant:
+    """Base of the tables that are read so."""
+
+    __pydantic_config__ = TOLERANT
+
+
 class UserError(Exception):
     """A mistake that the user can correct: one sentence that says what is wrong, where, and the way out.
 
@@ -188,11 +194,9 @@ Operation = Submit | Keep | Drop | Cancel
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChainFigures:
+class ChainFigures(Tolerant):
     """What a sampler reports of a chain, here what all of them do; those with more have a table of their own that adds
     to this one. None: not reported."""
-
-    __pydantic_config__ = TOLERANT
 
     generated: Amount | None = None
     """Tokens drawn."""
@@ -265,10 +269,8 @@ class Sampler(Protocol):
 
 
 @dataclass(frozen=True)
-class Grade:
+class Grade(Tolerant):
     """Whether an answer is correct, with the extracted answer as evidence."""
-
-    __pydantic_config__ = TOLERANT
 
     correct: bool
     answer: str | None = None
@@ -279,10 +281,8 @@ class Grade:
 
 
 @dataclass(frozen=True)
-class MemoryReading:
+class MemoryReading(Tolerant):
     """Memory of one worker at one moment, in bytes; device fields are None on CPU, where `rss_bytes` counts."""
-
-    __pydantic_config__ = TOLERANT
 
     rss_bytes: Amount | None = None
     peak_rss_bytes: Amount | None = None

@@ -38,23 +38,21 @@ class Run(NamedTuple):
 
 
 def load_run(directory: Path) -> Run:
-    """Load the run in `directory`. Raises UserError if there is none or it has no answer."""
+    """Load the run in `directory`.
+
+    Raises UserError if there is none, if it has no answer, or if one lacks the score that every report has.
+    """
     manifest = Manifest.read(directory, graded=True)
     by_key = answered_records(directory)
     records = [by_key[key] for key in sorted(by_key)]  # the order of completion must not reach the last digit of a mean
     records, num_changed = with_new_scores(directory, records)
-    check_scores(directory, records)
-    lines = Tail(directory / TELEMETRY).lines()
-    telemetry = readable(lines)
-    summary = summarise(records, telemetry, manifest, len(lines) - len(telemetry), num_changed)
-    return Run(summary, records, telemetry, manifest.method)
-
-
-def check_scores(directory: Path, records: Sequence[Record]) -> None:
-    """Raises UserError if an answer lacks the score that every report has."""
     for record in records:
         if record.status == "ok" and PRIMARY_METRIC not in record.scores:
             raise UserError(
                 f"{directory / RECORDS}: sample {record.sample_index} of problem {record.problem_id} has no "
                 f"{PRIMARY_METRIC} score; `powersample regrade {directory}` scores the texts again."
             )
+    lines = Tail(directory / TELEMETRY).lines()
+    telemetry = readable(lines)
+    summary = summarise(records, telemetry, manifest, len(lines) - len(telemetry), num_changed)
+    return Run(summary, records, telemetry, manifest.method)

@@ -30,10 +30,15 @@ class Estimate:
         return percent(self.stderr) == percent(0)
 
     @property
+    def interval_words(self) -> str:
+        """The 95 % interval, in %."""
+        return "{} to {}".format(*map(percent, self.ci95)) if self.ci95 else "unknown"
+
+    @property
     def words(self) -> str:
         """In %: mean ± standard error, or with the 95 % interval where the error would be shown as 0."""
         if self.without_spread and self.ci95:
-            return f"{percent(self.mean)} ({percent(self.ci95[0])} to {percent(self.ci95[1])})"
+            return f"{percent(self.mean)} ({self.interval_words})"
         return f"{percent(self.mean)} ± {percent(self.stderr)}"
 
 

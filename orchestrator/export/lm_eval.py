@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from evals.statistics import mean_and_stderr
 from evals.tasks.presets import PRESETS
-from orchestrator.analysis.accuracy import by_problem, graders, is_right
+from orchestrator.analysis.accuracy import by_problem, extracted, graders, is_right
 
 if TYPE_CHECKING:
     from orchestrator.export.exported_run import Exported
@@ -63,12 +63,12 @@ def samples(exported: Exported) -> list[dict[str, Any]]:
             "target_hash": sha256(target),
         }
         for grader in graders(exported.records):
-            extracted = grade.answer if (grade := records[0].scores.get(grader)) else None
             rights = [float(is_right(record, grader)) for record in records]
             mean = {"exact_match_mean": sum(rights) / len(rights)} if exported.run.num_samples > 1 else {}
             scores = {"exact_match": rights[0], **mean}
+            found = extracted(records[0], grader)
             answer = {
-                "filtered_resps": [NO_MATCH if extracted is None else extracted],
+                "filtered_resps": [NO_MATCH if found is None else found],
                 "filter": FILTERS.get(grader, grader),
                 "metrics": list(scores),
             }

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.record import Record
-from orchestrator.analysis.accuracy import graders, is_right
+from orchestrator.analysis.accuracy import extracted, graders, is_right
 from orchestrator.export.exported_run import Exported
 
 
@@ -44,7 +44,7 @@ def answer_row(exported: Exported, record: Record, names: Sequence[str]) -> dict
         "solution": problem.solution,
         "prompt": exported.prompt_text(record.problem_id),
         **{f"{name}_correct": is_right(record, name) for name in names},
-        **{f"{name}_answer": grade.answer if (grade := record.scores.get(name)) else None for name in names},
+        **{f"{name}_answer": extracted(record, name) for name in names},
         **{f"{name}_tokens": getattr(record.tokens, name) for name in ("prompt", "answer", "generated")},
         "wall_seconds": record.timings.wall_seconds,
         "chain": json.dumps(record.chain.reported(), ensure_ascii=False),

@@ -27,7 +27,6 @@ from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.diagnostics import shown_moves
 from orchestrator.analysis.load import Run
 from orchestrator.analysis.summarise import graders_differ, truncated
-from orchestrator.analysis.summary import Estimate
 from orchestrator.inputs.prompts import RunPrompts
 from orchestrator.report.comparison_text import comparison_parts, comparison_title, shared_warnings
 from orchestrator.report.facts import facts
@@ -36,7 +35,7 @@ from orchestrator.report.layout import Table
 from orchestrator.report.plotting import svg
 from orchestrator.report.run_text import headline, provenance, score_parts, title
 from orchestrator.report.timeline import event_table
-from orchestrator.wording import duration, percent
+from orchestrator.wording import duration
 
 NUM_SLOWEST = 10
 MAX_TRACE = 101
@@ -58,7 +57,7 @@ def page(shown: Sequence[RunOnPage], comparison: Comparison | None, plot: str | 
     folder = Path(__file__).parent
     summaries = [one.run.summary for one in shown]
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
-    environment.filters.update(bold=bold, interval=interval, pretty=partial(json.dumps, indent=2))
+    environment.filters.update(bold=bold, pretty=partial(json.dumps, indent=2))
     for one in (event_table, facts, headline, inline, score_parts, slowest):
         environment.globals[one.__name__] = one
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
@@ -84,11 +83,6 @@ def page(shown: Sequence[RunOnPage], comparison: Comparison | None, plot: str | 
 def bold(text: str) -> Markup:
     """A sentence of the reports as HTML; its only markup is `**`."""
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))
-
-
-def interval(score: Estimate) -> str:
-    """The interval of a score in words; empty where it has none."""
-    return "95 % interval {} to {} %".format(*map(percent, score.ci95)) if score.ci95 else ""
 
 
 def inline(figure: str, name: str) -> Markup:

@@ -12,8 +12,6 @@ from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.settings.config import DEMO
 from orchestrator.wording import percent, short
 
-INTERVALS = {"wilson": "Wilson", "normal": "normal", "t": "t"}
-
 
 def run_report(summary: Summary, timeline: str | None = None) -> str:
     """The report of one run; `timeline` is the file that shows its workers over time."""
@@ -75,12 +73,12 @@ def scores_table(summary: Summary) -> Table:
     rows = []
     for name in names:
         score = summary.accuracy[name]
-        interval = "{} to {} %".format(*map(percent, score.ci95)) if score.ci95 else "unknown"
+        interval = f"{score.interval_words}{' %' if score.ci95 else ''}"
         error = "-" if score.without_spread else f"± {percent(score.stderr)}"
         rows.append([name, f"{percent(score.mean)} %", error, interval])
         if expected:
             rows[-1].append(expected[name].words if name in expected else "-")
-    kinds = " / ".join(dict.fromkeys(INTERVALS[summary.accuracy[name].interval] for name in names))
+    kinds = " / ".join(dict.fromkeys(summary.accuracy[name].interval.replace("wilson", "Wilson") for name in names))
     return Table(["score", "right", "SE", f"95 % interval ({kinds})", *(["expected"] if expected else [])], rows)
 
 

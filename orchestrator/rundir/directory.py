@@ -41,9 +41,8 @@ def read_run(directory: Path) -> dict[str, JsonValue] | None:
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{directory / RUN} is not valid JSON ({error}); restore it or choose another directory."
-        ) from error
+        reason = f"{directory / RUN} is not valid JSON ({error}); restore it or choose another directory."
+        raise UserError(reason) from error
     if not isinstance(content, dict):
         raise UserError(f"{directory / RUN} is not a JSON object; restore it or choose another directory.")
     return content

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evals.record import Record, RecordKey, read_line
-from evals.types import TOLERANT, Amount, Grade, UserError
+from evals.types import Amount, Grade, Tolerant, UserError
 from orchestrator.rundir.directory import RECORDS, flatten, read_run
 from orchestrator.rundir.files import Tail
 
@@ -66,10 +66,8 @@ def answered_records(directory: Path) -> dict[RecordKey, Record]:
 
 
 @dataclass(frozen=True)
-class NewScores:
+class NewScores(Tolerant):
     """A line of scores.jsonl: the newer scores of one record."""
-
-    __pydantic_config__ = TOLERANT
 
     problem_id: Amount
     sample_index: Amount

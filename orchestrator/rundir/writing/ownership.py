@@ -16,14 +16,8 @@ from orchestrator.rundir.directory import LOCK, RECORDS, RUN, TELEMETRY, flatten
 from orchestrator.rundir.files import write_atomically
 
 DECIDING = (
-    *(
-        f"config.{name}"
-        for name in ("model", "data", "limit", "num_samples", "seed", "sampler", "task", "engine.dtype")
-    ),
-    "provenance.model.sha256",
-    "provenance.data.sha256",
-    "provenance.texts_sha256",
-    "provenance.adapter",
+    *map("config.{}".format, ("model", "data", "limit", "num_samples", "seed", "sampler", "task", "engine.dtype")),
+    *map("provenance.{}".format, ("model.sha256", "data.sha256", "texts_sha256", "adapter")),
 )
 """Fields of run.json that a refusal names if they differ between two runs; the fingerprint alone decides."""
 
