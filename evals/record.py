@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, Union
 
 from annotated_types import Ge, Le
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
@@ -31,10 +31,10 @@ def table_of(chain: Any) -> str:
 
 NO_FIGURES, NO_READING = ChainFigures(), MemoryReading()
 TABLES = (ChainFigures, *FIGURES.values())
-AnyFigures = Annotated[
-    Union[*(Annotated[table, Tag(table.__name__)] for table in TABLES)],
-    Discriminator(table_of),
-]
+if TYPE_CHECKING:
+    AnyFigures = ChainFigures
+else:
+    AnyFigures = Annotated[Union[*(Annotated[table, Tag(table.__name__)] for table in TABLES)], Discriminator(table_of)]
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Record:
     ended: str
     scores: dict[str, Grade] = field(default_factory=dict)
     """grader -> its verdict."""
-    chain: AnyFigures = NO_FIGURES  # pyright: ignore[reportInvalidTypeForm]
+    chain: AnyFigures = NO_FIGURES
     """The sampler's table of figures."""
     timings: Timings = Timings()
     memory: MemoryReading = NO_READING

@@ -125,7 +125,7 @@ def test_a_doubter_finds_record_prompt_tokens_and_verdicts(tmp_path: Path) -> No
     scores = {name: asdict(grade) for name, grade in record.scores.items()}
     assert (answer["text"], answer["ids"], answer["scores"]) == (record.text, record.token_ids, scores)
     assert answer["trace"] == [[0, -9.0], [1, -8.0], [2, -7.5], [3, -7.5], [4, -7.0]]
-    assert answer["chain"]["moves"] == record.chain.moves
+    assert answer["chain"]["moves"] == record.chain.reported()["moves"]
     assert data["places"] == ["run/records.jsonl"]
 
 
