@@ -145,7 +145,7 @@ def merge(network: Any, folder: str) -> None:
 
     try:
         with warnings.catch_warnings(action="ignore"):
-            config = LoraConfig.from_pretrained(folder)
+            config: Any = LoraConfig.from_pretrained(folder)
             config.init_lora_weights = True  # all are overwritten
             adapted = get_peft_model(network, config)
             result = set_peft_model_state_dict(adapted, load_file(Path(folder) / ADAPTER_WEIGHTS))

@@ -240,7 +240,7 @@ def test_a_chat_model_that_is_asked_raw_is_told_so_once(tmp_path: Path, capsys: 
         (1, ["run", *SHORT, "--limit", 1, "--model", folder, "--run-dir", tmp_path / "raw"]),
         (1, ["generate", "--model_path", folder, *files, "--output_file", tmp_path / "raw.jsonl"]),
         (0, ["generate", "--model_path", folder, *files, "--output_file", tmp_path / "chat.jsonl", "--task.chat"]),
-        (1, ["sweep", "--knob", "task.max_new_tokens=2,3", *SHORT, "--limit", 1, "--model", folder,
+        (1, ["sweep", "--knob", "task.max_new_tokens=2,3", *SHORT[:-2], "--limit", 1, "--model", folder,
              "--run-dir", tmp_path / "sweep", "--no-auto-batch-size"]),
     ]  # fmt: skip
     for times, command in commands:
