@@ -39,10 +39,6 @@ if TYPE_CHECKING:
 CLOSED = "the engine was closed before the chain ended"
 
 
-class EngineClosed(Exception):  # noqa: N818 - it is no mistake
-    """The engine was closed before this chain ended."""
-
-
 class EngineCounters(NamedTuple):
     """What an engine has done since it was made, and what is in use now."""
 
@@ -131,14 +127,14 @@ class Engine:
     def submit(self, chain: Chain) -> Future[Sample]:
         """Take a chain; thread-safe. The future gets its sample, or what the chain or the engine raised.
 
-        Raises EngineClosed after `close`, RuntimeError after the engine's thread has failed.
+        Raises RuntimeError after `close`, and after the engine's thread has failed.
         """
         state = ChainState(chain, self._max_length)
         with self._changed:
             if self.failure is not None:
                 raise RuntimeError("the engine has failed") from self.failure
             if self._closing:
-                raise EngineClosed("the engine is closed")
+                raise RuntimeError(CLOSED)
             self._inbox.append(state)
             self._changed.notify()
         return state.future
@@ -151,7 +147,7 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """End after the present step; chains that have not ended fail with EngineClosed. The model can be used by
+        """End after the present step; chains that have not ended fail with a RuntimeError. The model can be used by
         another engine, and this one's memory on the device is freed.
 
         Raises what the engine's thread raised, if it has failed.
@@ -162,7 +158,7 @@ class Engine:
         if self._thread is not None:
             self._thread.join()
         else:
-            self._finish(EngineClosed(CLOSED))
+            self._finish(RuntimeError(CLOSED))
         if self.failure is not None:
             raise self.failure
         self._free_device()
@@ -211,7 +207,7 @@ class Engine:
                     self._step()
         except BaseException as failure:  # noqa: BLE001 - handed to every chain, and raised by submit and close
             self.failure = failure
-        self._finish(self.failure or EngineClosed(CLOSED))
+        self._finish(self.failure or RuntimeError(CLOSED))
 
     def _take(self) -> bool:
         """Move new chains to the chain runner; False if there is nothing to do."""

@@ -18,8 +18,8 @@ class Command(NamedTuple):
     """One command of `powersample`."""
 
     sentence: str
-    takes: tuple[methodcaller | tuple[methodcaller, methodcaller] | str, ...] = ()
-    """Options, pairs that exclude each other, and titles of the groups that follow."""
+    takes: tuple[methodcaller | tuple[methodcaller, methodcaller], ...] = ()
+    """Options, and pairs that exclude each other."""
     about: str = ""
     """What the help says below the sentence."""
     settings: bool = False
@@ -239,9 +239,7 @@ def make_parser(name: str, settings: bool = True) -> Parser:
     parser = Parser(command.spellings, prog=f"powersample {name}", description=about, epilog=command.examples)
     group = parser.add_argument_group("arguments")
     for item in command.takes:
-        if isinstance(item, str):
-            group = parser.add_argument_group(item)
-        elif isinstance(item, tuple):
+        if isinstance(item, tuple):
             parser.add(group.add_mutually_exclusive_group(), *item)
         else:
             parser.add(group, item)

@@ -8,7 +8,6 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,8 +34,8 @@ class Environment:
     hardware: dict[str, JsonValue]
 
 
-def describe(argv: Sequence[str] | None = None) -> Environment:
-    """The environment of this process; `argv` is its command line unless given."""
+def describe() -> Environment:
+    """The environment of this process."""
     commit, dirty = git_state(CHECKOUT)
     hardware: dict[str, JsonValue] = {
         "host": socket.gethostname(),
@@ -46,9 +45,8 @@ def describe(argv: Sequence[str] | None = None) -> Environment:
         "gpus": [gpu._asdict() for gpu in visible_gpus()],
         "driver": driver_version(),
     }
-    command = shlex.join(sys.argv if argv is None else argv)
     versions = {name: installed(name) for name in PACKAGES}
-    return Environment(versions, commit, dirty, platform.python_version(), command, hardware)
+    return Environment(versions, commit, dirty, platform.python_version(), shlex.join(sys.argv), hardware)
 
 
 def installed(name: str) -> str:

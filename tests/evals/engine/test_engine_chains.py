@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from evals.engine.engine import Engine, EngineClosed
+from evals.engine.engine import CLOSED, Engine
 from evals.rng import RandomKey
 from evals.samplers.power import Power
 from evals.types import Cancel, Chain, Completion, Drop, Keep, Operation, Prompt, Sample, Submit, UserError
@@ -465,8 +465,8 @@ def test_close_fails_what_is_pending_and_refuses_more(pair: Pair) -> None:
     on.start()
     assert started.wait(60)
     on.close()
-    assert all(isinstance(future.exception(timeout=60), EngineClosed) for future in futures)
-    with pytest.raises(EngineClosed):
+    assert all(str(future.exception(timeout=60)) == CLOSED for future in futures)
+    with pytest.raises(RuntimeError, match=CLOSED):
         on.submit(power_chains(1)[0])
     assert on.counters().kv_pages_used == 0
 

@@ -457,8 +457,9 @@ def test_gpus_that_torch_cannot_use_are_refused(monkeypatch: pytest.MonkeyPatch)
         gpus.check_torch_sees_gpus(GPUS)
 
 
-def test_provenance_is_json_and_names_the_commit() -> None:
-    found = json.loads(json.dumps(asdict(description.describe(["powersample", "run", "--name", "a b"]))))
+def test_provenance_is_json_and_names_the_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["powersample", "run", "--name", "a b"])
+    found = json.loads(json.dumps(asdict(description.describe())))
     assert found["command"] == "powersample run --name 'a b'"
     assert found["versions"]["pydantic"] != "missing"
     assert found["hardware"]["num_cpus"] >= 1
