@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import shorten
 from typing import Any
 
 from evals.engine.model_support import first_line
@@ -62,6 +63,9 @@ def read_adapter(folder: str) -> Mapping[str, Any]:
             )
     if others := sorted(name for name, value in rest.items() if value):
         raise UserError(f"The adapter in {folder} sets {others[0]}, which the engine does not merge; {UNMERGED}.")
+    rank, alpha = config.get("r", 8), config.get("lora_alpha", 8)
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
+        raise UserError(f"{path} is damaged (r is {rank!r}, lora_alpha {alpha!r}); download it again.")
     if not (path.parent / ADAPTER_WEIGHTS).is_file():
         raise UserError(f"The adapter in {folder} has no {ADAPTER_WEIGHTS}; save it as safetensors.")
     if find_spec("peft") is None:
@@ -105,8 +109,11 @@ def check_fit(folder: str, tensors: Mapping[str, Stored], network: Any | None) -
 
 
 def check_tokenizer(folder: str, base: str) -> None:
-    """Raises UserError if the adapter has a tokenizer or a chat template of its own, unlike its base's."""
+    """Raises UserError if the adapter has a tokenizer, a chat template or EOS tokens of its own, unlike its base's."""
     from tokenizers import Tokenizer
+
+    def of_json(path: Path, name: str) -> Any:
+        return json.loads(path.read_text(encoding="utf-8")).get(name) if path.is_file() else None
 
     def tokenizer(place: Path) -> str | None:
         if not (path := place / "tokenizer.json").is_file():
@@ -119,18 +126,31 @@ def check_tokenizer(folder: str, base: str) -> None:
     def template(place: Path) -> str | None:
         if (path := place / "chat_template.jinja").is_file():
             return path.read_text(encoding="utf-8")
-        path = place / "tokenizer_config.json"
-        return json.loads(path.read_text(encoding="utf-8")).get("chat_template") if path.is_file() else None
+        return of_json(place / "tokenizer_config.json", "chat_template")
 
-    for what, read in (("tokenizer.json", tokenizer), ("chat template", template)):
+    def eos_token(place: Path) -> str | None:
+        token = of_json(place / "tokenizer_config.json", "eos_token")
+        return token["content"] if isinstance(token, dict) else token
+
+    def eos_ids(place: Path) -> set[int] | None:
+        ids = of_json(place / "generation_config.json", "eos_token_id")
+        return None if ids is None else set(ids if isinstance(ids, list) else [ids])
+
+    own_things = {
+        "a tokenizer.json": tokenizer,
+        "a chat template": template,
+        "an EOS token": eos_token,
+        "EOS ids": eos_ids,
+    }
+    for what, read in own_things.items():
         try:
             differs = (own := read(Path(folder))) is not None and own != read(Path(base))
         except Exception as error:  # tokenizers raises Exception itself
-            raise UserError(f"The {what} in {folder} or {base} is damaged ({first_line(error)}).") from error
+            raise UserError(f"The files for {what} in {folder} or {base} are damaged ({first_line(error)}).") from error
         if differs:
             raise UserError(
-                f"The adapter in {folder} has a {what} of its own, unlike the base's; take it out of the folder to use "
-                f"the base's, or {UNMERGED}."
+                f"The adapter in {folder} has {what} of its own, unlike the base's; take its file out of the folder to "
+                f"use the base's, or {UNMERGED}."
             )
 
 
@@ -155,7 +175,8 @@ def merge(network: Any, folder: str) -> None:
                 raise ValueError(f"it {what} {odd[0]}")
             adapted.merge_and_unload(safe_merge=True)
     except Exception as error:  # peft and torch raise anything over what does not fit
-        raise UserError(f"The adapter in {folder} cannot be merged: {first_line(error)}.") from error
+        said = shorten(str(error), 300, placeholder=" …")  # its first line is a mere heading
+        raise UserError(f"The adapter in {folder} cannot be merged: {said.rstrip('.')}.") from error
 
 
 @contextmanager

@@ -64,10 +64,10 @@ def environment_of(tokenizer: Any) -> Any:
     return _compile_jinja_template(tokenizer.get_chat_template()).environment
 
 
-def strftime(chat: Chat, form: str) -> str:
+def strftime(chat: Chat, format: str) -> str:
     """The library's `strftime_now` at the time of the chat; of the directives only %s would ask for the zone here."""
     seconds = str(int(chat.time.timestamp()))
-    return chat.time.replace(tzinfo=None).strftime(re.sub("%[%s]", lambda m: m[0].replace("%s", seconds), form))
+    return chat.time.replace(tzinfo=None).strftime(re.sub("%[%s]", lambda m: m[0].replace("%s", seconds), format))
 
 
 def refuse_chance(name: str, *_: Any, **__: Any) -> NoReturn:

@@ -132,6 +132,7 @@ class Model:
         Raises UserError if the attention cannot be replaced, or the head's product not be taken in float32.
         """
         self.folder, self.network = folder, network
+        network.config.return_dict = True  # the modules inside read it, too, and read fields of what others return
         self.context_length = context_length(network.config) or 0
         """Longest prompt plus answer, in tokens."""
         self.vocab_size: int = network.config.vocab_size

@@ -14,7 +14,8 @@ from evals.engine.model_support import first_line, read_config
 from evals.engine.tokenizer_file import read_tokenizer
 from evals.types import Chat, UserError
 
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
+TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
+"""Files that hold a vocabulary."""
 
 
 class Tokenizer:

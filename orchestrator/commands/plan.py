@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evals.config import AUTO_SLOTS, EngineConfig
@@ -16,7 +15,7 @@ from evals.sizing.slots import GIB
 from evals.types import UserError
 from orchestrator.commands.table import GPUS
 from orchestrator.machine import gpus
-from orchestrator.settings.parser import suggestion
+from orchestrator.settings.parser import local_path, suggestion
 
 if TYPE_CHECKING:
     from evals.engine.memory_forecast import ModelSpec
@@ -92,7 +91,7 @@ def config_folder(name: str) -> str:
     if name == DEMO:
         return str(DEMO_FOLDER / DEMO_MODEL)
     if is_local(name):
-        path = Path(name).expanduser()
+        path = local_path(name)
         return str(path.parent if path.name == "config.json" else path)
     return str(download(name, None, ["config.json"])[0])
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from evals.config import EngineConfig
 from evals.types import UserError
 from orchestrator.settings.config import DEMO
+from orchestrator.settings.parser import local_path
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -50,7 +51,7 @@ class ModelSource(NamedTuple):
 
 def is_local(name: str) -> bool:
     """Whether `name` is a path: it exists here, or is neither `owner/name` nor a bare word as hub names are."""
-    return Path(name).expanduser().exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1
+    return local_path(name).exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
 def resolve_model(name: str, revision: str | None = None, engine: EngineConfig = CAREFUL) -> ModelSource:
@@ -100,7 +101,7 @@ def find(
     if name != DEMO and not is_local(name):
         folder, commit = download(name, revision, patterns, what, setting)
         return ModelSource(str(folder), name, commit, commit)
-    folder = DEMO_FOLDER / DEMO_MODEL if name == DEMO else Path(name).expanduser()
+    folder = DEMO_FOLDER / DEMO_MODEL if name == DEMO else local_path(name)
     if revision is not None:
         raise UserError(
             f"model_revision={revision} is for models from the hub but the model {name} is local; leave it out."

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from evals.types import Problem, UserError
 from orchestrator.inputs.models import DEMO_FOLDER, HUB_SECONDS, hub, is_local
 from orchestrator.inputs.rows import InputRow, check_gold, read_lines, read_row, row_kind
 from orchestrator.settings.config import DEFAULT_DATA, DEMO
+from orchestrator.settings.parser import local_path
 
 DEMO_PROBLEMS = "problems.jsonl"  # in DEMO_FOLDER
 GSM8K_REVISION = "cc7b047b6e5bb11b4f1af84efc572db110a51b3c"
@@ -61,14 +61,14 @@ def load_problems(
     is no problem (naming file and line); where nothing is graded such a row is only put into `refused`.
     """
     if data == DEMO or is_local(data) or data.endswith((".jsonl", ".json")):
-        path = DEMO_FOLDER / DEMO_PROBLEMS if data == DEMO else Path(data)
+        path = DEMO_FOLDER / DEMO_PROBLEMS if data == DEMO else local_path(data)
         way_out = "name a JSONL file in GSM8K's format or a data set on the hub"
-        if path.expanduser().is_fifo():
+        if path.is_fifo():
             raise UserError(
                 f"The data {path} is a pipe, and is read again for a report; save it as a file.", (setting,)
             )
-        rows = read_lines(path.expanduser(), way_out, setting)
-        empty = f"The data file {path.expanduser()} has no problems in it; {way_out}."
+        rows = read_lines(path, way_out, setting)
+        empty = f"The data file {path} has no problems in it; {way_out}."
     else:
         rows = hub_rows(data, split, setting)
         empty = f"The data set {data} has no rows in split {split}; name another."

@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 
 from evals.record import RecordKey
 from evals.types import UserError
 from orchestrator.inputs.problems import DataSource
 from orchestrator.inputs.rows import TextRow, read_rows, refusal
+from orchestrator.settings.parser import local_path
 
 GOLD = "gold"  # replays the data's own answers
 
@@ -25,7 +25,7 @@ def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey,
     if name == GOLD:
         return {(problem.problem_id, k): problem.solution for problem in data.problems for k in range(num_samples)}
     texts: dict[int, list[str]] = defaultdict(list)
-    rows = list(read_rows(Path(name).expanduser(), TextRow, "name another, or gold", "sampler.texts"))
+    rows = list(read_rows(local_path(name), TextRow, "name another, or gold", "sampler.texts"))
     have_ids = num_samples > 1 or any(row.id for _, row in rows)
     for number, (where, row) in enumerate(rows):
         if have_ids and not row.id:

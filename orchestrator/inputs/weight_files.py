@@ -56,4 +56,6 @@ def shards(index: Path) -> list[Path]:
         files = []
     if not files:
         raise UserError(f"{index} has no weight_map from tensors to files; download it again.")
+    if elsewhere := [file for file in files if file.parent != index.parent]:
+        raise UserError(f"{index} names {elsewhere[0]}; put the weights beside it, and name them without a folder.")
     return files

@@ -9,6 +9,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from itertools import takewhile
 from operator import methodcaller
+from pathlib import Path
 from typing import Any, NoReturn
 
 from evals.types import UserError
@@ -110,6 +111,14 @@ def check_text(what: str, text: str) -> None:
             f"{readable(what)} is refused: {readable(wrong[0])} is no character of a text in UTF-8; rename what it "
             "names, or write it in UTF-8."
         )
+
+
+def local_path(name: str) -> Path:
+    """The path that a name is, with a home directory for its `~`. Raises UserError where nobody has that home."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"There is no home directory for {name}; write the path out, from / on.") from error
 
 
 def readable(text: str) -> str:

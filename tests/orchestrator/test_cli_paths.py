@@ -38,7 +38,6 @@ GENERATE = ["generate", "--model_path", "demo", "--inline", "--num-gpus", "0"]
         ["validate", LATIN, "--input", "in.jsonl"],
         ["validate", "o.jsonl", "--input", LATIN],
         ["plan", "--model", LATIN],
-        ["plan", "--shape", "tiny", "--gpu", "h100-80", "--write", LATIN],
         ["bench", "--model", LATIN],
     ],
 )
@@ -118,3 +117,21 @@ def test_a_tmpdir_that_ray_cannot_use_is_left_to_others(tmp_path: Path) -> None:
     assert f"TMPDIR={folder} is too long for Ray's sockets, whose paths would have " in done.stderr
     assert " bytes, so Ray's sockets and logs are in /tmp/ray (RAY_TMPDIR).\n" in done.stderr
     assert done.stderr.count("RAY_TMPDIR") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--data", "demo", "--model", "~nobody-has-this/m"],
+        ["run", "--model", "demo", "--data", "~nobody-has-this/d.jsonl"],
+        [*RUN, "--engine.adapter", "~nobody-has-this/a"],
+        [*RUN, "--task.num-shots", "1", "--task.train-data", "~nobody-has-this/t.jsonl"],
+        [*RUN, "--sampler.kind", "replay", "--sampler.texts", "~nobody-has-this/x.jsonl"],
+        ["plan", "--model", "~nobody-has-this/m", "--gpu", "h100-80"],
+    ],
+)
+def test_a_home_that_nobody_has(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_process(*arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("powersample: There is no home directory for ~nobody-has-this/")
+    assert said.endswith("; write the path out, from / on.\n")

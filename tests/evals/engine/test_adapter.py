@@ -187,11 +187,37 @@ def test_a_tokenizer_of_its_own_is_refused(tmp_path: Path) -> None:
         shutil.copy(f"{MODEL}/{name}", folder)
     check_adapter(MODEL, str(folder), EngineConfig())
     (folder / "chat_template.jinja").write_text("{{ messages }}")
-    with pytest.raises(UserError, match=r"has a chat template of its own, unlike the base's; take it out"):
+    with pytest.raises(UserError, match=r"has a chat template of its own, unlike the base's; take its file out"):
         check_adapter(MODEL, str(folder), EngineConfig())
     (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text().replace('"NFC"', '"NFD"'))
     with pytest.raises(UserError, match=r"has a tokenizer\.json of its own"):
         check_adapter(MODEL, str(folder), EngineConfig())
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("tokenizer_config.json", {"eos_token": "<|pad|>"}, "an EOS token"),
+        ("tokenizer_config.json", {"eos_token": {"content": "<|pad|>"}}, "an EOS token"),
+        ("generation_config.json", {"eos_token_id": [0, 1]}, "EOS ids"),
+    ],
+)
+def test_an_end_of_its_own_is_refused(file: str, content: dict[str, Any], words: str, tmp_path: Path) -> None:
+    folder = Path(lora(tmp_path / "lora"))
+    shutil.copy(f"{MODEL}/{file}", folder)
+    check_adapter(MODEL, str(folder), EngineConfig())
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"has {words} of its own, unlike the base's; take its file out of the folder"):
+        check_adapter(MODEL, str(folder), EngineConfig())
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("settings", [{"r": "8"}, {"r": 0}, {"lora_alpha": "16"}])
+def test_ranks_and_scales_are_numbers(settings: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"adapter_config\.json is damaged \(r is .*, lora_alpha .*\); download it again"
+    ):
+        resolve_model(lora(tmp_path / "lora", **settings))
 
 
 def test_an_adapter_that_nobody_named_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

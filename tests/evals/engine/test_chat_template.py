@@ -35,6 +35,8 @@ def test_a_template_sees_the_time_of_the_chat(zone: str, monkeypatch: pytest.Mon
         time.tzset()
     seconds = int(datetime(2024, 2, 28, 17, 5, 9, tzinfo=UTC).timestamp())
     assert text == f"2024-02-29 07:05:09 29 Feb Thu {seconds} 100% %s [] Q?"
+    named = loaded("{{ strftime_now(format='%Y') }} {{ messages[0].content }}")
+    assert named.decode(named.encode(CHAT)) == "2024 Q?", "the library's name of the parameter"
     later = CHAT._replace(time=CHAT.time + timedelta(days=1))
     assert tokenizer.decode(tokenizer.encode(later)).startswith("2024-03-01 07:05:09"), "not the one before"
 

@@ -255,7 +255,20 @@ def test_a_damaged_tokenizer_is_refused(folder: Path, file: str, content: str, m
 
 
 def test_a_folder_without_a_tokenizer_is_refused(folder: Path) -> None:
+    """Also where tokenizer_config.json declares tokens, of which the library would make a tokenizer of those alone."""
     (folder / "tokenizer.json").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    added = {"0": {"content": "<|im_start|>", "special": True}}
+    for content in (config, config | {"added_tokens_decoder": added}):
+        (folder / "tokenizer_config.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="no usable tokenizer"):
+            load_tokenizer(str(folder))
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(UserError, match="no usable tokenizer"):
         load_tokenizer(str(folder))
+
+
+def test_a_configuration_that_wants_tuples_changes_nothing(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"return_dict": False}))
+    assert load_model(str(folder), EngineConfig(), "cpu").context_length

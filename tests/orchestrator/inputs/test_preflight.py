@@ -425,6 +425,10 @@ def test_every_shard_of_an_index_must_be_there_and_whole(tmp_path: Path) -> None
         preflight.check_weights(weights(tmp_path / "missing", **files), False)
     with pytest.raises(UserError, match=r"2\.safetensors are damaged or cut off"):
         preflight.check_weights(weights(tmp_path / "cut", **files, **{"2__safetensors": shard[:-1]}), False)
+    index = index.replace(b"2.safetensors", b"more/2.safetensors")
+    elsewhere = weights(tmp_path / "elsewhere", **{**files, "model__safetensors__index__json": index})
+    with pytest.raises(UserError, match=r"names \S+more/2\.safetensors; put the weights beside it, and name them wit"):
+        preflight.check_weights(elsewhere, False)
     for number, broken in enumerate((b"{", b"[]", b"{}")):
         with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
             preflight.check_weights(

@@ -190,7 +190,8 @@ def test_a_model_without_a_token_for_a_text_replays_it(tmp_path: Path) -> None:
         tmp_path / "texts.jsonl", [{"text": "So it is\n#### 2"}, {"text": "SO #### 4\n\nQuestion: 1?\n#### 1"}]
     )
     assert replay(tmp_path / "run", data, texts, "--model", model) == 0
-    assert [one.text for one in records(tmp_path / "run").values()] == ["So it is\n#### 2", "SO #### 4\n\n"]
+    found = records(tmp_path / "run")
+    assert [found[row, 0].text for row in (0, 1)] == ["So it is\n#### 2", "SO #### 4\n\n"]
     assert summary(tmp_path / "run")["accuracy"]["strict"]["mean"] == 1
 
 
