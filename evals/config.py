@@ -10,6 +10,7 @@ from pydantic import Field, JsonValue, TypeAdapter, ValidationError, model_valid
 from evals.grading.grade import FORMATS
 from evals.settings import Positive, Settings, Text, conflict
 from evals.tasks.presets import PRESETS
+from evals.thoughts import USUAL_END
 from evals.types import Dtype, Execution
 
 if TYPE_CHECKING:
@@ -71,6 +72,11 @@ class TaskConfig(Settings):
         default={}, description='variables of the chat template, in JSON such as {"enable_thinking": false}'
     )
     template: Text | None = Field(default=None, description="prompt with {question} in it, in place of the preset's")
+    thought_end: str | None = Field(
+        default=None,
+        description="the token that ends a thought, what stands before it is not graded; empty for none (default: the "
+        f"model's own where its chat template names one, else {USUAL_END})",
+    )
     question_key: Text = Field(
         default=GSM8K.question_key, description="name of the question in the rows of the data (default: the preset's)"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache, lru_cache
@@ -18,7 +18,19 @@ from evals.record import AnsweredBy, Record, Timings, TokenCounts
 from evals.rng import chain_key
 from evals.stopping import StopStrings, cut
 from evals.tasks.task import Task
-from evals.types import Chain, Ended, Problem, Prompt, Sample, Sampler, SamplingContext, UserError
+from evals.thoughts import Thoughts, end_in, thought_in
+from evals.types import (
+    Answer,
+    Chain,
+    Ended,
+    Grade,
+    Problem,
+    Prompt,
+    Sample,
+    Sampler,
+    SamplingContext,
+    UserError,
+)
 
 if TYPE_CHECKING:
     from evals.engine.engine import Engine
@@ -33,22 +45,31 @@ def start_sample(
     engine: Engine,
     worker: AnsweredBy,
     prefetch: int = 0,
-    text: str | None = None,
+    given: Answer | None = None,
 ) -> Future[Record]:
     """Begin one (problem, sample) on a started engine; the future yields its record or the exception that ended it.
 
-    Where slots idle, `prefetch` proposals of a chain may run ahead; `text` is the given answer, where one is replayed.
+    Where slots idle, `prefetch` proposals of a chain may run ahead; `given` is the answer where one is replayed.
     `worker`, who does the work, goes into the record as it is. Grading has a thread of its own, so that the engine does
     not wait for a formula that takes seconds to grade.
     """
     began = time.time()
     tokenizer = engine.model.tokenizer
     prompt = make_prompt(task, problem, tokenizer)
-    given = None if text is None else given_answer(text, task, tokenizer)
+    replayed = None if given is None else replayed_answer(given, task, tokenizer)
+    thoughts = thought_rule(task.config.thought_end, tokenizer)
+    opened = thoughts.opened_by(prompt.token_ids)
+
+    def read(tokens: Sequence[int]) -> Answer:
+        if replayed is not None:  # no prompt was read, and the tokens may say less than the text
+            return Answer(replayed.text, thought_in(replayed.text, thoughts.end), replayed.ended == "length")
+        text, cut_off = answer_text(tokens, task, tokenizer)
+        return Answer(text, thoughts.of(tokens, text, opened), cut_off)
+
     context = SamplingContext(
         prefetch,
-        vote=lambda tokens: task.vote(answer_text(tokens, task, tokenizer)),
-        given=given and (given.tokens, given.ended),
+        vote=lambda tokens: task.vote(read(tokens)),
+        given=replayed and (replayed.tokens, replayed.ended),
     )
     steps = sampler.chain(prompt, chain_key(task.seed, problem.problem_id, sample_index), context)
     sampling = engine.submit(Chain(prompt, steps, sampler.sequences))
@@ -56,24 +77,26 @@ def start_sample(
 
     def graded(sample: Sample) -> Record:
         ended = time.time()
-        text = given.text if given else answer_text(sample.tokens, task, tokenizer)
+        answer = read(sample.tokens)
         chain = sample.chain
         if sample.weighted:
-            chain = replace(chain, expected_correct=expected_correct(problem, sample, task, tokenizer))
+            shares = expected_correct(sample, lambda tokens: task.grade(problem, read(tokens)))
+            chain = replace(chain, expected_correct=shares)
         return Record(
             problem_id=problem.problem_id,
             sample_index=sample_index,
             status="ok",
-            text=text,
+            text=answer.text,
             token_ids=list(sample.tokens),
             ended=sample.ended,
-            scores=task.grade(problem, text),
+            scores=task.grade(problem, answer),
             chain=chain,
             timings=Timings(began, ended, ended - began),
             memory=engine.memory(),
             tokens=TokenCounts(len(prompt.token_ids), len(sample.tokens), chain.generated or 0, chain.prefilled or 0),
             worker=worker,
             group=problem.group,
+            thought=answer.thought,
         )
 
     def finish() -> None:
@@ -130,13 +153,22 @@ def stop_rule(stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> StopString
     return StopStrings(stop_strings, tokenizer.decode) if stop_strings else None
 
 
-def answer_text(tokens: Sequence[int], task: Task, tokenizer: Tokenizer) -> str:
-    """The text that is graded: a complete answer's without its EOS token, up to the earliest stop string."""
+@lru_cache(maxsize=16)
+def thought_rule(end: str | None, tokenizer: Tokenizer) -> Thoughts:
+    """How the model's thoughts are told; where no `end` is set it is that of the model's chat template."""
+    return Thoughts(end_in(tokenizer.chat_template) if end is None else end, tokenizer.decode, tokenizer.added)
+
+
+def answer_text(tokens: Sequence[int], task: Task, tokenizer: Tokenizer) -> tuple[str, bool]:
+    """The text of a complete answer, without its EOS token and up to the earliest stop string, and whether it was cut
+    off: ended by neither."""
     ended = tokens[-1] in tokenizer.eos_ids
-    return cut(tokenizer.decode(tokens[:-1] if ended else tokens), task.config.stop)
+    whole = tokenizer.decode(tokens[:-1] if ended else tokens)
+    text = cut(whole, task.config.stop)
+    return text, not ended and len(text) == len(whole)
 
 
-class GivenAnswer(NamedTuple):
+class ReplayedAnswer(NamedTuple):
     """A text from elsewhere as an answer."""
 
     text: str
@@ -146,25 +178,26 @@ class GivenAnswer(NamedTuple):
     ended: Ended
 
 
-def given_answer(text: str, task: Task, tokenizer: Tokenizer) -> GivenAnswer:
-    """The answer that a given text is, ended as a model's would be: by its first stop string, else by an EOS token.
+def replayed_answer(given: Answer, task: Task, tokenizer: Tokenizer) -> ReplayedAnswer:
+    """The answer that a given one is, ended as a model's would be: by its first stop string, else by an EOS token.
 
-    No token limit applies.
+    No token limit applies, but one that was cut off elsewhere ends as such.
     """
-    kept = cut(text, (*task.config.stop, *tokenizer.eos_texts))
-    rest, eos = text[len(kept) :], tuple(sorted(tokenizer.eos_ids)[:1])
+    kept = cut(given.text, (*task.config.stop, *tokenizer.eos_texts))
+    rest, eos = given.text[len(kept) :], tuple(sorted(tokenizer.eos_ids)[:1])
     stop = "" if rest.startswith(tokenizer.eos_texts) else next(filter(rest.startswith, task.config.stop), "")
-    tokens = (*tokenizer.encode(kept + stop, whole=False), *(() if stop else eos))
-    return GivenAnswer(kept, tokens, "stop" if stop else "eos" if eos else "length")
+    cut_off = given.cut_off and not rest
+    tokens = (*tokenizer.encode(kept + stop, whole=False), *(() if stop or cut_off else eos))
+    return ReplayedAnswer(kept, tokens, "stop" if stop else "length" if cut_off else "eos")
 
 
-def expected_correct(problem: Problem, sample: Sample, task: Task, tokenizer: Tokenizer) -> dict[str, float]:
+def expected_correct(sample: Sample, grade: Callable[[tuple[int, ...]], Mapping[str, Grade]]) -> dict[str, float]:
     """grader -> share of the sample's weights that lies on right answers. Equal answers are graded once."""
     weights: defaultdict[tuple[int, ...], float] = defaultdict(float)
     for tokens, weight in sample.weighted:
         weights[tokens] += weight
     shares: defaultdict[str, float] = defaultdict(float)
     for tokens, weight in weights.items():
-        for name, grade in task.grade(problem, answer_text(tokens, task, tokenizer)).items():
-            shares[name] += weight * grade.correct
+        for name, one in grade(tokens).items():
+            shares[name] += weight * one.correct
     return dict(shares)

@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 from pydantic import Discriminator, Tag, TypeAdapter, ValidationError
 
 from evals.samplers.registry import FIGURES
-from evals.types import TOLERANT, Amount, ChainFigures, Grade, MemoryReading, Tolerant
+from evals.types import TOLERANT, Amount, ChainFigures, Grade, MemoryReading, Thought, Tolerant
 
 T = TypeVar("T")
 RecordKey = tuple[int, int]
@@ -91,10 +91,19 @@ class Record:
     error: str | None = None
     group: str | None = None
     """The problem's `group`."""
+    thought: Thought = 0
 
     @property
     def key(self) -> RecordKey:
         return self.problem_id, self.sample_index
+
+
+def as_json(scores: Mapping[str, Grade]) -> dict[str, dict[str, Any]]:
+    """Grades by name as JSON values; without the verdict on a cut-off text as it stands where it is the same."""
+    return {
+        name: {key: value for key, value in vars(grade).items() if (key, value) != ("correct_as_it_stands", None)}
+        for name, grade in scores.items()
+    }
 
 
 def encode(record: Record) -> bytes:
@@ -102,6 +111,9 @@ def encode(record: Record) -> bytes:
     fields = adapter(Record).dump_python(record)
     for name in SPARSE:
         fields[name] = {key: value for key, value in fields[name].items() if value is not None}
+    fields["scores"] = as_json(record.scores)
+    if not record.thought:
+        del fields["thought"]
     return (json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 

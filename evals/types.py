@@ -36,6 +36,8 @@ Handle = NewType("Handle", int)
 Amount = Annotated[int, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1 + 1e-6)]
 """A little over 1 is allowed: sums of weights are rounded."""
+Thought = Annotated[int, Ge(0)] | Literal["open"]
+"""How many of the first characters of an answer's text are thought; `open`: all, for the thought has no end."""
 TOLERANT = {"extra": "ignore", "strict": True, "allow_inf_nan": False}
 """How tables inside records are read: types are strict, numbers finite, and what another version added is left out."""
 
@@ -93,6 +95,15 @@ class Problem(NamedTuple):
     def reasoning(self) -> str:
         """The solution without its `#### gold`."""
         return self.solution.rpartition("####")[0].strip()
+
+
+class Answer(NamedTuple):
+    """What is graded: the text of an answer, already cut at its stop string."""
+
+    text: str
+    thought: Thought = 0
+    cut_off: bool = False
+    """Whether it ended at the token limit, perhaps before it came to its end."""
 
 
 Message = dict[str, str]
@@ -276,8 +287,13 @@ class Grade(Tolerant):
     answer: str | None = None
     """The extracted answer as the grader saw it; None when there is none (no answer is not the same as wrong)."""
     kind: str = "number"
-    """What was extracted: `number`, `none`, and for the numeric grader also `several`, `complex` (judged symbolically)
-    or `undecided` (the symbolic checker could not)."""
+    """What was extracted: `number`, `none`, and for the numeric grader also `several`, `complex` (judged symbolically),
+    `undecided` (the symbolic checker could not), `open thought` or `unfinished` (no answer: the thought has no end, or
+    the text was cut off before its answer was whole)."""
+    version: int = 1
+    """Of the grader: two versions may decide differently."""
+    correct_as_it_stands: bool | None = None
+    """Of a text that was cut off: the verdict on what it says so far, where that is another."""
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,16 @@ class Tokenizer:
         """Check the model's chat template with one chat of a run. Raises UserError as `chat_template.check_chat`."""
         chat_template.check_chat(self._tokenizer, chat)
 
+    @property
+    def added(self) -> dict[str, int]:
+        """The tokens beside the vocabulary, special ones among them, with their ids."""
+        return self._tokenizer.get_added_vocab()
+
+    @property
+    def chat_template(self) -> str:
+        """The model's chat template; empty where it has none."""
+        return str(self._tokenizer.chat_template or "")
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of these ids, special tokens included."""
         if self._fast is not None:  # what the library calls as well, after a look at the type of every single id

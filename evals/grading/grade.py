@@ -8,41 +8,66 @@ counts as wrong and its kind is `undecided`, which reports count: it is never th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
+from evals.grading.cut_off import finished
 from evals.grading.numeric import NUMBER, boxed, cleaned, extract, final_text, flexible, number_vote, numeric, strict
 from evals.grading.symbolic import equal
-from evals.types import Grade, Problem
+from evals.types import Answer, Grade, Problem
 
-Scores = Callable[[str, Problem, bool], dict[str, Grade]]
-"""(text, problem, cot) -> grades by name."""
+Scores = Callable[[Answer, Problem, bool], dict[str, Grade]]
+"""(answer, problem, cot) -> grades by name."""
+NUMERIC, FORMULA = 2, 2
+"""Versions of our graders, to be raised whenever a verdict can change; strict and flexible stay lm-eval's, and 1."""
 
 
 class Format(NamedTuple):
     """What the answers in a data set are, and how a model's are graded by them; `task.name` names one."""
 
     scores: Scores
-    """Named scores of a text that is already cut at its stop string; reports put `numeric` first."""
+    """Named scores of an answer; reports put `numeric` first."""
     vote: Callable[[str], str | None]
-    """The final answer of such a text for a vote: equal strings for equal answers; None where there is none."""
+    """The final answer of a `readable` text for a vote: equal strings for equal answers; None where there is none."""
     words: str
     """Description for the help."""
     golds: Literal["number", "text", "none"] = "text"
     """Golds are a number after `####`, the whole answer or what stands after its `####`, or there are none."""
 
 
-def gsm8k(text: str, problem: Problem, cot: bool) -> dict[str, Grade]:
+def gsm8k(answer: Answer, problem: Problem, cot: bool) -> dict[str, Grade]:
     """Scores of a worked answer; `cot`: `strict` looks for "The answer is", as lm-eval's chain-of-thought tasks do."""
     return {
-        "strict": strict(text, problem.solution, cot),
-        "flexible": flexible(text, problem.solution),
-        "numeric": settled(numeric(text, problem), problem.gold),
+        "strict": strict(answer.text, problem.solution, cot),
+        "flexible": flexible(answer.text, problem.solution),
+        "numeric": final(answer, NUMERIC, lambda text: settled(numeric(text, problem), problem.gold)),
     }
 
 
-def alone(grader: Callable[[str, str], Grade]) -> Scores:
+def alone(grader: Callable[[str, str], Grade], version: int = 1) -> Scores:
     """Scores of a format with one grader of (text, gold), under the name `numeric`."""
-    return lambda text, problem, cot: {"numeric": grader(text, problem.gold)}
+    return lambda answer, problem, cot: {"numeric": final(answer, version, lambda text: grader(text, problem.gold))}
+
+
+def final(answer: Answer, version: int, grader: Callable[[str], Grade]) -> Grade:
+    """The grade, by a grader of this version, of what is readable of an answer."""
+    text, said = readable(answer), behind_thought(answer)
+    missing = Grade(False, None, "open thought" if said is None else "unfinished")
+    grade = replace(missing if text is None else grader(text), version=version)
+    if said is not None and text != said and (as_it_stands := grader(said).correct) != grade.correct:
+        grade = replace(grade, correct_as_it_stands=as_it_stands)
+    return grade
+
+
+def readable(answer: Answer) -> str | None:
+    """The text in which the final answer is looked for: behind the thought, and of a cut-off text what is `finished`;
+    None where there is none."""
+    said = behind_thought(answer)
+    return finished(said) if said is not None and answer.cut_off else said
+
+
+def behind_thought(answer: Answer) -> str | None:
+    return None if answer.thought == "open" else answer.text[answer.thought :]
 
 
 def settled(grade: Grade, gold: str) -> Grade:
@@ -89,7 +114,7 @@ def squeezed(text: str) -> str:
 FORMATS: Mapping[str, Format] = {
     "gsm8k": Format(gsm8k, number_vote, "worked answer, #### number", golds="number"),
     "math": Format(
-        alone(formula),  # comparing strings would mean nothing
+        alone(formula, FORMULA),  # comparing strings would mean nothing
         formula_vote,
         "the answer alone, a number or LaTeX, judged by math-verify",
     ),

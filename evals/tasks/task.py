@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evals.config import TaskConfig
-from evals.grading.grade import FORMATS
+from evals.grading.grade import FORMATS, readable
 from evals.rng import Purpose, RandomKey, uniform
 from evals.tasks.presets import PRESETS, Preset, fill
-from evals.types import Chat, Grade, Message, Problem, UserError
+from evals.types import Answer, Chat, Grade, Message, Problem, UserError
 
 FEW_SHOT_MOVE = 0xFFFF_FFFF
 """The move in the random keys of examples: no chain gets that far, so they share no draw with any sampler."""
@@ -118,13 +118,14 @@ class Task(NamedTuple):
             reason = "no training data is named; name a JSONL file or data set"
         return UserError(f"{asks} but {reason}, or lower task.num_shots.", ("task.train_data",))
 
-    def grade(self, problem: Problem, text: str) -> dict[str, Grade]:
-        """Named scores of an answer's text, already cut at its earliest stop string; empty for data without answers."""
-        return FORMATS[self.config.name].scores(text, problem, self.preset.cot)
+    def grade(self, problem: Problem, answer: Answer) -> dict[str, Grade]:
+        """Named scores of an answer; empty for data without answers."""
+        return FORMATS[self.config.name].scores(answer, problem, self.preset.cot)
 
-    def vote(self, text: str) -> str | None:
-        """The final answer of a text for a majority vote: equal strings for equal answers; None where there is none."""
-        return FORMATS[self.config.name].vote(text)
+    def vote(self, answer: Answer) -> str | None:
+        """What an answer comes to for a majority vote: equal strings for equal ones; None where there is none."""
+        text = readable(answer)
+        return None if text is None else FORMATS[self.config.name].vote(text)
 
 
 def make_task(

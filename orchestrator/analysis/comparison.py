@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -15,7 +15,9 @@ from evals.statistics import Difference, cluster_sums, holm, mcnemar_exact, pair
 from evals.types import UserError
 from orchestrator.analysis import accuracy
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, by_problem, clusters, groups_of, is_right, question_means
-from orchestrator.analysis.load import Run
+from orchestrator.analysis.load import Run, check_grader
+from orchestrator.analysis.summarise import summarise
+from orchestrator.analysis.summary import Summary
 
 PLAIN = AtTemperature(1.0), AtTemperature(1.0, top_k=0)
 """Samplers that draw from the model's own distribution: at temperature 1, not truncated."""
@@ -40,6 +42,8 @@ class Comparison(NamedTuple):
     """Labelled runs, and the pairs of them that are compared on their common problems."""
 
     runs: list[Run]
+    summaries: list[Summary]
+    """Of each run on the common problems alone."""
     grader: str
     """The score that is compared."""
     baseline: str
@@ -90,7 +94,16 @@ def compare(runs: Sequence[Run], grader: str = PRIMARY_METRIC) -> Comparison:
     adjusted = holm([row.p for row in pairs])
     pairs = [row._replace(p_holm=p) for row, p in zip(pairs, adjusted, strict=True)]
     differing = asked_differently(runs)
-    return Comparison(runs, grader, labels[base], common, single, len(set(groups)), pairs, differing)
+    summaries = [summary_on(run, set(common)) for run in runs]
+    return Comparison(runs, summaries, grader, labels[base], common, single, len(set(groups)), pairs, differing)
+
+
+def summary_on(run: Run, problem_ids: Container[int]) -> Summary:
+    """The summary of a run's answers to some of its problems."""
+    records = [record for record in run.records if record.problem_id in problem_ids]
+    if len(records) == len(run.records):
+        return run.summary
+    return summarise(records, run.telemetry, run.manifest)
 
 
 def flips(comparison: Comparison) -> list[Flip]:
@@ -147,8 +160,15 @@ def check_alike(runs: Sequence[Run], grader: str) -> None:
                 "report them one by one."
             )
     for run in runs:
-        if grader not in (names := run.summary.accuracy):
-            raise UserError(f"The run {run.directory} has no score {grader}; it has {', '.join(names)}.")
+        check_grader(run, grader)
+    for name in dict.fromkeys(name for run in runs for name in run.summary.versions):
+        versions = {run.directory: run.summary.versions[name] for run in runs if name in run.summary.versions}
+        if older := [place for place, version in versions.items() if version < max(versions.values())]:
+            raise UserError(
+                f"The runs {' and '.join(map(str, versions))} were graded by different versions of the score {name} "
+                f"({' and '.join(map(str, versions.values()))}), which may decide differently; "
+                f"{' and '.join(f'`powersample regrade {place}`' for place in older)} first."
+            )
 
 
 def asked_differently(runs: Sequence[Run]) -> list[str]:
@@ -191,8 +211,8 @@ def as_json(comparison: Comparison, limit: int | None) -> dict[str, Any]:
         "asked_differently": comparison.asked,
         "runs": [
             {"label": run.label, "directory": str(run.directory), "fingerprint": run.manifest.fingerprint}
-            | {"accuracy": asdict(run.summary.accuracy[comparison.grader]), "warnings": run.summary.warnings}
-            for run in comparison.runs
+            | {"accuracy": asdict(summary.accuracy[comparison.grader]), "warnings": run.summary.warnings}
+            for run, summary in zip(comparison.runs, comparison.summaries, strict=True)
         ],
         "pairs": [
             {

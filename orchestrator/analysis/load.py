@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from evals.record import Record
 from evals.types import UserError
-from orchestrator.analysis.accuracy import PRIMARY_METRIC
+from orchestrator.analysis.accuracy import PRIMARY_METRIC, graders
 from orchestrator.analysis.summarise import summarise
 from orchestrator.analysis.summary import Summary
 from orchestrator.rundir.directory import RECORDS, TELEMETRY
@@ -38,21 +39,42 @@ class Run(NamedTuple):
 
 
 def load_run(directory: Path) -> Run:
-    """Load the run in `directory`.
-
-    Raises UserError if there is none, if it has no answer, or if one lacks the score that every report has.
-    """
+    """Load the run in `directory`. Raises UserError if there is none or it has no answer."""
     manifest = Manifest.read(directory, graded=True)
     by_key = answered_records(directory)
     records = [by_key[key] for key in sorted(by_key)]  # the order of completion must not reach the last digit of a mean
     records, num_changed = with_new_scores(directory, records)
+    check_scores(directory, records)
+    check_versions(directory, records)
+    lines = Tail(directory / TELEMETRY).lines()
+    telemetry = readable(lines)
+    summary = summarise(records, telemetry, manifest, len(lines) - len(telemetry), num_changed)
+    return Run(summary, records, telemetry, manifest.method)
+
+
+def check_grader(run: Run, grader: str) -> None:
+    """Raises UserError if the run lacks the score."""
+    if grader not in (names := run.summary.accuracy):
+        raise UserError(f"The run {run.directory} has no score {grader}; it has {', '.join(names)}.")
+
+
+def check_versions(directory: Path, records: Sequence[Record]) -> None:
+    """Raises UserError if the answers were graded by different versions of a score, as of a run that went on."""
+    for name in graders(records):
+        counts = Counter(record.scores[name].version for record in records if name in record.scores)
+        if len(counts) > 1:
+            versions = ", ".join(f"version {version}: {number:,}" for version, number in sorted(counts.items()))
+            raise UserError(
+                f"The answers of {directory} were graded by different versions of the score {name} ({versions}), which "
+                f"may decide differently; `powersample regrade {directory}` grades all by the present one."
+            )
+
+
+def check_scores(directory: Path, records: Sequence[Record]) -> None:
+    """Raises UserError if an answer lacks the score that every report has."""
     for record in records:
         if record.status == "ok" and PRIMARY_METRIC not in record.scores:
             raise UserError(
                 f"{directory / RECORDS}: sample {record.sample_index} of problem {record.problem_id} has no "
                 f"{PRIMARY_METRIC} score; `powersample regrade {directory}` scores the texts again."
             )
-    lines = Tail(directory / TELEMETRY).lines()
-    telemetry = readable(lines)
-    summary = summarise(records, telemetry, manifest, len(lines) - len(telemetry), num_changed)
-    return Run(summary, records, telemetry, manifest.method)

@@ -33,6 +33,7 @@ def summarise(
     cut = [record for record in limited if truncated(record, run.cut_limit)]
     whole = [record for record in limited if not truncated(record, run.cut_limit)]
     found = [record.scores[PRIMARY_METRIC].kind for record in done]
+    standing = [as_it_stands(record) for record in records]
     groups = groups_of(records)
     passes, majorities, variance = at_k(records, run.num_samples)
     times, tokens = run_times(done, telemetry), token_totals(done)
@@ -48,10 +49,18 @@ def summarise(
         accuracy={
             name: estimate(question_means(records, name), run.num_samples == 1, groups) for name in graders(records)
         },
+        versions={name: grade.version for record in done for name, grade in record.scores.items()},
+        accuracy_as_they_stand={
+            name: estimate(question_means(standing, name), run.num_samples == 1, groups)
+            for name in graders(records)
+            if any(is_right(one, name) != is_right(other, name) for one, other in zip(records, standing, strict=True))
+        },
         pass_at_k=passes,
         maj_at_k=majorities,
         variance=variance,
         no_answer_rate=average(kind == "none" for kind in found),
+        open_thought_rate=average(kind == "open thought" for kind in found),
+        unfinished_rate=average(kind == "unfinished" for kind in found),
         num_undecided=found.count("undecided"),
         num_rescored=num_rescored,
         truncated_rate=ratio(len(cut), len(limited)),
@@ -69,6 +78,15 @@ def summarise(
         num_damaged_telemetry=num_damaged_telemetry,
     )
     return replace(summary, warnings=tuple(warnings(summary)))
+
+
+def as_it_stands(record: Record) -> Record:
+    """The record with the verdicts on what its text says so far, if it was cut off."""
+    scores = {
+        name: grade if (verdict := grade.correct_as_it_stands) is None else replace(grade, correct=verdict)
+        for name, grade in record.scores.items()
+    }
+    return replace(record, scores=scores)
 
 
 def truncated(record: Record, limit: float) -> bool:

@@ -183,11 +183,18 @@ class Summary:
     """Problem id and sample index of each."""
     num_groups: int | None
     accuracy: dict[str, Estimate]
-    """By score; likewise the next three."""
+    """By score; likewise the next five."""
+    versions: dict[str, int]
+    """Of the graders."""
+    accuracy_as_they_stand: dict[str, Estimate]
+    """The accuracy if what cut-off answers say so far counted as their answers, of the scores in which that differs."""
     pass_at_k: dict[str, dict[str, Estimate]]
     maj_at_k: dict[str, dict[str, Estimate]]
     variance: dict[str, Variance]
     no_answer_rate: float | None
+    open_thought_rate: float | None
+    """Of the answers whose thought has no end, and of those cut off before their answer was whole."""
+    unfinished_rate: float | None
     num_undecided: int
     num_rescored: int | None
     """Records whose verdicts a regrade has changed; None: there was none."""

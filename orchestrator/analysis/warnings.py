@@ -33,6 +33,17 @@ def warnings(summary: Summary) -> Iterator[str]:
         )
     if (summary.no_answer_rate or 0) > MAX_SILENT:
         yield f"In {percent(summary.no_answer_rate)} % of the texts the numeric grader found no answer at all."
+    if (summary.open_thought_rate or 0) > MAX_SILENT:
+        yield (
+            f"{percent(summary.open_thought_rate)} % of the answers are thoughts that never end, and count as wrong; a "
+            "longer task.max_new_tokens would let them end, or task.thought_end names another token than theirs."
+        )
+    for name, score in summary.accuracy_as_they_stand.items():
+        yield (
+            f"The {name} score counts an answer that was cut off only if it was whole by then (a closed box, or `####` "
+            'or "the answer is" with a number and something after it); by what stands in the cut-off texts it would be '
+            f"{percent(score.mean)} % instead of {percent(summary.accuracy[name].mean)} %."
+        )
     if summary.num_undecided:
         yield (
             f"{summary.num_undecided:,} answers are formulas that the symbolic checker could not decide (not "

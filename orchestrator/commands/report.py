@@ -16,7 +16,7 @@ def report(args: Namespace) -> int:
 
     A directory of several runs stands for them. Raises UserError for a directory that is missing or holds no run.
     """
-    print_reports(named_runs(args))
+    print_reports(named_runs(args), grader=args.grader)
     return 0
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from evals.grading.grade import FORMATS
 from evals.stopping import cut
 from evals.tasks.presets import PRESETS
-from evals.types import Problem, UserError
+from evals.thoughts import thought_in
+from evals.types import Answer, Problem, UserError
 from orchestrator.inputs.rows import AnswerRow, check_gold, read_rows, refusal
 from orchestrator.settings.parser import suggestion
 
@@ -26,7 +27,9 @@ def score(args: Namespace) -> int:
     form = FORMATS["gsm8k" if preset.format == "open" else preset.format]
     verdicts = []
     for row, problem in read_answers(args.file, form.golds):
-        grades = form.scores(cut(row.text, preset.stop), problem, preset.cot)
+        text = cut(row.text, preset.stop)
+        answer = Answer(text, thought_in(text, args.thought_end), row.ended == "length")
+        grades = form.scores(answer, problem, preset.cot)
         verdicts.append({"id": row.id, **{name: one.correct for name, one in grades.items()}})
         verdicts[-1]["answers"] = {name: one.answer for name, one in grades.items()}
     print("".join(json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in verdicts), end="")

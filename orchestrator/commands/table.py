@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
 from evals.sizing.shapes import SHAPES
+from evals.thoughts import USUAL_END
 from evals.types import Dtype, Execution
 from orchestrator.settings.parser import Parser, count, flag_name, memory, option, positive, price, share, slots
 
@@ -44,6 +45,12 @@ GPUS = {
 
 RUN = option("run", type=Path, metavar="RUN", help="a run directory")
 RUNS = option("runs", type=Path, nargs="+", metavar="RUN", help="a run directory, or one of runs, such as runs/demo")
+GRADER = option(
+    "--grader",
+    default="numeric",
+    metavar="NAME",
+    help="the score that is shown and compared: strict, flexible or numeric (%(default)s)",
+)
 DATA = option("--data", metavar="FILE", help="the data; its digest must be the run's (default: where run.json says)")
 CONFIG = option("--config", default=argparse.SUPPRESS, metavar="FILE", help="a YAML file, such as those in configs/")
 JSON = option("--json", action="store_true", help="one line of JSON and nothing else")
@@ -71,8 +78,8 @@ COMMANDS = {
     ),
     "report": Command(
         "make summary and report of finished or unfinished runs again",
-        (RUNS,),
-        "Writes summary.json, report.md and report.html; compares several runs.",
+        (RUNS, GRADER),
+        "`powersample report RUN` writes summary.json, report.md and report.html; several runs are compared.",
     ),
     "sweep": Command(
         "evaluate per value of a setting, each with the batch that fits",
@@ -91,8 +98,7 @@ COMMANDS = {
         "runs on their common problems: differences, tests, what flipped",
         (
             RUNS,
-            option("--grader", default="numeric", metavar="NAME",
-                   help="the score that is compared: strict, flexible or numeric (%(default)s)"),
+            GRADER,
             option("--flips", type=count, metavar="N",
                    help="flipped problems shown, those with the largest gaps first (default: 20; all with --json)"),
             option("--texts", action="store_true",
@@ -145,7 +151,13 @@ Writes no file.""",
     ),
     "regrade": Command(
         "score a run's texts again, without a model",
-        (RUN, DATA),
+        (
+            RUN,
+            DATA,
+            option("--thought-end", metavar="TOKEN",
+                   help="what ends a thought; '' for none (default: as its tokens told; in older runs by the text, "
+                   f"{USUAL_END})"),
+        ),
         "Writes scores.jsonl beside records.jsonl, then summary and report.",
     ),
     "export": Command(
@@ -165,11 +177,15 @@ Writes no file.""",
         (
             option("file", type=Path, metavar="FILE.jsonl", help="rows to grade"),
             option("--preset", default="gsm8k", metavar="NAME", help="whose stop strings and format count (gsm8k)"),
+            option("--thought-end", default=USUAL_END, metavar="TOKEN",
+                   help="what ends a thought in a text; '' for none (%(default)s)"),
         ),
         """Writes rows {"id", "strict", "flexible", "numeric", "answers"} to standard output, in the order of the file.
 gold is a worked answer with `#### number` or the bare number (for --preset math500 also LaTeX, and then only numeric is
 given). Each text is first cut at the stop strings of the preset; lmeval-cot and lmeval-cot-zeroshot look for "The
-answer is" in the score strict. A row may have its question: whether a percentage was asked for depends on it.""",
+answer is" in the score strict. A row may have its question: whether a percentage was asked for depends on it. The score
+numeric does not read thoughts; of a row with "ended": "length", which a token limit cut off, it reads a marked answer
+alone.""",
     ),
     "generate": Command(
         "answer every row of a JSONL file, without grades",

@@ -18,7 +18,7 @@ from evals.evaluate import prompt_ids
 from evals.record import RecordKey
 from evals.samplers.single import Replay
 from evals.tasks.task import Task, make_task
-from evals.types import Problem, UserError
+from evals.types import Answer, Problem, UserError
 from orchestrator.console import say
 from orchestrator.inputs.models import ModelSource, resolve_model
 from orchestrator.inputs.problems import DataSource, load_problems, load_train
@@ -53,7 +53,7 @@ class Inputs(NamedTuple):
     """What chat templates take for now."""
     asked_raw: bool = False
     """Whether the model has a chat template that its prompts do without."""
-    texts: dict[RecordKey, str] | None = None
+    texts: dict[RecordKey, Answer] | None = None
     """The texts that the sampler replays; None if it samples."""
 
     @property
@@ -79,7 +79,7 @@ class Inputs(NamedTuple):
 
 
 def provenance_of(
-    model: ModelSource, data: DataSource, train: DataSource | None, texts: Mapping[RecordKey, str] | None
+    model: ModelSource, data: DataSource, train: DataSource | None, texts: Mapping[RecordKey, Answer] | None
 ) -> Provenance:
     """The digests that enter the fingerprint."""
     of_train, of_texts = None if train is None else train.digest, None if texts is None else texts_digest(texts)
@@ -132,7 +132,7 @@ def check_model(
     folder: str,
     task: Task,
     problems: Sequence[Problem],
-    texts: Mapping[RecordKey, str] | None = None,
+    texts: Mapping[RecordKey, Answer] | None = None,
 ) -> CheckedModel:
     """Check a resolved configuration against the model in `folder`.
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 
 from evals.record import RecordKey
-from evals.types import UserError
+from evals.types import Answer, UserError
 from orchestrator.inputs.problems import DataSource
 from orchestrator.inputs.rows import TextRow, read_rows, refusal
 from orchestrator.settings.parser import local_path
@@ -16,15 +16,17 @@ from orchestrator.settings.parser import local_path
 GOLD = "gold"  # replays the data's own answers
 
 
-def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey, str]:
+def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey, Answer]:
     """A text for every (problem, sample) of `data`; of several of a problem, the first in the file is sample 0.
 
     All rows have ids or, with one sample, none, being in the order of the data. Raises UserError for a row without a
     text (naming file and line), a text too many, or a problem within the limit that has too few.
     """
     if name == GOLD:
-        return {(problem.problem_id, k): problem.solution for problem in data.problems for k in range(num_samples)}
-    texts: dict[int, list[str]] = defaultdict(list)
+        return {
+            (problem.problem_id, k): Answer(problem.solution) for problem in data.problems for k in range(num_samples)
+        }
+    texts: dict[int, list[Answer]] = defaultdict(list)
     rows = list(read_rows(local_path(name), TextRow, "name another, or gold", "sampler.texts"))
     have_ids = num_samples > 1 or any(row.id for _, row in rows)
     for number, (where, row) in enumerate(rows):
@@ -38,7 +40,7 @@ def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey,
                 f"{where}: text {num_samples + 1} for problem {problem_id}, which num_samples={num_samples} does not "
                 "ask for; raise it, or remove the line."
             )
-        texts[problem_id].append(row.text)
+        texts[problem_id].append(Answer(row.text, cut_off=row.ended == "length"))
     ids = [problem.problem_id for problem in data.problems]
     missing = [problem_id for problem_id in ids if len(texts[problem_id]) < num_samples]
     if missing:
@@ -50,6 +52,7 @@ def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey,
     return {(problem_id, k): texts[problem_id][k] for problem_id in ids for k in range(num_samples)}
 
 
-def texts_digest(texts: Mapping[RecordKey, str]) -> str:
-    """Hex sha256 of all texts with their problems and samples."""
-    return hashlib.sha256(json.dumps(sorted(texts.items()), ensure_ascii=False).encode()).hexdigest()
+def texts_digest(texts: Mapping[RecordKey, Answer]) -> str:
+    """Hex sha256 of all texts with their problems and samples, and of those that were cut off that they were."""
+    rows = [(key, answer.text, *(["length"] if answer.cut_off else [])) for key, answer in sorted(texts.items())]
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()

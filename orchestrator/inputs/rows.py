@@ -117,6 +117,8 @@ class TextRow(Row):
     form = '{"id": 7, "text": "So it is 42."}'
     id: Annotated[str, Field(pattern="^[0-9]{1,18}$", coerce_numbers_to_str=True)] = ""
     text: str
+    ended: JsonValue = None
+    """`length` where a token limit cut the text off; any other text counts as finished."""
 
 
 class AnswerRow(Row):
@@ -125,6 +127,8 @@ class AnswerRow(Row):
     form = '{"id": "7", "text": "So it is 42.", "gold": "42"} (with --preset math500 the gold may be LaTeX)'
     id: Annotated[str, Strict()] | Annotated[int, Strict()]
     text: str
+    ended: JsonValue = None
+    """See `TextRow.ended`."""
     gold: Annotated[str, Field(coerce_numbers_to_str=True)]
     """A solution that ends in `#### gold`, or the gold alone."""
     question: str = ""

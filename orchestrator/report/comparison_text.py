@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 from textwrap import fill, indent
 
-from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.comparison import Comparison, Pair, flips
-from orchestrator.analysis.load import Run
 from orchestrator.analysis.warnings import few
 from orchestrator.report.layout import WIDTH, Table, item, paragraphs
 from orchestrator.report.run_text import agreement, model_name, problems_name, provenance, shown_scores
@@ -48,7 +46,7 @@ def comparison_title(comparison: Comparison) -> str:
 def comparison_parts(comparison: Comparison) -> list[str | Table]:
     """The methods' scores and their paired differences as tables, and what the columns mean."""
     parts = [
-        *methods_parts(comparison.runs),
+        *methods_parts(comparison),
         f"Paired differences of the {comparison.grader} score against **{comparison.baseline}**, in points, on the "
         f"{len(comparison.common):,} common problems:",
         pairs_table(comparison, "method", {p.run: p for p in comparison.pairs if p.against == comparison.baseline}),
@@ -74,21 +72,20 @@ def shared_warnings(comparison: Comparison) -> dict[str, list[str]]:
     return labels
 
 
-def methods_parts(runs: Sequence[Run]) -> list[str | Table]:
-    """A table with one row a run, and what its columns mean."""
-    summaries = [run.summary for run in runs]
-    names = shown_scores(*summaries)
-    weighted = [summary.chain.expected_correct.get(PRIMARY_METRIC) for summary in summaries]
+def methods_parts(comparison: Comparison) -> list[str | Table]:
+    """A table with one row a run, of its answers to the common problems, and what its columns mean."""
+    runs, summaries, grader = comparison.runs, comparison.summaries, comparison.grader
+    names = shown_scores(grader, *summaries)
+    weighted = [summary.chain.expected_correct.get(grader) for summary in summaries]
     rows = []
-    for run, expected in zip(runs, weighted, strict=True):
-        summary = run.summary
+    for run, summary, expected in zip(runs, summaries, weighted, strict=True):
         scores = [*(summary.accuracy.get(name) for name in names), *([expected] if any(weighted) else [])]
-        spent = summary.tokens.mean_answer, summary.tokens.mean_generated, summary.timings.sampling_seconds
+        spent = summary.tokens.mean_answer, summary.tokens.mean_generated, run.summary.timings.sampling_seconds
         rows.append([run.label, *("-" if score is None else score.words for score in scores), *map(figure, spent)])
-    legend = ["Scores are % right ± standard error, over all problems of each run"]
-    if any(summary.accuracy[PRIMARY_METRIC].without_spread for summary in summaries):
+    legend = [f"Scores are % right ± standard error, over the {len(comparison.common):,} common problems"]
+    if any(summary.accuracy[grader].without_spread for summary in summaries):
         legend[0] += "; the 95 % interval (Wilson) instead where all are right or all are wrong"
-    legend += agreement(*summaries)
+    legend += agreement(grader, *summaries)
     if any(weighted):
         legend.append("expected: % right of all answers that the sampler weighted, by weight")
     legend += [

@@ -22,6 +22,8 @@ def answers(summary: Summary) -> str | None:
     return sentence(
         "Answers: ",
         known("no answer {} %, ", summary.no_answer_rate, percent),
+        known("open thought {} %, ", summary.open_thought_rate or None, percent),
+        known("unfinished {} %, ", summary.unfinished_rate or None, percent),
         known("truncated {} %, ", summary.truncated_rate, percent),
         f"failed {summary.num_failed:,}",
         known("; the scores disagree on {:,}", summary.num_disagreements or None),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.load import Run
-from orchestrator.analysis.summary import Summary
+from orchestrator.analysis.summary import Estimate, Summary
 from orchestrator.report.plotting import COLOURS, HEIGHT, WIDTH, look
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ PLACES = [(x, y * far) for far in (1, 2, 3) for x, y in ((7, 7), (7, -7), (-7, 7
 
 
 class Point(NamedTuple):
-    """A score in %, with its interval; `mark` is the short text beside it."""
+    """A score in %, with its 95 % interval; `mark` is the short text beside it."""
 
     x: float
     y: float
@@ -41,12 +41,11 @@ class Point(NamedTuple):
 
 
 @look()
-def accuracy_figure(runs: Sequence[Run]) -> Figure | None:
-    """The primary metric against generated tokens per problem, with a plot more for each varied setting.
+def accuracy_figure(runs: Sequence[Run], grader: str = PRIMARY_METRIC) -> Figure | None:
+    """The score against generated tokens per problem, with a plot more for each varied setting.
 
-    With several samples per problem the tokens are those of one sample, as is the score. Bars are one standard
-    error, or the 95 % interval where all answers are right or all wrong. Runs without answers are left out; None if
-    none is left.
+    With several samples per problem the tokens are those of one sample, as is the score. Bars are 95 % intervals. Runs
+    without answers are left out; None if none is left.
     """
     from matplotlib.figure import Figure
 
@@ -54,19 +53,19 @@ def accuracy_figure(runs: Sequence[Run]) -> Figure | None:
     if not known:
         return None
     by_cost = {
-        f"{i}  {run.label}": [point(run.summary, run.summary.tokens.mean_generated or 0.0, str(i))]
+        f"{i}  {run.label}": [point(run.summary.accuracy[grader], run.summary.tokens.mean_generated or 0.0, str(i))]
         for i, run in enumerate(known, 1)
     }
     plots = [("Score and cost", "tokens generated per problem", by_cost)]
     for setting, name in SETTINGS.items():
-        if series := sweeps([run.summary for run in known], setting):
+        if series := sweeps([run.summary for run in known], setting, grader):
             plots.append((f"Score and {name}", f"{name} (beside the points: tokens generated per problem)", series))
     heights = [max(HEIGHT, 0.8 + 0.2 * sum(len(wrap(name, NAME_WIDTH)) for name in series)) for _, _, series in plots]
     figure = Figure((WIDTH, sum(heights)), layout="constrained")
     panels = figure.subplots(len(plots), squeeze=False, height_ratios=heights)[:, 0]
     for axes, (title, label, series) in zip(panels, plots, strict=True):
         draw_scores(axes, series, round_ticks=series is by_cost)
-        axes.set(title=title, xlabel=label, ylabel=f"% right ({PRIMARY_METRIC}) ± standard error")
+        axes.set(title=title, xlabel=label, ylabel=f"% right ({grader}), 95 % interval")
     figure.draw_without_rendering()  # from here on it is known where the points are
     figure.set_layout_engine("none")
     for axes, (_, _, series) in zip(panels, plots, strict=True):
@@ -74,7 +73,7 @@ def accuracy_figure(runs: Sequence[Run]) -> Figure | None:
     return figure
 
 
-def sweeps(runs: Sequence[Summary], setting: str) -> dict[str, list[Point]]:
+def sweeps(runs: Sequence[Summary], setting: str, grader: str) -> dict[str, list[Point]]:
     """Name -> points of runs (given as summaries) whose samplers differ in `setting` alone, in its order: a series for
     each combination of the other settings."""
     groups: dict[tuple[tuple[str, Any], ...], list[Summary]] = {}
@@ -88,7 +87,7 @@ def sweeps(runs: Sequence[Summary], setting: str) -> dict[str, list[Point]]:
         values = {summary.run.sampler[setting] for summary in group}
         if len(values) > 1:
             series[series_name(dict(others), groups)] = [
-                point(summary, summary.run.sampler[setting], f"{summary.tokens.mean_generated:,.0f}")
+                point(summary.accuracy[grader], summary.run.sampler[setting], f"{summary.tokens.mean_generated:,.0f}")
                 for summary in sorted(group, key=lambda summary: summary.run.sampler[setting])
             ]
     return series
@@ -102,11 +101,10 @@ def series_name(others: Mapping[str, str], groups: Mapping[tuple[tuple[str, Any]
     return ", ".join([kind, *(f"{SETTINGS.get(key, key)} {others[key].removesuffix('.0')}" for key in differing)])
 
 
-def point(summary: Summary, x: float, mark: str) -> Point:
-    """The primary metric in %, with one standard error, as a point at `x`."""
-    score = summary.accuracy[PRIMARY_METRIC]
-    mean, error = score.mean or 0.0, score.stderr
-    low, high = (mean - error, mean + error) if error else score.ci95 or (mean, mean)
+def point(score: Estimate, x: float, mark: str) -> Point:
+    """A score as a point at `x`; of one problem it has no interval."""
+    mean = score.mean or 0.0
+    low, high = score.ci95 or (mean, mean)
     return Point(x, 100 * mean, 100 * low, 100 * high, mark)
 
 

@@ -14,8 +14,9 @@ from html import escape
 from pathlib import Path
 
 from evals.types import UserError
+from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.comparison import Comparison, compare
-from orchestrator.analysis.load import Run, load_run
+from orchestrator.analysis.load import Run, check_grader, load_run
 from orchestrator.console import say
 from orchestrator.inputs.prompts import run_prompts
 from orchestrator.report.comparison_text import comparison_report
@@ -33,9 +34,9 @@ MARK, MARK_END = "<!-- powersample comparison ", " -->"
 """Around the fingerprints of the runs in the last line or comment of a comparison's files: what may replace them."""
 
 
-def print_reports(run_dirs: Sequence[Path], out: Path | None = None) -> None:
+def print_reports(run_dirs: Sequence[Path], out: Path | None = None, grader: str = PRIMARY_METRIC) -> None:
     """Print the text of `write_report`, write the reports, and say on stderr where they are."""
-    write_report(run_dirs, out, partial(print, end="", flush=True))
+    write_report(run_dirs, out, partial(print, end="", flush=True), grader)
     names = f"{SUMMARY}, {REPORT} and {PAGE}"
     if len(run_dirs) == 1:
         say(f"Read {run_dirs[0] / PAGE}; {names} were written there.")
@@ -50,9 +51,14 @@ def beside(run_dirs: Sequence[Path]) -> Path:
 
 
 def write_report(
-    run_dirs: Sequence[Path], out: Path | None = None, show: Callable[[str], object] = lambda text: None
+    run_dirs: Sequence[Path],
+    out: Path | None = None,
+    show: Callable[[str], object] = lambda text: None,
+    grader: str = PRIMARY_METRIC,
 ) -> str:
     """Write summary.json, report.md, report.html and timeline.svg into every run directory; return what `show` shows.
+
+    The score `grader` is the one that is compared, drawn and shown first.
 
     For several runs that is their comparison, which also goes into the directory `out` with its page and its figure; by
     default into the parent of the first run, where only a comparison of the same runs is replaced. Raises UserError
@@ -60,29 +66,31 @@ def write_report(
     way.
     """
     runs = [load_run(directory) for directory in run_dirs]
-    comparison = compare(runs) if len(runs) > 1 else None
+    for run in runs:
+        check_grader(run, grader)
+    comparison = compare(runs, grader) if len(runs) > 1 else None
     place = beside(run_dirs) if out is None else out
     for name in (REPORT, PAGE, FIGURE, PICTURE) if comparison else ():
         check_replaceable(place / name, comparison if out is None else None)
-    texts = [run_report(run.summary, TIMELINE if workers(run.telemetry) else None) for run in runs]
+    texts = [run_report(run.summary, TIMELINE if workers(run.telemetry) else None, grader) for run in runs]
     told = comparison_report(comparison, None) if comparison else texts[0]
     try:
         show(told)  # before the figures are drawn
     finally:  # also for a reader who has left
-        shown = [write_run(run, text) for run, text in zip(runs, texts, strict=True)]
+        shown = [write_run(run, text, grader) for run, text in zip(runs, texts, strict=True)]
         if comparison:
             write_comparison(comparison, shown, place)
     return told
 
 
-def write_run(run: Run, text: str) -> RunOnPage:
-    """Write a run's summary, its report, which is `text`, its page and its timeline."""
+def write_run(run: Run, text: str, grader: str) -> RunOnPage:
+    """Write a run's summary, its report, which is `text`, its page by the score `grader` and its timeline."""
     plot = svg(timeline(run.telemetry), "Workers over time") if workers(run.telemetry) else None
-    on_page = RunOnPage(run, run_prompts(run.manifest), [*run_figures(run), *([plot] if plot else [])])
+    on_page = RunOnPage(run, run_prompts(run.manifest), [*run_figures(run, grader), *([plot] if plot else [])])
     summary = json.dumps(run.summary.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
     write(run.directory / SUMMARY, summary + "\n")
     write(run.directory / REPORT, text)
-    write(run.directory / PAGE, page([on_page], None, None))
+    write(run.directory / PAGE, page([on_page], None, None, grader))
     if plot:
         write(run.directory / TIMELINE, plot)
     return on_page
@@ -90,12 +98,14 @@ def write_run(run: Run, text: str) -> RunOnPage:
 
 def write_comparison(comparison: Comparison, shown: Sequence[RunOnPage], place: Path) -> None:
     """Write a comparison, its page and its figure into the directory `place`, each with the mark of its runs."""
-    figure, mark = accuracy_figure(comparison.runs), comparison_mark(comparison)
+    pairs = zip(comparison.runs, comparison.summaries, strict=True)
+    figure = accuracy_figure([run._replace(summary=summary) for run, summary in pairs], comparison.grader)
+    mark = comparison_mark(comparison)
     plot = svg(figure, "Scores against tokens and settings") if figure else None
     labelled = [one._replace(run=run) for one, run in zip(shown, comparison.runs, strict=True)]
     texts = {
         REPORT: comparison_report(comparison, FIGURE if plot else None),
-        PAGE: page(labelled, comparison, plot),
+        PAGE: page(labelled, comparison, plot, comparison.grader),
         **({FIGURE: plot} if plot else {}),
     }
     for name, text in texts.items():

@@ -3,7 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const PAGE = 50;
-const KINDS = ["all", "right", "wrong", "no answer", "truncated", "failed", "graders differ", "flipped"];
+const KINDS = ["all", "right", "wrong", "no answer", "open thought", "unfinished", "truncated", "failed", "graders differ", "flipped"];
 const view = { text: "", kind: "all", run: -1, page: 0, open: new Set() };
 
 function el(tag, className, ...children) {
@@ -31,7 +31,7 @@ function matches(problem) {
   if (shared && !answers.some((answer) => answer.flags.includes(view.kind))) return false;
   if (view.run >= 0 && !answers.length) return false;
   problem.haystack ??= [problem.id, problem.question, problem.gold]
-    .concat(problem.answers.flat().flatMap((answer) => [answer.text, answer.error]))
+    .concat(problem.answers.flat().flatMap((answer) => [answer.thought, answer.text, answer.error]))
     .join("\n")
     .toLowerCase();
   return problem.haystack.includes(view.text);
@@ -82,6 +82,7 @@ function answerBox(answer, run, problem) {
   const facts = `Tokens: ${prompt} of prompt, ${length} of answer, ${generated} generated, ${prefilled} prefilled. ` +
     `Ended by ${answer.ended}, ${answer.seconds} s on ${answer.worker}. Its record: ` +
     `grep '"problem_id": ${problem.id}, "sample_index": ${answer.sample},' ${data.places[run]}`;
+  if (answer.thought) box.append(folded("the thought before the answer", answer.thought));
   box.append(el("pre", "", answer.text), grades(answer.scores), el("p", "", facts));
   if (answer.trace.length > 1) box.append(curve(answer.trace));
   const chain = Object.entries(answer.chain).map(([name, value]) => `${name}: ${JSON.stringify(value)}`);

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from evals.record import Record
+from evals.record import Record, as_json
 from evals.samplers.trace import MoveFigures
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, by_problem, is_right, question_means
 from orchestrator.analysis.comparison import Comparison
@@ -52,8 +52,8 @@ class RunOnPage(NamedTuple):
     figures: Sequence[str]
 
 
-def page(shown: Sequence[RunOnPage], comparison: Comparison | None, plot: str | None) -> str:
-    """The page of one run, or of several and their comparison with its figure `plot`."""
+def page(shown: Sequence[RunOnPage], comparison: Comparison | None, plot: str | None, grader: str) -> str:
+    """The page by the score `grader` of one run, or of several and their comparison with its figure `plot`."""
     folder = Path(__file__).parent
     summaries = [one.run.summary for one in shown]
     environment = Environment(loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined)
@@ -69,12 +69,14 @@ def page(shown: Sequence[RunOnPage], comparison: Comparison | None, plot: str | 
     return environment.get_template("page.html").render(
         title=heading,
         warnings=[(sentence, labels if len(labels) < len(shown) else []) for sentence, labels in warned.items()],
-        metric=PRIMARY_METRIC,
+        metric=grader,
+        scores=[one.accuracy[grader] for one in (summaries if comparison is None else comparison.summaries)],
+        num_common=comparison and len(comparison.common),
         shown=shown,
-        parts=score_parts(summaries[0]) if comparison is None else comparison_parts(comparison),
+        parts=score_parts(summaries[0], grader) if comparison is None else comparison_parts(comparison),
         plot=inline(plot, "plot") if plot else "",
         provenance=provenance(*summaries),
-        problems=problems(shown, comparison and comparison.baseline),
+        problems=problems(shown, comparison and comparison.baseline, grader),
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -90,12 +92,12 @@ def inline(figure: str, name: str) -> Markup:
     return Markup(re.sub("<[^>]+>", lambda tag: re.sub(r'(\bid="|href="#|url\(#)', rf"\1{name}-", tag[0]), figure))
 
 
-def run_figures(run: Run) -> list[str]:
+def run_figures(run: Run, grader: str) -> list[str]:
     """A run's answer lengths and log p by move as SVG text, as far as there is anything to draw."""
     lengths: dict[str, list[int]] = {fate: [] for fate in OUTCOMES}
     for record in run.records:
         if record.status == "ok":
-            labels = flags(record, run.manifest.cut_limit)
+            labels = flags(record, run.manifest.cut_limit, grader)
             lengths[[fate for fate in OUTCOMES if fate in labels][-1]].append(record.tokens.answer or 0)
     drawn = {"Answer lengths": length_figure(lengths), "Log p by move": log_p_figure(run.summary.chain.log_p_by_move)}
     return [svg(figure, title) for title, figure in drawn.items() if figure]
@@ -111,13 +113,13 @@ def slowest(records: Sequence[Record]) -> Table:
     return Table(["problem", "sample", "time", "answer tokens", "generated", "ended"], rows)
 
 
-def problems(shown: Sequence[RunOnPage], baseline: str | None) -> dict[str, Any]:
+def problems(shown: Sequence[RunOnPage], baseline: str | None, grader: str) -> dict[str, Any]:
     """The page's table of problems as JSON: each that a run has answered, in order, with all answers of all runs.
 
     `prefix` is what all prompts begin with; `prompts` has one prompt if it is the same in all runs, else one a run.
     """
     answers = [by_problem(one.run.records) for one in shown]
-    means = [question_means(one.run.records, PRIMARY_METRIC) for one in shown]
+    means = [question_means(one.run.records, grader) for one in shown]
     prefix = commonprefix([prompt for one in shown for prompt in one.asked.prompts.values()])  # noqa: RUF071
     ids = sum(len(record.token_ids) for one in shown for record in one.run.records) <= MAX_TOKEN_IDS
     limits = [one.run.manifest.cut_limit for one in shown]
@@ -134,7 +136,7 @@ def problems(shown: Sequence[RunOnPage], baseline: str | None) -> dict[str, Any]
                 "prompts": cut if len(set(cut)) > 1 else cut[:1],
                 "means": [mean.get(problem_id) for mean in means],
                 "answers": [
-                    [answer(record, limit, ids) for record in by_id.get(problem_id, [])]
+                    [answer(record, limit, ids, grader) for record in by_id.get(problem_id, [])]
                     for limit, by_id in zip(limits, answers, strict=True)
                 ],
             }
@@ -144,22 +146,24 @@ def problems(shown: Sequence[RunOnPage], baseline: str | None) -> dict[str, Any]
         "runs": labels,
         "places": [f"{one.run.directory.name}/records.jsonl" for one in shown],
         "baseline": labels.index(baseline) if baseline in labels else None,
-        "headline": PRIMARY_METRIC,
+        "headline": grader,
         "prefix": prefix,
         "missing": [one.asked.missing for one in shown],
         "problems": rows,
     }
 
 
-def answer(record: Record, limit: float, ids: bool) -> dict[str, Any]:
+def answer(record: Record, limit: float, ids: bool, grader: str) -> dict[str, Any]:
     """A record as the page shows it; with token ids if `ids`."""
     trace = (isinstance(record.chain, MoveFigures) and record.chain.log_p_trace) or ()
     chain = {name: value for name, value in record.chain.reported().items() if name != "log_p_trace"}
+    thought = len(record.text) if record.thought == "open" else record.thought
     return {
         "sample": record.sample_index,
-        "flags": flags(record, limit),
-        "text": record.text,
-        "scores": {name: asdict(grade) for name, grade in record.scores.items()},
+        "flags": flags(record, limit, grader),
+        "thought": record.text[:thought],
+        "text": record.text[thought:],
+        "scores": as_json(record.scores),
         "ended": record.ended,
         "tokens": asdict(record.tokens),
         "ids": record.token_ids if ids else None,
@@ -171,12 +175,15 @@ def answer(record: Record, limit: float, ids: bool) -> dict[str, Any]:
     }
 
 
-def flags(record: Record, limit: float) -> list[str]:
+def flags(record: Record, limit: float, grader: str) -> list[str]:
     """Labels of an answer to filter by. Each share of the summary is that of the answers with one of these."""
     done = record.status == "ok"
+    kind = record.scores[PRIMARY_METRIC].kind if done else None
     conditions = {
-        "right" if is_right(record, PRIMARY_METRIC) else "wrong": True,
-        "no answer": done and record.scores[PRIMARY_METRIC].kind == "none",
+        "right" if is_right(record, grader) else "wrong": True,
+        "no answer": kind == "none",
+        "open thought": kind == "open thought",
+        "unfinished": kind == "unfinished",
         "truncated": done and truncated(record, limit),
         "failed": not done,
         "graders differ": graders_differ(record),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
-from orchestrator.analysis.summary import Summary
+from orchestrator.analysis.summary import Estimate, Summary
 from orchestrator.report.facts import facts
 from orchestrator.report.layout import Table, item, paragraphs
 from orchestrator.rundir.reading.manifest import Manifest
@@ -13,8 +13,8 @@ from orchestrator.settings.config import DEMO
 from orchestrator.wording import percent, short
 
 
-def run_report(summary: Summary, timeline: str | None = None) -> str:
-    """The report of one run; `timeline` is the file that shows its workers over time."""
+def run_report(summary: Summary, timeline: str | None = None, grader: str = PRIMARY_METRIC) -> str:
+    """The report of one run by the score `grader`; `timeline` is the file that shows its workers over time."""
     lines = [*facts(summary), provenance(summary)]
     if timeline:
         lines.append(f"Workers over time (memory, utilisation, slots, events): [{timeline}]({timeline})")
@@ -22,7 +22,7 @@ def run_report(summary: Summary, timeline: str | None = None) -> str:
         f"# {title(summary)}",
         paragraphs(headline(summary)),
         "\n".join(item(f"Warning: {sentence}") for sentence in summary.warnings),
-        paragraphs(*score_parts(summary)),
+        paragraphs(*score_parts(summary, grader)),
         "\n".join(map(item, lines)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -41,9 +41,9 @@ def headline(summary: Summary) -> str:
     return f"{summary.num_records:,} of {wanted:,} answers to {total:,} problems{samples}{subset}."
 
 
-def score_parts(summary: Summary) -> list[str | Table]:
+def score_parts(summary: Summary, grader: str) -> list[str | Table]:
     """The scores as tables, and what their columns mean."""
-    legend = [f"{words}." for words in agreement(summary)]
+    legend = [f"{words}." for words in agreement(grader, summary)]
     if summary.num_groups:
         legend.append(f"Errors are those of {summary.num_groups:,} groups of problems, which the data names.")
     if summary.chain.expected_correct:
@@ -51,28 +51,32 @@ def score_parts(summary: Summary) -> list[str | Table]:
             "expected: % right ± SE of all answers that the sampler weighted, by weight: candidates and particles by "
             "theirs, of a chain the answers after all its moves, which until it has converged lie nearer to its start."
         )
-    return [scores_table(summary), " ".join(legend), *samples_parts(summary)]
+    return [scores_table(summary, grader), " ".join(legend), *samples_parts(summary, grader)]
 
 
-def shown_scores(*summaries: Summary) -> list[str]:
-    """The scores worth a row or a column: where all of them agree on every answer, the primary metric alone."""
+def shown_scores(grader: str, *summaries: Summary) -> list[str]:
+    """The scores worth a row or a column: where all of them agree on every answer, `grader` alone."""
     if all(summary.num_disagreements == 0 for summary in summaries):
-        return [PRIMARY_METRIC]
+        return [grader]
     return list(dict.fromkeys(name for summary in summaries for name in summary.accuracy))
 
 
-def agreement(*summaries: Summary) -> list[str]:
+def agreement(grader: str, *summaries: Summary) -> list[str]:
     """The sentence that the one score shown stands for several; empty if it does not."""
     several = any(len(summary.accuracy) > 1 for summary in summaries)
     words = "The scores strict, flexible and numeric agree on every answer; one stands for all"
-    return [words] if several and len(shown_scores(*summaries)) == 1 else []
+    return [words] if several and len(shown_scores(grader, *summaries)) == 1 else []
 
 
-def scores_table(summary: Summary) -> Table:
-    names, expected = shown_scores(summary), summary.chain.expected_correct
-    rows = []
+def scores_table(summary: Summary, grader: str) -> Table:
+    names, expected = shown_scores(grader, summary), summary.chain.expected_correct
+    scores: dict[str, Estimate] = {}
     for name in names:
-        score = summary.accuracy[name]
+        scores[name] = summary.accuracy[name]
+        if name in summary.accuracy_as_they_stand:
+            scores[f"{name}, cut-off answers as they stand"] = summary.accuracy_as_they_stand[name]
+    rows = []
+    for name, score in scores.items():
         interval = f"{score.interval_words}{' %' if score.ci95 else ''}"
         error = "-" if score.without_spread else f"± {percent(score.stderr)}"
         rows.append([name, f"{percent(score.mean)} %", error, interval])
@@ -82,15 +86,13 @@ def scores_table(summary: Summary) -> Table:
     return Table(["score", "right", "SE", f"95 % interval ({kinds})", *(["expected"] if expected else [])], rows)
 
 
-def samples_parts(summary: Summary) -> list[str | Table]:
-    """pass@k and maj@k of the primary metric, and where its variance comes from; empty for one sample per problem."""
-    if PRIMARY_METRIC not in summary.pass_at_k:
+def samples_parts(summary: Summary, grader: str) -> list[str | Table]:
+    """pass@k and maj@k of the score, and where its variance comes from; empty for one sample per problem."""
+    if grader not in summary.pass_at_k:
         return []
-    passes, votes = summary.pass_at_k[PRIMARY_METRIC], summary.maj_at_k[PRIMARY_METRIC]
-    rates = Table(
-        ["k", f"pass@k ({PRIMARY_METRIC}, % ± SE)", "maj@k"], [[k, passes[k].words, votes[k].words] for k in votes]
-    )
-    if (split := summary.variance.get(PRIMARY_METRIC)) is None:
+    passes, votes = summary.pass_at_k[grader], summary.maj_at_k[grader]
+    rates = Table(["k", f"pass@k ({grader}, % ± SE)", "maj@k"], [[k, passes[k].words, votes[k].words] for k in votes])
+    if (split := summary.variance.get(grader)) is None:
         return [rates]
     *with_k, (_, limit) = split.stderr_with.items()
     errors = ", ".join(f"{percent(error)} with {k}" for k, error in with_k)

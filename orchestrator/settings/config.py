@@ -227,8 +227,8 @@ def fingerprint(config: RunConfig, provenance: Provenance) -> str:
     Slots, workers, GPUs, paths and report options are not in it: they may change from one start to the next.
     """
     sampler = {name: value for name, value in settings_of(config.sampler).items() if name != "texts"}  # a path
-    newer = {"max_prompt_tokens", "chat_template_args"}  # which older runs did not know
-    unset = {name for name in newer if not getattr(config.task, name)}
+    newer = {"max_prompt_tokens", "chat_template_args", "thought_end"}  # which older runs did not know
+    unset = {name for name in newer if getattr(config.task, name) in (None, {})}
     task = config.task.model_dump(exclude={"train_data", *unset})
     contents = {
         "record_format": RECORD_FORMAT,

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from evals.evaluate import start_sample
 from evals.record import AnsweredBy, Record, RecordKey
 from evals.tasks.task import make_task
-from evals.types import Problem
+from evals.types import Answer, Problem
 from orchestrator.inputs.models import ModelSource, folder_on_node
 from orchestrator.inputs.preflight import Inputs
 from orchestrator.machine.gpus import wait_for_free_memory
@@ -44,7 +44,7 @@ class WorkerConfig(NamedTuple):
     """Longest prompt plus answer, in tokens."""
     train_problems: tuple[Problem, ...]
     """Where solved examples come from."""
-    texts: Mapping[RecordKey, str] | None
+    texts: Mapping[RecordKey, Answer] | None
     """What the sampler replays; None where it samples."""
     time: datetime
     """What chat templates take for now."""

@@ -21,7 +21,7 @@ from evals.samplers.registry import sampler_of, settings_of
 from evals.samplers.single import AtTemperature, Greedy
 from evals.samplers.smc import Smc
 from evals.tasks.task import Task, make_task
-from evals.types import ChainFigures, Grade, Problem, Sample, Sampler
+from evals.types import Answer, ChainFigures, Grade, Problem, Sample, Sampler
 from support.pages import audit
 from support.places import ROOT
 
@@ -70,7 +70,7 @@ def test_settings_reach_their_sampler(settings: dict[str, Any], sampler: Sampler
     ],
 )
 def test_votes_are_equal_where_numbers_are(text: str, vote: str | None) -> None:
-    assert TASK.vote(text) == vote
+    assert TASK.vote(Answer(text)) == vote
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_vote_sees_what_is_graded(model: Model, problems: list[Problem]) -> No
     eos = min(tokenizer.eos_ids)
 
     def vote(tokens: list[int]) -> str | None:
-        return TASK.vote(answer_text(tokens, TASK, tokenizer))
+        return TASK.vote(Answer(answer_text(tokens, TASK, tokenizer)[0]))
 
     assert vote([*tokenizer.encode(" 3 + 4 = 7\n#### 7"), eos]) == "7"
     assert vote(list(tokenizer.encode("#### 7.0\nQuestion: What is 3 + 5? #### 8"))) == "7"
@@ -107,14 +107,15 @@ class Letters:
 
 
 class Counted:
-    """A task that says `a` is right and counts how often it is asked."""
+    """A grader that says `a` is right and counts how often it is asked."""
 
     config = TaskConfig(stop=("|",))
 
     def __init__(self) -> None:
         self.graded: list[str] = []
 
-    def grade(self, problem: Problem, text: str) -> dict[str, Grade]:
+    def grade(self, tokens: tuple[int, ...]) -> dict[str, Grade]:
+        text, _ = answer_text(tokens, self, Letters())  # type: ignore[arg-type]
         self.graded.append(text)
         return {"plain": Grade(text == "a", text), "never": Grade(False, None)}
 
@@ -124,10 +125,10 @@ def weighted(*pairs: tuple[str, float]) -> Sample:
     return Sample(answers[0][0], np.zeros(1), np.zeros(1), "eos", ChainFigures(), answers)
 
 
-def test_expected_correctness_is_the_weight_of_right_answers(problems: list[Problem]) -> None:
-    task: Any = Counted()
+def test_expected_correctness_is_the_weight_of_right_answers() -> None:
+    task = Counted()
     sample = weighted(("a\0", 0.1), ("b\0", 0.3), ("a\0", 0.2), ("a|c", 0.4))
-    found = expected_correct(problems[0], sample, task, Letters())  # type: ignore[arg-type]
+    found = expected_correct(sample, task.grade)
     assert found == {"plain": pytest.approx(0.7), "never": 0.0}
     assert task.graded == ["a", "b", "a"]  # the third has other tokens and the same text
 
@@ -171,4 +172,6 @@ def test_every_sampler_gives_records(model: Model, problems: list[Problem], kind
         assert all(-1e-9 <= share <= 1 + 1e-9 for share in shares.values())
         if isinstance(record.chain, CandidateFigures) and kind == "majority":
             votes = record.chain.votes
-            assert not votes or votes[TASK.vote(record.text) or ""] == max(votes.values())
+            assert not votes or votes[TASK.vote(Answer(record.text, cut_off=record.ended == "length")) or ""] == max(
+                votes.values()
+            )

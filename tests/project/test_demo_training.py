@@ -35,7 +35,7 @@ from demo_training.problems import (
 )
 from evals.config import TaskConfig
 from evals.tasks.task import make_task
-from evals.types import Problem
+from evals.types import Answer, Problem
 
 MODEL = FOLDER / "model"
 EQUATION = re.compile(r"([\d(][\d\s+\-*/()]*[\d)]) = (\d+)")
@@ -145,7 +145,7 @@ def test_problems_jsonl_is_reproducible_byte_for_byte(stored: list[Row]) -> None
 def test_the_task_accepts_every_gold_answer(stored: list[Row]) -> None:
     task = make_task(TaskConfig(), seed=0)
     for index, (question, answer) in enumerate(stored):
-        grades = task.grade(Problem.from_answer(index, question, answer), answer)
+        grades = task.grade(Problem.from_answer(index, question, answer), Answer(answer))
         assert all(grade.correct for grade in grades.values()), grades
 
 

@@ -20,6 +20,7 @@ WINGS = {
         "settings",
         "statistics",
         "stopping",
+        "thoughts",
         "grading",
         "tasks.presets",
         "samplers",

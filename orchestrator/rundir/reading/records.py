@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evals.record import Record, RecordKey, read_line
-from evals.types import Amount, Grade, Tolerant, UserError
+from evals.types import Amount, Grade, Thought, Tolerant, UserError
 from orchestrator.rundir.directory import RECORDS, flatten, read_run
 from orchestrator.rundir.files import Tail
 
@@ -67,11 +67,12 @@ def answered_records(directory: Path) -> dict[RecordKey, Record]:
 
 @dataclass(frozen=True)
 class NewScores(Tolerant):
-    """A line of scores.jsonl: the newer scores of one record."""
+    """A line of scores.jsonl: the newer scores of one record, and its thought as they took it."""
 
     problem_id: Amount
     sample_index: Amount
     scores: dict[str, Grade]
+    thought: Thought = 0
 
 
 def with_new_scores(directory: Path, records: Sequence[Record]) -> tuple[list[Record], int | None]:
@@ -86,13 +87,13 @@ def with_new_scores(directory: Path, records: Sequence[Record]) -> tuple[list[Re
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):  # of bytes: a newline alone ends a line
         try:
             row = read_line(line, NewScores)
-            new[row.problem_id, row.sample_index] = row.scores
+            new[row.problem_id, row.sample_index] = {"scores": row.scores, "thought": row.thought}
         except ValueError as error:
             raise UserError(
                 f"{path}, line {number}: not the scores of a record ({error}); make the file again by "
                 f"`powersample regrade {directory}`, or delete it to have the run's own scores back."
             ) from error
-    rescored = [replace(record, scores=new.get(record.key, record.scores)) for record in records]
+    rescored = [replace(record, **new.get(record.key, {})) for record in records]
     return rescored, sum(verdicts(old) != verdicts(now) for old, now in zip(records, rescored, strict=True))
 
 

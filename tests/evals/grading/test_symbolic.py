@@ -15,7 +15,7 @@ import pytest
 
 from evals.grading import grade as grading
 from evals.grading import symbolic
-from evals.types import Problem
+from evals.types import Answer, Problem
 from support.places import ROOT
 
 pytest.importorskip("math_verify", reason="math-verify is not installed")
@@ -27,7 +27,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def scores(gold: str, text: str) -> tuple[bool, str]:
-    found = grading.gsm8k(text, Problem.from_answer(0, "How much?", f"So.\n#### {gold}"), cot=False)["numeric"]
+    found = grading.gsm8k(Answer(text), Problem.from_answer(0, "How much?", f"So.\n#### {gold}"), cot=False)["numeric"]
     return found.correct, found.kind
 
 
@@ -72,7 +72,9 @@ def test_complex_answers_to_numbers(gold: str, text: str, expected: tuple[bool, 
 )
 def test_golds_in_latex(gold: str, text: str, right: bool) -> None:
     assert grading.formula(text, gold).correct == right
-    assert list(grading.FORMATS["math"].scores(text, Problem.from_answer(0, "?", f"#### {gold}"), False)) == ["numeric"]
+    assert list(grading.FORMATS["math"].scores(Answer(text), Problem.from_answer(0, "?", f"#### {gold}"), False)) == [
+        "numeric"
+    ]
 
 
 def stand_in(gold: str, answer: str) -> bool | None:

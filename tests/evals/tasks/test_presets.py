@@ -12,7 +12,7 @@ import pytest
 from evals.config import TaskConfig
 from evals.tasks.presets import PRESETS
 from evals.tasks.task import INSPECT_ROWS, drawn_rows, lm_eval_rows, make_task, packaged
-from evals.types import Chat, Problem, UserError
+from evals.types import Answer, Chat, Problem, UserError
 from support.interop import theirs
 from support.places import ROOT
 from support.shared_data import GSM8K_TEST, GSM8K_TRAIN, SHARED, needs_shared
@@ -246,14 +246,14 @@ def test_a_template_for_any_data() -> None:
 
 def test_votes_of_formulas() -> None:
     task = make_task(TaskConfig(preset="math500"), 0)
-    assert task.vote(r"\boxed{\frac{1}{2} x}") == r"\frac{1}{2}x"
-    assert task.vote(r"\boxed{18.0}") == "18"
+    assert task.vote(Answer(r"\boxed{\frac{1}{2} x}")) == r"\frac{1}{2}x"
+    assert task.vote(Answer(r"\boxed{18.0}")) == "18"
 
 
 def test_strict_of_chain_of_thought_presets() -> None:
-    problem, text = Problem.from_answer(0, "?", "#### 18"), "The answer is 18."
-    assert make_task(TaskConfig(preset="lmeval-cot-zeroshot"), 0).grade(problem, text)["strict"].correct
-    assert not make_task(TaskConfig(), 0).grade(problem, text)["strict"].correct
+    problem, answer = Problem.from_answer(0, "?", "#### 18"), Answer("The answer is 18.")
+    assert make_task(TaskConfig(preset="lmeval-cot-zeroshot"), 0).grade(problem, answer)["strict"].correct
+    assert not make_task(TaskConfig(), 0).grade(problem, answer)["strict"].correct
 
 
 def test_a_chat_goes_through_the_models_template() -> None:

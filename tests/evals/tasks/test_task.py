@@ -3,8 +3,9 @@
 import pytest
 
 from evals.config import TaskConfig
+from evals.grading.grade import NUMERIC
 from evals.tasks.task import make_task
-from evals.types import Grade, Message, Problem, UserError
+from evals.types import Answer, Grade, Message, Problem, UserError
 
 TRAIN = [
     Problem.from_answer(i, f"What is {i} + {i}?", f"{i}+{i}=<<{i}+{i}={2 * i}>>{2 * i}\n#### {2 * i}")
@@ -76,8 +77,8 @@ def test_too_few_examples_are_refused() -> None:
 
 
 def test_scores_are_named_and_keep_their_evidence() -> None:
-    grades = make_task(TaskConfig(), 0).grade(ASKED[6], "6*3=18.00\n#### 18.00")
+    grades = make_task(TaskConfig(), 0).grade(ASKED[6], Answer("6*3=18.00\n#### 18.00"))
     assert list(grades) == ["strict", "flexible", "numeric"]
     assert grades["strict"] == Grade(False, "18.00", "number")
     assert grades["flexible"] == Grade(False, "18.00", "number")
-    assert grades["numeric"] == Grade(True, "18.00", "number")
+    assert grades["numeric"] == Grade(True, "18.00", "number", NUMERIC)

@@ -20,7 +20,7 @@ from orchestrator.report.comparison_text import comparison_report, points, share
 from orchestrator.report.make import print_reports, write_report
 from orchestrator.report.plotting import png
 from orchestrator.report.run_text import run_report
-from support.made_up import PLAIN, POWER, as_run, known, refused, rows, save
+from support.made_up import PLAIN, POWER, as_run, known, make_run, refused, rows, said, save, write
 
 
 def test_comparison_is_paired_and_against_temperature_1() -> None:
@@ -242,7 +242,7 @@ def test_a_reader_has_the_text_before_anything_is_drawn_and_the_files_though_he_
 ) -> None:
     runs = [save(tmp_path / "power", POWER, "1100"), save(tmp_path / "t1", PLAIN, "1000")]
     with monkeypatch.context() as patched:
-        patched.setattr(make, "run_figures", lambda _: pytest.fail(capsys.readouterr().out))
+        patched.setattr(make, "run_figures", lambda *_: pytest.fail(capsys.readouterr().out))
         with pytest.raises(pytest.fail.Exception, match="2 methods on 4 common problems"):
             print_reports(runs)
 
@@ -263,3 +263,50 @@ def test_a_fingerprint_does_not_end_the_mark(tmp_path: Path) -> None:
     last = (tmp_path / "report.html").read_text(encoding="utf-8").splitlines()[-1]
     assert last == "<!-- powersample comparison --&gt;&lt;b&gt; ffffffff -->"
     write_report(runs)
+
+
+def uneven() -> list[Run]:
+    """Two runs of which the first has also answered two problems that the other has not, both right."""
+    return [as_run("p", POWER, "110011"), as_run("t", PLAIN, "1000  ")]
+
+
+def test_the_scores_of_a_comparison_are_of_its_common_problems() -> None:
+    compared = compare(uneven())
+    assert [summary.accuracy["numeric"].mean for summary in compared.summaries] == [0.5, 0.25]
+    assert [run.summary.accuracy["numeric"].mean for run in compared.runs] == [4 / 6, 0.25]
+    assert compared.summaries[1] is compared.runs[1].summary
+    report = comparison_report(compared, None)
+    assert "2 methods on 4 common problems" in report
+    assert "| power (alpha 4, 10 moves) | 50.0 ± 28.9 |" in report
+    assert "over the 4 common problems" in " ".join(report.split())
+
+
+def test_page_figure_and_report_show_any_score_of_the_common_problems(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure | None] = []
+    for run in uneven():
+        records = [
+            replace(one, scores=one.scores | {"strict": replace(one.scores["strict"], correct=one.problem_id == 3)})
+            for one in run.records
+        ]
+        write(tmp_path / run.directory, make_run(run.manifest.sampler, 6), records)
+    drawn = make.accuracy_figure
+    monkeypatch.setattr(make, "accuracy_figure", lambda *of: figures.append(drawn(*of)) or figures[-1])
+    runs = [str(tmp_path / "p"), str(tmp_path / "t")]
+    said(["report", *runs, "--grader", "strict"], capsys)
+    assert [axes.get_ylabel() for figure in figures if figure for axes in figure.axes] == [
+        "% right (strict), 95 % interval"
+    ]
+    page, report = ((tmp_path / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
+    assert "Paired differences of the strict score against **temperature 1**" in report
+    assert re.findall(r"<b>(.*?)</b>", page) == ["25.0 ± 25.0", "25.0 ± 25.0"]
+    assert "<h2>% right, strict</h2>" in page
+    assert "Mean ± standard error over the 4 common problems; the bars are 95 % intervals" in page
+    said(["report", *runs], capsys)
+    assert re.findall(r"<b>(.*?)</b>", (tmp_path / "report.html").read_text()) == ["50.0 ± 28.9", "25.0 ± 25.0"]
+    reason = f"powersample: The run {runs[0]} has no score bold; it has strict, flexible, numeric.\n"
+    for command in (["report", runs[0], "--grader", "bold"], ["report", *runs, "--grader", "bold"]):
+        assert refused(command, capsys) == reason
+    assert main(["report", runs[0], "--grader", "strict"]) == 0
+    assert re.findall(r"<b>(.*?)</b>", (tmp_path / "p/report.html").read_text()) == ["16.7 ± 16.7"]

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from evals.config import TaskConfig
-from evals.grading.grade import gsm8k
+from evals.grading.grade import NUMERIC, gsm8k
 from evals.record import Record, Timings, TokenCounts, encode
 from evals.samplers.power import Power
 from evals.samplers.trace import MoveFigures
 from evals.tasks.task import make_task
-from evals.types import Problem
+from evals.types import Answer, Problem
 from orchestrator.analysis.load import load_run
 from orchestrator.analysis.summarise import summarise
 from orchestrator.cli import main
@@ -49,9 +49,9 @@ PROBLEMS = ROOT / "evals/demo/problems.jsonl"
 
 def make_record(problem: Problem, index: int) -> Record:
     text = FORMS[(problem.problem_id + index) % len(FORMS)].format(n=problem.gold)
-    start = 1e9 + problem.problem_id
+    start, grades = 1e9 + problem.problem_id, gsm8k(Answer(text), problem, cot=False)
     return Record(
-        problem.problem_id, index, "ok", text, [5, 6, 0], "length" if index else "eos", gsm8k(text, problem, cot=False),
+        problem.problem_id, index, "ok", text, [5, 6, 0], "length" if index else "eos", grades,
         MoveFigures(moves=10, log_p=-3.5), Timings(start, start + 2.5, 2.5), tokens=TokenCounts(40, 3, 30, 39),
     )  # fmt: skip
 
@@ -182,7 +182,8 @@ def test_parquet_has_a_row_for_every_answer(make: Make, tmp_path: Path, capsys: 
 def test_new_scores_are_exported(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     run = make(num_samples=1)
     wrong = {"correct": False, "answer": "0", "kind": "number"}
-    row = {"problem_id": 0, "sample_index": 0, "scores": dict.fromkeys(("strict", "flexible", "numeric"), wrong)}
+    scores = {"strict": wrong, "flexible": wrong, "numeric": wrong | {"version": NUMERIC}}
+    row = {"problem_id": 0, "sample_index": 0, "scores": scores}
     (run / "scores.jsonl").write_text(json.dumps(row) + "\n")
     (path,) = exported(run, "inspect", capsys)
     assert member(path, "samples/0_epoch_1.json")["scores"]["strict"]["value"] == "I"

@@ -14,7 +14,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from evals.config import TaskConfig
 from evals.engine.tokenizer import load_tokenizer
-from evals.evaluate import given_answer
+from evals.evaluate import replayed_answer
 from evals.record import Record, RecordKey
 from evals.rng import RandomKey
 from evals.samplers.single import Replay
@@ -210,7 +210,7 @@ def test_an_answer_ends_as_a_model_would_end_it(text: str, kept: str, tokens: st
     tokenizer: Any = SimpleNamespace(
         eos_ids=frozenset({ord(".")}), eos_texts=(".",), encode=lambda text, whole: list(map(ord, text))
     )
-    given = given_answer(text, make_task(TaskConfig(stop=("T", "S")), 0), tokenizer)
+    given = replayed_answer(Answer(text), make_task(TaskConfig(stop=("T", "S")), 0), tokenizer)
     assert given == (kept, tuple(map(ord, tokens)), ended)
     prompt = Prompt((1,), 1, frozenset(), None)
     with pytest.raises(StopIteration) as over:
@@ -220,4 +220,6 @@ def test_an_answer_ends_as_a_model_would_end_it(text: str, kept: str, tokens: st
 
 def test_without_an_eos_token_a_text_ends_where_it_ends() -> None:
     tokenizer: Any = SimpleNamespace(eos_ids=frozenset(), eos_texts=(), encode=lambda text, whole: [len(text)])
-    assert given_answer("ab", make_task(TaskConfig(), 0), tokenizer) == ("ab", (2,), "length")
+    task = make_task(TaskConfig(), 0)
+    assert replayed_answer(Answer("ab"), task, tokenizer) == ("ab", (2,), "eos")
+    assert replayed_answer(Answer("ab", cut_off=True), task, tokenizer) == ("ab", (2,), "length")

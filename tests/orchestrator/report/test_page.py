@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from evals.config import TaskConfig
-from evals.record import Record
+from evals.record import Record, as_json
 from evals.tasks.task import make_task
 from orchestrator.analysis.diagnostics import shown_moves
 from orchestrator.inputs.problems import load_problems
@@ -41,7 +40,7 @@ def hostile_record(problem_id: int, correct: bool) -> Record:
     if problem_id % 15 == 1:
         numeric = {"correct": False, "answer": None, "kind": "none"}
     text = HOSTILE if problem_id % 7 == 0 else f"That is {problem_id}."
-    scores = {**{name: asdict(grade) for name, grade in record.scores.items()}, "numeric": numeric}
+    scores = {**as_json(record.scores), "numeric": numeric}
     return changed(record, text=text, scores=scores, chain=CHAIN | {"log_p_trace": [-9.0, -8.0, -7.5, -7.5, -7.0]})
 
 
@@ -122,7 +121,7 @@ def test_a_doubter_finds_record_prompt_tokens_and_verdicts(tmp_path: Path) -> No
     assert (problem["id"], problem["gold"], problem["means"]) == (8, "#### 8", [1.0])
     assert data["prefix"] + problem["prompts"][0] == "Question: What is 8? \nAnswer:"
     assert data["prefix"].startswith("Question: What is ")
-    scores = {name: asdict(grade) for name, grade in record.scores.items()}
+    scores = as_json(record.scores)
     assert (answer["text"], answer["ids"], answer["scores"]) == (record.text, record.token_ids, scores)
     assert answer["trace"] == [[0, -9.0], [1, -8.0], [2, -7.5], [3, -7.5], [4, -7.0]]
     assert answer["chain"]["moves"] == record.chain.reported()["moves"]

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from evals.record import Record
+from evals.types import Grade
 from orchestrator.analysis import warnings
 from orchestrator.analysis.comparison import Comparison, compare
 from orchestrator.analysis.load import Run
@@ -50,6 +51,9 @@ def everything() -> Summary:
             records.append(changed(one, memory=memory, worker={"rank": k}, ended=ended, group=f"group {i // 2}"))
     unread = replace(records[1].scores["strict"], correct=False, answer=None, kind="none")
     records[1] = replace(records[1], scores=records[1].scores | {"strict": unread})
+    thinking, unfinished = Grade(False, None, "open thought"), Grade(False, None, "unfinished", 1, True)
+    records[0] = replace(records[0], scores=records[0].scores | {"numeric": thinking}, thought="open")
+    records[2] = replace(records[2], scores=records[2].scores | {"numeric": unfinished}, ended="length")
     records[7] = replace(failed_record(3), sample_index=1)
     summary = summarise(records, telemetry, known(num_samples=2), num_damaged_telemetry=3, num_rescored=0)
     pools = {"mean_candidates": 16.0, "mean_particles": 8.0, "ess": 4.0, "ess_share": 0.25, "mean_resampled": 2.0}
@@ -63,19 +67,25 @@ REPORT = """\
 8 of 8 answers to 4 problems, 2 samples each, a subset of 1,319.
 
 - Warning: Answers that failed and count as wrong: 1 (problems 3); records.jsonl says why.
-- Warning: 28.6 % of the answers were cut off at the limit of 256 tokens; a longer
+- Warning: 42.9 % of the answers were cut off at the limit of 256 tokens; a longer
   task.max_new_tokens would tell whether they are wrong.
+- Warning: 14.3 % of the answers are thoughts that never end, and count as wrong; a longer
+  task.max_new_tokens would let them end, or task.thought_end names another token than theirs.
+- Warning: The numeric score counts an answer that was cut off only if it was whole by then (a
+  closed box, or `####` or "the answer is" with a number and something after it); by what stands in
+  the cut-off texts it would be 50.0 % instead of 37.5 %.
 - Warning: Mean log p still rose over the last 2 moves, by 2.00 ± 0.27: the chains have not
   converged; more moves would change the scores.
 - Warning: Lines of telemetry.jsonl that are damaged and could not be read: 3; seconds and memory
   may be too low; the scores are not affected.
 - Warning: Fewer than 300 problems (4): the intervals are wide, and small differences mean nothing.
 
-| score    |  right |     SE | 95 % interval (t) |   expected |
-| -------- | -----: | -----: | ----------------: | ---------: |
-| strict   | 37.5 % | ± 12.5 |    0.0 to 100.0 % | 43.8 ± 6.2 |
-| flexible | 50.0 % | ± 25.0 |    0.0 to 100.0 % |          - |
-| numeric  | 50.0 % | ± 25.0 |    0.0 to 100.0 % | 65.6 ± 9.4 |
+| score                                  |  right |     SE | 95 % interval (t) |   expected |
+| -------------------------------------- | -----: | -----: | ----------------: | ---------: |
+| strict                                 | 37.5 % | ± 12.5 |    0.0 to 100.0 % | 43.8 ± 6.2 |
+| flexible                               | 50.0 % | ± 25.0 |    0.0 to 100.0 % |          - |
+| numeric                                | 37.5 % | ± 12.5 |    0.0 to 100.0 % | 65.6 ± 9.4 |
+| numeric, cut-off answers as they stand | 50.0 % | ± 25.0 |    0.0 to 100.0 % |          - |
 
 Errors are those of 2 groups of problems, which the data names. expected: % right ± SE of all
 answers that the sampler weighted, by weight: candidates and particles by theirs, of a chain the
@@ -83,12 +93,12 @@ answers after all its moves, which until it has converged lie nearer to its star
 
 | k   | pass@k (numeric, % ± SE) |       maj@k |
 | --- | -----------------------: | ----------: |
-| 1   |              50.0 ± 25.0 | 50.0 ± 25.0 |
-| 2   |              75.0 ± 25.0 | 50.0 ± 25.0 |
+| 1   |              37.5 ± 12.5 | 37.5 ± 12.5 |
+| 2   |              75.0 ± 25.0 | 62.5 ± 37.5 |
 
-- Answers: no answer 0.0 %, truncated 28.6 %, failed 1; the scores disagree on 1. Numeric score of
-  truncated answers 100.0 %, of finished ones 40.0 %. A later `powersample regrade` has changed no
-  verdict.
+- Answers: no answer 0.0 %, open thought 14.3 %, unfinished 14.3 %, truncated 42.9 %, failed 1; the
+  scores disagree on 2. Numeric score of truncated answers 66.7 %, of finished ones 25.0 %. A later
+  `powersample regrade` has changed no verdict.
 - Tokens: 2,310 generated, 420 prefilled; per answer 50.0 of prompt, 80.0 of answer, 330 generated.
 - Time: 11.0 s in all (set-up 2.0 s, Ray 1.5 s, load 2.5 s, sampling 5.0 s) over 2 starts; per
   answer 3.3 s on average, 3.0 s median, 4.7 s for 95 %, 5.0 s at most. Throughput: 462 tokens/s,
@@ -106,7 +116,7 @@ answers after all its moves, which until it has converged lie nearer to its star
 - Weights: 16.0 candidates, 8.00 particles per answer, effective sample size 4.00 (25.0 %),
   resampled 2.00 times; estimated log of the sum of p^alpha -9.50; 50.0 % of them gave the winning
   answer, 25.0 % none.
-- Ended: 42.9 % by EOS, 28.6 % by a stop string, 28.6 % by the token limit.
+- Ended: 42.9 % by EOS, 14.3 % by a stop string, 42.9 % by the token limit.
 - Drift of recomputed against stored log probabilities: at most 1e-05 nats, 2e-06 on average.
 - Memory: at most 3.00 GiB of 32.00 GiB of device memory per worker, 2 workers (peaks 3.00 GiB,
   2.00 GiB); 10 slots each, 4.00 in use on average.
@@ -149,11 +159,16 @@ with ever more; over new answers to these problems: 16.7.
   cccccccc, with changes, fingerprint ffffffff.
 """
 WARNED = [
-    "The run is incomplete: 5 of 6 answers are recorded, so all figures are provisional; start it again to finish it.",
-    "Answers that failed and count as wrong: 1 (problems 4); records.jsonl says why.",
-    "25.0 % of the answers were cut off at the limit of 256 tokens; a longer task.max_new_tokens "
+    "The run is incomplete: 6 of 7 answers are recorded, so all figures are provisional; start it again to finish it.",
+    "Answers that failed and count as wrong: 1 (problems 5); records.jsonl says why.",
+    "20.0 % of the answers were cut off at the limit of 256 tokens; a longer task.max_new_tokens "
     "would tell whether they are wrong.",
-    "In 25.0 % of the texts the numeric grader found no answer at all.",
+    "In 20.0 % of the texts the numeric grader found no answer at all.",
+    "20.0 % of the answers are thoughts that never end, and count as wrong; a longer task.max_new_tokens would let "
+    "them end, or task.thought_end names another token than theirs.",
+    "The numeric score counts an answer that was cut off only if it was whole by then (a closed box, or `####` or "
+    '"the answer is" with a number and something after it); by what stands in the cut-off texts it would be 16.7 % '
+    "instead of 0.0 %.",
     "2 answers are formulas that the symbolic checker could not decide (not installed, too slow, "
     "or it failed); they count as wrong until `powersample regrade` decides them.",
     "The scores are those of a later `powersample regrade` (scores.jsonl), by which 2 answers have "
@@ -168,7 +183,7 @@ WARNED = [
     "The effective sample size is 5.0 % of the candidates: a few of them carry all the weight.",
     "Lines of telemetry.jsonl that are damaged and could not be read: 3; seconds and memory may be "
     "too low; the scores are not affected.",
-    "Fewer than 300 problems (6): the intervals are wide, and small differences mean nothing.",
+    "Fewer than 300 problems (7): the intervals are wide, and small differences mean nothing.",
 ]
 SINGLE = """\
 # problems.jsonl, tiny: 3 methods on 4 common problems
@@ -186,11 +201,11 @@ SINGLE = """\
 | greedy                    | 0.0 (0.0 to 49.0) |                   - |   80.0 |            330 |        5.00 |
 | temperature 1             |       50.0 ± 28.9 |                   - |   80.0 |            330 |        5.00 |
 
-Scores are % right ± standard error, over all problems of each run; the 95 % interval (Wilson)
-instead where all are right or all are wrong. The scores strict, flexible and numeric agree on every
-answer; one stands for all. expected: % right of all answers that the sampler weighted, by weight.
-length: tokens of the final answer, mean. tokens/problem: tokens generated to get one answer to a
-problem, mean. run seconds: wall time of sampling of the whole run, not of a problem.
+Scores are % right ± standard error, over the 4 common problems; the 95 % interval (Wilson) instead
+where all are right or all are wrong. The scores strict, flexible and numeric agree on every answer;
+one stands for all. expected: % right of all answers that the sampler weighted, by weight. length:
+tokens of the final answer, mean. tokens/problem: tokens generated to get one answer to a problem,
+mean. run seconds: wall time of sampling of the whole run, not of a problem.
 
 Paired differences of the numeric score against **temperature 1**, in points, on the 4 common
 problems:
@@ -250,7 +265,7 @@ GROUPED = """\
 | power (alpha 4, 10 moves) | 50.0 ± 50.0 |   80.0 |            330 |        5.00 |
 | temperature 1             | 50.0 ± 50.0 |   80.0 |            330 |        5.00 |
 
-Scores are % right ± standard error, over all problems of each run. The scores strict, flexible and
+Scores are % right ± standard error, over the 4 common problems. The scores strict, flexible and
 numeric agree on every answer; one stands for all. length: tokens of the final answer, mean.
 tokens/problem: tokens generated to get one answer to a problem, mean. run seconds: wall time of
 sampling of the whole run, not of a problem.
@@ -305,11 +320,16 @@ def test_every_warning_word_for_word() -> None:
             chained(i, moves=100, null=96, accepted=0),
             scores={"numeric": {"correct": False, "answer": None, "kind": kind}},
         )
-        for i, kind in enumerate(("none", "undecided", "number", "undecided"))
+        for i, kind in enumerate(("none", "undecided", "open thought", "undecided", "unfinished"))
     ]
-    records[0] = changed(records[0], ended="length", tokens={"answer": 256})
-    run = known({"kind": "paper", "alpha": 4.0, "num_moves": 10}, num_problems=6)
-    summary = summarise([*records, failed_record(4)], [], run, num_damaged_telemetry=3, num_rescored=2)
+    records[4] = changed(
+        records[4],
+        scores={"numeric": {"correct": False, "kind": "unfinished", "correct_as_it_stands": True}},
+        ended="length",
+        tokens={"answer": 256},
+    )
+    run = known({"kind": "paper", "alpha": 4.0, "num_moves": 10}, num_problems=7)
+    summary = summarise([*records, failed_record(5)], [], run, num_damaged_telemetry=3, num_rescored=2)
     summary = replace(summary, chain=replace(summary.chain, ess_share=0.05))
     assert list(warnings.warnings(summary)) == WARNED
 

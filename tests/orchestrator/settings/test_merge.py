@@ -218,7 +218,7 @@ OTHER: dict[str, Any] = {
     "sampler.smc_ramp": 5, "sampler.smc_interval": 6, "sampler.smc_threshold": 0.25, "task.name": "gsm8k",
     "task.num_shots": 2, "task.train_data": "t.jsonl", "task.max_new_tokens": 9, "task.stop": ["a", "b"],
     "task.preset": "power-paper", "task.chat": True, "task.template": "{question}?", "task.question_key": "problem",
-    "task.answer_key": "gold", "task.max_prompt_tokens": 99, "sampler.top_p": 0.9,
+    "task.answer_key": "gold", "task.max_prompt_tokens": 99, "task.thought_end": "[/THINK]", "sampler.top_p": 0.9,
     "task.chat_template_args": {"enable_thinking": False},
     "engine.dtype": "float16", "engine.trust_remote_code": True, "engine.allow_pickle": True, "engine.prefetch": 2,
     "engine.prefill_tokens": 64, "engine.execution": "eager", "engine.target_utilisation": 0.5,
