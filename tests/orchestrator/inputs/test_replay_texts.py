@@ -19,7 +19,7 @@ from evals.record import Record, RecordKey
 from evals.rng import RandomKey
 from evals.samplers.single import Replay
 from evals.tasks.task import make_task
-from evals.types import Prompt, SamplingContext
+from evals.types import Answer, Prompt, SamplingContext
 from orchestrator.cli import main
 from orchestrator.inputs.problems import load_problems
 from orchestrator.rundir.reading.records import first_records
