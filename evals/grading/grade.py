@@ -1,6 +1,6 @@
 r"""The table of data formats, each with its graders: all named scores of one answer.
 
-`strict` and `flexible` are lm-eval's, `numeric` is ours: exact for numbers, and for what is none (`\frac{18}{2}`) the
+`strict` and `flexible` are lm-eval's, `numeric` is ours: exact for numbers, and for what is none (`3\sqrt{4x}`) the
 verdict of a symbolic checker. Where that cannot decide (it is not installed, it took too long, it raised) the answer
 counts as wrong and its kind is `undecided`, which reports count: it is never the answer's fault unnoticed.
 """
@@ -12,7 +12,9 @@ from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from evals.grading.cut_off import finished
-from evals.grading.numeric import NUMBER, boxed, cleaned, extract, final_text, flexible, number_vote, numeric, strict
+from evals.grading.formula import formula, formula_vote, judged
+from evals.grading.lm_eval import flexible, strict
+from evals.grading.numeric import number_vote, numeric
 from evals.grading.symbolic import equal
 from evals.types import Answer, Grade, Problem
 
@@ -33,6 +35,8 @@ class Format(NamedTuple):
     """Description for the help."""
     golds: Literal["number", "text", "none"] = "text"
     """Golds are a number after `####`, the whole answer or what stands after its `####`, or there are none."""
+    primary: str = "numeric"
+    """Name of the score `numeric` in tables."""
 
 
 def gsm8k(answer: Answer, problem: Problem, cot: bool) -> dict[str, Grade]:
@@ -77,38 +81,9 @@ def settled(grade: Grade, gold: str) -> Grade:
     return judged(equal(gold.replace(",", ""), grade.answer.rstrip(". ")), grade.answer)
 
 
-def judged(right: bool | None, answer: str) -> Grade:
-    """The grade of a symbolic verdict; None is `undecided`."""
-    return Grade(bool(right), answer, "undecided" if right is None else "complex")
-
-
-def formula(text: str, gold: str) -> Grade:
-    """Grade whether the final answer of `text`, looked for where `numeric` looks, equals `gold`, a number or LaTeX.
-
-    The same spelling is right; two numbers are compared exactly, and a percentage is right only where the gold is one;
-    all else math-verify decides.
-    """
-    segment = final_text(text)
-    if segment is None:
-        return Grade(False, None, "none")
-    gold = cleaned(gold).strip()
-    if squeezed(segment) == squeezed(gold):
-        return Grade(True, segment, "complex")
-    given, wanted = boxed(segment), boxed(gold)
-    if given.value is not None and NUMBER.fullmatch(gold):
-        return Grade(given.value == wanted.value and given.percent <= wanted.percent, given.shown, "number")
-    return judged(equal(gold, segment), segment)
-
-
-def formula_vote(text: str) -> str | None:
-    """The final answer of a text for a vote: a number as `number_vote` writes it, a formula as it is written."""
-    shown = extract(text).shown
-    return number_vote(text) or (shown and squeezed(shown))
-
-
-def squeezed(text: str) -> str:
-    """The text without white space."""
-    return "".join(text.split())
+def score_name(name: str, task: str) -> str:
+    """The name of a score in tables of a task: that of the format for `numeric`."""
+    return FORMATS[task].primary if name == "numeric" and task in FORMATS else name
 
 
 FORMATS: Mapping[str, Format] = {
@@ -117,6 +92,7 @@ FORMATS: Mapping[str, Format] = {
         alone(formula, FORMULA),  # comparing strings would mean nothing
         formula_vote,
         "the answer alone, a number or LaTeX, judged by math-verify",
+        primary="math",
     ),
     "open": Format(lambda *_: {}, number_vote, "no answer, nothing is graded", golds="none"),
 }

@@ -41,6 +41,8 @@ class Preset(NamedTuple):
     """The strict score looks for "The answer is", as lm-eval's chain-of-thought tasks do."""
     format: str = "gsm8k"
     """Format of the data, by which answers are graded: a name in `evals.grading.grade.FORMATS`."""
+    data: str | None = None
+    """Data set on the hub that is asked, where it is not GSM8K."""
     question_key: str = "question"
     """Key of the question in the rows of the data."""
     strip: bool = False
@@ -106,7 +108,7 @@ PRESETS: Mapping[str, Preset] = {
         stop=("\nQuestion:", "\nProblem:", "\nquestion:", "\nproblem:"),
         max_new_tokens=1024,
     ),
-    "math500": PAPER._replace(format="math", question_key="problem"),
+    "math500": PAPER._replace(format="math", data="HuggingFaceH4/MATH-500", question_key="problem"),
     "jsonl": Preset("", format="math"),
     "generate": Preset("{q}", format="open", question_key="input", max_new_tokens=2048, max_prompt_tokens=2048),
 }

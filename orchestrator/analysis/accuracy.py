@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from math import inf, isnan
 
-from evals.grading.numeric import normalised
+from evals.grading.lm_eval import normalised
 from evals.record import Record
 from evals.statistics import maj_at_k, mean_and_stderr, pass_at_k, quantile95, variance_split, wilson
 from orchestrator.analysis.summary import Estimate, Variance

@@ -16,7 +16,7 @@ from pydantic_core import PydanticCustomError, from_json
 
 from evals.config import TaskConfig
 from evals.grading.grade import FORMATS
-from evals.grading.numeric import NUMBER
+from evals.grading.numeric import GOLD
 from evals.record import read_line
 from evals.types import Problem, UserError
 
@@ -207,6 +207,6 @@ def row_kind(task: TaskConfig) -> type[SolvedRow] | type[InputRow]:
 
 def check_gold(problem: Problem, golds: str, where: str, kind: type[Row]) -> Problem:
     """The problem. Raises UserError if its gold is not what graders of such `golds` compare with."""
-    if golds == "none" or (problem.gold and (golds != "number" or NUMBER.fullmatch(problem.gold))):
+    if golds == "none" or (problem.gold and (golds != "number" or GOLD.fullmatch(problem.gold))):
         return problem
     raise refusal(where, f"the gold is {problem.gold!r}, not {'a number' if golds == 'number' else 'an answer'}", kind)

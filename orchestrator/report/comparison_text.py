@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from math import isnan
 from textwrap import fill, indent
 
+from evals.grading.grade import score_name
 from orchestrator.analysis.comparison import Comparison, Pair, flips
 from orchestrator.analysis.warnings import few
 from orchestrator.report.layout import WIDTH, Table, item, paragraphs
@@ -93,7 +94,8 @@ def methods_parts(comparison: Comparison) -> list[str | Table]:
         "tokens/problem: tokens generated to get one answer to a problem, mean",
         "run seconds: wall time of sampling of the whole run, not of a problem.",
     ]
-    head = ["method", *names, *(["expected"] if any(weighted) else []), "length", "tokens/problem", "run seconds"]
+    shown = [score_name(name, summaries[0].run.task) for name in names]
+    head = ["method", *shown, *(["expected"] if any(weighted) else []), "length", "tokens/problem", "run seconds"]
     return [Table(head, rows), ". ".join(legend)]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from evals.grading.grade import score_name
 from evals.sizing.slots import gib
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.summary import Summary
@@ -18,7 +19,7 @@ ENDINGS = {"eos": "EOS", "stop": "a stop string", "length": "the token limit"}
 
 def answers(summary: Summary) -> str | None:
     finished = summary.right_if_finished if summary.truncated_rate else None
-    right = f". {PRIMARY_METRIC.capitalize()} score of truncated answers {{}} %"
+    right = f". {score_name(PRIMARY_METRIC, summary.run.task).capitalize()} score of truncated answers {{}} %"
     return sentence(
         "Answers: ",
         known("no answer {} %, ", summary.no_answer_rate, percent),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from textwrap import fill, wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from evals.grading.grade import score_name
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.load import Run
 from orchestrator.analysis.summary import Estimate, Summary
@@ -63,9 +64,10 @@ def accuracy_figure(runs: Sequence[Run], grader: str = PRIMARY_METRIC) -> Figure
     heights = [max(HEIGHT, 0.8 + 0.2 * sum(len(wrap(name, NAME_WIDTH)) for name in series)) for _, _, series in plots]
     figure = Figure((WIDTH, sum(heights)), layout="constrained")
     panels = figure.subplots(len(plots), squeeze=False, height_ratios=heights)[:, 0]
+    metric = score_name(grader, known[0].summary.run.task)
     for axes, (title, label, series) in zip(panels, plots, strict=True):
         draw_scores(axes, series, round_ticks=series is by_cost)
-        axes.set(title=title, xlabel=label, ylabel=f"% right ({grader}), 95 % interval")
+        axes.set(title=title, xlabel=label, ylabel=f"% right ({metric}), 95 % interval")
     figure.draw_without_rendering()  # from here on it is known where the points are
     figure.set_layout_engine("none")
     for axes, (_, _, series) in zip(panels, plots, strict=True):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from evals.grading.grade import score_name
 from evals.record import Record, as_json
 from evals.samplers.trace import MoveFigures
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, by_problem, is_right, question_means
@@ -70,6 +71,7 @@ def page(shown: Sequence[RunOnPage], comparison: Comparison | None, plot: str | 
         title=heading,
         warnings=[(sentence, labels if len(labels) < len(shown) else []) for sentence, labels in warned.items()],
         metric=grader,
+        metric_name=score_name(grader, summaries[0].run.task),
         scores=[one.accuracy[grader] for one in (summaries if comparison is None else comparison.summaries)],
         num_common=comparison and len(comparison.common),
         shown=shown,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import PurePath
 
+from evals.grading.grade import score_name
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.summary import Estimate, Summary
 from orchestrator.report.facts import facts
@@ -74,12 +75,13 @@ def scores_table(summary: Summary, grader: str) -> Table:
     for name in names:
         scores[name] = summary.accuracy[name]
         if name in summary.accuracy_as_they_stand:
-            scores[f"{name}, cut-off answers as they stand"] = summary.accuracy_as_they_stand[name]
+            shown = f"{score_name(name, summary.run.task)}, cut-off answers as they stand"
+            scores[shown] = summary.accuracy_as_they_stand[name]
     rows = []
     for name, score in scores.items():
         interval = f"{score.interval_words}{' %' if score.ci95 else ''}"
         error = "-" if score.without_spread else f"± {percent(score.stderr)}"
-        rows.append([name, f"{percent(score.mean)} %", error, interval])
+        rows.append([score_name(name, summary.run.task), f"{percent(score.mean)} %", error, interval])
         if expected:
             rows[-1].append(expected[name].words if name in expected else "-")
     kinds = " / ".join(dict.fromkeys(summary.accuracy[name].interval.replace("wilson", "Wilson") for name in names))
@@ -91,7 +93,8 @@ def samples_parts(summary: Summary, grader: str) -> list[str | Table]:
     if grader not in summary.pass_at_k:
         return []
     passes, votes = summary.pass_at_k[grader], summary.maj_at_k[grader]
-    rates = Table(["k", f"pass@k ({grader}, % ± SE)", "maj@k"], [[k, passes[k].words, votes[k].words] for k in votes])
+    shown = score_name(grader, summary.run.task)
+    rates = Table(["k", f"pass@k ({shown}, % ± SE)", "maj@k"], [[k, passes[k].words, votes[k].words] for k in votes])
     if (split := summary.variance.get(grader)) is None:
         return [rates]
     *with_k, (_, limit) = split.stderr_with.items()

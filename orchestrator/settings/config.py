@@ -18,6 +18,7 @@ from evals.samplers.power import Power
 from evals.samplers.registry import SamplerSettings, settings_of
 from evals.samplers.single import AtTemperature, Greedy
 from evals.settings import Count, Positive, Settings, Text
+from evals.tasks.presets import PRESETS
 from evals.types import UserError
 
 RECORD_FORMAT = 1  # raise it when a record of an older version could no longer stand beside a new one
@@ -48,7 +49,8 @@ class RunConfig(Settings):
         default=None, description="branch, tag or commit of a model from the hub (default: main)"
     )
     data: Text | None = Field(
-        default=None, description=f"JSONL in GSM8K's format, hub name, or demo (default: {DEFAULT_DATA})"
+        default=None,
+        description=f"JSONL in GSM8K's format, hub name, or demo (default: the preset's, {DEFAULT_DATA} for gsm8k)",
     )
     data_split: Text = Field(default="test", description="split of a data set from the hub")
     limit: Positive | None = Field(default=None, description="only the first so many problems (default: all)")
@@ -135,7 +137,8 @@ def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> 
         mode = "demo" if config.model is None and config.data is None and num_gpus == 0 else "run"
     if mode == "demo":
         check_demo(config)
-    model, data = (DEMO, DEMO) if mode == "demo" else (config.model or DEFAULT_MODEL, config.data or DEFAULT_DATA)
+    data = config.data or PRESETS[config.task.preset].data or DEFAULT_DATA
+    model, data = (DEMO, DEMO) if mode == "demo" else (config.model or DEFAULT_MODEL, data)
     task, engine = config.task, config.engine
     if model == DEMO and "max_new_tokens" not in task.model_fields_set:
         task = task.model_copy(update={"max_new_tokens": DEMO_MAX_NEW_TOKENS})

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from evals.grading.numeric import asks_percent, flexible, numeric, strict
+from evals.grading.lm_eval import flexible, strict
+from evals.grading.numeric import asks_percent, numeric
 from evals.stopping import cut
 from evals.types import Grade, Problem, UserError
 from support.places import ROOT
@@ -149,8 +150,9 @@ def test_numeric_accepts(gold: str, text: str) -> None:
         ("-10", "The answer is 10.", "number"),
         ("1450000", r"\boxed{1,450,001}", "number"),
         ("6", "So 16-10", "number"),
-        ("9", r"\boxed{\frac{18}{2}}", "complex"),
-        ("9", "The answer is 18/2.", "complex"),
+        ("8", r"\boxed{\frac{18}{2}}", "number"),
+        ("9", r"\boxed{\sqrt{2}}", "complex"),
+        ("9", "The answer is 3x.", "complex"),
         ("9", "The answer is 18,2.", "several"),
         ("18", r"\boxed{18\%}", "number"),
         ("18", "The answer is 18 percent.", "number"),
@@ -243,6 +245,9 @@ def test_graders_survive_any_text() -> None:
 UNITS = [
     *".$-{}\\ \n=*%1a", "1,", "1,111,", "\\boxed{", "\\boxed{1", "\\boxed{}", "#### ", "\\text{", "answer: ",
     "answer is 1 ", "answer", "1=", "1/", "1.", "\\text{1}", "#### 1\n",
+    "1 ", "1'111", "(", "\\frac{", "\\frac{1}", "1\\frac{1", "\\sqrt{", "sqrt(", "a ", "a-", "ab", "1 and ", "-1 ",
+    "2^", "9*", "1:", "<think>", "####", "#### answer ", "1 a ", "(a", "1 million ", "\u2009111", "=-", "^{",
+    "per ", "1 to ",
 ]  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from evals.grading.numeric import flexible, strict
+from evals.grading.lm_eval import flexible, strict
 from support.interop import theirs
 
 GOLDS = ["18", "1,450,000", "1450000", "-10", "0", "276000", "2,125", "7"]

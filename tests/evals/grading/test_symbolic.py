@@ -34,14 +34,18 @@ def scores(gold: str, text: str) -> tuple[bool, str]:
 @pytest.mark.parametrize(
     ("gold", "text", "expected"),
     [
-        ("9", r"\boxed{\frac{18}{2}}", (True, "complex")),
-        ("9", "The answer is 18/2.", (True, "complex")),
-        ("1,450,000", r"\boxed{145 \cdot 10^4}", (True, "complex")),
-        ("8", r"\boxed{\frac{18}{2}}", (False, "complex")),
+        ("9", r"\boxed{\frac{18}{2}}", (True, "number")),  # two rationals: nobody is asked
+        ("9", "The answer is 18/2.", (True, "number")),
+        ("1,450,000", r"\boxed{145 \cdot 10^4}", (True, "number")),
+        ("8", r"\boxed{\frac{18}{2}}", (False, "number")),
+        ("6", r"\boxed{3\sqrt{2} \cdot \sqrt{2}}", (True, "complex")),
+        ("3", r"The answer is $\log_2 8$.", (True, "complex")),
+        ("3", "The answer is 3x.", (False, "complex")),
         ("9", r"\boxed{x}", (False, "complex")),
         ("9", "The answer is 18,2.", (False, "several")),
         ("18", r"\boxed{18 \text{ or } 20}", (False, "several")),
-        ("9", r"\boxed{\frac{18}{2}\%}", (False, "complex")),  # a percentage is decided before anybody is asked
+        ("9", r"\boxed{\frac{18}{2}\%}", (False, "number")),
+        ("9", r"\boxed{9\cos{0}\%}", (False, "complex")),  # a percentage is decided before anybody is asked
         ("18", r"\boxed{\frac{}{}{{}}}", (False, "complex")),
     ],
 )
@@ -169,7 +173,7 @@ def test_without_the_checker_an_answer_is_undecided(tmp_path: Path, monkeypatch:
     symbolic.close()
     monkeypatch.syspath_prepend(tmp_path)
     assert symbolic.equal("9", "18/2") is None
-    assert scores("9", r"\boxed{\frac{18}{2}}") == (False, "undecided")
+    assert scores("9", r"\boxed{9\cos{0}}") == (False, "undecided")
     assert scores("9", r"\boxed{9}") == (True, "number")
     assert grading.formula(r"\boxed{x+1}", "1 + x").kind == "undecided"
     symbolic.close()

@@ -50,6 +50,12 @@ def test_nothing_given_and_gpus_is_gsm8k_on_all_of_them() -> None:
     assert shipped.model_dump() == config.model_dump()
 
 
+def test_a_preset_brings_its_data() -> None:
+    given = configured("--model", "m", "--task.preset", "math500")
+    assert resolve(given, 0).data == "HuggingFaceH4/MATH-500"
+    assert resolve(given.model_copy(update={"data": "mine.jsonl"}), 0).data == "mine.jsonl"
+
+
 @pytest.mark.parametrize("given", [{"model": "m"}, {"data": "d.jsonl"}])
 def test_a_model_or_data_without_gpus_runs_on_the_cpu(given: dict[str, Any]) -> None:
     config = resolve(RunConfig(**given), 0)
