@@ -57,6 +57,12 @@ class Comparison(NamedTuple):
     asked: list[str]
     """What differs between the prompts and limits of the runs, and may cause a difference in scores."""
 
+    @property
+    def grown(self) -> list[str]:
+        """Labels of the runs to which common problems were added after answers had been seen."""
+        seen = {run.label: run.manifest.seen_problems for run in self.runs}
+        return [label for label, number in seen.items() if number is not None and self.common[-1] >= number]
+
 
 class Flip(NamedTuple):
     """A common problem that the runs do not have right equally often."""
@@ -152,6 +158,9 @@ def check_alike(runs: Sequence[Run], grader: str) -> None:
     """Raises UserError unless the runs are of one data set and one task, so that a problem id has one problem and one
     gold, and have the score, which would else count as wrong everywhere."""
     data = {run.manifest.data_sha256: run.directory for run in runs}
+    rows = [run.manifest.rows_sha256 for run in runs if run.manifest.rows_sha256]
+    if len(rows) == len(runs) and all(max(rows, key=len).startswith(one) for one in rows):
+        data = {}  # data that has grown: what they share is the same
     tasks = {run.manifest.task: run.directory for run in runs}
     for places, what in ((data, "used different data"), (tasks, "are of different tasks")):
         if len(places) > 1:
@@ -209,6 +218,7 @@ def as_json(comparison: Comparison, limit: int | None) -> dict[str, Any]:
         "num_groups": comparison.num_groups or None,
         "test": "mcnemar" if comparison.single else "sign_flip",
         "asked_differently": comparison.asked,
+        "problems_added_after_results": comparison.grown,
         "runs": [
             {"label": run.label, "directory": str(run.directory), "fingerprint": run.manifest.fingerprint}
             | {"accuracy": asdict(summary.accuracy[comparison.grader]), "warnings": run.summary.warnings}

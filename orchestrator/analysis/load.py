@@ -41,14 +41,15 @@ class Run(NamedTuple):
 def load_run(directory: Path) -> Run:
     """Load the run in `directory`. Raises UserError if there is none or it has no answer."""
     manifest = Manifest.read(directory, graded=True)
-    by_key = answered_records(directory)
+    by_key = answered_records(directory, manifest.extent)
     records = [by_key[key] for key in sorted(by_key)]  # the order of completion must not reach the last digit of a mean
     records, num_changed = with_new_scores(directory, records)
     check_scores(directory, records)
     check_versions(directory, records)
     lines = Tail(directory / TELEMETRY).lines()
     telemetry = readable(lines)
-    summary = summarise(records, telemetry, manifest, len(lines) - len(telemetry), num_changed)
+    of_all = [] if manifest.is_part else telemetry  # it tells nothing of a part
+    summary = summarise(records, of_all, manifest, len(lines) - len(telemetry), num_changed)
     return Run(summary, records, telemetry, manifest.method)
 
 

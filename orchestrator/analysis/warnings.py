@@ -21,6 +21,11 @@ def warnings(summary: Summary) -> Iterator[str]:
             f"The run is incomplete: {summary.num_records:,} of {summary.num_records + summary.num_owed:,} answers are "
             "recorded, so all figures are provisional; start it again to finish it."
         )
+    if summary.run.seen_problems is not None:
+        yield (
+            f"Problems were added after answers to the first {summary.run.seen_problems:,} had been seen: where those "
+            "decided whether to add more, intervals and p values promise too much."
+        )
     if summary.failed:
         ids = [str(problem_id) for problem_id, _ in summary.failed]
         shown = ", ".join(ids[:SHOWN_IDS] + ["…"] * (len(ids) > SHOWN_IDS))

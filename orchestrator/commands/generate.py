@@ -92,7 +92,7 @@ class Files(NamedTuple):
         """Write the output in order of its rows, and print what failed, time and cost."""
         (run,) = runs
         self._write(run)
-        records = run.store.records.values()
+        records = run.records
         failed = sorted((record for record in records if record.status == "failed"), key=lambda r: r.problem_id)
         answered = len(records) - len(failed)
         cut = sum(record.ended == "length" for record in records)
@@ -122,8 +122,7 @@ class Files(NamedTuple):
 
     def _write(self, run: OpenRun) -> None:
         with self.writing(run):
-            records, rows = run.store.records.values(), run.inputs.data.inputs
-            write_atomically(self.output, generate_output.lines(records, rows, run.config))
+            write_atomically(self.output, generate_output.lines(run.records, run.inputs.data.inputs, run.config))
 
 
 class Generation(Progress):
@@ -133,7 +132,7 @@ class Generation(Progress):
         self._run, self._files = run, files
         self._at_once = run.config.slots * run.config.num_actors
         self._told = files.hourly_rate is None
-        super().__init__("generate", run.total, run.store.records.values())
+        super().__init__("generate", run.extent.total, run.records)
         self._output = files.output.open("ab", buffering=0)
 
     def add(self, record: Record) -> None:
@@ -171,7 +170,7 @@ class Generation(Progress):
         )
 
     def _failed(self) -> int:
-        return sum(record.status == "failed" for record in self._run.store.records.values())
+        return sum(record.status == "failed" for record in self._run.records)
 
 
 def cost(seconds: float, hourly_rate: float | None) -> str:

@@ -32,7 +32,7 @@ def regrade(args: Namespace) -> int:
     task, problems = make_task(task_of(run), 0), problems_of(run, args.data)
     rows, changed = [], Counter[str]()
     for record in records.values():
-        if record.status == "ok":
+        if record.status == "ok" and record.problem_id in problems:
             thought = thought_of(record, args.thought_end)
             answer = Answer(record.text, thought, record.ended == "length")
             grades = task.grade(problems[record.problem_id], answer)

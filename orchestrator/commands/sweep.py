@@ -29,7 +29,7 @@ from orchestrator.inputs.preflight import Inputs, resolve_inputs
 from orchestrator.machine import description
 from orchestrator.report.make import write
 from orchestrator.rundir.writing.run_store import check_store, fresh_directory
-from orchestrator.settings.config import RunConfig, fingerprint
+from orchestrator.settings.config import RunConfig, default_directory
 from orchestrator.settings.parser import suggestion
 from orchestrator.settings.schema import is_list, known_settings
 
@@ -109,15 +109,16 @@ def sweep_directory(inputs: Inputs, knob: str) -> Path:
     else:  # without a setting, even `kind`, there is its usual value
         known = settings_of(sampler_of({}) if key == "kind" else part)
         part = sampler_of({name: value for name, value in settings_of(part).items() if name in known and name != key})
-    digest = fingerprint(config.model_copy(update={group: part}), provenance)
-    root = config.run_dir or Path("runs") / f"{config.name}-{key}-{digest[:8]}"
+    config, name = config.model_copy(update={group: part}), f"{config.name}-{key}"
+    root = config.run_dir or default_directory(name, config, provenance)
     return fresh_directory(root) if config.fresh else root
 
 
 def has_owed_answers(inputs: Inputs, environment: description.Environment) -> bool:
     """Whether the run lacks answers. Raises UserError if its directory cannot be used."""
     (prepared,) = prepare_runs(inputs, environment)
-    return check_store(prepared.directory, prepared.content) < len(inputs.data.problems) * inputs.config.num_samples
+    there, samples = check_store(prepared.directory, prepared.content), range(inputs.config.num_samples)
+    return any((one.problem_id, k) not in there for one in inputs.data.problems for k in samples)
 
 
 def row(knob: str, run: OpenRun) -> dict[str, Any]:

@@ -27,7 +27,8 @@ def validate(args: Namespace) -> int:
     path, directory = args.file, run_of(args.file)
     found, wrong = read(path)
     if (directory / RUN).exists():
-        run, records = Manifest.read(directory), first_records(directory / RECORDS).values()
+        run = Manifest.read(directory)
+        records = [record for key, record in first_records(directory / RECORDS).items() if key in run.extent]
         data = load_problems(str(args.data.absolute()), limit=run.limit, task=task_of(run))
         params = generation_params(run.sampler, run.max_new_tokens)
         lines = outputs(records, data.inputs, run.model or "", params)

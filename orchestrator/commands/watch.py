@@ -11,6 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+from evals.record import Record
 from evals.types import UserError
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.directory import RECORDS, TELEMETRY, check_lock
@@ -33,8 +34,8 @@ class RunWatcher:
         self._directory = directory
         self._log, self._rows = RecordLog(directory / RECORDS), Tail(directory / TELEMETRY)
         self.phase, self.last_time = "", 0.0
-        total = run.num_problems * run.num_samples
-        self.progress = Progress(run.name or directory.name, total, self._log.read(), sys.stdout)
+        self._extent = run.extent
+        self.progress = Progress(run.name or directory.name, run.extent.total, self._new_records(), sys.stdout)
         self.poll()
 
     @property
@@ -62,13 +63,17 @@ class RunWatcher:
 
     def poll(self) -> None:
         """Read what was appended to the files since the last look."""
-        for record in self._log.read():
+        for record in self._new_records():
             self.progress.add(record)
         for row in readable(self._rows.lines()):
             self.progress.add_row(row)
             self.last_time = row.time
             if isinstance(row, Event) and row.event in ("phase", "stop"):
                 self.phase = row.name or "stopped"
+
+    def _new_records(self) -> list[Record]:
+        """Those that were added and asked for last."""
+        return [record for record in self._log.read() if record.key in self._extent]
 
 
 def watch(args: Namespace, sleep: Callable[[float], object] = time.sleep) -> int:

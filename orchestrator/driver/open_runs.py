@@ -7,25 +7,30 @@ import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from evals.record import Record
 from evals.samplers.registry import settings_of
 from evals.types import Problem, UserError
 from orchestrator.console import say
 from orchestrator.driver.dispatcher import failed_record
 from orchestrator.inputs.preflight import Inputs
-from orchestrator.inputs.prompts import DIGITS
+from orchestrator.inputs.problems import DIGITS
+from orchestrator.inputs.prompts import check_rows
+from orchestrator.inputs.replay_texts import text_digests
 from orchestrator.machine.description import Environment
 from orchestrator.rundir.directory import RECORDS
+from orchestrator.rundir.extents import Extent
 from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.rundir.reading.records import first_records
 from orchestrator.rundir.telemetry_rows import Event
 from orchestrator.rundir.writing.run_store import RunStore, check_root, check_store, fresh_directory, open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
-from orchestrator.settings.config import RECORD_FORMAT, RunConfig, fingerprint, run_directory, runs_of
+from orchestrator.settings.config import RECORD_FORMAT, RunConfig, fingerprint, fingerprints, run_directory, runs_of
 from orchestrator.workers.pool import Work
 
 
@@ -47,9 +52,14 @@ class OpenRun(NamedTuple):
     store: RunStore
     telemetry: Telemetry
     owed: list[Work]
-    total: int
-    """Records of the complete run."""
+    extent: Extent
+    """What it was asked for."""
     inputs: Inputs
+
+    @property
+    def records(self) -> list[Record]:
+        """The answers that were asked for and are there: it may have more, which were asked for before."""
+        return [record for key, record in self.store.records.items() if key in self.extent]
 
     def start(self, began: float, environment: Environment) -> None:
         """Write to the telemetry that this process drives the run, since `began` (Unix seconds), and its software."""
@@ -58,7 +68,7 @@ class OpenRun(NamedTuple):
             time=began,
             pid=os.getpid(),
             host=socket.gethostname(),
-            done=len(self.store.records),
+            done=len(self.records),
             owed=len(self.owed),
             num_workers=self.config.num_actors,
             slots=self.config.slots,
@@ -84,11 +94,14 @@ def prepare_runs(inputs: Inputs, environment: Environment) -> list[PreparedRun]:
     if config.fresh and demo:
         config = config.model_copy(update={"run_dir": fresh_directory(config.run_dir or Path("runs/demo"))})
     for one in runs_of(config):
-        content = run_content(one, inputs, environment)
-        directory = run_directory(one, str(content["fingerprint"]))
+        content, directory = run_content(one, inputs, environment), run_directory(one, inputs.provenance)
         if config.fresh and not demo:
             directory = fresh_directory(directory)
-        check_prompts(directory, str(content["fingerprint"]), inputs)
+        if begun := Manifest.begun(directory, *fingerprints(one, inputs.provenance)):
+            content["fingerprint"] = begun.fingerprint
+            check_rows(begun, inputs.data)
+            check_texts(begun, inputs)
+            check_prompts(begun, inputs)
         prepared.append(PreparedRun(one, directory, content, inputs))
     if demo:
         check_root([one.directory for one in prepared])
@@ -96,8 +109,11 @@ def prepare_runs(inputs: Inputs, environment: Environment) -> list[PreparedRun]:
 
 
 def run_content(config: RunConfig, inputs: Inputs, environment: Environment) -> dict[str, JsonValue]:
-    """The content of run.json: configuration, inputs, environment, fingerprint."""
+    """The content of run.json: configuration, inputs, environment, fingerprint, extents."""
     settings = config.model_dump(mode="json", exclude={"fresh", "inline"})
+    asked = extent_of(config, inputs).model_copy(
+        update={"time": datetime.now().astimezone().isoformat(timespec="seconds")}
+    )
     return {
         "config": {**settings, "sampler": settings_of(config.sampler)},
         "num_problems": inputs.data.num_problems,
@@ -108,24 +124,45 @@ def run_content(config: RunConfig, inputs: Inputs, environment: Environment) -> 
             **asdict(environment),
         },
         "prompt_ids_sha256": inputs.prompt_ids,
+        "rows_sha256": inputs.data.rows_digest,
+        **({"replayed_sha256": [*text_digests(inputs.texts)]} if inputs.texts else {}),
         "fingerprint": fingerprint(config, inputs.provenance),
+        "extents": [asked.model_dump()],
     }
 
 
-def check_prompts(directory: Path, fingerprint: str, inputs: Inputs) -> None:
-    """Raises UserError if the run in `directory` has begun with other token ids for a problem that it still owes."""
-    begun, ours = Manifest.begun(directory, fingerprint), inputs.prompt_ids
-    kept = begun.prompt_ids_sha256 if begun else None
-    if kept in (None, ours):
-        return
-    records, samples = first_records(directory / RECORDS), range(inputs.config.num_samples)
-    for place, problem in enumerate(inputs.data.problems):
-        digits = slice(DIGITS * place, DIGITS * place + DIGITS)
-        if kept[digits] != ours[digits] and any((problem.problem_id, k) not in records for k in samples):
+def extent_of(config: RunConfig, inputs: Inputs) -> Extent:
+    """What a run is asked for."""
+    data = inputs.data
+    return Extent(
+        limit=config.limit, num_samples=config.num_samples, num_problems=data.num_problems, rows=data.num_rows
+    )
+
+
+def check_texts(begun: Manifest, inputs: Inputs) -> None:
+    """Raises UserError if the run has begun with another text for a problem that is replayed now."""
+    for problem, (old, new) in enumerate(zip(begun.replayed_sha256, text_digests(inputs.texts or {}), strict=False)):
+        if not (old.startswith(new) or new.startswith(old)):
             raise UserError(
-                f"The prompt of problem {problem.problem_id}, which the run in {directory} still owes, has other token "
-                "ids than when the run began: the tokenizer's files, the chat template or the versions of transformers "
-                "and tokenizers have changed; restore them to go on, or start over in a new directory.",
+                f"The texts to replay for problem {problem} are not those that the run in {begun.directory} has begun "
+                "with; restore them to go on, or start over in a new directory.",
+                ("sampler.texts", "fresh"),
+            )
+
+
+def check_prompts(begun: Manifest, inputs: Inputs) -> None:
+    """Raises UserError if the run has begun with other token ids for a problem that it still owes."""
+    kept, ours = begun.prompt_ids_sha256 or "", inputs.prompt_ids
+    if kept.startswith(ours) or ours.startswith(kept):
+        return
+    records, samples = first_records(begun.directory / RECORDS), range(inputs.config.num_samples)
+    for place, problem in enumerate(inputs.data.problems):
+        old, new = (digits[DIGITS * place : DIGITS * place + DIGITS] for digits in (kept, ours))
+        if old and old != new and any((problem.problem_id, k) not in records for k in samples):
+            raise UserError(
+                f"The prompt of problem {problem.problem_id}, which the run in {begun.directory} still owes, has other "
+                "token ids than when the run began: the tokenizer's files, the chat template or the versions of "
+                "transformers and tokenizers have changed; restore them to go on, or start over in a new directory.",
                 ("fresh",),
             )
 
@@ -154,9 +191,11 @@ def open_runs(prepared: Sequence[PreparedRun], stack: ExitStack) -> list[OpenRun
             Work(problem, index, config.sampler, config.task, config.seed)
             for problem, index in store.owed(problems, config.num_samples)
         ]
-        wanted = len(problems) * config.num_samples
+        extent = extent_of(config, inputs)
         rows = f" {len(refused)} row{'s' * (len(refused) > 1)} refused," if refused else ""
-        there = f"{wanted - len(owed)} of {wanted + len(refused)} answers are there"
+        there = f"{extent.total - len(refused) - len(owed)} of {extent.total} answers are there"
+        more = len(store.records) - (extent.total - len(owed))
+        rows += f" {more} more that were asked for before are kept," if more else ""
         say(f"{directory}: {there},{rows} {len(owed)} are owed.")
-        runs.append(OpenRun(config, store, telemetry, owed, wanted + len(refused), inputs))
+        runs.append(OpenRun(config, store, telemetry, owed, extent, inputs))
     return runs

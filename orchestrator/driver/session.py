@@ -36,7 +36,7 @@ WAITING_SECONDS = 30.0  # between two lines that say that no worker has loaded y
 
 def show_progress(run: OpenRun) -> Progress:
     """The progress display of a run, with its accuracy so far."""
-    return Progress(run.config.name, run.total, run.store.records.values())
+    return Progress(run.config.name, run.extent.total, run.records)
 
 
 def conclude(runs: Sequence[OpenRun]) -> None:
@@ -102,11 +102,10 @@ def carry_out(
                 for one in owing if stop.number is not None else ():
                     stopped = signal.Signals(stop.number).name
                     one.telemetry.write(Event(event="stop", signal=stopped))
-        done, total = sum(len(one.store.records) for one in runs), sum(one.total for one in runs)
+        done, total = sum(len(one.records) for one in runs), sum(one.extent.total for one in runs)
         if stop.number is None or done == total:
             conclude(runs)
-            records = [record for one in runs for record in one.store.records.values()]
-            return FAILED if any(record.status == "failed" for record in records) else 0
+            return FAILED if any(record.status == "failed" for one in runs for record in one.records) else 0
         directory = Path(os.path.commonpath([one.store.directory for one in runs]))
         resume = "the same command goes on from there"
         if config.fresh:  # a second fresh start would be another run

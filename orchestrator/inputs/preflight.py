@@ -21,13 +21,13 @@ from evals.tasks.task import Task, make_task
 from evals.types import Answer, Problem, UserError
 from orchestrator.console import say
 from orchestrator.inputs.models import ModelSource, resolve_model
-from orchestrator.inputs.problems import DataSource, load_problems, load_train
+from orchestrator.inputs.problems import DIGITS, DataSource, load_problems, load_train
 from orchestrator.inputs.prompts import ids_digest, prompts_digest
-from orchestrator.inputs.replay_texts import load_texts, texts_digest
+from orchestrator.inputs.replay_texts import load_texts, text_digests, texts_digest
 from orchestrator.inputs.weight_files import check_weights, stored_tensors
 from orchestrator.rundir.directory import check_writable
 from orchestrator.rundir.reading.manifest import Manifest
-from orchestrator.settings.config import Provenance, RunConfig, fingerprint, run_directory, runs_of
+from orchestrator.settings.config import Provenance, RunConfig, fingerprints, run_directory, runs_of
 from orchestrator.settings.parser import check_text
 
 if TYPE_CHECKING:
@@ -82,8 +82,15 @@ def provenance_of(
     model: ModelSource, data: DataSource, train: DataSource | None, texts: Mapping[RecordKey, Answer] | None
 ) -> Provenance:
     """The digests that enter the fingerprint."""
-    of_train, of_texts = None if train is None else train.digest, None if texts is None else texts_digest(texts)
-    return Provenance(model.digest, data.digest, of_train, of_texts, model.adapter and model.adapter.digest)
+    return Provenance(
+        model.digest,
+        data.digest,
+        None if train is None else train.digest,
+        None if texts is None else texts_digest(texts),
+        model.adapter and model.adapter.digest,
+        data.rows_digest[:DIGITS],
+        None if texts is None else text_digests(texts)[0][:DIGITS],
+    )
 
 
 def resolve_inputs(config: RunConfig, now: datetime, model: ModelSource | None = None) -> Inputs:
@@ -114,8 +121,7 @@ def time_of_prompts(config: RunConfig, provenance: Provenance) -> datetime | Non
     were begun by a version that kept none. Raises UserError for a damaged run.json."""
     if config.fresh:
         return None
-    names = [(one, fingerprint(one, provenance)) for one in runs_of(config)]
-    begun = [Manifest.begun(run_directory(one, name), name) for one, name in names]
+    begun = [Manifest.begun(run_directory(one, provenance), *fingerprints(one, provenance)) for one in runs_of(config)]
     return next((run.prompts_time for run in begun if run and run.prompts_time), None)
 
 

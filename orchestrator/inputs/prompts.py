@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from evals.config import TaskConfig
 from evals.tasks.task import Task, make_task
 from evals.types import Message, Problem, UserError
-from orchestrator.inputs.problems import load_problems, load_train
+from orchestrator.inputs.problems import DIGITS, DataSource, load_problems, load_train, short_digest
 from orchestrator.rundir.directory import RUN
 from orchestrator.rundir.reading.manifest import Manifest
 
@@ -25,13 +25,9 @@ def prompts_digest(task: Task, problems: Iterable[Problem]) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-DIGITS = 8
-"""Of the digest of a prompt's token ids: a run of 100,000 problems keeps 800 kB of them."""
-
-
 def ids_digest(ids: Sequence[int]) -> str:
-    """The first DIGITS hexadecimal digits of the sha256 of a prompt's token ids, as whole numbers of 4 bytes."""
-    return hashlib.sha256(np.asarray(ids, "<u4").tobytes()).hexdigest()[:DIGITS]
+    """The `short_digest` of a prompt's token ids, as whole numbers of 4 bytes."""
+    return short_digest(np.asarray(ids, "<u4").tobytes())
 
 
 class RunPrompts(NamedTuple):
@@ -94,10 +90,24 @@ def problems_of(run: Manifest, data: str | None = None) -> dict[int, Problem]:
             f"{run.directory / RUN} does not say which data the run is of (config.data); name it.", ("data",)
         )
     source = load_problems(name, run.data_split, None, task_of(run))
-    if source.digest != run.data_sha256:
+    if run.rows_sha256 is not None and source.num_rows >= run.num_problems:
+        check_rows(run, source)
+    elif source.digest != run.data_sha256:
         raise UserError(
             f"The data {name} has the sha256 {source.digest[:8]} but the run in {run.directory} was made "
             f"with {str(run.data_sha256)[:8]}; name the file it was made with.",
             ("data",),
         )
     return {problem.problem_id: problem for problem in source.problems}
+
+
+def check_rows(run: Manifest, data: DataSource) -> None:
+    """Raises UserError if a row of the data is not the one that the run was asked, as far as both have it."""
+    rows, kept = data.rows_digest, run.rows_sha256 or ""
+    for start in range(0, min(len(rows), len(kept)), DIGITS):
+        if rows[start : start + DIGITS] != kept[start : start + DIGITS]:
+            raise UserError(
+                f"Row {start // DIGITS} of the data {data.name} is another than the run in {run.directory} was made "
+                "with; name the file it was made with, or start over in a new directory.",
+                ("data", "fresh"),
+            )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from evals.record import RecordKey
 from evals.types import Answer, UserError
-from orchestrator.inputs.problems import DataSource
+from orchestrator.inputs.problems import DataSource, short_digest
 from orchestrator.inputs.rows import TextRow, read_rows, refusal
 from orchestrator.settings.parser import local_path
 
@@ -50,6 +50,14 @@ def load_texts(name: str, data: DataSource, num_samples: int) -> dict[RecordKey,
             "num_samples."
         )
     return {(problem_id, k): texts[problem_id][k] for problem_id in ids for k in range(num_samples)}
+
+
+def text_digests(texts: Mapping[RecordKey, Answer]) -> list[str]:
+    """Problem -> the `short_digest` of each of its texts, one behind the other, and of whether it was cut off."""
+    digests: dict[int, str] = defaultdict(str)
+    for (problem_id, _), answer in sorted(texts.items()):
+        digests[problem_id] += short_digest(json.dumps([answer.text, answer.cut_off]).encode())
+    return list(digests.values())
 
 
 def texts_digest(texts: Mapping[RecordKey, Answer]) -> str:

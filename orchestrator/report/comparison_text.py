@@ -179,7 +179,13 @@ def pairs_legend(comparison: Comparison) -> str:
     else:
         text = "Differences are of question means. p: permutation test on them (sign flips)"
         text += f", by the {comparison.num_groups:,} groups that the data names" if comparison.num_groups else ""
-    return (
-        f"{text}; Holm p: adjusted for {num_pairs}. MDE: the true difference that such a pair of runs finds at 5 % "
+    text += (
+        f"; Holm p: adjusted for {num_pairs}. MDE: the true difference that such a pair of runs finds at 5 % "
         "(two-sided) with 80 % power."
     )
+    if comparison.grown:
+        text += (
+            f" Problems were added to {', '.join(comparison.grown)} after answers had been seen: p and the intervals "
+            "hold for a number of problems that was set beforehand."
+        )
+    return text

@@ -6,6 +6,7 @@ A figure of which nothing is known is not mentioned, and a sentence without its 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import groupby
 
 from evals.grading.grade import score_name
 from evals.sizing.slots import gib
@@ -148,8 +149,17 @@ def lost_workers(summary: Summary) -> str | None:
     return sentence(known("Workers lost and replaced: {:,}; what they were answering was asked again", deaths))
 
 
+def size(summary: Summary) -> str | None:
+    """How the run grew, and which part of it the report is of."""
+    *before, last = [words for words, _ in groupby(one.words for one in summary.run.extents)] or [""]
+    kept = "; the answers to more are kept" if summary.run.is_part else ""
+    return sentence(
+        known("Size: the run was asked for {}", listed(before)), f" and last for {last}, of which this report is", kept
+    )
+
+
 FACTS: tuple[Callable[[Summary], str | None], ...] = (
-    answers, tokens, time, chain, saved, log_p, weights, ended, drift, memory, lost_workers,
+    size, answers, tokens, time, chain, saved, log_p, weights, ended, drift, memory, lost_workers,
 )  # fmt: skip
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
 
 from evals.config import AUTO_SLOTS, EngineConfig, TaskConfig
 from evals.samplers.power import Power
@@ -200,49 +201,78 @@ def demo_directory(config: RunConfig) -> Path:
     """`runs/demo` for the usual demo, else `runs/demo-DIGEST`: demos whose answers differ never share a directory."""
     demos = config, resolve(RunConfig(), 0)
     inputs = [Provenance(DEMO, DEMO, demo.task.train_data, adapter=demo.engine.adapter) for demo in demos]
-    ours, usual = map(fingerprint, demos, inputs)
-    return Path("runs") / (DEMO if ours == usual else f"{DEMO}-{ours[:8]}")
+    usual = fingerprint(demos[1], inputs[1])
+    directory = default_directory(DEMO, config, inputs[0])
+    return Path("runs") / DEMO if usual == fingerprint(config, inputs[0]) and not directory.exists() else directory
 
 
-def run_directory(config: RunConfig, digest: str) -> Path:
-    """The directory of a run with the fingerprint `digest`."""
-    return config.run_dir or Path("runs") / f"{config.name}-{digest[:8]}"
+def run_directory(config: RunConfig, provenance: Provenance) -> Path:
+    """The directory of a run."""
+    return config.run_dir or default_directory(config.name, config, provenance)
+
+
+def default_directory(name: str, config: RunConfig, provenance: Provenance) -> Path:
+    """`runs/NAME-FINGERPRINT`; where an older version has begun the run, the name that it gave it."""
+    own, former = (Path("runs") / f"{name}-{digest[:8]}" for digest in fingerprints(config, provenance))
+    return former if former.exists() and not own.exists() else own
 
 
 class Provenance(NamedTuple):
-    """Digests that identify a run's inputs, whatever their names on this machine."""
+    """Digests of a run's inputs, whatever their names on this machine.
+
+    Data and replayed texts may grow while the run stays the same: of them the first row and the first text identify it.
+    """
 
     model: str
     """Digest of a local model's files, or the commit of a model from the hub."""
     data: str
-    """Digest of all rows, before any limit."""
+    """Digest of all rows, before any limit; for runs of older versions."""
     train_data: str | None = None
     """Digest of the rows that solved examples come from; None without examples."""
     texts: str | None = None
-    """Digest of the texts that are replayed; None where nothing is."""
+    """Digest of the texts that are replayed, for runs of older versions; None where nothing is."""
     adapter: str | None = None
     """Digest of the adapter that is merged into the model; None without one."""
+    first_row: str = ""
+    first_text: str | None = None
 
 
 def fingerprint(config: RunConfig, provenance: Provenance) -> str:
     """Hex sha256 of all that decides an answer: what two starts must share to be the same run. Needs a resolved config.
 
-    Slots, workers, GPUs, paths and report options are not in it: they may change from one start to the next.
+    Slots, workers, GPUs, paths and report options are not in it: they may change from one start to the next. Neither
+    are the limit and the number of samples, by which a run grows.
     """
+    own = {"first_row": provenance.first_row, "first_text": provenance.first_text}
+    return hashed(config, provenance, {name: digest for name, digest in own.items() if digest})
+
+
+def former_fingerprint(config: RunConfig, provenance: Provenance) -> str:
+    """The fingerprint that versions without extents gave a run: its size, and all data and texts, are in it."""
+    own = {"data": provenance.data, "limit": config.limit, "num_samples": config.num_samples}
+    return hashed(config, provenance, own | ({"texts": provenance.texts} if provenance.texts else {}))
+
+
+def fingerprints(config: RunConfig, provenance: Provenance) -> tuple[str, str]:
+    """The fingerprints by which a run directory may know this run."""
+    return fingerprint(config, provenance), former_fingerprint(config, provenance)
+
+
+def hashed(config: RunConfig, provenance: Provenance, own: Mapping[str, JsonValue]) -> str:
+    """Hex sha256 of what both kinds of fingerprint have in common, and of their `own`."""
     sampler = {name: value for name, value in settings_of(config.sampler).items() if name != "texts"}  # a path
     newer = {"max_prompt_tokens", "chat_template_args", "thought_end"}  # which older runs did not know
     unset = {name for name in newer if getattr(config.task, name) in (None, {})}
-    task = config.task.model_dump(exclude={"train_data", *unset})
     contents = {
         "record_format": RECORD_FORMAT,
-        **{name: digest for name, digest in provenance._asdict().items() if digest or name not in ("texts", "adapter")},
-        "limit": config.limit,
-        "num_samples": config.num_samples,
-        "task": task,
+        "model": provenance.model,
+        "train_data": provenance.train_data,
+        "task": config.task.model_dump(exclude={"train_data", *unset}),
         "sampler": sampler,
         "seed": config.seed,
         "dtype": config.engine.dtype,
+        **({"adapter": provenance.adapter} if provenance.adapter else {}),
+        **({"float32_logits": True} if config.engine.float32_logits else {}),
+        **own,
     }
-    if config.engine.float32_logits:
-        contents["float32_logits"] = True
     return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()

@@ -4,25 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from support.command import DEMO, clean, in_process, named, python, run
-from support.places import ROOT
+from support.command import DEMO, answers, in_process, kill_after, named, python, run
 from support.shared_data import GSM8K_MODEL, GSM8K_TEST, SHARED, needs_shared
-
-
-def answers(directory: Path) -> dict[tuple[int, int], list[int]]:
-    """(problem, sample) -> tokens; a key that occurs twice is an error."""
-    rows = [json.loads(line) for line in (directory / "records.jsonl").read_text().splitlines()]
-    found = {(row["problem_id"], row["sample_index"]): row["token_ids"] for row in rows}
-    assert len(found) == len(rows), "a record stands twice"
-    return found
 
 
 @pytest.fixture(scope="session")
@@ -56,19 +43,6 @@ def test_answers_do_not_depend_on_slots_and_workers(reference: Path, shape: list
     found = answers(tmp_path / "run")
     assert len(found) == (3 if "--limit" in shape else 8)
     assert found == {key: tokens for key, tokens in answers(reference).items() if key in found}
-
-
-def kill_after(records: int, directory: Path, sent: signal.Signals, *flags: object, **variables: object) -> int:
-    """Start a run, signal it once its log has `records` lines, and return its exit code."""
-    command = [sys.executable, "-m", "orchestrator", "run", *map(str, flags), "--run-dir", str(directory)]
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=ROOT, env=clean(**named(variables)), **quiet)
-    log = directory / "records.jsonl"
-    while not (log.exists() and log.read_bytes().count(b"\n") >= records):
-        assert process.poll() is None, "the run ended before it was to be stopped"
-        time.sleep(0.02)
-    process.send_signal(sent)
-    return process.wait(60)
 
 
 @pytest.mark.serial

@@ -3,10 +3,14 @@ Ray."""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -56,3 +60,24 @@ def run(*flags: object, **variables: object) -> subprocess.CompletedProcess[str]
 
 def named(variables: Mapping[str, object]) -> dict[str, Any]:
     return {f"POWERSAMPLE_{name}": value for name, value in variables.items()}
+
+
+def answers(directory: Path) -> dict[tuple[int, int], list[int]]:
+    """(problem, sample) -> tokens; a key that occurs twice is an error."""
+    rows = [json.loads(line) for line in (directory / "records.jsonl").read_text().splitlines()]
+    found = {(row["problem_id"], row["sample_index"]): row["token_ids"] for row in rows}
+    assert len(found) == len(rows), "a record stands twice"
+    return found
+
+
+def kill_after(records: int, directory: Path, sent: signal.Signals, *flags: object, **variables: object) -> int:
+    """Start a run, signal it once its log has `records` lines, and return its exit code."""
+    command = [sys.executable, "-m", "orchestrator", "run", *map(str, flags), "--run-dir", str(directory)]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, cwd=ROOT, env=clean(**named(variables)), **quiet)
+    log = directory / "records.jsonl"
+    while not (log.exists() and log.read_bytes().count(b"\n") >= records):
+        assert process.poll() is None, "the run ended before it was to be stopped"
+        time.sleep(0.02)
+    process.send_signal(sent)
+    return process.wait(60)

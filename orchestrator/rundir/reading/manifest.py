@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import pairwise
 from math import inf
 from pathlib import Path, PurePath
 from typing import Any
@@ -29,6 +30,7 @@ from evals.samplers.single import AtTemperature, Replay
 from evals.samplers.smc import Smc
 from evals.types import UserError
 from orchestrator.rundir.directory import RUN, directory_errors, read_run, runs_in
+from orchestrator.rundir.extents import Extent
 
 NAMED = {"alpha", "temperature", "num_moves", "num_candidates", "texts"}
 """Settings without which no sampler that has them can be named: every run.json says them."""
@@ -40,7 +42,7 @@ def at(*paths: str, default: Any = None, **more: Any) -> Any:
 
 
 class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
-    """What run.json says of a run; None is what an older run.json leaves out.
+    """What run.json says of a run, as far as it was asked for last; None is what an older run.json leaves out.
 
     Its dump is the `run` of a summary; the excluded fields are for code that reads the run itself.
     """
@@ -58,7 +60,11 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
     prompts_time: AwareDatetime | None = at("provenance.prompts_time", exclude=True, strict=False)
     """What chat templates take for now."""
     prompt_ids_sha256: str | None = at("prompt_ids_sha256", exclude=True)
-    """8 digits for each problem, see `ids_digest`."""
+    """8 digits for each problem, see `ids_digest`; this and the next two of all that was ever asked for."""
+    rows_sha256: str | None = at("rows_sha256", exclude=True)
+    """8 digits for each row, see `DataSource.rows_digest`."""
+    replayed_sha256: list[str] = Field(default_factory=list, exclude=True)
+    """Problem -> 8 digits for each of its samples, see `text_digests`."""
     num_shots: int | None = at("config.task.num_shots")
     max_new_tokens: int | None = at("config.task.max_new_tokens")
     """None for replayed answers, too, which it does not cut off."""
@@ -78,6 +84,8 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
     git_commit: str | None = at("provenance.git_commit")
     git_dirty: bool | None = at("provenance.git_dirty")
     fingerprint: str | None = None
+    extents: list[Extent] = Field(default_factory=list)
+    """How the run grew, in order."""
 
     @classmethod
     def read(cls, directory: Path, graded: bool = False) -> Manifest:
@@ -96,12 +104,12 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
         return run
 
     @classmethod
-    def begun(cls, directory: Path, fingerprint: str) -> Manifest | None:
-        """The manifest of the run `fingerprint` in `directory`; None if it has not begun there. Raises UserError if
-        its run.json is damaged or cannot be read."""
+    def begun(cls, directory: Path, *fingerprints: str) -> Manifest | None:
+        """The manifest of the run in `directory`; None if none of these fingerprints has begun there. Raises UserError
+        if its run.json is damaged or cannot be read."""
         with directory_errors(directory):
             content = read_run(directory)
-        return cls.of(directory, content) if content and content.get("fingerprint") == fingerprint else None
+        return cls.of(directory, content) if content and content.get("fingerprint") in fingerprints else None
 
     @classmethod
     def of(cls, directory: Path, content: Mapping[str, object]) -> Manifest:
@@ -127,6 +135,26 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
     @classmethod
     def _drop_limit_of_replay(cls, value: int | None, info: ValidationInfo) -> int | None:
         return None if info.data.get("sampler", {}).get("kind") == "replay" else value
+
+    @property
+    def extent(self) -> Extent:
+        """What the run was asked for last."""
+        return Extent(
+            limit=self.limit, num_samples=self.num_samples, num_problems=self.num_problems, rows=self.data_rows
+        )
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the run was asked for more before."""
+        return any((one.num_problems - 1, one.num_samples - 1) not in self.extent for one in self.extents)
+
+    @property
+    def seen_problems(self) -> int | None:
+        """The first number of problems that had answers before further ones were added; None if none were."""
+        for before, later in pairwise(self.extents):
+            if later.answers and before.num_problems < min(later.num_problems, self.num_problems):
+                return before.num_problems
+        return None
 
     @property
     def kind(self) -> str:

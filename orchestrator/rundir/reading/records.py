@@ -11,7 +11,8 @@ from pathlib import Path
 
 from evals.record import Record, RecordKey, read_line
 from evals.types import Amount, Grade, Thought, Tolerant, UserError
-from orchestrator.rundir.directory import RECORDS, flatten, read_run
+from orchestrator.rundir.directory import RECORDS, read_run
+from orchestrator.rundir.extents import Extent, limits
 from orchestrator.rundir.files import Tail
 
 SCORES = "scores.jsonl"
@@ -22,8 +23,7 @@ class RecordLog:
 
     def __init__(self, path: Path) -> None:
         self._path, self._tail, self._num_lines = path, Tail(path), 0
-        manifest = flatten(read_run(path.parent) or {})
-        self._limits = {"problem_id": manifest.get("num_problems"), "sample_index": manifest.get("config.num_samples")}
+        self._limits = self._read_limits()
         self._known: set[RecordKey] = set()
 
     def read(self) -> list[Record]:
@@ -34,9 +34,10 @@ class RecordLog:
             self._num_lines += 1
             try:
                 record = read_line(line, Record)
-                for name, limit in self._limits.items():
-                    if isinstance(limit, int) and getattr(record, name) >= limit:
-                        raise ValueError(f"{name} is {getattr(record, name)}, but the run has 0 to {limit - 1}")
+                if beyond := self._beyond(record):
+                    self._limits = self._read_limits()  # the run may have grown
+                    if beyond := self._beyond(record):
+                        raise ValueError(beyond)
             except ValueError as error:
                 raise UserError(
                     f"{self._path}, line {self._num_lines}: not a record ({error}); repair or remove that line (its "
@@ -48,15 +49,28 @@ class RecordLog:
                 added.append(record)
         return added
 
+    def _read_limits(self) -> dict[str, int]:
+        return limits(read_run(self._path.parent) or {})
+
+    def _beyond(self, record: Record) -> str:
+        """The sentence that the record is beyond the run's limits; empty if it is not."""
+        names = [name for name, limit in self._limits.items() if getattr(record, name) >= limit]
+        return "; ".join(
+            f"{name} is {getattr(record, name)}, but the run has 0 to {self._limits[name] - 1}" for name in names[:1]
+        )
+
 
 def first_records(path: Path) -> dict[RecordKey, Record]:
     """The first record of each key in a log, in its order."""
     return {record.key: record for record in RecordLog(path).read()}
 
 
-def answered_records(directory: Path) -> dict[RecordKey, Record]:
-    """The records of a run by key, see `first_records`. Raises UserError if there is none."""
+def answered_records(directory: Path, extent: Extent | None = None) -> dict[RecordKey, Record]:
+    """The records of a run by key, see `first_records`; those of an extent if one is given. Raises UserError if there
+    is none."""
     records = first_records(directory / RECORDS)
+    if extent is not None:
+        records = {key: record for key, record in records.items() if key in extent}
     if not records:
         raise UserError(
             f"The run in {directory} has no answer yet ({RECORDS} is missing or empty); go on with it first, or "

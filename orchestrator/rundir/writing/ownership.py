@@ -13,13 +13,16 @@ from pydantic import JsonValue
 
 from evals.types import UserError
 from orchestrator.rundir.directory import LOCK, RECORDS, RUN, TELEMETRY, flatten, is_run, locked, read_run
+from orchestrator.rundir.extents import grown
 from orchestrator.rundir.files import write_atomically
 
 DECIDING = (
-    *map("config.{}".format, ("model", "data", "limit", "num_samples", "seed", "sampler", "task", "engine.dtype")),
+    *map("config.{}".format, ("model", "data", "seed", "sampler", "task", "engine.dtype")),
     *map("provenance.{}".format, ("model.sha256", "data.sha256", "texts_sha256", "adapter")),
 )
 """Fields of run.json that a refusal names if they differ between two runs; the fingerprint alone decides."""
+SIZE = "config.limit", "config.num_samples"
+"""Fields that decide as well where an older version has made the run, which then cannot grow."""
 
 
 def check_location(directory: Path) -> None:
@@ -54,23 +57,32 @@ def check_unused(directory: Path) -> None:
 
 
 def ensure_manifest(directory: Path, wanted: Mapping[str, JsonValue]) -> None:
-    """Write run.json if the directory is new. Raises UserError if it is another run's.
+    """Write run.json if the directory is new or its run has grown. Raises UserError if it is another run's.
 
     A run without an answer is replaced by one of another fingerprint, and its telemetry is deleted.
     """
-    if not has_fingerprint(directory, wanted):
+    stored, content = same_run(directory, wanted), wanted
+    if stored is None:
         (directory / TELEMETRY).unlink(missing_ok=True)
-        write_atomically(directory / RUN, json.dumps(wanted, indent=2, ensure_ascii=False) + "\n")
+    else:
+        content = grown(stored, wanted, num_lines(directory / RECORDS))
+    if content != stored:
+        write_atomically(directory / RUN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def has_fingerprint(directory: Path, wanted: Mapping[str, JsonValue]) -> bool:
-    """Whether run.json has the wanted fingerprint; False if it may be replaced. Raises UserError for another run."""
-    stored, log = read_run(directory), directory / RECORDS
-    if stored is not None and stored.get("fingerprint") == wanted["fingerprint"]:
-        return True
-    if stored is not None and log.exists() and b"\n" in log.read_bytes():
+def same_run(directory: Path, wanted: Mapping[str, JsonValue]) -> dict[str, JsonValue] | None:
+    """The content of run.json if it has the wanted fingerprint; None if it may be replaced. Raises UserError for
+    another run."""
+    stored = read_run(directory)
+    if stored is None or stored.get("fingerprint") == wanted["fingerprint"]:
+        return stored
+    if num_lines(directory / RECORDS):
         raise other_run(directory, stored, wanted)
-    return False
+    return None
+
+
+def num_lines(log: Path) -> int:
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def take_lock(lock: int, directory: Path) -> None:
@@ -86,8 +98,9 @@ def take_lock(lock: int, directory: Path) -> None:
 def other_run(directory: Path, stored: Mapping[str, JsonValue], wanted: Mapping[str, JsonValue]) -> UserError:
     """The error that refuses a directory of another run, with up to four of the settings that differ."""
     old, new = flatten(stored), flatten(wanted)
+    deciding = DECIDING if "extents" in stored else (*DECIDING, *SIZE)
     differing = [
-        name for name in old.keys() | new.keys() if name.startswith(DECIDING) and old.get(name) != new.get(name)
+        name for name in old.keys() | new.keys() if name.startswith(deciding) and old.get(name) != new.get(name)
     ]
     differing.sort(key=lambda name: (not name.endswith("sampler.kind"), name))  # others differ because of the kind
     shown = ", ".join(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from evals.record import Record, encode
+from evals.record import Record, RecordKey, encode
 from evals.types import Problem, UserError
 from orchestrator.rundir.directory import LOCK, RECORDS, TELEMETRY, check_lock, directory_errors
 from orchestrator.rundir.files import cut_torn_tail, sync_directory, write_whole
@@ -81,9 +81,9 @@ class RunStore:
 def open_store(directory: Path, run: Mapping[str, JsonValue]) -> RunStore:
     """Open or create the run in `directory` for this process alone.
 
-    `run` is what run.json will say of a new run, its fingerprint included; an existing run.json is kept. Raises
-    UserError if the directory is not writable, lies inside or around another run, is held by another process, or has a
-    run of another fingerprint or a damaged file.
+    `run` is what run.json will say of a new run, its fingerprint included; of an existing one it says how far the run
+    is to grow (see `extents.grown`). Raises UserError if the directory is not writable, lies inside or around another
+    run, is held by another process, or has a run of another fingerprint or a damaged file.
     """
     with directory_errors(directory):
         ownership.check_location(directory)
@@ -98,14 +98,14 @@ def open_store(directory: Path, run: Mapping[str, JsonValue]) -> RunStore:
             raise
 
 
-def check_store(directory: Path, run: Mapping[str, JsonValue]) -> int:
-    """How many answers a run directory has. Raises the UserError that `open_store` would raise now, and writes
-    nothing."""
+def check_store(directory: Path, run: Mapping[str, JsonValue]) -> set[RecordKey]:
+    """The keys of the answers that a run directory has. Raises the UserError that `open_store` would raise now, and
+    writes nothing."""
     with directory_errors(directory):
         ownership.check_location(directory)
         check_lock(directory)
-        ownership.has_fingerprint(directory, run)
-        return len(first_records(directory / RECORDS))
+        ownership.same_run(directory, run)
+        return set(first_records(directory / RECORDS))
 
 
 def check_root(directories: Sequence[Path]) -> None:

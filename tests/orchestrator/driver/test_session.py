@@ -14,6 +14,7 @@ from orchestrator.driver import session
 from orchestrator.driver.open_runs import OpenRun
 from orchestrator.driver.session import wait_for_a_worker
 from orchestrator.driver.signals import Stop
+from orchestrator.rundir.extents import Extent
 from orchestrator.rundir.reading.telemetry import events, read_telemetry
 from orchestrator.rundir.telemetry_rows import Event
 from orchestrator.rundir.writing.run_store import open_store
@@ -87,7 +88,9 @@ def test_what_is_waited_for_is_said(
     store = open_store(tmp_path, {"fingerprint": "f"})
     telemetry = Telemetry(store.telemetry_path)
     inputs: Any = None
-    wait_for_a_worker(Pending(), [OpenRun(config, store, telemetry, [], 8, inputs)], Stop())
+    wait_for_a_worker(
+        Pending(), [OpenRun(config, store, telemetry, [], Extent(num_problems=8, num_samples=1), inputs)], Stop()
+    )
     telemetry.close()
     store.close()
     said = capsys.readouterr().err.splitlines()

@@ -113,7 +113,7 @@ def test_texts_of_a_file_are_graded_as_they_are(tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     other = write(tmp_path / "other.jsonl", [*texts[:-1], {"id": 2, "text": "7"}])
     assert replay(tmp_path / "run", data, other, "--num-samples", 2) == 2
-    assert "provenance.texts_sha256" in capsys.readouterr().err
+    assert "The texts to replay for problem 2 are not those that the run in" in capsys.readouterr().err
 
 
 def test_without_ids_the_texts_are_in_the_order_of_the_data(tmp_path: Path) -> None:

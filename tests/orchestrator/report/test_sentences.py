@@ -21,6 +21,7 @@ from orchestrator.analysis.summary import Summary
 from orchestrator.report import comparison_text, facts, run_text
 from orchestrator.report.comparison_text import comparison_report, flips_text
 from orchestrator.report.run_text import run_report, title
+from orchestrator.rundir.extents import Extent
 from orchestrator.rundir.telemetry_rows import Event, WorkerState
 from support.made_up import PLAIN, POWER, chained, changed, failed_record, known, make_record
 
@@ -55,7 +56,10 @@ def everything() -> Summary:
     records[0] = replace(records[0], scores=records[0].scores | {"numeric": thinking}, thought="open")
     records[2] = replace(records[2], scores=records[2].scores | {"numeric": unfinished}, ended="length")
     records[7] = replace(failed_record(3), sample_index=1)
-    summary = summarise(records, telemetry, known(num_samples=2), num_damaged_telemetry=3, num_rescored=0)
+    sizes = [(2, 1), (2, 1), (4, 1), (9, 2), (4, 2)]
+    extents = [Extent(num_problems=n, num_samples=k, answers=n * k) for n, k in sizes]
+    run = known(num_samples=2).model_copy(update={"extents": extents})
+    summary = summarise(records, telemetry, run, num_damaged_telemetry=3, num_rescored=0)
     pools = {"mean_candidates": 16.0, "mean_particles": 8.0, "ess": 4.0, "ess_share": 0.25, "mean_resampled": 2.0}
     votes = {"mean_log_z_hat": -9.5, "vote_share": 0.5, "silent_share": 0.25}
     return replace(summary, chain=replace(summary.chain, **pools, **votes))
@@ -66,6 +70,8 @@ REPORT = """\
 
 8 of 8 answers to 4 problems, 2 samples each, a subset of 1,319.
 
+- Warning: Problems were added after answers to the first 2 had been seen: where those decided
+  whether to add more, intervals and p values promise too much.
 - Warning: Answers that failed and count as wrong: 1 (problems 3); records.jsonl says why.
 - Warning: 42.9 % of the answers were cut off at the limit of 256 tokens; a longer
   task.max_new_tokens would tell whether they are wrong.
@@ -96,6 +102,8 @@ answers after all its moves, which until it has converged lie nearer to its star
 | 1   |              37.5 ± 12.5 | 37.5 ± 12.5 |
 | 2   |              75.0 ± 25.0 | 62.5 ± 37.5 |
 
+- Size: the run was asked for 2 problems, 4 problems, 9 problems with 2 samples each and last for 4
+  problems with 2 samples each, of which this report is; the answers to more are kept.
 - Answers: no answer 0.0 %, open thought 14.3 %, unfinished 14.3 %, truncated 42.9 %, failed 1; the
   scores disagree on 2. Numeric score of truncated answers 66.7 %, of finished ones 25.0 %. A later
   `powersample regrade` has changed no verdict.
@@ -160,6 +168,8 @@ with ever more; over new answers to these problems: 16.7.
 """
 WARNED = [
     "The run is incomplete: 6 of 7 answers are recorded, so all figures are provisional; start it again to finish it.",
+    "Problems were added after answers to the first 5 had been seen: where those decided whether to add more, "
+    "intervals and p values promise too much.",
     "Answers that failed and count as wrong: 1 (problems 5); records.jsonl says why.",
     "20.0 % of the answers were cut off at the limit of 256 tokens; a longer task.max_new_tokens "
     "would tell whether they are wrong.",
@@ -259,6 +269,8 @@ GROUPED = """\
 
 - Warning (all runs): Fewer than 300 problems (4): the intervals are wide, and small differences
   mean nothing.
+- Warning (power (alpha 4, 10 moves)): Problems were added after answers to the first 2 had been
+  seen: where those decided whether to add more, intervals and p values promise too much.
 
 | method                    |     numeric | length | tokens/problem | run seconds |
 | ------------------------- | ----------: | -----: | -------------: | ----------: |
@@ -279,7 +291,8 @@ problems:
 
 Differences are of question means. p: permutation test on them (sign flips), by the 2 groups that
 the data names; Holm p: adjusted for one pair. MDE: the true difference that such a pair of runs
-finds at 5 % (two-sided) with 80 % power.
+finds at 5 % (two-sided) with 80 % power. Problems were added to power (alpha 4, 10 moves) after
+answers had been seen: p and the intervals hold for a number of problems that was set beforehand.
 
 - Provenance: model models/tiny, data problems.jsonl (sha256 dddddddd), shots 0, limit 256 tokens,
   seed 3, commit cccccccc, with changes, fingerprint ffffffff.
@@ -329,6 +342,7 @@ def test_every_warning_word_for_word() -> None:
         tokens={"answer": 256},
     )
     run = known({"kind": "paper", "alpha": 4.0, "num_moves": 10}, num_problems=7)
+    run = run.model_copy(update={"extents": [Extent(num_problems=n, num_samples=1, answers=5) for n in (5, 7)]})
     summary = summarise([*records, failed_record(5)], [], run, num_damaged_telemetry=3, num_rescored=2)
     summary = replace(summary, chain=replace(summary.chain, ess_share=0.05))
     assert list(warnings.warnings(summary)) == WARNED
@@ -353,7 +367,11 @@ def grouped() -> Comparison:
     runs = []
     for name, sampler in {"power": POWER, "plain": PLAIN}.items():
         records = [make_record(i, i > 1, k, chain={}, group=f"{i // 2}") for i in range(4) for k in range(2)]
-        runs.append(Run(summarise(records, [], known(sampler, name=name, num_samples=2)), records))
+        run = known(sampler, name=name, num_samples=2)
+        if name == "power":
+            extents = [Extent(num_problems=n, num_samples=2, answers=2) for n in (2, 4)]
+            run = run.model_copy(update={"extents": extents})
+        runs.append(Run(summarise(records, [], run), records))
     return compare(runs)
 
 

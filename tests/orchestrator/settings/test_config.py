@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,20 @@ from orchestrator.inputs.models import ModelSource
 from orchestrator.inputs.preflight import Inputs
 from orchestrator.inputs.problems import DataSource
 from orchestrator.machine.description import Environment
-from orchestrator.settings.config import Provenance, RunConfig, fingerprint, resolve, run_directory, runs_of
+from orchestrator.settings.config import (
+    Provenance,
+    RunConfig,
+    fingerprint,
+    former_fingerprint,
+    resolve,
+    run_directory,
+    runs_of,
+)
 from support.configs import configured
 from support.demo_inputs import NOON
 from support.places import ROOT
 
-INPUTS = Provenance("m" * 64, "d" * 64)
+INPUTS = Provenance("m" * 64, "d" * 64, first_row="r" * 8)
 
 
 def test_nothing_given_and_no_gpu_is_the_demo() -> None:
@@ -112,8 +121,8 @@ def demo_root(**settings: Any) -> Path:
 
 def test_a_demo_with_other_answers_has_a_directory_of_its_own() -> None:
     others: list[dict[str, Any]] = [
-        {"limit": 20}, {"seed": 1}, {"num_samples": 2}, {"sampler": {"alpha": 2}}, {"task": {"max_new_tokens": 100}},
-        {"sampler": {"alpha": 2}, "limit": 20}, {"task": {"num_shots": 1}}, {"engine": {"dtype": "bfloat16"}},
+        {"seed": 1}, {"sampler": {"alpha": 2}}, {"task": {"max_new_tokens": 100}}, {"sampler": {"alpha": 2}, "seed": 1},
+        {"task": {"num_shots": 1}}, {"engine": {"dtype": "bfloat16"}},
         {"task": {"num_shots": 1, "train_data": "t.jsonl"}},
     ]  # fmt: skip
     roots = [demo_root(**settings) for settings in others]
@@ -137,11 +146,18 @@ def test_several_gpus_may_share_a_model() -> None:
             resolve(RunConfig(**shared, num_gpus=given), present)
 
 
-def test_the_directory_has_the_names_of_file_and_fingerprint(tmp_path: Path) -> None:
+def test_the_directory_has_the_names_of_file_and_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (file := tmp_path / "my run.yaml").write_text("model: m\n")
-    assert run_directory(resolve(configured(file=file), 0), "0123456789") == Path("runs/my-run-01234567")
-    assert run_directory(resolve(RunConfig(model="m"), 0), "abcdefghi") == Path("runs/gsm8k_power-abcdefgh")
-    assert run_directory(RunConfig(run_dir=Path("x")), "abc") == Path("x")
+    ours, usual = resolve(configured(file=file), 0), resolve(RunConfig(model="m"), 0)
+    assert run_directory(ours, INPUTS) == Path(f"runs/my-run-{fingerprint(ours, INPUTS)[:8]}")
+    assert run_directory(usual, INPUTS) == Path(f"runs/gsm8k_power-{fingerprint(usual, INPUTS)[:8]}")
+    assert run_directory(RunConfig(run_dir=Path("x")), INPUTS) == Path("x")
+    older = Path(f"runs/gsm8k_power-{former_fingerprint(usual, INPUTS)[:8]}")
+    older.mkdir(parents=True)
+    assert run_directory(usual, INPUTS) == older
+    Path(f"runs/gsm8k_power-{fingerprint(usual, INPUTS)[:8]}").mkdir()
+    assert run_directory(usual, INPUTS) != older
 
 
 def digest(inputs: Provenance = INPUTS, **changes: Any) -> str:
@@ -149,7 +165,9 @@ def digest(inputs: Provenance = INPUTS, **changes: Any) -> str:
 
 
 def test_the_fingerprint_is_stable() -> None:
-    assert digest() == "6c8390ed5138a45868668750982525a45e2d46b5ab8a92d8428731db338d4b7d"
+    assert digest() == "66e126b990e8949710382a40762f3121452839e88e952925eb44a37e9467b583"
+    former = former_fingerprint(resolve(RunConfig(model="m", data="d"), 4), INPUTS)
+    assert former == "6c8390ed5138a45868668750982525a45e2d46b5ab8a92d8428731db338d4b7d"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +175,7 @@ def test_the_fingerprint_is_stable() -> None:
     [{"batch_size": 3}, {"use_batched": False}, {"num_gpus": 2}, {"num_workers": 4}, {"run_dir": Path("x")},
      {"name": "x"}, {"model": "other/name"}, {"data": "other.jsonl"}, {"dashboard": False}, {"fresh": True},
      {"inline": True}, {"task": {"train_data": "somewhere"}}, {"engine": {"dtype": "bfloat16"}},
-     {"engine": {"gpus_per_model": 2}}],
+     {"engine": {"gpus_per_model": 2}}, {"limit": 3}, {"num_samples": 2}, {"inputs": INPUTS._replace(data="x")}],
 )  # fmt: skip
 def test_what_may_change_from_one_start_to_the_next(changes: dict[str, Any]) -> None:
     assert digest(**changes) == digest()
@@ -165,8 +183,9 @@ def test_what_may_change_from_one_start_to_the_next(changes: dict[str, Any]) -> 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"inputs": INPUTS._replace(model="x")}, {"inputs": INPUTS._replace(data="x")},
-     {"inputs": INPUTS._replace(train_data="x")}, {"limit": 3}, {"seed": 1}, {"num_samples": 2}, {"num_gpus": 0},
+    [{"inputs": INPUTS._replace(model="x")}, {"inputs": INPUTS._replace(first_row="x")},
+     {"inputs": INPUTS._replace(train_data="x")}, {"inputs": INPUTS._replace(first_text="x")}, {"seed": 1},
+     {"num_gpus": 0},
      {"engine": {"dtype": "float32"}}, {"engine": {"float32_logits": True}}, {"task": {"max_new_tokens": 100}},
      {"task": {"num_shots": 4}}, {"task": {"stop": ["x"]}}, {"sampler": {"alpha": 2.0}}, {"sampler": {"num_moves": 2}},
      {"sampler": {"replay": False}}, {"sampler": {"kind": "greedy"}}],
@@ -181,7 +200,13 @@ def test_run_json_says_what_the_report_reads() -> None:
     inputs = Inputs(config, ModelSource("m", "m", None, "1"), data, None, 100, "3", "4", NOON)
     run = json.loads(json.dumps(run_content(config, inputs, Environment({}, "c", None, "3", "run", {}))))
     assert run["num_problems"] == 5
-    assert run["fingerprint"] == fingerprint(config, Provenance("1", "2"))
+    assert run["fingerprint"] == fingerprint(config, inputs.provenance)
+    assert len(run["rows_sha256"]) == 5 * 8
+    (extent,) = run["extents"]
+    assert {**extent, "time": None} == {
+        "limit": None, "num_samples": 1, "num_problems": 5, "rows": 9, "time": None, "answers": 0
+    }  # fmt: skip
+    assert datetime.fromisoformat(extent["time"]).tzinfo
     assert run["provenance"] == {
         "model": {"name": "m", "revision": None, "sha256": "1"},
         "data": {"name": "d", "sha256": "2", "rows": 9},
