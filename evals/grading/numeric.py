@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 
 from evals.grading.expression import DIGITS, SCALES, Value, computed, written
-from evals.grading.place import DIGIT, after_equals, find, last_line
+from evals.grading.place import DIGIT, Place, after_equals, find, last_line
 from evals.grading.reading import Found, last, read
 from evals.grading.spelling import bare, plain
 from evals.types import Grade, Problem, UserError
@@ -84,7 +84,12 @@ def extract(text: str) -> Found:
     """The final answer of a text: the marked one, else what a last line `#### …` says, else the last number."""
     spelled = bare(plain(text))
     if place := find(spelled):
-        return read(after_equals(place.text), whole=place.mark == "box")
+        return read_at(place)
     if (rest := last_line(spelled)) and DIGIT.search(rest):
         return read(after_equals(rest), whole=False)
     return last(spelled)
+
+
+def read_at(place: Place) -> Found:
+    """The answer that stands at a place."""
+    return read(after_equals(place.text), whole=place.mark == "box")

@@ -33,16 +33,15 @@ class Place(NamedTuple):
 
     text: str
     mark: Literal["box", "hashes", "phrase"]
+    start: int
+    """Where its mark begins."""
 
 
 def find(text: str) -> Place | None:
     """The final answer of a text in one spelling; None if none is marked as that."""
     if box := last_box(text):
-        return Place(box, "box")
-    if rest := after_hashes(text):
-        return Place(rest, "hashes")
-    sentence = after_phrase(text)
-    return Place(sentence, "phrase") if sentence else None
+        return Place(box, "box", 0)
+    return after_hashes(text) or after_phrase(text)
 
 
 def last_box(text: str) -> str | None:
@@ -60,14 +59,14 @@ def last_box(text: str) -> str | None:
     return best[1] if best else None
 
 
-def after_hashes(text: str) -> str | None:
+def after_hashes(text: str) -> Place | None:
     """Rest of the line after the last `####` that stands directly before a number and heads nothing."""
     for mark in reversed(list(HASHES.finditer(text))):
         number, start = mark.end(), mark.end(1) if mark[1] else mark.start() + len("####")
         end = text.find("\n", number)
         end = len(text) if end < 0 else end
         if not (LIST_ITEM.match(text, number) and text[end:].strip()):
-            return text[start:end]
+            return Place(text[start:end], "hashes", mark.start())
     return None
 
 
@@ -78,17 +77,18 @@ def last_line(text: str) -> str | None:
     return rest.rstrip(".").strip("$ ") if mark and "\n" not in ENVIRONMENT.sub("", rest) else None
 
 
-def after_phrase(text: str) -> str | None:
+def after_phrase(text: str) -> Place | None:
     """Rest of the sentence after the last phrase such as "the answer is" that a digit follows in its sentence."""
-    phrases = [match.end() for match in PHRASE.finditer(text)]
+    phrases = list(PHRASE.finditer(text))
     if not phrases:
         return None
     ends = [match.start() for match in SENTENCE_END.finditer(text)] + [len(text)]
     digits = [match.start() for match in DIGIT.finditer(text)]
-    for start in reversed(phrases):
+    for phrase in reversed(phrases):
+        start = phrase.end()
         end, digit = ends[bisect_left(ends, start)], bisect_left(digits, start)
         if digit < len(digits) and digits[digit] < end:
-            return text[start:end]
+            return Place(text[start:end], "phrase", phrase.start())
     return None
 
 
