@@ -15,7 +15,7 @@ from evals.statistics import Difference, cluster_sums, holm, mcnemar_exact, pair
 from evals.types import UserError
 from orchestrator.analysis import accuracy
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, by_problem, clusters, groups_of, is_right, question_means
-from orchestrator.analysis.load import Run, check_grader
+from orchestrator.analysis.load import Run, stored_score
 from orchestrator.analysis.summarise import summarise
 from orchestrator.analysis.summary import Summary
 
@@ -82,7 +82,8 @@ def compare(runs: Sequence[Run], grader: str = PRIMARY_METRIC) -> Comparison:
     The baseline is the first run at temperature 1 without truncation, else the first. Raises UserError if they are of
     different tasks or data, share no problem, or lack the score.
     """
-    check_alike(runs, grader)
+    check_alike(runs)
+    grader, *_ = (stored_score(run, grader) for run in runs)  # of all, since any may lack it
     runs = labelled(runs)
     means = [question_means(run.records, grader) for run in runs]
     common = sorted(set(means[0]).intersection(*means[1:]))
@@ -154,9 +155,9 @@ def pair(
     return Pair(*labels, difference, won, lost, p, p)
 
 
-def check_alike(runs: Sequence[Run], grader: str) -> None:
+def check_alike(runs: Sequence[Run]) -> None:
     """Raises UserError unless the runs are of one data set and one task, so that a problem id has one problem and one
-    gold, and have the score, which would else count as wrong everywhere."""
+    gold."""
     data = {run.manifest.data_sha256: run.directory for run in runs}
     rows = [run.manifest.rows_sha256 for run in runs if run.manifest.rows_sha256]
     if len(rows) == len(runs) and all(max(rows, key=len).startswith(one) for one in rows):
@@ -168,8 +169,6 @@ def check_alike(runs: Sequence[Run], grader: str) -> None:
                 f"The runs {' and '.join(map(str, places.values()))} {what}, so their problems cannot be paired; "
                 "report them one by one."
             )
-    for run in runs:
-        check_grader(run, grader)
     for name in dict.fromkeys(name for run in runs for name in run.summary.versions):
         versions = {run.directory: run.summary.versions[name] for run in runs if name in run.summary.versions}
         if older := [place for place, version in versions.items() if version < max(versions.values())]:

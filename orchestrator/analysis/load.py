@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from evals.grading.grade import score_name
 from evals.record import Record
 from evals.types import UserError
 from orchestrator.analysis.accuracy import PRIMARY_METRIC, graders
@@ -53,10 +54,13 @@ def load_run(directory: Path) -> Run:
     return Run(summary, records, telemetry, manifest.method)
 
 
-def check_grader(run: Run, grader: str) -> None:
-    """Raises UserError if the run lacks the score."""
-    if grader not in (names := run.summary.accuracy):
+def stored_score(run: Run, grader: str) -> str:
+    """The name in the run's records of a score, which may be given as tables call it. Raises UserError if the run
+    lacks it."""
+    names = {score_name(name, run.manifest.task): name for name in run.summary.accuracy}
+    if grader not in names and grader not in names.values():
         raise UserError(f"The run {run.directory} has no score {grader}; it has {', '.join(names)}.")
+    return names.get(grader, grader)
 
 
 def check_versions(directory: Path, records: Sequence[Record]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from evals.grading.grade import score_name
+from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.summary import Summary
 from orchestrator.wording import percent
 
@@ -37,7 +39,8 @@ def warnings(summary: Summary) -> Iterator[str]:
             "are wrong."
         )
     if (summary.no_answer_rate or 0) > MAX_SILENT:
-        yield f"In {percent(summary.no_answer_rate)} % of the texts the numeric grader found no answer at all."
+        name = score_name(PRIMARY_METRIC, summary.run.task)
+        yield f"In {percent(summary.no_answer_rate)} % of the texts the {name} grader found no answer at all."
     if (summary.open_thought_rate or 0) > MAX_SILENT:
         yield (
             f"{percent(summary.open_thought_rate)} % of the answers are thoughts that never end, and count as wrong; a "
@@ -45,9 +48,10 @@ def warnings(summary: Summary) -> Iterator[str]:
         )
     for name, score in summary.accuracy_as_they_stand.items():
         yield (
-            f"The {name} score counts an answer that was cut off only if it was whole by then (a closed box, or `####` "
-            'or "the answer is" with a number and something after it); by what stands in the cut-off texts it would be '
-            f"{percent(score.mean)} % instead of {percent(summary.accuracy[name].mean)} %."
+            f"The {score_name(name, summary.run.task)} score counts an answer that was cut off only if it was whole by "
+            'then (a closed box, or `####` or "the answer is" with a number and something after it); by what stands in '
+            f"the cut-off texts it would be {percent(score.mean)} % instead of "
+            f"{percent(summary.accuracy[name].mean)} %."
         )
     if summary.num_undecided:
         yield (

@@ -49,7 +49,7 @@ GRADER = option(
     "--grader",
     default="numeric",
     metavar="NAME",
-    help="the score that is shown and compared: strict, flexible or numeric (%(default)s)",
+    help="the score that is shown and compared: strict, flexible or numeric; of formulas math (%(default)s)",
 )
 DATA = option("--data", metavar="FILE", help="the data; its digest must be the run's (default: where run.json says)")
 CONFIG = option("--config", default=argparse.SUPPRESS, metavar="FILE", help="a YAML file, such as those in configs/")

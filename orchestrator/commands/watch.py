@@ -11,8 +11,10 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+from evals.grading.grade import score_name
 from evals.record import Record
 from evals.types import UserError
+from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.directory import RECORDS, TELEMETRY, check_lock
 from orchestrator.rundir.files import Tail
@@ -35,7 +37,8 @@ class RunWatcher:
         self._log, self._rows = RecordLog(directory / RECORDS), Tail(directory / TELEMETRY)
         self.phase, self.last_time = "", 0.0
         self._extent = run.extent
-        self.progress = Progress(run.name or directory.name, run.extent.total, self._new_records(), sys.stdout)
+        name, score = run.name or directory.name, score_name(PRIMARY_METRIC, run.task)
+        self.progress = Progress(name, run.extent.total, self._new_records(), sys.stdout, score)
         self.poll()
 
     @property

@@ -14,6 +14,8 @@ from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from evals.grading.grade import score_name
+from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.console import say
 from orchestrator.driver.dispatcher import dispatch
 from orchestrator.driver.open_runs import OpenRun, PreparedRun, open_runs, prepare_runs
@@ -36,7 +38,8 @@ WAITING_SECONDS = 30.0  # between two lines that say that no worker has loaded y
 
 def show_progress(run: OpenRun) -> Progress:
     """The progress display of a run, with its accuracy so far."""
-    return Progress(run.config.name, run.extent.total, run.records)
+    score = score_name(PRIMARY_METRIC, run.config.task.name)
+    return Progress(run.config.name, run.extent.total, run.records, score=score)
 
 
 def conclude(runs: Sequence[OpenRun]) -> None:

@@ -37,7 +37,7 @@ METRICS = {
         ("answer_seconds_total", "", "Seconds of all recorded answers, added up"),
         ("moves_total", "", "Metropolis-Hastings moves of the recorded answers"),
         ("failures_total", "event", f"What went wrong, by event ({', '.join(FAILURES)})"),
-        ("accuracy", "", "Share of the recorded answers that are right (numeric score)"),
+        ("accuracy", "", "Share of the recorded answers that are right, by the score that reports show first"),
         ("owed", "", "Answers still to be recorded"),
         ("slots", "worker", "Problems that a worker may have at once"),
         ("active_slots", "worker", "Problems that a worker has now"),

@@ -28,11 +28,19 @@ HEAD = f"{'worker':<12} {'slots':>9} {'tokens/s':>9} {'memory':>18} {'device':>7
 
 
 class Progress:
-    """The progress display of one run; `done` are the records that it already had."""
+    """The progress display of one run; `done` are the records that it already had, `score` is what tables call the
+    score that it shows."""
 
-    def __init__(self, name: str, total: int, done: Iterable[Record] = (), out: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        done: Iterable[Record] = (),
+        out: TextIO | None = None,
+        score: str = PRIMARY_METRIC,
+    ) -> None:
         self._out = sys.stderr if out is None else out
-        self._name = name
+        self._name, self._score = name, score
         self.total = total
         self.num = 0
         """Records so far."""
@@ -145,7 +153,7 @@ class Progress:
             return ""
         mean, stderr = mean_and_stderr([sum(rights) / len(rights) for rights in self._verdicts.values()])
         spread = f" ± {percent(stderr)}" if stderr > 0 else ""  # no interval: to import scipy.stats holds up the driver
-        return f"{PRIMARY_METRIC} {percent(mean)}{spread} %"
+        return f"{self._score} {percent(mean)}{spread} %"
 
     def state(self, speed: str) -> str:
         """How far the run is, as one line of text that has the `speed`."""

@@ -46,9 +46,10 @@ def comparison_title(comparison: Comparison) -> str:
 
 def comparison_parts(comparison: Comparison) -> list[str | Table]:
     """The methods' scores and their paired differences as tables, and what the columns mean."""
+    score = score_name(comparison.grader, comparison.runs[0].manifest.task)
     parts = [
         *methods_parts(comparison),
-        f"Paired differences of the {comparison.grader} score against **{comparison.baseline}**, in points, on the "
+        f"Paired differences of the {score} score against **{comparison.baseline}**, in points, on the "
         f"{len(comparison.common):,} common problems:",
         pairs_table(comparison, "method", {p.run: p for p in comparison.pairs if p.against == comparison.baseline}),
     ]

@@ -16,7 +16,7 @@ from pathlib import Path
 from evals.types import UserError
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.comparison import Comparison, compare
-from orchestrator.analysis.load import Run, check_grader, load_run
+from orchestrator.analysis.load import Run, load_run, stored_score
 from orchestrator.console import say
 from orchestrator.inputs.prompts import run_prompts
 from orchestrator.report.comparison_text import comparison_report
@@ -66,8 +66,7 @@ def write_report(
     way.
     """
     runs = [load_run(directory) for directory in run_dirs]
-    for run in runs:
-        check_grader(run, grader)
+    grader, *_ = (stored_score(run, grader) for run in runs)  # of all, since any may lack it
     comparison = compare(runs, grader) if len(runs) > 1 else None
     place = beside(run_dirs) if out is None else out
     for name in (REPORT, PAGE, FIGURE, PICTURE) if comparison else ():
