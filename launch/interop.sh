@@ -19,6 +19,9 @@ rm -rf "$venv"
 echo "interop: installing lm-eval and inspect-ai into $venv; the first time takes some minutes" >&2
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${constraint[@]}" \
   lm-eval==0.4.13 inspect-ai==0.3.285
+# for its schemas alone: the package asks for a newer Python
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python \
+  every-eval-ever==0.3.0
 if [[ ${1:-} == --upgrade ]]; then
   {
     echo "# Made by make constraints-interop ($("$venv/bin/python" --version)). Read by launch/interop.sh."

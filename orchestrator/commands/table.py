@@ -161,13 +161,16 @@ Writes no file.""",
         "Writes scores.jsonl beside records.jsonl, then summary and report.",
     ),
     "export": Command(
-        "write it for others' tools: lm-eval, inspect, parquet",
+        "write it for others' tools: lm-eval, inspect, parquet, the hub, Every Eval Ever",
         (
             RUN,
-            option("--to", choices=("lm-eval", "inspect", "parquet"), metavar="FORMAT", required=True,
-                   help="lm-eval (results and samples files), inspect (a log), or parquet (a row per answer)"),
+            option("--to", choices=("lm-eval", "inspect", "parquet", "eval-results", "every-eval-ever"),
+                   metavar="FORMAT", required=True,
+                   help="lm-eval (results and samples files), inspect (a log), parquet (a row per answer), "
+                   "eval-results (an entry for a model's page on the hub, of a whole run on GSM8K; never pushed), every-eval-ever "
+                   "(scores and answers in the schema of that collection)"),
             option("--out", type=Path, metavar="PATH",
-                   help="a directory for lm-eval, else a file (default: below RUN/exports)"),
+                   help="a directory for lm-eval and every-eval-ever, else a file (default: below RUN/exports)"),
             DATA,
         ),
         "Nothing is overwritten.",

@@ -37,9 +37,13 @@ class Exported(NamedTuple):
     @property
     def name(self) -> str:
         """The task's name for other tools: the preset on GSM8K, else the data's name, lest it pass for GSM8K."""
-        if self.run.data == DEFAULT_DATA or self.run.data_sha256 == GSM8K_SHA256:
+        if self.is_gsm8k:
             return self.task.preset
         return PurePath(self.run.data or "").name.removesuffix(".jsonl").removesuffix(".json")
+
+    @property
+    def is_gsm8k(self) -> bool:
+        return self.run.data == DEFAULT_DATA or self.run.data_sha256 == GSM8K_SHA256
 
     @property
     def replayed(self) -> bool:

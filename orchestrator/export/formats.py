@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from orchestrator.export import inspect_ai, lm_eval
+from orchestrator.export import eval_results, every_eval_ever, inspect_ai, lm_eval
 from orchestrator.export.parquet import parquet
 
-FORMATS = {"lm-eval": lm_eval.files, "inspect": inspect_ai.files, "parquet": parquet}
+FORMATS = {
+    "lm-eval": lm_eval.files,
+    "inspect": inspect_ai.files,
+    "parquet": parquet,
+    "eval-results": eval_results.files,
+    "every-eval-ever": every_eval_ever.files,
+}
 """Format -> function from a run, `--out` and the usual place to its files: path -> content, the main file last."""

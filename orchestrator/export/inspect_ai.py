@@ -99,7 +99,12 @@ def sample(exported: Exported, record: Record) -> dict[str, Any]:
         "epoch": record.sample_index + 1,
         "input": prompt if isinstance(prompt, str) else turns,
         "target": problem.gold,
-        "metadata": {**problem_fields, "ended": record.ended, **record.chain.reported()},
+        "metadata": {
+            **problem_fields,
+            "ended": record.ended,
+            "generated_tokens": record.tokens.generated,
+            **record.chain.reported(),
+        },
         "uuid": f"{str(exported.run.fingerprint)[:16]}-{record.problem_id}-{record.sample_index}",
     }
     if record.status == "failed":
@@ -131,8 +136,8 @@ def summary(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def usage(record: Record) -> dict[str, int]:
-    """Tokens of the prompt, and all that were generated for the answer, moves included."""
-    read, written = record.tokens.prompt or 0, record.tokens.generated or 0
+    """Tokens of the prompt and of the answer; what was generated to find it, moves included, is in the metadata."""
+    read, written = record.tokens.prompt or 0, record.tokens.answer or 0
     return {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, reduce
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from operator import getitem
 from pathlib import Path
 from subprocess import run as command
 from threading import Thread
 from typing import Any
 
 import pytest
+import yaml
+from huggingface_hub import parse_eval_result_entries
 
 from evals.config import TaskConfig
 from evals.grading.grade import NUMERIC, gsm8k
@@ -21,12 +25,13 @@ from evals.record import Record, Timings, TokenCounts, encode
 from evals.samplers.power import Power
 from evals.samplers.trace import MoveFigures
 from evals.tasks.task import make_task
-from evals.types import Answer, Problem
+from evals.types import Answer, Problem, UserError
 from orchestrator.analysis.load import load_run
 from orchestrator.analysis.summarise import summarise
 from orchestrator.cli import main
 from orchestrator.driver.open_runs import run_content
-from orchestrator.export.exported_run import Exported
+from orchestrator.export import eval_results
+from orchestrator.export.exported_run import Exported, load_exported
 from orchestrator.inputs.models import ModelSource
 from orchestrator.inputs.preflight import Inputs
 from orchestrator.inputs.problems import GSM8K_SHA256, load_problems
@@ -292,6 +297,82 @@ def test_lm_eval_reads_its_files_and_scores_the_texts_alike(make: Make, capsys: 
     assert len(found["scored"]) == 4
     assert found["task"] == "demo"
     assert all(word in found["table"] for word in ("strict-match", "flexible-extract", "numeric", "exact_match_mean"))
+
+
+def test_an_entry_for_the_hub_says_how_it_was_sampled(make: Make) -> None:
+    run = make()
+    loaded, content = load_exported(run, None), (run / "run.json").read_text()
+
+    def entry_of(**changes: Any) -> dict[Path, str]:
+        given = json.loads(content)
+        given["provenance"]["data"] = {"name": "openai/gsm8k", "sha256": GSM8K_SHA256, "rows": NUM_PROBLEMS}
+        for place, value in changes.items():
+            *path, name = place.split("__")
+            reduce(getitem, path, given)[name] = value
+        return eval_results.files(loaded._replace(run=Manifest.of(run, given)), None, run)
+
+    for words, changes in {
+        "it is of mine.jsonl": {"provenance__data": {"name": "mine.jsonl", "sha256": "1", "rows": NUM_PROBLEMS}},
+        f"has 12 answers to {NUM_PROBLEMS} of 1,319 problems": {"provenance__data__rows": 1319},
+        "its texts are replayed": {"config__sampler": {"kind": "replay", "texts": "t"}},
+    }.items():
+        with pytest.raises(UserError, match=re.escape(words)):
+            entry_of(**changes)
+    ((path, text),) = entry_of().items()
+    assert path == run / ".eval_results/gsm8k-powersample-ffffffff.yaml"
+    (entry,) = parse_eval_result_entries(yaml.safe_load(text))
+    score = loaded.summary.accuracy["numeric"]
+    assert (entry.dataset_id, entry.task_id, entry.value) == (
+        "openai/gsm8k",
+        "gsm8k",
+        round(100 * (score.mean or 0), 2),
+    )
+    assert entry.date == "2001-09-09"
+    assert "Sampled by power (alpha 4, 10 moves) (" in (entry.notes or "")
+    assert f"mean of 2 answers per problem, {score.words} %" in (entry.notes or "")
+
+
+def test_every_eval_ever_has_scores_and_answers(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make()
+    samples, whole = exported(run, "every-eval-ever", capsys)
+    assert whole.parent == run / "exports/every-eval-ever/data/demo/unknown/demo"
+    content, said = json.loads(whole.read_text()), load_run(run).summary.accuracy
+    results = {one["metric_config"]["metric_id"]: one for one in content["evaluation_results"]}
+    for name, one in results.items():
+        uncertainty, score = one["score_details"]["uncertainty"], said[name]
+        assert one["score_details"]["score"] == score.mean
+        assert uncertainty["standard_error"]["value"] == score.stderr
+        assert (uncertainty["confidence_interval"]["lower"], uncertainty["num_samples"]) == ((score.ci95 or [0])[0], 6)
+        assert one["generation_config"]["additional_details"]["alpha"] == "4.0"
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    assert len(rows) == 3 * NUM_PROBLEMS * NUM_SAMPLES == content["detailed_evaluation_results"]["total_rows"]
+    for name, one in results.items():
+        mine = [row for row in rows if row["evaluation_result_id"] == one["evaluation_result_id"]]
+        assert sum(row["evaluation"]["score"] for row in mine) / len(mine) == pytest.approx(said[name].mean)
+    assert rows[0]["token_usage"]["output_tokens"] == 3, "the answer's, not all that was generated"
+    assert rows[0]["metadata"]["generated_tokens"] == "30"
+    assert rows[-1]["error"] == "it died"
+
+
+EVERY_EVAL_EVER = """
+from importlib.resources import files
+from jsonschema import Draft7Validator
+
+schemas = files("every_eval_ever") / "schemas"
+log, instance = (Draft7Validator(json.loads((schemas / f"{name}.schema.json").read_text()))
+                 for name in ("eval", "instance_level_eval"))
+log.validate(json.load(open(given[1])))
+rows = [json.loads(line) for line in open(given[0])]
+for row in rows:
+    instance.validate(row)
+answer = [len(rows), log.is_valid({})]
+"""
+
+
+@pytest.mark.interop
+def test_every_eval_ever_is_valid_by_its_schema(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    files = exported(make(), "every-eval-ever", capsys)
+    assert theirs(EVERY_EVAL_EVER, [str(path) for path in files]) == [3 * NUM_PROBLEMS * NUM_SAMPLES, False]
 
 
 INSPECT = r"""
