@@ -167,8 +167,8 @@ Writes no file.""",
             option("--to", choices=("lm-eval", "inspect", "parquet", "eval-results", "every-eval-ever"),
                    metavar="FORMAT", required=True,
                    help="lm-eval (results and samples files), inspect (a log), parquet (a row per answer), "
-                   "eval-results (an entry for a model's page on the hub, of a whole run on GSM8K; never pushed), every-eval-ever "
-                   "(scores and answers in the schema of that collection)"),
+                   "eval-results (an entry for a model's page on the hub, of a whole run on GSM8K; never pushed), "
+                   "every-eval-ever (scores and answers in the schema of that collection)"),
             option("--out", type=Path, metavar="PATH",
                    help="a directory for lm-eval and every-eval-ever, else a file (default: below RUN/exports)"),
             DATA,
