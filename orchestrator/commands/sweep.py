@@ -1,7 +1,8 @@
-"""`powersample sweep`: one evaluation per value of a setting, each with the batch that fits, on the same workers.
+"""`powersample sweep`: an evaluation per value of a setting, or per combination of the values of several, each with the
+batch that fits, on the same workers.
 
-Every value has a run directory of its own, so that a sweep goes on where it was stopped. Batch sizes are searched
-(batch_search/batch_size.py) before the workers start, for the values that owe answers.
+Every combination has a run directory of its own, so that a sweep goes on where it was stopped. Batch sizes are searched
+(batch_search/batch_size.py) before the workers start, for those that owe answers.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import re
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from itertools import product
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from evals.config import TaskConfig
+from evals.grading.grade import score_name
 from evals.samplers.registry import sampler_of, settings_of
 from evals.types import UserError
 from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.load import load_run
+from orchestrator.analysis.summary import Summary
 from orchestrator.batch_search.batch_size import fit_batch_size, host_memory
 from orchestrator.commands.run import requested, resolved
 from orchestrator.console import say
@@ -27,61 +31,101 @@ from orchestrator.driver import session
 from orchestrator.driver.open_runs import OpenRun, prepare_runs
 from orchestrator.inputs.preflight import Inputs, resolve_inputs
 from orchestrator.machine import description
+from orchestrator.report.grid import Cell, grid_figure, grid_table
+from orchestrator.report.layout import paragraphs
 from orchestrator.report.make import write
+from orchestrator.report.plotting import png, svg
 from orchestrator.rundir.writing.run_store import check_store, fresh_directory
 from orchestrator.settings.config import RunConfig, default_directory
 from orchestrator.settings.parser import suggestion
 from orchestrator.settings.schema import is_list, known_settings
 
-SUMMARY = "sweep.json"
+SUMMARY, TABLE, FIGURE, PICTURE = "sweep.json", "sweep.md", "sweep.svg", "sweep.png"
+
+Values = dict[str, str]
+"""Setting -> its value as it was written, of one run."""
 
 
 def sweep(args: Namespace) -> int:
-    """Evaluate every value; returns the exit code and raises as `session.carry_out` does."""
+    """Evaluate every combination; returns the exit code and raises as `session.carry_out` does."""
     began = time.time()
-    if len(args.knob) > 1:
-        raise UserError(f"sweep: --knob is given {len(args.knob)} times, and a sweep has one; start a sweep for each.")
-    knob, texts = values_of("".join(args.knob), args.start_from)
-    if knob in vars(args):
-        raise UserError(f"sweep: --knob has the values of {knob} and an option sets it; leave one out.", (knob,))
-    configs = [configured(args, knob, text) for text in texts]
+    grid = grid_of(args.knob, args.start_from)
+    knobs = list(grid[0])
+    for knob in knobs:
+        if knob in vars(args):
+            raise UserError(f"sweep: --knob has the values of {knob} and an option sets it; leave one out.", (knob,))
+    configs = [configured(args, values) for values in grid]
     session.check_ray(configs[0])
     host_memory(configs[0], args.memory_limit)
     environment = description.describe()
     now = session.local_time(began)
     first = resolve_inputs(configs[0], now)
-    root = sweep_directory(first, knob)
+    root = sweep_directory(first, knobs)
     runs = []
-    for text, config in zip(texts, configs, strict=True):
-        name = re.sub(r"[^A-Za-z0-9._=-]", "-", f"{knob.partition('.')[2]}={text}")
+    for values, config in zip(grid, configs, strict=True):
+        name = "_".join(re.sub(r"[^A-Za-z0-9._=-]", "-", f"{knob.partition('.')[2]}={values[knob]}") for knob in knobs)
         own = {"name": f"{config.name}/{name}", "run_dir": root / name, "fresh": False}
         runs.append(resolve_inputs(config.model_copy(update=own), now, first.model))
     owing = [has_owed_answers(inputs, environment) for inputs in runs]
     if args.auto_batch_size and first.config.use_batched and first.texts is None:
         runs = [
-            fit_batch_size(f"{knob}={text}", inputs, args.memory_limit, say) if some else inputs
-            for text, inputs, some in zip(texts, runs, owing, strict=True)
+            fit_batch_size(in_words(values), inputs, args.memory_limit, say) if some else inputs
+            for values, inputs, some in zip(grid, runs, owing, strict=True)
         ]
 
     def conclude(done: Sequence[OpenRun]) -> None:
         session.conclude(done)
-        rows = [row(knob, run) for run in done]
-        write(root / SUMMARY, json.dumps({"knob": knob, "summary": rows}, indent=2) + "\n")
+        summaries = [load_run(run.store.directory).summary for run in done]
+        rows = [row(knobs, run, summary) for run, summary in zip(done, summaries, strict=True)]
+        named = {"knob": knobs[0]} if len(knobs) == 1 else {"knobs": knobs}
+        write(root / SUMMARY, json.dumps({**named, "summary": rows}, indent=2) + "\n")
+        scores = [summary.accuracy[PRIMARY_METRIC] for summary in summaries]
+        metric = score_name(PRIMARY_METRIC, first.config.task.name)
+        show_grid(root, [Cell(values, score) for values, score in zip(grid, scores, strict=True)], metric)
         print(*map(json.dumps, rows), sep="\n")
-        say(f"The summary of the sweep, and beside it the comparison: {root / SUMMARY}")
 
     prepared = [one for inputs in runs for one in prepare_runs(inputs, environment)]
     return session.carry_out(configs[0], prepared, environment, began, session.show_progress, conclude)
 
 
-def configured(args: Namespace, knob: str, value: str) -> RunConfig:
-    """The resolved configuration of one value's run."""
-    one = Namespace(**vars(args) | {knob: [value] if is_list(knob) else value})
-    return resolved(requested(one)).model_copy(update={"mode": "run"})
+def show_grid(root: Path, cells: Sequence[Cell], metric: str) -> None:
+    """Print the table of the scores, and write it and its picture beside the summary."""
+    table = paragraphs(grid_table(cells, metric))
+    print(f"\n{table}\n")
+    figure = grid_figure(cells, metric)
+    title = f"Scores ({metric}, % right ± standard error) by {', '.join(cells[0].values)}"
+    write(root / FIGURE, svg(figure, title))
+    write(root / PICTURE, png(figure, title))
+    write(root / TABLE, f"# {title}\n\n{table}\n\n![{title}]({FIGURE})\n")
+    say(f"The table is in {root / TABLE}, beside its picture {PICTURE}, {SUMMARY} and the comparison.")
 
 
-def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:
-    """Parse NAME=VALUE,VALUE,... into the setting and the values to run. Raises UserError."""
+def in_words(values: Values) -> str:
+    return ", ".join(f"{knob}={text}" for knob, text in values.items())
+
+
+def configured(args: Namespace, values: Values) -> RunConfig:
+    """The resolved configuration of one run."""
+    given = {knob: [text] if is_list(knob) else text for knob, text in values.items()}
+    return resolved(requested(Namespace(**vars(args) | given))).model_copy(update={"mode": "run"})
+
+
+def grid_of(listed: Sequence[str], start_from: str | None) -> list[Values]:
+    """The combinations to run of NAME=VALUE,VALUE,..., those of the first name outermost. Raises UserError."""
+    values = dict(map(values_of, listed or [""]))
+    if len(values) < len(listed):
+        names = [one.partition("=")[0] for one in listed]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"sweep: --knob {twice} is given twice; list all its values once.")
+    first, texts = next(iter(values.items()))
+    if start_from is not None and start_from not in texts:
+        raise UserError(f"sweep: --start-from {start_from} is none of the values {','.join(texts)}; name one of them.")
+    values[first] = texts[texts.index(start_from or texts[0]) :]
+    return [dict(zip(values, combination, strict=True)) for combination in product(*values.values())]
+
+
+def values_of(knob: str) -> tuple[str, list[str]]:
+    """Parse NAME=VALUE,VALUE,... into the setting and its values. Raises UserError."""
     name, _, listed = knob.partition("=")
     known = [each for each in known_settings() if each.startswith(("sampler.", "task."))]
     if name not in known:
@@ -93,23 +137,24 @@ def values_of(knob: str, start_from: str | None) -> tuple[str, list[str]]:
     values = [value.strip() for value in listed.split(",")]
     if "" in values or len(set(values)) < len(values):
         raise UserError(f"sweep: --knob {knob} needs values that differ, such as sampler.alpha=1,2,4.")
-    if start_from is not None and start_from not in values:
-        raise UserError(f"sweep: --start-from {start_from} is none of the values {listed}; name one of them.")
-    return name, values[values.index(start_from or values[0]) :]
+    return name, values
 
 
-def sweep_directory(inputs: Inputs, knob: str) -> Path:
-    """The directory of a sweep: the one asked for, or one named after the fingerprint of all settings but the knob."""
-    config, (group, key) = inputs.config, knob.split(".")
-    part, provenance = getattr(config, group), inputs.provenance
-    if group == "task":
-        part = part.model_copy(update={key: getattr(TaskConfig(), key)})
-    elif key == "texts":  # a path, which is in no fingerprint
-        provenance = provenance._replace(texts=None)
-    else:  # without a setting, even `kind`, there is its usual value
-        known = settings_of(sampler_of({}) if key == "kind" else part)
-        part = sampler_of({name: value for name, value in settings_of(part).items() if name in known and name != key})
-    config, name = config.model_copy(update={group: part}), f"{config.name}-{key}"
+def sweep_directory(inputs: Inputs, knobs: Sequence[str]) -> Path:
+    """The directory of a sweep: the one asked for, or one named after the fingerprint of all settings but the knobs."""
+    config, provenance = inputs.config, inputs.provenance
+    for group, key in (knob.split(".") for knob in knobs):
+        part = getattr(config, group)
+        if group == "task":
+            part = part.model_copy(update={key: getattr(TaskConfig(), key)})
+        elif key == "texts":  # a path, which is in no fingerprint
+            provenance = provenance._replace(texts=None, first_text=None)
+        else:  # without a setting, even `kind`, there is its usual value
+            known = settings_of(sampler_of({}) if key == "kind" else part)
+            part = {name: value for name, value in settings_of(part).items() if name in known and name != key}
+            part = sampler_of(part)
+        config = config.model_copy(update={group: part})
+    name = "-".join([config.name, *(knob.partition(".")[2] for knob in knobs)])
     root = config.run_dir or default_directory(name, config, provenance)
     return fresh_directory(root) if config.fresh else root
 
@@ -121,12 +166,11 @@ def has_owed_answers(inputs: Inputs, environment: description.Environment) -> bo
     return any((one.problem_id, k) not in there for one in inputs.data.problems for k in samples)
 
 
-def row(knob: str, run: OpenRun) -> dict[str, Any]:
-    """The summary's row for one value."""
-    summary = load_run(run.store.directory).summary
+def row(knobs: Sequence[str], run: OpenRun, summary: Summary) -> dict[str, Any]:
+    """The row of sweep.json for one run."""
     accuracy = summary.accuracy[PRIMARY_METRIC]
     return {
-        "configuration": {knob: attrgetter(knob)(run.config)},
+        "configuration": {knob: attrgetter(knob)(run.config) for knob in knobs},
         "accuracy": accuracy.mean,
         "stderr": accuracy.stderr,
         "batch_size_used": summary.memory.slots,

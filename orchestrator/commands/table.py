@@ -82,12 +82,12 @@ COMMANDS = {
         "`powersample report RUN` writes summary.json, report.md and report.html; several runs are compared.",
     ),
     "sweep": Command(
-        "evaluate per value of a setting, each with the batch that fits",
+        "evaluate per value of settings, each with the batch that fits",
         (
             CONFIG,
             option("--knob", action="append", default=[], metavar="NAME=VALUES",
-                   help="a setting of sampler or task, and its values"),
-            option("--start-from", metavar="VALUE", help="leave out the values before this one"),
+                   help="a setting of sampler or task, and its values; several make a grid of all combinations"),
+            option("--start-from", metavar="VALUE", help="leave out the values of the first --knob before this one"),
             option("--auto-batch-size", action=argparse.BooleanOptionalAction, default=True,
                    help="find the largest batch that works for each value, up to --batch-size"),
             option("--memory-limit", type=memory, metavar="GIB", help="for each worker on CPUs (default: its share)"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,17 +12,23 @@ from typing import Any
 
 import pytest
 
+from orchestrator.analysis.summary import Estimate
 from orchestrator.cli import main
-from orchestrator.commands.sweep import values_of
+from orchestrator.commands.sweep import grid_of
 from orchestrator.machine import gpus
+from orchestrator.report.grid import Cell, grid_figure, grid_table
+from orchestrator.report.plotting import svg
 from orchestrator.rundir.reading.telemetry import events, read_telemetry
 from orchestrator.rundir.telemetry_rows import WorkerState
+from support.command import in_process
 from support.places import ROOT
 
 
 def test_values_and_where_to_start() -> None:
-    assert values_of("sampler.alpha=1, 2,4", None) == ("sampler.alpha", ["1", "2", "4"])
-    assert values_of("task.num_shots=0,4,8", "4") == ("task.num_shots", ["4", "8"])
+    assert grid_of(["sampler.alpha=1, 2,4"], None) == [{"sampler.alpha": value} for value in "124"]
+    assert grid_of(["task.num_shots=0,4,8"], "4") == [{"task.num_shots": "4"}, {"task.num_shots": "8"}]
+    grid = grid_of(["sampler.alpha=1,2,4", "sampler.num_moves=5,6"], "2")
+    assert [tuple(one.values()) for one in grid] == [("2", "5"), ("2", "6"), ("4", "5"), ("4", "6")]
 
 
 @pytest.mark.parametrize(
@@ -38,10 +45,11 @@ def test_values_and_where_to_start() -> None:
         (("--knob", "sampler.replay=off,of"), "--sampler.replay=of is refused; allowed: true or false"),
         (("--knob", "sampler.alpha=1,2", "--memory-limit", "-1"), "--memory-limit: '-1' is not a number of GiB"),
         (("--knob", "sampler.alpha=1,2", "--bath-size", "3"), "did you mean --batch-size?"),
-        (
-            ("--knob", "sampler.alpha=1,2", "--knob", "task.num_shots=0,4"),
-            "--knob is given 2 times, and a sweep has one",
-        ),
+        (("--knob", "sampler.alpha=1,2", "--knob", "sampler.alpha=4"), "--knob sampler.alpha is given twice; list all"),
+        (("--knob", "sampler.alpha=1,2", "--knob", "task.num_shots=0,4", "--start-from", "4"), "of the values 1,2"),
+        (("--knob", "task.num_shots=0,4", "--knob", "sampler.alhpa=1"), "did you mean sampler.alpha?"),
+        (("--knob", "task.num_shots=0,4", "--knob", "sampler.alpha=1,0"), "--sampler.alpha=0 is refused; allowed: a"),
+        (("--knob", "sampler.kind=power,greedy", "--knob", "sampler.alpha=1,2"), "kind greedy does not read alpha"),
         (
             ("--knob", "sampler.alpha=1,2", "--sampler.alpha=3"),
             "leave one out (--sampler.alpha or POWERSAMPLE_SAMPLER_",
@@ -58,6 +66,61 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     assert words in refused
     assert refused.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_knobs_make_a_grid_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--knob", "sampler.temperature=0.5,1", "--knob", "task.max_new_tokens=24,40,60"]
+    options += ["--model", "demo", "--data", "demo", "--limit", 3, "--sampler.kind", "temperature", "--inline"]
+    options += ["--num-gpus", 0, "--no-auto-batch-size"]
+    assert in_process("sweep", *options) == 0
+    shown = capsys.readouterr().out
+    (root,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"gsm8k_temperature-temperature-max_new_tokens-[0-9a-f]{8}", root.name)
+    content = json.loads((root / "sweep.json").read_text())
+    assert content["knobs"] == ["sampler.temperature", "task.max_new_tokens"]
+    assert [tuple(one["configuration"].values()) for one in content["summary"]] == [
+        (temperature, tokens) for temperature in (0.5, 1.0) for tokens in (24, 40, 60)
+    ]
+    assert [Path(one["run"]).name for one in content["summary"]][:2] == [
+        "temperature=0.5_max_new_tokens=24", "temperature=0.5_max_new_tokens=40"
+    ]  # fmt: skip
+    table = next(part for part in shown.split("\n\n") if "| sampler.temperature | max_new_tokens 24 |" in part)
+    assert table.strip() in (root / "sweep.md").read_text()
+    head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.strip().splitlines()]
+    assert head == ["sampler.temperature", *(f"max_new_tokens {tokens}" for tokens in (24, 40, 60))]
+    assert [row[0] for row in rows] == ["0.5", "1"]
+    scores = [f"{100 * one['accuracy']:.1f} " for one in content["summary"]]
+    assert all(cell.startswith(score) for cell, score in zip([*rows[0][1:], *rows[1][1:]], scores, strict=True))
+    picture = (root / "sweep.svg").read_text()
+    assert all(f"max_new_tokens {tokens}" in picture for tokens in (24, 40, 60))
+    assert (root / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    log = root / "temperature=1_max_new_tokens=40/records.jsonl"
+    first, *others = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(first)
+    assert in_process("sweep", *options) == 0
+    said = capsys.readouterr().err
+    assert "temperature=1_max_new_tokens=40: 1 of 3 answers are there, 2 are owed" in said
+    assert said.count("3 of 3 answers are there, 0 are owed") == 5
+    assert log.read_bytes().startswith(first)
+    texts = [
+        {json.loads(line)["text"] for line in lines} for lines in (log.read_bytes().splitlines(), [first, *others])
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_values_that_are_no_numbers_stand_side_by_side(tmp_path: Path) -> None:
+    cells = [
+        Cell({"sampler.kind": kind, "task.num_shots": shots, "sampler.top_k": k}, score)
+        for kind in ("greedy", "temperature")
+        for shots, k in (("0", "1"), ("4", "1"))
+        for score in [Estimate(0.5, 0.1, (0.3, 0.7), "wilson", 10)]
+    ]
+    table = grid_table(cells[:3], "math")
+    assert table.head == ["sampler.kind", "num_shots 0, top_k 1", "num_shots 4, top_k 1"]
+    assert table.rows == [["greedy", "50.0 ± 10.0", "50.0 ± 10.0"], ["temperature", "50.0 ± 10.0", "-"]]
+    picture = svg(grid_figure(cells, "math"), "title")
+    assert all(words in picture for words in (">greedy<", ">temperature<", "num_shots 4, top_k 1", "% right (math)"))
 
 
 def swept(place: Path, *options: object) -> subprocess.CompletedProcess[str]:
