@@ -22,6 +22,8 @@ NAME = re.compile(r"\s*(?!negative|minus)[^\W\d_]{2,}", re.IGNORECASE)
 UNREAD = re.compile(r"\\begin\{cases\}|\\p?mod(?![a-z])|\(\s*mod\b|[\d.]\s*\\overline")
 """What the symbolic checker passes over, so that it finds equal what is not."""
 NUMBERS = re.compile(r"\d+(?:\.\d+)?")
+WITHIN = re.compile(r"(?<=[\w)}\]])\$(?=\s*[+*/^=<>]|-[\w\\({])")
+"""A dollar within a formula, which goes on behind it."""
 
 
 def formula(text: str, gold: str) -> Grade:
@@ -62,7 +64,7 @@ def formula_vote(text: str) -> str | None:
 
 def final_text(text: str) -> str | None:
     """The final answer as it is written, in one spelling."""
-    text = plain(text)
+    text = WITHIN.sub("", plain(text))
     if place := find(text):
         return place.text.strip().rstrip(".").strip("$ ")
     if segment := last_line(text) or after_phrase(text):

@@ -33,7 +33,7 @@ EXPONENT = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
 GROUPS = re.compile(r"(?<![\w.,'\u2019])\d{1,3}(?:['\u2019\u00a0\u2009\u202f]\d{3})+(?!\d)")
 """Thousands by apostrophe or thin space."""
 ROOT = re.compile(r"(?:√|\\?\bsqrt)\s*\(([^()]*)\)|√\s*(\d+(?:\.\d+)?)")
-TYPOGRAPHY = re.compile(r"(\\\\)|\\([$%])|\{(,)\}|((?<=[\d)])\*\*(?=[\d(]))|(\\[!,]|\*\*)|\\[ ;:]|~")
+TYPOGRAPHY = re.compile(r"(\\\\)|\\([$%])|\{(,)\}|((?<=[\d)])\*\*(?=[\d(]))|(\\[!,]|\*\*|__)|\\[ ;:]|~")
 """A row separator, a sign that LaTeX has to escape, a comma without space, a power, nothing and bold, spaces."""
 WRAPPER = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf|it)|mbox|operatorname)\s*\{([^{}]*)\}")
 LAYOUT = re.compile(r"\\(?:left|right|displaystyle|big|Big)(?![A-Za-z])|(?<!\\)\\[()\[\]]|\\q?quad(?![A-Za-z])")
@@ -48,7 +48,7 @@ def plain(text: str) -> str:
         text = EXPONENT.sub(lambda raised: f"^{{{raised[0].translate(RAISED)}}}", text.translate(CHARACTERS))
     if "√" in text or "sqrt" in text:
         text = ROOT.sub(lambda root: rf"\sqrt{{{root[1] or root[2]}}}", text)
-    if any(mark in text for mark in ("\\", "**", "~", "{,}")):
+    if any(mark in text for mark in ("\\", "**", "__", "~", "{,}")):
         text = TYPOGRAPHY.sub(spelled, text)
     return text
 

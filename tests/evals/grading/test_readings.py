@@ -23,6 +23,7 @@ RIGHT = {
     "latex unit": [(r"24\text{ cm}^2", "24"), (r"24 \mbox{ km/h}", "24"), (r"24\text{-inch}", "24")],
     "not joined": [("24 dollars per day for 5 days", "24"), ("24 miles in 3 hours", "24"), ("24 of the 30", "24")],
     "full width": [("２４", "24"), ("２，５００", "2500")],
+    "bold": [("**24**", "24"), ("__24__", "24"), ("**24** dollars", "24")],
 }
 
 WRONG = {
@@ -118,6 +119,7 @@ def test_every_form_of_gold_is_right_against_itself(gold: str) -> None:
         (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 0 \\ 3 \end{pmatrix}"), ("(3,5]", "(3,5)"),
         ("\\begin{pmatrix}\n1 & 2 \\\\\n3 & 4\n\\end{pmatrix}", "\\begin{pmatrix}\n1 & 2 \\\\\n3 & 5\n\\end{pmatrix}"),
         (r"0.\overline{3}", r"0.\overline{6}"), (r"12\text{ (mod }20)", r"12\text{ (mod }27)"), ("7", "7.0000001"),
+        ("x + 2", "$x+2$+12"), ("x + 2", "$x+2$-(12)"), ("x + 2", "$x+2$ = 5"),
     ],
 )  # fmt: skip
 def test_another_formula_is_wrong(gold: str, answer: str) -> None:
