@@ -49,7 +49,10 @@ class TaskConfig(Settings):
         default=GSM8K.num_shots,
         description=f"solved examples in front of each question (default: the preset's, {GSM8K.num_shots} for gsm8k)",
     )
-    train_data: str | None = Field(default=None, description="where the solved examples come from: JSONL or hub name")
+    data_config: Text | None = Field(
+        default=None, description="configuration of a data set from the hub or a folder, such as main of openai/gsm8k"
+    )
+    train_data: str | None = Field(default=None, description="where the solved examples come from: file or hub name")
     max_new_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=GSM8K.max_new_tokens,
         description="longest answer in tokens, the horizon of the target law (default: the preset's, "

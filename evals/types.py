@@ -84,6 +84,8 @@ class Problem(NamedTuple):
     """The right answer alone, without white space around it."""
     group: str | None = None
     """Shared by problems made from one template, if the data set says so: they are no independent evidence."""
+    turns: tuple[Message, ...] = ()
+    """Of a conversation, those before the question, which only a chat can hold."""
 
     @classmethod
     def from_answer(cls, problem_id: int, question: str, answer: str, group: str | None = None) -> Problem:

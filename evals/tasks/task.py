@@ -62,9 +62,9 @@ class Task(NamedTuple):
         if not self.config.chat:
             return preset.joint.join([*examples, final])
         if not preset.shots_in_system:
-            return ({"role": "user", "content": preset.joint.join([*examples, final])},)
+            return (*problem.turns, {"role": "user", "content": preset.joint.join([*examples, final])})
         system = ({"role": "system", "content": preset.joint.join(examples)},) if examples else ()
-        return (*system, {"role": "user", "content": final})
+        return (*system, *problem.turns, {"role": "user", "content": final})
 
     def shots(self, problem: Problem) -> list[Problem]:
         """The solved examples in front of `problem`, never the problem itself. Raises UserError for too few of them."""

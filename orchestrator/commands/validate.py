@@ -11,9 +11,10 @@ from textwrap import shorten
 from evals.config import TaskConfig
 from evals.record import read_line
 from orchestrator.export.generate_output import Output, generation_params, outputs, run_of, written
+from orchestrator.inputs.files import read_lines
 from orchestrator.inputs.problems import load_problems
 from orchestrator.inputs.prompts import task_of
-from orchestrator.inputs.rows import InputRow, read_lines
+from orchestrator.inputs.rows import InputRow
 from orchestrator.rundir.directory import RECORDS, RUN
 from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.rundir.reading.records import first_records

@@ -169,6 +169,8 @@ def hub(what: str, way_out: str, setting: str) -> Iterator[None]:
 
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # errors of several libraries
         text = " ".join(str(error).split()) or type(error).__name__
         why = f"cannot be had from the Hugging Face hub ({text if len(text) <= 160 else text[:157] + '...'})"

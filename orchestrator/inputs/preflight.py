@@ -21,7 +21,7 @@ from evals.tasks.task import Task, make_task
 from evals.types import Answer, Problem, UserError
 from orchestrator.console import say
 from orchestrator.inputs.models import ModelSource, resolve_model
-from orchestrator.inputs.problems import DIGITS, DataSource, load_problems, load_train
+from orchestrator.inputs.problems import DIGITS, DataSource, load_problems, load_train, names_file
 from orchestrator.inputs.prompts import ids_digest, prompts_digest
 from orchestrator.inputs.replay_texts import load_texts, text_digests, texts_digest
 from orchestrator.inputs.weight_files import check_weights, stored_tensors
@@ -99,6 +99,12 @@ def resolve_inputs(config: RunConfig, now: datetime, model: ModelSource | None =
     `now`, with its zone, is the time of the prompts, unless the run began before and its run.json keeps one.
     """
     check_tracker(config.track)
+    named = [name for name in (config.data, config.task.train_data) if name]
+    if config.task.data_config and all(map(names_file, named)):
+        raise UserError(
+            f"A configuration is of a data set on the hub or in a folder, and {named[0]} is a file; leave it out.",
+            ("task.data_config",),
+        )
     data = load_problems(config.data or "", config.data_split, config.limit, config.task)
     texts = load_texts(config.sampler.texts, data, config.num_samples) if isinstance(config.sampler, Replay) else None
     train = load_train(config.task)

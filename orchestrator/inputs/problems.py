@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from tempfile import TemporaryDirectory
+from textwrap import shorten
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from evals.config import TaskConfig
 from evals.grading.grade import FORMATS
 from evals.types import Problem, UserError
+from orchestrator.inputs.files import SUFFIXES, numbered, read_lines
 from orchestrator.inputs.models import DEMO_FOLDER, HUB_SECONDS, hub, is_local
-from orchestrator.inputs.rows import InputRow, check_gold, read_lines, read_row, row_kind
+from orchestrator.inputs.rows import InputRow, check_gold, read_row, row_kind
 from orchestrator.settings.config import DEFAULT_DATA, DEMO
 from orchestrator.settings.parser import local_path
 
@@ -27,6 +30,7 @@ PLATINUM = "madrylab/gsm8k-platinum"  # has a test split alone, from which its s
 GSM8K_FORMAT = TaskConfig()
 DIGITS = 8
 """Of the digest of a row, a text or a prompt: a run of 100,000 problems keeps 800 kB of each."""
+WAY_OUT = "name a file of rows (JSONL, JSON, CSV, Parquet) or another data set"
 
 
 class DataSource(NamedTuple):
@@ -69,28 +73,34 @@ def load_problems(
     task: TaskConfig = GSM8K_FORMAT,
     setting: str = "data",
 ) -> DataSource:
-    """The problems of `demo`, a JSONL file, or a data set on the hub, in the format of `task`; problem_id is the row.
+    """The problems of `demo`, a file, or a data set on the hub or in a folder, in the format of `task`.
 
-    Raises UserError if the data cannot be had (naming `setting`, by which it was chosen), is empty, or has a row that
-    is no problem (naming file and line); where nothing is graded such a row is only put into `refused`.
+    A problem_id is the row. Raises UserError if the data cannot be had (naming `setting`, by which it was chosen), is
+    empty, or has a row that is no problem (naming its place); where nothing is graded such a row is only put into
+    `refused`.
     """
-    if data == DEMO or is_local(data) or data.endswith((".jsonl", ".json")):
+    if names_file(data):
         path = DEMO_FOLDER / DEMO_PROBLEMS if data == DEMO else local_path(data)
-        way_out = "name a JSONL file in GSM8K's format or a data set on the hub"
         if path.is_fifo():
             raise UserError(
                 f"The data {path} is a pipe, and is read again for a report; save it as a file.", (setting,)
             )
-        rows = read_lines(path, way_out, setting)
-        empty = f"The data file {path} has no problems in it; {way_out}."
+        rows = read_lines(path, WAY_OUT, setting)
+        empty = f"The data file {path} has no problems in it; {WAY_OUT}."
     else:
-        rows = hub_rows(data, split, setting)
+        read = folder_rows if is_local(data) else hub_rows
+        rows = read(data, task.data_config, split, setting)
         empty = f"The data set {data} has no rows in split {split}; name another."
     problems, refused, inputs, kind = [], {}, {}, row_kind(task)
     for number, (where, line) in enumerate(rows):
         try:
             row = read_row(line, where, kind)
-            problems.append(check_gold(row.problem(number), FORMATS[task.name].golds, where, kind))
+            problem = check_gold(row.problem(number), FORMATS[task.name].golds, where, kind)
+            if problem.turns and not task.chat:
+                raise UserError(
+                    f"{where}: turns stand before the question, and only a chat holds them; ask in one.", ("task.chat",)
+                )
+            problems.append(problem)
             if isinstance(row, InputRow):
                 inputs[number] = row
         except UserError as error:
@@ -99,10 +109,7 @@ def load_problems(
             refused[number] = str(error)
     if not problems and not refused:
         raise UserError(empty, (setting,))
-    content = json.dumps(
-        [*([one.question, one.solution] for one in problems), *([row] for row in refused)], ensure_ascii=False
-    )
-    digest, num_rows = hashlib.sha256(content.encode()).hexdigest(), len(problems) + len(refused)
+    digest, num_rows = rows_digest(problems, refused), len(problems) + len(refused)
     within = num_rows if limit is None else limit
     problems = [problem for problem in problems if problem.problem_id < within]
     if not problems:
@@ -111,14 +118,33 @@ def load_problems(
     return DataSource(problems, data, digest, num_rows, refused, inputs)
 
 
+def names_file(data: str) -> bool:
+    """Whether `data` means a file, that is neither a folder nor on the hub."""
+    return data == DEMO or data.endswith(SUFFIXES) or (is_local(data) and not local_path(data).is_dir())
+
+
+def rows_digest(problems: Iterable[Problem], refused: Iterable[int] = ()) -> str:
+    """Hex sha256 of the questions, solutions and earlier turns of problems, and of the numbers of refused rows."""
+    rows = [[one.question, one.solution, *([one.turns] if one.turns else [])] for one in problems]
+    content = json.dumps([*rows, *([row] for row in refused)], ensure_ascii=False)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def load_train(task: TaskConfig) -> DataSource | None:
     """Where solved examples come from; None without them. Raises UserError as `load_problems` does."""
     if not task.num_shots or task.train_data is None:
         return None
-    return load_problems(task.train_data, "train", None, task, "task.train_data")
+    train = load_problems(task.train_data, "train", None, task, "task.train_data")
+    if turns := next((one for one in train.problems if one.turns), None):
+        raise UserError(
+            f"Row {turns.problem_id} of {task.train_data} has turns before its question, and a solved example has a "
+            "question and an answer alone; name other data, or set task.num_shots to 0.",
+            ("task.train_data", "task.num_shots"),
+        )
+    return train
 
 
-def hub_rows(name: str, split: str, setting: str) -> Iterator[tuple[str, bytes]]:
+def hub_rows(name: str, configuration: str | None, split: str, setting: str) -> Iterator[tuple[str, bytes]]:
     """Rows of a data set from the hub as lines of JSON, each with its place.
 
     With HF_HUB_OFFLINE=1 they come from the cache on this machine only. The hub is asked first by one short call:
@@ -126,14 +152,44 @@ def hub_rows(name: str, split: str, setting: str) -> Iterator[tuple[str, bytes]]
     """
     from huggingface_hub import HfApi, constants
 
-    revision, configuration = (GSM8K_REVISION, "main") if name == DEFAULT_DATA else (None, None)
+    revision = GSM8K_REVISION if name == DEFAULT_DATA else None
+    if name in (DEFAULT_DATA, PLATINUM):
+        configuration = configuration or "main"
     if name == PLATINUM:
-        configuration, split = "main", "test"
-    way_out = "name a JSONL file in GSM8K's format or another data set"
-    with hub(f"data set {name!r} (split {split}) is no file", way_out, setting):
+        split = "test"
+    with hub(f"data set {name!r} (split {split}) is no file", WAY_OUT, setting):
         if not constants.HF_HUB_OFFLINE:
             HfApi().dataset_info(name, revision=revision, timeout=HUB_SECONDS)
-        import datasets
+        rows = load_dataset(name, configuration, split=split, revision=revision)
+    return ((f"{name}, {place}", row) for place, row in numbered(rows))
 
-        rows = datasets.load_dataset(name, configuration, split=split, revision=revision)
-    return ((f"{name}, row {number}", json.dumps(row, default=str).encode()) for number, row in enumerate(rows))
+
+def folder_rows(name: str, configuration: str | None, split: str, setting: str) -> Iterator[tuple[str, bytes]]:
+    """Rows of a data set in a folder that is laid out as on the hub; what `datasets` makes of it is not kept."""
+    from datasets import disable_progress_bars
+    from datasets.exceptions import DatasetsError
+
+    disable_progress_bars()
+    with TemporaryDirectory() as cache:
+        try:
+            rows = load_dataset(str(local_path(name)), configuration, split=split, cache_dir=cache)
+        except (OSError, DatasetsError) as error:
+            reason = shorten(f"{error}. {error.__cause__ or ''}", 200, placeholder=" …")
+            raise UserError(
+                f"The folder {name} is no data set as on the hub ({reason}); {WAY_OUT}.", (setting,)
+            ) from error
+        yield from ((f"{name}, {place}", row) for place, row in numbered(rows))
+
+
+def load_dataset(name: str, configuration: str | None, **options: Any) -> Iterable[Any]:
+    """What the library of that name loads. Raises UserError with its list of configurations or splits for another."""
+    import datasets
+
+    try:
+        return datasets.load_dataset(name, configuration, **options)
+    except ValueError as error:
+        reason = shorten(str(error).partition("Example of usage")[0], 400, placeholder=" …")
+        raise UserError(
+            f"The data set {name} cannot be loaded ({reason}); choose the configuration and the split.",
+            ("task.data_config", "data_split"),
+        ) from error

@@ -1,50 +1,41 @@
-"""Rows of data files in JSONL: what they can be, one reader, and one way to refuse a row or a file of another kind.
+"""Rows of data: what they can be, one reader, and one way to refuse a row that is of another kind.
 
-A refusal says file and line, what is wrong, and what rows are.
+A refusal says the row's place, what is wrong, and what rows are.
 """
 
 from __future__ import annotations
 
 import json
-from codecs import BOM_UTF8
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from decimal import Decimal
+from math import isfinite
 from pathlib import Path
-from typing import Annotated, ClassVar, Self, TypeVar
+from textwrap import shorten
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, AliasChoices, BaseModel, BeforeValidator, Field, JsonValue, Strict, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, from_json
 
 from evals.config import TaskConfig
 from evals.grading.grade import FORMATS
 from evals.grading.numeric import GOLD
 from evals.record import read_line
-from evals.types import Problem, UserError
+from evals.types import Message, Problem, UserError
+from orchestrator.inputs.files import read_lines
 
-BY_DATASETS = (
-    "write its rows as lines of JSON, by Python's `from datasets import Dataset; Dataset.from_{}(FILE).to_json(NEW)`"
-)
-JSON_ARRAY = "one JSON array", BY_DATASETS.format("json")
-JSON_OBJECT = "one JSON object on several lines", "write every row on a line of its own, by `jq -c . FILE > NEW`"
-DELIMITED = "a table of separated values", BY_DATASETS.format("csv")
-WEB_PAGE = "a web page or XML", "download the file itself"
-UTF_16 = "text in UTF-16", "write it in UTF-8, by `iconv -f UTF-16 -t UTF-8 FILE > NEW`"
-KINDS_OF_FILE: Mapping[bytes, tuple[str, str]] = {
-    b"PAR1": ("Parquet", BY_DATASETS.format("parquet")),
-    b"\x1f\x8b": ("compressed by gzip", "unpack it (gunzip)"),
-    b"BZh": ("compressed by bzip2", "unpack it (bunzip2)"),
-    b"\xfd7zXZ": ("compressed by xz", "unpack it (unxz)"),
-    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unpack it (unzstd)"),
-    b"PK\x03\x04": ("a zip archive or a spreadsheet", "unpack it, or save its rows as lines of JSON"),
-    b"ARROW1": ("Arrow", "write its rows as lines of JSON, by Python's `datasets`"),
-    b"SQLite format 3": ("an SQLite database", "write its rows as lines of JSON"),
-    b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "fetch it (git lfs pull)"),
-    b"<!": WEB_PAGE,
-    b"<html": WEB_PAGE,
-    b"<?xml": WEB_PAGE,
-    b"\xff\xfe": UTF_16,
-    b"\xfe\xff": UTF_16,
-}
-"""How files that are no lines of JSON begin -> what they are, and what to do."""
 FORM_OF = {"number": "… #### 42", "text": "42"}
 """Kind of golds -> an answer as messages show it."""
 
@@ -57,13 +48,15 @@ def not_blank(text: str) -> str:
 
 
 def number_as_text(value: object) -> object:
-    """A whole number as the text that a person would write, anything else as it is."""
+    """A number as the text that a person would write, 18 also for 18.0; anything else as it is."""
+    if type(value) is float and isfinite(value):
+        value = int(value) if value.is_integer() else f"{Decimal(repr(value)):f}"
     return str(value) if type(value) is int else value
 
 
 Text = Annotated[str, AfterValidator(not_blank)]
 Answer = Annotated[Text, BeforeValidator(number_as_text)]
-"""A whole number is read as its text; of another one JSON's readers do not keep every digit."""
+"""A number is read as its text: a column of whole numbers with a gap is one of 18.0 to many that write files."""
 
 
 class Row(BaseModel, extra="allow"):
@@ -80,29 +73,70 @@ class Row(BaseModel, extra="allow"):
     @property
     def group(self) -> str | None:
         """See `Problem.group`."""
-        return None if (group := self.others.get("group")) is None else str(group)
+        return None if (group := self.others.get("group")) in (None, "") else str(group)
 
 
-class SolvedRow(Row):
-    """A question and its answer, a solution that ends in `#### gold` or, where golds are texts, the gold alone."""
+class Turn(BaseModel):
+    """A turn of a conversation; what it has beside is left out."""
 
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+CONVERSATION = TypeAdapter(dict[str, tuple[Turn, ...]])
+
+
+class AskedRow(Row):
+    """A row with a question, which a conversation may be: turns in place of the question, or as `messages`.
+
+    Its last turn is the answer if it is the assistant's, unless the row has another. The user's turn before it is the
+    question; all turns before that are put in front of the question as they are.
+    """
+
+    question_keys: ClassVar[tuple[str, ...]]
+    answer_keys: ClassVar[tuple[str, ...]]
     question: Text
+    _turns: tuple[Message, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read_conversation(cls, row: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        has = [key for key, value in row.items() if value is not None] if isinstance(row, dict) else []
+        key = next((key for key in (*cls.question_keys, "messages") if key in has), "")
+        if not key or not isinstance(row[key], list):
+            return handler(row)
+        *before, last = CONVERSATION.validate_python({key: row[key]})[key] or (None,)
+        answer = {}
+        if last and last.role == "assistant":
+            answer = {} if {*has} & {*cls.answer_keys} else {cls.answer_keys[0]: last.content}
+            *before, last = before or (None,)
+        if last is None or last.role != "user":
+            raise PydanticCustomError("asked", "a conversation should end with a question of the user and its answer")
+        asked = key if key in cls.question_keys else cls.question_keys[0]
+        read = handler({**row, "messages": row[key], asked: last.content, **answer})
+        read._turns = tuple(turn.model_dump() for turn in before)
+        return read
+
+
+class SolvedRow(AskedRow):
+    """A question and its answer, a solution that ends in `#### gold` or the gold alone."""
+
     answer: Answer
 
     def problem(self, problem_id: int) -> Problem:
-        return Problem.from_answer(problem_id, self.question, self.answer, self.group)
+        return Problem.from_answer(problem_id, self.question, self.answer, self.group)._replace(turns=self._turns)
 
 
-class InputRow(Row):
+class InputRow(AskedRow):
     """A question that `generate` answers, with the fields that have a place of their own in its output."""
 
-    question: Text
+    answer_keys = "original_output", "output"
     original_output: JsonValue = Field(None, validation_alias=AliasChoices("original_output", "output"))
     difficulty: JsonValue = None
     domain: JsonValue = None
 
     def problem(self, problem_id: int) -> Problem:
-        return Problem(problem_id, self.question, group=self.group)
+        return Problem(problem_id, self.question, group=self.group, turns=self._turns)
 
     @model_validator(mode="after")
     def _can_be_carried(self) -> Self:
@@ -129,7 +163,7 @@ class AnswerRow(Row):
     text: str
     ended: JsonValue = None
     """See `TextRow.ended`."""
-    gold: Annotated[str, Field(coerce_numbers_to_str=True)]
+    gold: Annotated[str, BeforeValidator(number_as_text)]
     """A solution that ends in `#### gold`, or the gold alone."""
     question: str = ""
 
@@ -142,43 +176,20 @@ def read_rows(path: Path, kind: type[R], way_out: str, *settings: str) -> Iterat
     return ((where, read_row(line, where, kind)) for where, line in read_lines(path, way_out, *settings))
 
 
-def read_lines(path: Path, way_out: str, *settings: str) -> Iterator[tuple[str, bytes]]:
-    """The lines of a file that are not blank, each with its place: file and line.
-
-    Raises UserError if the file cannot be read or is of another kind; `way_out` says what else to name, by `settings`.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"The data file {path} cannot be read ({error.strerror}); {way_out}.", settings) from error
-    content = content.removeprefix(BOM_UTF8)
-    if kind := kind_of_file(path, content):
-        raise UserError(f"The data file {path} is {kind[0]}, not lines of JSON; {kind[1]}.", settings)
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            yield f"{path}, line {number}", line
-
-
-def kind_of_file(path: Path, content: bytes) -> tuple[str, str] | None:
-    """What a file is that holds no lines of JSON, and what to do; None if nothing but its lines can tell."""
-    begin = content.lstrip()
-    if begin.startswith((b"[", b"{")):
-        try:
-            is_list = isinstance(from_json(content), list)
-        except ValueError:  # as there are several values, or a broken one
-            return None
-        return JSON_ARRAY if is_list else JSON_OBJECT if b"\n" in begin.rstrip() else None
-    if path.suffix.lower() in (".csv", ".tsv") and not begin.startswith(b"{"):
-        return DELIMITED
-    return next((kind for magic, kind in KINDS_OF_FILE.items() if begin.startswith(magic)), None)
-
-
 def read_row(line: bytes, where: str, kind: type[R]) -> R:
     """The row on a line of JSON. Raises UserError, which begins with the line's place `where`."""
     try:
         return read_line(line, kind)
     except ValueError as error:
-        raise refusal(where, str(error), kind) from error
+        raise refusal(where, f"{error}{fields_found(error)}", kind) from error
+
+
+def fields_found(error: ValueError) -> str:
+    """The names that there are where an error of `read_line` misses one; nothing for any other."""
+    first = error.__cause__.errors()[0] if isinstance(error.__cause__, ValidationError) else {}
+    if first.get("type") != "missing" or not isinstance(there := first.get("input"), dict):
+        return ""
+    return f" (found: {shorten(', '.join(there), 200, placeholder=' …') or 'nothing'})"
 
 
 def refusal(where: str, reason: str, kind: type[Row]) -> UserError:
@@ -193,14 +204,16 @@ def row_kind(task: TaskConfig) -> type[SolvedRow] | type[InputRow]:
 
         class Input(InputRow):
             form = json.dumps({task.question_key: "…"}, ensure_ascii=False)
+            question_keys = task.question_key, "prompt"
             question: Text = Field(validation_alias=AliasChoices(task.question_key, "prompt"))
 
         return Input
 
     class Solved(SolvedRow):
         form = json.dumps({task.question_key: "…", task.answer_key: FORM_OF[golds]}, ensure_ascii=False)
+        question_keys, answer_keys = (task.question_key,), (task.answer_key,)
         question: Text = Field(alias=task.question_key)
-        answer: Answer = Field(alias=task.answer_key, pattern="####" if golds == "number" else None)
+        answer: Answer = Field(alias=task.answer_key)
 
     return Solved
 
@@ -209,4 +222,5 @@ def check_gold(problem: Problem, golds: str, where: str, kind: type[Row]) -> Pro
     """The problem. Raises UserError if its gold is not what graders of such `golds` compare with."""
     if golds == "none" or (problem.gold and (golds != "number" or GOLD.fullmatch(problem.gold))):
         return problem
-    raise refusal(where, f"the gold is {problem.gold!r}, not {'a number' if golds == 'number' else 'an answer'}", kind)
+    gold = shorten(repr(problem.gold), 80, placeholder=" …'")
+    raise refusal(where, f"the gold is {gold}, not {'a number' if golds == 'number' else 'an answer'}", kind)

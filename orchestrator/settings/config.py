@@ -51,7 +51,7 @@ class RunConfig(Settings):
     )
     data: Text | None = Field(
         default=None,
-        description=f"JSONL in GSM8K's format, hub name, or demo (default: the preset's, {DEFAULT_DATA} for gsm8k)",
+        description=f"file of rows, hub name, folder, or demo (default: the preset's, {DEFAULT_DATA} for gsm8k)",
     )
     data_split: Text = Field(default="test", description="split of a data set from the hub")
     limit: Positive | None = Field(default=None, description="only the first so many problems (default: all)")
@@ -267,7 +267,7 @@ def hashed(config: RunConfig, provenance: Provenance, own: Mapping[str, JsonValu
         "record_format": RECORD_FORMAT,
         "model": provenance.model,
         "train_data": provenance.train_data,
-        "task": config.task.model_dump(exclude={"train_data", *unset}),
+        "task": config.task.model_dump(exclude={"train_data", "data_config", *unset}),
         "sampler": sampler,
         "seed": config.seed,
         "dtype": config.engine.dtype,
