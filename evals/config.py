@@ -81,7 +81,9 @@ class TaskConfig(Settings):
         f"model's own where its chat template names one, else {USUAL_END})",
     )
     question_key: Text = Field(
-        default=GSM8K.question_key, description="name of the question in the rows of the data (default: the preset's)"
+        default=GSM8K.question_key,
+        description="name of the question in the rows of the data; without it they have `messages`, conversations "
+        "(default: the preset's)",
     )
     answer_key: Text = Field(default="answer", description="name of the answer in the rows of the data")
 

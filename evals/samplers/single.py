@@ -60,7 +60,7 @@ class Replay:
     """Returns the given answers of `texts` and asks the engine for nothing."""
 
     texts: Text = Field(
-        description='what replay grades: a JSONL file of rows {"id": row of the data from 0, "text": answer}, one for '
+        description='what replay grades: a file of rows {"id": row of the data from 0, "text": answer}, one for '
         "each sample (without id: in the order of the data), or gold (the data's own answers)",
     )
     kind: Literal["replay"] = Field(default="replay", description="grades given texts and samples nothing")

@@ -1,4 +1,4 @@
-"""`powersample generate`: answers every row of a JSONL file by an ordinary run, and writes its answers to OUT.
+"""`powersample generate`: answers every row of a file by an ordinary run, and writes its answers to OUT.
 
 The run in OUT.run is authoritative: OUT is made from its records, grows while they come, and is put in order at the
 end. The format of a line is in export/generate_output.py.
@@ -66,7 +66,7 @@ def checked_config(config: RunConfig, output: Path) -> RunConfig:
         missing = "model" if config.model is None else "data"
         raise UserError(f"generate needs {missing}; `powersample generate --help` lists the options.", (missing,))
     if not Path(config.data).is_file():
-        raise UserError(f"There is no file {config.data}; name a JSONL file.", ("data",))
+        raise UserError(f"There is no file {config.data}; name a file of rows (JSONL, JSON, CSV, Parquet).", ("data",))
     if output.is_dir():
         raise UserError(f"{output} is a directory; name a file by --output_file.")
     run, data = generate_output.run_of(output), str(Path(config.data).absolute())

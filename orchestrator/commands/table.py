@@ -178,7 +178,7 @@ Writes no file.""",
     "score": Command(
         "grade texts from anywhere: rows {id, text, gold}",
         (
-            option("file", type=Path, metavar="FILE.jsonl", help="rows to grade"),
+            option("file", type=Path, metavar="FILE", help="rows to grade"),
             option("--preset", default="gsm8k", metavar="NAME", help="whose stop strings and format count (gsm8k)"),
             option("--thought-end", default=USUAL_END, metavar="TOKEN",
                    help="what ends a thought in a text; '' for none (%(default)s)"),
@@ -191,7 +191,7 @@ numeric does not read thoughts; of a row with "ended": "length", which a token l
 alone.""",
     ),
     "generate": Command(
-        "answer every row of a JSONL file, without grades",
+        "answer every row of a file, without grades",
         (
             CONFIG,
             setting("model", "--model_path", metavar="MODEL", help="hub name or local folder"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import sys
 import zlib
 from codecs import BOM_UTF8
@@ -105,7 +106,11 @@ def rows_in(content: bytes, suffix: str) -> Iterator[tuple[str, bytes]]:
     for magic, kind in OTHER_KINDS.items():
         if magic in (begin[: len(magic)], begin[: len(magic)].lower()):
             raise NoRowsError(*kind)
-    return table_rows(content, suffix) if suffix in (".csv", ".tsv") else lines(content)
+    if suffix in (".csv", ".tsv"):
+        return table_rows(content, suffix)
+    if re.match(rb".*[,;\t|]", begin) and not re.search(rb"^\s*[{]", content, re.MULTILINE):
+        raise NoRowsError("a table or another text, without one row in JSON", "let a table's name end in .csv or .tsv")
+    return lines(content)
 
 
 def unpacked(content: bytes) -> bytes:

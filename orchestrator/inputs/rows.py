@@ -6,7 +6,7 @@ A refusal says the row's place, what is wrong, and what rows are.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from math import isfinite
 from pathlib import Path
@@ -64,6 +64,8 @@ class Row(BaseModel, extra="allow"):
 
     form: ClassVar[str]
     """A row as messages show it."""
+    settings: ClassVar[Mapping[str, str]] = {}
+    """Field -> the setting that says under which name it is looked for."""
 
     @property
     def others(self) -> dict[str, JsonValue]:
@@ -110,6 +112,8 @@ class AskedRow(Row):
         if last and last.role == "assistant":
             answer = {} if {*has} & {*cls.answer_keys} else {cls.answer_keys[0]: last.content}
             *before, last = before or (None,)
+        elif cls.model_fields.keys() & {"answer"} and not {*has} & {*cls.answer_keys}:
+            raise PydanticCustomError("answered", "its conversation ends with no answer, and it has none beside")
         if last is None or last.role != "user":
             raise PydanticCustomError("asked", "a conversation should end with a question of the user and its answer")
         asked = key if key in cls.question_keys else cls.question_keys[0]
@@ -181,20 +185,18 @@ def read_row(line: bytes, where: str, kind: type[R]) -> R:
     try:
         return read_line(line, kind)
     except ValueError as error:
-        raise refusal(where, f"{error}{fields_found(error)}", kind) from error
+        first = error.__cause__.errors()[0] if isinstance(error.__cause__, ValidationError) else {}
+        if first.get("type") != "missing":
+            encoded = "" if line.decode(errors="ignore").encode() == line else " (it is not in UTF-8)"
+            raise refusal(where, f"{error}{encoded}", kind) from error
+        there = shorten(", ".join(first["input"]), 200, placeholder=" …") or "nothing"
+        setting = kind.settings.get(str(first["loc"][0]))
+        raise refusal(where, f"{error} (found: {there})", kind, *([setting] if setting else [])) from error
 
 
-def fields_found(error: ValueError) -> str:
-    """The names that there are where an error of `read_line` misses one; nothing for any other."""
-    first = error.__cause__.errors()[0] if isinstance(error.__cause__, ValidationError) else {}
-    if first.get("type") != "missing" or not isinstance(there := first.get("input"), dict):
-        return ""
-    return f" (found: {shorten(', '.join(there), 200, placeholder=' …') or 'nothing'})"
-
-
-def refusal(where: str, reason: str, kind: type[Row]) -> UserError:
+def refusal(where: str, reason: str, kind: type[Row], *settings: str) -> UserError:
     """The error for a row that is not what its file has to hold."""
-    return UserError(f"{where}: {reason}; rows are {kind.form}, in UTF-8.")
+    return UserError(f"{where}: {reason}; rows are {kind.form}.", settings)
 
 
 def row_kind(task: TaskConfig) -> type[SolvedRow] | type[InputRow]:
@@ -205,6 +207,7 @@ def row_kind(task: TaskConfig) -> type[SolvedRow] | type[InputRow]:
         class Input(InputRow):
             form = json.dumps({task.question_key: "…"}, ensure_ascii=False)
             question_keys = task.question_key, "prompt"
+            settings = {task.question_key: "task.question_key"}
             question: Text = Field(validation_alias=AliasChoices(task.question_key, "prompt"))
 
         return Input
@@ -212,6 +215,7 @@ def row_kind(task: TaskConfig) -> type[SolvedRow] | type[InputRow]:
     class Solved(SolvedRow):
         form = json.dumps({task.question_key: "…", task.answer_key: FORM_OF[golds]}, ensure_ascii=False)
         question_keys, answer_keys = (task.question_key,), (task.answer_key,)
+        settings = {task.question_key: "task.question_key", task.answer_key: "task.answer_key"}
         question: Text = Field(alias=task.question_key)
         answer: Answer = Field(alias=task.answer_key)
 

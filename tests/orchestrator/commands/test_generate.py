@@ -302,7 +302,7 @@ def test_refusals_name_the_options_that_generate_has(run: Callable[..., int], fl
 
 def test_validate_names_its_own_option(tmp_path: Path) -> None:
     (tmp_path / "out.jsonl").touch()
-    with pytest.raises(UserError, match=r"absent cannot be read .*; name a JSONL file .*[(]--input[)][.]"):
+    with pytest.raises(UserError, match=r"absent cannot be read .*; name a file of rows .*[(]--input[)][.]"):
         command("validate", tmp_path / "out.jsonl", "--input", tmp_path / "absent")
     with pytest.raises(UserError, match=r"absent cannot be read .*; name the file that generate wrote"):
         command("validate", tmp_path / "absent", "--input", tmp_path / "out.jsonl")
@@ -536,6 +536,6 @@ def test_2000_rows_with_a_bad_one_survive_a_kill(tmp_path: Path) -> None:
     assert all(after[row["metadata"]["example_id"]] == row for row in before), "answers from before the kill stay"
     assert [line for line in done.stdout.splitlines() if line.startswith("Failed")] == [
         f"Failed: row 777: {data}, line 778: the line: invalid JSON: EOF while parsing a string at column 11; rows are "
-        '{"input": "…"}, in UTF-8.'
+        '{"input": "…"}.'
     ]
     assert command("validate", out, "--input", data) == 0

@@ -175,7 +175,8 @@ def test_the_fingerprint_is_stable() -> None:
     [{"batch_size": 3}, {"use_batched": False}, {"num_gpus": 2}, {"num_workers": 4}, {"run_dir": Path("x")},
      {"name": "x"}, {"model": "other/name"}, {"data": "other.jsonl"}, {"dashboard": False}, {"fresh": True},
      {"inline": True}, {"task": {"train_data": "somewhere"}}, {"engine": {"dtype": "bfloat16"}},
-     {"engine": {"gpus_per_model": 2}}, {"limit": 3}, {"num_samples": 2}, {"inputs": INPUTS._replace(data="x")}],
+     {"task": {"data_config": "hard"}}, {"engine": {"gpus_per_model": 2}}, {"limit": 3}, {"num_samples": 2},
+     {"inputs": INPUTS._replace(data="x")}],
 )  # fmt: skip
 def test_what_may_change_from_one_start_to_the_next(changes: dict[str, Any]) -> None:
     assert digest(**changes) == digest()

@@ -143,7 +143,7 @@ def test_a_file_may_say_that_there_is_none_of_something(tmp_path: Path) -> None:
          "--sampler.num-effective-moves=5 do not go together: they exclude each other; set one."),
         (["--sampler.kind", "replay"], {},
          "--sampler.kind=replay is refused: name by sampler.texts what replay grades: "
-         'a JSONL file of rows {"id": row of the data from 0, "text": answer}, one for each sample (without id: in the '
+         'a file of rows {"id": row of the data from 0, "text": answer}, one for each sample (without id: in the '
          "order of the data), or gold (the data's own answers)."),
     ],
 )  # fmt: skip
@@ -219,7 +219,7 @@ OTHER: dict[str, Any] = {
     "task.num_shots": 2, "task.train_data": "t.jsonl", "task.max_new_tokens": 9, "task.stop": ["a", "b"],
     "task.preset": "power-paper", "task.chat": True, "task.template": "{question}?", "task.question_key": "problem",
     "task.answer_key": "gold", "task.max_prompt_tokens": 99, "task.thought_end": "[/THINK]", "sampler.top_p": 0.9,
-    "task.chat_template_args": {"enable_thinking": False},
+    "task.chat_template_args": {"enable_thinking": False}, "task.data_config": "hard",
     "engine.dtype": "float16", "engine.trust_remote_code": True, "engine.allow_pickle": True, "engine.prefetch": 2,
     "engine.prefill_tokens": 64, "engine.execution": "eager", "engine.target_utilisation": 0.5,
     "engine.float32_logits": True, "engine.adapter": "lora", "engine.gpus_per_model": 2,
