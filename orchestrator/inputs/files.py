@@ -1,8 +1,9 @@
 """Files of rows, told apart by their content: lines of JSON, one JSON array, a table of separated values, Parquet, and
 each of them compressed by gzip. One reader gives the rows of all as lines of JSON, each with its place.
 
-A table alone is known by its name (.csv, .tsv), having no mark; its cells are the texts that the file has. What cannot
-be read is refused in one sentence: what the file is, and the way out.
+A table alone is known by its name (.csv, .tsv), having no mark; its cells are the texts that the file has. `datasets`
+reads none of these here: it makes 7.0 of an answer 007, none of NA, and takes longer to import than all of GSM8K to
+read. What cannot be read is refused in one sentence: what the file is, and the way out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
@@ -178,7 +180,8 @@ def parquet_rows(content: bytes) -> Iterator[tuple[str, bytes]]:
     try:
         table = read_table(pyarrow.BufferReader(content))
     except (pyarrow.ArrowException, OSError) as error:
-        raise NoRowsError(f"a Parquet file that pyarrow cannot read ({error})", AGAIN) from error
+        reason = shorten(str(error), 160, placeholder=" …")
+        raise NoRowsError(f"a Parquet file that pyarrow cannot read ({reason})", AGAIN) from error
     checked(table.column_names)
     return numbered(table.to_pylist())
 
