@@ -2,7 +2,7 @@
 each of them compressed by gzip. One reader gives the rows of all as lines of JSON, each with its place.
 
 A table alone is known by its name (.csv, .tsv), having no mark; its cells are the texts that the file has. `datasets`
-reads none of these here: it makes 7.0 of an answer 007, none of NA, and takes longer to import than all of GSM8K to
+reads none of these: it makes a number of an answer 007, nothing of NA, and takes longer to import than all of GSM8K to
 read. What cannot be read is refused in one sentence: what the file is, and the way out.
 """
 
