@@ -56,8 +56,7 @@ class DataSource(NamedTuple):
     @property
     def rows_digest(self) -> str:
         """The `short_digest` of every row within the limit, one behind the other."""
-        rows: dict[int, list[str | int]] = {one.problem_id: [one.question, one.solution] for one in self.problems}
-        rows |= {row: [row] for row in self.refused}
+        rows = {one.problem_id: identity(one) for one in self.problems} | {row: [row] for row in self.refused}
         return "".join(short_digest(json.dumps(rows[row], ensure_ascii=False).encode()) for row in sorted(rows))
 
 
@@ -109,7 +108,7 @@ def load_problems(
             refused[number] = str(error)
     if not problems and not refused:
         raise UserError(empty, (setting,))
-    digest, num_rows = rows_digest(problems, refused), len(problems) + len(refused)
+    digest, num_rows = data_digest(problems, refused), len(problems) + len(refused)
     within = num_rows if limit is None else limit
     problems = [problem for problem in problems if problem.problem_id < within]
     if not problems:
@@ -123,11 +122,15 @@ def names_file(data: str) -> bool:
     return data == DEMO or data.endswith(SUFFIXES) or (is_local(data) and not local_path(data).is_dir())
 
 
-def rows_digest(problems: Iterable[Problem], refused: Iterable[int] = ()) -> str:
-    """Hex sha256 of the questions, solutions and earlier turns of problems, and of the numbers of refused rows."""
-    rows = [[one.question, one.solution, *([one.turns] if one.turns else [])] for one in problems]
-    content = json.dumps([*rows, *([row] for row in refused)], ensure_ascii=False)
+def data_digest(problems: Iterable[Problem], refused: Iterable[int] = ()) -> str:
+    """Hex sha256 of the `identity` of problems, and of the numbers of refused rows."""
+    content = json.dumps([*map(identity, problems), *([row] for row in refused)], ensure_ascii=False)
     return hashlib.sha256(content.encode()).hexdigest()
+
+
+def identity(problem: Problem) -> list[Any]:
+    """What tells a problem from another, whatever the shape of its file."""
+    return [problem.question, problem.solution, *([problem.turns] if problem.turns else [])]
 
 
 def load_train(task: TaskConfig) -> DataSource | None:

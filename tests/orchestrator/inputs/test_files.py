@@ -21,7 +21,7 @@ from pyarrow import parquet
 from evals.config import TaskConfig
 from evals.types import Problem, UserError
 from orchestrator.inputs.files import read_lines
-from orchestrator.inputs.problems import load_problems, rows_digest
+from orchestrator.inputs.problems import data_digest, load_problems
 from support.command import DEMO, in_process
 
 Rows = Sequence[dict[str, Any]]
@@ -108,7 +108,7 @@ def test_every_text_arrives_as_the_file_has_it(name: str, tmp_path: Path) -> Non
     assert loaded.problems == [
         Problem.from_answer(number, row["question"], row["answer"], row["group"]) for number, row in enumerate(TRICKY)
     ]
-    assert loaded.digest == rows_digest(loaded.problems)
+    assert loaded.digest == data_digest(loaded.problems)
     assert load_problems(str(tmp_path / name), limit=1, task=TEXTS).digest == loaded.digest
 
 
@@ -161,7 +161,7 @@ def test_a_conversation_ends_before_its_last_answer(tmp_path: Path) -> None:
     ]
     assert [one.turns for one in loaded] == [*[tuple(long[:3])] * 3, (), (), ()]
     bare = [one._replace(turns=()) for one in loaded]
-    assert rows_digest(loaded) != rows_digest(bare), "what stands before a question is of the data"
+    assert data_digest(loaded) != data_digest(bare), "what stands before a question is of the data"
 
 
 @pytest.mark.parametrize(
