@@ -172,9 +172,11 @@ def table_rows(content: bytes, suffix: str) -> Iterator[tuple[str, bytes]]:
 
 def parquet_rows(content: bytes) -> Iterator[tuple[str, bytes]]:
     """The rows of a Parquet file by their numbers. Raises NoRowsError."""
-    import pyarrow
-    from pyarrow.parquet import read_table
-
+    try:
+        import pyarrow
+        from pyarrow.parquet import read_table
+    except ImportError as error:
+        raise NoRowsError(f"Parquet, and {error.name} is not installed", "pip install pyarrow") from error
     if not content.endswith(PARQUET):
         raise NoRowsError("a Parquet file that is cut off", AGAIN)
     try:

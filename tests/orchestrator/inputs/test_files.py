@@ -118,6 +118,12 @@ def test_no_file_needs_the_library_of_the_hub(tmp_path: Path, monkeypatch: pytes
     assert len(digests) == 1
 
 
+def test_parquet_without_its_library_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"is Parquet, and pyarrow is not installed; pip install pyarrow\."):
+        load_problems(stored(tmp_path / "rows.parquet", as_parquet(ROWS)))
+
+
 def test_numbers_as_answers_are_what_a_person_writes(tmp_path: Path) -> None:
     """Whole ones without a point: a column with a gap is one of floats. By GSM8K's preset, too, as bare golds."""
     given = [18, 18.0, -7, 2.5, 1e22, 1e-7, 10**30]
