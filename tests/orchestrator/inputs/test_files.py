@@ -120,7 +120,7 @@ def test_no_file_needs_the_library_of_the_hub(tmp_path: Path, monkeypatch: pytes
 
 def test_parquet_without_its_library_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UserError, match=r"is Parquet, and pyarrow is not installed; pip install pyarrow\."):
+    with pytest.raises(UserError, match=r"is Parquet, and pyarrow is not installed; pip install pyarrow"):
         load_problems(stored(tmp_path / "rows.parquet", as_parquet(ROWS)))
 
 
