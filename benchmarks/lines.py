@@ -9,8 +9,8 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("evals", "orchestrator", "demo_training", "benchmarks", "tests")
-PACKAGE = ("evals", "orchestrator")
+FOLDERS = ("powersample", "evals", "orchestrator", "demo_training", "benchmarks", "tests")
+PACKAGE = ("powersample", "evals", "orchestrator")
 SILENT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     for folder in FOLDERS:
         for name in (*sorted(name for name in files if name.startswith(f"{folder}/")), folder):
             print(f"{name if name == folder else f'  {name}':28}{files[name]:6}{lines[name]:8,}{code[name]:8,}")
-    print(f"{'package (evals, orchestrator)':28}{files['package']:5}{lines['package']:8,}{code['package']:8,}")
+    print(f"{'package (the first three)':28}{files['package']:6}{lines['package']:8,}{code['package']:8,}")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
+
+from orchestrator.installation import foreign_evals, version
 
 UNUSABLE = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EISDIR}
 """Errors of a path, or of standard output, that are the user's mistake wherever they are raised."""
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no ± shows ? instead
-    if not evals_is_ours():
+    if sentence := foreign_evals():
+        print_error(sentence)
         return 2
     from evals.types import UserError, WorkersLost
 
@@ -113,27 +115,3 @@ def check_working_directory() -> None:
         Path.cwd()
     except FileNotFoundError as error:
         raise UserError("The working directory was deleted; change to one that is there (cd).") from error
-
-
-def version() -> str:
-    """The version in the checkout's pyproject.toml, or else that of the installed package."""
-    import tomllib
-    from importlib.metadata import version as installed
-
-    project = Path(__file__).parents[1] / "pyproject.toml"
-    if not project.is_file():
-        return installed("powersample")
-    return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
-
-
-def evals_is_ours() -> bool:
-    """Whether `evals` is powersample's package, not another distribution's; if not, stderr says how to mend it."""
-    ours, spec = Path(__file__).resolve().parents[1] / "evals", find_spec("evals")
-    other = next(iter(spec.submodule_search_locations or ()), "nowhere") if spec else "nowhere"
-    if Path(other).resolve() == ours:
-        return True
-    print_error(
-        f"the package evals is imported from {other} instead of powersample's own {ours}; uninstall the other (pip "
-        "uninstall evals), or start from another directory and with a clean PYTHONPATH."
-    )
-    return False

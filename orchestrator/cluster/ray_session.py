@@ -24,6 +24,7 @@ from ray.job_config import JobConfig
 
 from evals.types import UserError, WorkersLost
 from orchestrator.console import say
+from orchestrator.installation import ROOT
 from orchestrator.rundir.directory import try_writing
 from orchestrator.settings.config import RunConfig
 from orchestrator.settings.parser import readable
@@ -34,7 +35,6 @@ HEALTH_CHECK = {"initial_delay_ms": 1000, "period_ms": 1000, "timeout_ms": 2000,
 """How a local Ray checks its nodes: it notices a dead one after 3 s instead of 13 s, a frozen one after 9 instead of
 63 s."""
 OBJECT_STORE_BYTES = 256 << 20  # records are small; the default, 30 % of RAM, spills out of a small /dev/shm
-CHECKOUT = Path(__file__).parents[2]
 TMP = "/tmp"
 LONGEST_SOCKET = 107
 """Bytes that the path of a socket can have on Linux."""
@@ -120,7 +120,7 @@ def start_ray(config: RunConfig, job_name: str) -> None:
     Raises UserError for what the user can mend, WorkersLost where Ray does not start.
     """
     address = ray_address()
-    environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))}
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
     if not config.use_gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ""
     check_address()

@@ -21,6 +21,7 @@ from orchestrator.console import say
 from orchestrator.driver import session
 from orchestrator.driver.open_runs import OpenRun
 from orchestrator.export import generate_output
+from orchestrator.installation import CONFIGS
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.files import write_atomically, write_whole, writing
 from orchestrator.rundir.reading.telemetry import read_telemetry, timings
@@ -30,7 +31,6 @@ from orchestrator.settings.merge import build_config
 from orchestrator.settings.parser import check_text, variable_name
 from orchestrator.wording import duration
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 POWER = {"sampler.alpha", "sampler.num_moves"}
 """Settings that select power sampling."""
 BUSY, PER_MINUTE = 0.7, 200.0  # below these there is advice

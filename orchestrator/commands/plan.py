@@ -85,7 +85,8 @@ def model_of(args: argparse.Namespace) -> ModelSpec:
 
 def config_folder(name: str) -> str:
     """The folder of a model's config.json, the only file that is fetched of a model on the hub."""
-    from orchestrator.inputs.models import DEMO_FOLDER, DEMO_MODEL, download, is_local
+    from orchestrator.inputs.models import DEMO_MODEL, download, is_local
+    from orchestrator.installation import DEMO_FOLDER
     from orchestrator.settings.config import DEMO
 
     if name == DEMO:

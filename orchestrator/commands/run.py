@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from pathlib import Path
 
 from evals.types import UserError
 from orchestrator.console import say
 from orchestrator.driver import session
+from orchestrator.installation import CONFIGS
 from orchestrator.machine import gpus
 from orchestrator.settings.config import DEMO, RunConfig, resolve
 from orchestrator.settings.merge import build_config
 
-GPU_DEFAULT = Path(__file__).parents[2] / "configs/gsm8k_power.yaml"
+GPU_DEFAULT = CONFIGS / "gsm8k_power.yaml"
 """The configuration file for a machine with GPUs, unless --config names another."""
 
 

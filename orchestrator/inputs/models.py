@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evals.config import EngineConfig
 from evals.types import UserError
+from orchestrator.installation import DEMO_FOLDER
 from orchestrator.settings.config import DEMO
 from orchestrator.settings.parser import local_path
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
 
-DEMO_FOLDER = Path(__file__).parents[2] / "evals" / "demo"
 DEMO_MODEL = "model"  # in DEMO_FOLDER
 HUB_SECONDS = 10.0
 CAREFUL = EngineConfig()  # runs no code of a model, loads no pickled weights

@@ -17,8 +17,9 @@ from evals.config import TaskConfig
 from evals.grading.grade import FORMATS
 from evals.types import Problem, UserError
 from orchestrator.inputs.files import SUFFIXES, numbered, read_lines
-from orchestrator.inputs.models import DEMO_FOLDER, HUB_SECONDS, hub, is_local
+from orchestrator.inputs.models import HUB_SECONDS, hub, is_local
 from orchestrator.inputs.rows import InputRow, check_gold, read_row, row_kind
+from orchestrator.installation import DEMO_FOLDER
 from orchestrator.settings.config import DEFAULT_DATA, DEMO
 from orchestrator.settings.parser import local_path
 

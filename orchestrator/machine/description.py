@@ -14,9 +14,9 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
+from orchestrator.installation import ROOT
 from orchestrator.machine.gpus import driver_version, visible_gpus
 
-CHECKOUT = Path(__file__).parents[2]
 PACKAGES = ["powersample", "torch", "transformers", "tokenizers", "safetensors", "ray", "datasets", "numpy", "pydantic"]
 
 
@@ -36,7 +36,7 @@ class Environment:
 
 def describe() -> Environment:
     """The environment of this process."""
-    commit, dirty = git_state(CHECKOUT)
+    commit, dirty = git_state(ROOT)
     hardware: dict[str, JsonValue] = {
         "host": socket.gethostname(),
         "platform": platform.platform(),
