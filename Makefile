@@ -4,7 +4,7 @@ PYTHON ?= $(or $(POWERSAMPLE_PYTHON),.venv/bin/python)
 # Tests run on all cores, but for those that nothing may run beside (marked serial). Pytest's code 5, no such test, is no
 # failure.
 PARALLEL = -n auto --maxprocesses 8 --dist worksteal
-.PHONY: setup check format lines test test-slow test-gpu test-interop test-transformers benchmark demo constraints
+.PHONY: setup check format lines test test-slow test-gpu test-interop test-transformers test-antlr benchmark demo constraints
 .PHONY: constraints-interop
 
 setup:
@@ -43,6 +43,13 @@ test-transformers: setup
 	  $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --target .transformers/$$end --resolution $$end \
 	    "$$(grep -o 'transformers>=[^"]*' pyproject.toml)" && \
 	  PYTHONPATH=.transformers/$$end $(PYTHON) -m pytest tests/evals/engine/test_tokenizer.py || exit 1; \
+	done
+
+# The graders' tests with each version of antlr that math-verify takes, each in a folder of its own.
+test-antlr: setup
+	for version in 4.11.0 4.13.2; do \
+	  $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --target .antlr/$$version "antlr4-python3-runtime==$$version" && \
+	  PYTHONPATH=.antlr/$$version $(PYTHON) -m pytest tests/evals/grading || exit 1; \
 	done
 
 benchmark: setup

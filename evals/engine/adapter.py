@@ -70,8 +70,8 @@ def read_adapter(folder: str) -> Mapping[str, Any]:
         raise UserError(f"The adapter in {folder} has no {ADAPTER_WEIGHTS}; save it as safetensors.")
     if find_spec("peft") is None:
         raise UserError(
-            f"{folder} holds an adapter, which peft merges, and peft is not installed; pip install peft, or merge the "
-            "adapter elsewhere and name the folder of the result."
+            f"{folder} holds an adapter, which peft merges, and peft is not installed; pip install "
+            "'powersample[adapters]', or merge the adapter elsewhere and name the folder of the result."
         )
     return config
 

@@ -11,10 +11,13 @@ import os
 import sys
 from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
+
+from evals.types import UserError
 
 if TYPE_CHECKING:
     from pebble import ProcessPool
@@ -24,6 +27,25 @@ SECONDS = 5.0
 START_SECONDS = 60.0
 """Time limit for the process to import sympy, on a busy machine."""
 LOCK = Lock()
+RUNTIMES = ("4.11.0", "4.11.1", "4.13.2")
+"""Versions of antlr4-python3-runtime that math-verify has a parser for."""
+
+
+def check_installed() -> None:
+    """Raises UserError unless math-verify is installed, and a runtime of antlr that it can use."""
+    try:
+        version("math-verify"), version("latex2sympy2_extended")
+        runtime = version("antlr4-python3-runtime")
+    except PackageNotFoundError as error:
+        found = f"{error.name} is not installed"
+    else:
+        if runtime in RUNTIMES:
+            return
+        found = f"version {runtime} is installed"
+    raise UserError(
+        f"Formulas are compared by math-verify with antlr4-python3-runtime 4.11 or 4.13.2, and {found}; pip install "
+        '"math-verify>=0.9,<0.10" "antlr4-python3-runtime==4.13.2".'
+    )
 
 
 def equal(gold: str, answer: str) -> bool | None:

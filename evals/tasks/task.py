@@ -174,7 +174,7 @@ def packaged() -> tuple[Problem, ...]:
     if not folders:
         raise UserError(
             "The preset lmeval-cot reads its examples from lm-eval, which is not installed here; pip install "
-            "lm-eval==0.4.13, or use lmeval-cot-zeroshot."
+            "'powersample[lm-eval]', or use lmeval-cot-zeroshot."
         )
     text = Path(folders[0], "tasks/gsm8k/gsm8k-cot.yaml").read_text(encoding="utf-8")
     samples = yaml.safe_load(text)["fewshot_config"]["samples"]

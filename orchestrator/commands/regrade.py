@@ -10,6 +10,7 @@ import json
 from argparse import Namespace
 from collections import Counter
 
+from evals.grading.symbolic import check_installed
 from evals.record import Record, as_json
 from evals.tasks.task import make_task
 from evals.thoughts import USUAL_END, thought_in
@@ -25,6 +26,7 @@ from orchestrator.rundir.reading.records import SCORES, answered_records
 
 def regrade(args: Namespace) -> int:
     """Grade a run again and write its report; returns the exit code. Raises UserError for what the user can mend."""
+    check_installed()
     directory = args.run
     run = Manifest.read(directory, graded=True)
     check_lock(directory)

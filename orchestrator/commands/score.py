@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from evals.grading.grade import FORMATS
+from evals.grading.symbolic import check_installed
 from evals.stopping import cut
 from evals.tasks.presets import PRESETS
 from evals.thoughts import thought_in
@@ -20,6 +21,7 @@ def score(args: Namespace) -> int:
 
     Raises UserError naming file and line for a row that cannot be graded; nothing has been printed then.
     """
+    check_installed()
     name = args.preset
     if name not in PRESETS:
         raise UserError(f"--preset {name} is refused{suggestion(name, PRESETS)}; there are {', '.join(PRESETS)}.")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from evals.config import EngineConfig
 from evals.evaluate import prompt_ids
+from evals.grading.symbolic import check_installed
 from evals.record import RecordKey
 from evals.samplers.single import Replay
 from evals.tasks.task import Task, make_task
@@ -105,6 +106,8 @@ def resolve_inputs(config: RunConfig, now: datetime, model: ModelSource | None =
             f"A configuration is of a data set on the hub or in a folder, and {named[0]} is a file; leave it out.",
             ("task.data_config",),
         )
+    if config.task.name != "open":
+        check_installed()
     data = load_problems(config.data or "", config.data_split, config.limit, config.task)
     texts = load_texts(config.sampler.texts, data, config.num_samples) if isinstance(config.sampler, Replay) else None
     train = load_train(config.task)

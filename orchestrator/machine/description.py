@@ -17,7 +17,20 @@ from pydantic import JsonValue
 from orchestrator.installation import ROOT
 from orchestrator.machine.gpus import driver_version, visible_gpus
 
-PACKAGES = ["powersample", "torch", "transformers", "tokenizers", "safetensors", "ray", "datasets", "numpy", "pydantic"]
+PACKAGES = [
+    "powersample",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "ray",
+    "datasets",
+    "numpy",
+    "pydantic",
+    "math-verify",
+    "latex2sympy2_extended",
+    "antlr4-python3-runtime",
+]
 
 
 @dataclass(frozen=True)

@@ -228,7 +228,8 @@ def test_an_adapter_that_nobody_named_is_refused(tmp_path: Path, monkeypatch: py
         with pytest.raises(UserError, match=message):
             call(str(model))
     monkeypatch.setattr(adapter, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"holds an adapter, which peft merges, and peft is not installed; pip install"):
+    told = r"holds an adapter, which peft merges, and peft is not installed; pip install 'powersample\[adapters\]', or"
+    with pytest.raises(UserError, match=told):
         resolve_model(str(tmp_path / "lora"))
 
 

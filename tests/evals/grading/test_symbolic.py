@@ -5,17 +5,20 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from threading import Timer
 
 import pytest
+from packaging.requirements import Requirement
 
 from evals.grading import grade as grading
 from evals.grading import symbolic
-from evals.types import Answer, Problem
+from evals.types import Answer, Problem, UserError
 from support.places import ROOT
 
 pytest.importorskip("math_verify", reason="math-verify is not installed")
@@ -79,6 +82,39 @@ def test_golds_in_latex(gold: str, text: str, right: bool) -> None:
     assert list(grading.FORMATS["math"].scores(Answer(text), Problem.from_answer(0, "?", f"#### {gold}"), False)) == [
         "numeric"
     ]
+
+
+def test_the_runtime_is_one_that_the_project_admits() -> None:
+    symbolic.check_installed()
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert "math-verify>=0.9,<0.10" in wanted, "as the refusal below says"
+    [admitted] = [requirement.specifier for requirement in map(Requirement, wanted) if "antlr4" in requirement.name]
+    others = ["4.9.3", "4.10", "4.12.0", "4.13.0", "4.13.1", "4.14.0"]
+    assert [*admitted.filter([*others, *symbolic.RUNTIMES])] == [*symbolic.RUNTIMES]
+
+
+@pytest.mark.parametrize(
+    ("missing", "runtime", "found"),
+    [
+        ("math-verify", "4.13.2", "math-verify is not installed"),
+        ("latex2sympy2_extended", "4.13.2", "latex2sympy2_extended is not installed"),
+        ("antlr4-python3-runtime", "", "antlr4-python3-runtime is not installed"),
+        ("", "4.12.0", "version 4.12.0 is installed"),
+    ],
+)
+def test_what_is_missing_is_named(missing: str, runtime: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == missing:
+            raise PackageNotFoundError(name)
+        return runtime if name == "antlr4-python3-runtime" else "0.9.0"
+
+    monkeypatch.setattr(symbolic, "version", version)
+    with pytest.raises(UserError) as refused:
+        symbolic.check_installed()
+    assert str(refused.value) == (
+        f"Formulas are compared by math-verify with antlr4-python3-runtime 4.11 or 4.13.2, and {found}; pip install "
+        '"math-verify>=0.9,<0.10" "antlr4-python3-runtime==4.13.2".'
+    )
 
 
 def stand_in(gold: str, answer: str) -> bool | None:

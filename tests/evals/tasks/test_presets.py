@@ -4,7 +4,6 @@ import hashlib
 import json
 import sys
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -147,10 +146,10 @@ def test_prompts_of_lm_evals_zero_shot_chain_of_thought() -> None:
     assert digest("lmeval-cot-zeroshot") == "d178f26dfbf4eb9ee747b44d24accab731661a06c7cb08d7e236b5aab4d6fb94"
 
 
-def test_examples_of_the_package_need_the_package() -> None:
-    if find_spec("lm_eval") is not None:
-        pytest.skip("lm-eval is installed")
-    with pytest.raises(UserError, match=r"pip install lm-eval==0\.4\.13"):
+def test_examples_of_the_package_need_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evals.tasks.task.find_spec", lambda name: None)
+    packaged.cache_clear()
+    with pytest.raises(UserError, match=r"pip install 'powersample\[lm-eval\]'"):
         packaged()
 
 

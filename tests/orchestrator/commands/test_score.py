@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from evals.config import TaskConfig
+from evals.grading import symbolic
 from evals.record import encode
 from evals.types import Grade, Problem
 from orchestrator.cli import main
 from orchestrator.inputs.problems import load_problems
 from orchestrator.rundir.reading.records import first_records
 from support.logs import read_records
+from support.made_up import refused
 from support.places import ROOT
 
 DEMO = ROOT / "evals/demo"
@@ -193,3 +195,24 @@ def test_data_of_other_formats(tmp_path: Path) -> None:
     config = TaskConfig(preset="jsonl", template="{question}", question_key="input", answer_key="target")
     path = write(tmp_path / "any.jsonl", [{"input": "1+1?", "target": "It is\n#### 2"}])
     assert load_problems(str(path), task=config).problems == [Problem.from_answer(0, "1+1?", "It is\n#### 2")]
+
+
+def test_with_a_library_that_cannot_compare_formulas_nothing_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(symbolic, "version", lambda name: "4.12.0")
+    demo = [
+        "run",
+        "--model",
+        "demo",
+        "--data",
+        "demo",
+        "--inline",
+        "--num-gpus",
+        "0",
+        "--run-dir",
+        str(tmp_path / "run"),
+    ]
+    for command in (demo, ["score", str(tmp_path / "none.jsonl")], ["regrade", str(tmp_path)]):
+        assert "antlr4-python3-runtime 4.11 or 4.13.2, and version 4.12.0 is installed" in refused(command, capsys)
+    assert not [*tmp_path.iterdir()]

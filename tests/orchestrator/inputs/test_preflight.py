@@ -15,6 +15,7 @@ from huggingface_hub import constants
 from safetensors.numpy import save_file
 
 from evals.config import EngineConfig, TaskConfig
+from evals.grading.symbolic import RUNTIMES
 from evals.tasks.task import Task, make_task
 from evals.types import Problem, UserError
 from orchestrator.inputs import preflight, problems
@@ -435,6 +436,7 @@ def test_provenance_is_json_and_names_the_commit(monkeypatch: pytest.MonkeyPatch
     found = json.loads(json.dumps(asdict(description.describe())))
     assert found["command"] == "powersample run --name 'a b'"
     assert found["versions"]["pydantic"] != "missing"
+    assert found["versions"]["antlr4-python3-runtime"] in RUNTIMES
     assert found["hardware"]["num_cpus"] >= 1
     if (ROOT / ".git").exists():
         assert len(found["git_commit"]) == 40
