@@ -4,8 +4,7 @@ PYTHON ?= $(or $(POWERSAMPLE_PYTHON),.venv/bin/python)
 # Tests run on all cores, but for those that nothing may run beside (marked serial). Pytest's code 5, no such test, is no
 # failure.
 PARALLEL = -n auto --maxprocesses 8 --dist worksteal
-.PHONY: setup check format lines test test-slow test-gpu test-interop test-transformers test-antlr benchmark demo constraints
-.PHONY: constraints-interop
+.PHONY: setup check format lines test test-slow test-gpu test-transformers test-antlr benchmark demo constraints
 
 setup:
 	@bash launch/setup.sh dev
@@ -33,10 +32,6 @@ test-slow: setup
 test-gpu:  # on a machine with a CUDA device
 	$(PYTHON) -m pytest -m gpu --timeout 600
 
-test-interop: setup  # with lm-eval and inspect-ai, in an environment of their own
-	bash launch/interop.sh
-	$(PYTHON) -m pytest -m interop
-
 # The tokenizer's tests with the oldest and the newest library that pyproject.toml admits, each in a folder of its own.
 test-transformers: setup
 	for end in lowest-direct highest; do \
@@ -60,6 +55,3 @@ demo:
 
 constraints: setup  # install the newest versions that the ranges admit, and pin them
 	bash launch/constraints.sh --upgrade
-
-constraints-interop: setup
-	bash launch/interop.sh --upgrade

@@ -34,8 +34,8 @@ RUNTIMES = ("4.11.0", "4.11.1", "4.13.2")
 def check_installed() -> None:
     """Raises UserError unless math-verify is installed, and a runtime of antlr that it can use."""
     try:
-        version("math-verify"), version("latex2sympy2_extended")
-        runtime = version("antlr4-python3-runtime")
+        names = ("math-verify", "latex2sympy2_extended", "antlr4-python3-runtime")
+        *_, runtime = map(version, names)
     except PackageNotFoundError as error:
         found = f"{error.name} is not installed"
     else:

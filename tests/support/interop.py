@@ -1,29 +1,27 @@
-"""Asks lm-eval and inspect-ai, which live in an environment of their own: `make test-interop` makes it."""
+"""Asks lm-eval and inspect-ai, in a process of their own."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+import sys
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
-from support.places import ROOT
-
-PYTHON = ROOT / ".venv-interop/bin/python"
 ASK = "import json, sys\ngiven = json.load(sys.stdin)\n{code}\nprint('\\n' + json.dumps(answer))"
 
 
-def python() -> str:
-    """The interpreter of that environment; where there is none, the test is skipped."""
-    if not PYTHON.exists():
-        pytest.skip("there is no .venv-interop with lm-eval and inspect-ai; make test-interop makes it")
-    return str(PYTHON)
+needs_theirs = pytest.mark.skipif(
+    not (find_spec("lm_eval") and find_spec("inspect_ai")),
+    reason="lm-eval or inspect-ai is not installed; make setup installs them",
+)
 
 
 def theirs(code: str, given: Any) -> Any:
     """What `code`, which finds `given`, leaves in `answer` there (JSON values)."""
-    command = [python(), "-W", "ignore", "-c", ASK.format(code=code)]
+    command = [sys.executable, "-W", "ignore", "-c", ASK.format(code=code)]
     done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

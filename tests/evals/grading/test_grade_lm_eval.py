@@ -3,10 +3,8 @@
 import random
 import re
 
-import pytest
-
 from evals.grading.lm_eval import flexible, strict
-from support.interop import theirs
+from support.interop import needs_theirs, theirs
 
 GOLDS = ["18", "1,450,000", "1450000", "-10", "0", "276000", "2,125", "7"]
 FORMS = [
@@ -92,7 +90,7 @@ answer = [[apply(*way, *pair) for way in ways] for pair in given]
 """
 
 
-@pytest.mark.interop
+@needs_theirs
 def test_every_decision_is_that_of_the_installed_package() -> None:
     pairs = outputs(2500, seed=1)
     assert [ours(*pair) for pair in pairs] == theirs(THEIRS, pairs)

@@ -12,7 +12,7 @@ from evals.config import TaskConfig
 from evals.tasks.presets import PRESETS
 from evals.tasks.task import INSPECT_ROWS, drawn_rows, lm_eval_rows, make_task, packaged
 from evals.types import Answer, Chat, Problem, UserError
-from support.interop import theirs
+from support.interop import needs_theirs, theirs
 from support.places import ROOT
 from support.shared_data import GSM8K_TEST, GSM8K_TRAIN, SHARED, needs_shared
 
@@ -153,7 +153,7 @@ def test_examples_of_the_package_need_the_package(monkeypatch: pytest.MonkeyPatc
         packaged()
 
 
-@pytest.mark.interop
+@needs_theirs
 @needs_shared(GSM8K_TEST, claim=PROMPTS)
 def test_examples_of_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     place = theirs("import lm_eval\nfrom pathlib import Path\nanswer = str(Path(lm_eval.__file__).parents[1])", None)
