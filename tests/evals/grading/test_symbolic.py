@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from threading import Timer
 
@@ -103,18 +103,25 @@ def test_the_runtime_is_one_that_the_project_admits() -> None:
     ],
 )
 def test_what_is_missing_is_named(missing: str, runtime: str, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def version(name: str) -> str:
+    def stand_in(name: str) -> str:
         if name == missing:
             raise PackageNotFoundError(name)
         return runtime if name == "antlr4-python3-runtime" else "0.9.0"
 
-    monkeypatch.setattr(symbolic, "version", version)
+    monkeypatch.setattr(symbolic, "version", stand_in)
     with pytest.raises(UserError) as refused:
         symbolic.check_installed()
     assert str(refused.value) == (
         f"Formulas are compared by math-verify with antlr4-python3-runtime 4.11 or 4.13.2, and {found}; pip install "
         '"math-verify>=0.9,<0.10" "antlr4-python3-runtime==4.13.2".'
     )
+
+
+def test_percentages_in_formulas_are_decided_by_a_parser_that_reads_them() -> None:
+    reads = not version("antlr4-python3-runtime").startswith("4.11")
+    right, wrong = symbolic.equal(r"x=5\%", r"x=\frac{1}{20}"), symbolic.equal(r"x=5\%", r"x=\frac{1}{2}")
+    assert (right, wrong) == ((True, False) if reads else (None, None))
+    assert grading.formula(r"\boxed{x=5\%}", r"x = 5\%").correct, "the same spelling needs no parser"
 
 
 def stand_in(gold: str, answer: str) -> bool | None:
