@@ -422,7 +422,7 @@ def test_inspect_reads_its_log(task: dict[str, Any], make: Make, capsys: pytest.
     assert found["texts"][:-1] == found["completions"][:-1]
     assert set(found["roles"]) == {"user"}
     assert found["reasons"] == ["stop"] * NUM_PROBLEMS + ["max_tokens"] * (NUM_PROBLEMS - 1) + ["it died"]
-    assert found["usage"] == [30 * (answers - 1)]
+    assert found["usage"] == [3 * (answers - 1)], "tokens of the answers"
     assert sorted(found["done"]) == [False] + [True] * (answers - 1)
 
 
