@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 """The folder of the packages: the checkout, or the interpreter's site-packages."""
-CONFIGS = ROOT / "powersample/configs"
+CONFIGS = (ROOT / "powersample/configs").resolve()  # a link in a checkout
 DEMO_FOLDER = ROOT / "evals/demo"
 
 
