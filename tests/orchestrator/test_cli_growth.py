@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from orchestrator.commands.watch import RunWatcher
+from orchestrator.rundir.extents import Extent
 from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.settings.config import RunConfig, former_fingerprint
 from support.command import DEMO, answers, in_process, kill_after, named
+from support.made_up import known
 
 SHORT = {"MODEL": "demo", "TASK__MAX_NEW_TOKENS": 24, "SAMPLER__KIND": "temperature", "NUM_GPUS": 0}
 ROWS = [json.loads(line) for line in (DEMO / "problems.jsonl").read_text().splitlines()[:12]]
@@ -96,6 +98,15 @@ def test_by_the_default_name_it_is_the_same_directory(
     assert "1 of 1 answers are there, 5 more that were asked for before are kept, 0 are owed" in capsys.readouterr().err
     assert sampled("--limit", 2, SEED=1) == 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("sizes", "seen"), [((3,), None), ((3, 1, 3), None), ((3, 1, 5), 3), ((2, 3, 5), 2), ((2, 5, 2), None)]
+)
+def test_problems_are_added_to_the_most_that_were_asked_for(sizes: tuple[int, ...], seen: int | None) -> None:
+    extents = [Extent(num_problems=size, num_samples=1, answers=i and sizes[0]) for i, size in enumerate(sizes)]
+    run = known(num_problems=sizes[-1]).model_copy(update={"extents": extents})
+    assert run.seen_problems == seen
 
 
 def test_data_may_grow_where_their_first_rows_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

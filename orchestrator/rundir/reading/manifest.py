@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from itertools import pairwise
+from itertools import accumulate
 from math import inf
 from pathlib import Path, PurePath
 from typing import Any
@@ -151,9 +151,10 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
     @property
     def seen_problems(self) -> int | None:
         """The first number of problems that had answers before further ones were added; None if none were."""
-        for before, later in pairwise(self.extents):
-            if later.answers and before.num_problems < min(later.num_problems, self.num_problems):
-                return before.num_problems
+        most = accumulate((one.num_problems for one in self.extents), max)
+        for before, later in zip(most, self.extents[1:], strict=False):
+            if later.answers and before < min(later.num_problems, self.num_problems):
+                return before
         return None
 
     @property
