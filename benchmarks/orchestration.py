@@ -150,6 +150,9 @@ class DueWorkerPool:
     def submit(self, work: Work) -> None:
         heapq.heappush(self.due, (time.monotonic() + float(work.problem.solution), work.problem.problem_id, work))
 
+    def cancel(self, work: Work) -> None:
+        raise NotImplementedError("a run takes nothing back")
+
     def request_health(self) -> set[str]:
         return set()
 

@@ -9,12 +9,14 @@ import time
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import cache, lru_cache
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from evals.record import AnsweredBy, Record, Timings, TokenCounts
+from evals.record import AnsweredBy, LogProbs, Record, Timings, TokenCounts
 from evals.rng import chain_key
 from evals.stopping import StopStrings, cut
 from evals.tasks.task import Task
@@ -46,12 +48,14 @@ def start_sample(
     worker: AnsweredBy,
     prefetch: int = 0,
     given: Answer | None = None,
+    log_probs: bool = False,
 ) -> Future[Record]:
     """Begin one (problem, sample) on a started engine; the future yields its record or the exception that ended it.
+    Cancelling it cancels the chain.
 
     Where slots idle, `prefetch` proposals of a chain may run ahead; `given` is the answer where one is replayed.
-    `worker`, who does the work, goes into the record as it is. Grading has a thread of its own, so that the engine does
-    not wait for a formula that takes seconds to grade.
+    `worker`, who does the work, goes into the record as it is; with `log_probs` the record has those of its tokens.
+    Grading has a thread of its own, so that the engine does not wait for a formula that takes seconds to grade.
     """
     began = time.time()
     tokenizer = engine.model.tokenizer
@@ -78,8 +82,8 @@ def start_sample(
     def graded(sample: Sample) -> Record:
         ended = time.time()
         answer = read(sample.tokens)
-        chain = sample.chain
-        if sample.weighted:
+        chain, scores = sample.chain, task.grade(problem, answer)
+        if sample.weighted and scores:
             shares = expected_correct(sample, lambda tokens: task.grade(problem, read(tokens)))
             chain = replace(chain, expected_correct=shares)
         return Record(
@@ -89,7 +93,7 @@ def start_sample(
             text=answer.text,
             token_ids=list(sample.tokens),
             ended=sample.ended,
-            scores=task.grade(problem, answer),
+            scores=scores,
             chain=chain,
             timings=Timings(began, ended, ended - began),
             memory=engine.memory(),
@@ -97,22 +101,33 @@ def start_sample(
             worker=worker,
             group=problem.group,
             thought=answer.thought,
+            log_probs=LogProbs(sample.log_p.tolist(), sample.log_q.tolist()) if log_probs else None,
         )
 
     def finish() -> None:
+        if not finished.set_running_or_notify_cancel():
+            return
         try:
             finished.set_result(graded(sampling.result()))
         except BaseException as error:  # noqa: BLE001 - any error goes to the caller, who waits for the record
             finished.set_exception(error)
 
-    sampling.add_done_callback(lambda _: grading_thread().submit(finish))
+    sampling.add_done_callback(lambda _: to_be_graded().put(finish))
+    finished.add_done_callback(lambda done: sampling.cancel() if done.cancelled() else None)
     return finished
 
 
 @cache
-def grading_thread() -> ThreadPoolExecutor:
-    """The process's one grading thread: grades answers in the order in which they were finished."""
-    return ThreadPoolExecutor(1, thread_name_prefix="grading")
+def to_be_graded() -> SimpleQueue[Callable[[], None]]:
+    """What the process's one grading thread takes from, in the order in which answers were finished."""
+    queue = SimpleQueue[Callable[[], None]]()
+
+    def grade() -> None:
+        while True:
+            queue.get()()
+
+    Thread(target=grade, name="grading", daemon=True).start()  # the end of the process waits for no grade
+    return queue
 
 
 def make_prompt(task: Task, problem: Problem, tokenizer: Tokenizer) -> Prompt:
@@ -131,6 +146,9 @@ def prompt_ids(task: Task, problem: Problem, encode: Callable[[Any], Sequence[in
     A prompt beyond `task.max_prompt_tokens` gets the longest beginning of its question that a bisection finds to fit:
     what a template or a chat puts after the question stays. Raises UserError where none does.
     """
+
+    if problem.prompt_ids:
+        return problem.prompt_ids
 
     def ids(characters: int) -> Sequence[int]:
         return encode(task.asked(problem._replace(question=problem.question[:characters])))

@@ -58,6 +58,14 @@ class TokenCounts(Tolerant):
 
 
 @dataclass(frozen=True)
+class LogProbs(Tolerant):
+    """log p of each token of an answer in nats, by the model (`raw`) and as it was drawn, at alpha (`tempered`)."""
+
+    raw: list[float]
+    tempered: list[float]
+
+
+@dataclass(frozen=True)
 class AnsweredBy(Tolerant):
     """The worker that answered, and in which attempt."""
 
@@ -92,6 +100,8 @@ class Record:
     group: str | None = None
     """The problem's `group`."""
     thought: Thought = 0
+    log_probs: LogProbs | None = None
+    """Where they were asked for."""
 
     @property
     def key(self) -> RecordKey:
@@ -112,8 +122,9 @@ def encode(record: Record) -> bytes:
     for name in SPARSE:
         fields[name] = {key: value for key, value in fields[name].items() if value is not None}
     fields["scores"] = as_json(record.scores)
-    if not record.thought:
-        del fields["thought"]
+    for name, usual in (("thought", 0), ("log_probs", None)):
+        if fields[name] == usual:
+            del fields[name]
     return (json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 

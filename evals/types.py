@@ -86,6 +86,8 @@ class Problem(NamedTuple):
     """Shared by problems made from one template, if the data set says so: they are no independent evidence."""
     turns: tuple[Message, ...] = ()
     """Of a conversation, those before the question, which only a chat can hold."""
+    prompt_ids: tuple[int, ...] = ()
+    """Token ids that are asked as they are, where the prompt is ready made."""
 
     @classmethod
     def from_answer(cls, problem_id: int, question: str, answer: str, group: str | None = None) -> Problem:
@@ -236,6 +238,13 @@ class Sample(NamedTuple):
     weighted: tuple[tuple[tuple[int, ...], float], ...] = ()
     """Answers with weights that sum to 1, whose mean correctness estimates what the single answer's does, with less
     variance: the states a chain visited, or candidates by weight. Empty where there is nothing beside the answer."""
+    alpha: float = 1.0
+    """Exponent at which its tokens were drawn; inf where each is the likeliest."""
+
+    @property
+    def log_p(self) -> NDArray[np.float64]:
+        """[n] log p of each token in nats, see `Completion`."""
+        return self.log_z if np.isinf(self.alpha) else (self.log_q + self.log_z) / self.alpha
 
 
 Steps = Generator[list[Operation], tuple[Hashable, Completion] | None, Sample]

@@ -7,7 +7,8 @@ requests run is decided in scheduler.py. When a chain ends, in whatever way, eve
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
+from concurrent.futures import CancelledError
 
 import numpy as np
 
@@ -93,12 +94,17 @@ class ChainRunner:
         self._new.extendleft(reversed(self.scheduler.clear(num_slots)))
         self._pool.reset(num_pages)
 
+    def cancel(self, states: Container[ChainState]) -> None:
+        """End those of these chains that have not ended; their futures are cancelled already."""
+        gone = [state for state in (*self.scheduler.alive, *self._new) if state in states]
+        self._new = deque(state for state in self._new if state not in states)
+        for state in gone:
+            self._fail(state, CancelledError())
+
     def fail_all(self, error: BaseException) -> None:
         """End every chain with this error."""
         while self._new:
-            state = self._new.popleft()
-            if state.begin():
-                self._fail(state, error)
+            self._fail(self._new.popleft(), error)
         for state in list(self.scheduler.alive):
             self._fail(state, error)
 
@@ -108,7 +114,7 @@ class ChainRunner:
         return free < min(self.scheduler.num_slots // START_SHARE, len(self._new))
 
     def _start_next(self) -> bool:
-        """Start the chain whose turn it is, or skip it if it was cancelled; False if it has to wait."""
+        """Start the chain whose turn it is; False if it has to wait."""
         if not self._new:
             return False
         state = self._new[0]
@@ -116,10 +122,7 @@ class ChainRunner:
         if fits and not self.scheduler.admit(state):
             return False
         self._new.popleft()
-        if not state.begin():
-            self._release(state)
-            state.chain.steps.close()
-        elif not fits:
+        if not fits:
             reason = (
                 f"an answer needs room for {state.chain.sequences} sequences at once, {state.guaranteed} pages of keys "
                 f"and values, and there are {self._pool.capacity}; take fewer candidates, shorter answers or more "
@@ -161,7 +164,7 @@ class ChainRunner:
             self.scheduler.recount(state)
         except StopIteration as stop:
             self._release(state)
-            state.future.set_result(stop.value)
+            state.end(stop.value)
         except Exception as error:  # noqa: BLE001 - handed on to what waits for the sample
             self._fail(state, error)
 
@@ -237,4 +240,4 @@ class ChainRunner:
             state.chain.steps.close()
         except Exception as second:  # noqa: BLE001 - the first error is the one that ended the chain
             error.add_note(f"closing the chain raised {second!r}")
-        state.future.set_exception(error)
+        state.end(error)

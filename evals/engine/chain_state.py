@@ -162,9 +162,14 @@ class ChainState:
         self.guaranteed, self.reservation = chain.sequences * self.full, 0
         """Pages guaranteed to it, and pages that others cannot have now."""
 
-    def begin(self) -> bool:
-        """Mark its sample as being computed, which ends the time to cancel it; False if it was cancelled before."""
-        return self.future.running() or self.future.set_running_or_notify_cancel()
+    def end(self, outcome: Sample | BaseException) -> None:
+        """Hand its sample, or its error, to whoever waits for it, unless they have cancelled it."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        if isinstance(outcome, BaseException):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
 
     @property
     def primary(self) -> ActiveRequest | None:

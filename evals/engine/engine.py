@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from evals.engine.execution import Decoder
 
 
+MEMORY_SECONDS = 0.2
+"""A reading takes a third of a millisecond, in which no step is enqueued, and every record has one."""
 CLOSED = "the engine was closed before the chain ended"
 
 
@@ -49,6 +51,8 @@ class EngineCounters(NamedTuple):
     prefilled_tokens: int
     preempted_requests: int
     """Requests that were preempted and started again."""
+    cancelled_chains: int
+    """Chains whose futures were cancelled before they ended."""
     kv_pages_used: int
     kv_pages: int
     step_seconds: float
@@ -70,10 +74,13 @@ class Engine:
         self._slot_changes = deque[SlotChange]()
         self._steps = self._generated = self._prefilled = 0
         self._seconds = 0.0
+        self._memory, self._memory_at = MemoryReading(), -MEMORY_SECONDS
         self.failure: BaseException | None = None
         """What ended the engine's thread; None while it can still work."""
         self._changed = Condition()
         self._inbox: list[ChainState] = []
+        self._cancelled: dict[ChainState, None] = {}  # since the last step
+        self._num_cancelled = 0
         self._thread: Thread | None = None
         self._closing = False
 
@@ -127,6 +134,7 @@ class Engine:
     def submit(self, chain: Chain) -> Future[Sample]:
         """Take a chain; thread-safe. The future gets its sample, or what the chain or the engine raised.
 
+        Its `cancel()` ends the chain at the engine's next step, and frees the chain's slots and pages.
         Raises RuntimeError after `close`, and after the engine's thread has failed.
         """
         state = ChainState(chain, self._max_length)
@@ -137,6 +145,7 @@ class Engine:
                 raise RuntimeError(CLOSED)
             self._inbox.append(state)
             self._changed.notify()
+        state.future.add_done_callback(lambda future: self._note_cancel(state) if future.cancelled() else None)
         return state.future
 
     def start(self) -> None:
@@ -185,24 +194,35 @@ class Engine:
             generated_tokens=self._generated,
             prefilled_tokens=self._prefilled,
             preempted_requests=self._runner.scheduler.preempted,
+            cancelled_chains=self._num_cancelled,
             kv_pages_used=self._pool.num_used,
             kv_pages=self._pool.capacity,
             step_seconds=self._seconds,
         )
 
     def memory(self) -> MemoryReading:
-        """Memory in use by this process and its device now."""
-        return read_memory(self.model.device)
+        """Memory in use by this process and its device, read at most every MEMORY_SECONDS; from any thread."""
+        if (now := time.monotonic()) - self._memory_at >= MEMORY_SECONDS:
+            self._memory, self._memory_at = read_memory(self.model.device), now
+        return self._memory
 
     def take_slot_changes(self) -> list[SlotChange]:
         """Changes of the number of slots since the last call; may be called from any thread."""
         return [self._slot_changes.popleft() for _ in range(len(self._slot_changes))]
 
+    def _note_cancel(self, state: ChainState) -> None:
+        with self._changed:
+            self._cancelled[state] = None
+            self._num_cancelled += 1
+            self._changed.notify()
+
     def _loop(self) -> None:
         try:
             while not self._closing:
                 with self._changed:  # asleep until there is something to do
-                    self._changed.wait_for(lambda: self._closing or self._inbox or not self._runner.idle)
+                    self._changed.wait_for(
+                        lambda: self._closing or self._inbox or self._cancelled or not self._runner.idle
+                    )
                 if not self._closing and self._take():
                     self._step()
         except BaseException as failure:  # noqa: BLE001 - handed to every chain, and raised by submit and close
@@ -210,11 +230,14 @@ class Engine:
         self._finish(self.failure or RuntimeError(CLOSED))
 
     def _take(self) -> bool:
-        """Move new chains to the chain runner; False if there is nothing to do."""
-        with self._changed:
+        """Move new chains to the chain runner, and cancelled ones out of it; False if there is nothing to do."""
+        with self._changed:  # both at once: what was cancelled has arrived
             arrived, self._inbox = self._inbox, []
+            cancelled, self._cancelled = self._cancelled, {}
         for state in arrived:
             self._runner.add(state)
+        if cancelled:
+            self._runner.cancel(cancelled)
         return not self._runner.idle
 
     def _finish(self, error: BaseException) -> None:

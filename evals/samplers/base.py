@@ -72,7 +72,7 @@ def sample(
         log_p=log_p(taken, alpha),
         **figures,
     )
-    return Sample(taken.tokens, taken.log_q, taken.log_z, taken.ended, chain, weighted)
+    return Sample(taken.tokens, taken.log_q, taken.log_z, taken.ended, chain, weighted, alpha)
 
 
 def arrival(operations: list[Operation]) -> Part[Arrival]:

@@ -82,7 +82,7 @@ class MHChain:
     def sample(self) -> Sample:
         """The present state as a sample, with the chain's figures."""
         figures = self.trace.figures() | self.mixing.figures(self.state)
-        return Sample(*self.state, MoveFigures(alpha=self.alpha, **figures), self.mixing.weighted())
+        return Sample(*self.state, MoveFigures(alpha=self.alpha, **figures), self.mixing.weighted(), self.alpha)
 
     def _new_stage(self) -> Mixing:
         return Mixing(self.state, self.alpha, recycle=not self.early_rejection)

@@ -128,7 +128,7 @@ class Smc:
             ess_final=effective_size(np.array(list(shares.values()))),
             distinct=len(shares),
         )
-        return Sample(*chosen, figures, weighted)
+        return Sample(*chosen, figures, weighted, self.alpha)
 
     @property
     def sequences(self) -> int:

@@ -96,6 +96,12 @@ class RayWorkerPool:
             handle.progressed_at = time.monotonic()
         handle.calls[handle.actor.solve.options(concurrency_group="work").remote(work)] = Call(work, time.monotonic())
 
+    def cancel(self, work: Work) -> None:
+        for handle in self._handles:
+            for ref in [ref for ref, call in handle.calls.items() if call.work is work]:
+                del handle.calls[ref]
+                handle.actor.cancel.options(concurrency_group="hb").remote(work)
+
     def request_health(self) -> set[str]:
         for handle in self._handles:
             self._ask(handle)

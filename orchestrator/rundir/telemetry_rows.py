@@ -75,6 +75,7 @@ class WorkerState(Row):
     generated_tokens: Amount | None = None
     prefilled_tokens: Amount | None = None
     preempted_requests: Amount | None = None
+    cancelled_chains: Amount | None = None
     kv_pages_used: Amount | None = None
     kv_pages: Amount | None = None
     step_seconds: Nonnegative | None = None

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from evals.record import Record
 from evals.types import WorkersLost
 from orchestrator.rundir.telemetry_rows import Event
 from orchestrator.workers.pool import Done, Message, Raised, Work
+
+BACKLOG = 1 / 8
+"""Share of the slots that wait in the engine beside those that run: a slot that falls free is taken at once, and not
+when its answer has been graded."""
 
 
 class InlineWorkerPool:
@@ -18,6 +24,7 @@ class InlineWorkerPool:
     def __init__(self, worker: Any, config: Any, slots: int) -> None:
         self._worker, self._config, self._slots, self._name = worker, config, slots, "inline"
         self._calls: dict[Future[Record], Work] = {}
+        self._ended = SimpleQueue[Future[Record]]()
         self._messages: list[Message] = []
         self._loaded = False
 
@@ -33,13 +40,21 @@ class InlineWorkerPool:
         self._messages.append(Event(event="ready", worker=self._name, seconds=seconds))
 
     def free_slots(self, unanswered: int) -> int:
-        return self._slots - len(self._calls)
+        return self._slots + int(self._slots * BACKLOG) - len(self._calls)
 
     def submit(self, work: Work) -> None:
         try:
-            self._calls[self._worker.begin(work)] = work
+            call = self._worker.begin(work)
         except Exception as error:  # noqa: BLE001 - reported as this problem's, as it would come from an actor
             self._messages.append(self._raised(work, error))
+        else:
+            self._calls[call] = work
+            call.add_done_callback(self._ended.put)
+
+    def cancel(self, work: Work) -> None:
+        for call in [call for call, under_way in self._calls.items() if under_way is work]:
+            del self._calls[call]
+            call.cancel()
 
     def request_health(self) -> set[str]:
         health = self._worker.health()
@@ -54,9 +69,14 @@ class InlineWorkerPool:
         makes no `Raised` event and stays owed.
         """
         messages, self._messages = self._messages, []
-        for call in wait(self._calls, 0 if messages else timeout, return_when=FIRST_COMPLETED).done:
-            work, error = self._calls.pop(call), call.exception()
-            messages.append(Done(self._name, work, call.result()) if error is None else self._raised(work, error))
+        with suppress(Empty):
+            call = self._ended.get(timeout=0 if messages else timeout)
+            while True:
+                if work := self._calls.pop(call, None):  # else it was cancelled
+                    error = call.exception()
+                    done = Done(self._name, work, call.result()) if error is None else self._raised(work, error)
+                    messages.append(done)
+                call = self._ended.get_nowait()
         if (failure := self._worker.failure()) is None:
             return messages
         if answered := [message for message in messages if isinstance(message, Done)]:

@@ -25,10 +25,19 @@ class Work(NamedTuple):
     task: TaskConfig
     seed: int
     attempt: int = 1
+    serial: int = 0
+    """Tells it from others of the same key that are under way."""
+    log_probs: bool = False
+    """Whether its record has the log p of each token."""
 
     @property
     def key(self) -> RecordKey:
         return self.problem.problem_id, self.sample_index
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        """What its attempts have in common, and no other work under way has."""
+        return *self.key, self.serial
 
 
 class Done(NamedTuple):
@@ -108,6 +117,10 @@ class WorkerPool(Protocol):
 
     def submit(self, work: Work) -> None:
         """Give `work` to the ready worker with the most free slots."""
+        ...
+
+    def cancel(self, work: Work) -> None:
+        """Give up the very `work` that was submitted: its slot is free, and nothing is said of it any more."""
         ...
 
     def request_health(self) -> set[str]:

@@ -10,7 +10,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from datetime import datetime
 from threading import Lock
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from orchestrator.settings.config import RunConfig
 from orchestrator.workers.pool import Health, Work
 
 ENGINE_FAILED = 1  # exit code
+MOST_CANCELLED = 1000
 MAX_CPU_THREADS = 2
 """From 4 threads on, matrix products were measured to differ in the last bit from those of 1 to 3: answers would depend
 on the number of workers. More workers use more cores just as well."""
@@ -62,7 +63,10 @@ class Worker:
     def __init__(self, rank: int, name: str) -> None:
         self._rank, self._name = rank, name
         self._engine: Any = None
-        self._loading = Lock()
+        self._loading, self._calling = Lock(), Lock()
+        self._under_way: dict[tuple[int, int, int], Future[Record]] = {}
+        self._cancelled: tuple[tuple[int, int, int], ...] = ()
+        """The last that were cancelled while they were not under way: before they began, or after they had ended."""
 
     def __repr__(self) -> str:
         """The name in Ray's dashboard, which reads it once, when the actor starts."""
@@ -100,6 +104,15 @@ class Worker:
             self._engine.start()
             return free_bytes if room is None else room
 
+    def cancel(self, work: Work) -> None:
+        """Give up a call of `solve`, begun or not, which then returns None."""
+        with self._calling:
+            under_way = self._under_way.get(work.identity)
+            if under_way is None:
+                self._cancelled = (*self._cancelled[1 - MOST_CANCELLED :], work.identity)
+        if under_way is not None:
+            under_way.cancel()
+
     def begin(self, work: Work) -> Future[Record]:
         """Begin to answer a problem; the future gets its record, or the exception that ended it."""
         return start_sample(
@@ -111,22 +124,31 @@ class Worker:
             AnsweredBy(self._rank, self._name, os.getpid(), socket.gethostname(), work.attempt),
             self._config.run.engine.prefetch,
             self._texts.get(work.key),
+            work.log_probs,
         )
 
-    def solve(self, work: Work) -> Record:
-        """Answer and grade a problem and return its record.
+    def solve(self, work: Work) -> Record | None:
+        """Answer and grade a problem and return its record; None if it was cancelled.
 
         If the engine's thread has failed (out of memory, a lost CUDA context), the process ends and is replaced: no
         problem is to blame for certain, and nothing more can be done here.
         """
         try:
-            return self.begin(work).result()
+            with self._calling:
+                if work.identity in self._cancelled:
+                    return None
+                self._under_way[work.identity] = self.begin(work)
+            return self._under_way[work.identity].result()
+        except CancelledError:
+            return None
         except Exception:
             if self.failure() is not None:
                 traceback.print_exception(self.failure(), file=sys.stderr)
                 sys.stderr.flush()
                 os._exit(ENGINE_FAILED)
             raise
+        finally:
+            self._under_way.pop(work.identity, None)
 
     def failure(self) -> BaseException | None:
         """The exception that ended the engine's thread; None while it works."""

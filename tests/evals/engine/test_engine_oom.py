@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from pathlib import Path
@@ -209,7 +208,7 @@ def test_the_worker_says_it_once_and_the_driver_writes_it_down(
 
 def test_equal_notes_of_several_workers_are_shown_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     telemetry = Telemetry(tmp_path / "telemetry.jsonl")
-    dispatcher: Any = Dispatcher(*[None] * 2, telemetry, None, deque(), {})  # type: ignore[arg-type]
+    dispatcher: Any = Dispatcher(None, None, telemetry.write, telemetry.write_state)  # type: ignore[arg-type]
     for worker, notes in (("gpu0", "64 slots"), ("gpu1", "64 slots"), ("gpu0", ""), ("gpu2", "32 slots")):
         dispatcher.record_health(Health(WorkerState(time=1.0, worker=worker, slots=1), notes))
     telemetry.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 
 from evals.engine.engine import EngineCounters
 from evals.record import Record
+from evals.samplers.power import Power
 from orchestrator.batch_search.probe import probe_work
+from orchestrator.inputs.preflight import Inputs
 from orchestrator.rundir.reading.telemetry import read_telemetry
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.workers.inline_pool import InlineWorkerPool
-from orchestrator.workers.pool import Done, Health
-from orchestrator.workers.worker import Worker, worker_config
+from orchestrator.workers.pool import Done, Health, Message, Work
+from orchestrator.workers.worker import MOST_CANCELLED, Worker, worker_config
 from support.demo_inputs import demo_inputs
 
 
@@ -84,3 +87,61 @@ def test_a_worker_computes_on_the_threads_that_are_its_share(monkeypatch: pytest
     worker.load(worker_config(demo_inputs())._replace(slots=1))
     worker.close()
     assert torch.get_num_threads() == 1
+
+
+def endless(inputs: Inputs, number: int) -> list[Work]:
+    """Work that ends by being cancelled alone."""
+    sampler = Power(num_moves=100_000)
+    return [
+        Work(problem, 0, sampler, inputs.config.task, 0, serial=1000 + problem.problem_id)
+        for problem in inputs.data.problems[:number]
+    ]
+
+
+def test_a_pool_gives_up_cancelled_work_and_its_slots_and_says_nothing_of_it() -> None:
+    inputs = demo_inputs(task={"max_new_tokens": 16})
+    pool = InlineWorkerPool(worker := Worker(0, "inline"), worker_config(inputs)._replace(slots=8), 8)
+    pool.start()
+    pool.wait(0)
+    works, kept = endless(inputs, 8), probe_work(inputs.config, inputs.data.problems, 1)
+    assert pool.free_slots(9) == 9  # one may wait in the engine
+    for work in works:
+        pool.submit(work)
+    for work in works:
+        pool.cancel(work)
+    assert pool.free_slots(9) == 9
+    pool.submit(kept[0])
+    said: list[Message] = []
+    while not said:
+        said += pool.wait(60)
+    pool.request_health()
+    [done, health] = [*said, *pool.wait(0)]
+    assert isinstance(done, Done)
+    assert done.work is kept[0]
+    assert isinstance(health, Health)
+    assert (health.state.cancelled_chains, health.state.kv_pages_used, health.state.active_slots) == (8, 0, 0)
+    pool.close()
+    assert worker.failure() is None
+
+
+def test_a_call_of_an_actor_is_cancelled_whether_it_has_begun_or_not() -> None:
+    """Calls of different concurrency groups overtake each other, so that a cancel may come first."""
+    inputs = demo_inputs(task={"max_new_tokens": 16})
+    worker = Worker(0, "cpu0")
+    worker.load(worker_config(inputs)._replace(slots=4))
+    [early, late, other] = endless(inputs, 3)
+    worker.cancel(early)
+    assert worker.solve(early) is None
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(worker.solve, late)
+        while late.identity not in worker._under_way:
+            worker.health()
+        worker.cancel(late)
+        assert answer.result(60) is None
+        again = late._replace(serial=7, sampler=Power(num_moves=1))  # the same key, asked once more
+        assert isinstance(worker.solve(again), Record)
+    for _ in range(3 * MOST_CANCELLED):
+        worker.cancel(other)
+    assert len(worker._cancelled) == MOST_CANCELLED
+    assert not worker._under_way
+    worker.close()
