@@ -28,6 +28,7 @@ from orchestrator.rundir.extents import Extent
 from orchestrator.rundir.reading.manifest import Manifest
 from orchestrator.rundir.reading.records import first_records
 from orchestrator.rundir.telemetry_rows import Event
+from orchestrator.rundir.writing.ownership import num_lines
 from orchestrator.rundir.writing.run_store import RunStore, check_root, check_store, fresh_directory, open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RECORD_FORMAT, RunConfig, fingerprint, fingerprints, run_directory, runs_of
@@ -99,9 +100,10 @@ def prepare_runs(inputs: Inputs, environment: Environment) -> list[PreparedRun]:
             directory = fresh_directory(directory)
         if begun := Manifest.begun(directory, *fingerprints(one, inputs.provenance)):
             content["fingerprint"] = begun.fingerprint
-            check_rows(begun, inputs.data)
-            check_texts(begun, inputs)
-            check_prompts(begun, inputs)
+            if num_lines(directory / RECORDS):  # without an answer all may be mended
+                check_rows(begun, inputs.data)
+                check_texts(begun, inputs)
+                check_prompts(begun, inputs)
         prepared.append(PreparedRun(one, directory, content, inputs))
     if demo:
         check_root([one.directory for one in prepared])

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from evals.record import RecordKey
+from evals.types import UserError
 
 
 class Extent(BaseModel, frozen=True, strict=True):
@@ -56,24 +57,36 @@ def limits(content: Mapping[str, Any]) -> dict[str, int]:
 
 def grown(stored: dict[str, Any], wanted: Mapping[str, Any], answers: int) -> dict[str, Any]:
     """The content of run.json of a run that has so many answers and now is `wanted`: its size, the digests of what
-    it asks, and one more extent if any of these is new. All else stays, as does a run.json without extents, which is
-    an older version's."""
-    if "extents" not in stored:
+    it asks, and one more extent if any of these is new. All else stays, as does a run.json of this size without
+    extents, which is an older version's. Raises UserError where another process has begun it with other rows since the
+    inputs were checked."""
+    former, sizes = (
+        {name: (run.get("config") or {}).get(name) for name in ("limit", "num_samples")} for run in (stored, wanted)
+    )
+    if "extents" not in stored and former == sizes:
         return stored
-    sizes = {name: wanted["config"][name] for name in ("limit", "num_samples")}
+    begun = stored.get("extents") or [{**former, "num_problems": stored["num_problems"]}]
+    old, new = stored.get("rows_sha256") or "", wanted.get("rows_sha256") or ""
+    if answers and not (old.startswith(new) or new.startswith(old)):
+        raise UserError(
+            "Another process has meanwhile begun this run with other rows; name the data that it was begun with, or "
+            "start over in a new directory.",
+            ("data", "fresh"),
+        )
     inputs = {name: wanted["provenance"].get(name) for name in ("data", "prompts_sha256", "texts_sha256")}
+    changed = {name: value for name, value in inputs.items() if value is not None}
     content = {
         **stored,
         "config": {**stored["config"], **sizes},
         "num_problems": wanted["num_problems"],
-        "provenance": {**stored["provenance"], **{name: value for name, value in inputs.items() if value is not None}},
-        **{name: longer(stored.get(name), wanted[name]) for name in ("rows_sha256", "prompt_ids_sha256")},
+        "provenance": {**(stored.get("provenance") or {}), **changed},
     }
-    if "replayed_sha256" in wanted:
-        content["replayed_sha256"] = longer_each(stored["replayed_sha256"], wanted["replayed_sha256"])
+    for name in wanted.keys() & {"rows_sha256", "prompt_ids_sha256", "replayed_sha256"}:
+        both = longer_each if name == "replayed_sha256" else longer
+        content[name] = both(stored.get(name), wanted[name]) if answers else wanted[name]
     if content == stored:
         return stored
-    return {**content, "extents": [*stored["extents"], *({**one, "answers": answers} for one in wanted["extents"])]}
+    return {**content, "extents": [*begun, *({**one, "answers": answers} for one in wanted["extents"])]}
 
 
 def longer(old: str | None, new: str) -> str:
@@ -81,6 +94,7 @@ def longer(old: str | None, new: str) -> str:
     return max(old or "", new, key=len)
 
 
-def longer_each(old: Sequence[str], new: Sequence[str]) -> list[str]:
+def longer_each(old: Sequence[str] | None, new: Sequence[str]) -> list[str]:
+    old = old or ()
     both = [longer(one, other) for one, other in zip(old, new, strict=False)]
     return [*both, *old[len(both) :], *new[len(both) :]]

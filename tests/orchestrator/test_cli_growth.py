@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from evals.types import UserError
 from orchestrator.commands.watch import RunWatcher
 from orchestrator.rundir.extents import Extent
 from orchestrator.rundir.reading.manifest import Manifest
+from orchestrator.rundir.writing.ownership import ensure_manifest
 from orchestrator.settings.config import RunConfig, former_fingerprint
 from support.command import DEMO, answers, in_process, kill_after, named
 from support.made_up import known
@@ -164,6 +166,38 @@ def test_a_directory_of_an_older_version_goes_on_as_it_is(
     assert "limit: 3 there, 4 now" in capsys.readouterr().err
     assert in_process("report", older) == 0
     assert "Size:" not in (older / "report.md").read_text()
+
+
+def test_a_run_json_that_has_lost_its_extents_grows_by_new_ones(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert sampled("--run-dir", run, "--limit", 2) == 0
+    lost = {"extents", "provenance"}
+    (run / "run.json").write_text(json.dumps({name: of_run(run)[name] for name in of_run(run).keys() - lost}))
+    assert sampled("--run-dir", run, "--limit", 3) == 0
+    assert in_process("report", run) == 0
+    assert [(one["num_problems"], one.get("answers")) for one in of_run(run)["extents"]] == [(2, None), (3, 2)]
+
+
+def test_rows_may_be_mended_until_there_is_an_answer(tmp_path: Path) -> None:
+    data, run = tmp_path / "data.jsonl", tmp_path / "run"
+    written(data, ROWS[:3])
+    assert sampled("--run-dir", run, DATA=data) == 0
+    (run / "records.jsonl").write_bytes(b"")  # as of a run that was killed before its first answer
+    written(data, [ROWS[0], ROWS[4]])
+    assert sampled("--run-dir", run, DATA=data) == 0
+    assert len(of_run(run)["rows_sha256"]) == len(of_run(run)["prompt_ids_sha256"]) == 16
+    assert in_process("regrade", run) == 0, "its rows are those that were asked"
+
+
+def test_rows_of_another_process_that_came_first_are_refused_under_the_lock(tmp_path: Path) -> None:
+    """Between the check of the inputs and the lock the run may have been begun with other rows."""
+    assert sampled("--limit", 2, "--run-dir", tmp_path / "run") == 0
+    before = (tmp_path / "run/run.json").read_bytes()
+    wanted = json.loads(before)
+    wanted["rows_sha256"] = wanted["rows_sha256"][:-1] + "?"
+    with pytest.raises(UserError, match="Another process has meanwhile begun this run with other rows"):
+        ensure_manifest(tmp_path / "run", wanted)
+    assert (tmp_path / "run/run.json").read_bytes() == before
 
 
 def test_replayed_texts_grow_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
