@@ -11,10 +11,22 @@ from orchestrator.installation import foreign_evals, version
 
 if TYPE_CHECKING:
     from evals.types import UserError as UserError
+    from evals.types import WorkersLost as WorkersLost
+    from powersample.llm import LLM as LLM
+    from powersample.outputs import CompletionOutput as CompletionOutput
+    from powersample.outputs import RequestOutput as RequestOutput
+    from powersample.sampling import Sampling as Sampling
 
     __version__: str
 
-PLACES = {"UserError": "evals.types"}
+PLACES = {
+    "LLM": "powersample.llm",
+    "Sampling": "powersample.sampling",
+    "RequestOutput": "powersample.outputs",
+    "CompletionOutput": "powersample.outputs",
+    "UserError": "evals.types",
+    "WorkersLost": "evals.types",
+}
 """The names of this module, and where each lives."""
 
 

@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 from evals.record import Record
 from evals.types import UserError
-from orchestrator.commands.run import resolved
 from orchestrator.console import say
 from orchestrator.driver import session
 from orchestrator.driver.open_runs import OpenRun
 from orchestrator.export import generate_output
+from orchestrator.inputs.this_machine import resolved
 from orchestrator.installation import CONFIGS
 from orchestrator.live.progress import Progress
 from orchestrator.rundir.files import write_atomically, write_whole, writing

@@ -1,4 +1,4 @@
-"""`powersample run`, and how commands that start a session resolve their configuration for this machine."""
+"""`powersample run`, and the configuration that it is asked for."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 from argparse import Namespace
 
 from evals.types import UserError
-from orchestrator.console import say
 from orchestrator.driver import session
+from orchestrator.inputs.this_machine import resolved
 from orchestrator.installation import CONFIGS
 from orchestrator.machine import gpus
-from orchestrator.settings.config import DEMO, RunConfig, resolve
+from orchestrator.settings.config import DEMO, RunConfig
 from orchestrator.settings.merge import build_config
 
 GPU_DEFAULT = CONFIGS / "gsm8k_power.yaml"
@@ -30,18 +30,4 @@ def requested(args: Namespace) -> RunConfig:
         config = build_config(args, os.environ, GPU_DEFAULT)
     if config.task.name == "open":
         raise UserError("task.name open has no answers to grade by; use powersample generate, or another format.")
-    return config
-
-
-def resolved(config: RunConfig) -> RunConfig:
-    """The configuration with everything decided that depends on this machine. Raises UserError."""
-    present = gpus.visible_gpus()
-    remote = os.environ.get("RAY_ADDRESS") and config.num_gpus  # a cluster has GPUs of its own; Ray counts them
-    bfloat16 = all(gpu.capability >= gpus.BFLOAT16 for gpu in present)
-    automatic = config.engine.dtype == "auto"
-    config = resolve(config, int(remote) if remote else len(present), bfloat16 or bool(remote))
-    if automatic and config.engine.dtype == "float16":
-        say("These GPUs have no bfloat16: the model runs in float16 (engine.dtype).")
-    if config.use_gpus and not remote:
-        gpus.check_torch_sees_gpus(present)
     return config

@@ -25,11 +25,12 @@ from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.load import load_run
 from orchestrator.analysis.summary import Summary
 from orchestrator.batch_search.batch_size import fit_batch_size, host_memory
-from orchestrator.commands.run import requested, resolved
+from orchestrator.commands.run import requested
 from orchestrator.console import say
 from orchestrator.driver import session
 from orchestrator.driver.open_runs import OpenRun, prepare_runs
 from orchestrator.inputs.preflight import Inputs, resolve_inputs
+from orchestrator.inputs.this_machine import resolved
 from orchestrator.machine import description
 from orchestrator.report.grid import Cell, grid_figure, grid_table
 from orchestrator.report.layout import paragraphs

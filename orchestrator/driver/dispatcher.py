@@ -7,19 +7,22 @@ store. A `WorkerPool` does the work. Problems expected to take longest go first,
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, linear_regression
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from evals.record import AnsweredBy, Record, RecordKey
 from evals.types import WorkersLost
 from orchestrator.console import say
-from orchestrator.live.progress import Progress
-from orchestrator.rundir.telemetry_rows import Event, EventName
-from orchestrator.rundir.writing.run_store import RunStore
-from orchestrator.rundir.writing.telemetry_log import Telemetry
+from orchestrator.rundir.telemetry_rows import Event, EventName, TelemetryRow, WorkerState
 from orchestrator.workers.pool import Died, Done, Health, Message, Raised, Work, WorkerPool
+
+if TYPE_CHECKING:
+    from orchestrator.live.progress import Progress
+    from orchestrator.rundir.writing.run_store import RunStore
+    from orchestrator.rundir.writing.telemetry_log import Telemetry
 
 MAX_ATTEMPTS = 3  # times that a problem may raise before it is recorded as failed
 MAX_STRIKES = 3  # deaths of a worker with this problem in flight before the problem has to run alone
@@ -33,18 +36,23 @@ WAIT_SECONDS = 0.2  # longest time until a signal is noticed
 
 @dataclass
 class Dispatcher:
-    """The state of one run while it is driven: which problems are owed, in flight and suspected."""
+    """Work while it is done: what is owed, in flight and suspected."""
 
     pool: WorkerPool
-    store: RunStore
-    telemetry: Telemetry
-    progress: Progress
-    queue: deque[Work]
-    lengths: dict[int, int]
+    answered: Callable[[Work, Record], object]
+    """Takes a record; raises TypeError or ValueError for one that cannot be kept."""
+    write: Callable[[TelemetryRow], object]
+    write_state: Callable[[WorkerState], object]
+    records: Mapping[RecordKey, Record] = field(default_factory=dict)
+    """Those so far, by which the cost of the others is told."""
+    say: Callable[[str], object] = say
+    queue: deque[Work] = field(default_factory=deque)
+    lengths: dict[int, int] = field(default_factory=dict)
     """problem_id -> length of its question."""
-    in_flight: dict[RecordKey, Work] = field(default_factory=dict)
-    errors: Counter[RecordKey] = field(default_factory=Counter)
-    strikes: Counter[RecordKey] = field(default_factory=Counter)
+    in_flight: dict[tuple[int, int, int], Work] = field(default_factory=dict)
+    """By `Work.identity`, as all below."""
+    errors: Counter[tuple[int, int, int]] = field(default_factory=Counter)
+    strikes: Counter[tuple[int, int, int]] = field(default_factory=Counter)
     suspects: deque[Work] = field(default_factory=deque)
     """Problems with too many strikes: they run last and alone, so that a harmless one gets its answer."""
     barren_deaths: Counter[str] = field(default_factory=Counter)
@@ -58,9 +66,9 @@ class Dispatcher:
 
     def order(self) -> None:
         """Sort the queue: problems that were begun before come first, then those expected to take longest."""
-        expected = forecast(self.lengths, self.store.records.values())
+        expected = forecast(self.lengths, self.records.values())
         self.queue = deque(sorted(self.queue, key=lambda work: (work.attempt == 1, -expected(work.problem.problem_id))))
-        self.next_order = max(MIN_RECORDS, 2 * len(self.store.records))
+        self.next_order = max(MIN_RECORDS, 2 * len(self.records))
 
     def fill(self) -> None:
         """Submit work while there are free slots; a suspect only when nothing else is in flight."""
@@ -74,7 +82,14 @@ class Dispatcher:
     def submit(self, work: Work) -> None:
         """Give a problem to the pool."""
         self.pool.submit(work)
-        self.in_flight[work.key] = work
+        self.in_flight[work.identity] = work
+
+    def forget(self, serials: Container[int]) -> None:
+        """Take back the work of these serial numbers, done or not."""
+        self.queue = deque(work for work in self.queue if work.serial not in serials)
+        self.suspects = deque(work for work in self.suspects if work.serial not in serials)
+        for work in [work for work in self.in_flight.values() if work.serial in serials]:
+            self.pool.cancel(self.in_flight.pop(work.identity))
 
     def handle(self, message: Message) -> None:
         """Act on a message of the pool. Raises WorkersLost where workers die without end."""
@@ -82,7 +97,7 @@ class Dispatcher:
             case Done():
                 self.barren_deaths.clear()
                 try:
-                    self.finish(message.record)
+                    self.finish(message.work, message.record)
                 except (TypeError, ValueError) as error:  # a number that is not finite, say
                     self.raised(message.worker, message.work, f"{type(error).__name__}: {error}")
             case Raised():
@@ -93,44 +108,43 @@ class Dispatcher:
             case Health():
                 self.record_health(message)
             case Event():
-                self.telemetry.write(message)
+                self.write(message)
                 if message.event == "lost":
-                    say(f"Worker {message.worker} is missing, going on with the others: {message.reason}")
+                    self.say(f"Worker {message.worker} is missing, going on with the others: {message.reason}")
 
     def record_health(self, health: Health) -> None:
         """Write a worker's health to the telemetry; say its notes (equal ones once) and its changes of slots."""
         for change in health.slot_changes:
-            self.telemetry.write(Event(event="slots", worker=health.worker, **change._asdict()))
-            say(f"Worker {health.worker} goes on with {change.new} slots instead of {change.old}: {change.reason}")
+            self.write(Event(event="slots", worker=health.worker, **change._asdict()))
+            self.say(f"Worker {health.worker} goes on with {change.new} slots instead of {change.old}: {change.reason}")
         if health.notes and health.notes not in self.notes:
             self.notes.add(health.notes)
-            say(health.notes)
-        self.telemetry.write_state(health.state)
+            self.say(health.notes)
+        self.write_state(health.state)
 
-    def finish(self, record: Record) -> None:
-        """Store a record and show the progress. Raises what the store raises, for a record that is no JSON as well."""
-        self.in_flight.pop(record.key, None)
-        if self.store.append(record):
-            self.progress.add(record)
-        if len(self.store.records) >= self.next_order:
+    def finish(self, work: Work, record: Record) -> None:
+        """Hand a record on. Raises what `answered` raises, for a record that is no JSON as well."""
+        self.in_flight.pop(work.identity, None)
+        self.answered(work, record)
+        if len(self.records) >= self.next_order:
             self.order()
 
     def tell(self, event: EventName, worker: str, work: Work, reason: str | None = None) -> None:
         """Write what became of a problem as a row of the telemetry."""
         problem_id, sample_index = work.key
         row = Event(event=event, worker=worker, problem_id=problem_id, sample_index=sample_index)
-        self.telemetry.write(row if reason is None else row.model_copy(update={"reason": reason}))
+        self.write(row if reason is None else row.model_copy(update={"reason": reason}))
 
     def fail(self, work: Work, worker: str, reason: str) -> None:
         """Give a problem up: store a record that says why; it counts as wrong."""
         self.tell("failed", worker, work, reason.strip())
-        self.finish(failed_record(work, worker, reason))
+        self.finish(work, failed_record(work, worker, reason))
 
     def raised(self, worker: str, work: Work, reason: str) -> None:
         """Queue a problem that raised again, or give it up after MAX_ATTEMPTS attempts."""
-        self.in_flight.pop(work.key, None)
-        self.errors[work.key] += 1
-        if self.errors[work.key] >= MAX_ATTEMPTS:
+        self.in_flight.pop(work.identity, None)
+        self.errors[work.identity] += 1
+        if self.errors[work.identity] >= MAX_ATTEMPTS:
             self.fail(work, worker, reason)
         else:
             self.tell("retry", worker, work, reason)
@@ -142,19 +156,19 @@ class Dispatcher:
         Raises WorkersLost after too many deaths without an answer.
         """
         for row in death.rows():
-            self.telemetry.write(row)
+            self.write(row)
         again = f"{len(death.unanswered)} answer{'s are' if len(death.unanswered) != 1 else ' is'} asked again"
-        say(f"Worker {death.worker} was lost ({DEATHS[death.cause]}); {again}.")
-        suspected = {work.key for work in death.suspected}
+        self.say(f"Worker {death.worker} was lost ({DEATHS[death.cause]}); {again}.")
+        suspected = {work.identity for work in death.suspected}
         self.barren_deaths[death.worker] += bool(suspected)
         if self.barren_deaths[death.worker] >= MAX_BARREN_DEATHS:
             deaths = self.barren_deaths.total()
             raise WorkersLost(f"{deaths} workers died in a row without one answer; the last: {death.reason}")
         for work in reversed(death.unanswered):
-            self.in_flight.pop(work.key, None)
-            self.strikes[work.key] += work.key in suspected
-            strikes = self.strikes[work.key]
-            if strikes >= MAX_STRIKES + MAX_DEATHS_ALONE and work.key in suspected:
+            self.in_flight.pop(work.identity, None)
+            self.strikes[work.identity] += work.identity in suspected
+            strikes = self.strikes[work.identity]
+            if strikes >= MAX_STRIKES + MAX_DEATHS_ALONE and work.identity in suspected:
                 times = f"{strikes} times, {MAX_DEATHS_ALONE} of them with it alone"
                 self.fail(work, death.worker, f"its worker died {times}: {death.reason}")
                 continue
@@ -177,7 +191,13 @@ def dispatch(
     more for their health, whose notes would be lost otherwise. Raises what the pool raises.
     """
     lengths = {work.problem.problem_id: len(work.problem.question) for work in owed}
-    run = Dispatcher(pool, store, telemetry, progress, deque(owed), lengths)
+
+    def answered(work: Work, record: Record) -> None:
+        if store.append(record):
+            progress.add(record)
+
+    run = Dispatcher(pool, answered, telemetry.write, telemetry.write_state, store.records)
+    run.queue, run.lengths = deque(owed), lengths
     run.order()
     next_health = monotonic()
     while (run.queue or run.in_flight or run.suspects) and not stopped():

@@ -153,17 +153,9 @@ def check_model(
 
     Where `texts` are replayed the model reads no prompt, and its context limits nothing.
     """
-    from evals.engine.checkpoint import skeleton
-    from evals.engine.model_support import check_architecture, read_config
-    from evals.engine.tensors import check_tensors
-    from evals.engine.tokenizer import load_tokenizer
-
     for run in runs_of(config):
         check_writable(run.run_dir or Path("runs"))
-    context_length = check_architecture(folder, config.engine.trust_remote_code)
-    tensors = check_weights(Path(folder), config.engine.allow_pickle)
-    check_tensors(folder, tensors, skeleton(folder, config.engine.trust_remote_code))
-    tokenizer = load_tokenizer(folder, config.engine.trust_remote_code)
+    context_length, vocabulary, tokenizer = open_model(folder, config.engine)
     if not isinstance(chat := task.asked(problems[0]), str):
         tokenizer.check_chat(chat)
     prompts = measure_prompts(task, problems, tokenizer.encode)
@@ -171,9 +163,23 @@ def check_model(
     if texts is not None:
         check_lengths(task, prompts, sys.maxsize)
         return CheckedModel(context_length, digests, asked_raw=False)
-    check_ids(folder, prompts, tokenizer, read_config(folder, config.engine.trust_remote_code).vocab_size)
+    check_ids(folder, prompts, tokenizer, vocabulary)
     asked_raw = tokenizer.has_chat_template and not task.config.chat
     return CheckedModel(check_lengths(task, prompts, context_length), digests, asked_raw)
+
+
+def open_model(folder: str, engine: EngineConfig) -> tuple[int, int, Tokenizer]:
+    """Context length, rows of the embedding and tokenizer of the model in `folder`, of which all files are checked."""
+    from evals.engine.checkpoint import skeleton
+    from evals.engine.model_support import check_architecture, read_config
+    from evals.engine.tensors import check_tensors
+    from evals.engine.tokenizer import load_tokenizer
+
+    context_length = check_architecture(folder, engine.trust_remote_code)
+    tensors = check_weights(Path(folder), engine.allow_pickle)
+    check_tensors(folder, tensors, skeleton(folder, engine.trust_remote_code))
+    vocabulary = read_config(folder, engine.trust_remote_code).vocab_size
+    return context_length, vocabulary, load_tokenizer(folder, engine.trust_remote_code)
 
 
 class PromptSize(NamedTuple):

@@ -60,8 +60,11 @@ def build_config(
         if not hasattr(args, "config"):
             given = yielding(given, asked)
     given |= asked
-    if greedy_at_zero:
-        given = greedy_for_zero(given)
+    return validated(greedy_for_zero(given) if greedy_at_zero else given, **values)
+
+
+def validated(given: Mapping[str, Given], **values: Any) -> RunConfig:
+    """The configuration of these settings and `values`. Raises UserError, by the spellings given."""
     for name, one in given.items():
         check_text(str(one), one.value if isinstance(one.value, str) else json.dumps(one.value, ensure_ascii=False))
         group, _, key = name.rpartition(".")

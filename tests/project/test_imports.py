@@ -53,7 +53,7 @@ WINGS = {
         "cli",
         "__main__",
     ),
-    "powersample": (),
+    "powersample": ("sampling", "outputs", "llm"),
 }
 """The wings from the lowest up: a module imports from its own and from lower ones; orchestrator is above evals, and
 powersample, which is what others import, above both."""
