@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from typing import Any
 
 # Before Ray: sets what Ray reads when it is imported.
@@ -56,6 +57,7 @@ class RayWorkerPool:
         self._vital: list[tuple[str, int]] = []
         self._num_revivals = 0
         self._slowest_answer = 0.0
+        self._numbers = count(1)
 
     def start(self) -> None:
         """Start or join Ray and request the actors. Raises UserError if the cluster has fewer GPUs than wanted."""
@@ -94,13 +96,15 @@ class RayWorkerPool:
         )
         if not handle.calls:
             handle.progressed_at = time.monotonic()
-        handle.calls[handle.actor.solve.options(concurrency_group="work").remote(work)] = Call(work, time.monotonic())
+        number = next(self._numbers)
+        ref = handle.actor.solve.options(concurrency_group="work").remote(work._replace(call=number))
+        handle.calls[ref] = Call(work, time.monotonic(), number)
 
     def cancel(self, work: Work) -> None:
         for handle in self._handles:
             for ref in [ref for ref, call in handle.calls.items() if call.work is work]:
-                del handle.calls[ref]
-                handle.actor.cancel.options(concurrency_group="hb").remote(work)
+                handle.actor.cancel.options(concurrency_group="hb").remote(handle.calls.pop(ref).number)
+                handle.cancelled.add(ref)
 
     def request_health(self) -> set[str]:
         for handle in self._handles:
@@ -209,10 +213,12 @@ class RayWorkerPool:
             handle.load_seconds = max(handle.load_seconds, now - began)
             self._messages.append(Event(event="ready", worker=handle.name, seconds=now - handle.requested_at))
             self._ask(handle)
+        elif ref in handle.cancelled:
+            handle.cancelled.remove(ref)
         else:
-            work, since = handle.calls.pop(ref)
-            self._slowest_answer = max(self._slowest_answer, now - since)
-            self._messages.append(Done(handle.name, work, answer))
+            call = handle.calls.pop(ref)
+            self._slowest_answer = max(self._slowest_answer, now - call.since)
+            self._messages.append(Done(handle.name, call.work, answer))
 
     def _raised(self, handle: WorkerHandle, ref: Any, error: RayTaskError) -> None:
         """Handle an exception of the worker's own code: only one from a problem leaves the actor alive.
@@ -225,6 +231,8 @@ class RayWorkerPool:
             raise UserError(cause.reason, cause.settings) from error
         if ref in handle.calls:
             self._messages.append(Raised(handle.name, handle.calls.pop(ref).work, f"{type(cause).__name__}: {cause}"))
+        elif ref in handle.cancelled:
+            handle.cancelled.remove(ref)
         else:
             self._down(handle, error)
 

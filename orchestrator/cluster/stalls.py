@@ -46,7 +46,7 @@ def detect_stall(handle: WorkerHandle, now: float, slowest_answer: float, joined
         blamed = [call.work for call in handle.calls.values()]
         return Stall(f"it began to answer a problem and did not get on for {patience:.0f} s", blamed)
     deadline = max(DEADLINE_SECONDS, ANSWERS * slowest_answer)
-    late = [work for work, since in handle.calls.values() if now - since > work.attempt * deadline]
+    late = [call.work for call in handle.calls.values() if now - call.since > call.work.attempt * deadline]
     if not late:
         return None
     names = ", ".join(str(work.problem.problem_id) for work in late)

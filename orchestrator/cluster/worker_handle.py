@@ -14,6 +14,8 @@ class Call(NamedTuple):
     work: Work
     since: float
     """Monotonic seconds."""
+    number: int = 0
+    """Its `Work.call`."""
 
 
 @dataclass
@@ -55,6 +57,8 @@ class WorkerHandle:
     """Pending call of `health`; None while there is none."""
     calls: dict[Any, Call] = field(default_factory=dict)
     """Pending calls of `solve`."""
+    cancelled: set[Any] = field(default_factory=set)
+    """Pending calls of `solve` that were cancelled: they return at once, and nobody waits for what they return."""
 
     @property
     def ready(self) -> bool:
@@ -68,11 +72,13 @@ class WorkerHandle:
 
     def refs(self) -> list[Any]:
         """All pending calls."""
-        return [ref for ref in (self.placement, self.load, self.health, *self.calls) if ref is not None]
+        return [
+            ref for ref in (self.placement, self.load, self.health, *self.calls, *self.cancelled) if ref is not None
+        ]
 
     def vacate(self) -> list[Work]:
         """Forget the actor; returns the problems that it had not answered."""
         unanswered = [call.work for call in self.calls.values()]
         self.actor = self.node = self.placement = self.load = self.health = self.steps = self.slots = None
-        self.calls = {}
+        self.calls, self.cancelled = {}, set()
         return unanswered

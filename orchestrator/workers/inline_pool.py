@@ -52,6 +52,7 @@ class InlineWorkerPool:
             call.add_done_callback(self._ended.put)
 
     def cancel(self, work: Work) -> None:
+        self._messages = [one for one in self._messages if not (isinstance(one, Raised) and one.work is work)]
         for call in [call for call, under_way in self._calls.items() if under_way is work]:
             del self._calls[call]
             call.cancel()

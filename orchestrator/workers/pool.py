@@ -29,6 +29,8 @@ class Work(NamedTuple):
     """Tells it from others of the same key that are under way."""
     log_probs: bool = False
     """Whether its record has the log p of each token."""
+    call: int = 0
+    """Number of the call by which a pool of processes has handed it on; no other call of that pool has it."""
 
     @property
     def key(self) -> RecordKey:

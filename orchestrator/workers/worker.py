@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import traceback
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, Future
 from datetime import datetime
@@ -27,7 +28,8 @@ from orchestrator.settings.config import RunConfig
 from orchestrator.workers.pool import Health, Work
 
 ENGINE_FAILED = 1  # exit code
-MOST_CANCELLED = 1000
+MOST_CANCELLED = 10_000
+"""Cancelled calls that are remembered: more than wait to begin, since those that had ended already are among them."""
 MAX_CPU_THREADS = 2
 """From 4 threads on, matrix products were measured to differ in the last bit from those of 1 to 3: answers would depend
 on the number of workers. More workers use more cores just as well."""
@@ -64,9 +66,10 @@ class Worker:
         self._rank, self._name = rank, name
         self._engine: Any = None
         self._loading, self._calling = Lock(), Lock()
-        self._under_way: dict[tuple[int, int, int], Future[Record]] = {}
-        self._cancelled: tuple[tuple[int, int, int], ...] = ()
-        """The last that were cancelled while they were not under way: before they began, or after they had ended."""
+        self._under_way: dict[int, Future[Record]] = {}
+        """By `Work.call`."""
+        self._cancelled = deque[int](maxlen=MOST_CANCELLED)
+        """Calls that were cancelled while they were not under way: before they began, or after they had ended."""
 
     def __repr__(self) -> str:
         """The name in Ray's dashboard, which reads it once, when the actor starts."""
@@ -104,12 +107,12 @@ class Worker:
             self._engine.start()
             return free_bytes if room is None else room
 
-    def cancel(self, work: Work) -> None:
-        """Give up a call of `solve`, begun or not, which then returns None."""
+    def cancel(self, call: int) -> None:
+        """Give up the call of `solve` with this number, begun or not, which then returns None."""
         with self._calling:
-            under_way = self._under_way.get(work.identity)
+            under_way = self._under_way.get(call)
             if under_way is None:
-                self._cancelled = (*self._cancelled[1 - MOST_CANCELLED :], work.identity)
+                self._cancelled.append(call)
         if under_way is not None:
             under_way.cancel()
 
@@ -134,11 +137,13 @@ class Worker:
         problem is to blame for certain, and nothing more can be done here.
         """
         try:
+            answer = self.begin(work)
             with self._calling:
-                if work.identity in self._cancelled:
-                    return None
-                self._under_way[work.identity] = self.begin(work)
-            return self._under_way[work.identity].result()
+                self._under_way[work.call] = answer
+                cancelled = work.call in self._cancelled
+            if cancelled:
+                answer.cancel()
+            return answer.result()
         except CancelledError:
             return None
         except Exception:
@@ -148,7 +153,7 @@ class Worker:
                 os._exit(ENGINE_FAILED)
             raise
         finally:
-            self._under_way.pop(work.identity, None)
+            self._under_way.pop(work.call, None)
 
     def failure(self) -> BaseException | None:
         """The exception that ended the engine's thread; None while it works."""

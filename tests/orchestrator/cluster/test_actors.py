@@ -25,7 +25,7 @@ from orchestrator.rundir.telemetry_rows import Event, WorkerState
 from orchestrator.rundir.writing.run_store import open_store
 from orchestrator.rundir.writing.telemetry_log import Telemetry
 from orchestrator.settings.config import RunConfig
-from orchestrator.workers.pool import Died, Health, Message, Work
+from orchestrator.workers.pool import Died, Done, Health, Message, Work
 
 pytestmark = [pytest.mark.ray, pytest.mark.serial]
 
@@ -133,6 +133,93 @@ def test_a_run_survives_killed_actors(tmp_path: Path, pools: Any) -> None:
     assert pool.killed
     assert len(events(rows, "death")) == 2
     assert {event.notes for event in pool.seen if isinstance(event, Health)} == {""}
+
+
+def worker_that_waits() -> type:
+    """As the real one, but that first attempts have no answer, and that problem 0 begins only once `go` is set."""
+    import threading
+    from concurrent.futures import Future
+
+    from orchestrator.workers.worker import Worker
+
+    class Waits(Worker):
+        def load(self, config: Any, room: int | None = None) -> None:
+            self.go = threading.Event()
+
+        def failure(self) -> None: ...
+
+        def health(self) -> Health:
+            return Health(WorkerState(worker=self._name, pid=os.getpid()))
+
+        def begin(self, work: Work) -> Future[Record]:
+            answer = Future[Record]()
+            if work.problem.problem_id == 0:
+                self.go.wait()
+            if work.attempt > 1:
+                answer.set_result(Record(*work.key, "ok", "", [], "eos", worker=AnsweredBy(self._rank)))
+            return answer
+
+    return Waits
+
+
+def until(pool: Any, kind: type[Message], event: str = "") -> Any:
+    """The next message of this kind; none before it is about work."""
+    while True:
+        for message in pool.wait(0.1):
+            if isinstance(message, kind) and event in ("", getattr(message, "event", None)):
+                return message
+            assert isinstance(message, Event | Health), message
+
+
+def test_cancelled_calls_end_begun_or_not_and_nobody_hears_of_them(pools: Any) -> None:
+    """A worker of one thread, so that a call that has not begun holds up all behind it."""
+    pool = pools("model", worker_that_waits(), num_workers=1)
+    pool.start()
+    until(pool, Event, "ready")
+    pid = until(pool, Health).state.pid
+    begins, waits = works(2)
+
+    def ask(question: Any) -> Any:
+        ray = sys.modules["ray"]
+        return ray.get(pool._handles[0].actor.__ray_call__.remote(question))
+
+    def given_up(*works: Work) -> None:
+        for work in works:
+            assert pool.free_slots(9) == 1
+            pool.submit(work)
+            assert pool.free_slots(9) == 0
+            pool.cancel(work)
+            pool.cancel(work)
+        assert pool.free_slots(9) == 1
+
+    given_up(begins, waits)
+    while ask(lambda actor: len(actor._cancelled)) < 2:
+        pass
+    pool.submit(again := waits._replace(attempt=2))  # the same key
+    ask(lambda actor: actor.go.set())
+    assert until(pool, Done).work is again
+
+    pool.submit(waits)
+    while not ask(lambda actor: len(actor._under_way)):
+        pass
+    pool.cancel(waits)
+    pool.submit(again)
+    assert until(pool, Done).work is again
+    pool.cancel(again)  # which has ended
+    pool.submit(again)
+    assert until(pool, Done).work is again
+    assert ask(lambda actor: len(actor._under_way)) == 0
+
+    ask(lambda actor: actor.go.clear())
+    given_up(begins)
+    os.kill(pid, signal.SIGKILL)
+    assert until(pool, Died).unanswered == []
+    until(pool, Event, "ready")
+    pid = until(pool, Health).state.pid
+    given_up(begins)
+    pool.submit(waits)
+    os.kill(pid, signal.SIGKILL)
+    assert until(pool, Died).unanswered == [waits]
 
 
 def wait_for_ever(pool: Any) -> None:

@@ -487,6 +487,7 @@ def test_patience_with_a_worker_that_takes_no_step() -> None:
     slow = loaded_handle(load_seconds=STILL_SECONDS)
     assert detect_stall(slow, 101.0 + STILL_SECONDS, 0.0, joined=False) is None, "compiling took as long when it loaded"
     assert detect_stall(loaded_handle(calls={}), 1e6, 0.0, joined=False) is None, "it has nothing to do"
+    assert detect_stall(loaded_handle(calls={}, cancelled={"call"}), 1e6, 0.0, joined=False) is None, "nor with those"
 
 
 def test_patience_with_a_problem_while_others_get_on() -> None:
