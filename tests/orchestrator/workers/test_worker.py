@@ -93,7 +93,7 @@ def endless(inputs: Inputs, number: int) -> list[Work]:
     """Work that ends by being cancelled alone."""
     sampler = Power(num_moves=100_000)
     return [
-        Work(problem, 0, sampler, inputs.config.task, 0, serial=1000 + problem.problem_id)
+        Work(problem, 0, sampler, inputs.config.task, 0, serial=1000 + problem.problem_id, call=1 + problem.problem_id)
         for problem in inputs.data.problems[:number]
     ]
 
@@ -130,18 +130,18 @@ def test_a_call_of_an_actor_is_cancelled_whether_it_has_begun_or_not() -> None:
     worker = Worker(0, "cpu0")
     worker.load(worker_config(inputs)._replace(slots=4))
     [early, late, other] = endless(inputs, 3)
-    worker.cancel(early)
+    worker.cancel(early.call)
     assert worker.solve(early) is None
     with ThreadPoolExecutor(1) as thread:
         answer = thread.submit(worker.solve, late)
-        while late.identity not in worker._under_way:
+        while late.call not in worker._under_way:
             worker.health()
-        worker.cancel(late)
+        worker.cancel(late.call)
         assert answer.result(60) is None
-        again = late._replace(serial=7, sampler=Power(num_moves=1))  # the same key, asked once more
+        again = late._replace(serial=7, call=99, sampler=Power(num_moves=1))  # the same key, asked once more
         assert isinstance(worker.solve(again), Record)
-    for _ in range(3 * MOST_CANCELLED):
-        worker.cancel(other)
+    for _ in range(MOST_CANCELLED + 1):
+        worker.cancel(other.call)
     assert len(worker._cancelled) == MOST_CANCELLED
     assert not worker._under_way
     worker.close()
