@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from evals.config import EngineConfig
+from evals.config import EngineConfig, TaskConfig
 from evals.engine.checkpoint import load_model
 from evals.engine.engine import Engine
 from evals.engine.token_sampling import draw
@@ -42,8 +44,6 @@ def engine(device: str, dtype: str, slots: int = 8) -> Engine:
 
 
 def samples(on: Engine, problems: list[Problem], sampler: Sampler) -> list[Sample]:
-    from evals.config import TaskConfig
-
     task = make_task(TaskConfig(max_new_tokens=96), 0)
     prompts = [make_prompt(task, problem, on.model.tokenizer) for problem in problems]
     chains = [Chain(p, sampler.chain(p, RandomKey(3, i, 0))) for i, p in enumerate(prompts)]
@@ -70,6 +70,33 @@ def test_half_precision_answers_end_and_pages_come_back(dtype: str, problems: li
     assert all((sample.log_z <= 0).all() for sample in found)
     audit(on._pool)
     assert on.counters().kv_pages_used == 0
+
+
+def test_cancelled_chains_leave_their_pages_and_the_others_answers(problems: list[Problem]) -> None:
+    """A thousand at random moments, beside chains that go on."""
+    sampler, rng = Power(4.0, 6), random.Random(0)
+    expected = samples(engine("cuda", "float32", slots=16), problems, sampler)
+    on = engine("cuda", "float32", slots=16)
+    task = make_task(TaskConfig(max_new_tokens=96), 0)
+    prompts = [make_prompt(task, problem, on.model.tokenizer) for problem in problems]
+    kept = [on.submit(Chain(p, sampler.chain(p, RandomKey(3, i, 0)))) for i, p in enumerate(prompts)]
+    endless = Power(4.0, 100_000)
+    under_way: list[Future[Sample]] = []
+    for number in range(1000):
+        to = prompts[number % len(prompts)]
+        under_way.append(on.submit(Chain(to, endless.chain(to, RandomKey(4, number, 0)))))
+        while len(under_way) > 12:
+            under_way.pop(rng.randrange(len(under_way))).cancel()
+        if number % 3 == 0 and on._take():
+            on._step()
+    for future in under_way:
+        future.cancel()
+    while on._take():
+        on._step()
+    same = [one.result().tokens == other.tokens for one, other in zip(kept, expected, strict=True)]
+    assert sum(same) >= len(same) - 1  # a tie within rounding, as above
+    assert (on.counters().cancelled_chains, on.counters().kv_pages_used) == (1000, 0)
+    audit(on._pool)
 
 
 def test_draws_equal_the_cpus_up_to_edges() -> None:

@@ -26,6 +26,7 @@ from evals.types import Cancel, Chain, Drop, Keep, Prompt, Steps, Submit
 from support import twins
 from support.decoder_cases import answers, assert_same, doubled, lagging, state
 from support.law import paper
+from support.pages import audit
 from support.tiny_models import Pair, branching, engine, make, prompt, request, run_one, sample, single
 
 
@@ -204,6 +205,30 @@ def test_a_row_that_is_over_stands_still(pair: Pair, by: str) -> None:
         assert torch.equal(one, other)
     torch.testing.assert_close(cache.tensor, keys, atol=1e-6, rtol=0)
     assert idle(before, 1)
+
+
+def test_chains_cancelled_a_step_ahead_leave_rows_and_pages_to_others(pair: Pair) -> None:
+    """The device has drawn one more token for them, which nobody may take for another's."""
+    prompts = branching([9, 20, 12, 30, 5, 14, 8, 25], 4, max_new=20)
+
+    def chain(number: int, moves: int) -> Chain:
+        to = prompts[number % 8]
+        return Chain(to, Power(2.0, moves).chain(to, RandomKey(8, number, 0), SamplingContext(prefetch=2)))
+
+    on = lagging(pair, 3)
+    kept = {number: on.submit(chain(number, 3)) for number in range(0, 12, 3)}
+    endless = {number: on.submit(chain(number, 1000)) for number in range(12) if number % 3}
+    for number, future in endless.items():
+        for _ in range(1 + number % 4):
+            on._take()
+            on._step()
+        future.cancel()
+    while on._take():
+        on._step()
+    expected = engine(pair.model, 3).run([chain(number, 3) for number in kept])
+    assert [future.result().tokens for future in kept.values()] == [one.tokens for one in expected]
+    assert (on.counters().cancelled_chains, on.counters().kv_pages_used) == (8, 0)
+    audit(on._pool)
 
 
 def test_freed_rows_write_to_the_scratch_page_only(pair: Pair) -> None:
