@@ -86,7 +86,7 @@ PRESETS: Mapping[str, Preset] = {
     "gsm8k": PLAIN,
     "lmeval-gsm8k": LM_EVAL,
     "lmeval-gsm8k-keyed": LM_EVAL._replace(draw="keyed"),
-    "lmeval-platinum": LM_EVAL._replace(draw="lm_eval_self"),
+    "lmeval-platinum": LM_EVAL._replace(draw="lm_eval_self", data="madrylab/gsm8k-platinum"),
     "lmeval-cot": COT,
     "lmeval-cot-zeroshot": COT._replace(form="Q: {q}\nA: Let's think step by step.", num_shots=0, draw="keyed"),
     "lighteval-gsm8k": PLAIN._replace(

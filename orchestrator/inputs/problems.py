@@ -159,7 +159,7 @@ def hub_rows(name: str, configuration: str | None, split: str, setting: str) -> 
     revision = GSM8K_REVISION if name == DEFAULT_DATA else None
     if name in (DEFAULT_DATA, PLATINUM):
         configuration = configuration or "main"
-    if name == PLATINUM:
+    if name == PLATINUM and setting == "task.train_data":
         split = "test"
     with hub(f"data set {name!r} (split {split}) is no file", WAY_OUT, setting):
         if not constants.HF_HUB_OFFLINE:

@@ -133,13 +133,12 @@ def resolve(config: RunConfig, num_gpus_present: int, bfloat16: bool = True) -> 
         gpus = f"{num_gpus} GPU{'s' if num_gpus > 1 else ''}"
         raise UserError(f"num_gpus asks for {gpus} but this machine has {has}; {way_out}.", ("num_gpus",))
     num_gpus = shared_gpus(config, num_gpus)
-    mode = config.mode
+    mode, data = config.mode, config.data or PRESETS[config.task.preset].data
     if mode == "auto":
-        mode = "demo" if config.model is None and config.data is None and num_gpus == 0 else "run"
+        mode = "demo" if config.model is None and data is None and num_gpus == 0 else "run"
     if mode == "demo":
         check_demo(config)
-    data = config.data or PRESETS[config.task.preset].data or DEFAULT_DATA
-    model, data = (DEMO, DEMO) if mode == "demo" else (config.model or DEFAULT_MODEL, data)
+    model, data = (DEMO, DEMO) if mode == "demo" else (config.model or DEFAULT_MODEL, data or DEFAULT_DATA)
     task, engine = config.task, config.engine
     if model == DEMO and "max_new_tokens" not in task.model_fields_set:
         task = task.model_copy(update={"max_new_tokens": DEMO_MAX_NEW_TOKENS})
@@ -176,6 +175,12 @@ def check_demo(config: RunConfig) -> None:
                 "or set mode to run.",
                 (field, "mode"),
             )
+    if config.data is None and (own := PRESETS[config.task.preset].data):
+        raise UserError(
+            f"mode demo brings its own problems but task.preset {config.task.preset} is of {own}; leave it out, or set "
+            "mode to run.",
+            ("task.preset", "mode"),
+        )
     if config.sampler.kind != "power":
         raise UserError(
             "The demo compares greedy, two temperatures and power sampling and cannot take sampler.kind; leave it out, "

@@ -77,9 +77,10 @@ def validated(given: Mapping[str, Given], **values: Any) -> RunConfig:
 
 def yielding(usual: Mapping[str, Given], asked: Mapping[str, Given]) -> dict[str, Given]:
     """What stays of `usual`, the settings of a file that the user did not name, beside those `asked` for: of a group
-    whose choice is asked for as another one, nothing."""
+    whose choice is asked for as another one, nothing; nor the data beside another task."""
     chosen = {name: usual[name].value if name in usual else known_settings()[name]["default"] for name in CHOICES}
     gone = {name.partition(".")[0] for name in CHOICES if name in asked and asked[name].value != chosen[name]}
+    gone |= {"data", "data_split"} if "task" in gone else set()
     return {name: one for name, one in usual.items() if name.partition(".")[0] not in gone}
 
 

@@ -76,6 +76,20 @@ def test_with_gpus_the_shipped_file_decides(
     assert [config.sampler for config in session] == [Power(num_moves=77), Power(num_moves=5)]
 
 
+def test_with_gpus_a_preset_brings_its_own_data(session: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [Gpu(0, "GPU-0", "H100", 1)])
+    monkeypatch.setattr(gpus, "check_torch_sees_gpus", lambda present: None)
+    assert main(["run", "--task.preset", "math500"]) == 3
+    monkeypatch.setenv("POWERSAMPLE_TASK__PRESET", "math500")
+    assert main(["run", "--task.max-new-tokens", "9"]) == 3
+    for config in session:
+        assert (config.data, config.task.name, config.task.question_key) == (
+            "HuggingFaceH4/MATH-500",
+            "math",
+            "problem",
+        )
+
+
 def test_a_cluster_counts_its_own_gpus(session: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert main(["run", "--num-gpus", "16"]) == 3

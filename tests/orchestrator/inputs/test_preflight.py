@@ -172,13 +172,15 @@ def test_gsm8k_comes_from_the_hub_at_one_revision(monkeypatch: pytest.MonkeyPatc
     load_problems("someone/else")
     load_problems("someone/else", "validation", task=TaskConfig(data_config="hard"))
     load_problems("openai/gsm8k", task=TaskConfig(data_config="socratic"))
-    load_problems("madrylab/gsm8k-platinum", "train")
+    load_problems("madrylab/gsm8k-platinum", "train", setting="task.train_data")
+    load_problems("madrylab/gsm8k-platinum", "validation")
     assert asked == [
         (("openai/gsm8k", "main"), {"split": "train", "revision": problems.GSM8K_REVISION}),
         (("someone/else", None), {"split": "test", "revision": None}),
         (("someone/else", "hard"), {"split": "validation", "revision": None}),
         (("openai/gsm8k", "socratic"), {"split": "test", "revision": problems.GSM8K_REVISION}),
         (("madrylab/gsm8k-platinum", "main"), {"split": "test", "revision": None}),
+        (("madrylab/gsm8k-platinum", "main"), {"split": "validation", "revision": None}),
     ]
 
 

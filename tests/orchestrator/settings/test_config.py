@@ -62,6 +62,10 @@ def test_nothing_given_and_gpus_is_gsm8k_on_all_of_them() -> None:
 def test_a_preset_brings_its_data() -> None:
     given = configured("--model", "m", "--task.preset", "math500")
     assert resolve(given, 0).data == "HuggingFaceH4/MATH-500"
+    alone = resolve(configured("--task.preset", "math500"), 0)
+    assert (alone.mode, alone.data) == ("run", "HuggingFaceH4/MATH-500")
+    platinum = resolve(configured("--task.preset", "lmeval-platinum", "--model", "m"), 0)
+    assert platinum.data == platinum.task.train_data == "madrylab/gsm8k-platinum"
     assert resolve(given.model_copy(update={"data": "mine.jsonl"}), 0).data == "mine.jsonl"
 
 
@@ -90,6 +94,8 @@ def test_gpus_are_counted() -> None:
 def test_the_demo_refuses_what_it_would_ignore() -> None:
     with pytest.raises(UserError, match=r"model is 'x'"):
         resolve(RunConfig(mode="demo", model="x"), 0)
+    with pytest.raises(UserError, match=r"task.preset math500 is of HuggingFaceH4/MATH-500"):
+        resolve(configured("--mode", "demo", "--task.preset", "math500"), 0)
     with pytest.raises(UserError, match=r"cannot take sampler\.kind"):
         resolve(configured("--sampler.kind", "greedy"), 0)
     with pytest.raises(UserError, match=r"cannot take sampler\.kind; leave it out, or run one"):

@@ -16,7 +16,7 @@ import yaml
 from evals.samplers.power import Power
 from evals.samplers.registry import SAMPLERS, sampler_of, settings_of
 from evals.types import UserError
-from orchestrator.settings.config import DEFAULT_MODEL, resolve
+from orchestrator.settings.config import DEFAULT_DATA, DEFAULT_MODEL, resolve
 from orchestrator.settings.merge import build_config
 from orchestrator.settings.parser import flag_name, variable_name
 from orchestrator.settings.schema import known_settings, settings_read
@@ -50,6 +50,10 @@ def test_of_a_file_that_nobody_named_a_group_yields_to_another_choice() -> None:
     assert configured("--sampler.kind", "power", "--sampler.alpha", "2", file=usual).sampler == Power(2.0, 10)
     published = configured("--task.preset", "lmeval-gsm8k", file=usual)
     assert (published.task.num_shots, published.task.max_new_tokens, published.model) == (5, 256, DEFAULT_MODEL)
+    assert resolve(published, 1).data == DEFAULT_DATA
+    other = resolve(configured("--task.preset", "math500", file=usual), 1)
+    assert (other.model, other.data, other.task.name) == (DEFAULT_MODEL, "HuggingFaceH4/MATH-500", "math")
+    assert configured("--task.preset", "math500", "--data", "mine.jsonl", file=usual).data == "mine.jsonl"
     assert configured("--task.chat", file=usual).task.max_new_tokens == 512
     named = configured("--config", str(usual), "--task.preset", "lmeval-gsm8k")
     assert (named.task.num_shots, named.task.max_new_tokens) == (0, 512)
