@@ -53,18 +53,23 @@ def build_config(
     Raises UserError for anything unknown or out of range.
     """
     values: dict[str, Any] = {}
-    given, asked = dict[str, Given](), read_environment(environ) | read_options(args)
+    given = named = named_settings(args, environ)
     if (path := getattr(args, "config", path)) is not None:
-        given = read_file(Path(path))
         values["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", Path(path).stem)[:100]
         if not hasattr(args, "config"):
-            given = yielding(given, asked)
-    given |= asked
-    return validated(greedy_for_zero(given) if greedy_at_zero else given, **values)
+            given = yielding(read_file(Path(path)), named) | named
+    return validated(greedy_for_zero(given) if greedy_at_zero else given, named, **values)
 
 
-def validated(given: Mapping[str, Given], **values: Any) -> RunConfig:
-    """The configuration of these settings and `values`. Raises UserError, by the spellings given."""
+def named_settings(args: Namespace, environ: Mapping[str, str]) -> dict[str, Given]:
+    """The settings that the user made: in the file that --config names, by variables, by options."""
+    file = read_file(Path(args.config)) if hasattr(args, "config") else {}
+    return file | read_environment(environ) | read_options(args)
+
+
+def validated(given: Mapping[str, Given], named: Mapping[str, Given] | None = None, **values: Any) -> RunConfig:
+    """The configuration of these settings and `values`; `named` are those that the user made, where not all. Raises
+    UserError, by the spellings given."""
     for name, one in given.items():
         check_text(str(one), one.value if isinstance(one.value, str) else json.dumps(one.value, ensure_ascii=False))
         group, _, key = name.rpartition(".")
@@ -72,7 +77,7 @@ def validated(given: Mapping[str, Given], **values: Any) -> RunConfig:
     try:
         return RunConfig(**values)
     except ValidationError as error:
-        raise UserError(refusal(error, given)) from error
+        raise UserError(refusal(error, given, given if named is None else named)) from error
 
 
 def yielding(usual: Mapping[str, Given], asked: Mapping[str, Given]) -> dict[str, Given]:
@@ -89,7 +94,9 @@ def greedy_for_zero(given: dict[str, Given]) -> dict[str, Given]:
     sampler = {name for name in given if name.startswith("sampler.")}
     others = sampler - {f"sampler.{name}" for name in ("kind", *settings_read("temperature"))}
     kind, temperature = given.get("sampler.kind"), given.get("sampler.temperature")
-    if others or not kind or kind.value != "temperature" or not temperature or not is_zero(temperature.value):
+    if others or not kind or kind.value not in ("temperature", "greedy"):
+        return given
+    if not temperature or not is_zero(temperature.value):
         return given
     greedy = {"sampler.kind": Given(temperature.spelling, "greedy")}
     return {name: one for name, one in given.items() if name not in sampler} | greedy
@@ -106,7 +113,7 @@ def is_zero(value: Any) -> bool:
 def read_options(args: Namespace) -> dict[str, Given]:
     """The settings that command-line options set."""
     spell = getattr(args, "spell", flag_name)
-    known = vars(args).keys() & known_settings().keys()
+    known = [name for name in vars(args) if name in known_settings()]
     return {name: as_texts(name, Given(spell(name), getattr(args, name))) for name in known}
 
 
@@ -210,8 +217,8 @@ Loader.add_implicit_resolver(NULL, re.compile("(~|null|Null|NULL|)$"), ["~", "n"
 Loader.add_constructor(NULL, lambda *_: None)
 
 
-def refusal(error: ValidationError, given: Mapping[str, Given]) -> str:
-    """The message about the first value that pydantic refused."""
+def refusal(error: ValidationError, given: Mapping[str, Given], named: Mapping[str, Given]) -> str:
+    """The message about the first value that pydantic refused; `named` are the settings that the user made."""
     first = error.errors(include_url=False)[0]
     context, where = first.get("ctx", {}), [str(part) for part in first["loc"]]
     kind = where.pop(1) if where[0] == "sampler" and len(where) > 1 else ""
@@ -220,11 +227,12 @@ def refusal(error: ValidationError, given: Mapping[str, Given]) -> str:
         case "conflict":
             return conflict([f"{name}.{one}" for one in context["settings"]], first["msg"], given)
         case "unexpected_keyword_argument":  # all names are known: it is the kind that lacks this one
-            key, readers = where[-1], ", ".join(one for one in SAMPLERS if where[-1] in settings_read(one))
-            reason = (
-                f"kind {kind} does not read {key}, which belongs to {readers}; leave {key} out or choose such a kind"
-            )
-            return conflict([name, "sampler.kind"], reason, given)
+            key, readers = where[-1], [one for one in SAMPLERS if where[-1] in settings_read(one)]
+            reason = f"kind {kind} does not read {key}, which belongs to {', '.join(readers)}; leave {key} out or "
+            beside, read = ["sampler.kind"], {f"sampler.{each}" for one in readers for each in settings_read(one)}
+            if name in named and beside[0] not in named:  # then it follows from others
+                given, beside = named, [one for one in named if one.startswith("sampler.") and one not in read]
+            return conflict([name, *beside], f"{reason}choose such a kind", given)
         case "missing":
             return conflict(["sampler.kind"], f"name by {name} {known_settings()[name]['description']}", given)
         case "union_tag_invalid":

@@ -178,6 +178,8 @@ def test_max_examples_and_power_sampling(run: Callable[..., int], tmp_path: Path
         (["--sampler.kind", "greedy"], {}, {"kind": "greedy"}),
         ([], {"SAMPLER__KIND": "greedy"}, {"kind": "greedy"}),
         (["--temperature", "0"], {}, {"kind": "greedy"}),
+        (["--temperature", "0", "--sampler.kind", "greedy"], {}, {"kind": "greedy"}),
+        (["--temperature", "0"], {"SAMPLER__KIND": "greedy"}, {"kind": "greedy"}),
         (["--temperature=0.0", "--top_p", "0.9"], {"SAMPLER__TEMPERATURE": "0.5"}, {"kind": "greedy"}),
         ([], {"SAMPLER__TEMPERATURE": "0"}, {"kind": "greedy"}),
         (["--sampler.kind", "temperature"], {}, {"temperature": 0.7, "top_p": 0.9}),
@@ -217,8 +219,14 @@ def test_a_file_that_was_named_and_two_options_that_contradict_each_other_are_no
     file.write_text("task: {preset: generate}\nsampler: {kind: temperature, temperature: 0.7}\n")
     with pytest.raises(UserError, match=r"mine.yaml: sampler.temperature=0.7 and --sampler.kind=greedy do not go"):
         run("--config", file, "--sampler.kind", "greedy")
-    with pytest.raises(UserError, match=r"--temperature=0 and \S+: sampler.kind=power do not go together"):
+    with pytest.raises(UserError, match=r"^--temperature=0 and --alpha=2 do not go together: kind power does not read"):
         run("--temperature", 0, "--alpha", 2)
+    with pytest.raises(
+        UserError, match=r"^--top_p=0.5 and --num_moves=3 do not go together: .* belongs to temperature"
+    ):
+        run("--top_p", 0.5, "--num_moves", 3)
+    with pytest.raises(UserError, match=r"^--sampler.blocks=2 is refused: kind temperature does not read blocks"):
+        run("--sampler.blocks", 2)
     assert not (tmp_path / "out.jsonl.run").exists()
 
 
