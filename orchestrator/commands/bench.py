@@ -17,6 +17,7 @@ from evals.config import EngineConfig
 from evals.sizing.shapes import SHAPES
 from evals.sizing.slots import GIB
 from evals.types import UserError
+from orchestrator.console import say as tell
 
 if TYPE_CHECKING:
     from evals.engine.decoding_speed import DecodingStep
@@ -108,6 +109,8 @@ def load(args: argparse.Namespace, config: EngineConfig) -> tuple[Model, str, di
     imported = time.perf_counter()
     if present := gpus.visible_gpus():
         gpus.check_torch_sees_gpus(present)
+    elif args.execution not in ("auto", "eager"):
+        tell("Without effect here: --execution (no GPU is used).")
     shape, device = args.shape or ("1.5b" if present else "tiny"), "cuda" if present else "cpu"
     folder = resolve_model(args.model).folder if args.model else None
     checked = time.perf_counter()

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from evals.record import Record
 from evals.types import UserError
+from orchestrator.commands.run import tell_unused
 from orchestrator.console import say
 from orchestrator.driver import session
 from orchestrator.driver.open_runs import OpenRun
@@ -41,9 +42,10 @@ def generate(args: Namespace) -> int:
     """Answer the rows; returns the exit code. Raises UserError for what the user can mend."""
     output = generate_output.target(args.output_file)
     asked = build_config(args, os.environ, defaults(args, os.environ), greedy_at_zero=True)
-    config = checked_config(asked, output)
+    config = resolved(checked_config(asked, output))
+    tell_unused(args, [config])
     files = Files(output, args.hourly_rate)
-    return session.run(resolved(config), files.show, files.conclude)
+    return session.run(config, files.show, files.conclude)
 
 
 def defaults(args: Namespace, environ: Mapping[str, str]) -> Path:

@@ -57,7 +57,8 @@ JSON = option("--json", action="store_true", help="one line of JSON and nothing 
 
 WAYS = """Each option of run but --config is also a variable, --batch-size POWERSAMPLE_BATCH_SIZE and
 --sampler.num-moves POWERSAMPLE_SAMPLER__NUM_MOVES, and a key of a YAML file (sampler: num_moves). Options win over
-variables, variables over the file. Of an option that is given twice the last counts, and a line says so."""
+variables, variables over the file. Of an option that is given twice the last counts, and a line says so;
+another says which settings change nothing in the run that comes of them."""
 RUN_EXAMPLES = """examples:
   powersample run
       without GPUs the demo, four samplers compared on the embedded problems; with GPUs all of GSM8K by power sampling
@@ -86,7 +87,8 @@ COMMANDS = {
         (
             CONFIG,
             option("--knob", action="append", default=[], metavar="NAME=VALUES",
-                   help="a setting of sampler or task, and its values; several make a grid of all combinations"),
+                   help="a setting of sampler or task, and its values (lists in JSON); several make a grid of all "
+                   "combinations"),
             option("--start-from", metavar="VALUE", help="leave out the values of the first --knob before this one"),
             option("--auto-batch-size", action=argparse.BooleanOptionalAction, default=True,
                    help="find the largest batch that works for each value, up to --batch-size"),

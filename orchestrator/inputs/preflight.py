@@ -101,11 +101,15 @@ def resolve_inputs(config: RunConfig, now: datetime, model: ModelSource | None =
     """
     check_tracker(config.track)
     named = [name for name in (config.data, config.task.train_data) if name]
-    if config.task.data_config and all(map(names_file, named)):
-        raise UserError(
-            f"A configuration is of a data set on the hub or in a folder, and {named[0]} is a file; leave it out.",
-            ("task.data_config",),
-        )
+    for what, setting, misplaced in (
+        ("configuration", "task.data_config", config.task.data_config and all(map(names_file, named))),
+        ("split", "data_split", config.data_split != "test" and names_file(named[0])),
+    ):
+        if misplaced:
+            raise UserError(
+                f"A {what} is of a data set on the hub or in a folder, and {named[0]} is a file; leave it out.",
+                (setting,),
+            )
     if config.task.name != "open":
         check_installed()
     data = load_problems(config.data or "", config.data_split, config.limit, config.task)
