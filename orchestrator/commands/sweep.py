@@ -12,6 +12,7 @@ import re
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import product
 from operator import attrgetter
 from pathlib import Path
@@ -25,11 +26,12 @@ from orchestrator.analysis.accuracy import PRIMARY_METRIC
 from orchestrator.analysis.load import load_run
 from orchestrator.analysis.summary import Summary
 from orchestrator.batch_search.batch_size import fit_batch_size, host_memory
-from orchestrator.commands.run import requested
+from orchestrator.commands.run import requested, tell_unused
 from orchestrator.console import say
 from orchestrator.driver import session
 from orchestrator.driver.open_runs import OpenRun, prepare_runs
 from orchestrator.inputs.preflight import Inputs, resolve_inputs
+from orchestrator.inputs.problems import short_digest
 from orchestrator.inputs.this_machine import resolved
 from orchestrator.machine import description
 from orchestrator.report.grid import Cell, grid_figure, grid_table
@@ -37,10 +39,12 @@ from orchestrator.report.layout import paragraphs
 from orchestrator.report.make import write
 from orchestrator.report.plotting import png, svg
 from orchestrator.rundir.writing.run_store import check_store, fresh_directory
-from orchestrator.settings.config import RunConfig, default_directory
+from orchestrator.settings.config import DEMO, RunConfig, default_directory, fingerprints
 from orchestrator.settings.parser import suggestion
 from orchestrator.settings.schema import is_list, known_settings
 
+PROBLEMS = attrgetter("data", "task.name", "task.data_config", "task.question_key", "task.answer_key")
+"""What decides which problems a run has: the runs of a sweep share them."""
 SUMMARY, TABLE, FIGURE, PICTURE = "sweep.json", "sweep.md", "sweep.svg", "sweep.png"
 
 Values = dict[str, str]
@@ -56,19 +60,35 @@ def sweep(args: Namespace) -> int:
         if knob in vars(args):
             raise UserError(f"sweep: --knob has the values of {knob} and an option sets it; leave one out.", (knob,))
     configs = [configured(args, values) for values in grid]
+    searches = args.auto_batch_size and configs[0].use_batched and configs[0].sampler.kind != "replay"
+    if args.memory_limit is not None and not searches:
+        raise UserError(
+            "sweep: memory_limit bounds the search for a batch, and none is searched for here; leave it out.",
+            ("memory_limit", "auto_batch_size"),
+        )
+    if other := next((i for i, one in enumerate(configs) if PROBLEMS(one) != PROBLEMS(configs[0])), 0):
+        raise UserError(
+            f"sweep: {in_words(grid[0])} and {in_words(grid[other])} are of different problems, so that their scores "
+            "cannot be compared; run them one by one."
+        )
     session.check_ray(configs[0])
     host_memory(configs[0], args.memory_limit)
+    tell_unused(args, configs, {"engine.target_utilisation"} if searches and args.memory_limit is None else ())
     environment = description.describe()
     now = session.local_time(began)
     first = resolve_inputs(configs[0], now)
     root = sweep_directory(first, knobs)
-    runs = []
+    runs, places, same = [], set[str](), dict[tuple[str, str], Values]()
     for values, config in zip(grid, configs, strict=True):
         name = "_".join(re.sub(r"[^A-Za-z0-9._=-]", "-", f"{knob.partition('.')[2]}={values[knob]}") for knob in knobs)
+        name += f"-{short_digest(in_words(values).encode())}" if name in places else ""
+        places.add(name)
         own = {"name": f"{config.name}/{name}", "run_dir": root / name, "fresh": False}
         runs.append(resolve_inputs(config.model_copy(update=own), now, first.model))
+        if (twin := same.setdefault(fingerprints(config, runs[-1].provenance), values)) is not values:
+            raise UserError(f"sweep: {in_words(twin)} and {in_words(values)} are the same run; leave one out.")
     owing = [has_owed_answers(inputs, environment) for inputs in runs]
-    if args.auto_batch_size and first.config.use_batched and first.texts is None:
+    if searches:
         runs = [
             fit_batch_size(in_words(values), inputs, args.memory_limit, say) if some else inputs
             for values, inputs, some in zip(grid, runs, owing, strict=True)
@@ -108,7 +128,10 @@ def in_words(values: Values) -> str:
 def configured(args: Namespace, values: Values) -> RunConfig:
     """The resolved configuration of one run."""
     given = {knob: [text] if is_list(knob) else text for knob, text in values.items()}
-    return resolved(requested(Namespace(**vars(args) | given))).model_copy(update={"mode": "run"})
+    asked = requested(Namespace(**vars(args) | given))
+    if asked.mode == DEMO:
+        raise UserError("sweep: mode demo has four runs of its own; leave it out.", ("mode",))
+    return resolved(asked).model_copy(update={"mode": "run"})
 
 
 def grid_of(listed: Sequence[str], start_from: str | None) -> list[Values]:
@@ -126,7 +149,8 @@ def grid_of(listed: Sequence[str], start_from: str | None) -> list[Values]:
 
 
 def values_of(knob: str) -> tuple[str, list[str]]:
-    """Parse NAME=VALUE,VALUE,... into the setting and its values. Raises UserError."""
+    """Parse NAME=VALUE,VALUE,... into the setting and its values, which may be lists, objects and texts in JSON. Raises
+    UserError."""
     name, _, listed = knob.partition("=")
     known = [each for each in known_settings() if each.startswith(("sampler.", "task."))]
     if name not in known:
@@ -136,6 +160,10 @@ def values_of(knob: str) -> tuple[str, list[str]]:
             "--knob sampler.alpha=1,2,4."
         )
     values = [value.strip() for value in listed.split(",")]
+    with suppress(ValueError):
+        read = json.loads(f"[{listed}]")
+        if read and all(isinstance(one, list | dict | str) for one in read):
+            values = [one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in read]
     if "" in values or len(set(values)) < len(values):
         raise UserError(f"sweep: --knob {knob} needs values that differ, such as sampler.alpha=1,2,4.")
     return name, values

@@ -56,8 +56,9 @@ class Parser(argparse.ArgumentParser):
         """How the user of this command spells a setting in options, and in variables where it reads them."""
         if name in self.spellings:
             return self.spellings[name]
-        flag = self.flag(name)
-        return f"{flag} or {variable_name(name)}" if self.reads_variables or flag not in self.options else flag
+        action = self.options.get(flag := self.flag(name))
+        reads = action is None or (self.reads_variables and action.default is argparse.SUPPRESS)  # a setting
+        return f"{flag} or {variable_name(name)}" if reads else flag
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse `arguments`, options and paths in any order. Raises UserError.

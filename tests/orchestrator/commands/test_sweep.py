@@ -15,6 +15,8 @@ import pytest
 from orchestrator.analysis.summary import Estimate
 from orchestrator.cli import main
 from orchestrator.commands.sweep import grid_of
+from orchestrator.driver import session
+from orchestrator.driver.open_runs import PreparedRun
 from orchestrator.machine import gpus
 from orchestrator.report.grid import Cell, grid_figure, grid_table
 from orchestrator.report.plotting import svg
@@ -27,6 +29,12 @@ from support.places import ROOT
 def test_values_and_where_to_start() -> None:
     assert grid_of(["sampler.alpha=1, 2,4"], None) == [{"sampler.alpha": value} for value in "124"]
     assert grid_of(["task.num_shots=0,4,8"], "4") == [{"task.num_shots": "4"}, {"task.num_shots": "8"}]
+    stops = grid_of(['task.stop=["a","b"],["c, d"],[]'], None)
+    assert [json.loads(one["task.stop"]) for one in stops] == [["a", "b"], ["c, d"], []]
+    assert grid_of(['task.template="a, {q}","{q}?"'], None) == [{"task.template": one} for one in ("a, {q}", "{q}?")]
+    assert grid_of(['task.chat_template_args={"a": 1, "b": 2}, {}'], None)[0] == {
+        "task.chat_template_args": '{"a": 1, "b": 2}'
+    }
     grid = grid_of(["sampler.alpha=1,2,4", "sampler.num_moves=5,6"], "2")
     assert [tuple(one.values()) for one in grid] == [("2", "5"), ("2", "6"), ("4", "5"), ("4", "6")]
 
@@ -34,6 +42,25 @@ def test_values_and_where_to_start() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        (
+            ("--knob", "sampler.alpha=1,2", "--mode", "demo"),
+            "sweep: mode demo has four runs of its own; leave it out (",
+        ),
+        (
+            ("--knob", "sampler.alpha=1,2", "--memory-limit", "2", "--no-auto-batch-size"),
+            "none is searched for here; leave it out (--memory-limit, --auto-batch-size)",
+        ),
+        (("--knob", "sampler.alpha=1,2", "--memory-limit", "2", "--no-use-batched"), "memory_limit bounds the search"),
+        (
+            ("--knob", "task.preset=gsm8k,math500", "--model", "demo"),
+            "task.preset=gsm8k and task.preset=math500 are of different problems",
+        ),
+        (("--knob", "task.name=gsm8k,math", "--model", "demo", "--data", "demo"), "are of different problems"),
+        (("--knob", "sampler.alpha=1,2,1.0"), "sampler.alpha=1 and sampler.alpha=1.0 are the same run; leave one out."),
+        (
+            ("--knob", "task.train_data=a.jsonl,b.jsonl"),
+            "task.train_data=a.jsonl and task.train_data=b.jsonl are the same run",
+        ),
         ((), "--knob is missing and names no setting"),
         (("--knob",), "--knob needs a value: a setting of sampler or task, and its values"),
         (("--knob", "sampler.alhpa=1,2"), "did you mean sampler.alpha?"),
@@ -66,6 +93,25 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     assert words in refused
     assert refused.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_lists_have_directories_of_their_own_and_what_changes_no_run_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    prepared: list[PreparedRun] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "carry_out", lambda _, runs, *__: prepared.extend(runs) or 0)
+    options = ["--knob", 'task.stop=["a:","b"],["a;","b"],[]', "--knob", "sampler.kind=greedy,power", "--inline"]
+    options += ["--model", "demo", "--data", "demo", "--limit", 1, "--num-gpus", 0, "--engine.prefetch", 2]
+    options += ["--engine.target-utilisation", 0.5, "--num-workers", 3, "--no-auto-batch-size"]
+    assert in_process("sweep", *options) == 0
+    stops = [one.config.task.stop for one in prepared]
+    assert stops == [("a:", "b"), ("a:", "b"), ("a;", "b"), ("a;", "b"), (), ()]
+    assert len({one.directory for one in prepared}) == 6
+    assert capsys.readouterr().err == (
+        "Without effect here: --num-workers (there is one per GPU, or one inline), --engine.target-utilisation (no GPU "
+        "is used).\n"
+    )
 
 
 def test_several_knobs_make_a_grid_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
