@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from evals.types import UserError
-from orchestrator.commands.table import make_parser
+from orchestrator.commands.table import COMMANDS, make_parser
 from orchestrator.settings.parser import suggestion
 from orchestrator.settings.schema import known_settings
 
@@ -66,6 +66,32 @@ def test_of_an_option_given_twice_the_last_counts_and_a_line_says_so(capsys: pyt
     assert capsys.readouterr().err == "--fresh and --no-fresh set the same; the last one counts.\n"
     make_parser("run").read(["--task.stop", "a", "--task.stop", "b", "--sampler.alpha", "2", "--task.num-shots", "2"])
     assert capsys.readouterr().err == ""
+
+
+REQUIRED = {"generate": ["--output_file", "o"], "export": ["--to", "parquet"], "validate": ["--input", "i"]}
+VALUES = {"--shape": "tiny", "--batch": "1", "--to": "parquet", "--dtype": "float32", "--execution": "eager"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_every_command_that_is_given_twice_is_told(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = make_parser(command)
+    paths = [] if COMMANDS[command].settings or command in ("bench", "plan") else ["a"]
+    for flag, action in parser.options.items():
+        values: list[str] = [] if action.nargs == 0 else [VALUES.get(flag, "1")]
+        needed = REQUIRED.get(command, [])
+        usual = [] if {*needed} & {*action.option_strings} else needed
+        twin = next(iter([one for one in action.option_strings if one != flag]), flag)
+        for second in (flag, twin):
+            read = parser.read([*paths, flag, *values, second, *values, *usual])
+            said = capsys.readouterr().err
+            if isinstance(added := getattr(read, action.dest), list) and action.dest not in ("batch", "runs"):
+                assert (len(added), said) == (2, "")
+            else:
+                assert said.count("the last one counts.") == 1
+                assert flag in said
+                assert second in said
 
 
 @pytest.mark.parametrize(
