@@ -47,6 +47,8 @@ class Preset(NamedTuple):
     """Key of the question in the rows of the data."""
     strip: bool = False
     """Strip white space around the question."""
+    version: str = "1"
+    """Raised with every change of prompts, stops, limits or grading: numbers of two versions are not comparable."""
 
 
 LM_EVAL_STOPS = ("Question:", "</s>", "<|im_end|>")

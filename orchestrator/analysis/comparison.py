@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Container, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -188,7 +188,15 @@ def asked_differently(runs: Sequence[Run]) -> list[str]:
         for run in manifests
     ]
     names = ("preset", "solved examples", "token limit", "stop strings", "prompts")
-    return [name for name, values in zip(names, zip(*asked, strict=True), strict=True) if len(set(values)) > 1]
+    differing = [name for name, values in zip(names, zip(*asked, strict=True), strict=True) if len(set(values)) > 1]
+    versions = defaultdict[str | None, set[str]](set)
+    for run in manifests:
+        versions[run.preset] |= {run.preset_version} if run.preset_version else set()  # older runs do not say it
+    return differing + [
+        f"versions {' and '.join(sorted(known))} of the preset {preset}"
+        for preset, known in versions.items()
+        if len(known) > 1
+    ]
 
 
 def labelled(runs: Sequence[Run]) -> list[Run]:

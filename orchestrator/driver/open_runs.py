@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from evals.record import Record
 from evals.samplers.registry import settings_of
+from evals.tasks.presets import PRESETS
 from evals.types import Problem, UserError
 from orchestrator.console import say
 from orchestrator.driver.dispatcher import failed_record
@@ -101,6 +102,7 @@ def prepare_runs(inputs: Inputs, environment: Environment) -> list[PreparedRun]:
         if begun := Manifest.begun(directory, *fingerprints(one, inputs.provenance)):
             content["fingerprint"] = begun.fingerprint
             if num_lines(directory / RECORDS):  # without an answer all may be mended
+                check_preset(begun, PRESETS[one.task.preset].version)
                 check_rows(begun, inputs.data)
                 check_texts(begun, inputs)
                 check_prompts(begun, inputs)
@@ -123,6 +125,7 @@ def run_content(config: RunConfig, inputs: Inputs, environment: Environment) -> 
             **inputs.describe(),
             "dtype": config.engine.dtype,
             "record_format": RECORD_FORMAT,
+            "preset_version": PRESETS[config.task.preset].version,
             **asdict(environment),
         },
         "prompt_ids_sha256": inputs.prompt_ids,
@@ -139,6 +142,17 @@ def extent_of(config: RunConfig, inputs: Inputs) -> Extent:
     return Extent(
         limit=config.limit, num_samples=config.num_samples, num_problems=data.num_problems, rows=data.num_rows
     )
+
+
+def check_preset(begun: Manifest, present: str) -> None:
+    """Raises UserError if the run has begun with another version of its preset; older runs do not say with which."""
+    if begun.preset_version not in (None, present):
+        raise UserError(
+            f"The run in {begun.directory} has begun with version {begun.preset_version} of the preset {begun.preset}, "
+            f"which is at version {present} now; go on with the version that began it, or start over in a new "
+            "directory.",
+            ("fresh",),
+        )
 
 
 def check_texts(begun: Manifest, inputs: Inputs) -> None:

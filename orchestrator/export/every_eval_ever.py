@@ -55,7 +55,7 @@ def scores(exported: Exported) -> dict[str, Any]:
     """The aggregate record: where the scores come from, and each with its errors."""
     run, versions = exported.run, exported.run.content["provenance"]["versions"]
     details = {**run.sampler, "method": run.method, "seed": run.seed, "dtype": run.dtype}
-    details |= {"fingerprint": run.fingerprint}
+    details |= {"fingerprint": run.fingerprint, "preset": run.preset, "preset_version": run.preset_version}
     return {
         "schema_version": VERSION,
         "evaluation_id": evaluation_id(exported),

@@ -52,6 +52,7 @@ def header(exported: Exported) -> dict[str, Any]:
         "created": moment(exported.began),
         "task": exported.name,
         "task_id": number[:22],
+        "task_version": run.preset_version or 0,
         "task_args": {**exported.task.model_dump(mode="json"), "sampler": run.sampler},
         "dataset": {"name": run.data, "samples": run.num_problems, "sample_ids": list(exported.problems)},
         "model": model_name(exported),

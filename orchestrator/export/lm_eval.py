@@ -87,7 +87,7 @@ def generation(exported: Exported) -> dict[str, Any]:
 def results(exported: Exported, task: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The content of results_DATE.json."""
     run, provenance = exported.run, exported.run.content["provenance"]
-    settings, version, shots = generation(exported), provenance["record_format"], exported.task.num_shots
+    settings, version, shots = generation(exported), run.preset_version or "N/A", exported.task.num_shots
     scored: dict[str, Any] = {"name": task, "alias": task, "sample_len": len(exported.problems)}
     for name in dict.fromkeys(row["filter"] for row in rows):
         for metric in rows[0]["metrics"]:

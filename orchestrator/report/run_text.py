@@ -116,6 +116,7 @@ def provenance(*summaries: Summary) -> str:
         "model": [f"{run.model or 'unknown'}{short(run.model_sha256, ' ({})')}" for run in runs],
         "adapter": [run.adapter for run in runs],
         "data": [f"{run.data or 'unknown'}{short(run.data_sha256, ' (sha256 {})')}" for run in runs],
+        "preset": [run.preset_version and f"{run.preset} (version {run.preset_version})" for run in runs],
         "dtype": [run.dtype for run in runs],
         "shots": [run.num_shots for run in runs],
         "limit": [run.max_new_tokens and f"{run.max_new_tokens:,} tokens" for run in runs],

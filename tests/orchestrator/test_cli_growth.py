@@ -255,3 +255,25 @@ def test_two_extents_at_once_are_refused(tmp_path: Path, capsys: pytest.CaptureF
     assert "is being written by" in capsys.readouterr().err
     assert of_run(tmp_path / "run") == before
     assert Manifest.read(tmp_path / "run").extent.total == 1
+
+
+def test_the_version_of_its_preset_stays_with_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    older, run = tmp_path / "older", tmp_path / "run"
+    for directory in (older, run):
+        assert sampled("--run-dir", directory, "--limit", 2) == 0
+    assert "preset gsm8k (version 1)" in " ".join((run / "report.md").read_text().split())
+    content = of_run(older)
+    assert content["provenance"]["preset_version"] == "1"
+    content["provenance"]["preset_version"] = "0"
+    (older / "run.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    assert sampled("--run-dir", older, "--limit", 3) == 2
+    assert "has begun with version 0 of the preset gsm8k, which is at version 1 now; go on" in capsys.readouterr().err
+    assert in_process("compare", older, run) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The runs asked differently (versions 0 and 1 of the preset gsm8k), and part of a difference" in said
+    del content["provenance"]["preset_version"]
+    (older / "run.json").write_text(json.dumps(content))
+    assert in_process("compare", older, run) == 0, "an older run does not say its version"
+    assert "asked differently" not in capsys.readouterr().out
+    assert sampled("--run-dir", older, "--limit", 3) == 0

@@ -56,6 +56,7 @@ class Manifest(BaseModel, frozen=True, strict=True, protected_namespaces=()):
     sampler: dict[str, Any] = at("config.sampler", default=...)
     task: str = at("config.task.name", default=...)
     preset: str | None = at("config.task.preset")
+    preset_version: str | None = at("provenance.preset_version")
     prompts_sha256: str | None = at("provenance.prompts_sha256")
     prompts_time: AwareDatetime | None = at("provenance.prompts_time", exclude=True, strict=False)
     """What chat templates take for now."""

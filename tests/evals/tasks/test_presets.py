@@ -266,3 +266,50 @@ def test_a_chat_goes_through_the_models_template() -> None:
     turn, start = "[{{ m.role }}] {{ m.content }}\n", "{% if add_generation_prompt %}[assistant]{% endif %}"
     tokenizer._tokenizer.chat_template = f"{{% for m in messages %}}{turn}{{% endfor %}}{start}"
     assert tokenizer.decode(tokenizer.encode(chat)) == "[system] Be brief.\n[user] How many?\n[assistant]"
+
+
+PINNED = {
+    "gsm8k": ("1", "cceecb12"),
+    "lmeval-gsm8k": ("1", "cdca7167"),
+    "lmeval-gsm8k-keyed": ("1", "b7eaa91f"),
+    "lmeval-platinum": ("1", "b301d109"),
+    "lmeval-cot": ("1", "88ea494b"),
+    "lmeval-cot-zeroshot": ("1", "dbba26d2"),
+    "lighteval-gsm8k": ("1", "17074f66"),
+    "inspect-gsm8k": ("1", "36ffc7cf"),
+    "inspect-gsm8k-0shot": ("1", "e78fa56e"),
+    "nanochat": ("1", "1b148bbf"),
+    "qwen25-math": ("1", "8fafff46"),
+    "qwen25-math-base": ("1", "c7da0cc5"),
+    "power-paper": ("1", "bbe41843"),
+    "math-verify": ("1", "ba8cd46a"),
+    "math500": ("1", "ad68766a"),
+    "jsonl": ("1", "65f59911"),
+    "generate": ("1", "86cc6afb"),
+}
+"""Preset -> its version, and the digest of what that version asks and how it grades."""
+TEXTS = ["#### 6", "The answer is 6.", r"So \boxed{6}.", "6 or 7", "ANSWER: 6.0", "#### 7", "none"]
+
+
+def asked_and_graded(preset: str) -> str:
+    """Digest of two prompts of a preset, raw and as a chat, of its stops and limits, and of its grades of TEXTS."""
+    contents = []
+    for chat in (False, True):
+        config = TaskConfig(preset=preset, chat=chat, template="{q}" if preset == "jsonl" else None)
+        task, other = make_task(config, 0, TRAIN), Problem.from_answer(4, "And you?", "#### 7")
+        prompts = [task.prompt(problem) for problem in (Q, other)]
+        limits = [PRESETS[preset].chat, config.stop, config.max_new_tokens, config.max_prompt_tokens]
+        grades = [{name: one.correct for name, one in task.grade(Q, Answer(text)).items()} for text in TEXTS]
+        contents.append([prompts, limits, config.question_key, grades])
+    return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:8]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_that_changes_raises_its_version(preset: str) -> None:
+    if preset == "lmeval-cot":
+        pytest.importorskip("lm_eval")
+    found = PRESETS[preset].version, asked_and_graded(preset)
+    assert found == PINNED.get(preset), (
+        f"The preset {preset} asks or grades otherwise than the pinned version: if that is meant, raise `version` of "
+        f"the preset in evals/tasks/presets.py, and pin it in PINNED here; a new preset is pinned as {found}."
+    )

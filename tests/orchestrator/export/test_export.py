@@ -106,7 +106,9 @@ def test_lm_eval_files_say_what_the_report_says(make: Make, capsys: pytest.Captu
     assert samples.parent == run / "exports/lm-eval/demo"
     date = "2001-09-09T01-46-47.500000"
     assert (samples.name, results.name) == (f"samples_demo_{date}.jsonl", f"results_{date}.json")
-    scored = json.loads(results.read_text())["results"]["demo"]
+    whole = json.loads(results.read_text())
+    scored = whole["results"]["demo"]
+    assert (whole["versions"], whole["configs"]["demo"]["metadata"]["version"]) == ({"demo": "1"}, "1")
     said = load_run(run).summary.accuracy
     for grader, name in {"strict": "strict-match", "flexible": "flexible-extract", "numeric": "numeric"}.items():
         assert scored[f"exact_match,{name}"] == said[grader].mean
@@ -345,7 +347,8 @@ def test_every_eval_ever_has_scores_and_answers(make: Make, capsys: pytest.Captu
         assert one["score_details"]["score"] == score.mean
         assert uncertainty["standard_error"]["value"] == score.stderr
         assert (uncertainty["confidence_interval"]["lower"], uncertainty["num_samples"]) == ((score.ci95 or [0])[0], 6)
-        assert one["generation_config"]["additional_details"]["alpha"] == "4.0"
+        details = one["generation_config"]["additional_details"]
+        assert (details["alpha"], details["preset"], details["preset_version"]) == ("4.0", "gsm8k", "1")
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     assert len(rows) == 3 * NUM_PROBLEMS * NUM_SAMPLES == content["detailed_evaluation_results"]["total_rows"]
     for name, one in results.items():
@@ -392,6 +395,7 @@ number = value_to_float()
 answer = {
     "status": log.status, "epochs": log.eval.config.epochs, "total": log.results.total_samples,
     "completed": log.results.completed_samples,
+    "version": log.eval.task_version,
     "scores": {one.name: {name: metric.value for name, metric in one.metrics.items()} for one in log.results.scores},
     "means": {one.name: sum(number((s.scores or {}).get(one.name).value) if s.scores else 0 for s in log.samples)
               / len(log.samples) for one in log.results.scores},
@@ -412,6 +416,7 @@ def test_inspect_reads_its_log(task: dict[str, Any], make: Make, capsys: pytest.
     found, ours = theirs(INSPECT, str(path)), load_run(run)
     answers = NUM_PROBLEMS * NUM_SAMPLES
     assert (found["status"], found["epochs"]) == ("success", NUM_SAMPLES)
+    assert found["version"] == "1"
     assert (found["total"], found["completed"], found["rows"]) == (answers, answers - 1, answers)
     for name, score in ours.summary.accuracy.items():
         assert found["scores"][name] == pytest.approx({"accuracy": score.mean, "stderr": score.stderr})

@@ -221,6 +221,7 @@ def test_run_json_says_what_the_report_reads() -> None:
         "prompts_time": "2026-12-01T12:00:00+00:00",
         "dtype": "float32",
         "record_format": 1,
+        "preset_version": "1",
         "versions": {},
         "git_commit": "c",
         "git_dirty": None,
