@@ -48,6 +48,8 @@ class MHChain:
         self.state = EMPTY
         self.next_move = 0
         """Number of the next move, or of the next extension."""
+        self.states: list[tuple[int, int, tuple[int, ...]]] = []
+        """Those of the present stage, as `MoveFigures` has them."""
         self.trace = Trace()
         self.mixing = self._new_stage()
         self._handle: Handle | None = None
@@ -73,15 +75,17 @@ class MHChain:
     def moves(self, kernel: TransitionKernel, count: int) -> Part[None]:
         """Make `count` moves of one kernel."""
         self.mixing = self._new_stage()  # those before had another target
+        self._first_move, self.states = self.next_move, [(0, 0, self.state.tokens)]
         end = self.next_move + count
         while self.next_move < end:
             yield from self._until_accepted(kernel, end)
         while self._cancelled:
             yield from self._arrival()
 
-    def sample(self) -> Sample:
+    def sample(self, keep_states: bool = False) -> Sample:
         """The present state as a sample, with the chain's figures."""
         figures = self.trace.figures() | self.mixing.figures(self.state)
+        figures["states"] = tuple(self.states) if keep_states else None
         return Sample(*self.state, MoveFigures(alpha=self.alpha, **figures), self.mixing.weighted(), self.alpha)
 
     def _new_stage(self) -> Mixing:
@@ -121,10 +125,12 @@ class MHChain:
         proposal = spliced(self.state, move.start, completion)
         given_up = completion.ended == "given_up"
         log_ratio = -inf if given_up else kernel.log_ratio(self.state, proposal, move.start)
-        accepted = log_ratio >= move.log_u
-        self.trace.add(self.state, move, completion, proposal.tokens == self.state.tokens, accepted)
+        accepted, null = log_ratio >= move.log_u, proposal.tokens == self.state.tokens
+        self.trace.add(self.state, move, completion, null, accepted)
         self.mixing.add(self.state, proposal, None if given_up else acceptance_probability(log_ratio), accepted)
         if accepted:
+            if not null:
+                self.states.append((self.next_move - self._first_move + 1, move.start, completion.tokens))
             self._operations.append(types.Keep(held(completion)))
             self.state, self._handle = proposal, completion.handle
         else:
@@ -211,6 +217,9 @@ class Power:
     entropy_power: Annotated[
         float, Field(ge=0, le=10, description="exponent of the entropy in the weight of a cut (cuts = entropy)")
     ] = 1.0
+    keep_states: Annotated[
+        bool, Field(description="records have every state of their chain, for `export --to chains`; changes no answer")
+    ] = False
     kind: Literal["power"] = Field(default="power", description="exact Metropolis-Hastings for p^alpha")
 
     sequences = 2  # the state and a proposal
@@ -235,7 +244,7 @@ class Power:
         for horizon in self.horizons(prompt.max_new_tokens):
             yield from chain.extend(horizon)
             yield from chain.moves(self.kernel(horizon), self.moves_per_stage)
-        return chain.sample()
+        return chain.sample(self.keep_states)
 
     @property
     def moves_per_stage(self) -> int:

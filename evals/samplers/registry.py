@@ -46,7 +46,9 @@ def sampler_of(settings: Mapping[str, Any]) -> AnySampler:
 def settings_of(sampler: AnySampler) -> dict[str, Any]:
     """The kind and its settings as JSON values, which tell one sampler from another.
 
-    `top_p` is left out where it does nothing, so that fingerprints from before it was a setting stay valid.
+    `top_p` and `keep_states` are left out where they do nothing, so that fingerprints from before they were settings
+    stay valid.
     """
     settings = TypeAdapter(type(sampler)).dump_python(sampler, mode="json")
-    return {name: value for name, value in settings.items() if (name, value) != ("top_p", 1)}
+    idle = ("top_p", 1), ("keep_states", False)
+    return {name: value for name, value in settings.items() if (name, value) not in idle}

@@ -54,6 +54,9 @@ class MoveFigures(ChainFigures):
     log_z_sum: float | None = None
     log_p_trace: tuple[float, ...] | None = None
     """log p after every move, from the start on."""
+    states: tuple[tuple[Amount, Amount, tuple[Amount, ...]], ...] | None = None
+    """Where they were asked for: the move that made a state (0: the start), the first position that it drew anew, and
+    the tokens from there."""
 
 
 class Trace:

@@ -163,12 +163,13 @@ Writes no file.""",
         "Writes scores.jsonl beside records.jsonl, then summary and report.",
     ),
     "export": Command(
-        "write it for others' tools: lm-eval, inspect, parquet, the hub, Every Eval Ever",
+        "write it for others' tools: lm-eval, inspect, parquet, chains, the hub, Every Eval Ever",
         (
             RUN,
-            option("--to", choices=("lm-eval", "inspect", "parquet", "eval-results", "every-eval-ever"),
+            option("--to", choices=("lm-eval", "inspect", "parquet", "chains", "eval-results", "every-eval-ever"),
                    metavar="FORMAT", required=True,
                    help="lm-eval (results and samples files), inspect (a log), parquet (a row per answer), "
+                   "chains (a line of JSON per accepted state of a chain, of a run with sampler.keep_states), "
                    "eval-results (an entry for a model's page on the hub, of a whole run on GSM8K; never pushed), "
                    "every-eval-ever (scores and answers in the schema of that collection)"),
             option("--out", type=Path, metavar="PATH",

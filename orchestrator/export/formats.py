@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from orchestrator.export import eval_results, every_eval_ever, inspect_ai, lm_eval
+from orchestrator.export import chains, eval_results, every_eval_ever, inspect_ai, lm_eval
 from orchestrator.export.parquet import parquet
 
 FORMATS = {
     "lm-eval": lm_eval.files,
     "inspect": inspect_ai.files,
     "parquet": parquet,
+    "chains": chains.files,
     "eval-results": eval_results.files,
     "every-eval-ever": every_eval_ever.files,
 }

@@ -158,7 +158,7 @@ def problems(shown: Sequence[RunOnPage], baseline: str | None, grader: str) -> d
 def answer(record: Record, limit: float, ids: bool, grader: str) -> dict[str, Any]:
     """A record as the page shows it; with token ids if `ids`."""
     trace = (isinstance(record.chain, MoveFigures) and record.chain.log_p_trace) or ()
-    chain = {name: value for name, value in record.chain.reported().items() if name != "log_p_trace"}
+    chain = {name: value for name, value in record.chain.reported().items() if name not in ("log_p_trace", "states")}
     thought = len(record.text) if record.thought == "open" else record.thought
     return {
         "sample": record.sample_index,

@@ -227,7 +227,7 @@ OTHER: dict[str, Any] = {
     "engine.dtype": "float16", "engine.trust_remote_code": True, "engine.allow_pickle": True, "engine.prefetch": 2,
     "engine.prefill_tokens": 64, "engine.execution": "eager", "engine.target_utilisation": 0.5,
     "engine.float32_logits": True, "engine.adapter": "lora", "engine.gpus_per_model": 2,
-    "sampler.texts": "answers.jsonl",
+    "sampler.texts": "answers.jsonl", "sampler.keep_states": True,
 }  # fmt: skip
 """A value of every nested setting, in most cases not the default."""
 
