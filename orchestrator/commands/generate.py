@@ -21,6 +21,7 @@ from orchestrator.console import say
 from orchestrator.driver import session
 from orchestrator.driver.open_runs import OpenRun
 from orchestrator.export import generate_output
+from orchestrator.inputs.batch import read_batch, settled
 from orchestrator.inputs.this_machine import resolved
 from orchestrator.installation import CONFIGS
 from orchestrator.live.progress import Progress
@@ -28,7 +29,7 @@ from orchestrator.rundir.files import write_atomically, write_whole, writing
 from orchestrator.rundir.reading.telemetry import read_telemetry, timings
 from orchestrator.rundir.telemetry_rows import WorkerState
 from orchestrator.settings.config import RunConfig
-from orchestrator.settings.merge import build_config
+from orchestrator.settings.merge import build_config, named_settings
 from orchestrator.settings.parser import check_text, variable_name
 from orchestrator.wording import duration
 
@@ -42,7 +43,10 @@ def generate(args: Namespace) -> int:
     """Answer the rows; returns the exit code. Raises UserError for what the user can mend."""
     output = generate_output.target(args.output_file)
     asked = build_config(args, os.environ, defaults(args, os.environ), greedy_at_zero=True)
-    config = resolved(checked_config(asked, output))
+    config = checked_config(asked, output)
+    if rows := read_batch(Path(config.data or ""), config.task):
+        config = settled(config, rows, named_settings(args, os.environ))
+    config = resolved(config)
     tell_unused(args, [config])
     files = Files(output, args.hourly_rate)
     return session.run(config, files.show, files.conclude)
@@ -59,8 +63,8 @@ def checked_config(config: RunConfig, output: Path) -> RunConfig:
     for name, usual in (("run_dir", None), ("fresh", False), ("num_samples", 1), ("mode", "auto")):
         if getattr(config, name) != usual:
             raise UserError(
-                f"generate keeps one answer per row and its run beside the output; leave {name} out (another "
-                "--output_file starts over)."
+                f"generate keeps one answer per row (of a batch n) and its run beside the output; leave {name} out "
+                "(another --output_file starts over)."
             )
     if config.task.name != "open":
         raise UserError(f"generate grades nothing but task.name is {config.task.name}; set it to open.")
@@ -138,12 +142,13 @@ class Generation(Progress):
         self._output = files.output.open("ab", buffering=0)
 
     def add(self, record: Record) -> None:
-        """Count one more record and append its line to the output."""
+        """Count one more record and append the line of its row, if that has all its answers, to the output."""
         super().add(record)
-        if record.status == "ok":
-            line = generate_output.lines([record], self._run.inputs.data.inputs, self._run.config)
-            with self._files.writing(self._run):
-                write_whole(self._output.fileno(), line.encode())
+        keys = [(record.problem_id, k) for k in range(self._run.config.num_samples)]
+        answers = [self._run.store.records[key] for key in keys if key in self._run.store.records]
+        line = generate_output.lines(answers, self._run.inputs.data.inputs, self._run.config)
+        with self._files.writing(self._run):
+            write_whole(self._output.fileno(), line.encode())
         left = self.seconds_left
         if not self._told and left is not None and self.num_new >= min(2 * self._at_once, self.total // 10):
             self._told = True

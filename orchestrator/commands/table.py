@@ -198,7 +198,8 @@ alone.""",
         (
             CONFIG,
             setting("model", "--model_path", metavar="MODEL", help="hub name or local folder"),
-            setting("data", "--input_file", metavar="IN.jsonl", help="rows with a text under `input` or `prompt`"),
+            setting("data", "--input_file", metavar="IN.jsonl",
+                    help="rows with a text under `input` or `prompt`, or a batch of OpenAI's"),
             option("--output_file", "--output-file", type=Path, required=True, metavar="OUT.jsonl",
                    help="grows in the order in which answers come, and is put in that of its rows at the end"),
             setting("batch_size", "--batch_size", metavar="N",
@@ -222,6 +223,11 @@ All options of `powersample run --help` that do not contradict these are taken, 
 --task.template "Question: {question}" or --num-gpus; the defaults are in configs/generate.yaml, or, with --alpha or
 --num_moves, in configs/generate_power.yaml; another --sampler.kind has defaults of its own. Prompts are cut at
 --task.max-prompt-tokens (2048).
+
+Of rows {"custom_id", "method", "url", "body"} as OpenAI's batch API takes them the output is such a batch's, with n
+choices a row and an error for each that failed. What all bodies ask alike of max_tokens, stop, n and seed is taken
+unless an option says otherwise, /v1/chat/completions as --task.chat; model, temperature and top_p are not; a body that
+asks for anything else, such as tools, is refused.
 
 Exit codes: 0 complete, 2 refused with one sentence, 3 complete but some rows failed (they are listed).""",
         settings=True,

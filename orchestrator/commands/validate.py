@@ -10,7 +10,9 @@ from textwrap import shorten
 
 from evals.config import TaskConfig
 from evals.record import read_line
+from evals.types import UserError
 from orchestrator.export.generate_output import Output, generation_params, outputs, run_of, written
+from orchestrator.inputs.batch import read_batch
 from orchestrator.inputs.files import read_lines
 from orchestrator.inputs.problems import load_problems
 from orchestrator.inputs.prompts import task_of
@@ -26,6 +28,8 @@ SHOWN = 50  # mistakes that are listed
 def validate(args: Namespace) -> int:
     """Print what is wrong, a line each; returns 1 if anything is, else 0. Raises UserError if a file cannot be read."""
     path, directory = args.file, run_of(args.file)
+    if read_batch(args.data, TaskConfig(preset="generate")):
+        raise UserError(f"{path} is of a batch: the `powersample generate` that wrote it writes the same bytes again.")
     found, wrong = read(path)
     if (directory / RUN).exists():
         run = Manifest.read(directory)

@@ -1,7 +1,7 @@
 """The output format of `powersample generate`, a line for each answer, which `powersample validate` checks.
 
 Difficulty, domain and the original output are the input row's, null where it has none; its other fields, such as an id,
-are in metadata's `other_fields`, which a row without any lacks.
+are in metadata's `other_fields`, which a row without any lacks. Of a batch of OpenAI's the output is one, too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 
 from evals.record import Record
 from evals.samplers.registry import settings_of
+from orchestrator.export import openai_batch
+from orchestrator.inputs.batch import BatchRow
 from orchestrator.inputs.rows import InputRow
 from orchestrator.settings.config import RunConfig
 
@@ -75,6 +77,8 @@ def outputs(
 
 def lines(records: Iterable[Record], rows: Mapping[int, InputRow], config: RunConfig) -> str:
     """The output file of these records of a run."""
+    if isinstance(next(iter(rows.values()), None), BatchRow):
+        return openai_batch.lines(records, rows, config.model or "", config.num_samples)
     params = generation_params(settings_of(config.sampler), config.task.max_new_tokens)
     made = outputs(records, rows, config.model or "", params)
     return "".join(one.model_dump_json(exclude_defaults=True) + "\n" for one in made)

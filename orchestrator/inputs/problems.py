@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 from evals.config import TaskConfig
 from evals.grading.grade import FORMATS
 from evals.types import Problem, UserError
+from orchestrator.inputs.batch import BatchRow, kind_of
 from orchestrator.inputs.files import SUFFIXES, numbered, read_lines
 from orchestrator.inputs.models import HUB_SECONDS, hub, is_local
-from orchestrator.inputs.rows import InputRow, check_gold, read_row, row_kind
+from orchestrator.inputs.rows import InputRow, check_gold, read_row
 from orchestrator.installation import DEMO_FOLDER
 from orchestrator.settings.config import DEFAULT_DATA, DEMO
 from orchestrator.settings.parser import local_path
@@ -91,7 +92,8 @@ def load_problems(
         read = folder_rows if is_local(data) else hub_rows
         rows = read(data, task.data_config, split, setting)
         empty = f"The data set {data} has no rows in split {split}; name another."
-    problems, refused, inputs, kind = [], {}, {}, row_kind(task)
+    problems, refused, inputs, rows = [], {}, {}, list(rows)
+    kind = kind_of(rows, task)
     for number, (where, line) in enumerate(rows):
         try:
             row = read_row(line, where, kind)
@@ -104,7 +106,7 @@ def load_problems(
             if isinstance(row, InputRow):
                 inputs[number] = row
         except UserError as error:
-            if task.name != "open":
+            if task.name != "open" or kind is BatchRow:
                 raise
             refused[number] = str(error)
     if not problems and not refused:
