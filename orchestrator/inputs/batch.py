@@ -120,8 +120,8 @@ def read_batch(path: Path, task: TaskConfig) -> list[BatchRow]:
 
 
 def settled(config: RunConfig, rows: Sequence[BatchRow], named: Container[str]) -> RunConfig:
-    """The configuration with what all bodies ask alike, unless it is among the settings `named` by the user; a line says
-    what was taken, and another what was not. Raises UserError where bodies differ in what a run has once."""
+    """The configuration with what all bodies ask alike, unless the user has `named` that setting; a line says what was
+    taken, and another what was not. Raises UserError where bodies differ in what a run has once."""
     taken, left = list[str](), list[str]()
     for name in SETTINGS + OTHERS:
         group, _, key = name.rpartition(".")

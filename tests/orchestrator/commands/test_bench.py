@@ -233,7 +233,7 @@ def test_on_a_cpu_the_clock_stands_still() -> None:
 def test_a_whole_run_counts_its_own_tokens_and_how_often_another_answer_was_accepted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    nothing = EngineCounters(0, 0, 4, 0, 0, 0, 0, 9, 0.0)
+    nothing = EngineCounters(0, 0, 4, 0, 0, 0, 0, 0, 9, 0.0)
     counted = iter([nothing._replace(steps=3, generated_tokens=5, prefilled_tokens=7)])
     after = nothing._replace(steps=103, generated_tokens=665, prefilled_tokens=127)
     engine: Any = SimpleNamespace(
