@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from datetime import datetime
 from hashlib import blake2b
 from operator import index
@@ -38,6 +38,7 @@ from powersample.outputs import CompletionOutput, RequestOutput
 from powersample.sampling import Sampling, spelt
 
 MOST_TOKENS, USUAL_MAX_TOKENS = 4096, 512
+BAR_SECONDS = 0.5
 TASK = TaskConfig(preset="generate")
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
@@ -136,8 +137,13 @@ class LLM:
         futures: list[Future[RequestOutput]] = []
         try:
             futures += map(self._ask, asked)
-            for done in tqdm(as_completed(futures), "answers", len(futures), disable=not sys.stderr.isatty()):
-                done.result()
+            left = {*futures}
+            with tqdm(desc="answers", total=len(left), disable=not sys.stderr.isatty()) as bar:
+                while left:  # looked at now and then: to wake for every answer would hold the engine up
+                    done, left = wait(left, BAR_SECONDS, FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
+                    bar.update(len(done))
             return [future.result() for future in futures]
         finally:
             for future in futures:

@@ -352,11 +352,7 @@ def test_over_ray_with_a_killed_worker_cancelled_work_and_a_quiet_exit(llm: LLM)
 
 
 def test_an_interrupt_takes_all_back(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object, **__: object) -> Iterator[Future]:
-        os.kill(os.getpid(), signal.SIGINT)
-        yield from ()
-
-    monkeypatch.setattr("powersample.llm.as_completed", interrupted)
+    monkeypatch.setattr("powersample.llm.wait", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         llm.generate(prompts(10), Sampling(num_moves=100_000, max_tokens=200))
     monkeypatch.undo()
