@@ -71,8 +71,8 @@ KEYS = {
     "accuracy_as_they_stand pass_at_k maj_at_k variance no_answer_rate open_thought_rate unfinished_rate num_undecided "
     "num_rescored truncated_rate right_if_truncated right_if_finished num_disagreements timings tokens throughput "
     "chain memory num_deaths num_damaged_telemetry warnings",
-    "run": "sampler task preset preset_version prompts_sha256 num_shots max_new_tokens stop num_problems num_samples model "
-    "model_sha256 adapter data data_sha256 data_rows seed dtype git_commit git_dirty fingerprint extents method",
+    "run": "sampler task preset preset_version prompts_sha256 num_shots max_new_tokens stop num_problems num_samples "
+    "model model_sha256 adapter data data_sha256 data_rows seed dtype git_commit git_dirty fingerprint extents method",
     "accuracy.numeric": "mean stderr ci95 interval n",
     "variance.numeric": "questions reruns stderr_reruns n stderr_with",
     "timings": "setup_seconds ray_seconds load_seconds sampling_seconds total_seconds num_starts tail_seconds "

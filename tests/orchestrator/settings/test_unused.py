@@ -17,7 +17,8 @@ from support.places import ROOT
 EFFECTIVE = {
     "mode", "model", "limit", "num_samples", "num_gpus", "use_batched", "inline", "run_dir", "fresh", "track",
     "sampler.kind", "sampler.alpha", "sampler.num_effective_moves", "sampler.blocks", "sampler.temperature",
-    "sampler.num_candidates", "sampler.smc_ramp", "sampler.smc_interval", "sampler.smc_threshold", "sampler.texts", "sampler.keep_states",
+    "sampler.num_candidates", "sampler.smc_ramp", "sampler.smc_interval", "sampler.smc_threshold", "sampler.texts",
+    "sampler.keep_states",
     "task.preset", "task.name", "task.num_shots", "task.max_new_tokens", "task.stop", "task.chat", "task.template",
     "task.thought_end", "task.question_key", "engine.dtype", "engine.adapter", "engine.prefill_tokens",
 }  # fmt: skip
