@@ -9,12 +9,13 @@ import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from datetime import datetime
 from hashlib import blake2b
 from operator import index
-from typing import Any, NamedTuple, Self
+from os import PathLike
+from typing import Any, NamedTuple, Self, SupportsIndex
 
 import numpy as np
 from tqdm import tqdm
@@ -40,6 +41,7 @@ from powersample.sampling import Sampling, spelt
 MOST_TOKENS, USUAL_MAX_TOKENS = 4096, 512
 BAR_SECONDS = 0.5
 TASK = TaskConfig(preset="generate")
+NO_SAMPLING = "sampling is a Sampling, or a list with one for each prompt."
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
 """A text, token ids that are asked as they are, or the turns of a chat (`role`, `content`), the last one the user's."""
@@ -65,7 +67,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str,
+        model: str | PathLike[str],
         *,
         num_gpus: int | None = None,
         max_length: int | None = None,
@@ -82,6 +84,7 @@ class LLM:
         """
         names = {name: name for name in ("model", "num_gpus", "batch_size", "seed", "num_workers", "model_revision")}
         names |= {name: f"engine.{name}" for name in members("engine")}
+        model = str(model) if isinstance(model, PathLike) else model
         given = {"model": model, "batch_size": batch_size, "seed": seed, "num_workers": 1, **settings}
         given |= {} if num_gpus is None else {"num_gpus": num_gpus}
         config = resolved(validated(spelt("LLM", given, names), mode="run", dashboard=False))
@@ -90,7 +93,7 @@ class LLM:
         context, self.vocab_size, self.tokenizer = open_model(source.folder, config.engine)
         if source.adapter is not None:
             check_adapter(source.folder, source.adapter.folder, config.engine)
-        if max_length is not None and not 2 <= max_length <= context:
+        if max_length is not None and not (isinstance(max_length, SupportsIndex) and 2 <= max_length <= context):
             raise UserError(f"max_length is {max_length}; with this model's context it is from 2 to {context}.")
         self.max_length = max_length or min(context, MOST_TOKENS)
         """Longest prompt plus answer, in tokens."""
@@ -110,7 +113,7 @@ class LLM:
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompt | Iterable[Prompt],
         sampling: Sampling | Sequence[Sampling] | None = None,
         keys: Sequence[Key] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -123,12 +126,14 @@ class LLM:
         start have the same. Raises UserError before anything is asked. Where a request fails, or this call is
         interrupted, the others are cancelled.
         """
-        each: Sequence[Any] = [prompts] if is_one(prompts) else prompts
+        each = [prompts] if isinstance(prompts, str) else listed(prompts, "prompts is one prompt, or a list of them.")
         if not each:
             raise UserError("There is no prompt; give at least one.")
+        if isinstance(each[0], Mapping) or is_whole(each[0]):
+            each = [each]
         sampling = Sampling() if sampling is None else sampling
-        samplings = [sampling] * len(each) if isinstance(sampling, Sampling) else sampling
-        named = [None] * len(each) if keys is None else keys
+        samplings = [sampling] * len(each) if isinstance(sampling, Sampling) else listed(sampling, NO_SAMPLING)
+        named = [None] * len(each) if keys is None else listed(keys, "keys has a (problem, sample) for each prompt.")
         for name, num in (("sampling", len(samplings)), ("keys", len(named))):
             if num != len(each):
                 raise UserError(f"{name} has {num} entries for {len(each)} prompts; give one for each.")
@@ -151,38 +156,41 @@ class LLM:
 
     def chat(
         self,
-        conversations: Prompt | Sequence[Prompt],
+        conversations: Prompt | Iterable[Prompt],
         sampling: Sampling | Sequence[Sampling] | None = None,
         keys: Sequence[Key] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[RequestOutput]:
         """`generate` for conversations alone, put into the model's chat template with variables of it."""
-        if any(isinstance(one, str) for one in conversations):
-            raise UserError("chat takes conversations, lists of turns with role and content; generate takes texts.")
-        return self.generate(conversations, sampling, keys, chat_template_kwargs)
+        sentence = "chat takes conversations, lists of turns with role and content; generate takes texts."
+        each = listed(conversations, sentence)
+        if any(isinstance(one, str) for one in each):
+            raise UserError(sentence)
+        return self.generate(each, sampling, keys, chat_template_kwargs)
 
     def submit(self, prompt: Prompt, sampling: Sampling | None = None, key: Key | None = None) -> Future[RequestOutput]:
         """Ask one prompt and go on; from any thread. The future's `cancel()` takes it back, and frees what it holds at
-        the engine's next step. The future raises RuntimeError where a request failed however often it was tried."""
-        return self._ask(self._checked(prompt, sampling or Sampling(), key, 0, {}))
+        the engine's next step. The future raises RuntimeError where a request failed however often it was tried. Its
+        callbacks may submit more, and must not wait for answers."""
+        return self._ask(self._checked(prompt, Sampling() if sampling is None else sampling, key, 0, {}))
 
     def _checked(
         self, prompt: Any, sampling: Sampling, key: Key | None, place: int, template_args: Mapping[str, Any]
     ) -> Asked:
         """The prompt in this place as it is asked. Raises UserError."""
-        text, ids = None, []
-        if isinstance(prompt, str):
-            text, ids = prompt, self.tokenizer.encode(prompt)
-        elif is_one(prompt) and isinstance(prompt[0], Mapping):
-            chat = Chat(place, tuple(map(checked_turn, prompt)), template_args, self._time)
+        if not isinstance(sampling, Sampling):
+            raise UserError(NO_SAMPLING)
+        neither = f"Prompt {place} is neither a text, nor token ids, nor the turns of a chat."
+        text, parts = (prompt, []) if is_text(prompt) else (None, listed(prompt, neither))
+        if text is not None:
+            ids = self.tokenizer.encode(text)
+        elif parts and isinstance(parts[0], Mapping):
+            chat = Chat(place, tuple(map(checked_turn, parts)), template_args, self._time)
             self.tokenizer.check_chat(chat)
             ids = self.tokenizer.encode(chat)
             text = self.tokenizer.decode(ids)
         else:
-            try:
-                ids = [index(one) for one in prompt]
-            except TypeError as error:
-                raise UserError(f"Prompt {place} is neither a text, nor token ids, nor the turns of a chat.") from error
+            ids = listed(parts, neither, index)
         if not ids:
             raise UserError(f"Prompt {place} has no tokens.")
         if not 0 <= min(ids) <= max(ids) < self.vocab_size:
@@ -195,10 +203,12 @@ class LLM:
                 f"max_length {self.max_length}; lower max_tokens, shorten it, or load the model with a larger "
                 "max_length where its context allows."
             )
-        if key is not None and not (0 <= key[0] <= MASK and 0 <= key[1] <= MAX_SAMPLES - sampling.n):
-            raise UserError(
-                f"The key {key} is refused: a problem is from 0 to {MASK}, and samples are from 0 to {MAX_SAMPLES - 1}."
-            )
+        if key is not None:
+            refused = f"a problem is from 0 to {MASK}, and samples are from 0 to {MAX_SAMPLES - 1}."
+            refused = f"The key {key!r:.80} is refused: {refused}"
+            key = tuple(listed(key, refused, index))
+            if len(key) != 2 or not (0 <= key[0] <= MASK and 0 <= key[1] <= MAX_SAMPLES - sampling.n):
+                raise UserError(refused)
         return Asked(text, tuple(ids), sampling, max_tokens, key)
 
     def _ask(self, asked: Asked) -> Future[RequestOutput]:
@@ -236,16 +246,33 @@ class LLM:
         return keys
 
 
-def is_one(prompts: Any) -> bool:
-    """Whether this is one prompt, not a list of them."""
-    first = next(iter(prompts), None) if isinstance(prompts, Iterable) else None
-    return isinstance(prompts, str) or isinstance(first, Mapping) or hasattr(first, "__index__")
+def listed(values: Any, otherwise: str, made: Callable[[Any], Any] = lambda one: one) -> list[Any]:
+    """What is `made` of the values; raises UserError(otherwise) where they have no order, or one cannot be made."""
+    try:
+        if isinstance(values, str | bytes | bytearray | Set | Mapping):
+            raise TypeError("it is no list")
+        return [made(one) for one in values]
+    except TypeError as error:
+        raise UserError(otherwise) from error
+
+
+def is_text(value: Any) -> bool:
+    """Whether this is a text that UTF-8 can hold."""
+    return isinstance(value, str) and value == value.encode(errors="replace").decode()
+
+
+def is_whole(value: Any) -> bool:
+    """Whether this is a whole number, of whatever type."""
+    try:
+        return index(value) is not None
+    except TypeError:  # an array has the method as well
+        return False
 
 
 def checked_turn(turn: Any) -> dict[str, str]:
     """A turn of a chat. Raises UserError unless it has a role and a content, both texts."""
-    if not isinstance(turn, Mapping) or not all(isinstance(turn.get(name), str) for name in ("role", "content")):
-        raise UserError(f"A turn of a chat has role and content, both texts; {str(turn)[:80]} has not.")
+    if not isinstance(turn, Mapping) or not all(is_text(turn.get(name)) for name in ("role", "content")):
+        raise UserError(f"A turn of a chat has role and content, both texts; {turn!r:.80} has not.")
     return dict(turn)
 
 
@@ -253,8 +280,13 @@ def pool_of(loaded: WorkerConfig, config: RunConfig) -> WorkerPool:
     """The pool of workers for a configuration."""
     if config.inline:
         return InlineWorkerPool(Worker(0, "inline"), loaded, config.slots)
-    from orchestrator.cluster.actors import RayWorkerPool
+    from orchestrator.cluster.actors import RayWorkerPool, ray
 
+    if ray.is_initialized():  # to close the one that there is would end what is not ours
+        raise UserError(
+            "An LLM with several workers starts a Ray of its own, and this process has one already; close the other "
+            "LLM, call ray.shutdown(), or take one worker."
+        )
     handler, main = signal.getsignal(signal.SIGTERM), threading.main_thread()
 
     def restore() -> None:  # Ray has put its own in its place

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from evals.types import UserError
 from orchestrator.settings.merge import Given, greedy_for_zero, validated
 from orchestrator.settings.parser import suggestion
@@ -32,7 +34,8 @@ class Sampling:
         sequence if that is less), ended by the strings `stop` as well. `seed` takes the place of the model's; with
         `logprobs` answers say log p of each token. Raises UserError for a setting that is unknown or out of range.
         """
-        own = {"n": n, "max_tokens": max_tokens, "stop": [stop] if isinstance(stop, str) else stop, "seed": seed}
+        stops = [stop] if isinstance(stop, str) else [*stop] if isinstance(stop, Iterable) else stop
+        own = {"n": n, "max_tokens": max_tokens, "stop": stops, "seed": seed}
         names = dict(zip(own, ("num_samples", "task.max_new_tokens", "task.stop", "seed"), strict=True))
         names |= {name: f"sampler.{name}" for name in members("sampler") if name != "texts"}
         if sampler.get("kind") == "replay":
@@ -41,10 +44,11 @@ class Sampling:
             sampler = {"kind": "temperature", **sampler}
         given = {name: value for name, value in own.items() if value is not None} | sampler
         config = validated(greedy_for_zero(spelt("Sampling", given, names)))
-        self.sampler, self.n, self.seed, self.logprobs = config.sampler, config.num_samples, seed, logprobs
-        self.stop = config.task.stop if own["stop"] else ()
+        self.sampler, self.n, self.logprobs = config.sampler, config.num_samples, bool(logprobs)
+        self.seed = None if seed is None else config.seed
+        self.stop = config.task.stop if stops else ()
         self.max_tokens = None if max_tokens is None else config.task.max_new_tokens
-        self._given = {"n": n, "stop": self.stop, "logprobs": logprobs} | given
+        self._given = {"n": n, "stop": self.stop, "logprobs": self.logprobs} | given
 
     def __repr__(self) -> str:
         return f"Sampling({', '.join(f'{name}={value!r}' for name, value in self._given.items())})"
@@ -56,4 +60,5 @@ def spelt(owner: str, given: dict[str, Any], names: dict[str, str]) -> dict[str,
         if name not in names:
             near = suggestion(name, names)
             raise UserError(f"{owner} has no setting {name}{near}; it has {', '.join(sorted(names))}.")
-    return {names[name]: Given(name, value) for name, value in given.items()}
+    values = {name: value.item() if isinstance(value, np.generic) else value for name, value in given.items()}
+    return {names[name]: Given(name, value) for name, value in values.items()}

@@ -58,6 +58,8 @@ class RayWorkerPool:
         self._num_revivals = 0
         self._slowest_answer = 0.0
         self._numbers = count(1)
+        self._others = {*psutil.Process().children(recursive=True)}
+        """Processes that are not Ray's."""
 
     def start(self) -> None:
         """Start or join Ray and request the actors. Raises UserError if the cluster has fewer GPUs than wanted."""
@@ -163,7 +165,7 @@ class RayWorkerPool:
             self._messages.append(Event(event="lost", worker=handle.name, reason=reason))
 
     def close(self) -> None:
-        children = [] if self._actor_class else psutil.Process().children(recursive=True)
+        children = set() if self._actor_class else {*psutil.Process().children(recursive=True)} - self._others
         ray.shutdown()
         for process in children:  # of a start that was broken off, Ray knows only part of its processes
             with suppress(psutil.NoSuchProcess):

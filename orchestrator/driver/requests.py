@@ -72,7 +72,7 @@ class Requests:
         numbered = {serial: work._replace(serial=serial) for serial, work in zip(self._serials, works, strict=False)}
         request = Request(Future(), output, dict.fromkeys(numbered), len(numbered))
         with self._changed:
-            if self._closing:
+            if self._closing or not self._thread.is_alive():  # as in a forked child
                 raise self._failure
             self._under_way |= dict.fromkeys(numbered, request)
             self._arrived += numbered.values()
@@ -103,16 +103,21 @@ class Requests:
 
     def _end(self, request: Request, error: BaseException | None = None) -> None:
         """End a request, with an error or if it was cancelled before its work is done."""
-        if request.left:
-            self._dispatcher.forget(request.records)
-            for serial in request.records:
-                self._under_way.pop(serial, None)
+        self._take_back([request])
+        request.left = 0
         if not request.future.set_running_or_notify_cancel():
             return
         if error is None:
             request.future.set_result(request.output([one for one in request.records.values() if one is not None]))
         else:
             request.future.set_exception(error)
+
+    def _take_back(self, requests: Iterable[Request]) -> None:
+        serials = {serial for one in requests for serial in one.records if serial in self._under_way}
+        if serials:  # all at once: the dispatcher goes through its whole queue
+            self._dispatcher.forget(serials)
+        for serial in serials:
+            del self._under_way[serial]
 
     def _heard(self, row: TelemetryRow) -> None:
         self._ready = self._ready or (isinstance(row, Event) and row.event == "ready")
@@ -135,8 +140,13 @@ class Requests:
             with self._changed:
                 self._closing, self._failure = True, error
         finally:
-            self._pool.close()
-            for request in {*self._under_way.values()}:
+            try:
+                self._pool.close()
+            except Exception:  # an engine that has failed says so again; all that wait are told below
+                logging.getLogger("powersample").info("The workers did not close.", exc_info=True)
+            requests = {*self._under_way.values()}
+            self._under_way.clear()  # from a closed pool nothing is taken back: Ray would start again
+            for request in requests:
                 self._end(request, self._failure)
 
     def _take(self) -> None:
@@ -144,9 +154,10 @@ class Requests:
         with self._changed:
             if not self._under_way:
                 self._changed.wait_for(lambda: self._arrived or self._closing, WAIT_SECONDS)
+            cancelled = [self._cancelled.pop() for _ in range(len(self._cancelled))]  # each arrived before
             arrived, self._arrived = self._arrived, []
         self._dispatcher.queue.extend(arrived)
-        while self._cancelled:
-            request = self._cancelled.pop()
+        self._take_back(cancelled)
+        for request in cancelled:
             if request.left:
                 self._end(request)

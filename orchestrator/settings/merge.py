@@ -71,7 +71,8 @@ def validated(given: Mapping[str, Given], named: Mapping[str, Given] | None = No
     """The configuration of these settings and `values`; `named` are those that the user made, where not all. Raises
     UserError, by the spellings given."""
     for name, one in given.items():
-        check_text(str(one), one.value if isinstance(one.value, str) else json.dumps(one.value, ensure_ascii=False))
+        text = isinstance(one.value, str) and one.value
+        check_text(str(one), text or json.dumps(one.value, ensure_ascii=False, default=str))
         group, _, key = name.rpartition(".")
         (values.setdefault(group, {}) if group else values)[key] = one.value
     try:
@@ -106,7 +107,7 @@ def is_zero(value: Any) -> bool:
     """Whether a value, as it was written, is the number 0."""
     try:
         return float(value) == 0
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
@@ -187,6 +188,8 @@ REFUSED = [
     ({"kind": "replay"}, "Sampling does not replay texts"),
     ({"stop": [""]}, r'stop=\[""\] is refused'),
     ({"seed": -1}, "seed=-1 is refused"),
+    ({"alpha": {2}}, "alpha=.* is refused"),
+    ({"stop": b"ab"}, "stop=.* is refused"),
 ]
 
 
@@ -210,9 +213,19 @@ def test_a_wrong_setting_is_refused_in_one_sentence(settings: dict[str, Any], se
         ([QUESTION], {"sampling": []}, "sampling has 0 entries for 1 prompts; give one for each."),
         ([QUESTION], {"keys": [(0, 65_536)]}, r"The key \(0, 65536\) is refused"),
         ([QUESTION], {"keys": [(-1, 0)]}, r"The key \(-1, 0\) is refused"),
+        ([QUESTION], {"keys": [(0.5, 0)]}, r"The key \(0.5, 0\) is refused"),
+        ([QUESTION], {"keys": [(1,)]}, r"The key \(1,\) is refused"),
+        ([QUESTION], {"keys": 5}, "keys has a \\(problem, sample\\) for each prompt."),
+        ([QUESTION], {"sampling": {"alpha": 2}}, "sampling is a Sampling, or a list with one for each prompt."),
+        ([QUESTION], {"sampling": [None]}, "sampling is a Sampling"),
+        (5, {}, "prompts is one prompt, or a list of them."),
+        ({"prompt": QUESTION}, {}, "prompts is one prompt"),
+        ([b"bytes"], {}, "Prompt 0 is neither a text"),
+        (["half \ud800"], {}, "Prompt 0 is neither a text"),
+        (np.array([1.0, 2.0]), {}, "Prompt 0 is neither a text"),
     ],
 )
-def test_a_wrong_prompt_is_refused_before_anything_is_asked(llm: LLM, asked: list, how: dict, sentence: str) -> None:
+def test_a_wrong_prompt_is_refused_before_anything_is_asked(llm: LLM, asked: Any, how: dict, sentence: str) -> None:
     before = llm._asked_before.total()
     with pytest.raises(UserError, match=sentence):
         llm.generate(asked, **how)
@@ -279,6 +292,53 @@ def test_a_request_that_no_pages_hold_is_refused_in_words(llm: LLM) -> None:
         llm.generate(QUESTION, Sampling(kind="smc", num_candidates=4096, max_tokens=300))
 
 
+def test_what_numpy_and_generators_make_is_taken(llm: LLM) -> None:
+    sampling = Sampling(alpha=np.float32(2), n=np.int64(2), max_tokens=np.int64(4), seed=np.uint64(3), stop=iter("x"))  # type: ignore[arg-type]
+    assert (sampling.n, sampling.max_tokens, sampling.seed, sampling.stop) == (2, 4, 3, ("x",))
+    assert Sampling(seed="3").seed == 3  # type: ignore[arg-type]
+    assert repr(pickle.loads(pickle.dumps(sampling))) == repr(sampling)
+    assert len(llm.generate(np.array([[5, 6], [7, 8]]), SHORT)) == 2  # type: ignore[arg-type]
+    assert len(llm.generate((text for text in prompts(2)), SHORT, keys=np.array([[1, 0], [2, 0]]))) == 2  # type: ignore[arg-type]
+
+
+def test_an_engine_that_fails_fails_what_is_asked() -> None:
+    model = LLM(DEMO / "model", num_gpus=0)
+    under_way = model.submit(QUESTION, Sampling(num_moves=100_000, max_tokens=200))
+    engine_of(model)._step = lambda: 1 / 0
+    with pytest.raises(powersample.WorkersLost, match="the engine has failed: division by zero"):
+        under_way.result(60)
+    with pytest.raises(powersample.WorkersLost):
+        model.generate(QUESTION)
+    model.close()
+
+
+def test_a_thousand_are_taken_back_at_once(llm: LLM) -> None:
+    forgets = llm._requests._dispatcher.forget
+    calls: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            llm._requests._dispatcher, "forget", lambda serials: (calls.append(len(serials)), forgets(serials))
+        )
+        asked = [llm.submit(QUESTION, Sampling(num_moves=100_000, max_tokens=200, n=2)) for _ in range(1000)]
+        with llm._requests._changed:  # the thread waits here, so that all are cancelled between two of its rounds
+            assert all(one.cancel() for one in asked)
+        assert llm.generate(QUESTION, SHORT)
+    assert sum(calls) == 2000
+    assert len(calls) < 5
+
+
+def test_a_forked_child_has_no_workers(llm: LLM) -> None:
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        try:
+            llm.submit(QUESTION)
+        except RuntimeError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
 def test_closed_it_fails_what_is_under_way_and_takes_no_more() -> None:
     model = LLM("demo", num_gpus=0)
     under_way = model.submit(QUESTION, Sampling(num_moves=100_000, max_tokens=200))
@@ -324,6 +384,10 @@ assert signal.getsignal(signal.SIGTERM) is mine
 prompts, sampling = PROMPTS, Sampling(num_moves=2, max_tokens=24)
 keys = [(row, 0) for row in range(len(prompts))]
 print("ANSWERS", repr([out.outputs[0].token_ids for out in llm.generate(prompts, sampling, keys)]))
+try:
+    LLM("demo", num_gpus=0, num_workers=2)
+except powersample.UserError as error:
+    print("SECOND", error)
 endless = [llm.submit(prompt, Sampling(num_moves=100_000, max_tokens=200)) for prompt in prompts]
 pids = [handle.actor.__ray_call__.remote(lambda actor: os.getpid()) for handle in llm._requests._pool._handles]
 import ray
@@ -332,6 +396,10 @@ under_way = [llm.submit(prompt, Sampling(num_moves=40, max_tokens=60), key) for 
 assert all(one.cancel() for one in endless)
 os.kill(victim, signal.SIGKILL)
 print("LEFT", len([one.result(120) for one in under_way]), flush=True)
+last = llm.submit(prompts[0], Sampling(num_moves=100_000, max_tokens=200))
+llm.close()
+assert isinstance(last.exception(0), RuntimeError) and not ray.is_initialized()
+llm = LLM("demo", num_gpus=0, num_workers=2, batch_size=4)
 llm.submit(prompts[0], Sampling(num_moves=100_000, max_tokens=200))
 """
 
@@ -344,8 +412,11 @@ def test_over_ray_with_a_killed_worker_cancelled_work_and_a_quiet_exit(llm: LLM)
     before = {one.pid for one in psutil.process_iter()}
     done = python("-c", program)
     assert (done.returncode, done.stderr) == (0, "")
-    said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("ANSWERS", "LEFT")))
+    said = dict(
+        line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("ANSWERS", "LEFT", "SECOND"))
+    )
     same = llm.generate(asked, SHORT, keys=[(row, 0) for row in range(6)])
+    assert said.pop("SECOND").startswith("An LLM with several workers starts a Ray of its own, and this process has")
     assert said == {"ANSWERS": repr(tokens(same)), "LEFT": "6"}  # beside what Ray says of the dead worker
     left = [one for one in psutil.process_iter(["name", "cmdline"]) if one.pid not in before]
     assert not [one for one in left if "ray" in " ".join(one.info["cmdline"] or []).lower()]
