@@ -189,6 +189,16 @@ def test_rows_may_be_mended_until_there_is_an_answer(tmp_path: Path) -> None:
     assert in_process("regrade", run) == 0, "its rows are those that were asked"
 
 
+def test_newer_scores_go_with_the_records_that_they_are_of(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert sampled("--run-dir", run, "--limit", 2) == in_process("regrade", run) == 0
+    assert (run / "scores.jsonl").exists()
+    (run / "records.jsonl").unlink()
+    assert sampled("--run-dir", run, "--limit", 2, SEED=1) == 0
+    assert not (run / "scores.jsonl").exists(), "they are of answers that are gone"
+    assert "powersample regrade" not in (run / "report.md").read_text()
+
+
 def test_rows_of_another_process_that_came_first_are_refused_under_the_lock(tmp_path: Path) -> None:
     """Between the check of the inputs and the lock the run may have been begun with other rows."""
     assert sampled("--limit", 2, "--run-dir", tmp_path / "run") == 0

@@ -15,6 +15,7 @@ from evals.types import UserError
 from orchestrator.rundir.directory import LOCK, RECORDS, RUN, TELEMETRY, flatten, is_run, locked, read_run
 from orchestrator.rundir.extents import grown
 from orchestrator.rundir.files import write_atomically
+from orchestrator.rundir.reading.records import SCORES
 
 DECIDING = (
     *map("config.{}".format, ("model", "data", "seed", "sampler", "task", "engine.dtype")),
@@ -59,13 +60,16 @@ def check_unused(directory: Path) -> None:
 def ensure_manifest(directory: Path, wanted: Mapping[str, JsonValue]) -> None:
     """Write run.json if the directory is new or its run has grown. Raises UserError if it is another run's.
 
-    A run without an answer is replaced by one of another fingerprint, and its telemetry is deleted.
+    A run without an answer is replaced by one of another fingerprint, and its telemetry is deleted; scores without an
+    answer, whose records somebody has removed, are deleted in any case: they would be taken for those of new answers.
     """
-    stored, content = same_run(directory, wanted), wanted
+    stored, content, answers = same_run(directory, wanted), wanted, num_lines(directory / RECORDS)
+    if not answers:
+        (directory / SCORES).unlink(missing_ok=True)
     if stored is None:
         (directory / TELEMETRY).unlink(missing_ok=True)
     else:
-        content = grown(stored, wanted, num_lines(directory / RECORDS))
+        content = grown(stored, wanted, answers)
     if content != stored:
         write_atomically(directory / RUN, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
