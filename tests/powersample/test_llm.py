@@ -406,11 +406,10 @@ llm.submit(prompts[0], Sampling(num_moves=100_000, max_tokens=200))
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_over_ray_with_a_killed_worker_cancelled_work_and_a_quiet_exit(llm: LLM) -> None:
+def test_over_ray_with_a_killed_worker_cancelled_work_and_a_quiet_exit(llm: LLM, tmp_path: Path) -> None:
     asked = prompts(6)
     program = RAY.replace("PROMPTS", repr(asked))
-    before = {one.pid for one in psutil.process_iter()}
-    done = python("-c", program)
+    done = python("-c", program, timeout=900, MARK=tmp_path)  # a variable that all its processes inherit
     assert (done.returncode, done.stderr) == (0, "")
     said = dict(
         line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("ANSWERS", "LEFT", "SECOND"))
@@ -418,8 +417,8 @@ def test_over_ray_with_a_killed_worker_cancelled_work_and_a_quiet_exit(llm: LLM)
     same = llm.generate(asked, SHORT, keys=[(row, 0) for row in range(6)])
     assert said.pop("SECOND").startswith("An LLM with several workers starts a Ray of its own, and this process has")
     assert said == {"ANSWERS": repr(tokens(same)), "LEFT": "6"}  # beside what Ray says of the dead worker
-    left = [one for one in psutil.process_iter(["name", "cmdline"]) if one.pid not in before]
-    assert not [one for one in left if "ray" in " ".join(one.info["cmdline"] or []).lower()]
+    left = [one for one in psutil.process_iter(["environ"]) if (one.info["environ"] or {}).get("MARK") == str(tmp_path)]
+    assert not psutil.wait_procs(left, 30)[1]
 
 
 def test_an_interrupt_takes_all_back(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
