@@ -123,7 +123,7 @@ def local_path(name: str) -> Path:
 
 
 def readable(text: str) -> str:
-    """A text with its bytes that are no UTF-8 as \\xe9, and NUL as \\x00."""
+    """A text with its bytes that are no UTF-8 as \\xe9, NUL as \\x00, and other lone surrogates as \\ud800."""
     text = re.sub("[\0\udc80-\udcff]", lambda one: f"\\x{ord(one[0]) % 256:02x}", text)
     return text.encode(errors="backslashreplace").decode()
 

@@ -64,7 +64,7 @@ def test_of_a_file_that_nobody_named_a_group_yields_to_another_choice() -> None:
     [
         ("run_dir", "caf\\udce9", r"\xe9"),
         ("model", "a\\0b", r"\x00"),
-        ("data", "\\ud800", "\ud800"),
+        ("data", "\\ud800", r"\ud800"),
         ("task.train_data", "caf\\udce9", r"\xe9"),
         ("sampler.texts", "caf\\udce9", r"\xe9"),
     ],
